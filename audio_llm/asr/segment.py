@@ -1,0 +1,157 @@
+"""Cut long sound at pauses into segments that a recogniser takes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from audio_llm.asr.base import SAMPLE_RATE
+
+_FRAME = 480  # samples, the 30 ms at 16 kHz that pocketsphinx's detector takes
+_VAD_MODE = 1  # 0 loose to 3 strict; 2 and 3 miss the ends of words in quiet recordings (peaks under -30 dBFS)
+_WINDOW = 10  # frames over which voiced ones are counted
+_OPEN = 4  # voiced frames in the window that begin speech
+_STAY = 3  # voiced frames in the window that keep it going
+_CONTEXT = 9  # frames kept on either side of speech: 0.27 s
+_PAUSE = 20  # frames without voice that end a segment: 0.6 s, more than twice the context
+_SMOOTH = 5  # frames averaged to find the quietest place: 0.15 s
+_STEADY_DB = 3.0  # levels that spread less than this are a hiss or a hum; speech in noise at 0 dB spreads over 4
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of speech.
+
+    Attributes:
+        start_s: Its place in the recording in seconds; times 16,000 it is a whole number of samples.
+        waveform: (T,) float32 at 16 kHz.
+    """
+
+    start_s: float
+    waveform: np.ndarray
+
+
+def segments(blocks: Iterable[np.ndarray], max_s: float = 30.0) -> Iterator[Segment]:
+    """Yield the stretches of speech in a sound, each with about 0.27 s of what is around it.
+
+    Pauses of 0.6 s and more divide segments; shorter ones stay inside, so that a sentence stays whole. Speech that
+    runs on past `max_s` is cut at the quietest place in the last third, without overlap or gap. Silence and steady
+    noise give nothing. The result does not depend on how the sound is divided into blocks, and memory is bounded
+    by `max_s` and the longest block.
+
+    Args:
+        blocks: (T,) float32 in -1..1 at 16 kHz each, one after another.
+        max_s: Longest segment in seconds, at least 2.
+
+    Raises:
+        ValueError: `max_s` is under 2.
+    """
+    if max_s < 2:
+        raise ValueError(f"max_s is {max_s}, it must be at least 2")
+    from pocketsphinx import Vad
+
+    vad = Vad(_VAD_MODE, SAMPLE_RATE, _FRAME / SAMPLE_RATE)
+    cutter = _Cutter(int(max_s * SAMPLE_RATE) // _FRAME)
+    for frame in _frames(blocks):
+        voiced = vad.is_speech(_pcm(frame))
+        yield from cutter.push(frame, voiced)
+    yield from cutter.finish()
+
+
+class _Cutter:
+    """Decides from one frame after another where segments begin and end.
+
+    `_held` are the frames that may still be needed, the first of them being frame number `_first` of the recording.
+    While speech goes on they begin with the segment; otherwise they are the last few, for context.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._held: deque[np.ndarray] = deque()
+        self._first = 0
+        self._recent: deque[bool] = deque(maxlen=_WINDOW)
+        self._open = False
+        self._last_voiced = 0
+
+    def push(self, frame: np.ndarray, voiced: bool) -> Iterator[Segment]:
+        """Take the next frame: (480,) float32, fewer samples only in the last."""
+        self._held.append(frame)
+        self._recent.append(voiced)
+        now = self._first + len(self._held) - 1
+        count = sum(self._recent)
+        if voiced and count >= (_STAY if self._open else _OPEN):
+            if not self._open:
+                self._begin(now)
+            self._last_voiced = now
+        if not self._open:
+            self._forget(now + 1 - _WINDOW - _CONTEXT)
+        elif now - self._last_voiced >= _PAUSE:
+            yield from self._end()
+        elif len(self._held) >= self._longest:
+            yield from self._take(self._quietest())
+
+    def finish(self) -> Iterator[Segment]:
+        """Give out what is left when the sound is over."""
+        if self._open:
+            yield from self._end()
+
+    def _begin(self, now: int) -> None:
+        """Open a segment, its context reaching back from the first voiced frame in the window."""
+        first_voiced = now - len(self._recent) + 1 + self._recent.index(True)
+        self._open = True
+        self._forget(first_voiced - _CONTEXT)
+
+    def _end(self) -> Iterator[Segment]:
+        yield from self._take(min(len(self._held), self._last_voiced + 1 + _CONTEXT - self._first))
+        self._open = False
+
+    def _take(self, count: int) -> Iterator[Segment]:
+        taken = [self._held.popleft() for _ in range(count)]
+        start = self._first * _FRAME
+        self._first += count
+        if not _is_steady(taken):
+            yield Segment(start / SAMPLE_RATE, np.concatenate(taken))
+
+    def _forget(self, before: int) -> None:
+        """Drop the frames before that number."""
+        while self._first < before and self._held:
+            self._held.popleft()
+            self._first += 1
+
+    def _quietest(self) -> int:
+        """Return how many of the held frames to take so as to cut in the quietest place of the last third."""
+        power = np.array([np.mean(np.square(frame)) for frame in self._held])
+        smooth = np.convolve(power, np.ones(_SMOOTH) / _SMOOTH, mode="same")
+        begin, end = 2 * len(power) // 3, len(power) - _SMOOTH // 2
+        return begin + int(np.argmin(smooth[begin:end]))
+
+
+def _frames(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Divide the sound into (480,) frames, whatever the blocks are; the last may be shorter."""
+    rest = np.zeros(0, np.float32)
+    for block in blocks:
+        joined = np.concatenate([rest, np.asarray(block, dtype=np.float32)])
+        whole = len(joined) // _FRAME * _FRAME
+        for start in range(0, whole, _FRAME):
+            yield joined[start : start + _FRAME].copy()
+        rest = joined[whole:]
+    if len(rest):
+        yield rest
+
+
+def _pcm(frame: np.ndarray) -> bytes:
+    samples = np.zeros(_FRAME, np.int16)
+    samples[: len(frame)] = np.clip(frame, -1.0, 1.0) * 32767
+    return samples.tobytes()
+
+
+def _is_steady(frames: list[np.ndarray]) -> bool:
+    """True for a hiss or hum: at least a second whose level hardly moves."""
+    if len(frames) * _FRAME < SAMPLE_RATE:
+        return False
+    levels = 10 * np.log10([float(np.mean(np.square(frame))) + 1e-10 for frame in frames])
+    low, high = np.percentile(levels, [5, 95])
+    return bool(high - low < _STEADY_DB)

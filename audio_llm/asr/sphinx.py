@@ -1,0 +1,199 @@
+"""The embedded default recogniser: pocketsphinx with the US English model inside its package."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from audio_llm.asr.base import SAMPLE_RATE, Capabilities
+from audio_llm.nbest import Hypothesis, NBest, Word
+
+logger = logging.getLogger(__name__)
+
+FRAMES_PER_SECOND = 100  # of the acoustic model
+_SCORE_SCALE = 1024.0  # pocketsphinx shifts its log scores right by 10 bits; this undoes it, giving nats
+_MIN_SAMPLES = SAMPLE_RATE // 10  # below 0.1 s there is nothing to recognise
+_SILENCE_PEAK = 1e-4  # quieter than -80 dBFS counts as silence
+_ENTRIES_PER_HYPOTHESIS = 15  # the engine's list repeats texts that differ only in pronunciation or fillers
+_PREFERENCE_NATS = 40.0  # how much worse a hypothesis with a preferred word may score and still be taken
+
+
+@dataclass(frozen=True)
+class _Entry:
+    text: str
+    score: float
+
+
+class SphinxRecognizer:
+    """Recognise US English with pocketsphinx; needs no download.
+
+    Scores are natural logarithms of pocketsphinx's own path scores (acoustic, plus language model where a whole
+    hypothesis is scored). They compare texts of one utterance, not different utterances.
+    """
+
+    name = "sphinx"
+    capabilities = Capabilities(scores=True, word_times=True, text_scores=True, word_preference=True)
+
+    def __init__(self) -> None:
+        self.version = f"pocketsphinx-{metadata.version('pocketsphinx')}-en-us"
+        self._decoder: Any = _new_decoder()
+        self._aligner: Any = None
+        self._preferred: tuple[str, ...] = ()
+        self._pronunciations: dict[str, str] = {}
+
+    def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
+        """Recognise one utterance (see `Recognizer.recognize`).
+
+        Args:
+            waveform: (T,) float32 at 16 kHz in -1..1.
+            nbest: How many distinct hypotheses at most.
+            id: Name for the result.
+        """
+        if waveform.size < _MIN_SAMPLES or float(np.abs(waveform).max()) < _SILENCE_PEAK:
+            return NBest(id, ())
+        decoder = self._decoder
+        _forget_past(decoder)
+        decoder.start_utt()
+        decoder.process_raw(_pcm(waveform), full_utt=True)
+        decoder.end_utt()
+        best = decoder.hyp()
+        if best is None or not best.hypstr.strip():
+            return NBest(id, ())
+        wanted = nbest if not self._preferred else max(nbest, 50)
+        entries = _distinct(decoder, best.hypstr.strip(), wanted)
+        words = tuple(_words(decoder))
+        ranked = self._with_preference(entries)
+        if ranked[0].text != entries[0].text:
+            words = self._align_words(waveform, ranked[0].text)
+        return NBest(id, tuple(Hypothesis(e.text, e.score) for e in ranked[:nbest]), words=words)
+
+    def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
+        """Return the acoustic log score of each text by forced alignment (see `Recognizer.score`).
+
+        A text with a word outside the pronunciation dictionary, or one that cannot be aligned, gives None.
+        All senones are computed for every frame, so that each frame is normalised alike for every text.
+
+        Args:
+            waveform: (T,) float32 at 16 kHz.
+            texts: Lower-case words separated by spaces.
+        """
+        pcm = _pcm(waveform)
+        return [self._align(pcm, text) for text in texts]
+
+    def prefer(self, words: Sequence[str]) -> list[str]:
+        """Prefer these words; return those without a known pronunciation, which cannot be recognised."""
+        from audio_llm.asr.pronounce import pronounce
+
+        refused, taken = [], []
+        for phrase in words:
+            phrase = phrase.lower().strip()
+            parts = phrase.split()
+            for word in parts:
+                if not self.knows(word) and (phones := pronounce(word, self.lookup)):
+                    self._add(word, phones)
+            (taken if parts and all(self.knows(word) for word in parts) else refused).append(phrase)
+        self._preferred = (*self._preferred, *taken)
+        return refused
+
+    def knows(self, word: str) -> bool:
+        """Return True where the word has a pronunciation."""
+        return self.lookup(word) is not None
+
+    def lookup(self, word: str) -> str | None:
+        """Return the first pronunciation of a word as phones separated by spaces, or None."""
+        phones = self._decoder.lookup_word(word)
+        return str(phones) if phones else None
+
+    def _add(self, word: str, phones: str) -> None:
+        self._decoder.add_word(word, phones, True)
+        self._pronunciations[word] = phones
+        self._aligner = None
+
+    def _with_preference(self, entries: list[_Entry]) -> list[_Entry]:
+        def key(entry: _Entry) -> float:
+            padded = f" {entry.text} "
+            return entry.score + _PREFERENCE_NATS * sum(f" {phrase} " in padded for phrase in self._preferred)
+
+        return sorted(entries, key=key, reverse=True) if self._preferred else entries
+
+    def _align(self, pcm: bytes, text: str) -> float | None:
+        if not pcm or not text.split() or not all(self.knows(word) for word in text.split()):
+            return None
+        aligner = self._run_aligner(pcm, text)
+        if aligner is None:
+            return None
+        return float(sum(_nats(segment.ascore) for segment in aligner.seg()))
+
+    def _align_words(self, waveform: np.ndarray, text: str) -> tuple[Word, ...]:
+        aligner = self._run_aligner(_pcm(waveform), text)
+        return tuple(_words(aligner)) if aligner is not None else ()
+
+    def _run_aligner(self, pcm: bytes, text: str) -> Any:
+        if self._aligner is None:
+            self._aligner = _new_decoder(lm=None, compallsen=True, bestpath=False)
+            for word, phones in self._pronunciations.items():
+                self._aligner.add_word(word, phones, False)
+        aligner = self._aligner
+        aligner.set_align_text(text)
+        _forget_past(aligner)
+        aligner.start_utt()
+        try:
+            aligner.process_raw(pcm, full_utt=True)
+        except RuntimeError as error:  # the engine's word for "does not fit"
+            logger.debug("no alignment of %r: %s", text, error)
+            return None
+        finally:
+            aligner.end_utt()
+        return aligner if aligner.hyp() is not None else None
+
+
+def _new_decoder(**options: Any) -> Any:
+    from pocketsphinx import Decoder
+
+    return Decoder(loglevel="FATAL", cmn="batch", **options)
+
+
+def _forget_past(decoder: Any) -> None:
+    """Reset noise removal and mean normalisation, which else carry over from one utterance to the next."""
+    decoder.reinit_feat()
+
+
+def _pcm(waveform: np.ndarray) -> bytes:
+    return (np.clip(waveform, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
+
+
+def _nats(linear: float) -> float:
+    """Undo the exponent and the shift of a pocketsphinx score."""
+    return math.log(linear) * _SCORE_SCALE if linear > 0.0 else -math.inf
+
+
+def _distinct(decoder: Any, best: str, wanted: int) -> list[_Entry]:
+    """Return distinct texts, the engine's own best first, the others by score."""
+    scores: dict[str, float] = {}
+    entries = decoder.nbest()
+    for _, entry in zip(range(wanted * _ENTRIES_PER_HYPOTHESIS), entries or (), strict=False):
+        text = entry.hypstr.strip() if entry is not None and entry.hypstr else ""
+        if text:
+            scores[text] = max(scores.get(text, -math.inf), _nats(entry.score))
+        if len(scores) >= 2 * wanted:
+            break
+    top = max(scores.values(), default=_nats(decoder.hyp().score))
+    first = _Entry(best, max(scores.pop(best, top), top))
+    others = sorted((_Entry(text, score) for text, score in scores.items()), key=lambda e: -e.score)
+    return [first, *others][:wanted]
+
+
+def _words(decoder: Any) -> Iterator[Word]:
+    for segment in decoder.seg():
+        text = segment.word.split("(")[0]
+        if not text or text[0] in "<[+":
+            continue
+        start = segment.start_frame / FRAMES_PER_SECOND
+        end = (segment.end_frame + 1) / FRAMES_PER_SECOND
+        yield Word(text, start, end, min(1.0, float(segment.prob)) if segment.prob > 0 else None)

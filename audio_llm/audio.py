@@ -1,0 +1,410 @@
+"""The one door for sound files: probe, read, stream in blocks, write, resample."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from audio_llm.errors import AudioFileError
+
+if TYPE_CHECKING:
+    import soundfile
+
+SAMPLE_RATE = 16_000  # Hz, what the recognisers take
+STDIN = "-"  # the name that stands for standard input
+
+_PIECE = 16_384  # frames read at a time, whatever the block length
+_RATES = (1_000, 1_000_000)  # Hz, outside of which a header is not believed
+_UNKNOWN_BYTES = (range(0x7FFF_0000, 0x8000_0001), range(0xFFFF_0000, 0x1_0000_0000))  # as written to a pipe
+_UNKNOWN_FRAMES = 1 << 60  # libsndfile's count where the file does not say
+_LEAST_LOSS_S = {"MP3": 0.1}  # encoder padding makes the count of frames in an MP3 inexact
+_CLAIMED_BYTES = re.compile(r"(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
+_NO_END_MARK = re.compile(r"lacks an end-of-stream|without an End-Of-Stream", re.IGNORECASE)
+_WRITERS = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".oga": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a sound file says about itself.
+
+    Attributes:
+        path: The file; `-` for standard input.
+        sample_rate: Hz.
+        channels: Count.
+        duration_s: Seconds as the header claims them; infinite where it does not say.
+        format: `WAV PCM_16`, `OGG OPUS` and so on; `empty` for a file of 0 bytes.
+    """
+
+    path: Path
+    sample_rate: int
+    channels: int
+    duration_s: float
+    format: str
+
+
+def probe(path: str | os.PathLike[str]) -> AudioInfo:
+    """Read the header of a sound file; a file of 0 bytes counts as a sound of 0 s.
+
+    Raises:
+        AudioFileError: The file is missing, unreadable or no sound.
+    """
+    with BlockReader(path) as reader:
+        return reader.info
+
+
+def read(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Read a whole sound file; its warnings (see `BlockReader`) go to the log.
+
+    Args:
+        path: The file, or `-` for standard input.
+        sample_rate: Wanted rate in Hz.
+
+    Returns:
+        (T,) float32, the mean of the channels, within -1..1; empty for an empty file.
+
+    Raises:
+        AudioFileError: The file is missing, unreadable, no sound, or holds NaN or infinite samples.
+    """
+    with BlockReader(path, sample_rate) as reader:
+        blocks = list(reader)
+        for warning in reader.warnings:
+            _log.warning("%s: %s", path, warning)
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+class BlockReader:
+    """Reads a sound file once, block by block, in memory that depends on neither its length nor its channels' count.
+
+    Samples are never scaled: channels are averaged, the rate is converted, and what lies beyond -1..1 is clipped
+    (with a warning where a file of floating-point samples really holds such values).
+
+    Args:
+        path: The file, or `-` for standard input, which is first copied to a temporary file. So is a pipe.
+        sample_rate: Wanted rate in Hz.
+        block_s: Length of the blocks in seconds; the last may be shorter.
+
+    Raises:
+        AudioFileError: The file is missing, unreadable or no sound; while reading: NaN or infinite samples.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE, block_s: float = 30.0) -> None:
+        self.sample_rate = sample_rate
+        self._name = "standard input" if str(path) == STDIN else str(path)
+        self._block = max(1, round(block_s * sample_rate))
+        self._warnings: list[str] = []
+        self._spool = _spool(path)
+        self._stream: IO[bytes] | None = None
+        self._file: soundfile.SoundFile | None = None
+        try:
+            source = Path(self._spool.name if self._spool else path)
+            self._size = _check(source, self._name)
+            if self._size:
+                self._open(source)
+        except BaseException:
+            self.close()
+            raise
+        self.info = self._describe(Path(path))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was amiss with the sound, one line each; complete once the last block was read."""
+        return tuple(self._warnings)
+
+    def __enter__(self) -> BlockReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and remove the temporary copy, if there is one."""
+        for thing in (self._file, self._stream, self._spool):
+            if thing is not None:
+                thing.close()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield (T,) float32 blocks at `sample_rate`; once only, the reader is used up afterwards."""
+        waiting: list[np.ndarray] = []
+        count = 0
+        for piece in self._resampled():
+            waiting.append(np.clip(piece, -1.0, 1.0))
+            count += len(piece)
+            while count >= self._block:
+                joined = np.concatenate(waiting)
+                yield joined[: self._block].copy()
+                waiting = [joined[self._block :]]
+                count -= self._block
+        if count:
+            yield np.concatenate(waiting)
+
+    def _open(self, source: Path) -> None:
+        import soundfile
+
+        if source.suffix.lower() == ".mp3" or _is_mp3(source):
+            self._stream = source.open("rb")  # so that it can be told how far the decoder came
+        try:
+            self._file = soundfile.SoundFile(self._stream or str(source))
+        except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: the suffix .raw
+            reason = getattr(error, "error_string", "").rstrip(". ")
+            if not reason or "possibly a pipe" in reason:  # what libsndfile says of every MP3 it cannot read
+                reason = "no sound in a known format"
+            reason = reason.replace("Internal error : SF_INFO struct incomplete", "the sample rate is 0 or no number")
+            raise AudioFileError(
+                f"cannot be read as sound: {reason}",
+                path=self._name,
+                remedy=f"check that it plays at all; if it does: {_ffmpeg(self._name)}",
+            ) from None
+        if not _RATES[0] <= self._file.samplerate <= _RATES[1]:
+            raise AudioFileError(
+                f"its header claims a sample rate of {self._file.samplerate} Hz",
+                path=self._name,
+                remedy=f"name the true rate: sox -r 16000 {shlex.quote(self._name)} OUT.wav",
+            )
+
+    def _describe(self, path: Path) -> AudioInfo:
+        file = self._file
+        if file is None:
+            return AudioInfo(path, SAMPLE_RATE, 1, 0.0, "empty")
+        duration_s = file.frames / file.samplerate if file.frames < _UNKNOWN_FRAMES else float("inf")
+        return AudioInfo(path, file.samplerate, file.channels, duration_s, f"{file.format} {file.subtype}")
+
+    def _resampled(self) -> Iterator[np.ndarray]:
+        if self._file is None:
+            return
+        if self._file.samplerate == self.sample_rate:
+            yield from self._pieces(self._file)
+            return
+        import soxr
+
+        stream = soxr.ResampleStream(self._file.samplerate, self.sample_rate, 1, dtype="float32")
+        for piece in self._pieces(self._file):
+            yield stream.resample_chunk(piece)
+        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+    def _pieces(self, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+        """Yield the mean of the channels at the file's own rate, and note what is missing at the end."""
+        import soundfile
+
+        buffer = np.empty((_PIECE, file.channels), np.float32)
+        done, peak, broken = 0, 0.0, False
+        while not broken:
+            buffer.fill(np.nan)  # what libsndfile did decode before it raised an error is found by this mark
+            try:
+                count = len(file.read(out=buffer))
+            except soundfile.SoundFileError:
+                count = int(np.isnan(buffer[:, -1]).argmax()) if np.isnan(buffer[-1, -1]) else _PIECE
+                broken = True
+            piece = buffer[:count].mean(axis=1)
+            if not np.isfinite(piece).all():
+                self._refuse_not_finite(done + int((~np.isfinite(piece)).argmax()))
+            if count:
+                peak = max(peak, float(np.abs(buffer[:count]).max()))
+                yield piece
+            done += count
+            if count < _PIECE:
+                break
+        self._note_losses(file, done)
+        if peak > 1 and file.subtype in {"FLOAT", "DOUBLE"}:
+            self._warnings.append(f"samples up to {peak:.4g} were clipped to 1: the file is too loud, scale it down")
+
+    def _refuse_not_finite(self, frame: int) -> None:
+        raise AudioFileError(
+            f"NaN or infinite sample at {frame / self.info.sample_rate:.2f} s",
+            path=self._name,
+            remedy="export it again as 16-bit PCM from the program that made it",
+        )
+
+    def _note_losses(self, file: soundfile.SoundFile, done: int) -> None:
+        """Compare the frames that were read with what the header claims, format by format."""
+        got_s = done / file.samplerate
+        claimed = _claimed_frames(file, done)
+        if self._stream is not None and not _mp3_knows_length(self._stream.name):
+            claimed = done
+            left = self._size - self._stream.tell()
+            if left > max(_PIECE, 0.05 * self._size):
+                self._warnings.append(
+                    f"only the first {got_s:.2f} s could be read, {left} bytes of sound follow (an MP3 of varying "
+                    f"bit rate without its length); to read them all: {_ffmpeg(self._name)}"
+                )
+        lost_s = (claimed - done) / file.samplerate
+        if claimed < _UNKNOWN_FRAMES and lost_s >= _LEAST_LOSS_S.get(file.format, 0.005):
+            self._warnings.append(f"the file is cut off or damaged: {lost_s:.2f} s lost after {got_s:.2f} s")
+        elif _NO_END_MARK.search(file.extra_info):
+            self._warnings.append(
+                f"the file is cut off: it ends without its end mark after {got_s:.2f} s, "
+                "the seconds lost are not known in this format"
+            )
+        elif file.format == "WAV" and not done and self._size > 1_000:
+            self._warnings.append(
+                f"its header claims 0 s but {self._size} bytes follow: the recording was not finished; "
+                f"to repair it: sox --ignore-length {shlex.quote(self._name)} OUT.wav"
+            )
+
+
+def write(path: str | os.PathLike[str], waveform: np.ndarray, sample_rate: int) -> None:
+    """Write a sound file whole or not at all, in the format its suffix names.
+
+    Args:
+        path: Ends in .wav, .flac (both 16-bit), .ogg, .oga (Vorbis), .opus or .mp3.
+        waveform: (T,) or (T, C) float in -1..1; what lies beyond is clipped.
+        sample_rate: Hz.
+
+    Raises:
+        AudioFileError: Unknown suffix, NaN or infinite samples, a rate the format has not, or no place to write to.
+    """
+    import soundfile
+
+    path = Path(path)
+    waveform = np.asarray(waveform, dtype=np.float32)
+    if path.suffix.lower() not in _WRITERS:
+        raise AudioFileError("no format for this suffix", path=path, remedy=f"use one of {', '.join(_WRITERS)}")
+    if not np.isfinite(waveform).all():
+        raise AudioFileError("NaN or infinite samples are not written", path=path, remedy="mend the waveform")
+    kind, subtype = _WRITERS[path.suffix.lower()]
+    channels = 1 if waveform.ndim == 1 else waveform.shape[1]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with soundfile.SoundFile(str(temporary), "w", sample_rate, channels, subtype, format=kind) as file:
+            for start in range(0, len(waveform), _PIECE):  # whole at once, libsndfile's Vorbis overflows the stack
+                file.write(np.clip(waveform[start : start + _PIECE], -1.0, 1.0))
+        os.replace(temporary, path)
+    except (soundfile.SoundFileError, OSError, ValueError) as error:
+        raise AudioFileError(
+            f"cannot be written: {error}".replace(str(temporary), path.name),
+            path=path,
+            remedy=f"check the folder, and that {path.suffix} can hold {channels} channels at {sample_rate} Hz",
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Convert the sample rate.
+
+    Args:
+        waveform: (T,) or (T, C) float32.
+        from_rate: Its rate in Hz.
+        to_rate: Wanted rate in Hz.
+
+    Returns:
+        (T',) or (T', C) float32; the input itself where the rates are equal.
+    """
+    if from_rate == to_rate:
+        return waveform
+    import soxr
+
+    return np.asarray(soxr.resample(np.asarray(waveform, dtype=np.float32), from_rate, to_rate))
+
+
+def _spool(path: str | os.PathLike[str]) -> Any:
+    """Copy standard input or a pipe to a temporary file, for libsndfile must seek; None for other files."""
+    if str(path) == STDIN:
+        source: IO[bytes] = sys.stdin.buffer
+    elif os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
+        source = open(path, "rb")  # noqa: SIM115
+    else:
+        return None
+    spool = tempfile.NamedTemporaryFile(prefix="audio-llm-")  # noqa: SIM115
+    shutil.copyfileobj(source, spool)
+    spool.flush()
+    return spool
+
+
+def _check(source: Path, name: str) -> int:
+    """Return the size in bytes, or raise where no sound can be in the file."""
+    try:
+        if not source.is_dir() and source.exists() and not source.is_file():
+            raise AudioFileError("a device, not a file", path=name, remedy="record from it to a file first")
+        with source.open("rb") as file:
+            head = file.read(64)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise AudioFileError("no such file", path=name, remedy="check the name") from None
+    except IsADirectoryError:
+        raise AudioFileError("a folder, not a sound file", path=name, remedy="name the files in it") from None
+    except PermissionError:
+        raise AudioFileError(
+            "no permission to read it", path=name, remedy=f"chmod u+r {shlex.quote(name)}, or ask its owner"
+        ) from None
+    except OSError as error:
+        raise AudioFileError(f"cannot be opened: {error.strerror}", path=name, remedy="check the name") from None
+    if container := _foreign_container(head):
+        raise AudioFileError(f"{container} is not a format that is read here", path=name, remedy=_ffmpeg(name))
+    return size
+
+
+def _foreign_container(head: bytes) -> str | None:
+    """Name the container by its first bytes where libsndfile does not know it."""
+    if head[4:8] == b"ftyp":
+        return "MP4 (m4a)"
+    if head.startswith(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"):
+        return "WMA"
+    if head.startswith(b"ADIF") or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0):
+        return "AAC"
+    if head.startswith(b"\x1a\x45\xdf\xa3"):
+        return "WebM (Matroska)"
+    if head.startswith(b"#!AMR"):
+        return "AMR"
+    return None
+
+
+def _ffmpeg(name: str) -> str:
+    path = Path(name)
+    out = path.with_suffix(".wav") if path.suffix.lower() != ".wav" else path.with_name(f"{path.stem}_16k.wav")
+    return f"ffmpeg -i {shlex.quote(name)} -ar 16000 -ac 1 {shlex.quote(str(out))}"
+
+
+def _is_mp3(source: Path) -> bool:
+    with source.open("rb") as file:
+        head = file.read(3)
+    return head == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2)
+
+
+def _mp3_knows_length(name: str) -> bool:
+    """True where an encoder left the count of frames in the first frame (behind an ID3 tag of any length)."""
+    with open(name, "rb") as file:
+        head = file.read(10)
+        tag = 0
+        if head[:3] == b"ID3":
+            tag = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+        file.seek(tag)
+        first = file.read(256)
+    return any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))
+
+
+def _claimed_frames(file: soundfile.SoundFile, done: int) -> int:
+    """Return the frames the header promises; libsndfile corrects the count of WAV and its like, but logs it."""
+    match = _CLAIMED_BYTES.search(file.extra_info)
+    if not match:
+        return file.frames
+    claimed, real = map(int, match.groups())
+    if any(claimed in sizes for sizes in _UNKNOWN_BYTES):
+        return done
+    if real:
+        return round(done * claimed / real)
+    align = re.search(r"Block Align\s*: (\d+)", file.extra_info)
+    return claimed // int(align.group(1)) if align else done

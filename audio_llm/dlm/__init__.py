@@ -1,0 +1,1 @@
+"""Denoising LM: recogniser hypothesis to text, trained on hypotheses of synthetic speech."""

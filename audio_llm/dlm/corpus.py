@@ -1,0 +1,100 @@
+"""Books to normalised sentences, split by book, without passages that two parts share."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from audio_llm.errors import DataError
+from audio_llm.text import DEFAULT_NORMALIZER, Normalizer
+
+SHARED_NGRAM = 8  # words; a sentence that shares so many in a row with a held-out text is dropped
+_ABBREVIATIONS = ("Mr", "Mrs", "Ms", "Dr", "St", "Messrs", "Mme", "Mlle", "Col", "Capt", "Rev", "Esq", "No", "vol", "Vol")
+_PARAGRAPH = re.compile(r"\n\s*\n")
+_MARKS = re.compile(r"[_*\[\]{}|<>=~^]|--+")
+_STOP = "\u2024"  # stands for a full stop that ends no sentence
+_ABBREVIATION = re.compile(r"\b(" + "|".join(_ABBREVIATIONS) + r"|[A-Z])\.")
+_END = re.compile(r"(?<=[.!?;])[\"')”’]*\s+(?=[\"'(“‘]*[A-Z])|(?<=;)\s+")  # noqa: RUF001
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence of a book.
+
+    Attributes:
+        id: `book:number`, number from 0 in reading order.
+        text: As printed, marks removed: what a voice is given to say.
+        words: Normalised text: the reference.
+    """
+
+    id: str
+    text: str
+    words: str
+
+
+def read_book(
+    path: str | Path,
+    normalizer: Normalizer = DEFAULT_NORMALIZER,
+    min_words: int = 4,
+    max_words: int = 25,
+) -> list[Sentence]:
+    """Return the sentences of a plain-text book.
+
+    Args:
+        path: UTF-8 text, paragraphs separated by empty lines.
+        normalizer: Makes `Sentence.words`.
+        min_words: Shorter sentences are left out.
+        max_words: Longer sentences are left out.
+
+    Raises:
+        DataError: The file is missing or not UTF-8 text.
+    """
+    path = Path(path)
+    try:
+        book = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read as UTF-8 text: {error}", path=path, remedy="give a plain-text book") from None
+    sentences = []
+    for number, text in enumerate(split_sentences(book)):
+        words = normalizer(text)
+        if min_words <= len(words.split()) <= max_words and words.isascii() and any(c.islower() for c in text):
+            sentences.append(Sentence(f"{path.stem}:{number:05d}", text, words))
+    return sentences
+
+
+def split_sentences(book: str) -> Iterator[str]:
+    """Split running text into sentences: at full stops, question and exclamation marks, and semicolons."""
+    for paragraph in _PARAGRAPH.split(book.replace("\r", "")):
+        text = " ".join(_MARKS.sub(" ", paragraph).split())
+        text = _ABBREVIATION.sub(lambda match: match.group(1) + _STOP, text)
+        for sentence in _END.split(text):
+            if sentence.strip():
+                yield sentence.replace(_STOP, ".").strip()
+
+
+def drop_shared(sentences: Iterable[Sentence], held_out: Iterable[str], ngram: int = SHARED_NGRAM) -> list[Sentence]:
+    """Drop sentences that share `ngram` words in a row, or all their words, with a held-out text.
+
+    Args:
+        sentences: Training sentences.
+        held_out: Normalised texts that will be scored.
+        ngram: How many words in a row count as shared.
+    """
+    forbidden: set[bytes] = set()
+    whole: set[str] = set()
+    for text in held_out:
+        whole.add(text)
+        forbidden.update(_ngrams(text.split(), ngram))
+    return [
+        sentence
+        for sentence in sentences
+        if sentence.words not in whole and not any(h in forbidden for h in _ngrams(sentence.words.split(), ngram))
+    ]
+
+
+def _ngrams(words: Sequence[str], n: int) -> Iterator[bytes]:
+    for start in range(len(words) - n + 1):
+        yield hashlib.blake2b(" ".join(words[start : start + n]).encode(), digest_size=8).digest()

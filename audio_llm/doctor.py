@@ -1,0 +1,183 @@
+"""What this machine offers: versions, devices, programs, and which extras are missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+
+from audio_llm.errors import UsageError
+
+CORE_PACKAGES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "soundfile",
+    "soxr",
+    "pocketsphinx",
+    "jiwer",
+    "num2words",
+    "PyYAML",
+    "tqdm",
+    "huggingface_hub",
+)
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("accelerate", "peft"),
+    "plot": ("matplotlib",),
+    "ray": ("ray",),
+    "dev": ("hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "srt", "webvtt-py"),
+}
+PROGRAMS: dict[str, tuple[str, str]] = {
+    "flite": ("speech for `audio-llm train dlm`", "apt install flite"),
+    "festival": (
+        "more voices for it",
+        "apt install festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts",
+    ),
+    "ffmpeg": ("turning mp4 and m4a into wav by hand", "apt install ffmpeg"),
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Python package and its version; None where it is not installed."""
+
+    name: str
+    version: str | None
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An optional group of packages.
+
+    Attributes:
+        name: Name of the extra.
+        missing: Its packages that are not installed.
+        remedy: The pip line that installs them.
+    """
+
+    name: str
+    missing: tuple[str, ...]
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """An optional program.
+
+    Attributes:
+        name: Name of the command.
+        path: Where it is, or None.
+        purpose: What it is for.
+        remedy: The line that installs it on Debian or Ubuntu.
+    """
+
+    name: str
+    path: str | None
+    purpose: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that networks can run on, with what it is."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found.
+
+    Attributes:
+        python: Version and platform.
+        packages: This package and those it needs.
+        extras: Optional groups.
+        programs: Optional programs.
+        devices: Devices, the CPU first.
+        notes: Known troubles of this combination, each with what to do.
+    """
+
+    python: str
+    packages: tuple[Package, ...]
+    extras: tuple[Extra, ...]
+    programs: tuple[Program, ...]
+    devices: tuple[Device, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """True where everything that the package needs is installed."""
+        return all(package.version is not None for package in self.packages)
+
+
+def resolve_device(device: str) -> str:
+    """Return `cpu` or a CUDA device for `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        UsageError: The device has an unknown name, or CUDA is asked for where there is none.
+    """
+    if device == "cpu":
+        return "cpu"
+    if device not in ("auto", "cuda") and not (device.startswith("cuda:") and device[5:].isdigit()):
+        raise UsageError(f"unknown device {device!r}", remedy="use auto, cpu or cuda")
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda" if count else "cpu"
+    if int(device[5:] or 0) >= count:
+        raise UsageError(f"there is no device {device}: torch sees {count} CUDA devices", remedy="use --device cpu")
+    return device
+
+
+def diagnose() -> Diagnosis:
+    """Look at the installation and the machine."""
+    packages = [Package("audio-llm", _own_version()), *(Package(name, _version(name)) for name in CORE_PACKAGES)]
+    extras = []
+    for name, members in EXTRAS.items():
+        missing = tuple(member for member in members if _version(member) is None)
+        extras.append(Extra(name, missing, f"pip install 'audio-llm[{name}]'"))
+    programs = [Program(name, shutil.which(name), *PROGRAMS[name]) for name in PROGRAMS]
+    python = f"Python {platform.python_version()} on {platform.platform()}"
+    return Diagnosis(python, tuple(packages), tuple(extras), tuple(programs), tuple(_devices()), tuple(_notes()))
+
+
+def _devices() -> list[Device]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = [Device("cpu", f"{cores} cores")]
+    try:
+        import torch
+    except (ImportError, OSError):
+        return devices
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            memory_gb = properties.total_memory / 2**30
+            devices.append(Device(f"cuda:{index}", f"{properties.name}, {memory_gb:.0f} GB"))
+    return devices
+
+
+def _notes() -> list[str]:
+    notes = []
+    if importlib.util.find_spec("torchaudio") and "+cpu" in (_version("torch") or ""):
+        notes.append("torchaudio beside a CPU build of torch breaks transformers: pip uninstall torchaudio")
+    return notes
+
+
+def _own_version() -> str:
+    from audio_llm import __version__
+
+    return __version__
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,150 @@
+"""The phrase table: what stretches of hypotheses turned out to be, learned by alignment with references."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from audio_llm.align import Op, edits
+
+Words = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """One thing that a stretch of hypothesis words was.
+
+    Attributes:
+        target: The true words, perhaps none.
+        count: Lists in which the stretch was these words.
+        kept: Lists in which it was right as it stood.
+        log_odds: Smoothed log of count against kept.
+    """
+
+    target: Words
+    count: int
+    kept: int
+    log_odds: float
+
+
+class PhraseTable:
+    """Replacements by source phrase, the likeliest first."""
+
+    def __init__(self, entries: Mapping[Words, Sequence[Replacement]]) -> None:
+        self.entries = {source: tuple(replacements) for source, replacements in entries.items()}
+        self.longest = max((len(source) for source in self.entries), default=0)
+
+    def __len__(self) -> int:
+        return sum(len(replacements) for replacements in self.entries.values())
+
+    def starting_at(self, words: Words, start: int) -> Iterator[tuple[int, Replacement]]:
+        """Yield (end, replacement) for every known phrase words[start:end]."""
+        for end in range(start + 1, min(start + self.longest, len(words)) + 1):
+            for replacement in self.entries.get(words[start:end], ()):
+                yield end, replacement
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """How a phrase table is learned.
+
+    Attributes:
+        longest: Words of the longest source phrase, context included.
+        alternatives: Replacements kept for each source phrase.
+        min_count: Lists that must show a replacement.
+        min_rate: Least share of count in count + kept.
+        discount: Taken off every count, so that single sightings weigh less.
+        hypotheses: Distinct hypotheses of a list that are learned from.
+    """
+
+    longest: int = 4
+    alternatives: int = 8
+    min_count: int = 1
+    min_rate: float = 0.02
+    discount: float = 0.5
+    hypotheses: int = 8
+
+
+def learn_phrases(lists: Sequence[tuple[Sequence[Words], Words]], settings: TableSettings) -> PhraseTable:
+    """Learn a table; what several hypotheses of one list show counts once.
+
+    Args:
+        lists: (hypotheses without duplicates, best first; reference) of each list, as words.
+        settings: See `TableSettings`.
+    """
+    aligned = [
+        [(words, edits(words, reference), reference) for words in hypotheses[: settings.hypotheses]]
+        for hypotheses, reference in lists
+    ]
+    counts: Counter[tuple[Words, Words]] = Counter()
+    for alignments in aligned:
+        counts.update({pair for one in alignments for pair in _changed_phrases(*one, settings.longest)})
+    counts = Counter({pair: count for pair, count in counts.items() if count >= settings.min_count})
+    kept = _count_kept(aligned, {source for source, _ in counts}, settings.longest)
+    entries: dict[Words, list[Replacement]] = {}
+    for (source, target), count in counts.items():
+        if count < settings.min_rate * (count + kept[source]):
+            continue
+        odds = math.log(count - settings.discount) - math.log(kept[source] + settings.discount)
+        entries.setdefault(source, []).append(Replacement(target, count, kept[source], odds))
+    for replacements in entries.values():
+        replacements.sort(key=lambda r: (-r.count, r.target))
+        del replacements[settings.alternatives :]
+    return PhraseTable(entries)
+
+
+def _changed_phrases(words: Words, runs: Sequence[Op], reference: Words, longest: int) -> Iterator[tuple[Words, Words]]:
+    """Yield (source, target) of every stretch around an edit whose ends both lie between aligned words."""
+    low, high = _boundaries(len(words), runs)
+    for run in runs:
+        for start in range(max(0, run.source_end - longest), run.source_start + 1):
+            for end in range(max(run.source_end, start + 1), min(start + longest, len(words)) + 1):
+                if low[start] < 0 or low[end] < 0:
+                    continue
+                source = words[start:end]
+                # Words inserted at an edge may belong to this stretch or to its neighbour: learn both readings.
+                for target_start in {low[start], high[start]}:
+                    for target_end in {low[end], high[end]}:
+                        target = reference[target_start:target_end]
+                        if target != source and target_start <= target_end:
+                            yield source, target
+
+
+def _boundaries(length: int, runs: Sequence[Op]) -> tuple[list[int], list[int]]:
+    """Return for each gap between source words the target gap before and after what is inserted there.
+
+    Both are -1 inside a run, where no cut is possible.
+    """
+    low, high = [-1] * (length + 1), [-1] * (length + 1)
+    begin, offset = 0, 0
+    for stop, next_begin, next_offset in [
+        *((run.source_start, run.source_end, run.target_end - run.source_end) for run in runs),
+        (length, length, 0),
+    ]:
+        for gap in range(begin, stop + 1):
+            if low[gap] < 0:  # else words are inserted in this gap, and it is the end of the stretch before
+                low[gap] = gap + offset
+            high[gap] = gap + offset
+        begin, offset = next_begin, next_offset
+    return low, high
+
+
+def _count_kept(
+    aligned: Sequence[Sequence[tuple[Words, list[Op], Words]]], sources: set[Words], longest: int
+) -> Counter[Words]:
+    """Return in how many lists each source phrase was right as it stood."""
+    kept: Counter[Words] = Counter()
+    for alignments in aligned:
+        right: set[Words] = set()
+        for words, runs, _ in alignments:
+            edges = [0, *(edge for run in runs for edge in (run.source_start, run.source_end)), len(words)]
+            for begin, stop in zip(edges[::2], edges[1::2], strict=True):
+                right.update(
+                    words[start:end]
+                    for start in range(begin, stop)
+                    for end in range(start + 1, min(start + longest, stop) + 1)
+                )
+        kept.update(right & sources)
+    return kept

@@ -1,0 +1,395 @@
+"""Model directories: config.json + model.safetensors + README.md card, saved, found by name or path, and verified."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audio_llm.errors import AudioLLMError, ModelFormatError, ModelNotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT_VERSION = 1
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+CARD_NAME = "README.md"
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+_ASSET_SUFFIXES = (".json", ".txt")
+_PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+_PICKLE_STARTS = (b"\x80", b"PK")  # a bare pickle, and the zip that torch.save writes
+_SAFE_DOWNLOADS = ["*.json", "*.safetensors", "*.txt", "*.md"]
+_HASH_BLOCK = 1 << 20  # bytes
+_offline = False
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One model directory in memory.
+
+    Attributes:
+        path: The folder; further .json and .txt files of the model lie in it, their hashes checked.
+        kind: What the model is, such as `dlm` or `ctc`.
+        config: The settings the network is built from.
+        tensors: Weights by name; half precision is widened to float32.
+        provenance: What made it: recipe, seed, commit, data, versions.
+    """
+
+    path: Path
+    kind: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One line of a list of models.
+
+    Attributes:
+        name: Name to load it by.
+        path: Its folder.
+        kind: `dlm`, `ctc`, ...; `transformers:TYPE` for a folder in the transformers form; empty if unreadable.
+        size_bytes: Size of all its files.
+        provenance: What made it.
+        problem: Why it cannot be used, or None; hashes are looked at by `verify_model` only.
+    """
+
+    name: str
+    path: Path
+    kind: str
+    size_bytes: int
+    provenance: dict[str, Any]
+    problem: str | None = None
+
+
+def set_offline(offline: bool) -> None:
+    """Forbid (or allow again) every download, here and in huggingface_hub and transformers."""
+    global _offline
+    _offline = offline
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+        constants = sys.modules.get("huggingface_hub.constants")
+        if constants is not None:  # it read the environment when it was imported
+            constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def is_offline() -> bool:
+    """Return whether downloads are forbidden, by `set_offline` or by AUDIO_LLM_OFFLINE or HF_HUB_OFFLINE."""
+    return _offline or any(
+        os.environ.get(name, "").lower() not in ("", "0", "no", "false")
+        for name in ("AUDIO_LLM_OFFLINE", "HF_HUB_OFFLINE")
+    )
+
+
+def cache_folder() -> Path:
+    """Return the folder of downloaded models: $AUDIO_LLM_CACHE, or ~/.cache/audio-llm/models."""
+    return Path(os.environ.get("AUDIO_LLM_CACHE") or os.path.expanduser("~/.cache/audio-llm/models"))
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    kind: str,
+    card: str,
+    provenance: Mapping[str, Any] | None = None,
+    assets: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a model directory; a new one appears whole or not at all.
+
+    In a folder that exists the files are replaced one by one, config.json with the hashes last, so that a
+    kill in between is noticed when the model is loaded; other files in it stay.
+
+    Args:
+        folder: The directory to make.
+        config: Settings of the network, plain JSON values.
+        tensors: Weights by name, any shape; stored in the dtype given (`tensor.half()` halves the file).
+        kind: What it is, such as `dlm`.
+        card: Text of README.md.
+        provenance: Recipe, seed, commit, data, versions, fingerprints of models it depends on.
+        assets: Further text files by name (.json or .txt).
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: An asset has a name or an ending that a model directory does not hold.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    for name in assets or {}:
+        if Path(name).name != name or Path(name).suffix not in _ASSET_SUFFIXES or name == CONFIG_NAME:
+            raise UsageError(f"{name!r} cannot lie in a model directory", remedy="name it NAME.json or NAME.txt")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        # clone: safetensors refuses tensors that share memory (tied weights)
+        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(plain, temporary / WEIGHTS_NAME)
+        for name, text in {**(assets or {}), CARD_NAME: card}.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        document = {"format_version": FORMAT_VERSION, "kind": kind, "config": dict(config), "sha256": hashes}
+        _write_config(temporary, document | {"provenance": dict(provenance or {})})
+        temporary.chmod(0o755)
+        if folder.exists():
+            for name in [*hashes, CONFIG_NAME]:
+                os.replace(temporary / name, folder / name)
+        else:
+            os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def write_card(folder: str | os.PathLike[str], card: str) -> None:
+    """Replace the README.md of a model directory, and its hash with it."""
+    folder = Path(folder)
+    document = _read_config(folder)
+    temporary = folder / f".{CARD_NAME}.tmp"
+    temporary.write_text(card, encoding="utf-8")
+    document["sha256"][CARD_NAME] = _sha256(temporary)
+    os.replace(temporary, folder / CARD_NAME)
+    _write_config(folder, document)
+
+
+def load_model(name_or_dir: str | os.PathLike[str], kind: str | None = None, device: str = "cpu") -> LoadedModel:
+    """Read a model directory and check it (the hash of its card is left to `verify_model`).
+
+    Args:
+        name_or_dir: See `find_model`.
+        kind: The kind it must have; None takes any.
+        device: Where the tensors go.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+        ModelFormatError: It is damaged, of another kind or version, or holds pickles.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = find_model(name_or_dir)
+    document = _read_config(folder, kind)
+    _check_files(folder, document, except_for={CARD_NAME})
+    try:
+        tensors = load_file(folder / WEIGHTS_NAME, device=device)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(folder / WEIGHTS_NAME, f"not readable as safetensors: {error}") from None
+    half = (torch.float16, torch.bfloat16)
+    tensors = {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in tensors.items()}
+    return LoadedModel(folder, document["kind"], document["config"], tensors, document["provenance"])
+
+
+def model_kind(name_or_dir: str | os.PathLike[str]) -> str:
+    """Return the kind of a model directory without reading its weights."""
+    return str(_read_config(find_model(name_or_dir))["kind"])
+
+
+def find_model(name_or_dir: str | os.PathLike[str]) -> Path:
+    """Return the folder of a model: a path, else a model shipped with the package, else one in the cache.
+
+    Raises:
+        ModelNotFoundError: None of these holds it; the message names models with a similar name.
+    """
+    text = os.fspath(name_or_dir)
+    path = Path(text).expanduser()
+    if text and path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelFormatError("is a file", path=path, remedy=f"give the folder with {CONFIG_NAME} and {WEIGHTS_NAME}")
+    is_name = bool(text) and not path.is_absolute() and ".." not in path.parts
+    for root in (PRETRAINED, cache_folder()):
+        folder = root / text.replace("/", "--")
+        if is_name and (folder / CONFIG_NAME).is_file():
+            return folder
+    names = [model.name for model in list_models()]
+    near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(names) or 'none'}"
+    remedy = f"{hint}; see `audio-llm models list` and `audio-llm models get`"
+    raise ModelNotFoundError(f"no model is named {text!r} and there is no such folder", remedy=remedy)
+
+
+def list_models() -> list[ModelInfo]:
+    """Return the models shipped with the package and those in the cache, by name, the shipped ones first."""
+    found: dict[str, ModelInfo] = {}
+    for root in (PRETRAINED, cache_folder()):
+        folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        for folder in folders:
+            name = folder.name.replace("--", "/")
+            if (folder / CONFIG_NAME).is_file() and name not in found and not folder.name.startswith("."):
+                found[name] = model_info(folder, name)
+    return list(found.values())
+
+
+def model_info(name_or_dir: str | os.PathLike[str], name: str | None = None) -> ModelInfo:
+    """Describe a model without reading its weights; what is wrong with it goes to `problem`."""
+    folder = find_model(name_or_dir)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    name = name or folder.resolve().name
+    foreign = _transformers_type(folder)
+    if foreign:
+        return ModelInfo(name, folder, f"transformers:{foreign}", size, {})
+    try:
+        document = _read_config(folder)
+    except AudioLLMError as error:
+        return ModelInfo(name, folder, "", size, {}, problem=str(error))
+    return ModelInfo(name, folder, document["kind"], size, document["provenance"])
+
+
+def verify_model(name_or_dir: str | os.PathLike[str]) -> ModelInfo:
+    """Check every file of a model directory against its recorded hash.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+        ModelFormatError: A file is missing, changed, or a pickle.
+    """
+    folder = find_model(name_or_dir)
+    _check_files(folder, _read_config(folder))
+    return model_info(folder)
+
+
+def get_model(repo_id: str, revision: str | None = None, overwrite: bool = False) -> Path:
+    """Download a model from the Hugging Face hub into the cache: safetensors and text files only.
+
+    Args:
+        repo_id: `OWNER/NAME` on the hub.
+        revision: Branch, tag or commit; None takes the default branch.
+        overwrite: Download again although the cache holds it.
+
+    Raises:
+        UsageError: Downloads are forbidden, or the name is not of the form OWNER/NAME.
+        ModelNotFoundError: The hub has no such model, or cannot be reached.
+        ModelFormatError: The repository holds no safetensors weights.
+    """
+    parts = repo_id.split("/")
+    if len(parts) != 2 or not all(parts) or any(part.startswith(".") for part in parts):
+        raise UsageError(f"{repo_id!r} is not a name on the hub", remedy="give OWNER/NAME")
+    target = cache_folder() / repo_id.replace("/", "--")
+    if (target / CONFIG_NAME).is_file() and not overwrite:
+        return target
+    if is_offline():
+        remedy = "leave out --offline and unset AUDIO_LLM_OFFLINE and HF_HUB_OFFLINE"
+        raise UsageError(f"{repo_id} is not in the cache and downloads are forbidden", remedy=remedy)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        _download(repo_id, revision, temporary)
+        shutil.rmtree(temporary / ".cache", ignore_errors=True)  # huggingface_hub's own notes
+        if not any(temporary.glob("*.safetensors")):
+            remedy = "choose a revision or a model that is published as safetensors; pickles are never loaded"
+            raise ModelFormatError(f"{repo_id} holds no safetensors weights", remedy=remedy)
+        temporary.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _download(repo_id: str, revision: str | None, folder: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(repo_id, revision=revision, local_dir=folder, allow_patterns=_SAFE_DOWNLOADS)
+    except Exception as error:  # the client's own and those of its network library have no common base
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        remedy = "check the name and the network"
+        raise ModelNotFoundError(f"{repo_id} could not be downloaded: {reason}", remedy=remedy) from error
+
+
+def _read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """Return config.json after checking its form, its version and its kind."""
+    path = folder / CONFIG_NAME
+    _refuse_pickles(folder)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        remedy = "give a folder with config.json and model.safetensors"
+        raise ModelFormatError("is not a model directory: it has no config.json", path=folder, remedy=remedy) from None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"not readable: {error}") from None
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if version is None:
+        remedy = "a transformers folder is for `--asr whisper`; other models come from `audio-llm train`"
+        raise ModelFormatError("has no format_version: not a model of this package", path=path, remedy=remedy)
+    if version != FORMAT_VERSION:
+        remedy = "update audio-llm, or train the model again with this version"
+        raise ModelFormatError(f"format version {version}, this one reads {FORMAT_VERSION}", path=path, remedy=remedy)
+    for key, of_type in {"kind": str, "config": dict, "sha256": dict, "provenance": dict}.items():
+        if not isinstance(document.get(key), of_type):
+            raise _damaged(path, f"{key!r} is missing or not a {of_type.__name__}")
+    if kind is not None and document["kind"] != kind:
+        remedy = f"choose a model of kind {kind}: see `audio-llm models list`"
+        raise ModelFormatError(f"is a model of kind {document['kind']}, not {kind}", path=folder, remedy=remedy)
+    return document
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raise if a pickle lies in the folder, under its own name or in place of the weights."""
+    remedy = "pickles can run code and are never loaded: get or convert the model as model.safetensors"
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in _PICKLE_SUFFIXES:
+            raise ModelFormatError("is a pickle", path=path, remedy=remedy)
+    weights = folder / WEIGHTS_NAME
+    if weights.is_file():
+        with weights.open("rb") as file:
+            start = file.read(16)
+        # a safetensors file opens with the length of its header and a brace
+        if start.startswith(_PICKLE_STARTS) and start[8:9] != b"{":
+            raise ModelFormatError("holds a pickle instead of safetensors", path=weights, remedy=remedy)
+
+
+def _check_files(folder: Path, document: dict[str, Any], except_for: set[str] | None = None) -> None:
+    if WEIGHTS_NAME not in document["sha256"]:
+        raise _damaged(folder / CONFIG_NAME, f"records no sha256 for {WEIGHTS_NAME}")
+    for name, expected in document["sha256"].items():
+        path = folder / name
+        if Path(name).name != name:
+            raise _damaged(folder / CONFIG_NAME, f"{name!r} is not a plain file name")
+        if name in (except_for or ()):
+            continue
+        if not path.is_file():
+            raise _damaged(path, "is missing")
+        if _sha256(path) != expected:
+            raise _damaged(path, "has another sha256 than config.json records: changed or cut off")
+
+
+def _transformers_type(folder: Path) -> str | None:
+    try:
+        document = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_foreign = isinstance(document, dict) and "format_version" not in document and "model_type" in document
+    return str(document["model_type"]) if is_foreign else None
+
+
+def _damaged(path: Path, what: str) -> ModelFormatError:
+    return ModelFormatError(what, path=path, remedy="copy, download or train the model again")
+
+
+def _write_config(folder: Path, document: dict[str, Any]) -> None:
+    temporary = folder / f".{CONFIG_NAME}.tmp"
+    temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / CONFIG_NAME)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Language models: word n-grams and a small character Transformer."""

@@ -1,0 +1,201 @@
+"""Word n-gram language model: look up, save and load (for training see `kneser_ney`)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from audio_llm.errors import ModelFormatError, ModelNotFoundError
+
+START, END, UNKNOWN = "<s>", "</s>", "<unk>"
+START_ID, END_ID, UNKNOWN_ID = 0, 1, 2
+SPECIAL_WORDS = (START, END, UNKNOWN)
+_FORMAT = "audio-llm n-gram 1"
+_MEMO_SIZE = 2_000_000  # remembered queries; a beam asks for the same few again and again
+
+
+@dataclass(frozen=True)
+class Level:
+    """All n-grams of one order, sorted by `keys`.
+
+    Attributes:
+        keys: (N,) int64, place of the first n - 1 words in the level below times the vocabulary size, plus the
+            last word. For order 1 simply 0..V-1.
+        log_probs: (N,) float32, natural log p(last word | words before).
+        backoffs: (N,) float32, natural log of the weight that the next shorter history gets where this n-gram
+            is the history and the word after it was not seen; 0 where it never is a history.
+    """
+
+    keys: np.ndarray
+    log_probs: np.ndarray
+    backoffs: np.ndarray
+
+
+class NgramLm:
+    """An n-gram model in back-off form over a fixed vocabulary.
+
+    A word outside the vocabulary has the probability of `<unk>` shared evenly among `unknown_types` words, so
+    that an unknown word is never a bargain. All logs are natural.
+
+    Args:
+        vocabulary: Words by number; the first three are `<s>`, `</s>`, `<unk>`.
+        levels: Orders 1, 2, ... in turn.
+        unknown_types: How many words share the mass of `<unk>`.
+    """
+
+    def __init__(self, vocabulary: Sequence[str], levels: Sequence[Level], unknown_types: int = 1) -> None:
+        self.vocabulary = tuple(vocabulary)
+        self.levels = tuple(levels)
+        self.order = len(self.levels)
+        self.unknown_types = unknown_types
+        self._unknown_share = -math.log(unknown_types)
+        self._ids = {word: number for number, word in enumerate(self.vocabulary) if number > UNKNOWN_ID}
+        self._memo: dict[tuple[str, ...], float] = {}
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._ids
+
+    def log_prob(self, words: Sequence[str]) -> float:
+        """Return log p(words and then the end of the sentence)."""
+        return self.log_probs([words])[0]
+
+    def log_probs(self, sentences: Iterable[Sequence[str]]) -> list[float]:
+        """Return log p of each sentence, its end included; fast for many."""
+        sentences = list(sentences)
+        if not sentences:
+            return []
+        lengths = np.array([len(sentence) + 2 for sentence in sentences])
+        ids = np.fromiter(
+            (number for sentence in sentences for number in self._numbers(sentence)), np.int64, int(lengths.sum())
+        )
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        positions = np.arange(len(ids)) - np.repeat(starts, lengths)
+        logs = self._log_probs_of_ids(ids, positions)
+        logs[positions == 0] = 0.0
+        return [float(total) for total in np.add.reduceat(logs.astype(np.float64), starts)]
+
+    def score(self, history: Sequence[str], word: str) -> float:
+        """Return log p(word | history), for beams.
+
+        Args:
+            history: All words of the sentence so far (the last order - 1 count; a shorter history is known to
+                begin the sentence).
+            word: The next word, or `END`.
+        """
+        needed = self.order - 1
+        key = (*history[len(history) - needed :], word) if len(history) >= needed else (START, *history, word)
+        value = self._memo.get(key)
+        if value is None:
+            if len(self._memo) >= _MEMO_SIZE:
+                self._memo.clear()
+            value = self._memo[key] = self._score_key(key)
+        return value
+
+    def perplexity(self, sentences: Iterable[Sequence[str]]) -> float:
+        """Return exp of the mean negative log probability of a word, sentence ends counted as words."""
+        sentences = list(sentences)
+        count = sum(len(sentence) + 1 for sentence in sentences)
+        return math.exp(-sum(self.log_probs(sentences)) / max(1, count))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the model as one `.npz` file without pickles; return its path."""
+        path = Path(path)
+        header = {"format": _FORMAT, "order": self.order, "unknown_types": self.unknown_types}
+        arrays: dict[str, np.ndarray] = {
+            "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
+            "vocabulary": np.frombuffer("\n".join(self.vocabulary).encode(), dtype=np.uint8),
+        }
+        for n, level in enumerate(self.levels, 1):
+            arrays[f"steps{n}"] = _smallest(np.diff(level.keys, prepend=0))
+            arrays[f"log_probs{n}"] = level.log_probs
+            if n < self.order:
+                arrays[f"backoffs{n}"] = level.backoffs
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        os.replace(temporary, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> NgramLm:
+        """Read a model that `save` wrote.
+
+        Raises:
+            ModelNotFoundError: No such file.
+            ModelFormatError: Not such a file, or damaged.
+        """
+        remedy = "make it again with train_ngram"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                header = json.loads(arrays["header"].tobytes())
+                if header["format"] != _FORMAT:
+                    raise ValueError(f"format {header['format']!r}, expected {_FORMAT!r}")
+                vocabulary = arrays["vocabulary"].tobytes().decode().split("\n")
+                levels = [_read_level(arrays, n, int(header["order"])) for n in range(1, int(header["order"]) + 1)]
+        except FileNotFoundError:
+            raise ModelNotFoundError("no such n-gram model", path=path, remedy=remedy) from None
+        except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ModelFormatError(f"not an n-gram model: {error}", path=path, remedy=remedy) from None
+        if len(vocabulary) != len(levels[0].keys) or tuple(vocabulary[:3]) != SPECIAL_WORDS:
+            raise ModelFormatError("vocabulary and unigrams disagree", path=path, remedy=remedy)
+        return cls(vocabulary, levels, int(header["unknown_types"]))
+
+    def _numbers(self, sentence: Sequence[str]) -> list[int]:
+        return [START_ID, *(self._ids.get(word, UNKNOWN_ID) for word in sentence), END_ID]
+
+    def _log_probs_of_ids(self, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Return (T,) float32 log p of each word given those before it in its sentence.
+
+        Args:
+            ids: (T,) int64 words of all sentences in one row, each with start and end.
+            positions: (T,) place in the sentence, the start at 0.
+        """
+        size = len(self.vocabulary)
+        logs = self.levels[0].log_probs[ids].copy()
+        places = ids
+        for n, level in enumerate(self.levels[1:], 2):
+            history = np.concatenate([[-1], places[:-1]])
+            history[positions < n - 1] = -1
+            found = _find(level.keys, np.where(history >= 0, history * size + ids, -1))
+            weights = np.where(history >= 0, self.levels[n - 2].backoffs[np.maximum(history, 0)], np.float32(0))
+            logs = np.where(found >= 0, level.log_probs[np.maximum(found, 0)], logs + weights)
+            places = found
+        return np.where(ids == UNKNOWN_ID, logs + np.float32(self._unknown_share), logs)
+
+    def _score_key(self, key: tuple[str, ...]) -> float:
+        ids = np.array([self._ids.get(word, UNKNOWN_ID) for word in key])
+        if key[0] == START:
+            ids[0] = START_ID
+        if key[-1] == END:
+            ids[-1] = END_ID
+        return float(self._log_probs_of_ids(ids, np.arange(len(ids)))[-1])
+
+
+def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the place of each wanted key in the sorted keys, -1 where it is absent."""
+    if len(keys) == 0:
+        return np.full(len(wanted), -1)
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, places, -1)
+
+
+def _smallest(steps: np.ndarray) -> np.ndarray:
+    fits_in_32 = len(steps) == 0 or int(steps.max()) <= np.iinfo(np.uint32).max
+    return steps.astype(np.uint32) if fits_in_32 else steps.astype(np.uint64)
+
+
+def _read_level(arrays: np.lib.npyio.NpzFile, n: int, order: int) -> Level:
+    log_probs = arrays[f"log_probs{n}"]
+    keys = np.cumsum(arrays[f"steps{n}"].astype(np.int64))
+    backoffs = arrays[f"backoffs{n}"] if n < order else np.zeros_like(log_probs)
+    if not len(keys) == len(log_probs) == len(backoffs):
+        raise ValueError(f"the arrays of order {n} differ in length")
+    return Level(keys, log_probs, backoffs)

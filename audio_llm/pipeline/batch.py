@@ -1,0 +1,256 @@
+"""Transcribe many files: finished outputs are safe at once, a failed file does not stop the rest, a stopped run resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from audio_llm.errors import AudioLLMError, UsageError
+from audio_llm.pipeline.files import AudioInput
+from audio_llm.pipeline.formats import Transcript, render
+
+JOURNAL_NAME = ".audio-llm-journal.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+class FileTranscriber(Protocol):
+    """What a batch needs of `pipeline.transcribe.Transcriber`."""
+
+    def transcribe(
+        self, source: str | Path, name: str = "", progress: Callable[[float], None] | None = None
+    ) -> Transcript:
+        """Return the transcript of one file."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """The outcome for one input.
+
+    Attributes:
+        path: The input.
+        status: `done`, `skipped` (an earlier run with the same options did it) or `failed`.
+        transcript: What was said; None unless `done`.
+        outputs: Files that hold it.
+        elapsed_s: Seconds it took.
+        reason: Why it failed, in one line.
+        error: The exception of a failure, for a traceback.
+    """
+
+    path: Path
+    status: Literal["done", "skipped", "failed"]
+    transcript: Transcript | None = None
+    outputs: tuple[Path, ...] = ()
+    elapsed_s: float = 0.0
+    reason: str = ""
+    error: Exception | None = None
+
+
+def run_batch(
+    inputs: Sequence[AudioInput],
+    make_transcriber: Callable[[], FileTranscriber],
+    out_dir: str | os.PathLike[str] | None = None,
+    formats: Sequence[str] = ("txt",),
+    options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[float], None] | None = None,
+) -> Iterator[FileResult]:
+    """Transcribe files one after another.
+
+    Each output is written to a temporary name and renamed as its file finishes; a journal in the output folder
+    remembers what is done, so that the same call later goes on where this one stopped.
+
+    Args:
+        inputs: The files.
+        make_transcriber: Called once, and only if there is work.
+        out_dir: Where the outputs go, mirroring the tree of the inputs; None writes nothing.
+        formats: Names of output formats, one file each.
+        options: Plain values that decide what the text will be; a file done with others is done again.
+        overwrite: Do files again that are done, and replace outputs that no earlier run has made.
+        progress: Called with the seconds of sound just finished, several times per file.
+
+    Yields:
+        One result per input, in order.
+
+    Raises:
+        UsageError: The output folder cannot be used.
+    """
+    stems = output_stems(inputs)
+    settings = _fingerprint({**(options or {}), "formats": list(formats)})
+    journal = _Journal(Path(out_dir), settings) if out_dir is not None else None
+    transcriber: FileTranscriber | None = None
+    for item, stem in zip(inputs, stems, strict=True):
+        outputs = tuple(Path(out_dir) / f"{stem}.{kind}" for kind in formats) if out_dir is not None else ()
+        if journal and not overwrite and journal.is_done(item.path, outputs):
+            yield FileResult(item.path, "skipped", outputs=outputs)
+            continue
+        transcriber = transcriber or make_transcriber()
+        yield _run_one(item, transcriber, outputs, formats, journal, overwrite, progress)
+
+
+def output_stems(inputs: Sequence[AudioInput]) -> list[str]:
+    """Return one output path per input without its ending, all different.
+
+    `talks/a.wav` gives `talks/a`; where `talks/a.flac` is there too both keep their ending: `talks/a.wav`.
+    """
+    plain = [item.relative.with_suffix("").as_posix() for item in inputs]
+    count = Counter(plain)
+    stems = [p if count[p] == 1 else item.relative.as_posix() for p, item in zip(plain, inputs, strict=True)]
+    taken: set[str] = set()
+    for index, stem in enumerate(stems):
+        number = 2
+        while stems[index] in taken:
+            stems[index] = f"{stem}-{number}"
+            number += 1
+        taken.add(stems[index])
+    return stems
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it, so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # file names may hold bytes that are no text: written as \\udcXX rather than failing
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's message as one line; its type comes first where the message alone says too little."""
+    message = " ".join(str(error).split())
+    if isinstance(error, AudioLLMError):
+        return message
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _run_one(
+    item: AudioInput,
+    transcriber: FileTranscriber,
+    outputs: tuple[Path, ...],
+    formats: Sequence[str],
+    journal: _Journal | None,
+    overwrite: bool,
+    progress: Callable[[float], None] | None,
+) -> FileResult:
+    began = time.monotonic()
+    try:
+        if journal:
+            journal.claim(item.path, outputs, overwrite)
+        transcript = transcriber.transcribe(item.path, progress=progress)
+        for path, kind in zip(outputs, formats, strict=False):
+            write_whole(path, render(transcript, kind))
+        if journal:
+            journal.add(item.path, outputs, "done", duration_s=round(transcript.duration_s, 3))
+    except Exception as error:  # whatever goes wrong in one file must not end the batch
+        reason = one_line(error)
+        logger.debug("%s failed", item.path, exc_info=True)
+        if journal:
+            journal.add_failure(item.path, reason)
+        return FileResult(item.path, "failed", elapsed_s=time.monotonic() - began, reason=reason, error=error)
+    return FileResult(item.path, "done", transcript, outputs, time.monotonic() - began)
+
+
+class _Journal:
+    """What earlier runs did in an output folder: JSON lines, the last one about a file counts."""
+
+    def __init__(self, folder: Path, settings: str) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._path = folder / JOURNAL_NAME
+        self._done: dict[str, dict[str, Any]] = {}
+        self._ours: set[str] = set()  # outputs that a run has made or begun
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+            if text and not text.endswith("\n"):  # the last run was killed while it wrote this line
+                self._append("")
+        except OSError as error:
+            remedy = "choose another folder with -o"
+            raise UsageError(f"cannot be written to: {error.strerror}", path=folder, remedy=remedy) from None
+        for line in text.splitlines():
+            self._take(line)
+
+    def is_done(self, path: Path, outputs: Sequence[Path]) -> bool:
+        """True where the same file gave these outputs with the same settings, and they still exist."""
+        row = self._done.get(_key(path))
+        return (
+            row is not None
+            and row.get("settings") == self._settings
+            and _stamp(path) == (row.get("size"), row.get("mtime_ns"))
+            and self._relative(outputs) == row.get("outputs")
+            and all(output.is_file() for output in outputs)
+        )
+
+    def claim(self, path: Path, outputs: Sequence[Path], overwrite: bool) -> None:
+        """Note that the outputs are about to be written; refuse to replace files that are not ours."""
+        for output, name in zip(outputs, self._relative(outputs), strict=True):
+            if output.exists() and name not in self._ours and not overwrite:
+                remedy = "give --overwrite, or another folder"
+                raise UsageError("exists and was not made by an earlier run", path=output, remedy=remedy)
+        self.add(path, outputs, "started")
+
+    def add(self, path: Path, outputs: Sequence[Path], status: str, **more: Any) -> None:
+        """Append one line about a file."""
+        size, mtime_ns = _stamp(path) or (None, None)
+        row = {"input": _key(path), "size": size, "mtime_ns": mtime_ns, "settings": self._settings, "status": status}
+        line = json.dumps({**row, "outputs": self._relative(outputs), **more})
+        self._append(line)
+        self._take(line)
+
+    def add_failure(self, path: Path, reason: str) -> None:
+        """Append a failure; a journal that cannot be written any more must not hide the reason itself."""
+        try:
+            self.add(path, (), "failed", reason=reason)
+        except OSError as error:
+            logger.warning("%s: %s", self._path, error)
+
+    def _append(self, line: str) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def _take(self, line: str) -> None:
+        try:
+            row = json.loads(line)
+            key, status, outputs = str(row["input"]), row["status"], list(row["outputs"])
+        except (ValueError, TypeError, KeyError):
+            return  # cut off by a kill: the file counts as not done
+        self._ours.update(outputs)
+        if status == "done":
+            self._done[key] = row
+        else:
+            self._done.pop(key, None)
+
+    def _relative(self, outputs: Sequence[Path]) -> list[str]:
+        return [output.relative_to(self._folder).as_posix() for output in outputs]
+
+
+def _key(path: Path) -> str:
+    return os.path.abspath(path)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _fingerprint(options: Mapping[str, Any]) -> str:
+    text = json.dumps(options, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,171 @@
+"""One recording to a transcript: blocks -> stretches of speech -> N-best lists -> corrected text with word times."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from audio_llm.asr.base import SAMPLE_RATE, Recognizer
+from audio_llm.asr.segment import Segment, segments
+from audio_llm.audio import BlockReader
+from audio_llm.correction import Correction, Corrector, Edit
+from audio_llm.nbest import Word
+from audio_llm.pipeline.formats import Transcript, TranscriptSegment, align_words
+from audio_llm.text import NORMALIZERS
+
+_normalize = NORMALIZERS["basic"]  # how protected terms are compared
+
+
+class Transcriber:
+    """Turns recordings into transcripts; keeps text only, so memory does not grow with the sound's length.
+
+    Args:
+        recognizer: Speech to N-best lists.
+        corrector: N-best lists to corrected texts; None leaves the recogniser's best.
+        nbest: Hypotheses to ask for.
+        protected: Words and terms that a correction must not take away.
+    """
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        corrector: Corrector | None = None,
+        nbest: int = 5,
+        protected: Iterable[str] = (),
+    ) -> None:
+        self._recognizer = recognizer
+        self._corrector = corrector
+        self._nbest = nbest
+        self._protected = frozenset(protected)
+
+    def transcribe(
+        self,
+        source: str | os.PathLike[str] | Iterable[np.ndarray],
+        name: str = "",
+        progress: Callable[[float], None] | None = None,
+    ) -> Transcript:
+        """Transcribe one recording.
+
+        Args:
+            source: A sound file, `-` for standard input, or blocks of (T,) float32 at 16 kHz in -1..1.
+            name: Name of the transcript; empty takes the path.
+            progress: Called with the seconds of sound just finished.
+
+        Raises:
+            AudioFileError: The file cannot be read as sound.
+        """
+        if isinstance(source, str | os.PathLike):
+            with BlockReader(source) as reader:
+                transcript = self._transcribe_blocks(reader, name or os.fspath(source), progress)
+                return dataclasses.replace(transcript, warnings=tuple(reader.warnings))
+        return self._transcribe_blocks(source, name, progress)
+
+    def _transcribe_blocks(
+        self, blocks: Iterable[np.ndarray], name: str, progress: Callable[[float], None] | None
+    ) -> Transcript:
+        meter = _Meter(progress)
+        parts: list[TranscriptSegment] = []
+        for index, segment in enumerate(segments(meter.count(blocks))):
+            part = self._transcribe_segment(segment, f"{name}#{index}")
+            if part is not None:
+                parts.append(part)
+            meter.reached(segment.start_s + len(segment.waveform) / SAMPLE_RATE)
+        meter.reached(meter.seconds)
+        return Transcript(
+            name=name,
+            duration_s=meter.seconds,
+            text=" ".join(part.text for part in parts if part.text),
+            recognized=" ".join(part.nbest.best for part in parts),
+            segments=tuple(parts),
+            corrections=tuple(part.correction for part in parts if part.correction is not None),
+            warnings=(),
+        )
+
+    def _transcribe_segment(self, segment: Segment, id: str) -> TranscriptSegment | None:
+        """Return the text of one stretch, or None where nothing was recognised."""
+        nbest = self._recognizer.recognize(segment.waveform, self._nbest, id)
+        if not nbest.best.strip():
+            return None
+        words = tuple(_shifted(word, segment.start_s) for word in nbest.words)
+        nbest = dataclasses.replace(nbest, words=words)
+        end_s = segment.start_s + len(segment.waveform) / SAMPLE_RATE
+        if self._corrector is None:
+            return TranscriptSegment(segment.start_s, end_s, nbest.best, words, nbest, None)
+        correction = protect(self._corrector.correct([nbest], [segment.waveform])[0], self._protected)
+        if correction.text != nbest.best:
+            words = align_words(words, correction.text)
+        return TranscriptSegment(segment.start_s, end_s, correction.text, words, nbest, correction)
+
+
+def protect(correction: Correction, terms: Iterable[str]) -> Correction:
+    """Take back the edits that remove a listed term; all of them where they cannot be told apart.
+
+    Args:
+        correction: What a corrector returned.
+        terms: Words or sequences of words, compared without case and punctuation.
+
+    Returns:
+        The correction itself where it removes no term.
+    """
+    wanted = [term for term in (_normalize(term).split() for term in terms) if term]
+    source = _normalize(correction.input).split()
+    result = _normalize(correction.text).split()
+    lost = [term for term in wanted if _count(term, result) < _count(term, source)]
+    if correction.kept or not lost:
+        return correction
+    reason = f"kept for {', '.join(sorted(' '.join(term) for term in lost))}"
+    if _apply(source, correction.edits) == result:
+        harmless = tuple(
+            edit
+            for edit in correction.edits
+            if not any(_count(term, _apply(source, [edit])) < _count(term, source) for term in lost)
+        )
+        text = _apply(source, harmless)
+        if harmless and not any(_count(term, text) < _count(term, source) for term in lost):
+            text_reason = f"{correction.reason}, {reason}"
+            return dataclasses.replace(correction, text=" ".join(text), edits=harmless, reason=text_reason)
+    return dataclasses.replace(correction, text=correction.input, kept=True, reason=reason, edits=())
+
+
+class _Meter:
+    """Counts the sound that went in and reports what is finished."""
+
+    def __init__(self, progress: Callable[[float], None] | None) -> None:
+        self._progress = progress
+        self._samples = 0
+        self._reported_s = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of sound so far."""
+        return self._samples / SAMPLE_RATE
+
+    def count(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for block in blocks:
+            self._samples += len(block)
+            yield block
+
+    def reached(self, seconds: float) -> None:
+        if self._progress is not None and seconds > self._reported_s:
+            self._progress(seconds - self._reported_s)
+            self._reported_s = seconds
+
+
+def _shifted(word: Word, seconds: float) -> Word:
+    return dataclasses.replace(word, start_s=word.start_s + seconds, end_s=word.end_s + seconds)
+
+
+def _apply(words: Sequence[str], edits: Iterable[Edit]) -> list[str]:
+    out = list(words)
+    for edit in sorted(edits, key=lambda edit: edit.start, reverse=True):
+        out[edit.start : edit.end] = edit.after.split()
+    return out
+
+
+def _count(term: Sequence[str], words: Sequence[str]) -> int:
+    return sum(words[start : start + len(term)] == list(term) for start in range(len(words) - len(term) + 1))
+
+

@@ -1,0 +1,1 @@
+"""Clean sound to hard sound: noise, rooms, levels."""

@@ -1,0 +1,86 @@
+"""Clean mono speech to recorded mono speech: noise at a given SNR, a small room, level, voice changes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+SAMPLE_RATE = 16_000  # Hz
+
+
+def add_noise(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
+    """Add noise so that the ratio of mean powers is `snr_db`.
+
+    Args:
+        waveform: (T,) float32.
+        noise: (N,) float32; repeated or cut to T.
+        snr_db: Signal-to-noise ratio in dB over the whole length.
+
+    Returns:
+        (T,) float32. Silence, or an empty waveform, comes back unchanged.
+    """
+    power = float(np.mean(waveform**2)) if waveform.size else 0.0
+    noise_power = float(np.mean(noise**2)) if noise.size else 0.0
+    if power == 0.0 or noise_power == 0.0:
+        return waveform
+    noise = np.resize(noise, waveform.shape)
+    gain = np.sqrt(power / noise_power / 10.0 ** (snr_db / 10.0))
+    return (waveform + gain * noise).astype(np.float32)
+
+
+def coloured_noise(samples: int, rng: np.random.Generator, exponent: float) -> np.ndarray:
+    """Return (samples,) float32 noise of unit power with power falling as 1 / f**exponent (0 white, 1 pink)."""
+    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    shape = np.maximum(np.fft.rfftfreq(samples), 1.0 / max(samples, 1)) ** (-exponent / 2.0)
+    noise = np.fft.irfft(spectrum * shape, n=samples)
+    return (noise / (np.sqrt(np.mean(noise**2)) + 1e-12)).astype(np.float32)
+
+
+def add_room(waveform: np.ndarray, rng: np.random.Generator, rt60_s: float, direct_to_reverb_db: float) -> np.ndarray:
+    """Convolve with a direct path and an exponentially decaying diffuse tail.
+
+    Args:
+        waveform: (T,) float32 at 16 kHz.
+        rng: Source of the tail.
+        rt60_s: Time in seconds after which the tail is 60 dB down.
+        direct_to_reverb_db: Level of the direct path over the whole tail.
+
+    Returns:
+        (T,) float32, aligned with the input.
+    """
+    from scipy.signal import fftconvolve
+
+    length = int(rt60_s * SAMPLE_RATE)
+    if length < 2 or not waveform.size:
+        return waveform
+    time_s = np.arange(length) / SAMPLE_RATE
+    tail = rng.standard_normal(length) * np.exp(-6.9078 * time_s / rt60_s)
+    tail[: int(0.003 * SAMPLE_RATE)] = 0.0  # the first reflection comes a metre later than the direct sound
+    tail *= np.sqrt(10.0 ** (-direct_to_reverb_db / 10.0) / max(float(np.sum(tail**2)), 1e-12))
+    tail[0] = 1.0
+    return fftconvolve(waveform, tail)[: waveform.size].astype(np.float32)
+
+
+def set_level(waveform: np.ndarray, level_db: float) -> np.ndarray:
+    """Scale to an RMS of `level_db` dB below full scale, less where the peak would pass 0.99."""
+    rms = float(np.sqrt(np.mean(waveform**2))) if waveform.size else 0.0
+    if rms == 0.0:
+        return waveform
+    gain = min(10.0 ** (level_db / 20.0) / rms, 0.99 / float(np.abs(waveform).max()))
+    return (waveform * gain).astype(np.float32)
+
+
+def shift_voice(waveform: np.ndarray, factor: float) -> np.ndarray:
+    """Play faster by `factor`: pitch and formants rise alike, as with a shorter vocal tract.
+
+    Args:
+        waveform: (T,) float32 at 16 kHz.
+        factor: 1.0 changes nothing; 1.1 sounds like a smaller speaker who talks 10 % faster.
+
+    Returns:
+        (T / factor,) float32 at 16 kHz.
+    """
+    if abs(factor - 1.0) < 1e-3 or not waveform.size:
+        return waveform
+    import soxr
+
+    return soxr.resample(waveform, SAMPLE_RATE * factor, SAMPLE_RATE).astype(np.float32)

@@ -1,0 +1,97 @@
+"""Named text normalisers: one object for training and for scoring, its name printed with every figure."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from audio_llm.errors import UsageError
+
+_QUOTES = str.maketrans({"‘": "'", "’": "'", "ʼ": "'", "`": "'", "“": '"', "”": '"'})  # noqa: RUF001
+_TITLES = {
+    "mr": "mister",
+    "mrs": "missus",
+    "dr": "doctor",
+    "messrs": "messieurs",
+    "mme": "madame",
+    "mlle": "mademoiselle",
+    "etc": "etcetera",
+}
+_SAINT = re.compile(r"\bSt\.(?= [A-Z])")
+_NOT_WORD = re.compile(r"[^\w' ]|_")
+_OUTER_APOSTROPHE = re.compile(r"(?<!\w)'+|'+(?!\w)")
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?")
+_SPELLED = re.compile(r"\b(?:[a-z] )+[a-z]\b")
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """A named mapping from written text to the words that are compared.
+
+    Calling it twice changes nothing more: `n(n(text)) == n(text)`.
+    """
+
+    name: str
+    function: Callable[[str], str]
+
+    def __call__(self, text: str) -> str:
+        return self.function(text)
+
+
+def get_normalizer(name: str) -> Normalizer:
+    """Return the normaliser of that name.
+
+    Args:
+        name: One of `NORMALIZERS`.
+
+    Raises:
+        UsageError: No normaliser has that name.
+    """
+    if name not in NORMALIZERS:
+        raise UsageError(f"no text normaliser is named {name!r}", remedy=f"use one of {', '.join(NORMALIZERS)}")
+    return NORMALIZERS[name]
+
+
+def _raw(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _basic(text: str) -> str:
+    """Lower case, no punctuation; apostrophes inside words stay, hyphens and dashes become spaces."""
+    text = unicodedata.normalize("NFKC", text.translate(_QUOTES)).translate(_QUOTES).lower()
+    text = _NOT_WORD.sub(" ", text)
+    return " ".join(_OUTER_APOSTROPHE.sub(" ", text).split())
+
+
+def _spoken(text: str) -> str:
+    """As `basic`, with numbers, titles and the ampersand written as they are said."""
+    text = _SAINT.sub("saint", text.translate(_QUOTES)).replace("&", " and ")
+    text = _NUMBER.sub(lambda match: f" {_say_number(match.group())} ", text)
+    return " ".join(_TITLES.get(word, word) for word in _basic(text).split())
+
+
+def _say_number(digits: str) -> str:
+    from num2words import num2words
+
+    ordinal = digits[-2:] in {"st", "nd", "rd", "th"}
+    digits = (digits[:-2] if ordinal else digits).replace(",", "")
+    number = float(digits) if "." in digits else int(digits)
+    if ordinal:
+        return str(num2words(int(number), to="ordinal"))
+    if isinstance(number, int) and len(digits) == 4 and 1100 <= number <= 2099:
+        return str(num2words(number, to="year"))
+    return str(num2words(number))
+
+
+def _letters(text: str) -> str:
+    """As `spoken`, with runs of spelled letters joined: `n e c` becomes `nec`."""
+    return _SPELLED.sub(lambda match: match.group().replace(" ", ""), _spoken(text))
+
+
+NORMALIZERS: dict[str, Normalizer] = {
+    function.__name__.lstrip("_"): Normalizer(function.__name__.lstrip("_"), function)
+    for function in (_raw, _basic, _spoken, _letters)
+}
+DEFAULT_NORMALIZER = NORMALIZERS["spoken"]

@@ -1,0 +1,184 @@
+"""Frozen dataclasses from YAML, strictly: unknown keys and wrong kinds are errors that name the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from audio_llm.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def load_config(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
+    """Read a dataclass from a YAML file.
+
+    Args:
+        cls: A dataclass; its fields may be bool, int, float, str, Path, Literal, Optional, tuples, dictionaries
+            with string keys, and other dataclasses.
+        path: The YAML file; None takes every default of `cls`.
+        overrides: `key=value` texts that win over the file; `model.layers=8` reaches into a nested dataclass and
+            the value is read as YAML.
+
+    Raises:
+        ConfigError: No such file, not YAML, an unknown key, a missing key or a value of the wrong kind.
+    """
+    values: Any = {} if path is None else _read_yaml(Path(path))
+    if not isinstance(values, dict):
+        raise ConfigError("not a mapping of keys to values", path=path, remedy="write lines of the form `key: value`")
+    for override in overrides:
+        _override(values, override)
+    return config_from_dict(cls, values, path)
+
+
+def config_from_dict(cls: type[T], values: Mapping[str, Any], path: str | Path | None = None) -> T:
+    """Build a dataclass from plain values, as `load_config` does.
+
+    Args:
+        cls: The dataclass.
+        values: Keys to plain YAML or JSON values.
+        path: Where the values come from, for errors.
+
+    Raises:
+        ConfigError: As for `load_config`.
+    """
+    built: T = _build(cls, values, "", path)
+    return built
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Return a dataclass as plain JSON values, which `config_from_dict` reads back."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return plain
+
+
+def _read_yaml(path: Path) -> Any:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("no such file", path=path, remedy="check the name") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", path=path) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}", path=path) from None
+    return {} if values is None else values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    import yaml
+
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not of the form key=value")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: not valid YAML: {error}") from None
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is a single value, nothing lies under it")
+        values = child
+    values[last] = value
+
+
+def _build(cls: Any, values: Any, prefix: str, path: str | Path | None) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.')!r} must be a mapping of keys to values", path=path)
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for key in values:
+        if key not in fields:
+            raise ConfigError(
+                f"unknown key '{prefix}{key}'", path=path, remedy=_nearest(str(key), list(fields), prefix)
+            )
+    for name, field in fields.items():
+        no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if no_default and name not in values:
+            raise ConfigError(f"key '{prefix}{name}' is missing", path=path, remedy="add it")
+    kwargs = {key: _convert(hints[key], value, f"{prefix}{key}", path) for key, value in values.items()}
+    try:
+        return cls(**kwargs)
+    except ValueError as error:
+        raise ConfigError(str(error), path=path) from None
+
+
+def _nearest(key: str, names: list[str], prefix: str) -> str:
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
+    return f"did you mean '{prefix}{close[0]}'?" if close else f"known keys: {', '.join(names)}"
+
+
+def _convert(kind: Any, value: Any, key: str, path: str | Path | None) -> Any:
+    """Return `value` as `kind`, or raise a ConfigError that names the key."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(arguments, value, key, path)
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"'{key}' is {value!r}", path=path, remedy=f"use one of {', '.join(map(str, arguments))}")
+    if dataclasses.is_dataclass(kind):
+        return value if isinstance(value, typing.cast(type, kind)) else _build(kind, value, f"{key}.", path)
+    if origin in (tuple, list):
+        return _convert_sequence(origin, arguments, value, key, path)
+    if origin is dict and isinstance(value, Mapping):
+        return {str(name): _convert(arguments[1], entry, f"{key}.{name}", path) for name, entry in value.items()}
+    if kind is float and (number := _as_float(value)) is not None:
+        return number
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    wanted = getattr(kind, "__name__", str(kind))
+    raise ConfigError(f"'{key}' is {value!r}", path=path, remedy=f"give a value of kind {wanted}")
+
+
+def _convert_union(kinds: tuple[Any, ...], value: Any, key: str, path: str | Path | None) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    *others, last = [kind for kind in kinds if kind is not type(None)]
+    for kind in others:
+        try:
+            return _convert(kind, value, key, path)
+        except ConfigError:
+            continue
+    return _convert(last, value, key, path)
+
+
+def _convert_sequence(origin: Any, kinds: tuple[Any, ...], value: Any, key: str, path: str | Path | None) -> Any:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"'{key}' is {value!r}", path=path, remedy="give a list")
+    if origin is tuple and kinds[-1] is not Ellipsis:
+        if len(value) != len(kinds):
+            raise ConfigError(f"'{key}' has {len(value)} values", path=path, remedy=f"give {len(kinds)}")
+    else:
+        kinds = (kinds[0],) * len(value)
+    return origin(_convert(k, v, f"{key}[{i}]", path) for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _as_float(value: Any) -> float | None:
+    """Return a number; YAML 1.1 reads `1e-3` as a text, so texts that spell a number count."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
