@@ -2,4 +2,57 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from audio_llm.pipeline.formats import Transcript
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "load", "transcribe"]
+
+
+def load(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
+    """Return the ready object of a model directory: a corrector for kind `dlm`, a recogniser for kind `ctc`.
+
+    Args:
+        name_or_dir: A folder, or the name of a model shipped with the package or downloaded before.
+        device: `cpu`, `cuda`, or `auto` for CUDA where there is one.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+        ModelFormatError: It is damaged, or of a kind that has no ready object.
+    """
+    from audio_llm.pipeline.transcribe import load_model_object
+
+    return load_model_object(name_or_dir, device)
+
+
+def transcribe(
+    path: str | os.PathLike[str],
+    asr: str = "sphinx",
+    correct: str | None = None,
+    model: str | None = None,
+    nbest: int = 5,
+    device: str = "cpu",
+) -> Transcript:
+    """Transcribe one sound file; for many, build one `pipeline.transcribe.Transcriber` and keep it.
+
+    Args:
+        path: The file, or `-` for standard input.
+        asr: `sphinx`, `ctc`, `whisper` or `espnet`.
+        correct: `dlm` to correct the text, None to leave it as recognised.
+        model: The recogniser's model; None takes its own.
+        nbest: Hypotheses to ask for.
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        Text, word times, hypotheses and corrections.
+
+    Raises:
+        AudioFileError: The file cannot be read as sound.
+        ModelNotFoundError: There is no such model.
+    """
+    from audio_llm.pipeline.transcribe import load_transcriber
+
+    return load_transcriber(asr, model, correct or "none", nbest=nbest, device=device).transcribe(path)

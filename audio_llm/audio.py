@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +32,11 @@ _UNKNOWN_FRAMES = 1 << 60  # libsndfile's count where the file does not say
 _LEAST_LOSS_S = {"MP3": 0.1}  # encoder padding makes the count of frames in an MP3 inexact
 _CLAIMED_BYTES = re.compile(r"(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
 _NO_END_MARK = re.compile(r"lacks an end-of-stream|without an End-Of-Stream", re.IGNORECASE)
+_FOREIGN = (
+    (4, b"ftyp", "MP4 (m4a)"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA"),
+    (0, b"\x1a\x45\xdf\xa3", "WebM (Matroska)"),
+)
 _WRITERS = {
     ".wav": ("WAV", "PCM_16"),
     ".flac": ("FLAC", "PCM_16"),
@@ -135,9 +139,7 @@ class BlockReader:
     def __enter__(self) -> BlockReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -164,10 +166,12 @@ class BlockReader:
     def _open(self, source: Path) -> None:
         import soundfile
 
-        if source.suffix.lower() == ".mp3" or _is_mp3(source):
-            self._stream = source.open("rb")  # so that it can be told how far the decoder came
         try:
-            self._file = soundfile.SoundFile(self._stream or str(source))
+            self._file = soundfile.SoundFile(str(source))
+            if self._file.format == "MP3":
+                self._file.close()
+                self._stream = source.open("rb")  # so that it can be told how far the decoder came
+                self._file = soundfile.SoundFile(self._stream)
         except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: the suffix .raw
             reason = getattr(error, "error_string", "").rstrip(". ")
             if not reason or "possibly a pipe" in reason:  # what libsndfile says of every MP3 it cannot read
@@ -186,8 +190,7 @@ class BlockReader:
             )
 
     def _describe(self, path: Path) -> AudioInfo:
-        file = self._file
-        if file is None:
+        if (file := self._file) is None:
             return AudioInfo(path, SAMPLE_RATE, 1, 0.0, "empty")
         duration_s = file.frames / file.samplerate if file.frames < _UNKNOWN_FRAMES else float("inf")
         return AudioInfo(path, file.samplerate, file.channels, duration_s, f"{file.format} {file.subtype}")
@@ -253,7 +256,7 @@ class BlockReader:
         lost_s = (claimed - done) / file.samplerate
         if claimed < _UNKNOWN_FRAMES and lost_s >= _LEAST_LOSS_S.get(file.format, 0.005):
             self._warnings.append(f"the file is cut off or damaged: {lost_s:.2f} s lost after {got_s:.2f} s")
-        elif _NO_END_MARK.search(file.extra_info):
+        elif _NO_END_MARK.search(file.extra_info) and got_s > 0.1:  # libsndfile writes none into the shortest files
             self._warnings.append(
                 f"the file is cut off: it ends without its end mark after {got_s:.2f} s, "
                 "the seconds lost are not known in this format"
@@ -359,29 +362,15 @@ def _check(source: Path, name: str) -> int:
 
 def _foreign_container(head: bytes) -> str | None:
     """Name the container by its first bytes where libsndfile does not know it."""
-    if head[4:8] == b"ftyp":
-        return "MP4 (m4a)"
-    if head.startswith(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"):
-        return "WMA"
-    if head.startswith(b"ADIF") or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0):
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
         return "AAC"
-    if head.startswith(b"\x1a\x45\xdf\xa3"):
-        return "WebM (Matroska)"
-    if head.startswith(b"#!AMR"):
-        return "AMR"
-    return None
+    return next((name for at, mark, name in _FOREIGN if head.startswith(mark, at)), None)
 
 
 def _ffmpeg(name: str) -> str:
     path = Path(name)
-    out = path.with_suffix(".wav") if path.suffix.lower() != ".wav" else path.with_name(f"{path.stem}_16k.wav")
+    out = path.with_name(f"{path.stem}_16k.wav" if path.suffix.lower() == ".wav" else f"{path.stem}.wav")
     return f"ffmpeg -i {shlex.quote(name)} -ar 16000 -ac 1 {shlex.quote(str(out))}"
-
-
-def _is_mp3(source: Path) -> bool:
-    with source.open("rb") as file:
-        head = file.read(3)
-    return head == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2)
 
 
 def _mp3_knows_length(name: str) -> bool:

@@ -5,32 +5,34 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
 
+from audio_llm import __version__
 from audio_llm.errors import UsageError
 
-CORE_PACKAGES = (
-    "torch",
-    "transformers",
-    "safetensors",
-    "numpy",
-    "scipy",
-    "soundfile",
-    "soxr",
-    "pocketsphinx",
-    "jiwer",
-    "num2words",
-    "PyYAML",
-    "tqdm",
-    "huggingface_hub",
+CORE_REQUIREMENTS = (
+    "torch>=2.6,<2.14",
+    "transformers>=5,<6",
+    "safetensors>=0.5",
+    "numpy>=2",
+    "scipy>=1.14",
+    "soundfile>=0.13",
+    "soxr>=0.5",
+    "pocketsphinx>=5.1,<6",
+    "jiwer>=4,<5",
+    "num2words>=0.5.13",
+    "PyYAML>=6",
+    "tqdm>=4.66",
+    "huggingface_hub>=1",
 )
-EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("accelerate", "peft"),
-    "plot": ("matplotlib",),
-    "ray": ("ray",),
-    "dev": ("hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "srt", "webvtt-py"),
+EXTRAS: dict[str, tuple[str, ...]] = {  # as in pyproject.toml, without those that only this project's tests need
+    "train": ("accelerate>=1.10,<2", "peft>=0.18,<1"),
+    "plot": ("matplotlib>=3.9",),
+    "ray": ("ray[data]>=2.50,<3",),
 }
 PROGRAMS: dict[str, tuple[str, str]] = {
     "flite": ("speech for `audio-llm train dlm`", "apt install flite"),
@@ -44,10 +46,17 @@ PROGRAMS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Package:
-    """A Python package and its version; None where it is not installed."""
+    """A package that is needed.
+
+    Attributes:
+        name: Its name.
+        version: None where it is not installed.
+        remedy: The pip line that installs it.
+    """
 
     name: str
     version: str | None
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -138,11 +147,12 @@ def resolve_device(device: str) -> str:
 
 def diagnose() -> Diagnosis:
     """Look at the installation and the machine."""
-    packages = [Package("audio-llm", _own_version()), *(Package(name, _version(name)) for name in CORE_PACKAGES)]
+    packages = [Package("audio-llm", __version__, "pip install .")]
+    packages += [Package(_name(line), _version(line), _pip((line,))) for line in CORE_REQUIREMENTS]
     extras = []
-    for name, members in EXTRAS.items():
-        missing = tuple(member for member in members if _version(member) is None)
-        extras.append(Extra(name, missing, f"pip install 'audio-llm[{name}]'"))
+    for name, requirements in EXTRAS.items():
+        missing = tuple(requirement for requirement in requirements if _version(requirement) is None)
+        extras.append(Extra(name, tuple(map(_name, missing)), _pip(missing)))
     programs = [Program(name, shutil.which(name), *PROGRAMS[name]) for name in PROGRAMS]
     python = f"Python {platform.python_version()} on {platform.platform()}"
     return Diagnosis(python, tuple(packages), tuple(extras), tuple(programs), tuple(_devices()), tuple(_notes()))
@@ -170,14 +180,16 @@ def _notes() -> list[str]:
     return notes
 
 
-def _own_version() -> str:
-    from audio_llm import __version__
-
-    return __version__
-
-
-def _version(name: str) -> str | None:
+def _version(requirement: str) -> str | None:
     try:
-        return metadata.version(name)
+        return metadata.version(_name(requirement))
     except metadata.PackageNotFoundError:
         return None
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[\[<>=]", requirement)[0]
+
+
+def _pip(requirements: tuple[str, ...]) -> str:
+    return f"pip install {' '.join(map(shlex.quote, requirements))}"

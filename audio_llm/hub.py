@@ -138,6 +138,7 @@ def save_model(
         # clone: safetensors refuses tensors that share memory (tied weights)
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(plain, temporary / WEIGHTS_NAME)
+        (temporary / WEIGHTS_NAME).chmod(0o644)  # safetensors lets only the owner read it
         for name, text in {**(assets or {}), CARD_NAME: card}.items():
             (temporary / name).write_text(text, encoding="utf-8")
         hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}

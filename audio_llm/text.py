@@ -23,6 +23,7 @@ _SAINT = re.compile(r"\bSt\.(?= [A-Z])")
 _NOT_WORD = re.compile(r"[^\w' ]|_")
 _OUTER_APOSTROPHE = re.compile(r"(?<!\w)'+|'+(?!\w)")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?")
+_LONGEST_NUMBER = 15  # digits; a longer one is read digit by digit
 _SPELLED = re.compile(r"\b(?:[a-z] )+[a-z]\b")
 
 
@@ -60,16 +61,20 @@ def _raw(text: str) -> str:
 
 def _basic(text: str) -> str:
     """Lower case, no punctuation; apostrophes inside words stay, hyphens and dashes become spaces."""
-    text = unicodedata.normalize("NFKC", text.translate(_QUOTES)).translate(_QUOTES).lower()
+    text = _plain_characters(text).lower()
     text = _NOT_WORD.sub(" ", text)
     return " ".join(_OUTER_APOSTROPHE.sub(" ", text).split())
 
 
 def _spoken(text: str) -> str:
     """As `basic`, with numbers, titles and the ampersand written as they are said."""
-    text = _SAINT.sub("saint", text.translate(_QUOTES)).replace("&", " and ")
+    text = _SAINT.sub("saint", _plain_characters(text)).replace("&", " and ")
     text = _NUMBER.sub(lambda match: f" {_say_number(match.group())} ", text)
     return " ".join(_TITLES.get(word, word) for word in _basic(text).split())
+
+
+def _plain_characters(text: str) -> str:
+    return unicodedata.normalize("NFKC", text.translate(_QUOTES)).translate(_QUOTES)
 
 
 def _say_number(digits: str) -> str:
@@ -77,6 +82,8 @@ def _say_number(digits: str) -> str:
 
     ordinal = digits[-2:] in {"st", "nd", "rd", "th"}
     digits = (digits[:-2] if ordinal else digits).replace(",", "")
+    if len(digits) > _LONGEST_NUMBER:
+        return " ".join(str(num2words(int(digit))) for digit in digits if digit != ".")
     number = float(digits) if "." in digits else int(digits)
     if ordinal:
         return str(num2words(int(number), to="ordinal"))

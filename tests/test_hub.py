@@ -45,6 +45,7 @@ def test_saved_model_comes_back(model: Path) -> None:
     assert (loaded.path / "vocabulary.json").read_text() == '["a"]'
     assert hub.verify_model(model).kind == "dlm"
     assert hub.model_kind(model) == "dlm"
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in [model, *model.iterdir()])  # others may read it
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -113,10 +113,12 @@ def load_recognizer(
 
 def describe_engines() -> list[EngineReport]:
     """Return every engine with its capabilities, or with the reason why it cannot be used here."""
-    return [_report(engine) for engine in ENGINES.values()]
+    return [describe_engine(name) for name in ENGINES]
 
 
-def _report(engine: Engine) -> EngineReport:
+def describe_engine(name: str) -> EngineReport:
+    """Return one engine of `ENGINES` as `describe_engines` does."""
+    engine = ENGINES[name]
     capabilities, problem = None, None
     try:
         capabilities = getattr(_recognizer_class(engine), "capabilities", None)

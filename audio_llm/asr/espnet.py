@@ -33,6 +33,8 @@ BEAM_SIZE = 20  # hypotheses kept while decoding; also the most that one list ca
 CTC_WEIGHT = 0.3  # of the CTC score in the sum with the decoder's; ESPnet's recipes decode with this
 _MIN_SAMPLES = SAMPLE_RATE // 10  # below 0.1 s there is nothing to recognise
 _SILENCE_PEAK = 1e-4  # quieter than -80 dBFS counts as silence
+_IMPOSSIBLE = -1e8  # ESPnet's CTC gives texts that cannot fit the sound -1e10 times its weight
+_MARKS = frozenset({"<blank>", "<unk>", "<sos/eos>", "<sos>", "<eos>"})  # tokens that are no text
 
 # ESPnet imports these at its top for enhancement, synthesis and networks that `check_config` refuses. They cannot be
 # installed beside every torch (torchaudio, ci_sdr) or reach for the network when imported (g2p_en).
@@ -50,7 +52,7 @@ _UNUSED_MODULES = (
 
 
 class EspnetRecognizer:
-    """Recognise with a trained ESPnet2 model: encoder with CTC and attention decoder, or a transducer.
+    """Recognise with a trained ESPnet2 model: an encoder with CTC, an attention decoder, or both.
 
     A score is the sum that ESPnet ranks by, in nats: `(1 - w) log p_decoder + w log p_ctc` with w the CTC weight.
     """
@@ -63,8 +65,6 @@ class EspnetRecognizer:
         self._speech2text = speech2text
         self._ctc_weight = ctc_weight
         self._known_tokens = frozenset(speech2text.asr_model.token_list)
-        if speech2text.asr_model.use_transducer_decoder:
-            self.capabilities = Capabilities(scores=True, word_times=False, text_scores=False, word_preference=False)
 
     @classmethod
     def load(
@@ -83,7 +83,7 @@ class EspnetRecognizer:
             model_dir: Folder with config.yaml and the weights (or meta.yaml naming both).
             device: `cpu` or `cuda`.
             ctc_weight: Weight of the CTC score, 0 to 1; a model with only one of the two parts uses that one.
-            beam_size: Hypotheses kept while decoding.
+            beam_size: Hypotheses kept while decoding; fewer where the model has fewer tokens.
 
         Raises:
             MissingDependencyError: ESPnet is not installed here.
@@ -112,12 +112,13 @@ class EspnetRecognizer:
         if waveform.size < _MIN_SAMPLES or float(np.abs(waveform).max()) < _SILENCE_PEAK:
             return NBest(id, ())
         try:
-            results = self._speech2text(np.ascontiguousarray(waveform, dtype=np.float32))
+            with _ignored_warnings():
+                results = self._speech2text(np.ascontiguousarray(waveform, dtype=np.float32))
         except TooShortUttError:
             return NBest(id, ())
         if isinstance(results, tuple):  # a model with CTC in its middle layers adds their outputs
             results = results[0]
-        return NBest(id, tuple(_distinct(results))[:nbest])
+        return NBest(id, tuple(_distinct(results, self._speech2text.tokenizer))[:nbest])
 
     def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
         """Return the beam's own score of each text by teacher forcing (see `Recognizer.score`).
@@ -135,10 +136,10 @@ class EspnetRecognizer:
         scores: list[float | None] = [None] * len(texts)
         token_ids = [self._token_ids(text) for text in texts]
         usable = [index for index, ids in enumerate(token_ids) if ids]
-        if not usable or not self.capabilities.text_scores or waveform.size < _MIN_SAMPLES:
+        if not usable or waveform.size < _MIN_SAMPLES:
             return scores
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _ignored_warnings():
                 values = self._score_tokens(waveform, [token_ids[index] or [] for index in usable])
         except TooShortUttError:
             return scores
@@ -196,9 +197,7 @@ def import_espnet() -> Any:
     if importlib.util.find_spec("espnet2") is None:
         raise MissingDependencyError("the package espnet is not installed", remedy=remedy)
     try:
-        with _stand_ins(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as said:
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with _stand_ins(), _ignored_warnings(), contextlib.redirect_stdout(io.StringIO()) as said:
             from espnet2.bin.asr_inference import Speech2Text
     except (ImportError, OSError) as error:
         raise MissingDependencyError(f"the package espnet cannot be imported: {error}", remedy=remedy) from error
@@ -229,6 +228,15 @@ def _stand_ins() -> Iterator[None]:
             del sys.modules[name]
 
 
+@contextlib.contextmanager
+def _ignored_warnings() -> Iterator[None]:
+    """Keep ESPnet's uses of old torch functions to itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
 def _usable_ctc_weight(config: dict[str, Any], wanted: float) -> float:
     trained_with = (config.get("model_conf") or {}).get("ctc_weight", 0.5)
     if config.get("decoder") is None or trained_with == 1.0:
@@ -242,7 +250,8 @@ def _build(
     import yaml
     from typeguard import TypeCheckError
 
-    transducer = {"transducer_conf": {"nbest": beam_size}} if config.get("decoder") == "transducer" else {}
+    # ESPnet fills a wider beam with <blank>, which costs nothing in the end and so wins with an empty text
+    beam_size = min(beam_size, len(config["token_list"]) - 1)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "config.yaml"
         written.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
@@ -253,12 +262,14 @@ def _build(
                 beam_size=beam_size,
                 nbest=beam_size,
                 ctc_weight=ctc_weight,
-                **transducer,
             )
         except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             problem: Exception = error
         except TypeCheckError as error:
             problem = error
+        except ImportError as error:
+            message = f"espnet needs a further package for this model: {error}"
+            raise MissingDependencyError(message, path=path, remedy="install it, or use another model") from error
     message = f"espnet cannot build the model: {type(problem).__name__}: {problem}"
     raise ModelFormatError(message, path=path, remedy="check that this espnet version trained it") from problem
 
@@ -277,12 +288,13 @@ def _fill(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) 
         logger.warning("%s: %d weights have no place in the model", path, len(outcome.unexpected_keys))
 
 
-def _distinct(results: Sequence[Any]) -> list[Hypothesis]:
-    """Return the texts without repeats, best first; an empty best text means that nothing was said."""
-    ranked = sorted(results, key=lambda result: float(result[3].score), reverse=True)
+def _distinct(results: Sequence[Any], tokenizer: Any) -> list[Hypothesis]:
+    """Return the texts without repeats and marks, best first; an empty best text means that nothing was said."""
+    possible = [result for result in results if float(result[3].score) > _IMPOSSIBLE]
+    ranked = sorted(possible, key=lambda result: float(result[3].score), reverse=True)
     hypotheses: dict[str, Hypothesis] = {}
-    for text, *_, hypothesis in ranked:
-        text = " ".join((text or "").split())
+    for _, tokens, _, hypothesis in ranked:
+        text = " ".join(tokenizer.tokens2text([token for token in tokens if token not in _MARKS]).split())
         if not text and not hypotheses:
             return []
         if text and text not in hypotheses:

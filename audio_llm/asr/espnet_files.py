@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 # What may be built from config.yaml: ESPnet's own layers. The rest of its choices (s3prl, fairseq, Hugging Face,
-# OpenAI Whisper, BEATs...) download or unpickle further checkpoints that the configuration names.
+# OpenAI Whisper, BEATs...) download or unpickle further checkpoints that the configuration names; transducers need a
+# package for their training loss even to decode.
 _ALLOWED: dict[str, frozenset[str | None]] = {
     "frontend": frozenset({None, "default", "sliding_window"}),
     "specaug": frozenset({None, "specaug"}),
@@ -35,7 +37,7 @@ _ALLOWED: dict[str, frozenset[str | None]] = {
         }
     ),
     "postencoder": frozenset({None, "length_adaptor"}),
-    "decoder": frozenset({None, "transformer", "rnn", "transducer", "lightweight_conv", "dynamic_conv"}),
+    "decoder": frozenset({None, "transformer", "rnn", "lightweight_conv", "dynamic_conv"}),
     "token_type": frozenset({"char", "bpe", "word"}),
 }
 _PREFERRED_WEIGHTS = (
@@ -88,7 +90,7 @@ def find_files(model_dir: str | os.PathLike[str]) -> EspnetFiles:
 
 
 def read_config(files: EspnetFiles) -> dict[str, Any]:
-    """Read config.yaml, with the files that it names found again where the model was moved.
+    """Read config.yaml, with its token list inside and the files it names found again where the model was moved.
 
     Raises:
         ModelFormatError: It is no mapping, or a file that it names is not there.
@@ -96,7 +98,8 @@ def read_config(files: EspnetFiles) -> dict[str, Any]:
     config = _read_yaml(files.config)
     token_list = config.get("token_list")
     if isinstance(token_list, str):
-        config["token_list"] = str(_locate(token_list, files))
+        lines = _locate(token_list, files).read_text(encoding="utf-8").splitlines()
+        config["token_list"] = [line.rstrip() for line in lines]
     elif not isinstance(token_list, list) or not all(isinstance(token, str) for token in token_list):
         raise ModelFormatError("it has no token_list", path=files.config, remedy="take the one the training wrote")
     if config.get("token_type") == "bpe":
@@ -144,8 +147,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         # weights_only: a pickle that names any other class or function is an error, and nothing of it is run
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        message = f"not a plain state dict, so reading it could run code: {reason}"
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it names {named[1]}" if named else "it is no pickle of tensors"
+        message = f"not a plain state dict, so reading it could run code: {what}"
         remedy = "save model.state_dict() alone, or convert it to model.safetensors where you trust it"
         raise ModelFormatError(message, path=path, remedy=remedy) from None
     except (EOFError, OSError, RuntimeError) as error:

@@ -12,7 +12,23 @@ from audio_llm.errors import DataError
 from audio_llm.text import DEFAULT_NORMALIZER, Normalizer
 
 SHARED_NGRAM = 8  # words; a sentence that shares so many in a row with a held-out text is dropped
-_ABBREVIATIONS = ("Mr", "Mrs", "Ms", "Dr", "St", "Messrs", "Mme", "Mlle", "Col", "Capt", "Rev", "Esq", "No", "vol", "Vol")
+_ABBREVIATIONS = (
+    "Mr",
+    "Mrs",
+    "Ms",
+    "Dr",
+    "St",
+    "Messrs",
+    "Mme",
+    "Mlle",
+    "Col",
+    "Capt",
+    "Rev",
+    "Esq",
+    "No",
+    "vol",
+    "Vol",
+)
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _MARKS = re.compile(r"[_*\[\]{}|<>=~^]|--+")
 _STOP = "\u2024"  # stands for a full stop that ends no sentence

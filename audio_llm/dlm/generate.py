@@ -83,9 +83,7 @@ class GenerationReport:
     failed_items: int
 
 
-def plan_speech(
-    sentences: Sequence[Sentence], config: GenerationConfig, noises: Sequence[np.ndarray] = ()
-) -> Plan:
+def plan_speech(sentences: Sequence[Sentence], config: GenerationConfig, noises: Sequence[np.ndarray] = ()) -> Plan:
     """Plan synthetic speech: a pure function of the sentences, the configuration and the noises.
 
     The sentences are shuffled by the seed, so that any first part of the shards is a fair sample.
@@ -133,15 +131,15 @@ def generate(
     missing = [i for i in range(len(plan.shards)) if not shard_is_done(output, i)]
     found = len(plan.shards) - len(missing)
     deadline = time.monotonic() + 60.0 * max_minutes if max_minutes is not None else float("inf")
-    made = failed = 0
+    finished: list[int] = []  # failures of each shard made
     context = multiprocessing.get_context("fork")
     jobs = (i for i in missing if time.monotonic() < deadline)
     with context.Pool(max(1, workers), _start_worker, (plan, output)) as pool:
-        for failures in pool.imap_unordered(_run_shard, _throttled(jobs, workers, lambda: made)):
-            made, failed = made + 1, failed + failures
+        for failures in pool.imap_unordered(_run_shard, _throttled(jobs, workers, finished)):
+            finished.append(failures)
             if progress is not None:
-                progress(found + made, len(plan.shards))
-    return GenerationReport(made, found, len(missing) - made, failed)
+                progress(found + len(finished), len(plan.shards))
+    return GenerationReport(len(finished), found, len(missing) - len(finished), sum(finished))
 
 
 def read_pairs(folder: Path) -> Iterator[dict[str, Any]]:
@@ -207,10 +205,10 @@ def _run_shard(index: int) -> int:
     return failed
 
 
-def _throttled(jobs: Iterator[int], workers: int, done: Callable[[], int]) -> Iterator[int]:
+def _throttled(jobs: Iterator[int], workers: int, finished: Sequence[int]) -> Iterator[int]:
     """Hand out jobs only a little ahead, so that the time limit is looked at before each."""
     for handed_out, job in enumerate(jobs):
-        while handed_out - done() >= max(1, workers) + 1:
+        while handed_out - len(finished) >= max(1, workers) + 1:
             time.sleep(0.05)
         yield job
 
@@ -231,7 +229,9 @@ def _check_plan(plan: Plan, output: Path) -> None:
     if path.exists():
         if json.loads(path.read_text())["fingerprint"] != plan.fingerprint:
             raise DataError(
-                "holds shards of another plan", path=output, remedy="give another folder, or the settings it was made with"
+                "holds shards of another plan",
+                path=output,
+                remedy="give another folder, or the settings it was made with",
             )
         return
     _write(

@@ -28,6 +28,16 @@ class Replacement:
     kept: int
     log_odds: float
 
+    @classmethod
+    def of(cls, target: Words, count: int, kept: int, discount: float) -> Replacement:
+        """Build one from its counts, `discount` taken off the one and added to the other."""
+        return cls(target, count, kept, math.log(count - discount) - math.log(kept + discount))
+
+    @property
+    def evidence(self) -> float:
+        """Log(1 + count)."""
+        return math.log1p(self.count)
+
 
 class PhraseTable:
     """Replacements by source phrase, the likeliest first."""
@@ -57,6 +67,7 @@ class TableSettings:
         min_rate: Least share of count in count + kept.
         discount: Taken off every count, so that single sightings weigh less.
         hypotheses: Distinct hypotheses of a list that are learned from.
+        most: Source phrases kept in all, those seen most often.
     """
 
     longest: int = 4
@@ -65,6 +76,7 @@ class TableSettings:
     min_rate: float = 0.02
     discount: float = 0.5
     hypotheses: int = 8
+    most: int = 200_000
 
 
 def learn_phrases(lists: Sequence[tuple[Sequence[Words], Words]], settings: TableSettings) -> PhraseTable:
@@ -87,12 +99,16 @@ def learn_phrases(lists: Sequence[tuple[Sequence[Words], Words]], settings: Tabl
     for (source, target), count in counts.items():
         if count < settings.min_rate * (count + kept[source]):
             continue
-        odds = math.log(count - settings.discount) - math.log(kept[source] + settings.discount)
-        entries.setdefault(source, []).append(Replacement(target, count, kept[source], odds))
+        entries.setdefault(source, []).append(Replacement.of(target, count, kept[source], settings.discount))
     for replacements in entries.values():
         replacements.sort(key=lambda r: (-r.count, r.target))
         del replacements[settings.alternatives :]
-    return PhraseTable(entries)
+    return PhraseTable(_largest(entries, settings.most))
+
+
+def _largest(entries: dict[Words, list[Replacement]], most: int) -> dict[Words, list[Replacement]]:
+    kept = sorted(entries, key=lambda source: (-entries[source][0].count, source))[:most]
+    return {source: entries[source] for source in sorted(kept)}
 
 
 def _changed_phrases(words: Words, runs: Sequence[Op], reference: Words, longest: int) -> Iterator[tuple[Words, Words]]:

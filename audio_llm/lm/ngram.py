@@ -7,7 +7,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,16 +108,8 @@ class NgramLm:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the model as one `.npz` file without pickles; return its path."""
         path = Path(path)
-        header = {"format": _FORMAT, "order": self.order, "unknown_types": self.unknown_types}
-        arrays: dict[str, np.ndarray] = {
-            "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
-            "vocabulary": np.frombuffer("\n".join(self.vocabulary).encode(), dtype=np.uint8),
-        }
-        for n, level in enumerate(self.levels, 1):
-            arrays[f"steps{n}"] = _smallest(np.diff(level.keys, prepend=0))
-            arrays[f"log_probs{n}"] = level.log_probs
-            if n < self.order:
-                arrays[f"backoffs{n}"] = level.backoffs
+        header = {"format": _FORMAT, "unknown_types": self.unknown_types}
+        arrays = {"header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **self.to_arrays()}
         temporary = path.with_name(path.name + ".tmp")
         with temporary.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -138,15 +130,36 @@ class NgramLm:
                 header = json.loads(arrays["header"].tobytes())
                 if header["format"] != _FORMAT:
                     raise ValueError(f"format {header['format']!r}, expected {_FORMAT!r}")
-                vocabulary = arrays["vocabulary"].tobytes().decode().split("\n")
-                levels = [_read_level(arrays, n, int(header["order"])) for n in range(1, int(header["order"]) + 1)]
+                return cls.from_arrays(arrays, int(header["unknown_types"]))
         except FileNotFoundError:
             raise ModelNotFoundError("no such n-gram model", path=path, remedy=remedy) from None
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ModelFormatError(f"not an n-gram model: {error}", path=path, remedy=remedy) from None
-        if len(vocabulary) != len(levels[0].keys) or tuple(vocabulary[:3]) != SPECIAL_WORDS:
-            raise ModelFormatError("vocabulary and unigrams disagree", path=path, remedy=remedy)
-        return cls(vocabulary, levels, int(header["unknown_types"]))
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return all but `unknown_types` as arrays by name, for a file of any kind; see `from_arrays`."""
+        arrays = {"vocabulary": np.frombuffer("\n".join(self.vocabulary).encode(), dtype=np.uint8)}
+        for n, level in enumerate(self.levels, 1):
+            arrays[f"steps{n}"] = _smallest(np.diff(level.keys, prepend=0))
+            arrays[f"log_probs{n}"] = level.log_probs
+            arrays[f"backoffs{n}"] = level.backoffs
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], unknown_types: int) -> NgramLm:
+        """Build a model from what `to_arrays` gave; other names are ignored.
+
+        Raises:
+            KeyError: An array is missing.
+            ValueError: The arrays do not belong together.
+        """
+        vocabulary = arrays["vocabulary"].tobytes().decode().split("\n")
+        levels: list[Level] = []
+        while f"steps{len(levels) + 1}" in arrays:
+            levels.append(_read_level(arrays, len(levels) + 1))
+        if not levels or len(vocabulary) != len(levels[0].keys) or tuple(vocabulary[:3]) != SPECIAL_WORDS:
+            raise ValueError("vocabulary and unigrams disagree")
+        return cls(vocabulary, levels, unknown_types)
 
     def _numbers(self, sentence: Sequence[str]) -> list[int]:
         return [START_ID, *(self._ids.get(word, UNKNOWN_ID) for word in sentence), END_ID]
@@ -192,10 +205,9 @@ def _smallest(steps: np.ndarray) -> np.ndarray:
     return steps.astype(np.uint32) if fits_in_32 else steps.astype(np.uint64)
 
 
-def _read_level(arrays: np.lib.npyio.NpzFile, n: int, order: int) -> Level:
-    log_probs = arrays[f"log_probs{n}"]
+def _read_level(arrays: Mapping[str, np.ndarray], n: int) -> Level:
     keys = np.cumsum(arrays[f"steps{n}"].astype(np.int64))
-    backoffs = arrays[f"backoffs{n}"] if n < order else np.zeros_like(log_probs)
-    if not len(keys) == len(log_probs) == len(backoffs):
+    level = Level(keys, arrays[f"log_probs{n}"], arrays[f"backoffs{n}"])
+    if not len(keys) == len(level.log_probs) == len(level.backoffs):
         raise ValueError(f"the arrays of order {n} differ in length")
-    return Level(keys, log_probs, backoffs)
+    return level

@@ -1,4 +1,4 @@
-"""Transcribe many files: finished outputs are safe at once, a failed file does not stop the rest, a stopped run resumes."""
+"""Transcribe many files: finished outputs are safe, a failed file does not stop the rest, a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def output_stems(inputs: Sequence[AudioInput]) -> list[str]:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file under a temporary name and rename it, so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # always the same, so that a resumed run clears it away
     try:
         # file names may hold bytes that are no text: written as \\udcXX rather than failing
         with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:

@@ -1,16 +1,60 @@
-"""N-best lists in, corrections out, in order and in batches."""
+"""Correctors by name; N-best lists in, corrections out, in order and in batches."""
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+from audio_llm import hub
+from audio_llm.asr.base import Recognizer
 from audio_llm.correction import Correction, Corrector
+from audio_llm.doctor import resolve_device
+from audio_llm.errors import UsageError
 from audio_llm.nbest import NBest
 
 BATCH_SIZE = 32  # lists
+CORRECTORS: dict[str, tuple[str, str, str]] = {  # name: module, class, default model
+    "dlm": ("audio_llm.dlm.corrector", "DlmCorrector", "dlm-small"),
+}
+DECODINGS = ("greedy", "dsr", "dlm-sum")
+
+
+def load_corrector(
+    name: str = "dlm",
+    model: str | None = None,
+    recognizer: Recognizer | None = None,
+    decode: str = "greedy",
+    device: str = "cpu",
+    gate: bool = True,
+) -> Corrector:
+    """Load a corrector.
+
+    Args:
+        name: One of `CORRECTORS`.
+        model: Name or folder of its model; None takes its own.
+        recognizer: Asked again by decodings that weigh the sound.
+        decode: One of `DECODINGS`.
+        device: `cpu`, `cuda` or `auto`.
+        gate: Keep the recogniser's text where the gain is small.
+
+    Raises:
+        UsageError: A name is unknown.
+        ModelNotFoundError: There is no such model.
+    """
+    if name not in CORRECTORS:
+        raise UsageError(f"no corrector is named {name!r}", remedy=f"use one of {', '.join(CORRECTORS)}")
+    if decode not in DECODINGS:
+        raise UsageError(f"no decoding is named {decode!r}", remedy=f"use one of {', '.join(DECODINGS)}")
+    module, class_name, default_model = CORRECTORS[name]
+    folder = hub.find_model(model or default_model)
+    corrector_class = getattr(importlib.import_module(module), class_name)
+    corrector: Corrector = corrector_class.load(
+        folder, recognizer=recognizer, decode=decode, gate=gate, device=resolve_device(device)
+    )
+    return corrector
 
 
 def correct_lists(lists: Iterable[NBest], corrector: Corrector, batch_size: int = BATCH_SIZE) -> Iterator[Correction]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from audio_llm import hub
+from audio_llm.asr import engines
 from audio_llm.asr.base import SAMPLE_RATE, Recognizer
 from audio_llm.asr.segment import Segment, segments
 from audio_llm.audio import BlockReader
 from audio_llm.correction import Correction, Corrector, Edit
+from audio_llm.errors import ModelFormatError
 from audio_llm.nbest import Word
+from audio_llm.pipeline.correct import CORRECTORS, load_corrector
 from audio_llm.pipeline.formats import Transcript, TranscriptSegment, align_words
 from audio_llm.text import NORMALIZERS
 
@@ -27,6 +32,7 @@ class Transcriber:
         corrector: N-best lists to corrected texts; None leaves the recogniser's best.
         nbest: Hypotheses to ask for.
         protected: Words and terms that a correction must not take away.
+        refused: Those of them that the recogniser could not take, for the record.
     """
 
     def __init__(
@@ -35,7 +41,9 @@ class Transcriber:
         corrector: Corrector | None = None,
         nbest: int = 5,
         protected: Iterable[str] = (),
+        refused: Sequence[str] = (),
     ) -> None:
+        self.refused = tuple(refused)
         self._recognizer = recognizer
         self._corrector = corrector
         self._nbest = nbest
@@ -130,6 +138,55 @@ def protect(correction: Correction, terms: Iterable[str]) -> Correction:
     return dataclasses.replace(correction, text=correction.input, kept=True, reason=reason, edits=())
 
 
+def load_transcriber(
+    asr: str = "sphinx",
+    model: str | None = None,
+    correct: str = "none",
+    correct_model: str | None = None,
+    decode: str = "greedy",
+    nbest: int = 5,
+    words: Iterable[str] = (),
+    device: str = "cpu",
+    offline: bool = False,
+) -> Transcriber:
+    """Load a recogniser and a corrector by name.
+
+    Args:
+        asr: One of `asr.engines.ENGINES`.
+        model: The recogniser's model; None takes its own.
+        correct: `none` or one of `pipeline.correct.CORRECTORS`.
+        correct_model: The corrector's model; None takes its own.
+        decode: How the corrector decodes.
+        nbest: Hypotheses to ask for.
+        words: Names and terms to prefer; corrections do not take them away.
+        device: `cpu`, `cuda` or `auto`.
+        offline: Download nothing.
+
+    Raises:
+        UsageError: A name is unknown.
+        ModelNotFoundError: There is no such model.
+    """
+    recognizer = engines.load_recognizer(asr, model, device, offline)
+    corrector = None
+    if correct != "none":
+        corrector = load_corrector(correct, correct_model, recognizer, decode, device)
+    words = tuple(words)
+    refused = tuple(recognizer.prefer(words)) if words else ()
+    return Transcriber(recognizer, corrector, nbest, protected=words, refused=refused)
+
+
+def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
+    """Return the ready object of a model directory by its kind (see `audio_llm.load`)."""
+    folder = hub.find_model(name_or_dir)
+    kind = hub.model_kind(folder)
+    if kind in CORRECTORS:
+        return load_corrector(kind, str(folder), device=device)
+    if kind in engines.ENGINES:
+        return engines.load_recognizer(kind, str(folder), device)
+    remedy = f"kinds with one: {', '.join([*CORRECTORS, 'ctc'])}; hub.load_model reads any"
+    raise ModelFormatError(f"there is no ready object for the kind {kind!r}", path=folder, remedy=remedy)
+
+
 class _Meter:
     """Counts the sound that went in and reports what is finished."""
 
@@ -167,5 +224,3 @@ def _apply(words: Sequence[str], edits: Iterable[Edit]) -> list[str]:
 
 def _count(term: Sequence[str], words: Sequence[str]) -> int:
     return sum(words[start : start + len(term)] == list(term) for start in range(len(words) - len(term) + 1))
-
-

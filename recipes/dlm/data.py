@@ -23,7 +23,7 @@ FIRST_DEV_CLEAN = 60  # utterances of dev-clean, by id, that are reported and so
 TUNE_SENTENCES, BOOK_SENTENCES, VOICE_SENTENCES = 200, 1000, 500
 TUNE_SPEAKERS = ("ls-1673", "ls-2035")  # of dev-clean, for tuning
 TUNE_PROMPTS = 100  # of Kathleen's training prompts, for tuning
-OCEAN_UTTERANCES = 300  # of speechocean762; the recogniser gets little of it right, so that much of it teaches to invent
+OCEAN_UTTERANCES = 300  # of speechocean762; little of it is recognised, so that much of it teaches to invent
 SEED = 20
 
 
@@ -69,6 +69,7 @@ def recordings(data: Path) -> dict[str, list[Recording]]:
         "kathleen": [r for r in kathleen if r.split == "dev"],
         "dev-clean-60": dev_clean[:FIRST_DEV_CLEAN],
         "dev-clean": [r for r in dev_clean if r.split == "dev"],
+        "test-clean-few": _manifest(data, "librispeech_test_clean_few"),
         "test-other": _manifest(data, "librispeech_test_other"),
         "speechocean": [r for r in ocean if r.split == "dev"],
         "tune-dev-clean": [r for r in dev_clean if r.speaker in TUNE_SPEAKERS],
@@ -78,9 +79,7 @@ def recordings(data: Path) -> dict[str, list[Recording]]:
     sets["tune-kathleen"] = [own[i] for i in order[:TUNE_PROMPTS]]
     first_speakers = {r.speaker for r in sets["dev-clean-60"]}
     candidates = [own[i] for i in order[TUNE_PROMPTS:]]
-    candidates += [
-        r for r in dev_clean if r.split == "train" and r.speaker not in first_speakers | set(TUNE_SPEAKERS)
-    ]
+    candidates += [r for r in dev_clean if r.split == "train" and r.speaker not in first_speakers | set(TUNE_SPEAKERS)]
     candidates += [r for r in ocean if r.split == "train"][:OCEAN_UTTERANCES]
     scored = {DEFAULT_NORMALIZER(r.text) for name, rows in sets.items() for r in rows}
     candidates = [r for r in candidates if DEFAULT_NORMALIZER(r.text) not in scored]

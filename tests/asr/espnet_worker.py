@@ -80,6 +80,7 @@ def main(manifest: Path, folder: Path) -> dict[str, object]:
         "rescored": recognizer.score(waveforms[0], nbest.texts),
         "other_sound": recognizer.score(waveforms[1], nbest.texts),
         "unknown": recognizer.score(waveforms[0], ["文字", nbest.best.upper(), "", nbest.best * 40]),
+        "wide": EspnetRecognizer.load(folder, beam_size=1000).recognize(waveforms[0], nbest=1).best,
         "references": texts,
         "bests": bests,
         "silent": len(silent.hypotheses),

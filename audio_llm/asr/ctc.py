@@ -1,0 +1,311 @@
+"""Our own character CTC recogniser: N-best lists with exact scores, word times, and noisy hearing on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from audio_llm import features, hub
+from audio_llm.asr.base import SAMPLE_RATE, Capabilities
+from audio_llm.asr.ctc_model import (
+    BLANK,
+    FRAME_S,
+    SYMBOLS,
+    CtcConfig,
+    CtcModel,
+    decode_symbols,
+    encode_symbols,
+    frames_needed,
+)
+from audio_llm.nbest import Hypothesis, NBest, Word
+from audio_llm.training.config import config_from_dict
+
+KIND = "ctc"
+_MIN_SAMPLES = SAMPLE_RATE // 10  # below 0.1 s there is nothing to recognise
+_SILENCE_PEAK = 1e-4  # quieter than -80 dBFS counts as silence
+_BATCH_FRAMES = 12_000  # feature frames run through the network at once, two minutes
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """How a recogniser is made to err while data are generated; every random draw follows from `seed`.
+
+    Attributes:
+        dropout: Rate of dropout inside the network.
+        time_masks: Stretches of frames blanked out in an utterance.
+        time_mask_s: Longest such stretch in seconds.
+        band_masks: Stretches of mel bands blanked out.
+        band_mask: Widest such stretch in bands.
+        seed: Of all draws.
+    """
+
+    dropout: float = 0.0
+    time_masks: int = 0
+    time_mask_s: float = 0.3
+    band_masks: int = 0
+    band_mask: int = 20
+    seed: int = 0
+
+
+class CtcRecognizer:
+    """Recognise English with our own CTC network.
+
+    Scores are exact natural-log probabilities log p(text | audio), summed over all alignments.
+
+    Args:
+        model: The network, in eval mode from here on.
+        version: Name of network and weights.
+        beam: Prefixes kept in the search.
+    """
+
+    name = "ctc"
+    capabilities = Capabilities(scores=True, word_times=True, text_scores=True, word_preference=False)
+
+    def __init__(self, model: CtcModel, version: str, beam: int = 16) -> None:
+        self.version = version
+        self._model = model.eval()
+        self._beam = beam
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> CtcRecognizer:
+        """Load a model directory that `save_ctc` wrote.
+
+        Raises:
+            ModelNotFoundError: There is no such model.
+            ModelFormatError: It is damaged or of another kind.
+        """
+        loaded = hub.load_model(folder, KIND, device)
+        config = config_from_dict(CtcConfig, loaded.config, loaded.path / hub.CONFIG_NAME)
+        model = CtcModel(config).to(device)
+        model.load_state_dict(loaded.tensors)
+        digest = hashlib.sha256()
+        for name in sorted(loaded.tensors):
+            digest.update(loaded.tensors[name].cpu().numpy().tobytes())
+        return cls(model, f"ctc-{digest.hexdigest()[:8]}")
+
+    def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
+        """Recognise one utterance (see `Recognizer.recognize`).
+
+        Args:
+            waveform: (T,) float32 at 16 kHz in -1..1.
+            nbest: How many distinct hypotheses at most.
+            id: Name for the result.
+        """
+        (log_probs,) = self.log_probs([waveform])
+        texts = {decode_symbols(numbers): None for numbers in prefix_beam(log_probs, max(self._beam, 2 * nbest))}
+        if not texts:
+            return NBest(id, ())
+        scored = _exact_scores(log_probs, list(texts))
+        ranked = sorted(((s, t) for t, s in zip(texts, scored, strict=True) if s is not None), reverse=True)
+        if not ranked or not ranked[0][1]:
+            return NBest(id, ())
+        hypotheses = tuple(Hypothesis(text, score) for score, text in ranked if text)[:nbest]
+        return NBest(id, hypotheses, words=align_words(log_probs, hypotheses[0].text))
+
+    def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
+        """Return log p(text | waveform) of each text.
+
+        None for a text with other symbols than letters, apostrophe and space, and for one too long for the sound.
+
+        Args:
+            waveform: (T,) float32 at 16 kHz.
+            texts: Normalised texts.
+        """
+        (log_probs,) = self.log_probs([waveform])
+        return _exact_scores(log_probs, texts)
+
+    def prefer(self, words: Sequence[str]) -> list[str]:
+        """Return all the words: this engine has no words to prefer, only letters."""
+        return list(words)
+
+    def greedy_batch(self, waveforms: Sequence[np.ndarray], distortion: Distortion | None = None) -> list[str]:
+        """Return the text of the best alignment of each waveform, fast.
+
+        Args:
+            waveforms: Each (T,) float32 at 16 kHz.
+            distortion: Make it err on purpose, to generate data.
+        """
+        texts = []
+        for log_probs in self.log_probs(waveforms, distortion):
+            best = log_probs.argmax(axis=1)
+            kept = best[np.diff(best, prepend=BLANK - 1) != 0]
+            texts.append(decode_symbols([int(number) for number in kept if number != BLANK]))
+        return texts
+
+    def log_probs(self, waveforms: Sequence[np.ndarray], distortion: Distortion | None = None) -> list[np.ndarray]:
+        """Return (N, 29) float64 log-probabilities of the symbols every 40 ms; N is 0 for silence."""
+        results = [np.zeros((0, len(SYMBOLS)))] * len(waveforms)
+        heard = [i for i, w in enumerate(waveforms) if w.size >= _MIN_SAMPLES and np.abs(w).max() >= _SILENCE_PEAK]
+        heard.sort(key=lambda i: waveforms[i].size)
+        with torch.inference_mode(), torch.random.fork_rng(enabled=distortion is not None):
+            if distortion is not None:
+                torch.manual_seed(distortion.seed)
+            for batch in _batches(heard, [waveform.size for waveform in waveforms]):
+                for i, log_probs in zip(batch, self._run([waveforms[i] for i in batch], distortion), strict=True):
+                    results[i] = log_probs
+        return results
+
+    def _run(self, waveforms: list[np.ndarray], distortion: Distortion | None) -> list[np.ndarray]:
+        device = self._model.output.weight.device
+        sounds = [torch.from_numpy(np.asarray(waveform, dtype=np.float32)) for waveform in waveforms]
+        padded = torch.nn.utils.rnn.pad_sequence(sounds, batch_first=True).to(device)
+        mel, frames = features.log_mel(padded, torch.tensor([sound.numel() for sound in sounds], device=device))
+        mel = features.normalize(mel, frames)
+        if distortion is not None:
+            _mask(mel, frames, distortion)
+        output = self._model(mel, frames, None if distortion is None else distortion.dropout)
+        log_probs = output.log_probs.double().cpu().numpy()
+        return [row[: int(length)] for row, length in zip(log_probs, output.lengths, strict=True)]
+
+
+def save_ctc(
+    model: CtcModel, folder: str | Path, card: str, provenance: Mapping[str, Any] | None = None, half: bool = True
+) -> Path:
+    """Write a model directory that `CtcRecognizer.load` reads.
+
+    Args:
+        model: The network.
+        folder: The directory.
+        card: Text of its README.md.
+        provenance: What made it.
+        half: Store the weights in half precision.
+    """
+    tensors = {name: tensor.half() if half else tensor for name, tensor in model.state_dict().items()}
+    return hub.save_model(folder, asdict(model.config), tensors, KIND, card, provenance)
+
+
+def prefix_beam(log_probs: np.ndarray, beam: int, least: float = -8.0) -> list[list[int]]:
+    """Return the most probable symbol sequences, best first, by prefix search.
+
+    Args:
+        log_probs: (N, 29) log-probabilities of the symbols.
+        beam: Prefixes kept after each frame.
+        least: Symbols less probable than this (natural log) in a frame are not tried in it.
+    """
+    beams: dict[str, tuple[float, float]] = {"": (0.0, -math.inf)}  # prefix -> ending in a blank, ending in a symbol
+    for frame in log_probs:
+        blank = float(frame[BLANK])
+        tried = [(int(k), float(frame[k])) for k in np.flatnonzero(frame > least) if k != BLANK]
+        grown: dict[str, tuple[float, float]] = {}
+        for prefix, (in_blank, in_symbol) in beams.items():
+            total = _add(in_blank, in_symbol)
+            last = prefix[-1:]
+            repeat = in_symbol + float(frame[SYMBOLS.index(last)]) if last else -math.inf
+            old = grown.get(prefix, (-math.inf, -math.inf))
+            grown[prefix] = (_add(old[0], total + blank), _add(old[1], repeat))
+            for number, log_prob in tried:
+                symbol = SYMBOLS[number]
+                longer = prefix + symbol
+                old = grown.get(longer, (-math.inf, -math.inf))
+                grown[longer] = (old[0], _add(old[1], (in_blank if symbol == last else total) + log_prob))
+        ranked = sorted(grown, key=lambda prefix: -_add(*grown[prefix]))
+        beams = {prefix: grown[prefix] for prefix in ranked[:beam]}
+    return [[SYMBOLS.index(symbol) for symbol in prefix] for prefix in beams]
+
+
+def align_words(log_probs: np.ndarray, text: str) -> tuple[Word, ...]:
+    """Return the words of a text with the times of its most probable alignment (Viterbi).
+
+    A word goes from the frame of its first letter to the frame of its last; its confidence is the geometric mean
+    probability of those frames along the alignment.
+
+    Args:
+        log_probs: (N, 29) log-probabilities of the symbols every 40 ms.
+        text: Letters, apostrophes and single spaces.
+    """
+    numbers = encode_symbols(text)
+    if not numbers or frames_needed(numbers) > len(log_probs):
+        return ()
+    states = np.full(2 * len(numbers) + 1, BLANK)
+    states[1::2] = numbers
+    path = _viterbi(log_probs, states)
+    along = log_probs[np.arange(len(path)), states[path]]
+    words, position = [], 0
+    for word in decode_symbols(numbers).split():
+        first, last = 2 * position + 1, 2 * (position + len(word) - 1) + 1
+        frames = np.flatnonzero((path >= first) & (path <= last))
+        confidence = float(np.exp(along[frames[0] : frames[-1] + 1].mean()))
+        words.append(
+            Word(word, round(float(frames[0]) * FRAME_S, 3), round(float(frames[-1] + 1) * FRAME_S, 3), confidence)
+        )
+        position += len(word) + 1
+    return tuple(words)
+
+
+def _viterbi(log_probs: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """Return the best path: (N,) index into `states` (S,), blanks at even places, for (N, 29) log-probabilities."""
+    may_skip = np.zeros(len(states), dtype=bool)
+    may_skip[3::2] = states[3::2] != states[1:-2:2]
+    emitted = log_probs[:, states]
+    score = np.full(len(states), -np.inf)
+    score[:2] = emitted[0, :2]
+    back = np.zeros(emitted.shape, dtype=np.int8)
+    for n in range(1, len(emitted)):
+        one, two = np.full_like(score, -np.inf), np.full_like(score, -np.inf)
+        one[1:], two[2:] = score[:-1], score[:-2]
+        choices = np.stack([score, one, np.where(may_skip, two, -np.inf)])
+        back[n] = choices.argmax(axis=0)
+        score = choices.max(axis=0) + emitted[n]
+    path = np.zeros(len(emitted), dtype=np.int64)
+    path[-1] = len(states) - 1 - int(score[-1] < score[-2])
+    for n in range(len(emitted) - 1, 0, -1):
+        path[n - 1] = path[n] - back[n, path[n]]
+    return path
+
+
+def _exact_scores(log_probs: np.ndarray, texts: Sequence[str]) -> list[float | None]:
+    """Return the CTC log-likelihood of each text, None for a text that cannot be spelt."""
+    scores: list[float | None] = [None] * len(texts)
+    encoded = {i: numbers for i, text in enumerate(texts) if (numbers := encode_symbols(text)) is not None}
+    possible = {i: numbers for i, numbers in encoded.items() if frames_needed(numbers) <= len(log_probs)}
+    if not len(log_probs) or not possible:
+        return scores
+    lengths = torch.tensor([len(numbers) for numbers in possible.values()])
+    targets = torch.tensor([number for numbers in possible.values() for number in numbers], dtype=torch.long)
+    repeated = torch.from_numpy(log_probs)[:, None, :].expand(-1, len(possible), -1)
+    frames = torch.full((len(possible),), len(log_probs))
+    losses = functional.ctc_loss(repeated, targets, frames, lengths, blank=BLANK, reduction="none")
+    for i, loss in zip(possible, losses.tolist(), strict=True):
+        scores[i] = -loss if math.isfinite(loss) else None
+    return scores
+
+
+def _add(a: float, b: float) -> float:
+    """Return log(exp(a) + exp(b))."""
+    if a < b:
+        a, b = b, a
+    return a if b == -math.inf else a + math.log1p(math.exp(b - a))
+
+
+def _batches(order: list[int], samples: list[int]) -> list[list[int]]:
+    """Cut indices, sorted by length, into batches of at most `_BATCH_FRAMES` padded frames."""
+    batches: list[list[int]] = []
+    for i in order:
+        fits = batches and (len(batches[-1]) + 1) * samples[i] <= _BATCH_FRAMES * features.HOP_LENGTH
+        if fits:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _mask(mel: torch.Tensor, frames: torch.Tensor, distortion: Distortion) -> None:
+    """Blank out stretches of time and of bands in normalised features (B, F, 80), in place."""
+    longest = round(distortion.time_mask_s * features.FRAME_RATE)
+    for row, count in zip(mel, frames.tolist(), strict=True):
+        for _ in range(distortion.time_masks):
+            size = int(torch.randint(0, longest + 1, ()))
+            start = int(torch.randint(0, max(1, count - size + 1), ()))
+            row[start : start + size] = 0.0
+        for _ in range(distortion.band_masks):
+            size = int(torch.randint(0, distortion.band_mask + 1, ()))
+            start = int(torch.randint(0, features.N_MELS - size + 1, ()))
+            row[:, start : start + size] = 0.0

@@ -1,0 +1,347 @@
+"""Training data of the CTC recogniser: recordings and spoken texts to packed log-mel features and letters.
+
+Features are kept in 8 bits (`features.to_uint8`, an error of at most 0.22 dB): 29 MB for an hour of sound, a quarter
+of the waveform's size, and training needs neither an audio library nor a voice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audio_llm.errors import AudioLLMError, DataError
+from audio_llm.training.shards import encode_text, write_index, write_shard
+
+logger = logging.getLogger(__name__)
+
+_MOST_FAILED = 0.05  # of a shard; more means that something is broken, not that a sentence is odd
+
+
+@dataclass(frozen=True)
+class SpeechItem:
+    """One utterance to pack.
+
+    Attributes:
+        id: Its name.
+        words: Normalised text: what the network learns to write.
+        text: What a voice is given to say; empty for a recording.
+        voice: Name of a TTS voice; empty for a recording.
+        audio: Path of a recording; empty for a spoken text.
+        seed: Decides every random draw of this item.
+    """
+
+    id: str
+    words: str
+    text: str = ""
+    voice: str = ""
+    audio: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """How sound is varied and packed; every draw is uniform in its range.
+
+    Attributes:
+        speed: Rate of speech asked of a voice.
+        voice_shift: Factor on pitch and formants together, for voices and recordings.
+        level_db: RMS in dB below full scale.
+        noisy_share: Share of spoken texts that get noise.
+        noisy_recordings: Share of recordings that get noise.
+        snr_db: Signal-to-noise ratio where there is noise.
+        room_share: Share of spoken texts that get a room.
+        rt60_s: Reverberation time where there is a room.
+        direct_to_reverb_db: Direct over reverberant level where there is a room.
+        max_seconds: Longer utterances are left out, and counted.
+        shard_items: Utterances in a shard.
+    """
+
+    speed: tuple[float, float] = (0.85, 1.15)
+    voice_shift: tuple[float, float] = (0.9, 1.12)
+    level_db: tuple[float, float] = (-32.0, -18.0)
+    noisy_share: float = 0.5
+    noisy_recordings: float = 0.2
+    snr_db: tuple[float, float] = (8.0, 40.0)
+    room_share: float = 0.3
+    rt60_s: tuple[float, float] = (0.1, 0.5)
+    direct_to_reverb_db: tuple[float, float] = (0.0, 15.0)
+    max_seconds: float = 20.0
+    shard_items: int = 200
+
+
+CLEAN = PackConfig((1.0, 1.0), (1.0, 1.0), (-23.0, -23.0), noisy_share=0.0, noisy_recordings=0.0, room_share=0.0)
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """Counts of one run of `pack`.
+
+    Attributes:
+        items: Utterances packed in all.
+        hours: Their sound in hours.
+        skipped: Utterances left out in all, by reason.
+        left: Shards not made because time ran out; 0 where the pack is complete.
+    """
+
+    items: int
+    hours: float
+    skipped: dict[str, int]
+    left: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    config: PackConfig
+    items: tuple[SpeechItem, ...]
+    path: Path
+    noises: tuple[np.ndarray, ...] = field(repr=False, default=())
+
+
+def items_from_rows(
+    rows: Iterable[dict[str, Any]], root: Path, copies: int = 1, seed: int = 0, normalizer: str = "spoken"
+) -> list[SpeechItem]:
+    """Return recordings to pack from rows of a manifest.
+
+    Args:
+        rows: Each with `audio_filepath` (or `path`), `text` and optionally `id`; rows without text are left out.
+        root: Folder that the paths are relative to.
+        copies: How often each recording is packed: once as it is, then with other voices, levels and noises.
+        seed: Base of the draws.
+        normalizer: Name of the normaliser of the texts.
+    """
+    from audio_llm.text import get_normalizer
+
+    normalize = get_normalizer(normalizer)
+    items = []
+    for row in rows:
+        if row.get("text"):
+            path = root / str(row.get("audio_filepath") or row["path"])
+            name, words = str(row.get("id", path.stem)), normalize(str(row["text"]))
+            for copy in range(copies):
+                chosen = 0 if copy == 0 else _seed(name, copy, seed)
+                items.append(SpeechItem(f"{name}/{copy}", words, audio=str(path), seed=chosen))
+    return items
+
+
+def items_from_texts(texts: Iterable[tuple[str, str, str]], voices: Sequence[str], seed: int = 0) -> list[SpeechItem]:
+    """Return texts to be spoken, each by a voice drawn evenly.
+
+    Args:
+        texts: (id, text as printed, normalised words).
+        voices: Names of TTS voices.
+        seed: Base of the draws.
+    """
+    items = []
+    for name, text, words in texts:
+        drawn = _seed(name, seed)
+        items.append(SpeechItem(name, words, text=text, voice=voices[drawn % len(voices)], seed=drawn))
+    return items
+
+
+def pack(
+    items: Sequence[SpeechItem],
+    folder: Path,
+    config: PackConfig | None = None,
+    workers: int = 1,
+    max_minutes: float | None = None,
+    noises: Sequence[np.ndarray] = (),
+) -> PackReport:
+    """Make the shards of a pack that are not there yet; the last one made completes it for `ShardReader`.
+
+    A shard depends on its items, the configuration and the noises alone: a pack that was killed goes on where it
+    stopped and comes out the same. Rows hold `mel` (F, 80) uint8, `text` and `id` (UTF-8).
+
+    Args:
+        items: Packed in this order.
+        folder: Folder of the pack.
+        config: How sound is varied; `CLEAN` leaves it as it is.
+        workers: Processes.
+        max_minutes: Start no further shard after so many minutes.
+        noises: Recordings of noise, each (N,) float32 at 16 kHz; without any, coloured noise is made.
+
+    Raises:
+        DataError: No items, or the folder was made from other items or another configuration.
+        AudioLLMError: More than 5 % of a shard failed.
+    """
+    config = config or PackConfig()
+    if not items:
+        raise DataError("there is nothing to pack", path=folder, remedy="check the manifest or the texts")
+    _check_plan(items, config, noises, folder)
+    parts = [tuple(items[i : i + config.shard_items]) for i in range(0, len(items), config.shard_items)]
+    paths = [folder / f"{number:05d}.safetensors" for number in range(len(parts))]
+    jobs = [
+        _Job(config, part, path, tuple(noises))
+        for part, path in zip(parts, paths, strict=True)
+        if not path.with_suffix(".json").exists()
+    ]
+    end = time.monotonic() + 60 * max_minutes if max_minutes is not None else float("inf")
+    if workers > 1 and len(jobs) > 1:
+        _make_in_parallel(jobs, workers, end)
+    else:
+        for job in jobs:
+            if time.monotonic() < end:
+                _make_shard(job)
+    return _finish(folder, paths)
+
+
+def make_waveform(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndarray] = ()) -> np.ndarray:
+    """Read or speak an item and vary it; a recording with seed 0 stays as it is.
+
+    Returns:
+        (T,) float32 at 16 kHz in -1..1.
+    """
+    from audio_llm.simulation import mono
+
+    rng = np.random.default_rng(item.seed)
+    shift = float(rng.uniform(*config.voice_shift))
+    if item.audio:
+        from audio_llm import audio
+
+        waveform = audio.read(item.audio)
+        if item.seed == 0:
+            return waveform
+        noisy, room = config.noisy_recordings, 0.0
+    else:
+        from audio_llm.tts import synthesize
+
+        waveform = synthesize(item.text, item.voice, float(rng.uniform(*config.speed)) / shift)
+        noisy, room = config.noisy_share, config.room_share
+    waveform = mono.shift_voice(waveform, shift)
+    if rng.random() < room:
+        rt60_s, ratio_db = float(rng.uniform(*config.rt60_s)), float(rng.uniform(*config.direct_to_reverb_db))
+        waveform = mono.add_room(waveform, rng, rt60_s, ratio_db)
+    if rng.random() < noisy:
+        snr_db = float(rng.uniform(*config.snr_db))
+        waveform = mono.add_noise(waveform, _draw_noise(waveform.size, rng, noises), snr_db)
+    return mono.set_level(waveform, float(rng.uniform(*config.level_db)))
+
+
+def _draw_noise(samples: int, rng: np.random.Generator, noises: Sequence[np.ndarray]) -> np.ndarray:
+    from audio_llm.simulation import mono
+
+    kind = int(rng.integers(0, 4 if noises else 2))
+    if kind < 2:
+        return mono.coloured_noise(samples, rng, float(kind))
+    noise = noises[int(rng.integers(len(noises)))]
+    start = int(rng.integers(max(1, noise.size - samples)))
+    return noise[start : start + samples]
+
+
+def _make_in_parallel(jobs: list[_Job], workers: int, end: float) -> None:
+    """Make shards in several processes; hand out one at a time, so that none starts after `end` (monotonic seconds)."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        running: set[Future[None]] = set()
+        for job in jobs:
+            if len(running) >= workers:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+            if time.monotonic() >= end:
+                break
+            running.add(pool.submit(_make_shard, job))
+        for future in running:
+            future.result()
+
+
+def _make_shard(job: _Job) -> None:
+    """Write one shard, then its `.json` of counts, which says that it is done."""
+    import torch
+
+    torch.set_num_threads(1)
+    rows: list[dict[str, np.ndarray]] = []
+    skipped: dict[str, int] = {}
+    failed = frames = 0
+    for item in job.items:
+        try:
+            row = _make_row(item, job)
+        except AudioLLMError as error:
+            logger.warning("%s: %s", item.id, error)
+            failed, row = failed + 1, type(error).__name__
+        if isinstance(row, str):
+            skipped[row] = skipped.get(row, 0) + 1
+        else:
+            rows.append(row)
+            frames += len(row["mel"])
+    if failed > max(1.0, _MOST_FAILED * len(job.items)):
+        raise AudioLLMError(
+            f"{failed} of {len(job.items)} items failed", path=job.path, remedy="see the warnings above"
+        )
+    if rows:
+        write_shard(rows, job.path)
+    done = {"items": len(rows), "frames": frames, "skipped": skipped}
+    _write(job.path.with_suffix(".json"), json.dumps(done))
+
+
+def _make_row(item: SpeechItem, job: _Job) -> dict[str, np.ndarray] | str:
+    """Return the row of an item, or why there is none."""
+    import torch
+
+    from audio_llm import features
+    from audio_llm.asr.ctc_model import encode_symbols, frames_needed, output_lengths
+
+    numbers = encode_symbols(item.words)
+    if not numbers:
+        return "empty text" if numbers is not None else "symbols that are not letters"
+    waveform = make_waveform(item, job.config, job.noises)
+    if waveform.size > job.config.max_seconds * features.SAMPLE_RATE:
+        return "too long"
+    mel, frames = features.log_mel(torch.from_numpy(waveform)[None], torch.tensor([waveform.size]))
+    if frames_needed(numbers) > int(output_lengths(frames)):
+        return "more letters than frames"
+    return {"mel": features.to_uint8(mel[0]).numpy(), "text": encode_text(item.words), "id": encode_text(item.id)}
+
+
+def _finish(folder: Path, paths: list[Path]) -> PackReport:
+    """Count what is there; write the index once all is there."""
+    skipped: dict[str, int] = {}
+    items = frames = left = 0
+    for path in paths:
+        if not path.with_suffix(".json").exists():
+            left += 1
+            continue
+        done = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        items, frames = items + done["items"], frames + done["frames"]
+        for reason, count in done["skipped"].items():
+            skipped[reason] = skipped.get(reason, 0) + count
+    if not left:
+        write_index(folder, [path.name for path in paths if path.exists()], {"frames": frames, "skipped": skipped})
+    return PackReport(items, frames / 360_000, skipped, left)
+
+
+def _check_plan(items: Sequence[SpeechItem], config: PackConfig, noises: Sequence[np.ndarray], folder: Path) -> None:
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for item in items:
+        digest.update(repr(item).encode())
+    for noise in noises:
+        digest.update(noise.tobytes())
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / "plan.txt"
+    if not plan.exists():
+        _write(plan, digest.hexdigest())
+    elif plan.read_text(encoding="utf-8") != digest.hexdigest():
+        remedy = "give another folder, or the items and settings it was made with"
+        raise DataError("holds a pack of other items or settings", path=folder, remedy=remedy)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _seed(*parts: object) -> int:
+    """Return a 63-bit seed above 0 that depends on the parts alone."""
+    digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 1) or 1

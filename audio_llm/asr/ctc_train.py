@@ -1,0 +1,287 @@
+"""Training of the CTC recogniser: batches of packed features, masks, the CTC loss, word error rate by greedy text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from audio_llm import features
+from audio_llm.asr.ctc import save_ctc
+from audio_llm.asr.ctc_model import BLANK, CtcConfig, CtcModel, CtcOutput, decode_symbols, encode_symbols
+from audio_llm.errors import DataError
+from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+from audio_llm.training.shards import ShardReader, decode_text
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CtcTrainingConfig:
+    """How to train the recogniser.
+
+    Attributes:
+        model: Size of the network.
+        training: The loop's settings.
+        batch_seconds: Sound in a batch, padding included.
+        max_seconds: Longer utterances are left out.
+        time_masks: Stretches of frames blanked out (SpecAugment).
+        time_mask_s: Longest stretch in seconds.
+        band_masks: Stretches of mel bands blanked out.
+        band_mask: Widest stretch in bands.
+        stretch: Utterances are made longer or shorter by up to this share.
+        halfway: Weight of the loss in the middle of the network.
+        short_first: The first epoch goes from short to long utterances, which CTC learns from sooner.
+        validation_items: Utterances of the tuning part that are recognised at each validation.
+    """
+
+    model: CtcConfig = field(default_factory=CtcConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=20_000))
+    batch_seconds: float = 120.0
+    max_seconds: float = 20.0
+    time_masks: int = 2
+    time_mask_s: float = 0.3
+    band_masks: int = 2
+    band_mask: int = 16
+    stretch: float = 0.1
+    halfway: float = 0.3
+    short_first: bool = True
+    validation_items: int = 200
+
+
+@dataclass(frozen=True)
+class CtcBatch:
+    """Utterances ready for the network.
+
+    Attributes:
+        mel: (B, F, 80) float32, normalised, zeros behind each end.
+        lengths: (B,) int64, frames of each.
+        targets: (sum of symbols,) int64, one text after another.
+        target_lengths: (B,) int64, symbols of each.
+    """
+
+    mel: torch.Tensor
+    lengths: torch.Tensor
+    targets: torch.Tensor
+    target_lengths: torch.Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> CtcBatch:
+        """Return the batch on another device."""
+        moved = (getattr(self, name).to(device, non_blocking=non_blocking) for name in self.__dataclass_fields__)
+        return CtcBatch(*moved)
+
+
+def train_ctc(
+    packs: Sequence[Path],
+    tuning: Path,
+    output: Path,
+    config: CtcTrainingConfig,
+    *,
+    max_minutes: float | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    provenance: dict[str, Any] | None = None,
+) -> TrainingResult:
+    """Train a recogniser; `output/best` becomes a model directory with the lowest word error rate.
+
+    Args:
+        packs: Folders of packed utterances to learn from; a folder given twice counts twice.
+        tuning: Folder of packed utterances that decide which model is the best.
+        output: Folder of the training.
+        config: How to train.
+        max_minutes: Stop after this time.
+        resume: Go on from `output/last`.
+        device: `auto`, `cpu` or `cuda`.
+        provenance: What made the model, for its directory.
+
+    Raises:
+        DataError: A pack is missing or has nothing short enough.
+    """
+    data = Utterances(packs, config.max_seconds)
+    held_out = Utterances([tuning], config.max_seconds)
+    torch.manual_seed(config.training.seed)
+    model = CtcModel(config.model)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    logger.info("%d utterances, %.1f h, %.2f M parameters", len(data), data.hours, size / 1e6)
+
+    def loss(network: nn.Module, batch: CtcBatch) -> torch.Tensor:
+        return ctc_loss(network(batch.mel, batch.lengths, halfway=config.halfway > 0), batch, config.halfway)
+
+    return train(
+        model,
+        lambda epoch: data.batches(epoch, config),
+        loss,
+        lambda network: evaluate(network, held_out, config),
+        output,
+        config.training,
+        max_minutes=max_minutes,
+        resume=resume,
+        device=device,
+        monitor="wer",
+        save=lambda network, folder: _save(network, folder, config, provenance),
+        prepare=lambda chosen: data.collate(chosen, config),
+        count_items=lambda batch: float(batch.lengths.sum()) / features.FRAME_RATE,
+    )
+
+
+def ctc_loss(output: CtcOutput, batch: CtcBatch, halfway: float) -> torch.Tensor:
+    """Return the CTC loss per symbol, the middle layer's mixed in with weight `halfway`; a scalar."""
+
+    def one(log_probs: torch.Tensor) -> torch.Tensor:
+        args = (log_probs.transpose(0, 1), batch.targets, output.lengths, batch.target_lengths)
+        total = functional.ctc_loss(*args, blank=BLANK, reduction="sum", zero_infinity=True)
+        return total / batch.target_lengths.sum().clamp_min(1)
+
+    if output.halfway is None:
+        return one(output.log_probs)
+    return (1.0 - halfway) * one(output.log_probs) + halfway * one(output.halfway)
+
+
+def evaluate(model: nn.Module, data: Utterances, config: CtcTrainingConfig) -> dict[str, float]:
+    """Return loss per symbol, word and character error rate of greedy texts on the first utterances."""
+    import jiwer
+
+    device = next(model.parameters()).device
+    losses, references, texts = [], [], []
+    for chosen in data.in_order(config.validation_items, config.batch_seconds):
+        batch = data.collate(Batch(chosen, None), config).to(device)
+        output = model(batch.mel, batch.lengths)
+        losses.append((float(ctc_loss(output, batch, 0.0)), len(chosen)))
+        for best, length in zip(output.log_probs.argmax(dim=-1), output.lengths, strict=True):
+            kept = torch.unique_consecutive(best[: int(length)]).tolist()
+            texts.append(decode_symbols([number for number in kept if number != BLANK]))
+        references += [data.texts[i] for i in chosen]
+    loss = sum(value * count for value, count in losses) / sum(count for _, count in losses)
+    logger.info("heard: %s | said: %s", texts[0], references[0])
+    return {"loss": loss, "wer": float(jiwer.wer(references, texts)), "cer": float(jiwer.cer(references, texts))}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Utterances chosen for a batch.
+
+    Attributes:
+        items: Their numbers.
+        seed: Of masks and stretching; None for neither.
+    """
+
+    items: list[int]
+    seed: int | None
+
+
+class Utterances:
+    """Packed utterances in memory-mapped shards.
+
+    Args:
+        folders: Packs, as written by `ctc_data.pack`.
+        max_seconds: Longer utterances are left out.
+
+    Raises:
+        DataError: A pack is missing, or nothing in them is short enough.
+    """
+
+    def __init__(self, folders: Sequence[Path], max_seconds: float) -> None:
+        self._readers = [ShardReader(folder) for folder in folders]
+        self._places: list[tuple[int, int]] = []
+        self.texts: list[str] = []
+        self.frames: list[int] = []
+        self._symbols: list[list[int]] = []
+        for number, reader in enumerate(self._readers):
+            rows = zip(reader.lengths("mel").tolist(), reader.column("text"), strict=True)
+            for row, (frames, text) in enumerate(rows):
+                symbols = encode_symbols(decode_text(text))
+                if symbols and 0 < frames <= max_seconds * features.FRAME_RATE:
+                    self._places.append((number, row))
+                    self.frames.append(frames)
+                    self.texts.append(decode_text(text))
+                    self._symbols.append(symbols)
+        if not self._places:
+            raise DataError(f"no utterance of at most {max_seconds:g} s", path=folders[0] if folders else None)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def hours(self) -> float:
+        """Sound in hours."""
+        return sum(self.frames) / features.FRAME_RATE / 3600
+
+    def batches(self, epoch: int, config: CtcTrainingConfig) -> list[Batch]:
+        """Return the batches of an epoch: of like lengths, in random order; the first epoch short ones first."""
+        rng = np.random.default_rng([config.training.seed, epoch])
+        lengths = np.array(self.frames)
+        order = np.argsort(lengths * rng.uniform(0.9, 1.1, len(lengths)), kind="stable")
+        batches = self._cut(order.tolist(), config.batch_seconds)
+        if epoch > 0 or not config.short_first:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        return [
+            Batch(batch, int(seed))
+            for batch, seed in zip(batches, rng.integers(1 << 62, size=len(batches)), strict=True)
+        ]
+
+    def in_order(self, count: int, batch_seconds: float) -> list[list[int]]:
+        """Return the first `count` utterances in batches of like lengths."""
+        order = sorted(range(min(count, len(self))), key=lambda i: self.frames[i])
+        return self._cut(order, batch_seconds)
+
+    def collate(self, batch: Batch, config: CtcTrainingConfig) -> CtcBatch:
+        """Return the features and symbols of a batch, stretched and masked as its seed decides."""
+        rng = None if batch.seed is None else np.random.default_rng(batch.seed)
+        mels = []
+        for i in batch.items:
+            number, row = self._places[i]
+            mel = features.from_uint8(torch.from_numpy(self._readers[number][row]["mel"]))
+            mels.append(mel if rng is None else self._stretch(mel, len(self._symbols[i]), rng, config))
+        lengths = torch.tensor([len(mel) for mel in mels])
+        padded = features.normalize(nn.utils.rnn.pad_sequence(mels, batch_first=True), lengths)
+        if rng is not None:
+            for mel, length in zip(padded, lengths.tolist(), strict=True):
+                _mask(mel, length, rng, config)
+        symbols = [self._symbols[i] for i in batch.items]
+        targets = torch.tensor([number for numbers in symbols for number in numbers])
+        return CtcBatch(padded, lengths, targets, torch.tensor([len(numbers) for numbers in symbols]))
+
+    def _cut(self, order: list[int], batch_seconds: float) -> list[list[int]]:
+        batches: list[list[int]] = [[]]
+        longest = 0
+        for i in order:
+            longest = max(longest, self.frames[i])
+            if batches[-1] and (len(batches[-1]) + 1) * longest > batch_seconds * features.FRAME_RATE:
+                batches.append([])
+                longest = self.frames[i]
+            batches[-1].append(i)
+        return batches
+
+    def _stretch(
+        self, mel: torch.Tensor, symbols: int, rng: np.random.Generator, config: CtcTrainingConfig
+    ) -> torch.Tensor:
+        size = round(len(mel) * (1 + float(rng.uniform(-config.stretch, config.stretch))))
+        if size == len(mel) or size < 5 * symbols:  # an utterance spoken fast must keep a frame for each letter
+            return mel
+        return functional.interpolate(mel.T[None], size=size, mode="linear", align_corners=False)[0].T
+
+
+def _mask(mel: torch.Tensor, frames: int, rng: np.random.Generator, config: CtcTrainingConfig) -> None:
+    """Blank out stretches of time and bands of one utterance (F, 80) in place."""
+    longest = min(round(config.time_mask_s * features.FRAME_RATE), frames // 5)
+    for _ in range(config.time_masks):
+        size = int(rng.integers(0, longest + 1))
+        start = int(rng.integers(0, frames - size + 1))
+        mel[start : start + size] = 0.0
+    for _ in range(config.band_masks):
+        size = int(rng.integers(0, config.band_mask + 1))
+        start = int(rng.integers(0, features.N_MELS - size + 1))
+        mel[:, start : start + size] = 0.0
+
+
+def _save(model: nn.Module, folder: Path, config: CtcTrainingConfig, provenance: dict[str, Any] | None) -> None:
+    assert isinstance(model, CtcModel)
+    made_by = {**(provenance or {}), "training": asdict(config)}
+    save_ctc(model, folder, "# A CTC recogniser\n\nCharacters of English speech at 16 kHz.\n", made_by)

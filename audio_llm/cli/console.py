@@ -1,0 +1,146 @@
+"""What commands show: progress on stderr, changed words marked, one line per failure."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from audio_llm.align import edits
+
+if TYPE_CHECKING:
+    from audio_llm.pipeline.batch import FileResult
+
+_RED = "\x1b[31;9m"  # and struck through
+_GREEN = "\x1b[32m"
+_PLAIN = "\x1b[0m"
+
+
+def mark_changes(before: str, after: str, colors: bool) -> str:
+    """Return the new text with what it replaced: `he [sat -> said] that`, or in colours.
+
+    Args:
+        before: The recogniser's text.
+        after: The corrected text.
+        colors: Use a terminal's colours instead of brackets.
+    """
+    old, new = before.split(), after.split()
+    parts: list[str] = []
+    done = 0
+    for edit in edits(old, new):
+        parts.extend(new[done : edit.target_start])
+        removed = " ".join(old[edit.source_start : edit.source_end])
+        added = " ".join(new[edit.target_start : edit.target_end])
+        if colors:
+            parts.append(" ".join(f"{c}{t}{_PLAIN}" for c, t in ((_RED, removed), (_GREEN, added)) if t))
+        else:
+            parts.append(f"[{removed} -> {added}]".replace("[ ", "[").replace(" ]", "]"))
+        done = edit.target_end
+    return " ".join([*parts, *new[done:]])
+
+
+def use_colors(stream: IO[str]) -> bool:
+    """True on a terminal, unless NO_COLOR is set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+class Progress:
+    """Shows how a batch goes on stderr: a bar with the real-time factor on a terminal, else a line per file.
+
+    Args:
+        files: Number of files.
+        total_s: Seconds of sound in all, for the bar; None where it is not known.
+        quiet: Show errors only.
+        verbose: Show tracebacks of failures too.
+        lines: Without a terminal, show a line per finished file.
+    """
+
+    def __init__(self, files: int, total_s: float | None, quiet: bool, verbose: bool, lines: bool) -> None:
+        self._files = files
+        self._quiet = quiet
+        self._verbose = verbose
+        self._lines = lines
+        self._count = 0
+        self._sound_s = 0.0
+        self._began = time.monotonic()
+        self._bar: Any = None
+        if sys.stderr.isatty() and not quiet:
+            from tqdm import tqdm
+
+            form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of sound [{elapsed}<{remaining}]{postfix}"
+            open_form = "{desc}: {n:.0f} s of sound [{elapsed}]{postfix}"
+            self._bar = tqdm(total=total_s, bar_format=form if total_s else open_form, desc=f"0/{files}", leave=False)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, seconds: float) -> None:
+        """Note that so many seconds of sound are finished."""
+        self._sound_s += seconds
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"real-time factor {self._factor()}", refresh=False)
+            self._bar.update(seconds)
+
+    def finished(self, result: FileResult) -> None:
+        """Note that a file is finished, skipped or failed."""
+        self._count += 1
+        if self._bar is not None:
+            self._bar.set_description_str(f"{self._count}/{self._files}")
+        place = f"[{self._count}/{self._files}] {result.path}"
+        if result.status == "failed":
+            if self._verbose and result.error is not None:
+                self.say("".join(traceback.format_exception(result.error)).rstrip())
+            named = result.reason.startswith((str(result.path), "standard input"))
+            self.say(f"audio-llm: error: {result.reason if named else f'{result.path}: {result.reason}'}")
+            return
+        if self._quiet:
+            return
+        if result.status == "skipped":
+            if self._verbose:
+                self.say(f"{place}: done by an earlier run")
+            return
+        transcript = result.transcript
+        for warning in transcript.warnings if transcript else ():
+            self.say(f"audio-llm: warning: {result.path}: {warning}")
+        if transcript and self._lines and self._bar is None:
+            factor = (
+                f", real-time factor {result.elapsed_s / transcript.duration_s:.2f}" if transcript.duration_s else ""
+            )
+            self.say(f"{place}: {transcript.duration_s:.1f} s of sound in {result.elapsed_s:.1f} s{factor}")
+
+    def say(self, line: str) -> None:
+        """Print a line to stderr above the bar."""
+        self._print(line, sys.stderr)
+
+    def show(self, text: str) -> None:
+        """Print a result to stdout above the bar."""
+        self._print(text, sys.stdout)
+
+    def summary(self, done: int, skipped: int, failed: int) -> None:
+        """Say on stderr how it went."""
+        if self._quiet:
+            return
+        elapsed = time.monotonic() - self._began
+        parts = [f"{done} done"] if done or not skipped else []
+        parts += [f"{skipped} done by an earlier run"] if skipped else []
+        parts += [f"{failed} failed"] if failed else []
+        speed = f"; {self._sound_s:.1f} s of sound in {elapsed:.1f} s, real-time factor {self._factor()}"
+        self.say(", ".join(parts) + (speed if self._sound_s else ""))
+
+    def _factor(self) -> str:
+        return f"{(time.monotonic() - self._began) / self._sound_s:.2f}" if self._sound_s else "-"
+
+    def _print(self, text: str, stream: IO[str]) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=stream)
+        else:
+            print(text, file=stream, flush=True)

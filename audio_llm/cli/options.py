@@ -1,0 +1,27 @@
+"""Kinds of option values that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return a reader of whole numbers for argparse's `type`.
+
+    Args:
+        low: Smallest value.
+        high: Largest value, or None.
+    """
+
+    def read(text: str) -> int:
+        limits = f"{low} to {high}" if high is not None else f"{low} or more"
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {limits}") from None
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{value} is not {limits}")
+        return value
+
+    return read

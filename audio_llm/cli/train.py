@@ -1,0 +1,106 @@
+"""`audio-llm train`: train one of the package's own models on packed data."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audio_llm.errors import UsageError
+
+if TYPE_CHECKING:
+    from audio_llm.training.loop import TrainingResult
+
+_DESCRIPTION = """Train on packed data, as the recipes make it. The best model lies in OUT/best, a model directory that
+--model or --correct-model takes. KEY=VALUE words win over the config file: training.max_steps=2000."""
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to the parser's commands."""
+    train = commands.add_parser("train", help="train a model on packed data")
+    models = train.add_subparsers(metavar="MODEL", required=True)
+    for name, run, summary in (
+        ("dlm", run_dlm, "the Denoising LM that corrects"),
+        ("ctc", run_ctc, "the character CTC recogniser"),
+    ):
+        parser = models.add_parser(name, parents=[common], help=summary, description=_DESCRIPTION)
+        parser.add_argument("words", nargs="+", metavar="DATA|KEY=VALUE", help="folders of packed data, and settings")
+        parser.add_argument("--config", metavar="FILE", help="YAML file (default: the default of every setting)")
+        parser.add_argument("-o", "--output", metavar="OUT", required=True, help="folder of the training")
+        parser.add_argument("--max-minutes", type=_minutes, metavar="N", help="stop after so long; --resume goes on")
+        parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint")
+        if name == "ctc":
+            parser.add_argument("--tuning", metavar="DIR", required=True, help="packed data that choose the best model")
+        else:
+            parser.add_argument("--start-from", metavar="NAME|DIR", help="a model of the same size to go on from")
+        parser.set_defaults(run=run, log_level=logging.INFO, words_anywhere="words")
+
+
+def run_dlm(arguments: argparse.Namespace) -> int:
+    """Train the Denoising LM; return the exit status."""
+    from audio_llm.dlm.train import DlmTrainConfig, train_dlm
+    from audio_llm.training.config import load_config
+
+    folders, overrides = _folders_and_settings(arguments)
+    if len(folders) != 1:
+        raise UsageError(f"{len(folders)} folders of data are named", remedy="name the one that holds train and tune")
+    config = load_config(DlmTrainConfig, arguments.config, overrides)
+    options = {**_loop_options(arguments), "start_from": arguments.start_from}
+    return _finish(arguments, lambda: train_dlm(folders[0], Path(arguments.output), config, **options))
+
+
+def run_ctc(arguments: argparse.Namespace) -> int:
+    """Train the CTC recogniser; return the exit status."""
+    from audio_llm import __version__
+    from audio_llm.asr.ctc_train import CtcTrainingConfig, train_ctc
+    from audio_llm.training.config import load_config
+
+    folders, overrides = _folders_and_settings(arguments)
+    config = load_config(CtcTrainingConfig, arguments.config, overrides)
+    provenance = {"audio_llm": __version__, "seed": config.training.seed, "data": [str(path) for path in folders]}
+    options = {**_loop_options(arguments), "provenance": provenance}
+    tuning, output = Path(arguments.tuning), Path(arguments.output)
+    return _finish(arguments, lambda: train_ctc(folders, tuning, output, config, **options))
+
+
+def _folders_and_settings(arguments: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    folders = [Path(word) for word in arguments.words if "=" not in word]
+    if not folders:
+        raise UsageError("no folder of packed data is named", remedy="name it behind the model")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError("no such folder of packed data", path=folder, remedy="the recipe's README makes it")
+    return folders, [word for word in arguments.words if "=" in word]
+
+
+def _loop_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"max_minutes": arguments.max_minutes, "resume": arguments.resume, "device": arguments.device}
+
+
+def _finish(arguments: argparse.Namespace, train: Callable[[], TrainingResult]) -> int:
+    """Run the training and say how it ended."""
+    output = Path(arguments.output)
+    if arguments.resume and arguments.overwrite:
+        raise UsageError("--resume and --overwrite contradict each other", remedy="give one of them")
+    if arguments.overwrite:
+        for name in ("best", "last"):
+            shutil.rmtree(output / name, ignore_errors=True)
+        (output / "train.jsonl").unlink(missing_ok=True)
+    result = train()
+    how = "all steps are done" if result.stopped_by == "steps" else "time is up, --resume goes on"
+    print(f"{output / 'best'}: best at step {result.best_step} with {result.best_value:.4f}")
+    print(f"{result.steps} steps in {result.minutes:.1f} minutes: {how}")
+    return 0
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes") from None
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of minutes")
+    return value

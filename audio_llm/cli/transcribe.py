@@ -1,0 +1,184 @@
+"""`audio-llm transcribe`: sound files in, transcripts out."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audio_llm.cli.options import whole_number
+from audio_llm.errors import AudioLLMError, UsageError
+
+if TYPE_CHECKING:
+    from audio_llm.cli.console import Progress
+    from audio_llm.pipeline.files import AudioInput
+    from audio_llm.pipeline.formats import Transcript
+    from audio_llm.pipeline.transcribe import Transcriber
+
+FORMATS = ("txt", "srt", "vtt", "tsv", "json", "nbest")
+_ONE_AFTER_ANOTHER = ("txt", "json", "nbest")  # formats of which several files may follow each other on stdout
+_DESCRIPTION = """Transcribe files, folders, globs or standard input (-): wav, flac, ogg, opus, mp3.
+Without -o the text goes to stdout. With -o a run that was stopped goes on where it was: give the same command again."""
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add_parser(
+        "transcribe", parents=[common], help="sound files in, transcripts out", description=_DESCRIPTION
+    )
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="sound file, folder, glob, or - for standard input")
+    parser.add_argument("-o", "--output", metavar="DIR", help="write <stem>.<format> there, mirroring the input tree")
+    parser.add_argument(
+        "-f", "--format", metavar="LIST", type=_format_list, help=f"of {','.join(FORMATS)} (default: txt)"
+    )
+    parser.add_argument(
+        "--nbest", type=whole_number(1, 100), default=5, metavar="N", help="hypotheses per stretch of speech (5)"
+    )
+    parser.add_argument("--asr", choices=("sphinx", "ctc", "whisper", "espnet"), default="sphinx", help="recogniser")
+    parser.add_argument("--model", metavar="NAME|DIR", help="the recogniser's model")
+    parser.add_argument("--correct", choices=("none", "dlm"), default="none", help="corrector")
+    parser.add_argument("--correct-model", metavar="NAME|DIR", help="the corrector's model")
+    parser.add_argument("--decode", choices=("greedy", "dsr", "dlm-sum"), help="how it decodes (default: greedy)")
+    parser.add_argument("--words", metavar="FILE", help="names and terms to prefer, one a line")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Transcribe the inputs; return the exit status."""
+    from audio_llm.cli.console import Progress
+    from audio_llm.pipeline.batch import run_batch
+    from audio_llm.pipeline.files import find_audio
+
+    if arguments.correct == "none" and (arguments.correct_model or arguments.decode):
+        raise UsageError("--correct-model and --decode belong to a corrector", remedy="add --correct dlm")
+    words = _read_words(arguments.words) if arguments.words else []
+    inputs = find_audio(arguments.inputs)
+    formats = arguments.format or ["txt"]
+    if arguments.output is None:
+        _check_stdout(formats, len(inputs))
+    total_s = _total_seconds(inputs) if sys.stderr.isatty() and not arguments.quiet else None
+    lines = arguments.output is not None
+    count: Counter[str] = Counter()
+    with Progress(len(inputs), total_s, arguments.quiet, arguments.verbose > 0, lines) as progress:
+        for result in run_batch(
+            inputs,
+            lambda: _load(arguments, words, progress),
+            arguments.output,
+            formats,
+            _settings(arguments, words),
+            arguments.overwrite,
+            progress.advance,
+        ):
+            count[result.status] += 1
+            progress.finished(result)
+            if arguments.output is None and result.transcript is not None:
+                _show(progress, result.transcript, arguments, alone=len(inputs) == 1)
+    progress.summary(count["done"], count["skipped"], count["failed"])
+    return 1 if count["failed"] else 0
+
+
+def _show(progress: Progress, transcript: Transcript, arguments: argparse.Namespace, alone: bool) -> None:
+    """Print one transcript: in the format asked for, or for a reader with the changed words marked."""
+    from audio_llm.cli.console import mark_changes, use_colors
+    from audio_llm.pipeline.formats import render
+
+    if arguments.format:
+        progress.show(render(transcript, arguments.format[0]).rstrip("\n"))
+    elif arguments.correct == "none":
+        progress.show(transcript.text if alone else f"{transcript.name}\n  {transcript.text}")
+    else:
+        colors = use_colors(sys.stdout)
+        marked = " ".join(mark_changes(part.nbest.best, part.text, colors) for part in transcript.segments)
+        progress.show(f"{transcript.name}\n  recognised: {transcript.recognized}\n  corrected:  {marked}")
+
+
+def _load(arguments: argparse.Namespace, words: list[str], progress: Progress) -> Transcriber:
+    from audio_llm.pipeline.transcribe import load_transcriber
+
+    transcriber = load_transcriber(
+        arguments.asr,
+        arguments.model,
+        arguments.correct,
+        arguments.correct_model,
+        arguments.decode or "greedy",
+        arguments.nbest,
+        words,
+        arguments.device,
+        arguments.offline,
+    )
+    if transcriber.refused and not arguments.quiet:
+        refused = ", ".join(transcriber.refused)
+        progress.say(f"audio-llm: warning: {arguments.words}: {arguments.asr} cannot prefer: {refused}")
+    return transcriber
+
+
+def _settings(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
+    """Return what decides the text: a file done with other settings is done again."""
+    from audio_llm.asr.engines import ENGINES
+    from audio_llm.pipeline.correct import CORRECTORS
+
+    settings: dict[str, Any] = {"asr": arguments.asr, "nbest": arguments.nbest, "words": words}
+    settings["model"] = _model_stamp(arguments.model or ENGINES[arguments.asr].default_model)
+    if arguments.correct != "none":
+        model = arguments.correct_model or CORRECTORS[arguments.correct][2]
+        settings |= {"correct": arguments.correct, "decode": arguments.decode or "greedy"}
+        settings["correct_model"] = _model_stamp(model)
+    return settings
+
+
+def _model_stamp(name: str | None) -> str | None:
+    """Return the name and, for a model that lies here, a hash of its config with the hashes of its weights."""
+    from audio_llm import hub
+
+    if name is None:
+        return None
+    try:
+        config = (hub.find_model(name) / hub.CONFIG_NAME).read_bytes()
+    except (AudioLLMError, OSError):  # whoever loads it says what is wrong
+        return name
+    return f"{name}:{hashlib.sha256(config).hexdigest()[:16]}"
+
+
+def _total_seconds(inputs: list[AudioInput]) -> float | None:
+    """Return the seconds of sound in all inputs as their headers claim them; None where one does not say."""
+    from audio_llm.audio import STDIN, probe
+    from audio_llm.errors import AudioFileError
+
+    total = 0.0
+    for item in inputs:
+        if str(item.path) == STDIN:
+            return None
+        try:
+            total += probe(item.path).duration_s
+        except AudioFileError:
+            continue  # it will be reported when its turn comes
+    return total if total != float("inf") else None
+
+
+def _check_stdout(formats: list[str], files: int) -> None:
+    if len(formats) > 1:
+        raise UsageError("several formats do not fit on stdout", remedy="give -o DIR")
+    if files > 1 and formats[0] not in _ONE_AFTER_ANOTHER:
+        raise UsageError(f"the {formats[0]} of {files} files does not fit on stdout", remedy="give -o DIR")
+
+
+def _read_words(path: str) -> list[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", path=path, remedy="check --words") from None
+    except UnicodeDecodeError:
+        raise UsageError("is not UTF-8 text", path=path, remedy="give one word or term a line") from None
+    words = [" ".join(line.split()) for line in lines]
+    return list(dict.fromkeys(word for word in words if word and not word.startswith("#")))
+
+
+def _format_list(text: str) -> list[str]:
+    formats = list(dict.fromkeys(text.split(",")))
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no format is named {unknown[0]!r}: use {', '.join(FORMATS)}")
+    return formats

@@ -1,0 +1,276 @@
+"""The Denoising LM as a corrector of N-best lists: decoding, choice, gate, edits."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from audio_llm.align import edits
+from audio_llm.asr.base import Recognizer
+from audio_llm.correction import Correction, Edit
+from audio_llm.dlm import decode
+from audio_llm.dlm.decode import Candidate
+from audio_llm.dlm.gate import Gate
+from audio_llm.dlm.model import DenoisingLM, load
+from audio_llm.dlm.rescore import Scales, Scored, choose
+from audio_llm.errors import ModelFormatError, UsageError
+from audio_llm.nbest import NBest
+from audio_llm.text import Normalizer, get_normalizer
+
+SETTINGS_NAME = "decoding.json"
+Decoding = Literal["greedy", "dsr", "dlm-sum"]
+Pool = Literal["paper", "pooled"]
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How a model decodes; tuned on tuning data and stored beside the weights.
+
+    Attributes:
+        normalizer: Name of the normaliser for what comes in.
+        recognizer: Version of the recogniser the scales were tuned for; another gets the same, unchecked scales.
+        beam: Candidates of the Denoising LM, and width of its search.
+        hypotheses: Hypotheses of the recogniser that are used.
+        pool: Where DSR's candidates come from: the Denoising LM (`paper`) or it and the recogniser (`pooled`).
+        dsr: Scales for DSR; scores `asr` and `dlm`.
+        sum_scale: DLM-sum: factor on the recogniser's scores before they become weights.
+        rank_weight: DLM-sum without scores: the weight of rank r is exp(-r * rank_weight).
+        gates: Gate for each decoding.
+    """
+
+    normalizer: str = "spoken"
+    recognizer: str = ""
+    beam: int = 8
+    hypotheses: int = 5
+    pool: Pool = "pooled"
+    dsr: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "dlm": 1.0}))
+    sum_scale: float = 0.05
+    rank_weight: float = 0.5
+    gates: dict[str, Gate] = field(default_factory=lambda: {name: Gate() for name in ("greedy", "dsr", "dlm-sum")})
+
+
+class DlmCorrector:
+    """Corrects N-best lists with a Denoising LM (see `Corrector`).
+
+    Args:
+        model: The network.
+        settings: How it decodes.
+        decoding: `greedy` reads the best hypothesis; `dsr` weighs candidates by both models and needs the sound;
+            `dlm-sum` reads several hypotheses.
+        recognizer: For `dsr`: scores candidates against the sound.
+        gate: Whether the recogniser's text is kept when the gain is small.
+    """
+
+    name = "dlm"
+
+    def __init__(
+        self,
+        model: DenoisingLM,
+        settings: DecodingSettings,
+        decoding: Decoding = "greedy",
+        recognizer: Recognizer | None = None,
+        gate: bool = True,
+    ) -> None:
+        if decoding not in ("greedy", "dsr", "dlm-sum"):
+            raise UsageError(f"no decoding is named {decoding!r}", remedy="use greedy, dsr or dlm-sum")
+        if decoding == "dsr" and (recognizer is None or not recognizer.capabilities.text_scores):
+            raise UsageError(
+                "dsr needs a recogniser that scores any text", remedy="use greedy or dlm-sum, or --asr sphinx or ctc"
+            )
+        self.model = model
+        self.settings = settings
+        self.decoding = decoding
+        self.recognizer = recognizer
+        self._normalizer = get_normalizer(settings.normalizer)
+        self._gate = settings.gates[decoding] if gate else replace(settings.gates[decoding], off=True)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_dir: str | Path = "dlm-small",
+        recognizer: Recognizer | None = None,
+        decode: Decoding = "greedy",
+        gate: bool = True,
+        device: str = "cpu",
+    ) -> DlmCorrector:
+        """Load a model directory with its decoding settings.
+
+        Raises:
+            ModelNotFoundError, ModelFormatError: The directory is missing or damaged.
+            UsageError: The decoding needs a recogniser that can score texts.
+        """
+        from audio_llm import hub
+
+        model = load(name_or_dir, device)
+        settings = read_settings(Path(hub.find_model(str(name_or_dir))))
+        return cls(model, settings, decode, recognizer, gate)
+
+    def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
+        """Correct each list (see `Corrector.correct`).
+
+        Raises:
+            UsageError: `dsr` without the sound.
+        """
+        if self.decoding == "dsr" and waveforms is None:
+            raise UsageError("dsr needs the sound of each list", remedy="use greedy or dlm-sum for lists alone")
+        heard = [self._normalized(nbest) for nbest in lists]
+        first = [texts[0] if texts else "" for texts in heard]
+        candidates, gains = self._candidates(lists, heard, waveforms)
+        return [
+            self._correction(nbest, texts, said, candidate, gain)
+            for nbest, texts, said, candidate, gain in zip(lists, heard, first, candidates, gains, strict=True)
+        ]
+
+    def _candidates(
+        self, lists: Sequence[NBest], heard: Sequence[Sequence[str]], waveforms: Sequence[np.ndarray] | None
+    ) -> tuple[list[Candidate], list[float]]:
+        """Return for each list the best candidate and its gain over the unchanged text."""
+        if self.decoding == "greedy":
+            return self._greedy(heard)
+        candidates, gains = [], []
+        for place, (nbest, texts) in enumerate(zip(lists, heard, strict=True)):
+            if not texts:
+                candidate, gain = Candidate("", 0.0), 0.0
+            elif self.decoding == "dlm-sum":
+                candidate, gain = self._sum(nbest, texts)
+            else:
+                assert waveforms is not None
+                candidate, gain = self._dsr(texts, waveforms[place])
+            candidates.append(candidate)
+            gains.append(gain)
+        return candidates, gains
+
+    def _greedy(self, heard: Sequence[Sequence[str]]) -> tuple[list[Candidate], list[float]]:
+        first = [texts[0] if texts else "" for texts in heard]
+        spoken = [text for text in first if text]
+        found = decode.greedy(self.model, spoken)
+        changed = [i for i, text in enumerate(spoken) if found[i].text != text]
+        unchanged = decode.log_probs(self.model, [spoken[i] for i in changed], [spoken[i] for i in changed])
+        gain_of = {i: found[i].log_prob - score for i, score in zip(changed, unchanged, strict=True)}
+        results = iter([(candidate, gain_of.get(i, 0.0)) for i, candidate in enumerate(found)])
+        pairs = [next(results) if text else (Candidate("", 0.0), 0.0) for text in first]
+        return [candidate for candidate, _ in pairs], [gain for _, gain in pairs]
+
+    def _sum(self, nbest: NBest, texts: Sequence[str]) -> tuple[Candidate, float]:
+        used = texts[: self.settings.hypotheses]
+        weights = list_weights(nbest, used, self._normalizer, self.settings)
+        found = decode.dlm_sum(self.model, used, weights, self.settings.beam)[0]
+        log_probs = decode.log_probs(self.model, used, [texts[0]] * len(used))
+        unchanged = float(np.logaddexp.reduce(_log_softmax(weights) + np.array(log_probs)))
+        return found, found.log_prob - unchanged
+
+    def _dsr(self, texts: Sequence[str], waveform: np.ndarray) -> tuple[Candidate, float]:
+        assert self.recognizer is not None
+        pool = dsr_pool(self.model, texts, self.settings)
+        scored = score_pool(self.model, texts[0], pool, self.recognizer, waveform)
+        if not scored or scored[0].text != texts[0]:
+            return Candidate(texts[0], 0.0), 0.0  # the recogniser cannot score its own text: nothing to compare with
+        best = scored[choose(scored, self.settings.dsr)]
+        gain = self.settings.dsr.total(best) - self.settings.dsr.total(scored[0])
+        return Candidate(best.text, best.scores["dlm"]), gain
+
+    def _correction(
+        self, nbest: NBest, texts: Sequence[str], said: str, candidate: Candidate, gain: float
+    ) -> Correction:
+        reason = self._gate.verdict(said, candidate, gain)
+        if reason:
+            return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), _certainty(-gain if gain else 0.0))
+        found = tuple(find_edits(said, candidate.text, texts, self.name))
+        return Correction(nbest.id, candidate.text, nbest.best, False, f"gain {gain:.1f}", found, _certainty(gain))
+
+    def _normalized(self, nbest: NBest) -> list[str]:
+        """Return the distinct normalised texts of a list, in order, empty ones left out."""
+        return list(dict.fromkeys(text for text in map(self._normalizer, nbest.texts) if text))
+
+
+def dsr_pool(model: DenoisingLM, texts: Sequence[str], settings: DecodingSettings) -> list[str]:
+    """Return DSR's candidates, the recogniser's own text always first."""
+    listed = texts[: settings.hypotheses] if settings.pool == "pooled" else texts[:1]
+    proposed = [candidate.text for candidate in decode.beam(model, texts[0], settings.beam)]
+    return list(dict.fromkeys(text for text in (*listed, *proposed) if text))
+
+
+def score_pool(
+    model: DenoisingLM, heard: str, pool: Sequence[str], recognizer: Recognizer, waveform: np.ndarray
+) -> list[Scored]:
+    """Give every candidate both scores; one that the recogniser cannot score is dropped."""
+    heard_scores = recognizer.score(waveform, pool)
+    kept = [(text, score) for text, score in zip(pool, heard_scores, strict=True) if score is not None]
+    denoised = decode.log_probs(model, [heard] * len(kept), [text for text, _ in kept])
+    return [Scored(text, {"asr": asr, "dlm": dlm}) for (text, asr), dlm in zip(kept, denoised, strict=True)]
+
+
+def list_weights(nbest: NBest, texts: Sequence[str], normalizer: Normalizer, settings: DecodingSettings) -> list[float]:
+    """Return DLM-sum's log-weights of the texts: by scores where every entry has one, else by rank."""
+    scores: dict[str, float] = {}
+    for hypothesis in nbest.hypotheses:
+        if hypothesis.score is not None:
+            text = normalizer(hypothesis.text)
+            scores[text] = max(hypothesis.score, scores.get(text, -math.inf))
+    if all(text in scores for text in texts):
+        return [settings.sum_scale * scores[text] for text in texts]
+    return [-settings.rank_weight * rank for rank in range(len(texts))]
+
+
+def find_edits(heard: str, corrected: str, texts: Sequence[str], name: str) -> list[Edit]:
+    """Return the differences, each with the first hypothesis that has the new words in a row, or `name`."""
+    before, after = heard.split(), corrected.split()
+    found = []
+    for op in edits(before, after):
+        new = " ".join(after[op.target_start : op.target_end])
+        source = name
+        for rank, text in enumerate(texts[1:], 2):
+            if new and f" {new} " in f" {text} ":
+                source = f"hypothesis {rank}"
+                break
+        old = " ".join(before[op.source_start : op.source_end])
+        found.append(Edit(op.source_start, op.source_end, old, new, source))
+    return found
+
+
+def read_settings(folder: Path) -> DecodingSettings:
+    """Read the decoding settings of a model directory; the defaults where it has none.
+
+    Raises:
+        ModelFormatError: They are damaged.
+    """
+    path = folder / SETTINGS_NAME
+    if not path.exists():
+        return DecodingSettings()
+    try:
+        return settings_from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFormatError(
+            f"damaged decoding settings: {error}", path=path, remedy="tune or get it again"
+        ) from None
+
+
+def settings_to_json(settings: DecodingSettings) -> dict[str, Any]:
+    """Return the settings as plain JSON values."""
+    from dataclasses import asdict
+
+    return asdict(settings)
+
+
+def settings_from_json(content: dict[str, Any]) -> DecodingSettings:
+    """Build settings from what `settings_to_json` gave."""
+    content = dict(content)
+    content["dsr"] = Scales(**content["dsr"])
+    content["gates"] = {name: Gate(**gate) for name, gate in content["gates"].items()}
+    return DecodingSettings(**content)
+
+
+def _log_softmax(values: Sequence[float]) -> np.ndarray:
+    array = np.array(values, dtype=np.float64)
+    return np.asarray(array - np.logaddexp.reduce(array))
+
+
+def _certainty(gain: float) -> float:
+    """Return the probability of the chosen text against the other one, from their difference in nats."""
+    return round(1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, gain)))), 4)

@@ -1,0 +1,165 @@
+"""Searching the Denoising LM: greedy, beam, the sum over several hypotheses, and the score of any given text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from audio_llm.dlm import vocab
+from audio_llm.dlm.model import DecoderState, DenoisingLM, batch_sources, batch_targets
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A text with its score.
+
+    Attributes:
+        text: Normalised words.
+        log_prob: Sum of log-probabilities of its characters and the end, natural log.
+        finished: False where the length limit cut it off.
+    """
+
+    text: str
+    log_prob: float
+    finished: bool = True
+
+
+def length_limit(hypothesis: str) -> int:
+    """Return how many characters a correction may have, the end included."""
+    return int(1.5 * len(hypothesis)) + 20
+
+
+@torch.inference_mode()
+def greedy(model: DenoisingLM, hypotheses: Sequence[str]) -> list[Candidate]:
+    """Write the most likely next character until the end, for each hypothesis (paper: greedy decoding)."""
+    results: list[Candidate | None] = [None] * len(hypotheses)
+    by_length = sorted(range(len(hypotheses)), key=lambda i: len(hypotheses[i]))
+    for first in range(0, len(by_length), BATCH):
+        places = by_length[first : first + BATCH]
+        found = _greedy_batch(model, [hypotheses[i] for i in places])
+        for place, candidate in zip(places, found, strict=True):
+            results[place] = candidate
+    return [candidate for candidate in results if candidate is not None]
+
+
+@torch.inference_mode()
+def beam(model: DenoisingLM, hypothesis: str, width: int = 8) -> list[Candidate]:
+    """Return up to `width` distinct corrections of one hypothesis, best first."""
+    return _search(model, [hypothesis], torch.zeros(1), width)
+
+
+@torch.inference_mode()
+def dlm_sum(
+    model: DenoisingLM, hypotheses: Sequence[str], log_weights: Sequence[float], width: int = 8
+) -> list[Candidate]:
+    """Beam search over log sum_h w_h p(text | hypothesis h) (Denoising LM reproduction: DLM-sum).
+
+    Args:
+        model: The Denoising LM.
+        hypotheses: Distinct texts of the recogniser.
+        log_weights: Their log-weights; need not sum to one.
+        width: Beam.
+
+    Returns:
+        Up to `width` distinct texts, best first.
+    """
+    return _search(model, hypotheses, torch.tensor(log_weights).log_softmax(0), width)
+
+
+@torch.inference_mode()
+def log_probs(model: DenoisingLM, hypotheses: Sequence[str], texts: Sequence[str]) -> list[float]:
+    """Return log p(text | hypothesis) of each pair, the end included, in evaluation mode."""
+    device = next(model.parameters()).device
+    results = [0.0] * len(texts)
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]) + len(hypotheses[i]))
+    for first in range(0, len(by_length), BATCH):
+        places = by_length[first : first + BATCH]
+        source, lengths = batch_sources([hypotheses[i] for i in places], device)
+        target_in, wanted = batch_targets([texts[i] for i in places], device)
+        chosen = model(source, lengths, target_in).gather(2, wanted[:, :, None])[:, :, 0]
+        totals = chosen.masked_fill(wanted == vocab.PAD, 0.0).sum(1).tolist()
+        for place, total in zip(places, totals, strict=True):
+            results[place] = total
+    return results
+
+
+def _greedy_batch(model: DenoisingLM, hypotheses: Sequence[str]) -> list[Candidate]:
+    device = next(model.parameters()).device
+    source, lengths = batch_sources(hypotheses, device)
+    state = model.encode(source, lengths)
+    limits = torch.tensor([length_limit(h) for h in hypotheses], device=device)
+    last = torch.full((len(hypotheses),), vocab.BOS, device=device)
+    totals = torch.zeros(len(hypotheses), device=device)
+    open_rows = torch.ones(len(hypotheses), dtype=torch.bool, device=device)
+    written: list[Tensor] = []
+    while bool(open_rows.any()) and state.step < int(limits.max()):
+        best, last = _forbid(model.step(last, state)).max(-1)
+        last = last.where(open_rows, torch.full_like(last, vocab.PAD))
+        totals += best.where(open_rows, torch.zeros_like(best))
+        written.append(last)
+        open_rows = open_rows & (last != vocab.EOS) & (state.step < limits)
+    rows = torch.stack(written, dim=1).tolist()
+    return [
+        Candidate(_tidy(vocab.decode(row)), total, vocab.EOS in row)
+        for row, total in zip(rows, totals.tolist(), strict=True)
+    ]
+
+
+@dataclass
+class _Beam:
+    """Open prefixes of one search: rows of `state` are beams x hypotheses, hypothesis fastest."""
+
+    written: Tensor  # (K, t) int64
+    prefix: Tensor  # (K, H) log w_h + log p(prefix | h)
+    state: DecoderState
+
+
+def _search(model: DenoisingLM, hypotheses: Sequence[str], log_weights: Tensor, width: int) -> list[Candidate]:
+    device = next(model.parameters()).device
+    source, lengths = batch_sources(hypotheses, device)
+    log_weights = log_weights.to(device)
+    count = len(hypotheses)
+    found = _Beam(torch.full((1, 1), vocab.BOS, device=device), log_weights[None], model.encode(source, lengths))
+    finished: dict[str, float] = {}
+    for _ in range(max(length_limit(h) for h in hypotheses)):
+        last = found.written[:, -1].repeat_interleave(count)
+        step = _forbid(model.step(last, found.state)).view(-1, count, vocab.SIZE)
+        grown = found.prefix[:, :, None] + step  # (K, H, V)
+        totals = grown.logsumexp(1)  # (K, V)
+        for beam_index, total in enumerate(totals[:, vocab.EOS].tolist()):
+            text = _tidy(vocab.decode(found.written[beam_index, 1:].tolist()))
+            finished[text] = max(total, finished.get(text, -math.inf))
+        totals[:, vocab.EOS] = -math.inf
+        best, places = totals.flatten().topk(min(width, totals.numel()))
+        beams, characters = places // vocab.SIZE, places % vocab.SIZE
+        if _is_done(finished, width, float(best[0])):
+            break
+        rows = (beams[:, None] * count + torch.arange(count, device=device)[None]).flatten()
+        found.state.select(rows)
+        found.prefix = grown[beams, :, characters]
+        found.written = torch.cat([found.written[beams], characters[:, None]], dim=1)
+    ranked = sorted(finished.items(), key=lambda row: (-row[1], row[0]))[:width]
+    return [Candidate(text, total) for text, total in ranked]
+
+
+def _is_done(finished: dict[str, float], width: int, best_open: float) -> bool:
+    """No open prefix can still enter the list: probabilities only fall."""
+    if len(finished) < width:
+        return False
+    return sorted(finished.values(), reverse=True)[width - 1] >= best_open
+
+
+def _forbid(log_probabilities: Tensor) -> Tensor:
+    """Padding, BOS and UNK are never written."""
+    log_probabilities[..., [vocab.PAD, vocab.BOS, vocab.UNK]] = -math.inf
+    return log_probabilities
+
+
+def _tidy(text: str) -> str:
+    return " ".join(text.split())

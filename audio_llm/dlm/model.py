@@ -1,0 +1,213 @@
+"""The Denoising LM: a T5 on characters with shared positions and a pointer, so that copying is easy.
+
+A plain T5 has no position in its cross-attention and is slow to learn to copy, which is most of this task. Here
+encoder and decoder get the same sinusoidal positions, and the output mixes the vocabulary's distribution with a
+pointer over the input's characters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audio_llm.dlm import vocab
+
+KIND = "dlm"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Size of the network: deep encoder, shallow decoder.
+
+    Attributes:
+        width: Of every layer.
+        feed_forward: Width inside the feed-forward layers.
+        heads: Of every attention.
+        encoder_layers: Layers over the hypothesis.
+        decoder_layers: Layers that write the text.
+        dropout: Share of activations dropped in training.
+        positions: Whether encoder and decoder get sinusoidal positions.
+        pointer: Whether the output may point at an input character.
+    """
+
+    width: int = 256
+    feed_forward: int = 704
+    heads: int = 4
+    encoder_layers: int = 6
+    decoder_layers: int = 2
+    dropout: float = 0.1
+    positions: bool = True
+    pointer: bool = True
+
+
+@dataclass
+class DecoderState:
+    """What decoding one batch step by step carries along; rows follow the batch.
+
+    Attributes:
+        memory: (B, S, D) encoder output.
+        mask: (B, S) bool, True where valid.
+        source: (B, S) int64 characters of the hypothesis with EOS.
+        cache: Keys and values of past steps, transformers' EncoderDecoderCache.
+        step: Characters written so far.
+    """
+
+    memory: Tensor
+    mask: Tensor
+    source: Tensor
+    cache: Any
+    step: int = 0
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, (B',) int64, in this order; a row may be taken several times."""
+        self.memory, self.mask, self.source = self.memory[rows], self.mask[rows], self.source[rows]
+        self.cache.reorder_cache(rows)
+
+
+class DenoisingLM(nn.Module):
+    """log p(text | hypothesis), both strings of characters (see `vocab`)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        from transformers import T5Config, T5ForConditionalGeneration
+
+        super().__init__()
+        self.config = config
+        t5 = T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=vocab.SIZE,
+                d_model=config.width,
+                d_kv=config.width // config.heads,
+                d_ff=config.feed_forward,
+                num_heads=config.heads,
+                num_layers=config.encoder_layers,
+                num_decoder_layers=config.decoder_layers,
+                dropout_rate=config.dropout,
+                relative_attention_max_distance=64,
+                pad_token_id=vocab.PAD,
+                eos_token_id=vocab.EOS,
+            )
+        )
+        self.embedding = t5.shared
+        self.encoder = t5.encoder
+        self.decoder = t5.decoder
+        del self.encoder.embed_tokens, self.decoder.embed_tokens  # characters are embedded here, with their positions
+        self.output = nn.Linear(config.width, vocab.SIZE)
+        if config.pointer:
+            self.pointer_query = nn.Linear(config.width, config.width, bias=False)
+            self.pointer_key = nn.Linear(config.width, config.width, bias=False)
+            self.pointer_gate = nn.Linear(config.width, 1)
+
+    def forward(self, source: Tensor, source_lengths: Tensor, target_in: Tensor) -> Tensor:
+        """Return log-probabilities of every next character.
+
+        Args:
+            source: (B, S) int64, the hypothesis with EOS.
+            source_lengths: (B,) int64.
+            target_in: (B, T) int64, BOS and the text.
+
+        Returns:
+            (B, T, V) float32 log-probabilities.
+        """
+        state = self.encode(source, source_lengths)
+        hidden = self.decoder(
+            inputs_embeds=self._embed(target_in, 0),
+            encoder_hidden_states=state.memory,
+            encoder_attention_mask=state.mask.long(),
+            use_cache=False,
+        ).last_hidden_state
+        return self._mix(hidden, state)
+
+    def encode(self, source: Tensor, source_lengths: Tensor) -> DecoderState:
+        """Encode a batch of hypotheses; arguments as for `forward`."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        mask = torch.arange(source.shape[1], device=source.device)[None] < source_lengths[:, None]
+        memory = self.encoder(inputs_embeds=self._embed(source, 0), attention_mask=mask.long()).last_hidden_state
+        return DecoderState(memory, mask, source, EncoderDecoderCache(DynamicCache(), DynamicCache()))
+
+    def step(self, last: Tensor, state: DecoderState) -> Tensor:
+        """Return (B, V) log-probabilities after the characters `last` (B,) int64, and move the state on."""
+        hidden = self.decoder(
+            inputs_embeds=self._embed(last[:, None], state.step),
+            encoder_hidden_states=state.memory,
+            encoder_attention_mask=state.mask.long(),
+            past_key_values=state.cache,
+            use_cache=True,
+        ).last_hidden_state
+        state.step += 1
+        return self._mix(hidden, state)[:, 0]
+
+    def _embed(self, characters: Tensor, first: int) -> Tensor:
+        embedded = self.embedding(characters)
+        if not self.config.positions:
+            return embedded
+        return embedded + _sinusoids(characters.shape[1], first, self.config.width, embedded)
+
+    def _mix(self, hidden: Tensor, state: DecoderState) -> Tensor:
+        written = self.output(hidden).float().log_softmax(-1)
+        if not self.config.pointer:
+            return written
+        scores = self.pointer_query(hidden) @ self.pointer_key(state.memory).transpose(1, 2)
+        scores = (scores.float() / math.sqrt(self.config.width)).masked_fill(~state.mask[:, None], -1e9)
+        copied = torch.zeros_like(written).scatter_add(
+            2, state.source[:, None].expand(-1, hidden.shape[1], -1), scores.softmax(-1)
+        )
+        gate = self.pointer_gate(hidden).float()
+        log_copy, log_write = nn.functional.logsigmoid(gate), nn.functional.logsigmoid(-gate)
+        return torch.logaddexp(log_write + written, log_copy + copied.clamp_min(1e-9).log())
+
+
+def parameters(model: nn.Module) -> int:
+    """Return how many parameters a model has."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def batch_sources(texts: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return hypotheses as ((B, S) int64 with EOS, (B,) int64 lengths)."""
+    rows, lengths = vocab.pad([[*vocab.encode(text), vocab.EOS] for text in texts])
+    return torch.from_numpy(rows).to(device), torch.from_numpy(lengths).to(device)
+
+
+def batch_targets(texts: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return texts as ((B, T) int64 input with BOS, (B, T) int64 wanted with EOS and PAD)."""
+    numbers = [vocab.encode(text) for text in texts]
+    inputs, _ = vocab.pad([[vocab.BOS, *row] for row in numbers])
+    wanted, _ = vocab.pad([[*row, vocab.EOS] for row in numbers])
+    return torch.from_numpy(inputs).to(device), torch.from_numpy(wanted).to(device)
+
+
+def save(model: DenoisingLM, folder: Path, card: str = "", provenance: dict[str, Any] | None = None) -> None:
+    """Write a model directory, weights in half precision."""
+    from audio_llm import hub
+
+    tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    hub.save_model(folder, asdict(model.config), tensors, KIND, card, provenance)
+
+
+def load(name_or_dir: str | Path, device: str = "cpu") -> DenoisingLM:
+    """Load a model directory; in evaluation mode.
+
+    Raises:
+        ModelNotFoundError, ModelFormatError: As `hub.load_model`.
+    """
+    from audio_llm import hub
+    from audio_llm.training.config import config_from_dict
+
+    loaded = hub.load_model(name_or_dir, KIND)
+    model = DenoisingLM(config_from_dict(ModelConfig, loaded.config, Path(loaded.path)))
+    model.load_state_dict(loaded.tensors)
+    return model.to(device).eval()
+
+
+def _sinusoids(length: int, first: int, width: int, like: Tensor) -> Tensor:
+    position = np.arange(first, first + length)[:, None]
+    angle = position / 10_000.0 ** (np.arange(0, width, 2) / width)
+    table = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    return torch.from_numpy(table).to(like)[None]

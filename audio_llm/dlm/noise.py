@@ -1,0 +1,85 @@
+"""Text to a hypothesis that a recogniser might have made: drawn anew whenever a sentence is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from audio_llm.dlm import vocab
+from audio_llm.dlm.confusions import MAX_SPAN, Confusions
+
+_SPAN_WEIGHTS = np.array([0.68, 0.25, 0.07])  # of 1, 2, 3 words
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """How texts are corrupted on the fly.
+
+    Attributes:
+        substitution_share: Share of sentences that get random characters substituted.
+        substitution_rate: Range of the rate of substituted characters in such a sentence.
+        clean_share: Share of sentences left as they are, beside those whose drawn error rate is 0.
+        rate_factor: Factor on the drawn word error rate.
+    """
+
+    substitution_share: float = 0.3
+    substitution_rate: tuple[float, float] = (0.0, 0.08)
+    clean_share: float = 0.05
+    rate_factor: float = 1.0
+
+
+def corrupt(text: str, confusions: Confusions, config: NoiseConfig, rng: np.random.Generator) -> str:
+    """Replace words by what may be heard instead, at an error rate drawn from the observed ones.
+
+    Args:
+        text: Normalised words.
+        confusions: What may be heard.
+        config: How much.
+        rng: Source of all draws.
+    """
+    if rng.random() < config.clean_share:
+        return text
+    rate = float(rng.choice(confusions.error_rates)) * config.rate_factor if confusions.error_rates else 0.0
+    return substitute_characters(_confuse(text.split(), rate, confusions, rng), config, rng)
+
+
+def substitute_characters(text: str, config: NoiseConfig, rng: np.random.Generator) -> str:
+    """Replace random characters by random symbols in a share of the texts (uniform over symbols, never padding)."""
+    if not text or rng.random() >= config.substitution_share:
+        return text
+    rate = rng.uniform(*config.substitution_rate)
+    chosen = rng.random(len(text)) < rate
+    drawn = rng.integers(len(vocab.SYMBOLS), size=len(text))
+    noisy = "".join(vocab.SYMBOLS[d] if c else old for old, c, d in zip(text, chosen, drawn, strict=True))
+    return " ".join(noisy.split())
+
+
+def _confuse(words: list[str], rate: float, confusions: Confusions, rng: np.random.Generator) -> str:
+    heard: list[str] = []
+    place = 0
+    start_rate = rate / float(_SPAN_WEIGHTS @ np.arange(1, MAX_SPAN + 1))
+    while place < len(words):
+        if rng.random() < start_rate:
+            length = 1 + int(rng.choice(MAX_SPAN, p=_SPAN_WEIGHTS))
+            taken = _replacement(words, place, length, confusions, rng)
+            if taken is not None:
+                length, text = taken
+                heard += text.split()
+                place += length
+                continue
+        heard.append(words[place])
+        place += 1
+    return " ".join(heard)
+
+
+def _replacement(
+    words: list[str], place: int, length: int, confusions: Confusions, rng: np.random.Generator
+) -> tuple[int, str] | None:
+    """Return (words replaced, text) for the longest span up to `length` that the table knows."""
+    for count in range(min(length, len(words) - place), 0, -1):
+        rows = confusions.table.get(" ".join(words[place : place + count]))
+        if rows:
+            weights = np.array([weight for _, weight in rows])
+            return count, rows[int(rng.choice(len(rows), p=weights / weights.sum()))][0]
+    return None

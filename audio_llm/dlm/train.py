@@ -1,0 +1,190 @@
+"""Training the Denoising LM on packed pairs, with texts corrupted on the fly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audio_llm.dlm import decode, vocab
+from audio_llm.dlm.confusions import Confusions
+from audio_llm.dlm.model import DenoisingLM, ModelConfig, batch_sources, batch_targets, load, save
+from audio_llm.dlm.noise import NoiseConfig, corrupt, substitute_characters
+from audio_llm.dlm.pack import CONFUSIONS_NAME, PackedPairs, read_packed
+from audio_llm.metrics import word_errors
+from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+
+logger = logging.getLogger(__name__)
+
+_POOL = 50  # batches that are sorted by length together
+
+
+@dataclass(frozen=True)
+class DlmTrainConfig:
+    """Everything that decides a training, beside the data.
+
+    Attributes:
+        model: Size of the network.
+        training: Steps, rates, seed.
+        noise: How texts are corrupted.
+        pair_share: Share of examples that are pairs from a recogniser; the rest are corrupted texts.
+        first_share: Share of pairs that use the recogniser's best hypothesis; the rest use a later one.
+        batch_characters: Characters of references in a batch, at most.
+        label_smoothing: Probability spread evenly over all characters.
+        validation_sentences: How many tuning pairs are decoded for the validation's word error rate.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=100_000, learning_rate=1e-3))
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    pair_share: float = 0.35
+    first_share: float = 0.6
+    batch_characters: int = 3000
+    label_smoothing: float = 0.05
+    validation_sentences: int = 100
+
+
+def train_dlm(
+    data: Path,
+    output: Path,
+    config: DlmTrainConfig,
+    *,
+    max_minutes: float | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    start_from: str | Path | None = None,
+) -> TrainingResult:
+    """Train on a packed folder; leave a model directory in `output/best`.
+
+    Args:
+        data: Folder that `pack` wrote, with a `train` and a `tune` part.
+        output: Folder for logs and checkpoints.
+        config: What decides the training.
+        max_minutes: Limit of this call.
+        resume: Go on from `output/last`.
+        device: `auto`, `cpu` or `cuda`.
+        start_from: A model to start from instead of random weights; of the same size.
+    """
+    torch.manual_seed(config.training.seed)
+    model = DenoisingLM(config.model)
+    if start_from is not None:
+        model.load_state_dict(load(start_from).state_dict())
+    packed = read_packed(data / "train")
+    confusions = Confusions.load(data / CONFUSIONS_NAME)
+    tune = read_packed(data / "tune")
+
+    def prepare(batch: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+        examples = [_example(packed, row, seed, confusions, config) for row, seed in batch]
+        return to_tensors([e[0] for e in examples], [e[1] for e in examples])
+
+    return train(
+        model,
+        lambda epoch: batches(packed, config, epoch),
+        lambda m, batch: sequence_loss(m, batch, config.label_smoothing),
+        lambda m: _validate(m, tune, config),
+        output,
+        config.training,
+        max_minutes=max_minutes,
+        resume=resume,
+        device=device,
+        save=lambda m, folder: save(_plain(m), folder, provenance={"seed": config.training.seed}),
+        prepare=prepare,
+        count_items=lambda batch: float(batch[0].shape[0]),
+    )
+
+
+def sequence_loss(model: nn.Module, batch: tuple[Tensor, ...], label_smoothing: float) -> Tensor:
+    """Return the cross-entropy per character with label smoothing, over characters that are not padding.
+
+    Args:
+        model: A DenoisingLM, possibly wrapped.
+        batch: source (B, S), source lengths (B,), target input (B, T), wanted (B, T), all int64.
+        label_smoothing: Probability spread evenly over all characters.
+    """
+    source, lengths, target_in, wanted = batch
+    log_probabilities = model(source, lengths, target_in)
+    valid = wanted != vocab.PAD
+    chosen = log_probabilities.gather(2, wanted[:, :, None])[:, :, 0]
+    spread = log_probabilities.mean(-1)
+    per_character = (1.0 - label_smoothing) * chosen + label_smoothing * spread
+    return -(per_character * valid).sum() / valid.sum()
+
+
+def batches(packed: PackedPairs, config: DlmTrainConfig, epoch: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield batches of (row, seed): all texts once, with pairs drawn in to their share, alike for equal arguments."""
+    rng = np.random.default_rng((config.training.seed, epoch))
+    texts = np.flatnonzero(~packed.is_pair)
+    pairs = np.flatnonzero(packed.is_pair)
+    if not len(texts):
+        drawn = pairs
+    elif not len(pairs) or config.pair_share <= 0.0:
+        drawn = texts
+    else:
+        count = int(len(texts) * config.pair_share / (1.0 - config.pair_share))
+        drawn = np.concatenate([texts, rng.choice(pairs, size=count)])
+    drawn = rng.permutation(drawn)
+    sizes = packed.lengths[drawn]
+    pool = max(1, int(_POOL * config.batch_characters / max(1.0, float(sizes.mean()))))
+    for first in range(0, len(drawn), pool):
+        part = drawn[first : first + pool]
+        part = part[np.argsort(packed.lengths[part] * rng.uniform(0.9, 1.1, size=len(part)), kind="stable")]
+        made = list(_cut(part, packed.lengths, config.batch_characters))
+        for place in rng.permutation(len(made)):
+            seeds = rng.integers(1 << 62, size=len(made[place]))
+            yield list(zip(made[place].tolist(), seeds.tolist(), strict=True))
+
+
+def to_tensors(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return source (B, S), source lengths (B,), target input (B, T), wanted (B, T), all int64."""
+    return (*batch_sources(hypotheses), *batch_targets(references))
+
+
+def _cut(rows: np.ndarray, lengths: np.ndarray, limit: int) -> Iterator[np.ndarray]:
+    start = 0
+    for end in range(1, len(rows) + 1):
+        longest = int(lengths[rows[start:end]].max())
+        if longest * (end - start) > limit and end - start > 1:
+            yield rows[start : end - 1]
+            start = end - 1
+    yield rows[start:]
+
+
+def _example(
+    packed: PackedPairs, row: int, seed: int, confusions: Confusions, config: DlmTrainConfig
+) -> tuple[str, str]:
+    """Return (hypothesis, reference), drawn from the seed alone."""
+    rng = np.random.default_rng(seed)
+    reference = packed.references[row]
+    if not packed.is_pair[row]:
+        return corrupt(reference, confusions, config.noise, rng), reference
+    heard = packed.hypotheses[row]
+    rank = 0 if rng.random() < config.first_share else int(rng.integers(len(heard)))
+    return substitute_characters(heard[rank], config.noise, rng), reference
+
+
+def _validate(model: nn.Module, tune: PackedPairs, config: DlmTrainConfig) -> Mapping[str, float]:
+    plain = _plain(model)
+    first = [heard[0] for heard in tune.hypotheses]
+    totals = decode.log_probs(plain, first, tune.references)
+    count = config.validation_sentences
+    corrected = [candidate.text for candidate in decode.greedy(plain, first[:count])]
+    kept = [candidate.text for candidate in decode.greedy(plain, tune.references[:count])]
+    return {
+        "loss": -sum(totals) / sum(len(reference) + 1 for reference in tune.references),
+        "wer_before": word_errors(tune.references[:count], first[:count]).rate,
+        "wer": word_errors(tune.references[:count], corrected).rate,
+        "kept": float(np.mean([a == b for a, b in zip(kept, tune.references, strict=False)])),
+    }
+
+
+def _plain(model: Any) -> DenoisingLM:
+    """Return the model itself where a wrapper for several processes surrounds it."""
+    plain = getattr(model, "module", model)
+    assert isinstance(plain, DenoisingLM)
+    return plain

@@ -1,0 +1,153 @@
+"""Candidate texts for an N-best list: its hypotheses, and what the phrase table makes of them."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from audio_llm.ger.phrase_table import PhraseTable, Words
+from audio_llm.lm.ngram import END, NgramLm
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """How a text was made from one hypothesis.
+
+    Attributes:
+        start: Index of the distinct hypothesis it began with.
+        log_odds: Sum over the phrases used, of the log odds that they were right to use.
+        phrases: How many phrases were used.
+        evidence: Sum over the phrases used, of log(1 + count) of what they were learned from.
+        lm: Natural log p(text) of the language model.
+    """
+
+    start: int
+    log_odds: float
+    phrases: int
+    evidence: float
+    lm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One text to choose from.
+
+    Attributes:
+        words: Its words.
+        derivations: Every hypothesis it can be made from, in their order, the likeliest way each.
+    """
+
+    words: Words
+    derivations: tuple[Derivation, ...]
+
+
+@dataclass(frozen=True)
+class BeamSettings:
+    """How candidates are searched.
+
+    Attributes:
+        width: Partial texts kept at each word.
+        per_start: Texts kept of each hypothesis.
+        starts: Distinct hypotheses that phrases are applied to.
+        total: Texts kept in all, besides the hypotheses themselves.
+        lm_weight: Of the language model's log probability.
+        odds_weight: Of the phrases' log odds.
+        word_bonus: For every word, against the language model's love of short texts.
+    """
+
+    width: int = 16
+    per_start: int = 16
+    starts: int = 5
+    total: int = 40
+    lm_weight: float = 0.5
+    odds_weight: float = 0.4
+    word_bonus: float = 1.0
+
+
+def make_candidates(
+    hypotheses: Sequence[Words], table: PhraseTable, lm: NgramLm, settings: BeamSettings
+) -> list[Candidate]:
+    """Return the texts to choose from, the hypotheses first and in their order.
+
+    Args:
+        hypotheses: Distinct hypotheses of one list, best first.
+        table: Phrases to apply.
+        lm: Guides the search.
+        settings: See `BeamSettings`.
+    """
+    found: dict[Words, list[Derivation]] = {
+        words: [Derivation(start, 0.0, 0, 0.0, lm)]
+        for start, (words, lm) in enumerate(zip(hypotheses, lm.log_probs(hypotheses), strict=True))
+    }
+    best: dict[Words, float] = {}
+    for start, words in enumerate(hypotheses[: settings.starts]):
+        for score, text, derivation in _search(words, start, table, lm, settings):
+            if text != words:
+                found.setdefault(text, []).append(derivation)
+                best[text] = max(score, best.get(text, score))
+    known = set(hypotheses)
+    made = heapq.nlargest(settings.total, ((score, text) for text, score in best.items() if text not in known))
+    chosen = [*hypotheses, *(text for _, text in made)]
+    return [Candidate(words, tuple(sorted(found[words], key=lambda d: d.start))) for words in chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class _Partial:
+    score: float
+    lm: float
+    log_odds: float
+    phrases: int
+    evidence: float
+
+
+def _search(
+    words: Words, start: int, table: PhraseTable, lm: NgramLm, settings: BeamSettings
+) -> list[tuple[float, Words, Derivation]]:
+    """Return (score, text, derivation) of the best ways to copy words or to replace phrases, left to right."""
+    beams: list[dict[Words, _Partial]] = [{} for _ in range(len(words) + 1)]
+    beams[0][()] = _Partial(0.0, 0.0, 0.0, 0, 0.0)
+    for at in range(len(words)):
+        options = [(end, replacement) for end, replacement in table.starting_at(words, at)]
+        copied = words[at : at + 1]
+        for text, partial in heapq.nlargest(settings.width, beams[at].items(), key=lambda item: item[1].score):
+            _extend(beams[at + 1], text, copied, partial, 0.0, 0, 0.0, lm, settings)
+            for end, replacement in options:
+                odds = replacement.log_odds
+                _extend(beams[end], text, replacement.target, partial, odds, 1, replacement.evidence, lm, settings)
+    results = []
+    for text, partial in beams[-1].items():
+        ending = lm.score(text, END)
+        derivation = Derivation(start, partial.log_odds, partial.phrases, partial.evidence, partial.lm + ending)
+        results.append((partial.score + settings.lm_weight * ending, text, derivation))
+    return heapq.nlargest(settings.per_start, results, key=lambda result: result[:2])
+
+
+def _extend(
+    beam: dict[Words, _Partial],
+    text: Words,
+    added: Words,
+    partial: _Partial,
+    log_odds: float,
+    phrases: int,
+    evidence: float,
+    lm: NgramLm,
+    settings: BeamSettings,
+) -> None:
+    """Put `text + added` into the beam, unless it is there already with a better score."""
+    gained = 0.0
+    for word in added:
+        gained += lm.score(text, word)
+        text = (*text, word)
+    score = (
+        partial.score + settings.lm_weight * gained + settings.word_bonus * len(added) + settings.odds_weight * log_odds
+    )
+    known = beam.get(text)
+    if known is None or score > known.score:
+        beam[text] = _Partial(
+            score,
+            partial.lm + gained,
+            partial.log_odds + log_odds,
+            partial.phrases + phrases,
+            partial.evidence + evidence,
+        )

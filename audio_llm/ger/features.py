@@ -1,0 +1,111 @@
+"""What is known about each candidate text of an N-best list, as numbers for the reranker."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from audio_llm.ger.candidates import Candidate
+from audio_llm.ger.phrase_table import Words
+from audio_llm.lm.ngram import NgramLm
+
+FEATURES = (
+    "lm",  # log p(text)
+    "words",
+    "unknown_words",  # words the language model has not seen
+    "log_odds",  # of the phrases used, for the best derivation
+    "phrases",
+    "evidence",
+    "untouched",  # the derivation is the hypothesis itself
+    "total_score",  # recogniser's score of the hypothesis it began with, times its words, against the best one's
+    "mean_score",  # the same without the words
+    "rank",  # of the hypothesis it began with
+    "from_first",  # it began with the first hypothesis
+    "share_of_start",  # of the list's entries that are the hypothesis it began with
+    "share_of_list",  # of the list's entries that are this text
+    "in_list",
+    "support",  # share of the list's entries it can be made from
+    "support_log_odds",  # log of the mean over the list's entries of exp(log odds / 4)
+    "distance_to_list",  # words to change, mean over the list's entries
+    "distance_to_first",
+    "letters_changed",  # from the hypothesis it began with
+    "length_change",  # letters, from the hypothesis it began with
+)
+
+
+@dataclass(frozen=True)
+class ListView:
+    """One N-best list as words.
+
+    Attributes:
+        hypotheses: Distinct, best first.
+        copies: How often each occurs in the list.
+        scores: The recogniser's score of each (of its first copy), 0 where there are none.
+    """
+
+    hypotheses: tuple[Words, ...]
+    copies: tuple[int, ...]
+    scores: tuple[float, ...]
+
+    @classmethod
+    def of(cls, texts: Sequence[Words], scores: Sequence[float | None]) -> ListView:
+        """Gather duplicates; if any score is missing, none is used."""
+        usable = all(score is not None and math.isfinite(score) for score in scores)
+        first: dict[Words, float] = {}
+        for text, score in zip(texts, scores, strict=True):
+            first.setdefault(text, float(score) if usable and score is not None else 0.0)
+        counts = Counter(texts)
+        return cls(tuple(first), tuple(counts[text] for text in first), tuple(first.values()))
+
+
+def measure(view: ListView, candidates: Sequence[Candidate], lm: NgramLm) -> np.ndarray:
+    """Return (candidates, len(FEATURES)) float64.
+
+    Args:
+        view: The list.
+        candidates: As `make_candidates` returns them for its hypotheses.
+        lm: The same model as there.
+    """
+    from rapidfuzz.distance import Levenshtein
+    from rapidfuzz.process import cdist
+
+    shares = np.array(view.copies) / sum(view.copies)
+    totals = np.array([score * max(1, len(text)) for score, text in zip(view.scores, view.hypotheses, strict=True)])
+    totals, means = totals - totals.max(), np.array(view.scores) - max(view.scores)
+    texts = [candidate.words for candidate in candidates]
+    distances = cdist(texts, view.hypotheses, scorer=Levenshtein.distance, dtype=np.int32)
+    letters = [" ".join(text) for text in texts]  # the first ones are the hypotheses
+    rows = np.empty((len(candidates), len(FEATURES)))
+    for number, candidate in enumerate(candidates):
+        best = max(candidate.derivations, key=lambda d: d.log_odds - 0.5 * d.start)
+        start = best.start
+        in_list = number < len(shares)
+        reached = [d.start for d in candidate.derivations]
+        support = sum(shares[d.start] * math.exp(min(0.0, d.log_odds) / 4) for d in candidate.derivations)
+        rows[number] = (
+            best.lm,
+            len(candidate.words),
+            sum(word not in lm for word in candidate.words),
+            best.log_odds,
+            best.phrases,
+            best.evidence,
+            best.phrases == 0,
+            totals[start],
+            means[start],
+            start,
+            start == 0,
+            shares[start],
+            shares[number] if in_list else 0.0,
+            in_list,
+            shares[reached].sum(),
+            math.log(support + 1e-3),
+            distances[number] @ shares,
+            distances[number, 0],
+            Levenshtein.distance(letters[number], letters[start]),
+            len(letters[number]) - len(letters[start]),
+        )
+    return rows

@@ -1,0 +1,116 @@
+"""Training of the phrase corrector: tables and language models by fold, then the reranker and its margin."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from audio_llm.align import edit_distance
+from audio_llm.errors import DataError
+from audio_llm.ger.candidates import make_candidates
+from audio_llm.ger.features import ListView, measure
+from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings, list_words
+from audio_llm.ger.phrase_table import PhraseTable, Words, learn_phrases
+from audio_llm.ger.reranker import train_reranker
+from audio_llm.lm.kneser_ney import train_ngram
+from audio_llm.lm.ngram import NgramLm
+from audio_llm.nbest import NBest
+from audio_llm.text import get_normalizer
+
+logger = logging.getLogger(__name__)
+
+_MARGINS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 1e9)  # the last one keeps everything
+_FREE = 1.005  # a wider margin may cost this much of the errors: right texts stay as they are
+
+
+@dataclass(frozen=True)
+class _Example:
+    view: ListView
+    reference: Words
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Candidates of one list: features (C, F) float64, errors (C,) int64, the first hypothesis first."""
+
+    features: np.ndarray
+    errors: np.ndarray
+
+
+def train_phrase_corrector(
+    lists: Sequence[NBest], seed: int, settings: PhraseSettings, text: Sequence[str]
+) -> PhraseCorrector:
+    """Train; see `PhraseCorrector.train`."""
+    examples = _examples(lists, settings)
+    references = sorted({example.reference for example in examples})
+    if len(references) < settings.folds:
+        raise DataError(
+            f"{len(references)} different references are too few to train on",
+            remedy=f"give lists with at least {settings.folds} different references",
+        )
+    generator = np.random.default_rng(seed)
+    fold_of = dict(zip(references, generator.permutation(len(references)) % settings.folds, strict=True))
+    normalize = get_normalizer(settings.normalizer)
+    sentences = [tuple(normalize(line).split()) for line in text]
+    asked = set(generator.permutation(len(examples))[: settings.reranker_lists].tolist())
+    scored: list[list[_Scored]] = []
+    for fold in range(settings.folds):
+        held_out = [e for number, e in enumerate(examples) if fold_of[e.reference] == fold and number in asked]
+        others = [e for e in examples if fold_of[e.reference] != fold]
+        hidden = {e.reference for e in held_out}
+        table, lm = _fit(others, [words for words in sentences if words not in hidden], settings)
+        scored.append([_score(example, table, lm, settings) for example in held_out])
+        logger.info("fold %d of %d: candidates for %d lists", fold + 1, settings.folds, len(held_out))
+    everything = [one for part in scored for one in part]
+    reranker = train_reranker([one.features for one in everything], [one.errors for one in everything])
+    margin = _choose_margin(scored)
+    table, lm = _fit(examples, sentences, settings)
+    logger.info("%d phrases, %d words, margin %.2f", len(table), len(lm.vocabulary), margin)
+    return PhraseCorrector(table, lm, reranker, margin, settings)
+
+
+def _examples(lists: Sequence[NBest], settings: PhraseSettings) -> list[_Example]:
+    normalize = get_normalizer(settings.normalizer)
+    examples = []
+    for nbest in lists:
+        texts = list_words(nbest, settings.normalizer)
+        if nbest.reference is not None and any(texts):
+            view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses])
+            examples.append(_Example(view, tuple(normalize(nbest.reference).split())))
+    if len(examples) < len(lists):
+        logger.warning("%d of %d lists left out: no reference or no words", len(lists) - len(examples), len(lists))
+    return examples
+
+
+def _fit(
+    examples: Sequence[_Example], sentences: Sequence[Words], settings: PhraseSettings
+) -> tuple[PhraseTable, NgramLm]:
+    table = learn_phrases([(e.view.hypotheses, e.reference) for e in examples], settings.table)
+    texts = [" ".join(e.reference) for e in examples] + [" ".join(words) for words in sentences]
+    return table, train_ngram(texts, order=settings.order)
+
+
+def _score(example: _Example, table: PhraseTable, lm: NgramLm, settings: PhraseSettings) -> _Scored:
+    candidates = make_candidates(example.view.hypotheses, table, lm, settings.beam)
+    errors = np.array([edit_distance(example.reference, candidate.words) for candidate in candidates])
+    return _Scored(measure(example.view, candidates, lm), errors)
+
+
+def _choose_margin(folds: Sequence[Sequence[_Scored]]) -> float:
+    """Return the widest margin that costs next to no errors on lists whose reranker did not see them."""
+    errors = np.zeros(len(_MARGINS))
+    for part in range(2):
+        learned = [one for fold in folds[part::2] for one in fold]
+        judged = [one for fold in folds[1 - part :: 2] for one in fold]
+        if not learned or not judged:
+            return 0.0
+        reranker = train_reranker([one.features for one in learned], [one.errors for one in learned])
+        for one in judged:
+            scores = reranker.scores(one.features)
+            best = int(np.argmax(scores))
+            changes = scores[best] - scores[0] > np.array(_MARGINS)
+            errors += np.where(changes, one.errors[best], one.errors[0])
+    return max(margin for margin, wrong in zip(_MARGINS, errors, strict=True) if wrong <= errors.min() * _FREE)

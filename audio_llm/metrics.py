@@ -1,0 +1,241 @@
+"""Figures for words: error rates with every count, over-correction, intervals, paired tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from audio_llm.align import align, count_edits
+from audio_llm.errors import DataError
+from audio_llm.nbest import NBest
+from audio_llm.text import DEFAULT_NORMALIZER, Normalizer
+
+RESAMPLES = 2000
+_SEED = 1
+
+
+@dataclass(frozen=True)
+class ErrorCounts:
+    """Word errors over a set of utterances.
+
+    Attributes:
+        substitutions: Words replaced.
+        deletions: Reference words missing.
+        insertions: Words too many.
+        words: Words of the references.
+        utterances: How many were compared.
+        normalizer: Name of the normaliser both sides went through.
+    """
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    words: int
+    utterances: int
+    normalizer: str
+
+    @property
+    def errors(self) -> int:
+        """All errors."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Errors over reference words, over the whole set; 0 for no words and no errors."""
+        if self.words == 0:
+            return 0.0 if self.errors == 0 else float("inf")
+        return self.errors / self.words
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A bootstrap interval.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+        level: Probability covered, such as 0.95.
+    """
+
+    low: float
+    high: float
+    level: float
+
+
+@dataclass(frozen=True)
+class ChangeCounts:
+    """What a corrector did to a set of utterances.
+
+    Attributes:
+        utterances: How many.
+        changed: Whose words differ from the recogniser's.
+        better: With fewer errors than before.
+        worse: With more errors than before.
+        right_before: Without error before.
+        broken: Without error before, with errors after.
+        fixed: With errors before, without after.
+        harmed_words: Words that were right before and are wrong after.
+        right_words: Words that were right before.
+        novel_words: Output words that are in no hypothesis and not in the reference.
+        output_words: Words of the output.
+    """
+
+    utterances: int
+    changed: int
+    better: int
+    worse: int
+    right_before: int
+    broken: int
+    fixed: int
+    harmed_words: int
+    right_words: int
+    novel_words: int
+    output_words: int
+
+
+def word_errors(
+    references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer = DEFAULT_NORMALIZER
+) -> ErrorCounts:
+    """Count word errors over a set.
+
+    Args:
+        references: True texts.
+        hypotheses: Texts to judge, in the same order.
+        normalizer: Applied to both.
+
+    Raises:
+        DataError: The two differ in length.
+    """
+    counts = utterance_errors(references, hypotheses, normalizer)
+    s, d, i, n = (int(column) for column in counts.sum(axis=0)) if len(counts) else (0, 0, 0, 0)
+    return ErrorCounts(s, d, i, n, len(counts), normalizer.name)
+
+
+def utterance_errors(
+    references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer = DEFAULT_NORMALIZER
+) -> np.ndarray:
+    """Return (N, 4) int64: substitutions, deletions, insertions and reference words of every utterance."""
+    if len(references) != len(hypotheses):
+        raise DataError(
+            f"{len(references)} references but {len(hypotheses)} hypotheses", remedy="give one line for one line"
+        )
+    rows = []
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        words = normalizer(reference).split()
+        counts = count_edits(words, normalizer(hypothesis).split())
+        rows.append((counts.substitutions, counts.deletions, counts.insertions, len(words)))
+    return np.array(rows, dtype=np.int64).reshape(-1, 4)
+
+
+def character_error_rate(
+    references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer = DEFAULT_NORMALIZER
+) -> float:
+    """Return character errors over reference characters, spaces included."""
+    errors = characters = 0
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        counts = count_edits(list(normalizer(reference)), list(normalizer(hypothesis)))
+        errors += counts.substitutions + counts.deletions + counts.insertions
+        characters += len(normalizer(reference))
+    return errors / max(1, characters)
+
+
+def bootstrap_interval(
+    counts: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES, seed: int = _SEED
+) -> Interval:
+    """Return the interval of the word error rate under resampling of utterances.
+
+    Args:
+        counts: (N, 4) int64 from `utterance_errors`.
+        level: Probability to cover.
+        resamples: How many.
+        seed: Of the resampling.
+    """
+    rates = _resampled_rates(counts, resamples, seed)
+    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), level)
+
+
+def paired_p_value(before: np.ndarray, after: np.ndarray, resamples: int = RESAMPLES, seed: int = _SEED) -> float:
+    """Return the share of resamples in which `after` has no fewer errors than `before` (one-sided paired bootstrap).
+
+    Args:
+        before: (N, 4) int64 from `utterance_errors`.
+        after: The same utterances under the other system.
+        resamples: How many.
+        seed: Of the resampling.
+    """
+    difference = after[:, :3].sum(axis=1) - before[:, :3].sum(axis=1)
+    weights = _weights(len(difference), resamples, seed)
+    return float((1 + np.sum(weights @ difference >= 0)) / (1 + resamples))
+
+
+def count_changes(
+    lists: Sequence[NBest], outputs: Sequence[str], normalizer: Normalizer = DEFAULT_NORMALIZER
+) -> ChangeCounts:
+    """Compare a corrector's outputs with the recogniser's best texts; every list needs a reference."""
+    totals = dict.fromkeys(ChangeCounts.__dataclass_fields__, 0)
+    for nbest, output in zip(lists, outputs, strict=True):
+        if nbest.reference is None:
+            raise DataError(f"list {nbest.id!r} has no reference")
+        reference, before, after = (normalizer(t).split() for t in (nbest.reference, nbest.best, output))
+        heard = {word for text in nbest.texts for word in normalizer(text).split()}
+        old, new = count_edits(reference, before), count_edits(reference, after)
+        old_errors, new_errors = old.errors, new.errors
+        right_old = len(reference) - old.substitutions - old.deletions
+        row = {
+            "utterances": 1,
+            "changed": before != after,
+            "better": new_errors < old_errors,
+            "worse": new_errors > old_errors,
+            "right_before": old_errors == 0,
+            "broken": old_errors == 0 < new_errors,
+            "fixed": new_errors == 0 < old_errors,
+            "harmed_words": _harmed(reference, before, after) if before != after else 0,
+            "right_words": right_old,
+            "novel_words": sum(word not in heard and word not in reference for word in after),
+            "output_words": len(after),
+        }
+        for name, value in row.items():
+            totals[name] += int(value)
+    return ChangeCounts(**totals)
+
+
+def oracle(nbest: NBest, normalizer: Normalizer = DEFAULT_NORMALIZER, depth: int | None = None) -> str:
+    """Return the hypothesis with the fewest errors, the first of equals; depth limits how many are looked at."""
+    reference = normalizer(nbest.reference or "").split()
+    texts = nbest.texts[:depth] or ("",)
+    return min(texts, key=lambda text: count_edits(reference, normalizer(text).split()).errors)
+
+
+def compositional_oracle_errors(lists: Iterable[NBest], normalizer: Normalizer = DEFAULT_NORMALIZER) -> int:
+    """Count reference words that occur in no hypothesis of their list (HyPoradise's o_cp, over occurrences)."""
+    missing = 0
+    for nbest in lists:
+        heard = {word for text in nbest.texts for word in normalizer(text).split()}
+        missing += sum(word not in heard for word in normalizer(nbest.reference or "").split())
+    return missing
+
+
+def _harmed(reference: Sequence[str], before: Sequence[str], after: Sequence[str]) -> int:
+    return len(_right_places(reference, before) - _right_places(reference, after))
+
+
+def _right_places(reference: Sequence[str], hypothesis: Sequence[str]) -> set[int]:
+    return {
+        place
+        for op in align(reference, hypothesis)
+        if op.kind == "equal"
+        for place in range(op.source_start, op.source_end)
+    }
+
+
+def _resampled_rates(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    weights = _weights(len(counts), resamples, seed)
+    errors, words = weights @ counts[:, :3].sum(axis=1), weights @ counts[:, 3]
+    return errors / np.maximum(words, 1)
+
+
+def _weights(size: int, resamples: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / max(1, size)), size=resamples)

@@ -1,0 +1,1 @@
+"""The main job: recordings in, transcripts out."""

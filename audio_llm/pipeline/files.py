@@ -1,0 +1,100 @@
+"""Find the sound files that a user means: files, folders, globs, standard input."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from audio_llm.audio import STDIN
+from audio_llm.errors import NoAudioFoundError
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3")  # what is read
+FOREIGN_SUFFIXES = (".m4a", ".mp4", ".aac", ".wma")  # found too, so that they fail by name rather than go unnoticed
+STDIN_NAME = Path("stdin")  # what outputs for standard input are named after
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """One sound to work on.
+
+    Attributes:
+        path: The file; `-` for standard input.
+        relative: Its place below the folder or glob that the user named, so that outputs can mirror the tree;
+            the bare name for a file named by itself. Two inputs may have the same: who writes keeps them apart.
+    """
+
+    path: Path
+    relative: Path
+
+
+def find_audio(inputs: Sequence[str]) -> list[AudioInput]:
+    """Return the sound files that the inputs stand for.
+
+    Files are taken whatever their suffix, so that whoever reads them can say what is wrong with an .m4a; a file
+    that does not exist is taken too, so that a batch reports it and goes on. Folders are searched recursively for
+    `SUFFIXES` and `FOREIGN_SUFFIXES` (hidden files and folders left out). Globs (`*`, `?`, `[`; `**` for any depth)
+    are expanded where the shell has not done it. A file found twice counts once.
+
+    Args:
+        inputs: What the user named, `-` for standard input.
+
+    Returns:
+        In the order of the inputs, those of a folder or glob sorted by path.
+
+    Raises:
+        NoAudioFoundError: There is not one sound file.
+    """
+    found: dict[str, AudioInput] = {}
+    for name in inputs:
+        for item in _expand(name):
+            found.setdefault(os.path.realpath(item.path) if str(item.path) != STDIN else STDIN, item)
+    if not found:
+        raise NoAudioFoundError(
+            f"no sound file in {', '.join(inputs) or 'the inputs'}",
+            remedy=f"give files, or folders that hold {', '.join(SUFFIXES)}",
+        )
+    return list(found.values())
+
+
+def _expand(name: str) -> Iterator[AudioInput]:
+    path = Path(name)
+    if name == STDIN:
+        yield AudioInput(Path(STDIN), STDIN_NAME)
+    elif path.is_dir():
+        yield from _below(path, path)
+    elif os.path.lexists(path) or not glob.has_magic(name):
+        yield AudioInput(path, Path(path.name))
+    else:
+        root = _before_magic(path)
+        for match in sorted(map(Path, glob.glob(name, recursive=True))):
+            if match.is_dir():
+                continue  # `**` gives folders and what is in them
+            yield AudioInput(match, match.relative_to(root))
+
+
+def _below(folder: Path, root: Path) -> Iterator[AudioInput]:
+    """Yield the sound files in a folder and its folders; links to folders are not followed, they may go round."""
+    names: list[Path] = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [
+            Path(parent, name)
+            for name in files
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES + FOREIGN_SUFFIXES)
+        ]
+    for path in sorted(names):
+        if path.is_file() or not path.exists():  # pipes and devices would wait for ever
+            yield AudioInput(path, path.relative_to(root))
+
+
+def _before_magic(path: Path) -> Path:
+    """Return the leading part of a glob that holds no special characters."""
+    parts: list[str] = []
+    for part in path.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return Path(*parts)

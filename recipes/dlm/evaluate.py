@@ -1,0 +1,181 @@
+"""Every system on every set: tuned on the tuning pairs, reported with intervals and with what it changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audio_llm import metrics
+from audio_llm.dlm import decode
+from audio_llm.dlm.corrector import DecodingSettings, DlmCorrector
+from audio_llm.dlm.gate import Gate
+from audio_llm.dlm.model import DenoisingLM
+from audio_llm.dlm.rescore import Scales, Scored, choose, tune_scales
+from audio_llm.nbest import Hypothesis, NBest
+
+TextScorer = Callable[[Sequence[str], Sequence[str]], list[float]]
+System = Callable[[Sequence[NBest]], list[str]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system on one set.
+
+    Attributes:
+        system: Its name.
+        set_name: The set's.
+        counts: Word errors.
+        interval: 95 % bootstrap interval of the rate.
+        p_value: One-sided paired bootstrap against the recogniser.
+        changes: What was changed.
+    """
+
+    system: str
+    set_name: str
+    counts: metrics.ErrorCounts
+    interval: metrics.Interval
+    p_value: float
+    changes: metrics.ChangeCounts
+
+
+def to_lists(pairs: Sequence[Mapping[str, Any]]) -> list[NBest]:
+    """Return pairs as N-best lists; one where nothing was heard becomes an empty list."""
+    return [
+        NBest(p["text_id"], tuple(Hypothesis(h["text"], h["score"]) for h in p["hypotheses"]), p["reference"])
+        for p in pairs
+    ]
+
+
+def evaluate(systems: Mapping[str, System], sets: Mapping[str, Sequence[NBest]]) -> list[Row]:
+    """Run every system on every set."""
+    rows = []
+    for set_name, lists in sets.items():
+        references = [nbest.reference or "" for nbest in lists]
+        before = metrics.utterance_errors(references, [nbest.best for nbest in lists])
+        for name, system in systems.items():
+            outputs = system(lists)
+            after = metrics.utterance_errors(references, outputs)
+            rows.append(
+                Row(
+                    name,
+                    set_name,
+                    metrics.word_errors(references, outputs),
+                    metrics.bootstrap_interval(after),
+                    metrics.paired_p_value(before, after),
+                    metrics.count_changes(lists, outputs),
+                )
+            )
+    return rows
+
+
+def rescoring(scorer: TextScorer, tune: Sequence[NBest], tune_name: str) -> tuple[System, Scales]:
+    """Return a system that chooses from each list by the recogniser's score and another's, scales tuned."""
+
+    def pools(lists: Sequence[NBest]) -> list[list[Scored]]:
+        scored = []
+        for nbest in lists:
+            texts = list(nbest.texts)
+            found = scorer([nbest.best] * len(texts), texts)
+            scored.append(
+                [
+                    Scored(h.text, {"asr": h.score or 0.0, "other": other})
+                    for h, other in zip(nbest.hypotheses, found, strict=True)
+                ]
+            )
+        return scored
+
+    heard = [nbest for nbest in tune if nbest.hypotheses]
+    references = [nbest.reference or "" for nbest in heard]
+    scales = tune_scales(pools(heard), references, {"asr": 0.1}, ["other"], tune_name).scales
+
+    def system(lists: Sequence[NBest]) -> list[str]:
+        return [pool[choose(pool, scales)].text if pool else "" for pool in pools(lists)]
+
+    return system, scales
+
+
+def dlm_scorer(model: DenoisingLM) -> TextScorer:
+    """Return log p_DLM(text | heard)."""
+    return lambda heard, texts: decode.log_probs(model, heard, texts)
+
+
+def corrector_system(corrector: DlmCorrector) -> System:
+    """Return a corrector as a system."""
+    return lambda lists: [correction.text for correction in corrector.correct(lists)]
+
+
+def tune_sum_scale(model: DenoisingLM, tune: Sequence[NBest], settings: DecodingSettings) -> float:
+    """Return the factor on the recogniser's scores that gives DLM-sum the fewest errors on tuning lists."""
+    from dataclasses import replace
+
+    errors = {}
+    for scale in (0.01, 0.03, 0.1, 0.3):
+        corrector = DlmCorrector(model, replace(settings, sum_scale=scale), "dlm-sum", gate=False)
+        outputs = corrector_system(corrector)(tune)
+        errors[scale] = metrics.word_errors([n.reference or "" for n in tune], outputs).errors
+    return min(errors, key=lambda scale: (errors[scale], scale))
+
+
+def tune_gates(
+    model: DenoisingLM, tune: Sequence[NBest], settings: DecodingSettings, decodings: Sequence[str]
+) -> dict[str, Gate]:
+    """Return the gate of each decoding with the fewest errors on the tuning lists and on their references as input.
+
+    The references are fed as well, so that a gate which spoils perfect input is not chosen.
+    """
+    from audio_llm.dlm.gate import tune_gate
+
+    perfect = [NBest(f"{n.id}-reference", (Hypothesis(n.reference or "", 0.0),), n.reference) for n in tune]
+    gates = dict(settings.gates)
+    for name in decodings:
+        corrector = DlmCorrector(model, settings, name, gate=False)  # type: ignore[arg-type]
+        lists = [n for n in (*tune, *perfect) if n.hypotheses]
+        texts = [list(dict.fromkeys(t for t in n.texts if t)) for n in lists]
+        candidates, gains = corrector._candidates(lists, texts, None)
+        gates[name], _ = tune_gate([t[0] for t in texts], candidates, gains, [n.reference or "" for n in lists])
+    return gates
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as Markdown tables, one a set."""
+    parts = []
+    for set_name in dict.fromkeys(row.set_name for row in rows):
+        own = [row for row in rows if row.set_name == set_name]
+        base = own[0].counts.rate
+        parts.append(f"### {set_name}: {own[0].counts.utterances} utterances, {own[0].counts.words} words\n")
+        parts.append("| system | WER % (95 %) | relative % | S/D/I | p | changed % | better % | worse % | right words lost % |")
+        parts.append("|---|---|---|---|---|---|---|---|---|")
+        parts += [_line(row, base) for row in own]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def write_json(rows: Sequence[Row], path: Path) -> None:
+    """Write the rows as JSON, for plots."""
+    from dataclasses import asdict
+
+    content = [asdict(row) | {"wer": row.counts.rate} for row in rows]
+    path.write_text(json.dumps(content, indent=1))
+
+
+def _line(row: Row, base: float) -> str:
+    counts, changes = row.counts, row.changes
+    relative = 100.0 * (counts.rate - base) / base if base else 0.0
+    of = max(1, changes.utterances)
+    return (
+        f"| {row.system} | {100 * counts.rate:.2f} ({100 * row.interval.low:.1f}-{100 * row.interval.high:.1f}) "
+        f"| {relative:+.1f} | {counts.substitutions}/{counts.deletions}/{counts.insertions} | {row.p_value:.3f} "
+        f"| {100 * changes.changed / of:.1f} | {100 * changes.better / of:.1f} | {100 * changes.worse / of:.1f} "
+        f"| {100 * changes.harmed_words / max(1, changes.right_words):.2f} |"
+    )
+
+
+def unchanged_share(system: System, references: Sequence[str]) -> float:
+    """Return the share of perfect inputs that come back unchanged."""
+    lists = [NBest(str(i), (Hypothesis(r, 0.0),), r) for i, r in enumerate(references)]
+    return float(np.mean([out == r for out, r in zip(system(lists), references, strict=True)]))

@@ -1,0 +1,289 @@
+"""`correct`, `score`, `models`, `doctor`, `train`, and what all commands share."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from audio_llm import __version__, cli, hub
+
+LISTS = [
+    {"id": "u1", "input": ["he sad it", "he said it"], "output": "he said it"},
+    {"input": ["all right"], "output": "all right"},
+    {"id": "u3", "hypotheses": [], "reference": "hello"},
+]
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Path:
+    path = tmp_path / "lists.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in LISTS))
+    return path
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
+    assert cli.main(list(words)) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_correct_prints_one_object_a_line_in_order(fakes: Any, lists: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run_json(capsys, "correct", str(lists))
+    assert [row["id"] for row in rows] == ["u1", "2", "u3"]
+    assert [row["text"] for row in rows] == ["he sat it", "all right", ""]
+    assert [row["kept"] for row in rows] == [False, True, True]
+    assert list(rows[0]) == ["id", "text", "input", "kept", "reason", "edits", "confidence"]
+
+
+def test_correct_reads_hyporadise_json_and_standard_input(
+    fakes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lists.json").write_text(json.dumps(LISTS[:2]))
+    assert [row["id"] for row in run_json(capsys, "correct", str(tmp_path / "lists.json"))] == ["u1", "2"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(LISTS[0]) + "\n"))
+    assert [row["id"] for row in run_json(capsys, "correct", "-")] == ["u1"]
+
+
+def test_correct_writes_a_file_and_does_not_replace_it(
+    fakes: Any, lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sub" / "out.jsonl"
+    assert cli.main(["correct", str(lists), "-o", str(out), "--decode", "dlm-sum", "--model", "mine"]) == 0
+    assert fakes.corrector_asked[0]["decode"] == "dlm-sum"
+    assert fakes.corrector_asked[0]["model"] == "mine"
+    assert len(out.read_text().splitlines()) == 3
+    assert cli.main(["correct", str(lists), "-o", str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert cli.main(["correct", str(lists), "-o", str(out), "--overwrite"]) == 0
+    assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("bad", ["nonsense", '{"text": "no list"}', "[1]", '{"input": ["a"], "score": [1, 2]}'])
+def test_bad_line_is_named_with_its_file(
+    fakes: Any, lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str
+) -> None:
+    lists.write_text(lists.read_text() + bad + "\n")
+    assert cli.main(["correct", str(lists), "-o", str(tmp_path / "out.jsonl")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"audio-llm: error: {lists}: ")
+    assert " 4 " in error
+    assert error.count("\n") == 1
+    assert fakes.corrector_asked == []  # found before the model was loaded
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_score_of_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ref.txt").write_text("He said: it!\nMr. Brown has 2 dogs\n")
+    (tmp_path / "hyp.txt").write_text("he sad it\nmister brown has two dogs barking\n")
+    files = [str(tmp_path / "ref.txt"), str(tmp_path / "hyp.txt")]
+    (row,) = run_json(capsys, "score", *files, "--json")
+    assert row["normalizer"] == "spoken"
+    text = row["text"]
+    assert (text["substitutions"], text["deletions"], text["insertions"], text["words"]) == (1, 0, 1, 8)
+    assert text["wer"] == pytest.approx(0.25)
+    assert text["low"] <= 0.25 <= text["high"]
+    (row,) = run_json(capsys, "score", *files, "--json", "--normalizer", "raw")
+    assert row["text"]["wer"] > 0.5
+    assert cli.main(["score", *files]) == 0
+    assert "WER 25.00 %" in capsys.readouterr().out
+
+
+def test_score_of_lists(lists: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = run_json(capsys, "score", str(lists), "--json")
+    assert row["first"]["wer"] == pytest.approx(2 / 6)
+    assert row["oracle"]["wer"] == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "message"),
+    [("a\nb\n", "a\n", "has 1 lines"), ("", "", "hold no words"), (None, "a\n", "cannot be read")],
+)
+def test_score_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], reference: str | None, hypothesis: str, message: str
+) -> None:
+    if reference is not None:
+        (tmp_path / "ref.txt").write_text(reference)
+    (tmp_path / "hyp.txt").write_text(hypothesis)
+    assert cli.main(["score", str(tmp_path / "ref.txt"), str(tmp_path / "hyp.txt")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_score_needs_references_and_a_known_normalizer(
+    tmp_path: Path, lists: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bare.jsonl").write_text('{"input": ["a"]}\n')
+    assert cli.main(["score", str(tmp_path / "bare.jsonl")]) == 1
+    assert "entry 1 (1) has no reference" in capsys.readouterr().err
+    assert cli.main(["score", str(lists), "--normalizer", "nice"]) == 2
+    assert "use one of raw, basic" in capsys.readouterr().err
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AUDIO_LLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "PRETRAINED", tmp_path / "none")
+    tensors = {"w": torch.zeros(4)}
+    return hub.save_model(tmp_path / "cache" / "tiny", {}, tensors, "dlm", "# Tiny\nA card.\n", {"seed": 5})
+
+
+def test_models_are_listed_described_and_verified(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "tiny" in out
+    assert "sphinx" in out
+    assert cli.main(["models", "info", "tiny"]) == 0
+    out = capsys.readouterr().out
+    assert "seed: 5" in out
+    assert "A card." in out
+    assert cli.main(["models", "verify"]) == 0
+    assert "tiny: all files are as recorded" in capsys.readouterr().out
+
+
+def test_verify_looks_behind_a_broken_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = hub.save_model(tmp_path / "cache" / "broken", {}, {"w": torch.zeros(4)}, "dlm", "")
+    data = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(data[:-1] + b"\1")
+    assert cli.main(["models", "verify"]) == 3
+    captured = capsys.readouterr()
+    assert "tiny: all files" in captured.out
+    assert "another sha256" in captured.err
+    assert cli.main(["models", "verify", "no-such"]) == 3
+
+
+@pytest.mark.parametrize(("engine", "word_times"), [("sphinx", "yes"), ("espnet", "no")])
+def test_info_says_what_a_recogniser_gives(capsys: pytest.CaptureFixture[str], engine: str, word_times: str) -> None:
+    assert cli.main(["models", "info", engine]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "word times" in line]
+    assert line.split()[-1] == word_times
+
+
+def test_get_downloads_nothing_offline(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(variable, "")
+    monkeypatch.setattr(hub, "_offline", False)
+    assert cli.main(["models", "get", "someone/model", "--offline"]) == 2
+    assert "downloads are forbidden" in capsys.readouterr().err
+
+
+def test_doctor_reports(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert f"audio-llm          {__version__}" in out
+    assert "flite" in out
+    assert "cpu" in out
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Put functions that only note how they were called in place of both trainings."""
+    from audio_llm.asr import ctc_train
+    from audio_llm.dlm import train
+    from audio_llm.training.loop import TrainingResult
+
+    asked: list[tuple[Any, ...]] = []
+
+    def note(*arguments: Any, **options: Any) -> TrainingResult:
+        asked.append((*arguments, options))
+        return TrainingResult(10, 0.5, 5, 0.25, "time")
+
+    monkeypatch.setattr(train, "train_dlm", note)
+    monkeypatch.setattr(ctc_train, "train_ctc", note)
+    return asked
+
+
+def test_train_dlm(trainings: list[tuple[Any, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["train", "dlm", str(tmp_path), "--max-minutes", "2.5", "--resume", "-o", str(out)]
+    assert cli.main([*command, "training.max_steps=7", "pair_share=0.5", "--device", "cpu"]) == 0
+    ((data, output, config, options),) = trainings
+    assert (data, output) == (tmp_path, out)
+    assert (config.training.max_steps, config.pair_share) == (7, 0.5)
+    assert options == {"max_minutes": 2.5, "resume": True, "device": "cpu", "start_from": None}
+    assert "best at step 5 with 0.2500" in capsys.readouterr().out
+    assert cli.main([*command, "--overwrite"]) == 2
+
+
+def test_train_ctc(trainings: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    for name in ("a", "b", "tune", "out", "out/last", "out/best"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "out/notes.txt").write_text("kept")
+    words = ["train", "ctc", str(tmp_path / "a"), str(tmp_path / "b"), "training.seed=3", "training.max_steps=9"]
+    assert cli.main([*words, "--tuning", str(tmp_path / "tune"), "-o", str(tmp_path / "out"), "--overwrite"]) == 0
+    ((packs, tuning, output, config, options),) = trainings
+    assert (packs, tuning, output) == ([tmp_path / "a", tmp_path / "b"], tmp_path / "tune", tmp_path / "out")
+    assert config.training.seed == options["provenance"]["seed"] == 3
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["no/such/folder"],
+        ["training.seed=1"],
+        [".", ".."],
+        [".", "no_such_key=1"],
+        [".", "--max-minutes", "0"],
+        [".", "--config", "no/such.yaml"],
+        [".", "--frobnicate"],
+    ],
+)
+def test_wrong_training_is_one_line_and_status_2(
+    trainings: list[tuple[Any, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert cli.main(["train", "dlm", *words, "-o", str(tmp_path / "out")]) == 2
+    assert trainings == []
+    error = capsys.readouterr().err
+    assert error.startswith("audio-llm: error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["dance"], ["models"], ["score"], ["correct"], ["train", "llm", "-o", "x"], ["train"]]
+)
+def test_wrong_command_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("audio-llm: error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "transcribe x",
+        "correct x",
+        "score x",
+        "train dlm d -o x",
+        "models list",
+        "models verify",
+        "models get x",
+        "doctor",
+    ],
+)
+def test_every_command_takes_the_common_options(command: str) -> None:
+    words = [*command.split(), "--device", "cpu", "--threads", "2", "--offline", "--overwrite", "-v"]
+    arguments = cli.build_parser().parse_args(words)
+    given = (arguments.device, arguments.threads, arguments.offline, arguments.overwrite, arguments.verbose)
+    assert given == ("cpu", 2, True, True, 1)
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"audio-llm {__version__}\n"
+    assert cli.main(["transcribe", "--help"]) == 0
+    assert "--correct" in capsys.readouterr().out
+
+
+def test_module_is_the_command_and_survives_a_closed_pipe() -> None:
+    command = f"{sys.executable} -m audio_llm transcribe --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=Path(cli.__file__).parents[2])
+    assert done.stdout.startswith("usage: audio-llm")
+    assert "Traceback" not in done.stderr

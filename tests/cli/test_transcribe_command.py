@@ -1,0 +1,258 @@
+"""`audio-llm transcribe`: what it prints, what it writes, how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audio_llm import cli, hub
+from audio_llm.cli.console import mark_changes
+from audio_llm.pipeline import transcribe
+
+Talk = Callable[..., Path]
+
+
+def test_text_of_one_file_goes_to_stdout(fakes: Any, talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["transcribe", str(talk())]) == 0
+    assert capsys.readouterr().out == "the cat sad on the mat\n"
+    assert fakes.corrector_asked == []
+
+
+def test_several_files_are_named(fakes: Any, talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = talk("a.wav"), talk("b.flac")
+    assert cli.main(["transcribe", str(first), str(second)]) == 0
+    text = "  the cat sad on the mat"
+    assert capsys.readouterr().out.splitlines() == [str(first), text, str(second), text]
+
+
+def test_correction_shows_both_texts_with_the_change_marked(
+    fakes: Any, talk: Talk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = talk()
+    assert cli.main(["transcribe", str(path), "--correct", "dlm"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        str(path),
+        "  recognised: the cat sad on the mat",
+        "  corrected:  the cat [sad -> sat] on the mat",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "plain"),
+    [
+        ("a b c", "a b c", "a b c"),
+        ("a b c", "a x y c", "a [b -> x y] c"),
+        ("a c", "a b c", "a [-> b] c"),
+        ("a b c", "a c", "a [b ->] c"),
+        ("", "a", "[-> a]"),
+        ("a", "", "[a ->]"),
+        ("", "", ""),
+    ],
+)
+def test_marks(before: str, after: str, plain: str) -> None:
+    assert mark_changes(before, after, colors=False) == plain
+    colored = mark_changes(before, after, colors=True)
+    assert ("\x1b[" in colored) == (before != after)
+    assert "->" not in colored
+
+
+def test_explicit_text_format_is_the_transcript_alone(
+    fakes: Any, talk: Talk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["transcribe", str(talk()), "--correct", "dlm", "-f", "txt"]) == 0
+    assert capsys.readouterr().out.strip() == "the cat sat on the mat"
+
+
+def test_output_folder_mirrors_the_tree(fakes: Any, talk: Talk, tmp_path: Path) -> None:
+    talk("in/a.wav")
+    talk("in/sub/b.flac")
+    out = tmp_path / "out"
+    command = ["transcribe", str(tmp_path / "in"), "-o", str(out), "-f", "txt,srt,vtt,tsv,json,nbest", "-q"]
+    assert cli.main([*command, "--correct", "dlm"]) == 0
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    kinds = ("txt", "srt", "vtt", "tsv", "json", "nbest")
+    assert {f"a.{kind}" for kind in kinds} | {f"sub/b.{kind}" for kind in kinds} <= names
+    assert (out / "a.txt").read_text().strip() == "the cat sat on the mat"
+    assert json.loads((out / "sub/b.json").read_text())["text"] == "the cat sat on the mat"
+
+
+def test_finished_batch_is_not_done_again(
+    fakes: Any, talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["transcribe", str(talk()), "-o", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    assert "1 done" in capsys.readouterr().err
+    assert cli.main(command) == 0
+    assert "1 done by an earlier run" in capsys.readouterr().err
+    assert len(fakes.recognizer_asked) == 1
+    assert cli.main([*command, "--overwrite"]) == 0
+    assert cli.main([*command, "--correct", "dlm"]) == 0
+    assert len(fakes.recognizer_asked) == 3
+    assert (tmp_path / "out/talk.txt").read_text().strip() == "the cat sat on the mat"
+
+
+def test_options_reach_the_engines(fakes: Any, talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(variable, "")
+    monkeypatch.setattr(hub, "_offline", False)
+    command = ["transcribe", str(talk()), "--asr", "whisper", "--model", "some/model", "--device", "cpu", "--offline"]
+    assert cli.main([*command, "--correct", "dlm", "--correct-model", "mine", "--decode", "dlm-sum"]) == 0
+    assert fakes.recognizer_asked == [("whisper", "some/model", "cpu", True)]
+    assert fakes.corrector_asked == [{"name": "dlm", "model": "mine", "decode": "dlm-sum", "device": "cpu"}]
+    assert hub.is_offline()
+
+
+def test_nbest_option_limits_the_lists(fakes: Any, talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["transcribe", str(talk()), "-f", "nbest", "--nbest", "1"]) == 0
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [h["text"] for h in row["hypotheses"]] == ["the cat sad on the mat"]
+
+
+def test_words_are_preferred_protected_and_reported(
+    fakes: Any, talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("# names\nsad\n\n  xylo   phone \nsad\n")
+    assert cli.main(["transcribe", str(talk()), "--correct", "dlm", "-f", "txt", "--words", str(words)]) == 0
+    captured = capsys.readouterr()
+    assert fakes.preferred == ["sad", "xylo phone"]
+    assert captured.out.strip() == "the cat sad on the mat"
+    assert "sphinx cannot prefer: xylo phone" in captured.err
+
+
+def test_threads_take_effect(fakes: Any, talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(variable, "7")
+    try:
+        assert cli.main(["transcribe", str(talk()), "--threads", "1"]) == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--nbest", "0"],
+        ["--nbest", "many"],
+        ["--threads", "0"],
+        ["-f", "docx"],
+        ["-f", "txt,srt"],
+        ["--asr", "sfinx"],
+        ["--device", "tpu"],
+        ["--decode", "dsr"],
+        ["--correct-model", "x"],
+        ["--words", "no-such-file.txt"],
+        ["-q", "-v"],
+        ["--frobnicate"],
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    fakes: Any, talk: Talk, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert cli.main(["transcribe", str(talk()), *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("audio-llm: error: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_cuda_where_there_is_none_is_a_usage_error(
+    fakes: Any, talk: Talk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["transcribe", str(talk()), "--device", "cuda"]) == 2
+    assert "use --device cpu" in capsys.readouterr().err
+
+
+def test_subtitles_of_several_files_need_a_folder(fakes: Any, talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(talk("a.wav")), str(talk("b.wav"))]
+    assert cli.main(["transcribe", *files, "-f", "srt"]) == 2
+    assert "give -o DIR" in capsys.readouterr().err
+    assert cli.main(["transcribe", files[0], "-f", "srt"]) == 0
+    assert " --> " in capsys.readouterr().out
+
+
+def test_missing_model_is_status_3(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["transcribe", str(talk()), "--correct", "dlm", "--correct-model", "no-such"]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("audio-llm: error: no model is named 'no-such'")
+    assert error.count("\n") == 1
+
+
+def test_folder_without_sound_is_status_4(fakes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("no sound")
+    assert cli.main(["transcribe", str(tmp_path)]) == 4
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_interrupt_is_status_130(
+    fakes: Any, talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [str(talk("a.wav")), str(talk("b.wav"))]
+    original = transcribe.Transcriber.transcribe
+
+    def stop_at_b(self: Any, source: Any, *args: Any, **options: Any) -> Any:
+        if Path(source).name == "b.wav":
+            raise KeyboardInterrupt
+        return original(self, source, *args, **options)
+
+    monkeypatch.setattr(transcribe.Transcriber, "transcribe", stop_at_b)
+    assert cli.main(["transcribe", *files, "-o", str(tmp_path / "out")]) == 130
+    assert (tmp_path / "out/a.txt").is_file()
+    assert "interrupted" in capsys.readouterr().err
+    monkeypatch.undo()
+
+
+def test_unexpected_exception_is_that_files_failure(
+    fakes: Any, talk: Talk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*args: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(fakes, "recognize", explode)
+    path = talk()
+    assert cli.main(["transcribe", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert f"audio-llm: error: {path}: RuntimeError: boom" in error
+    assert "Traceback" not in error
+    assert cli.main(["transcribe", str(path), "-v"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_quiet_shows_errors_only(fakes: Any, talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["transcribe", str(talk()), "-o", str(tmp_path / "out"), "-q"]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_real_time_factor_is_shown(fakes: Any, talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["transcribe", str(talk()), "-o", str(tmp_path / "out")]) == 0
+    line, summary = capsys.readouterr().err.splitlines()
+    assert line.startswith("[1/1] ")
+    assert "4.0 s of sound in" in line
+    assert "real-time factor" in line
+    assert summary.startswith("1 done; 4.0 s of sound in")
+
+
+def test_terminal_gets_a_bar(fakes: Any, talk: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert cli.main(["transcribe", str(talk()), "-o", str(tmp_path / "out")]) == 0
+    assert "s of sound [" in screen.getvalue()
+    assert "real-time factor" in screen.getvalue()
