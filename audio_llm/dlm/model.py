@@ -32,7 +32,7 @@ class ModelConfig:
         heads: Of every attention.
         encoder_layers: Layers over the hypothesis.
         decoder_layers: Layers that write the text.
-        dropout: Share of activations dropped in training.
+        dropout: Share of activations dropped in training; with noise drawn anew for every use none is needed.
         positions: Whether encoder and decoder get sinusoidal positions.
         pointer: Whether the output may point at an input character.
     """
@@ -42,7 +42,7 @@ class ModelConfig:
     heads: int = 4
     encoder_layers: int = 6
     decoder_layers: int = 2
-    dropout: float = 0.1
+    dropout: float = 0.0
     positions: bool = True
     pointer: bool = True
 
@@ -183,12 +183,18 @@ def batch_targets(texts: Sequence[str], device: torch.device | str = "cpu") -> t
     return torch.from_numpy(inputs).to(device), torch.from_numpy(wanted).to(device)
 
 
-def save(model: DenoisingLM, folder: Path, card: str = "", provenance: dict[str, Any] | None = None) -> None:
-    """Write a model directory, weights in half precision."""
+def save(
+    model: DenoisingLM,
+    folder: Path,
+    card: str = "",
+    provenance: dict[str, Any] | None = None,
+    assets: dict[str, str] | None = None,
+) -> None:
+    """Write a model directory, weights in half precision; assets are further text files by name."""
     from audio_llm import hub
 
     tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    hub.save_model(folder, asdict(model.config), tensors, KIND, card, provenance)
+    hub.save_model(folder, asdict(model.config), tensors, KIND, card, provenance, assets)
 
 
 def load(name_or_dir: str | Path, device: str = "cpu") -> DenoisingLM:

@@ -32,6 +32,8 @@ FEATURES = (
     "support_log_odds",  # log of the mean over the list's entries of exp(log odds / 4)
     "distance_to_list",  # words to change, mean over the list's entries
     "distance_to_first",
+    "changed",  # it is not the first hypothesis
+    "changed_sure",  # the same times the share of the list's entries that are the first hypothesis
     "letters_changed",  # from the hypothesis it began with
     "length_change",  # letters, from the hypothesis it began with
 )
@@ -105,6 +107,8 @@ def measure(view: ListView, candidates: Sequence[Candidate], lm: NgramLm) -> np.
             math.log(support + 1e-3),
             distances[number] @ shares,
             distances[number, 0],
+            number > 0,
+            shares[0] if number > 0 else 0.0,
             Levenshtein.distance(letters[number], letters[start]),
             len(letters[number]) - len(letters[start]),
         )

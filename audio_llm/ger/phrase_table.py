@@ -70,7 +70,7 @@ class TableSettings:
         most: Source phrases kept in all, those seen most often.
     """
 
-    longest: int = 4
+    longest: int = 5
     alternatives: int = 8
     min_count: int = 1
     min_rate: float = 0.02

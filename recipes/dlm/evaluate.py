@@ -21,6 +21,8 @@ from audio_llm.nbest import Hypothesis, NBest
 TextScorer = Callable[[Sequence[str], Sequence[str]], list[float]]
 System = Callable[[Sequence[NBest]], list[str]]
 
+_HEADER = "| system | WER % (95 %) | relative % | S/D/I | p | changed % | better % | worse % | right words lost % |"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -148,7 +150,9 @@ def table(rows: Sequence[Row]) -> str:
         own = [row for row in rows if row.set_name == set_name]
         base = own[0].counts.rate
         parts.append(f"### {set_name}: {own[0].counts.utterances} utterances, {own[0].counts.words} words\n")
-        parts.append("| system | WER % (95 %) | relative % | S/D/I | p | changed % | better % | worse % | right words lost % |")
+        parts.append(
+            "| system | WER % (95 %) | relative % | S/D/I | p | changed % | better % | worse % | right words lost % |"
+        )
         parts.append("|---|---|---|---|---|---|---|---|---|")
         parts += [_line(row, base) for row in own]
         parts.append("")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import logging
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,33 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import data
+from evaluate import (
+    System,
+    corrector_system,
+    dlm_scorer,
+    evaluate,
+    rescoring,
+    table,
+    to_lists,
+    tune_gates,
+    tune_sum_scale,
+    unchanged_share,
+    write_json,
+)
 
+from audio_llm import hub, metrics
+from audio_llm.dlm.corrector import SETTINGS_NAME, DecodingSettings, DlmCorrector, read_settings, settings_to_json
 from audio_llm.dlm.generate import GenerationConfig, Plan, generate, plan_recordings, plan_speech, read_pairs
+from audio_llm.dlm.model import DenoisingLM, load, save
 from audio_llm.dlm.pack import pack
 from audio_llm.dlm.pairs import CLEAN
+from audio_llm.ger.phrase import PhraseCorrector
+from audio_llm.lm.char_lm import CharLm
+from audio_llm.lm.kneser_ney import train_ngram
+from audio_llm.nbest import Hypothesis, NBest, read_nbest
+from audio_llm.text import DEFAULT_NORMALIZER
 
+TUNE_SETS = ("synthetic-tune", "real-tune-kathleen", "real-tune-dev-clean")
 SYNTHETIC_TESTS = ("tune", "book", "voice")
 
 
@@ -43,7 +68,7 @@ def stage_generate(folder: Path, output: Path, sets: list[str] | None, workers: 
             output / "pairs" / name,
             workers,
             max_minutes,
-            progress=lambda done, planned, name=name: logging.info("%s: %d of %d shards", name, done, planned),
+            progress=functools.partial(logging.info, "%s: %d of %d shards", name),
         )
         logging.info("%s: %s", name, report)
 
@@ -51,11 +76,112 @@ def stage_generate(folder: Path, output: Path, sets: list[str] | None, workers: 
 def stage_pack(folder: Path, output: Path, max_texts: int | None) -> None:
     """Pack the training and tuning pairs that are there, and the other training sentences."""
     pairs = [*_pairs(output, "synthetic-train"), *_pairs(output, "real-train")]
-    tune = [pair for name in ("synthetic-tune", "real-tune-kathleen", "real-tune-dev-clean") for pair in _pairs(output, name)]
+    tune = [
+        pair
+        for name in ("synthetic-tune", "real-tune-kathleen", "real-tune-dev-clean")
+        for pair in _pairs(output, name)
+    ]
     texts = [sentence.words for sentence in data.sentences(folder)["train"]][:max_texts]
     data.check_no_leak([*texts, *(pair["reference"] for pair in pairs)], folder)
     pack(pairs, texts, tune, output / "packed")
     logging.info("packed %d pairs, %d texts, %d tuning pairs", len(pairs), len(texts), len(tune))
+
+
+def stage_tune(output: Path, model_dir: Path, finished: Path, name: str) -> None:
+    """Find gates and scales on the tuning pairs; write the finished model directory with its settings."""
+    model = load(model_dir)
+    tune = to_lists(_tuning_pairs(output))
+    version = next(pair["asr"] for pair in _tuning_pairs(output))
+    settings = DecodingSettings(recognizer=version)
+    settings = replace(settings, sum_scale=tune_sum_scale(model, tune, settings))
+    settings = replace(settings, gates=tune_gates(model, tune, settings, ("greedy", "dlm-sum")))
+    logging.info("settings: %s", settings)
+    provenance = {"recipe": "recipes/dlm", "seed": data.SEED, "tuned_on": list(TUNE_SETS), "recognizer": version}
+    provenance["training"] = hub.model_info(model_dir).provenance
+    assets = {SETTINGS_NAME: json.dumps(settings_to_json(settings), indent=1)}
+    card = (finished / "README.md").read_text() if (finished / "README.md").exists() else f"# {name}\n"
+    save(model, finished, card, provenance, assets)
+
+
+def stage_report(folder: Path, output: Path, model_dir: Path, sets: list[str] | None) -> None:
+    """Measure every system on the reporting sets; write results.json and the tables."""
+    tune = to_lists(_tuning_pairs(output))
+    model = load(model_dir)
+    settings = read_settings(model_dir)
+    systems = _systems(folder, output, model, settings, tune)
+    names = sets or [f"synthetic-{n}" for n in ("book", "voice")] + [
+        f"real-{n}" for n in data.recordings(folder) if n != "train" and not n.startswith("tune")
+    ]
+    lists = {name: to_lists(_pairs(output, name)) for name in names}
+    rows = evaluate(systems, {name: rows for name, rows in lists.items() if rows})
+    write_json(rows, output / "results.json")
+    (output / "tables.md").write_text(table(rows))
+    print(table(rows))
+    references = [nbest.reference or "" for rows_ in lists.values() for nbest in rows_][:1500]
+    for gate in (False, True):
+        kept = unchanged_share(corrector_system(DlmCorrector(model, settings, "greedy", gate=gate)), references)
+        print(f"references as input, gate {'on' if gate else 'off'}: {100 * kept:.2f} % of {len(references)} unchanged")
+
+
+def stage_transfer(folder: Path, model_dir: Path) -> None:
+    """Use the model on Whisper's lists, of which it knows nothing."""
+    model, settings = load(model_dir), read_settings(model_dir)
+    systems: dict[str, System] = {"recogniser": _recogniser, "oracle": _oracle}
+    for decoding in ("greedy", "dlm-sum"):
+        for gate in (False, True):
+            corrector = DlmCorrector(model, settings, decoding, gate=gate)  # type: ignore[arg-type]
+            systems[f"DLM {decoding}, gate {'on' if gate else 'off'}"] = corrector_system(corrector)
+    sets = {name: _normalized(read_nbest(folder / "nbest" / f"{name}.json")) for name in data.TRANSFER_LISTS}
+    print(table(evaluate(systems, sets)))
+
+
+def _systems(
+    folder: Path, output: Path, model: DenoisingLM, settings: DecodingSettings, tune: list[NBest]
+) -> dict[str, System]:
+    texts = [sentence.words for sentence in data.sentences(folder)["train"]]
+    train = to_lists([*_pairs(output, "synthetic-train"), *_pairs(output, "real-train")])
+    texts += [nbest.reference or "" for nbest in train]
+    ngram = train_ngram(texts)
+    phrase = PhraseCorrector.train(train, text=texts)
+    tune_name = "+".join(TUNE_SETS)
+    systems: dict[str, System] = {"recogniser": _recogniser}
+    systems["n-gram rescoring"], _ = rescoring(
+        lambda heard, found: ngram.log_probs([text.split() for text in found]), tune, tune_name
+    )
+    systems["phrase table"] = lambda lists: [c.text for c in phrase.correct(lists)]
+    if (output / "char-lm" / "best").exists():
+        char_lm = CharLm.load(output / "char-lm" / "best")
+        systems["character LM rescoring"], _ = rescoring(lambda heard, found: char_lm.log_probs(found), tune, tune_name)
+    for decoding in ("greedy", "dlm-sum"):
+        for gate in (False, True):
+            corrector = DlmCorrector(model, settings, decoding, gate=gate)  # type: ignore[arg-type]
+            systems[f"DLM {decoding}, gate {'on' if gate else 'off'}"] = corrector_system(corrector)
+    systems["DLM rescoring of the list"], _ = rescoring(dlm_scorer(model), tune, tune_name)
+    systems["oracle of the list"] = _oracle
+    return systems
+
+
+def _recogniser(lists: Sequence[NBest]) -> list[str]:
+    return [nbest.best for nbest in lists]
+
+
+def _oracle(lists: Sequence[NBest]) -> list[str]:
+    return [metrics.oracle(nbest) for nbest in lists]
+
+
+def _normalized(lists: Iterable[NBest]) -> list[NBest]:
+    return [
+        NBest(
+            nbest.id,
+            tuple(Hypothesis(DEFAULT_NORMALIZER(h.text), h.score) for h in nbest.hypotheses),
+            DEFAULT_NORMALIZER(nbest.reference or ""),
+        )
+        for nbest in lists
+    ]
+
+
+def _tuning_pairs(output: Path) -> list[dict[str, Any]]:
+    return [pair for name in TUNE_SETS for pair in _pairs(output, name)]
 
 
 def _pairs(output: Path, name: str) -> list[dict[str, Any]]:
@@ -66,19 +192,27 @@ def _pairs(output: Path, name: str) -> list[dict[str, Any]]:
 def main() -> int:
     """Run the stage named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["generate", "pack"])
+    parser.add_argument("stage", choices=["generate", "pack", "tune", "report", "transfer"])
     parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
     parser.add_argument("--output", type=Path, default=Path("exp/dlm"))
     parser.add_argument("--sets", nargs="*", help="generate: which sets of pairs, in this order (default: all)")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--max-minutes", type=float)
     parser.add_argument("--max-texts", type=int)
+    parser.add_argument("--model", type=Path, help="tune, report, transfer: a model directory")
+    parser.add_argument("--finished", type=Path, help="tune: the model directory to write")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.stage == "generate":
         stage_generate(arguments.data, arguments.output, arguments.sets, arguments.workers, arguments.max_minutes)
     elif arguments.stage == "pack":
         stage_pack(arguments.data, arguments.output, arguments.max_texts)
+    elif arguments.stage == "tune":
+        stage_tune(arguments.output, arguments.model, arguments.finished, arguments.finished.name)
+    elif arguments.stage == "report":
+        stage_report(arguments.data, arguments.output, arguments.model, arguments.sets)
+    elif arguments.stage == "transfer":
+        stage_transfer(arguments.data, arguments.model)
     return 0
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from audio_llm.asr import espnet, espnet_files
 from audio_llm.asr.espnet import EspnetRecognizer
 from audio_llm.errors import MissingDependencyError, ModelFormatError, ModelNotFoundError
+from audio_llm.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("espnet_worker.py")
@@ -218,14 +219,12 @@ def write_manifest(folder: Path, count: int = 8) -> Path:
 
 
 def _sample_rows() -> list[tuple[Path, str, float]]:
-    """Return (file, normalised text, seconds) of the 16 kHz sample recordings that have a text beside them."""
-    rows = []
-    for text_file in (ROOT / "samples" / "speech").glob("*.txt"):
-        for path in text_file.parent.glob(f"{text_file.stem}.*"):
-            if path.suffix in (".wav", ".flac", ".ogg", ".opus") and soundfile.info(path).samplerate == SAMPLE_RATE:
-                text = " ".join(re.findall("[a-z']+", text_file.read_text(encoding="utf-8").lower()))
-                rows.append((path, text, soundfile.info(path).duration))
-    return rows
+    """Return (file, normalised text, seconds) of the sample recordings."""
+    samples = ROOT / "samples" / "speech"
+    return [
+        (row.audio_filepath, " ".join(re.findall("[a-z']+", (row.text or "").lower())), row.duration or 0.0)
+        for row in read_manifest(samples / "manifest.jsonl")
+    ]
 
 
 def _synthetic_row(path: Path, number: int) -> tuple[Path, str, float]:

@@ -20,6 +20,7 @@ TEXTS = ["the cat sat on the mat", "a", "", "don't", "where did the old dog go t
 
 @pytest.fixture
 def model() -> CharLm:
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     return CharLm(SMALL).eval()
 
@@ -62,18 +63,18 @@ def test_the_end_counts(model: CharLm) -> None:
 def test_training_learns_saves_and_resumes(model: CharLm, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     texts = [f"the {animal} sees the {other}" for animal in ("cat", "dog", "cow") for other in ("hen", "owl", "pig")]
-    config = TrainingConfig(max_steps=60, learning_rate=1e-2, warmup_steps=5, validate_every=30, log_every=30)
+    config = TrainingConfig(max_steps=40, learning_rate=1e-2, warmup_steps=5, validate_every=20, log_every=20)
     before = model.log_probs(["the cow sees the owl"])[0]
     result = train_char_lm(model, texts, texts, tmp_path, config, batch_characters=100, device="cpu")
-    assert result.steps == 60
-    assert result.best_value < 1.0
+    assert result.steps == 40
+    assert result.best_value < 1.2
     (after,) = model.log_probs(["the cow sees the owl"])
     assert after > before / 4
     assert after > model.log_probs(["owl the the cow sees"])[0] + 5
     log = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert any("bits_per_character" in row.get("validation", {}) for row in log)
     again = train_char_lm(model, texts, texts, tmp_path, config, batch_characters=100, device="cpu", resume=True)
-    assert again.steps == 60
+    assert again.steps == 40
 
     loaded = CharLm.load(tmp_path / "best")
     assert loaded.config == SMALL
