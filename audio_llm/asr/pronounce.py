@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,12 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _VOWELS = frozenset("aeiouy")
 _PLAIN = str.maketrans({"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "th", "þ": "th", "ı": "i"})
 _APOSTROPHES = str.maketrans({"‘": "'", "’": "'", "ʼ": "'", "`": "'"})  # noqa: RUF001
-_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_LETTER_NAMES = (
+    "EY|B IY|S IY|D IY|IY|EH F|JH IY|EY CH|AY|JH EY|K EY|EH L|EH M|EH N|OW|P IY|K Y UW|AA R|EH S|T IY|Y UW|V IY|"
+    "D AH B AH L Y UW|EH K S|W AY|Z IY"
+).split("|")
+_DIGIT_NAMES = "Z IH R OW|W AH N|T UW|TH R IY|F AO R|F AY V|S IH K S|S EH V AH N|EY T|N AY N".split("|")
+_NAMES = dict(zip(_LETTERS + "0123456789", _LETTER_NAMES + _DIGIT_NAMES, strict=True))
 _PIECE = re.compile(r"[a-z']+|[0-9]")
 
 _LEARN_EVERY = 6  # one dictionary word in six is learned from: 20,000 words, two seconds
@@ -60,12 +65,8 @@ def pronounce(word: str, lookup: Callable[[str], str | None] | None = None) -> s
     letters = [character for character in plain if character.isalpha()]
     if not letters or not set(letters) <= set(_LETTERS):
         return ""
-    if re.fullmatch(r"(?:[a-z]\.)+[a-z]?(?:'?s)?", plain):
-        plain = plain.replace(".", "-")
-    phones: list[str] = []
-    for piece in _PIECE.findall(plain.replace(".", "")):
-        phones += _say(_DIGITS[int(piece)] if piece.isdigit() else piece, lookup)
-    return " ".join(phones)
+    pieces = _PIECE.findall(re.sub(r"\.(?![a-z])", "", plain))
+    return " ".join(phone for piece in pieces for phone in _say(piece, lookup))
 
 
 @dataclass(frozen=True)
@@ -141,17 +142,17 @@ def _rules() -> LetterRules:
 
 
 def _say(piece: str, lookup: Callable[[str], str | None] | None) -> list[str]:
-    """Return the phones of letters and apostrophes, of which an ending 's is one."""
+    """Return the phones of one digit, or of letters and apostrophes, of which an ending 's is one."""
+    if piece in _NAMES:
+        return _NAMES[piece].split()
     if lookup is not None and (known := lookup(piece)):
         return known.split()
     if piece.endswith("'s") and len(piece) > 2:
         stem = _say(piece[:-2], lookup)
         return [*stem, *_ending_s(stem)]
     letters = piece.replace("'", "")
-    if not letters:
-        return []
-    if len(letters) == 1 or not _VOWELS & set(letters):
-        return [phone for letter in letters for phone in _letter_names()[letter]]
+    if not _VOWELS & set(letters):
+        return [phone for letter in letters for phone in _NAMES[letter].split()]
     return _rules().apply(letters)
 
 
@@ -161,7 +162,98 @@ def _ending_s(stem: Sequence[str]) -> tuple[str, ...]:
     return ("S",) if stem[-1] in {"P", "T", "K", "F", "TH"} else ("Z",)
 
 
-@functools.cache
-def _letter_names() -> dict[str, tuple[str, ...]]:
-    entries = read_dictionary()
-    return {letter: entries[f"{letter}."] for letter in _LETTERS}
+def _table(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return (N, longest) int64, rows filled up with 0."""
+    table = np.zeros((len(rows), max(map(len, rows), default=0)), np.int64)
+    for row, values in zip(table, rows, strict=True):
+        row[: len(values)] = values
+    return table
+
+
+def _first_scores(letters: np.ndarray, phones: np.ndarray, symbols: int) -> np.ndarray:
+    """Return scores from how often letter and phone stand at a like place of a word.
+
+    Args:
+        letters: (N, L) int64, 0 behind the end.
+        phones: (N, P) int64, 0 behind the end.
+        symbols: Phones and 1 for none.
+
+    Returns:
+        (27, symbols, symbols) float32: log score of a letter giving these two phones, 0 for none.
+    """
+    near = np.full((len(_LETTERS) + 1, symbols), _SMOOTHING)
+    place_of_letter = (np.arange(letters.shape[1]) + 0.5) / np.maximum((letters > 0).sum(1), 1)[:, None]
+    place_of_phone = (np.arange(phones.shape[1]) + 0.5) / np.maximum((phones > 0).sum(1), 1)[:, None]
+    for column in range(letters.shape[1]):
+        distance = np.abs(place_of_phone - place_of_letter[:, column, None])
+        np.add.at(near, (letters[:, column, None], phones), np.exp(-8.0 * distance))
+    near = near / near.sum(1, keepdims=True) / near[1:].sum(0)  # what is frequent beside every letter says little
+    one = np.log(near / near[1:].max())
+    scores = one[:, :, None] + one[:, None, :] - _START_PENALTY
+    scores[:, :, 0] = one
+    scores[:, 0, :] = -np.inf
+    scores[:, 0, 0] = -_START_PENALTY
+    return scores.astype(np.float32)
+
+
+def _count_scores(letters: np.ndarray, outputs: np.ndarray, symbols: int) -> np.ndarray:
+    """Return log p(output | letter), shaped as those of `_first_scores`, from the outputs of `_align`."""
+    counts = np.full((len(_LETTERS) + 1, symbols * symbols), _SMOOTHING)
+    counts[:, 1:symbols] = 0.0  # a second phone without a first
+    np.add.at(counts, (letters, outputs), 1.0)
+    with np.errstate(divide="ignore"):
+        scores = np.log(counts / counts.sum(1, keepdims=True))
+    return scores.reshape(-1, symbols, symbols).astype(np.float32)
+
+
+def _align(letters: np.ndarray, phones: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return (N, L) int64: code of the phones each letter gives on the best path, all words at once."""
+    words, longest = letters.shape
+    places = phones.shape[1] + 1
+    best = np.full((words, places), -np.inf, np.float32)
+    best[:, 0] = 0.0
+    taken = np.zeros((longest, words, places), np.int8)
+    for step in range(longest):
+        letter = letters[:, step, None]
+        options = np.full((3, words, places), -np.inf, np.float32)
+        options[0] = best + np.where(letter > 0, scores[letter, 0, 0], 0.0)
+        options[1, :, 1:] = best[:, :-1] + np.where(letter > 0, scores[letter, phones, 0], -np.inf)
+        options[2, :, 2:] = best[:, :-2] + np.where(letter > 0, scores[letter, phones[:, :-1], phones[:, 1:]], -np.inf)
+        taken[step] = options.argmax(0)
+        best = options.max(0)
+    return _trace_back(taken, phones, scores.shape[1])
+
+
+def _trace_back(taken: np.ndarray, phones: np.ndarray, symbols: int) -> np.ndarray:
+    steps, words, _ = taken.shape
+    outputs = np.zeros((words, steps), np.int64)
+    everyone = np.arange(words)
+    place = (phones > 0).sum(1)
+    for step in reversed(range(steps)):
+        count = taken[step, everyone, place]
+        first = np.where(count > 0, phones[everyone, place - count], 0)
+        second = np.where(count > 1, phones[everyone, place - 1], 0)
+        outputs[:, step] = first * symbols + second
+        place = place - count
+    return outputs
+
+
+def _collect(names: tuple[str, ...], letters: np.ndarray, outputs: np.ndarray) -> LetterRules:
+    """Count the outputs in every context."""
+    padded = np.pad(letters, ((0, 0), (_WIDEST, _WIDEST)), constant_values=_EDGE)
+    keys, counts = [], []
+    for left, right in _CONTEXTS:
+        codes = _context_codes(padded, left, right) * _OUTPUTS + outputs
+        key, count = np.unique(codes[letters > 0], return_counts=True)
+        keys.append(key)
+        counts.append(count)
+    return LetterRules(names, tuple(keys), tuple(counts))
+
+
+def _context_codes(padded: np.ndarray, left: int, right: int) -> np.ndarray:
+    """Return (N, L) int64: the letters around each place as one number; `padded` is (N, L + 2 * _WIDEST)."""
+    length = padded.shape[1] - 2 * _WIDEST
+    codes = np.zeros((len(padded), length), np.int64)
+    for offset in range(-left, right + 1):
+        codes = codes * (len(_LETTERS) + 1) + padded[:, _WIDEST + offset : _WIDEST + offset + length]
+    return codes

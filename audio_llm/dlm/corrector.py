@@ -185,7 +185,12 @@ class DlmCorrector:
         return Correction(nbest.id, candidate.text, nbest.best, False, f"gain {gain:.1f}", found, _certainty(gain))
 
     def _normalized(self, nbest: NBest) -> list[str]:
-        """Return the distinct normalised texts of a list, in order, empty ones left out."""
+        """Return the distinct normalised texts of a list, in order, empty ones left out; none where the best is empty.
+
+        Silence is an answer too, and edits refer to the words of the best text.
+        """
+        if not self._normalizer(nbest.best):
+            return []
         return list(dict.fromkeys(text for text in map(self._normalizer, nbest.texts) if text))
 
 

@@ -13,6 +13,7 @@ from audio_llm.dlm import vocab
 from audio_llm.dlm.model import DecoderState, DenoisingLM, batch_sources, batch_targets
 
 BATCH = 32
+_SPACE = vocab.encode(" ")[0]
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,10 @@ def dlm_sum(
         width: Beam.
 
     Returns:
-        Up to `width` distinct texts, best first.
+        Up to `width` distinct texts, best first; none for no hypothesis.
     """
+    if not hypotheses:
+        return []
     return _search(model, hypotheses, torch.tensor(log_weights).log_softmax(0), width)
 
 
@@ -99,7 +102,7 @@ def _greedy_batch(model: DenoisingLM, hypotheses: Sequence[str]) -> list[Candida
     open_rows = torch.ones(len(hypotheses), dtype=torch.bool, device=device)
     written: list[Tensor] = []
     while bool(open_rows.any()) and state.step < int(limits.max()):
-        best, last = _forbid(model.step(last, state)).max(-1)
+        best, last = _forbid(model.step(last, state), last).max(-1)
         last = last.where(open_rows, torch.full_like(last, vocab.PAD))
         totals += best.where(open_rows, torch.zeros_like(best))
         written.append(last)
@@ -129,17 +132,18 @@ def _search(model: DenoisingLM, hypotheses: Sequence[str], log_weights: Tensor, 
     finished: dict[str, float] = {}
     for _ in range(max(length_limit(h) for h in hypotheses)):
         last = found.written[:, -1].repeat_interleave(count)
-        step = _forbid(model.step(last, found.state)).view(-1, count, vocab.SIZE)
+        step = _forbid(model.step(last, found.state), last).view(-1, count, vocab.SIZE)
         grown = found.prefix[:, :, None] + step  # (K, H, V)
         totals = grown.logsumexp(1)  # (K, V)
         for beam_index, total in enumerate(totals[:, vocab.EOS].tolist()):
-            text = _tidy(vocab.decode(found.written[beam_index, 1:].tolist()))
-            finished[text] = max(total, finished.get(text, -math.inf))
+            if total > -math.inf:
+                finished[vocab.decode(found.written[beam_index, 1:].tolist())] = total
         totals[:, vocab.EOS] = -math.inf
         best, places = totals.flatten().topk(min(width, totals.numel()))
-        beams, characters = places // vocab.SIZE, places % vocab.SIZE
         if _is_done(finished, width, float(best[0])):
             break
+        places = places[best > -math.inf]  # a wide beam has fewer prefixes to go on with than it could hold
+        beams, characters = places // vocab.SIZE, places % vocab.SIZE
         rows = (beams[:, None] * count + torch.arange(count, device=device)[None]).flatten()
         found.state.select(rows)
         found.prefix = grown[beams, :, characters]
@@ -151,13 +155,24 @@ def _search(model: DenoisingLM, hypotheses: Sequence[str], log_weights: Tensor, 
 def _is_done(finished: dict[str, float], width: int, best_open: float) -> bool:
     """No open prefix can still enter the list: probabilities only fall."""
     if len(finished) < width:
-        return False
+        return best_open == -math.inf
     return sorted(finished.values(), reverse=True)[width - 1] >= best_open
 
 
-def _forbid(log_probabilities: Tensor) -> Tensor:
-    """Padding, BOS and UNK are never written."""
-    log_probabilities[..., [vocab.PAD, vocab.BOS, vocab.UNK]] = -math.inf
+def _forbid(log_probabilities: Tensor, last: Tensor) -> Tensor:
+    """Mask what is never written after the characters `last` (N,) int64, in place.
+
+    That is padding, BOS and UNK, and every space that `_tidy` would remove: so a text is written in one way only,
+    and its score is that of `log_probs`.
+
+    Args:
+        log_probabilities: (N, V) float32.
+        last: (N,) int64.
+    """
+    log_probabilities[:, [vocab.PAD, vocab.BOS, vocab.UNK]] = -math.inf
+    after_space = last == _SPACE
+    log_probabilities[after_space | (last == vocab.BOS), _SPACE] = -math.inf
+    log_probabilities[after_space, vocab.EOS] = -math.inf
     return log_probabilities
 
 

@@ -182,6 +182,24 @@ def make_shard(plan: Plan, index: int, recognizer: Any) -> tuple[bytes, int]:
     return gzip.compress("".join(line + "\n" for line in lines).encode(), mtime=0), failed
 
 
+def write_shard(plan: Plan, index: int, recognizer: Any, output: Path) -> int:
+    """Make one shard and put it and its checksum file in place; return how many of its items failed.
+
+    Raises:
+        AudioLLMError: More than 5 % of it failed.
+    """
+    started = time.monotonic()
+    data, failed = make_shard(plan, index, recognizer)
+    name = f"shard-{index:05d}"
+    _write(output / f"{name}.jsonl.gz", data)
+    count = len(plan.shards[index])
+    digest = hashlib.sha256(data).hexdigest()
+    _write(output / f"{name}.ok", json.dumps({"count": count, "failed": failed, "sha256": digest}).encode())
+    with (output / "timings.jsonl").open("a") as log:
+        log.write(json.dumps({"shard": index, "items": count, "seconds": round(time.monotonic() - started, 1)}) + "\n")
+    return failed
+
+
 _worker: dict[str, Any] = {}
 
 
@@ -192,17 +210,7 @@ def _start_worker(plan: Plan, output: Path) -> None:
 
 
 def _run_shard(index: int) -> int:
-    output: Path = _worker["output"]
-    started = time.monotonic()
-    data, failed = make_shard(_worker["plan"], index, _worker["recognizer"])
-    name = f"shard-{index:05d}"
-    _write(output / f"{name}.jsonl.gz", data)
-    count = len(_worker["plan"].shards[index])
-    digest = hashlib.sha256(data).hexdigest()
-    _write(output / f"{name}.ok", json.dumps({"count": count, "failed": failed, "sha256": digest}).encode())
-    with (output / "timings.jsonl").open("a") as log:
-        log.write(json.dumps({"shard": index, "items": count, "seconds": round(time.monotonic() - started, 1)}) + "\n")
-    return failed
+    return write_shard(_worker["plan"], index, _worker["recognizer"], _worker["output"])
 
 
 def _throttled(jobs: Iterator[int], workers: int, finished: Sequence[int]) -> Iterator[int]:

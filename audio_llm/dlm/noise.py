@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from audio_llm.align import edit_distance
 from audio_llm.dlm import vocab
 from audio_llm.dlm.confusions import MAX_SPAN, Confusions
 
-_SPAN_WEIGHTS = np.array([0.68, 0.25, 0.07])  # of 1, 2, 3 words
+_SPAN_BOUNDS = (0.68, 0.93)  # probabilities 0.68, 0.25, 0.07 of replacing 1, 2, 3 words at once
 
 
 @dataclass(frozen=True)
@@ -56,21 +57,28 @@ def substitute_characters(text: str, config: NoiseConfig, rng: np.random.Generat
 
 
 def _confuse(words: list[str], rate: float, confusions: Confusions, rng: np.random.Generator) -> str:
-    heard: list[str] = []
-    place = 0
-    start_rate = rate / float(_SPAN_WEIGHTS @ np.arange(1, MAX_SPAN + 1))
-    while place < len(words):
-        if rng.random() < start_rate:
-            length = 1 + int(rng.choice(MAX_SPAN, p=_SPAN_WEIGHTS))
-            taken = _replacement(words, place, length, confusions, rng)
-            if taken is not None:
-                length, text = taken
-                heard += text.split()
-                place += length
-                continue
-        heard.append(words[place])
-        place += 1
-    return " ".join(heard)
+    """Replace spans at random places until a share `rate` of the words is wrong, in the mean exactly."""
+    heard = [[word] for word in words]
+    free = np.ones(len(words), dtype=bool)
+    wanted = rate * len(words)
+    for place in rng.permutation(len(words)).tolist():
+        if wanted <= 0.0:
+            break
+        following = free[place : place + MAX_SPAN]
+        open_words = len(following) if following.all() else int(following.argmin())
+        length = min(1 + int(np.searchsorted(_SPAN_BOUNDS, rng.random())), open_words)
+        found = _replacement(words, place, length, confusions, rng)
+        if found is None:
+            continue
+        count, text = found
+        new = text.split()
+        errors = edit_distance(words[place : place + count], new)
+        if errors > wanted and rng.random() * errors >= wanted:  # too much, so only as often as it is right on average
+            break
+        heard[place : place + count] = [new, *([[]] * (count - 1))]
+        free[place : place + count] = False
+        wanted -= errors
+    return " ".join(word for part in heard for word in part)
 
 
 def _replacement(

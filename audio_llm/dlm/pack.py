@@ -52,9 +52,9 @@ def pack(
     from audio_llm.asr.pronounce import read_dictionary
 
     output.mkdir(parents=True, exist_ok=True)
-    usable = [pair for pair in pairs if pair.get("hypotheses")]
+    usable = [pair for pair in pairs if _was_heard(pair)]
     write_shards(_rows(usable, texts, hypotheses), output / "train")
-    write_shards(_rows([pair for pair in tune if pair.get("hypotheses")], (), hypotheses), output / "tune")
+    write_shards(_rows([pair for pair in tune if _was_heard(pair)], (), hypotheses), output / "tune")
     heard = [(pair["reference"], [h["text"] for h in pair["hypotheses"]]) for pair in usable]
     sentences = [*texts, *(pair["reference"] for pair in usable)]
     learn_confusions(heard, sentences, read_dictionary()).save(output / CONFUSIONS_NAME)
@@ -73,6 +73,10 @@ def read_packed(folder: Path) -> PackedPairs:
     lengths = [max(len(r), len(h[0]) if h else 0) for r, h in zip(references, hypotheses, strict=True)]
     is_pair = np.array([bool(h) for h in hypotheses])
     return PackedPairs(references, hypotheses, is_pair, np.array(lengths, dtype=np.int64))
+
+
+def _was_heard(pair: dict[str, Any]) -> bool:
+    return bool(pair.get("hypotheses") and pair["hypotheses"][0]["text"])
 
 
 def _rows(pairs: Iterable[dict[str, Any]], texts: Iterable[str], count: int) -> Iterator[dict[str, np.ndarray]]:

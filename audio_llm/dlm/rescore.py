@@ -41,8 +41,12 @@ class Scales:
     word_reward: float = 0.0
 
     def total(self, candidate: Scored) -> float:
-        """Return the weighted sum."""
-        combined = sum(factor * candidate.scores[name] for name, factor in self.weights.items())
+        """Return the weighted sum.
+
+        Raises:
+            DataError: The candidate lacks a score.
+        """
+        combined = sum(factor * _score(candidate, name) for name, factor in self.weights.items())
         return combined + self.word_reward * len(candidate.text.split())
 
 
@@ -78,7 +82,7 @@ def tune_scales(
     grid: Sequence[float] = _SCALES,
     rewards: Sequence[float] = _REWARDS,
 ) -> TuneResult:
-    """Search factors for the fewest word errors.
+    """Search factors for the fewest word errors, the smallest of equals.
 
     Args:
         utterances: Candidates of each utterance.
@@ -90,7 +94,7 @@ def tune_scales(
         rewards: Word rewards to try.
 
     Raises:
-        DataError: The split is named as a test or development set for reporting.
+        DataError: The split is named as a test or development set for reporting, or a candidate lacks a score.
     """
     if any(word in split.lower() for word in ("test", "dev", "held")):
         raise DataError(f"scales are not tuned on {split!r}", remedy="tune on a part carved from the training data")
@@ -99,7 +103,7 @@ def tune_scales(
         _table(candidates, reference, names) for candidates, reference in zip(utterances, references, strict=True)
     ]
     best: tuple[int, int, Scales] | None = None
-    settings = itertools.product(*[grid] * len(free), rewards)
+    settings = itertools.product(*[grid] * len(free), sorted(rewards, key=abs))
     for order, (*factors, reward) in enumerate(settings):
         weights = np.array([*fixed.values(), *factors, reward])
         errors = sum(int(wrong[int(np.argmax(features @ weights))]) for features, wrong in tables)
@@ -112,6 +116,14 @@ def tune_scales(
 
 
 def _table(candidates: Sequence[Scored], reference: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    features = np.array([[*(c.scores[name] for name in names), float(len(c.text.split()))] for c in candidates])
+    features = np.array([[*(_score(c, name) for name in names), float(len(c.text.split()))] for c in candidates])
     wrong = np.array([count_edits(reference.split(), c.text.split()).errors for c in candidates])
     return features, wrong
+
+
+def _score(candidate: Scored, name: str) -> float:
+    if name not in candidate.scores:
+        raise DataError(
+            f"candidate {candidate.text!r} has no score {name!r}", remedy="give every candidate every score, or drop it"
+        )
+    return candidate.scores[name]

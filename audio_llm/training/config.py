@@ -104,11 +104,31 @@ def _build(cls: Any, values: Any, prefix: str, path: str | Path | None) -> Any:
         no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if no_default and name not in values:
             raise ConfigError(f"key '{prefix}{name}' is missing", path=path, remedy="add it")
-    kwargs = {key: _convert(hints[key], value, f"{prefix}{key}", path) for key, value in values.items()}
+    kwargs = {
+        key: _convert(hints[key], _over_default(fields[key], value), f"{prefix}{key}", path)
+        for key, value in values.items()
+    }
     try:
         return cls(**kwargs)
     except ValueError as error:
         raise ConfigError(str(error), path=path) from None
+
+
+def _over_default(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Return a nested mapping laid over the field's own default, so that naming one key keeps the others."""
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if not isinstance(value, Mapping) or not dataclasses.is_dataclass(default) or isinstance(default, type):
+        return value
+    return _merged(config_to_dict(default), value)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(base[key], over[key])
+        for key in base.keys() & over.keys()
+        if isinstance(base[key], dict) and isinstance(over[key], Mapping)
+    }
+    return {**base, **over, **both}
 
 
 def _nearest(key: str, names: list[str], prefix: str) -> str:

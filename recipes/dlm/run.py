@@ -8,13 +8,14 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import data
+from dsr import choose_all, of_pool, scored_pools
 from evaluate import (
     System,
     corrector_system,
@@ -30,11 +31,15 @@ from evaluate import (
 )
 
 from audio_llm import hub, metrics
+from audio_llm.asr.engines import load_recognizer
 from audio_llm.dlm.corrector import SETTINGS_NAME, DecodingSettings, DlmCorrector, read_settings, settings_to_json
+from audio_llm.dlm.decode import Candidate
+from audio_llm.dlm.gate import Gate, tune_gate
 from audio_llm.dlm.generate import GenerationConfig, Plan, generate, plan_recordings, plan_speech, read_pairs
 from audio_llm.dlm.model import DenoisingLM, load, save
 from audio_llm.dlm.pack import pack
 from audio_llm.dlm.pairs import CLEAN
+from audio_llm.dlm.rescore import Scales, Scored, choose, tune_scales
 from audio_llm.ger.phrase import PhraseCorrector
 from audio_llm.lm.char_lm import CharLm
 from audio_llm.lm.kneser_ney import train_ngram
@@ -42,6 +47,7 @@ from audio_llm.nbest import Hypothesis, NBest, read_nbest
 from audio_llm.text import DEFAULT_NORMALIZER
 
 TUNE_SETS = ("synthetic-tune", "real-tune-kathleen", "real-tune-dev-clean")
+DSR_GRID = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
 SYNTHETIC_TESTS = ("tune", "book", "voice")
 
 
@@ -95,6 +101,10 @@ def stage_tune(output: Path, model_dir: Path, finished: Path, name: str) -> None
     settings = DecodingSettings(recognizer=version)
     settings = replace(settings, sum_scale=tune_sum_scale(model, tune, settings))
     settings = replace(settings, gates=tune_gates(model, tune, settings, ("greedy", "dlm-sum")))
+    if (found := output / "dsr" / "settings.json").exists():
+        content = json.loads(found.read_text())
+        gates = {**settings.gates, "dsr": Gate(**content["gate"])}
+        settings = replace(settings, dsr=Scales(**content["scales"]), gates=gates)
     logging.info("settings: %s", settings)
     provenance = {"recipe": "recipes/dlm", "seed": data.SEED, "tuned_on": list(TUNE_SETS), "recognizer": version}
     provenance["training"] = hub.model_info(model_dir).provenance
@@ -121,6 +131,49 @@ def stage_report(folder: Path, output: Path, model_dir: Path, sets: list[str] | 
     for gate in (False, True):
         kept = unchanged_share(corrector_system(DlmCorrector(model, settings, "greedy", gate=gate)), references)
         print(f"references as input, gate {'on' if gate else 'off'}: {100 * kept:.2f} % of {len(references)} unchanged")
+
+
+def stage_dsr(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, limit: int) -> None:
+    """Measure DSR in both readings on the first utterances of each set; its scales are found on the tuning sets."""
+    model, settings, recognizer = load(model_dir), read_settings(model_dir), load_recognizer("sphinx")
+    everything = plans(folder)
+
+    def prepared(name: str) -> tuple[list[NBest], dict[str, list[Scored]]]:
+        lists = to_lists(_pairs(output, name))[:limit]
+        path = output / "dsr" / f"{name}.jsonl"
+        return lists, scored_pools(everything[name], lists, model, settings, recognizer, path, limit)
+
+    tuning = [prepared(name) for name in TUNE_SETS]
+    lists = [nbest for rows, pools in tuning for nbest in rows if pools.get(nbest.id)]
+    candidates = {key: pool for _, pools in tuning for key, pool in pools.items()}
+    references = [nbest.reference or "" for nbest in lists]
+    systems: dict[str, System] = {"recogniser": _recogniser}
+    for pool in ("paper", "pooled"):
+        own = [of_pool(candidates[nbest.id], pool) for nbest in lists]
+        found = tune_scales(own, references, {"asr": 1.0}, ["dlm"], "+".join(TUNE_SETS), grid=DSR_GRID)
+        logging.info("DSR %s: %s", pool, found)
+        if pool == settings.pool:
+            _write_dsr_settings(output, lists, own, found.scales)
+        systems[f"DSR, {pool}"] = functools.partial(choose_all, pools=candidates, scales=found.scales, pool=pool)
+    reported = {}
+    for name in sets or ["synthetic-book", "real-kathleen"]:
+        reported[name], pools = prepared(name)
+        candidates.update(pools)
+    rows = evaluate(systems, reported)
+    (output / "dsr.md").write_text(table(rows))
+    print(table(rows))
+
+
+def _write_dsr_settings(output: Path, lists: list[NBest], pools: list[list[Scored]], scales: Scales) -> None:
+    """Write the scales and a tuned gate, for the tune stage to put into the model."""
+    chosen = [pool[choose(pool, scales)] for pool in pools]
+    gains = [scales.total(best) - scales.total(pool[0]) for best, pool in zip(chosen, pools, strict=True)]
+    candidates = [Candidate(best.text, best.scores["dlm"]) for best in chosen]
+    margins = (0.0, 5.0, 10.0, 20.0, 40.0, 80.0)
+    gate, _ = tune_gate(
+        [pool[0].text for pool in pools], candidates, gains, [nbest.reference or "" for nbest in lists], margins
+    )
+    (output / "dsr" / "settings.json").write_text(json.dumps({"scales": asdict(scales), "gate": asdict(gate)}))
 
 
 def stage_transfer(folder: Path, model_dir: Path) -> None:
@@ -192,13 +245,14 @@ def _pairs(output: Path, name: str) -> list[dict[str, Any]]:
 def main() -> int:
     """Run the stage named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["generate", "pack", "tune", "report", "transfer"])
+    parser.add_argument("stage", choices=["generate", "pack", "tune", "report", "dsr", "transfer"])
     parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
     parser.add_argument("--output", type=Path, default=Path("exp/dlm"))
     parser.add_argument("--sets", nargs="*", help="generate: which sets of pairs, in this order (default: all)")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--max-minutes", type=float)
     parser.add_argument("--max-texts", type=int)
+    parser.add_argument("--limit", type=int, default=100, help="dsr: utterances of each set")
     parser.add_argument("--model", type=Path, help="tune, report, transfer: a model directory")
     parser.add_argument("--finished", type=Path, help="tune: the model directory to write")
     arguments = parser.parse_args()
@@ -211,6 +265,8 @@ def main() -> int:
         stage_tune(arguments.output, arguments.model, arguments.finished, arguments.finished.name)
     elif arguments.stage == "report":
         stage_report(arguments.data, arguments.output, arguments.model, arguments.sets)
+    elif arguments.stage == "dsr":
+        stage_dsr(arguments.data, arguments.output, arguments.model, arguments.sets, arguments.limit)
     elif arguments.stage == "transfer":
         stage_transfer(arguments.data, arguments.model)
     return 0

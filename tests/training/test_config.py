@@ -91,3 +91,18 @@ def test_errors_name_the_remedy(tmp_path: Path, text: str, override: str | None,
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config(Outer, tmp_path / "none.yaml")
+
+
+@dataclass(frozen=True)
+class _Inner:
+    steps: int
+    rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Outer:
+    inner: _Inner = field(default_factory=lambda: _Inner(steps=7, rate=3.0))
+
+
+def test_naming_one_nested_key_keeps_the_default_of_the_others() -> None:
+    assert load_config(_Outer, None, ["inner.rate=5"]) == _Outer(_Inner(7, 5.0))
