@@ -127,8 +127,7 @@ def generate(
         DataError: The folder was made from another plan.
         AudioLLMError: More than 5 % of a shard failed.
     """
-    _check_plan(plan, output)
-    missing = [i for i in range(len(plan.shards)) if not shard_is_done(output, i)]
+    missing = missing_shards(plan, output)
     found = len(plan.shards) - len(missing)
     deadline = time.monotonic() + 60.0 * max_minutes if max_minutes is not None else float("inf")
     finished: list[int] = []  # failures of each shard made
@@ -158,6 +157,16 @@ def read_pairs(folder: Path) -> Iterator[dict[str, Any]]:
             raise DataError("does not match its checksum", path=path, remedy="delete it and generate again")
         for line in gzip.decompress(data).decode().splitlines():
             yield json.loads(line)
+
+
+def missing_shards(plan: Plan, output: Path) -> list[int]:
+    """Make the folder, or check that it was made for this plan; return the shards that are not there yet.
+
+    Raises:
+        DataError: The folder was made from another plan.
+    """
+    _check_plan(plan, output)
+    return [index for index in range(len(plan.shards)) if not shard_is_done(output, index)]
 
 
 def shard_is_done(output: Path, index: int) -> bool:

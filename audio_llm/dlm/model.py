@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from audio_llm.dlm import vocab
+from audio_llm.dlm import stepper, vocab
 
 KIND = "dlm"
 
@@ -55,20 +55,27 @@ class DecoderState:
         memory: (B, S, D) encoder output.
         mask: (B, S) bool, True where valid.
         source: (B, S) int64 characters of the hypothesis with EOS.
-        cache: Keys and values of past steps, transformers' EncoderDecoderCache.
+        blocked: (B, 1, 1, S) float32, what is added to attention scores: a large negative number where not valid.
+        pointed: (B, S, D) what the pointer compares with; empty without a pointer.
+        caches: Keys and values of past steps, one a decoder layer.
         step: Characters written so far.
     """
 
     memory: Tensor
     mask: Tensor
     source: Tensor
-    cache: Any
+    blocked: Tensor
+    pointed: Tensor
+    caches: list[stepper.LayerCache]
     step: int = 0
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, (B',) int64, in this order; a row may be taken several times."""
         self.memory, self.mask, self.source = self.memory[rows], self.mask[rows], self.source[rows]
-        self.cache.reorder_cache(rows)
+        self.blocked = self.blocked[rows]
+        self.pointed = self.pointed[rows] if self.pointed.numel() else self.pointed
+        for cache in self.caches:
+            cache.select(rows)
 
 
 class DenoisingLM(nn.Module):
@@ -126,21 +133,17 @@ class DenoisingLM(nn.Module):
 
     def encode(self, source: Tensor, source_lengths: Tensor) -> DecoderState:
         """Encode a batch of hypotheses; arguments as for `forward`."""
-        from transformers import DynamicCache, EncoderDecoderCache
-
         mask = torch.arange(source.shape[1], device=source.device)[None] < source_lengths[:, None]
         memory = self.encoder(inputs_embeds=self._embed(source, 0), attention_mask=mask.long()).last_hidden_state
-        return DecoderState(memory, mask, source, EncoderDecoderCache(DynamicCache(), DynamicCache()))
+        blocked = torch.zeros_like(mask, dtype=memory.dtype).masked_fill(~mask, -1e9)[:, None, None]
+        pointed = self.pointer_key(memory) if self.config.pointer else memory.new_empty(0)
+        return DecoderState(memory, mask, source, blocked, pointed, [])
 
     def step(self, last: Tensor, state: DecoderState) -> Tensor:
         """Return (B, V) log-probabilities after the characters `last` (B,) int64, and move the state on."""
-        hidden = self.decoder(
-            inputs_embeds=self._embed(last[:, None], state.step),
-            encoder_hidden_states=state.memory,
-            encoder_attention_mask=state.mask.long(),
-            past_key_values=state.cache,
-            use_cache=True,
-        ).last_hidden_state
+        if not state.caches:
+            state.caches = stepper.start(self.decoder, state.memory)
+        hidden = stepper.advance(self.decoder, self._embed(last[:, None], state.step), state.caches, state.blocked)
         state.step += 1
         return self._mix(hidden, state)[:, 0]
 
@@ -154,7 +157,7 @@ class DenoisingLM(nn.Module):
         written = self.output(hidden).float().log_softmax(-1)
         if not self.config.pointer:
             return written
-        scores = self.pointer_query(hidden) @ self.pointer_key(state.memory).transpose(1, 2)
+        scores = self.pointer_query(hidden) @ state.pointed.transpose(1, 2)
         scores = (scores.float() / math.sqrt(self.config.width)).masked_fill(~state.mask[:, None], -1e9)
         copied = torch.zeros_like(written).scatter_add(
             2, state.source[:, None].expand(-1, hidden.shape[1], -1), scores.softmax(-1)

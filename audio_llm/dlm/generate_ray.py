@@ -1,0 +1,140 @@
+"""Sentences to shards of pairs on many machines: the plan of `generate`, made by Ray Data."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audio_llm.dlm.generate import GenerationReport, Plan, missing_shards, shard_is_done, write_shard
+from audio_llm.errors import AudioLLMError, MissingDependencyError, UsageError
+
+_LEFT = -1  # in place of the number of failed items: not made, time was over
+
+
+def generate_on_ray(
+    plan: Plan,
+    output: Path,
+    max_minutes: float | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> GenerationReport:
+    """Make the shards that are not there yet, on all machines of a Ray cluster.
+
+    The shards are those of `generate`, byte for byte, done by the same `.ok` files; either engine goes on where the
+    other stopped. Uses the Ray that the caller has initialised, else the cluster named in RAY_ADDRESS, else starts
+    Ray on this machine. What every machine of the cluster needs: this package, the voices, the recordings of the
+    plan under the same absolute paths, and the output folder, which must be one that all share.
+
+    Args:
+        plan: From `plan_speech` or `plan_recordings`.
+        output: Folder of the shards.
+        max_minutes: Start no further shard after so many minutes, by the clock of each machine.
+        workers: Actors, each with one CPU and a recogniser of its own; default: as many as the cluster has CPUs.
+        progress: Called with (shards done, shards planned).
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        UsageError: A recording is given by a relative path.
+        DataError: The folder was made from another plan.
+        AudioLLMError: More than 5 % of a shard failed.
+    """
+    ray = _connect()
+    _check_paths(plan)
+    output = output.resolve()
+    missing = missing_shards(plan, output)
+    found = len(plan.shards) - len(missing)
+    if not missing:
+        return GenerationReport(0, found, 0, 0)
+    deadline = time.time() + 60.0 * max_minutes if max_minutes is not None else float("inf")
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    made = failed = 0
+    context = ray.data.DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    try:
+        results = ray.data.from_items([{"shard": i} for i in missing], override_num_blocks=len(missing)).map_batches(
+            _ShardMaker,
+            batch_size=1,
+            # One shard at a time: a shard that waits behind another could be made elsewhere.
+            compute=ray.data.ActorPoolStrategy(
+                size=min(workers or max(1, cpus), len(missing)), max_tasks_in_flight_per_actor=1
+            ),
+            num_cpus=1,
+            fn_constructor_args=((ray.put(plan),), str(output), deadline),
+        )
+        for row in results.iter_rows():
+            if row["error"]:
+                raise AudioLLMError(row["error"])
+            if row["failed"] != _LEFT:
+                made, failed = made + 1, failed + int(row["failed"])
+                if progress is not None:
+                    progress(found + made, len(plan.shards))
+    finally:
+        context.enable_progress_bars = bars
+    return GenerationReport(made, found, len(missing) - made, failed)
+
+
+class _ShardMaker:
+    """One actor: keeps a recogniser and makes one shard a call.
+
+    Args:
+        plan: The plan's object reference in a tuple, so that machines share one copy.
+        output: Absolute path of the shards' folder.
+        deadline: Unix time after which no shard is begun.
+    """
+
+    def __init__(self, plan: tuple[Any], output: str, deadline: float) -> None:
+        import ray
+
+        self._plan: Plan = ray.get(plan[0])
+        self._output = Path(output)
+        self._deadline = deadline
+        self._recognizer: Any = None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        index = int(batch["shard"][0])
+        failed, error = _LEFT, ""
+        try:
+            if shard_is_done(self._output, index):  # Ray repeats a call whose machine was lost
+                failed = int(json.loads((self._output / f"shard-{index:05d}.ok").read_text())["failed"])
+            elif time.time() < self._deadline:
+                failed = self._make(index)
+        except AudioLLMError as problem:  # as text: Ray would wrap the exception in its own
+            error = str(problem)
+        return {"shard": [index], "failed": [failed], "error": [error]}
+
+    def _make(self, index: int) -> int:
+        if self._recognizer is None:
+            from audio_llm.asr.engines import load_recognizer
+
+            self._recognizer = load_recognizer(self._plan.config.recognizer)
+        return write_shard(self._plan, index, self._recognizer, self._output)
+
+
+def _connect() -> Any:
+    """Return the module, connected to a cluster."""
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        remedy = "pip install 'audio-llm[ray]'"
+        raise MissingDependencyError("generating on many machines needs ray", remedy=remedy) from None
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless it was asked for
+        ray.init()
+    return ray
+
+
+def _check_paths(plan: Plan) -> None:
+    for item in (item for shard in plan.shards for item in shard):
+        if item.audio and not Path(item.audio).is_absolute():
+            raise UsageError(
+                "a relative path means another file on another machine",
+                path=item.audio,
+                remedy="plan the recordings by absolute paths",
+            )
