@@ -89,14 +89,15 @@ def tune_scales(
         references: Normalised true texts.
         fixed: Factors that are not searched.
         free: Names of the scores whose factors are.
-        split: Name of the data; a test set is refused.
+        split: Name of the data, parts joined by `+`; a part with test, dev or held in its name is refused unless
+            its name says that it was carved out for tuning (`tune`).
         grid: Factors to try.
         rewards: Word rewards to try.
 
     Raises:
         DataError: The split is named as a test or development set for reporting, or a candidate lacks a score.
     """
-    if any(word in split.lower() for word in ("test", "dev", "held")):
+    if any(_is_for_reporting(part) for part in split.lower().split("+")):
         raise DataError(f"scales are not tuned on {split!r}", remedy="tune on a part carved from the training data")
     names = [*fixed, *free]
     tables = [
@@ -113,6 +114,10 @@ def tune_scales(
     words = sum(len(reference.split()) for reference in references)
     edge = tuple(name for name in free if best[2].weights[name] == max(grid))
     return TuneResult(best[2], best[0], words, edge)
+
+
+def _is_for_reporting(part: str) -> bool:
+    return "tun" not in part and any(word in part for word in ("test", "dev", "held"))
 
 
 def _table(candidates: Sequence[Scored], reference: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

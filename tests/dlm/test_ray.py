@@ -36,10 +36,24 @@ def local_ray() -> Iterator[None]:
     pytest.importorskip("ray.data")
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.setenv("RAY_AUTH_MODE", "disabled")  # it would write a token into the home folder; we stay on this machine
     # Not below pytest's own folder: Ray puts sockets there, and their paths may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:
-        memory = 100 * 2**20
-        ray.init(num_cpus=1, include_dashboard=False, _temp_dir=folder, object_store_memory=memory, log_to_driver=False)
+        for last in (False, False, True):
+            try:
+                ray.init(
+                    num_cpus=1,
+                    include_dashboard=False,
+                    object_store_memory=100 * 2**20,
+                    log_to_driver=False,
+                    _temp_dir=folder,
+                    _node_ip_address="127.0.0.1",
+                )
+                break
+            except Exception:  # it gives up after a fixed 30 s, which a busy machine may need
+                ray.shutdown()
+                if last:
+                    raise
         yield
         ray.shutdown()
     patch.undo()

@@ -1,0 +1,84 @@
+"""The Denoising LM's recipe from end to end on a data folder of a few sentences."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+SAMPLES = PROJECT / "samples"
+NOUNS = ("river", "garden", "window", "letter", "captain", "morning", "carriage", "brother")
+VERBS = ("watched", "opened", "remembered", "forgot", "followed", "praised")
+
+
+def make_data(folder: Path) -> Path:
+    """Write a data folder in the recipe's layout: three books of made-up sentences and the sample recordings."""
+    (folder / "text").mkdir(parents=True)
+    for offset, book in enumerate(("dracula", "persuasion", "other")):
+        lines = [
+            f"The {NOUNS[(i + offset) % 8]} of the {NOUNS[(3 * i + offset) % 8]} {VERBS[i % 6]} {book} at last."
+            for i in range(6)
+        ]
+        (folder / "text" / f"{book}.txt").write_text("\n\n".join(lines))
+    rows = [json.loads(line) for line in (SAMPLES / "speech" / "manifest.jsonl").read_text().splitlines()]
+    rows.sort(key=lambda row: row["duration"])
+    corpora = {
+        "kathleen": (rows[:3], ("train", "train", "dev")),
+        "librispeech_dev_clean_mp3": (rows[3:4], ("dev",)),
+        "speechocean762": (rows[4:5], ("dev",)),
+        "librispeech_test_other": (rows[5:6], ("train",)),
+        "librispeech_test_clean_few": (rows[6:7], ("train",)),
+    }
+    for corpus, (own, splits) in corpora.items():
+        place = folder / "audio" / "speech" / corpus
+        place.mkdir(parents=True)
+        lines = []
+        for row, split in zip(own, splits, strict=True):
+            shutil.copy(SAMPLES / "speech" / row["audio_filepath"], place)
+            path = f"speech/{corpus}/{row['audio_filepath']}"
+            kept = {"path": path, "id": Path(path).stem, "text": row["text"], "speaker": row["speaker"], "split": split}
+            lines.append(json.dumps(kept))
+        (place / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "nbest").mkdir()
+    for name, source in (("test_ls_clean", "ls_other"), ("test_ls_other", "ls_other"), ("test_cv", "cv")):
+        lists = json.loads((SAMPLES / "nbest" / f"{source}.json").read_text())[:4]
+        (folder / "nbest" / f"{name}.json").write_text(json.dumps(lists))
+    return folder
+
+
+def stage(name: str, data: Path, output: Path, *options: str) -> str:
+    """Run one stage as a user does; return what it printed."""
+    command = [sys.executable, PROJECT / "recipes" / "dlm" / "run.py", name, "--data", data, "--output", output]
+    done = subprocess.run([*command, *options], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(shutil.which("flite") is None or shutil.which("festival") is None, reason="no flite or festival")
+def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path) -> None:
+    data, output = make_data(tmp_path / "data"), tmp_path / "exp"
+    stage("generate", data, output)
+    made = {path.name for path in (output / "pairs").iterdir()}
+    assert {"synthetic-train", "synthetic-tune", "synthetic-book", "real-kathleen", "real-train"} <= made
+    stage("pack", data, output)
+    size = ["model.width=32", "model.feed_forward=48", "model.encoder_layers=2", "model.decoder_layers=1"]
+    steps = ["training.max_steps=6", "training.validate_every=3"]
+    command = [sys.executable, "-m", "audio_llm", "train", "dlm", output / "packed", "-o", output / "model"]
+    subprocess.run([*command, *size, *steps], cwd=PROJECT, check=True, capture_output=True)
+    finished = output / "dlm-tiny"
+    stage("tune", data, output, "--model", str(output / "model" / "best"), "--finished", str(finished))
+    settings = json.loads((finished / "decoding.json").read_text())
+    assert settings["recognizer"].startswith("pocketsphinx-")
+    report = stage("report", data, output, "--model", str(finished), "--sets", "synthetic-book", "real-kathleen")
+    assert "| n-gram rescoring |" in report
+    assert "| DLM dlm-sum, gate on |" in report
+    assert "### real-kathleen: 1 utterances" in report
+    assert "| DSR, pooled |" in stage("dsr", data, output, "--model", str(finished), "--limit", "2")
+    assert "### test_cv: 4 utterances" in stage("transfer", data, output, "--model", str(finished))
