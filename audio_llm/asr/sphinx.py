@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
 from audio_llm.nbest import Hypothesis, NBest, Word
+from audio_llm.text import DEFAULT_NORMALIZER
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,9 @@ _SCORE_SCALE = 1024.0  # pocketsphinx shifts its log scores right by 10 bits; th
 _MIN_SAMPLES = SAMPLE_RATE // 10  # below 0.1 s there is nothing to recognise
 _SILENCE_PEAK = 1e-4  # quieter than -80 dBFS counts as silence
 _ENTRIES_PER_HYPOTHESIS = 15  # the engine's list repeats texts that differ only in pronunciation or fillers
+_TWIN = "#"  # ends the name of a second dictionary entry for a preferred word; never seen outside this module
+_LOG_BASE = 1.0001  # of the language model's log probabilities
+_ADDED_WORD_NATS = -11.2  # log probability the engine gives a word that is added to its language model
 _PREFERENCE_NATS = 40.0  # how much worse a hypothesis with a preferred word may score and still be taken
 
 
@@ -63,10 +67,10 @@ class SphinxRecognizer:
         decoder.process_raw(_pcm(waveform), full_utt=True)
         decoder.end_utt()
         best = decoder.hyp()
-        if best is None or not best.hypstr.strip():
+        if best is None or not _text(best.hypstr):
             return NBest(id, ())
         wanted = nbest if not self._preferred else max(nbest, 50)
-        entries = _distinct(decoder, best.hypstr.strip(), wanted)
+        entries = _distinct(decoder, _text(best.hypstr), wanted)
         words = tuple(_words(decoder))
         ranked = self._with_preference(entries)
         if ranked[0].text != entries[0].text:
@@ -87,33 +91,56 @@ class SphinxRecognizer:
         return [self._align(pcm, text) for text in texts]
 
     def prefer(self, words: Sequence[str]) -> list[str]:
-        """Prefer these words; return those without a known pronunciation, which cannot be recognised."""
-        from audio_llm.asr.pronounce import pronounce
+        """Prefer these names and terms from now on; return those, as given, that have no sensible pronunciation.
 
-        refused, taken = [], []
+        A word that the dictionary lacks is said as `pronounce` guesses. A word that is rarer in the language model
+        than one the engine adds, or absent from it, gets a twin there, for else it would hardly ever be heard.
+        Lists then are ordered by score plus a bonus for each of the terms; the scores themselves stay as they are.
+
+        Args:
+            words: Names and terms as they are written, of one or several words.
+        """
+        refused: list[str] = []
+        additions: dict[str, str] = {}
         for phrase in words:
-            phrase = phrase.lower().strip()
-            parts = phrase.split()
-            for word in parts:
-                if not self.knows(word) and (phones := pronounce(word, self.lookup)):
-                    self._add(word, phones)
-            (taken if parts and all(self.knows(word) for word in parts) else refused).append(phrase)
-        self._preferred = (*self._preferred, *taken)
+            parts = DEFAULT_NORMALIZER(phrase).split()
+            entries = [self._entries_for(part) for part in parts]
+            if parts and None not in entries:
+                self._preferred = tuple(dict.fromkeys((*self._preferred, " ".join(parts))))
+                additions.update(pair for entry in entries if entry for pair in entry.items())
+            else:
+                refused.append(phrase)
+        self._add(additions)
         return refused
 
     def knows(self, word: str) -> bool:
         """Return True where the word has a pronunciation."""
-        return self.lookup(word) is not None
+        return _TWIN not in word and self.lookup(word) is not None
 
     def lookup(self, word: str) -> str | None:
         """Return the first pronunciation of a word as phones separated by spaces, or None."""
         phones = self._decoder.lookup_word(word)
         return str(phones) if phones else None
 
-    def _add(self, word: str, phones: str) -> None:
-        self._decoder.add_word(word, phones, True)
-        self._pronunciations[word] = phones
-        self._aligner = None
+    def _entries_for(self, word: str) -> dict[str, str] | None:
+        """Return what the decoder's dictionary lacks to hear the word, name to phones; None if it cannot be said."""
+        from audio_llm.asr.pronounce import pronounce
+
+        if not self.knows(word):
+            guess = pronounce(word, self.lookup)
+            return {word: guess} if guess else None
+        rare = self._decoder.get_lm().prob([word]) * math.log(_LOG_BASE) < _ADDED_WORD_NATS
+        if not rare or self.lookup(word + _TWIN):
+            return {}
+        variants = ["", *(f"({number})" for number in range(2, 10))]
+        return {word + _TWIN + variant: phones for variant in variants if (phones := self.lookup(word + variant))}
+
+    def _add(self, entries: Mapping[str, str]) -> None:
+        for number, (name, phones) in enumerate(entries.items(), 1):
+            self._decoder.add_word(name, phones, number == len(entries))  # the search is rebuilt once, at the last
+            if _TWIN not in name:
+                self._pronunciations[name] = phones
+                self._aligner = None
 
     def _with_preference(self, entries: list[_Entry]) -> list[_Entry]:
         def key(entry: _Entry) -> float:
@@ -174,11 +201,18 @@ def _nats(linear: float) -> float:
 
 
 def _distinct(decoder: Any, best: str, wanted: int) -> list[_Entry]:
-    """Return distinct texts, the engine's own best first, the others by score."""
+    """Return distinct texts, the engine's own best first, the others by score.
+
+    The engine's best path takes pauses for nothing and sees the words on both sides of them as neighbours. Its search
+    for further texts charges a pause as a word the language model has never seen, hence keeps to paths with few
+    pauses. So the two scores are on different scales, and the best text is often missing among the entries, or there
+    with a needlessly poor path (in about half of the lists of real and of noisy synthetic speech). By the engine's own
+    comparison it is no worse than any entry: it then gets the top entry's score, a lower bound on the entries' scale.
+    """
     scores: dict[str, float] = {}
     entries = decoder.nbest()
     for _, entry in zip(range(wanted * _ENTRIES_PER_HYPOTHESIS), entries or (), strict=False):
-        text = entry.hypstr.strip() if entry is not None and entry.hypstr else ""
+        text = _text(entry.hypstr) if entry is not None and entry.hypstr else ""
         if text:
             scores[text] = max(scores.get(text, -math.inf), _nats(entry.score))
         if len(scores) >= 2 * wanted:
@@ -189,9 +223,14 @@ def _distinct(decoder: Any, best: str, wanted: int) -> list[_Entry]:
     return [first, *others][:wanted]
 
 
+def _text(words: str) -> str:
+    """Return the engine's words without the marks of twins."""
+    return words.replace(_TWIN, "").strip()
+
+
 def _words(decoder: Any) -> Iterator[Word]:
     for segment in decoder.seg():
-        text = segment.word.split("(")[0]
+        text = _text(segment.word.split("(")[0])
         if not text or text[0] in "<[+":
             continue
         start = segment.start_frame / FRAMES_PER_SECOND

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from audio_llm.align import align, edits
+from audio_llm.errors import DataError
 
 Phones = tuple[str, ...]
 
@@ -41,10 +42,17 @@ class Confusions:
 
     @classmethod
     def load(cls, path: Path) -> Confusions:
-        """Read what `save` wrote."""
-        content = json.loads(Path(path).read_text())
-        table = {span: tuple((r, float(p)) for r, p in rows) for span, rows in content["table"].items()}
-        return cls(table, tuple(content["error_rates"]))
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: It is missing or damaged.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            table = {span: tuple((r, float(p)) for r, p in rows) for span, rows in content["table"].items()}
+            return cls(table, tuple(content["error_rates"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"no table of confusions: {error}", path=path, remedy="pack the pairs again") from None
 
 
 def learn_confusions(

@@ -55,6 +55,26 @@ class DecodingSettings:
     gates: dict[str, Gate] = field(default_factory=lambda: {name: Gate() for name in ("greedy", "dsr", "dlm-sum")})
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """A correction before the gate.
+
+    Attributes:
+        texts: The list's distinct normalised texts, the recogniser's best first.
+        candidate: The best correction.
+        gain: Its score minus that of the unchanged text, in nats.
+    """
+
+    texts: tuple[str, ...]
+    candidate: Candidate
+    gain: float
+
+    @property
+    def heard(self) -> str:
+        """The recogniser's best text, normalised."""
+        return self.texts[0] if self.texts else ""
+
+
 class DlmCorrector:
     """Corrects N-best lists with a Denoising LM (see `Corrector`).
 
@@ -117,36 +137,37 @@ class DlmCorrector:
         Raises:
             UsageError: `dsr` without the sound.
         """
+        proposals = self.propose(lists, waveforms)
+        return [self.decide(nbest, proposal) for nbest, proposal in zip(lists, proposals, strict=True)]
+
+    def propose(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Proposal]:
+        """Return the best candidate for each list, before the gate; arguments as for `correct`."""
         if self.decoding == "dsr" and waveforms is None:
             raise UsageError("dsr needs the sound of each list", remedy="use greedy or dlm-sum for lists alone")
         heard = [self._normalized(nbest) for nbest in lists]
-        first = [texts[0] if texts else "" for texts in heard]
-        candidates, gains = self._candidates(lists, heard, waveforms)
-        return [
-            self._correction(nbest, texts, said, candidate, gain)
-            for nbest, texts, said, candidate, gain in zip(lists, heard, first, candidates, gains, strict=True)
-        ]
-
-    def _candidates(
-        self, lists: Sequence[NBest], heard: Sequence[Sequence[str]], waveforms: Sequence[np.ndarray] | None
-    ) -> tuple[list[Candidate], list[float]]:
-        """Return for each list the best candidate and its gain over the unchanged text."""
         if self.decoding == "greedy":
             return self._greedy(heard)
-        candidates, gains = [], []
+        proposals = []
         for place, (nbest, texts) in enumerate(zip(lists, heard, strict=True)):
             if not texts:
-                candidate, gain = Candidate("", 0.0), 0.0
+                proposals.append(Proposal((), Candidate("", 0.0), 0.0))
             elif self.decoding == "dlm-sum":
-                candidate, gain = self._sum(nbest, texts)
+                proposals.append(self._sum(nbest, texts))
             else:
                 assert waveforms is not None
-                candidate, gain = self._dsr(texts, waveforms[place])
-            candidates.append(candidate)
-            gains.append(gain)
-        return candidates, gains
+                proposals.append(self._dsr(texts, waveforms[place]))
+        return proposals
 
-    def _greedy(self, heard: Sequence[Sequence[str]]) -> tuple[list[Candidate], list[float]]:
+    def decide(self, nbest: NBest, proposal: Proposal) -> Correction:
+        """Pass a proposal through the gate."""
+        candidate, gain = proposal.candidate, proposal.gain
+        reason = self._gate.verdict(proposal.heard, candidate, gain)
+        if reason:
+            return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), _certainty(-gain if gain else 0.0))
+        found = tuple(find_edits(proposal.heard, candidate.text, proposal.texts, self.name))
+        return Correction(nbest.id, candidate.text, nbest.best, False, f"gain {gain:.1f}", found, _certainty(gain))
+
+    def _greedy(self, heard: Sequence[tuple[str, ...]]) -> list[Proposal]:
         first = [texts[0] if texts else "" for texts in heard]
         spoken = [text for text in first if text]
         found = decode.greedy(self.model, spoken)
@@ -154,44 +175,36 @@ class DlmCorrector:
         unchanged = decode.log_probs(self.model, [spoken[i] for i in changed], [spoken[i] for i in changed])
         gain_of = {i: found[i].log_prob - score for i, score in zip(changed, unchanged, strict=True)}
         results = iter([(candidate, gain_of.get(i, 0.0)) for i, candidate in enumerate(found)])
-        pairs = [next(results) if text else (Candidate("", 0.0), 0.0) for text in first]
-        return [candidate for candidate, _ in pairs], [gain for _, gain in pairs]
+        return [Proposal(texts, *(next(results) if texts else (Candidate("", 0.0), 0.0))) for texts in heard]
 
-    def _sum(self, nbest: NBest, texts: Sequence[str]) -> tuple[Candidate, float]:
+    def _sum(self, nbest: NBest, texts: tuple[str, ...]) -> Proposal:
         used = texts[: self.settings.hypotheses]
         weights = list_weights(nbest, used, self._normalizer, self.settings)
         found = decode.dlm_sum(self.model, used, weights, self.settings.beam)[0]
         log_probs = decode.log_probs(self.model, used, [texts[0]] * len(used))
         unchanged = float(np.logaddexp.reduce(_log_softmax(weights) + np.array(log_probs)))
-        return found, found.log_prob - unchanged
+        return Proposal(texts, found, found.log_prob - unchanged)
 
-    def _dsr(self, texts: Sequence[str], waveform: np.ndarray) -> tuple[Candidate, float]:
+    def _dsr(self, texts: tuple[str, ...], waveform: np.ndarray) -> Proposal:
         assert self.recognizer is not None
         pool = dsr_pool(self.model, texts, self.settings)
         scored = score_pool(self.model, texts[0], pool, self.recognizer, waveform)
         if not scored or scored[0].text != texts[0]:
-            return Candidate(texts[0], 0.0), 0.0  # the recogniser cannot score its own text: nothing to compare with
+            return Proposal(
+                texts, Candidate(texts[0], 0.0), 0.0
+            )  # the recogniser cannot score its own text: nothing to compare with
         best = scored[choose(scored, self.settings.dsr)]
         gain = self.settings.dsr.total(best) - self.settings.dsr.total(scored[0])
-        return Candidate(best.text, best.scores["dlm"]), gain
+        return Proposal(texts, Candidate(best.text, best.scores["dlm"]), gain)
 
-    def _correction(
-        self, nbest: NBest, texts: Sequence[str], said: str, candidate: Candidate, gain: float
-    ) -> Correction:
-        reason = self._gate.verdict(said, candidate, gain)
-        if reason:
-            return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), _certainty(-gain if gain else 0.0))
-        found = tuple(find_edits(said, candidate.text, texts, self.name))
-        return Correction(nbest.id, candidate.text, nbest.best, False, f"gain {gain:.1f}", found, _certainty(gain))
-
-    def _normalized(self, nbest: NBest) -> list[str]:
+    def _normalized(self, nbest: NBest) -> tuple[str, ...]:
         """Return the distinct normalised texts of a list, in order, empty ones left out; none where the best is empty.
 
         Silence is an answer too, and edits refer to the words of the best text.
         """
         if not self._normalizer(nbest.best):
-            return []
-        return list(dict.fromkeys(text for text in map(self._normalizer, nbest.texts) if text))
+            return ()
+        return tuple(dict.fromkeys(text for text in map(self._normalizer, nbest.texts) if text))
 
 
 def dsr_pool(model: DenoisingLM, texts: Sequence[str], settings: DecodingSettings) -> list[str]:

@@ -46,7 +46,7 @@ class DlmTrainConfig:
     pair_share: float = 0.35
     first_share: float = 0.6
     batch_characters: int = 3000
-    label_smoothing: float = 0.05
+    label_smoothing: float = 0.01
     validation_sentences: int = 100
 
 

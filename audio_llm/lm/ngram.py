@@ -184,12 +184,31 @@ class NgramLm:
         return np.where(ids == UNKNOWN_ID, logs + np.float32(self._unknown_share), logs)
 
     def _score_key(self, key: tuple[str, ...]) -> float:
-        ids = np.array([self._ids.get(word, UNKNOWN_ID) for word in key])
+        """Return what `_log_probs_of_ids` gives for the last word; faster for a single query."""
+        ids = [self._ids.get(word, UNKNOWN_ID) for word in key]
         if key[0] == START:
             ids[0] = START_ID
         if key[-1] == END:
             ids[-1] = END_ID
-        return float(self._log_probs_of_ids(ids, np.arange(len(ids)))[-1])
+        size = len(self.vocabulary)
+        value = float(self.levels[0].log_probs[ids[-1]])
+        places = ids
+        for n, level in enumerate(self.levels[1 : len(ids)], 2):
+            found = [-1] * (n - 1) + [
+                _find_one(level.keys, history * size + word) if history >= 0 else -1
+                for history, word in zip(places[n - 2 : -1], ids[n - 1 :], strict=True)
+            ]
+            if found[-1] >= 0:
+                value = float(level.log_probs[found[-1]])
+            elif places[-2] >= 0:
+                value += float(self.levels[n - 2].backoffs[places[-2]])
+            places = found
+        return value + self._unknown_share if ids[-1] == UNKNOWN_ID else value
+
+
+def _find_one(keys: np.ndarray, wanted: int) -> int:
+    place = int(keys.searchsorted(wanted))
+    return place if place < len(keys) and keys[place] == wanted else -1
 
 
 def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:

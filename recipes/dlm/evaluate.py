@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from audio_llm import metrics
 from audio_llm.dlm import decode
-from audio_llm.dlm.corrector import DecodingSettings, DlmCorrector
-from audio_llm.dlm.gate import Gate
+from audio_llm.dlm.corrector import Decoding, DecodingSettings, DlmCorrector, Proposal
+from audio_llm.dlm.gate import Gate, tune_gate
 from audio_llm.dlm.model import DenoisingLM
 from audio_llm.dlm.rescore import Scales, Scored, choose, tune_scales
 from audio_llm.nbest import Hypothesis, NBest
@@ -106,40 +106,61 @@ def dlm_scorer(model: DenoisingLM) -> TextScorer:
     return lambda heard, texts: decode.log_probs(model, heard, texts)
 
 
-def corrector_system(corrector: DlmCorrector) -> System:
-    """Return a corrector as a system."""
-    return lambda lists: [correction.text for correction in corrector.correct(lists)]
+class Proposals:
+    """A decoding's proposals, made once and passed through any gate.
+
+    Args:
+        model: The Denoising LM.
+        settings: How it decodes.
+        decoding: Its name.
+    """
+
+    def __init__(self, model: DenoisingLM, settings: DecodingSettings, decoding: Decoding) -> None:
+        self._corrector = DlmCorrector(model, settings, decoding, gate=False)
+        self._made: dict[NBest, Proposal] = {}
+
+    def __call__(self, lists: Sequence[NBest]) -> list[Proposal]:
+        """Return the proposal for each list."""
+        missing = [nbest for nbest in dict.fromkeys(lists) if nbest not in self._made]
+        self._made.update(zip(missing, self._corrector.propose(missing), strict=True))
+        return [self._made[nbest] for nbest in lists]
+
+    def system(self, gate: Gate) -> System:
+        """Return the decoding behind a gate as a system."""
+
+        def run(lists: Sequence[NBest]) -> list[str]:
+            return [p.heard if gate.verdict(p.heard, p.candidate, p.gain) else p.candidate.text for p in self(lists)]
+
+        return run
 
 
 def tune_sum_scale(model: DenoisingLM, tune: Sequence[NBest], settings: DecodingSettings) -> float:
     """Return the factor on the recogniser's scores that gives DLM-sum the fewest errors on tuning lists."""
-    from dataclasses import replace
-
     errors = {}
     for scale in (0.01, 0.03, 0.1, 0.3):
-        corrector = DlmCorrector(model, replace(settings, sum_scale=scale), "dlm-sum", gate=False)
-        outputs = corrector_system(corrector)(tune)
-        errors[scale] = metrics.word_errors([n.reference or "" for n in tune], outputs).errors
+        system = Proposals(model, replace(settings, sum_scale=scale), "dlm-sum").system(Gate(off=True))
+        errors[scale] = metrics.word_errors([n.reference or "" for n in tune], system(tune)).errors
     return min(errors, key=lambda scale: (errors[scale], scale))
 
 
 def tune_gates(
-    model: DenoisingLM, tune: Sequence[NBest], settings: DecodingSettings, decodings: Sequence[str]
+    model: DenoisingLM, tune: Sequence[NBest], settings: DecodingSettings, decodings: Sequence[Decoding]
 ) -> dict[str, Gate]:
     """Return the gate of each decoding with the fewest errors on the tuning lists and on their references as input.
 
     The references are fed as well, so that a gate which spoils perfect input is not chosen.
     """
-    from audio_llm.dlm.gate import tune_gate
-
     perfect = [NBest(f"{n.id}-reference", (Hypothesis(n.reference or "", 0.0),), n.reference) for n in tune]
+    lists = [n for n in (*tune, *perfect) if n.hypotheses]
     gates = dict(settings.gates)
     for name in decodings:
-        corrector = DlmCorrector(model, settings, name, gate=False)  # type: ignore[arg-type]
-        lists = [n for n in (*tune, *perfect) if n.hypotheses]
-        texts = [list(dict.fromkeys(t for t in n.texts if t)) for n in lists]
-        candidates, gains = corrector._candidates(lists, texts, None)
-        gates[name], _ = tune_gate([t[0] for t in texts], candidates, gains, [n.reference or "" for n in lists])
+        proposals = Proposals(model, settings, name)(lists)
+        gates[name], _ = tune_gate(
+            [p.heard for p in proposals],
+            [p.candidate for p in proposals],
+            [p.gain for p in proposals],
+            [n.reference or "" for n in lists],
+        )
     return gates
 
 
@@ -161,8 +182,6 @@ def table(rows: Sequence[Row]) -> str:
 
 def write_json(rows: Sequence[Row], path: Path) -> None:
     """Write the rows as JSON, for plots."""
-    from dataclasses import asdict
-
     content = [asdict(row) | {"wer": row.counts.rate} for row in rows]
     path.write_text(json.dumps(content, indent=1))
 

@@ -15,10 +15,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import data
+import numpy as np
 from dsr import choose_all, of_pool, scored_pools
 from evaluate import (
+    Proposals,
     System,
-    corrector_system,
     dlm_scorer,
     evaluate,
     rescoring,
@@ -32,7 +33,7 @@ from evaluate import (
 
 from audio_llm import hub, metrics
 from audio_llm.asr.engines import load_recognizer
-from audio_llm.dlm.corrector import SETTINGS_NAME, DecodingSettings, DlmCorrector, read_settings, settings_to_json
+from audio_llm.dlm.corrector import SETTINGS_NAME, Decoding, DecodingSettings, read_settings, settings_to_json
 from audio_llm.dlm.decode import Candidate
 from audio_llm.dlm.gate import Gate, tune_gate
 from audio_llm.dlm.generate import GenerationConfig, Plan, generate, plan_recordings, plan_speech, read_pairs
@@ -48,6 +49,8 @@ from audio_llm.text import DEFAULT_NORMALIZER
 
 TUNE_SETS = ("synthetic-tune", "real-tune-kathleen", "real-tune-dev-clean")
 DSR_GRID = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
+DECODINGS: tuple[Decoding, ...] = ("greedy", "dlm-sum")  # those that need no sound
+SUM_SCALE_LISTS = 100  # tuning lists that DLM-sum's factor is found on, for time
 SYNTHETIC_TESTS = ("tune", "book", "voice")
 
 
@@ -99,8 +102,9 @@ def stage_tune(output: Path, model_dir: Path, finished: Path, name: str) -> None
     tune = to_lists(_tuning_pairs(output))
     version = next(pair["asr"] for pair in _tuning_pairs(output))
     settings = DecodingSettings(recognizer=version)
-    settings = replace(settings, sum_scale=tune_sum_scale(model, tune, settings))
-    settings = replace(settings, gates=tune_gates(model, tune, settings, ("greedy", "dlm-sum")))
+    few = [tune[i] for i in np.random.default_rng(data.SEED).permutation(len(tune))[:SUM_SCALE_LISTS]]
+    settings = replace(settings, sum_scale=tune_sum_scale(model, few, settings))
+    settings = replace(settings, gates=tune_gates(model, tune, settings, DECODINGS))
     if (found := output / "dsr" / "settings.json").exists():
         content = json.loads(found.read_text())
         gates = {**settings.gates, "dsr": Gate(**content["gate"])}
@@ -128,9 +132,10 @@ def stage_report(folder: Path, output: Path, model_dir: Path, sets: list[str] | 
     (output / "tables.md").write_text(table(rows))
     print(table(rows))
     references = [nbest.reference or "" for rows_ in lists.values() for nbest in rows_][:1500]
-    for gate in (False, True):
-        kept = unchanged_share(corrector_system(DlmCorrector(model, settings, "greedy", gate=gate)), references)
-        print(f"references as input, gate {'on' if gate else 'off'}: {100 * kept:.2f} % of {len(references)} unchanged")
+    proposals = Proposals(model, settings, "greedy")
+    for label, gate in (("off", Gate(off=True)), ("on", settings.gates["greedy"])):
+        kept = unchanged_share(proposals.system(gate), references)
+        print(f"references as input, gate {label}: {100 * kept:.2f} % of {len(references)} unchanged")
 
 
 def stage_dsr(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, limit: int) -> None:
@@ -180,10 +185,7 @@ def stage_transfer(folder: Path, model_dir: Path) -> None:
     """Use the model on Whisper's lists, of which it knows nothing."""
     model, settings = load(model_dir), read_settings(model_dir)
     systems: dict[str, System] = {"recogniser": _recogniser, "oracle": _oracle}
-    for decoding in ("greedy", "dlm-sum"):
-        for gate in (False, True):
-            corrector = DlmCorrector(model, settings, decoding, gate=gate)  # type: ignore[arg-type]
-            systems[f"DLM {decoding}, gate {'on' if gate else 'off'}"] = corrector_system(corrector)
+    systems.update(_denoised(model, settings))
     sets = {name: _normalized(read_nbest(folder / "nbest" / f"{name}.json")) for name in data.TRANSFER_LISTS}
     print(table(evaluate(systems, sets)))
 
@@ -205,12 +207,18 @@ def _systems(
     if (output / "char-lm" / "best").exists():
         char_lm = CharLm.load(output / "char-lm" / "best")
         systems["character LM rescoring"], _ = rescoring(lambda heard, found: char_lm.log_probs(found), tune, tune_name)
-    for decoding in ("greedy", "dlm-sum"):
-        for gate in (False, True):
-            corrector = DlmCorrector(model, settings, decoding, gate=gate)  # type: ignore[arg-type]
-            systems[f"DLM {decoding}, gate {'on' if gate else 'off'}"] = corrector_system(corrector)
+    systems.update(_denoised(model, settings))
     systems["DLM rescoring of the list"], _ = rescoring(dlm_scorer(model), tune, tune_name)
     systems["oracle of the list"] = _oracle
+    return systems
+
+
+def _denoised(model: DenoisingLM, settings: DecodingSettings) -> dict[str, System]:
+    systems: dict[str, System] = {}
+    for decoding in DECODINGS:
+        proposals = Proposals(model, settings, decoding)
+        systems[f"DLM {decoding}, gate off"] = proposals.system(Gate(off=True))
+        systems[f"DLM {decoding}, gate on"] = proposals.system(settings.gates[decoding])
     return systems
 
 

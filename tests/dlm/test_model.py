@@ -152,6 +152,6 @@ def test_save_and_load_go_through_half_precision(tmp_path: Path) -> None:
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     from audio_llm import hub
 
-    hub.save_model(tmp_path / "other", {}, {"a": torch.zeros(1)}, "ctc")
+    hub.save_model(tmp_path / "other", {}, {"a": torch.zeros(1)}, "ctc", "")
     with pytest.raises(ModelFormatError):
         load(tmp_path / "other")

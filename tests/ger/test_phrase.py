@@ -96,7 +96,7 @@ def test_shuffled_references_give_no_gain() -> None:
     shuffled = [
         dataclasses.replace(nbest, reference=lists[other].reference) for nbest, other in zip(lists, order, strict=True)
     ]
-    corrector = PhraseCorrector.train(shuffled)
+    corrector = PhraseCorrector.train(shuffled, settings=PhraseSettings(folds=2))
     judged = make_lists(100, 1)
     before, after = word_errors(judged, corrector.correct(judged))
     assert after.errors >= 0.97 * before.errors

@@ -1,0 +1,180 @@
+"""The embedded recogniser on the sample recordings: repeatable lists, comparable scores, preferred names."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from audio_llm import audio
+from audio_llm.asr.sphinx import SphinxRecognizer
+from audio_llm.text import get_normalizer
+
+SAMPLES = Path(__file__).parents[2] / "samples" / "speech"
+RATE = 16_000
+WASH = "kathleen-arctic-a0240-1592711567.ogg"
+GOLLY = "kathleen-arctic-a0421-1592706042.ogg"
+GREGSON = "kathleen-arctic-a0172-1592713389.ogg"
+
+
+@pytest.fixture(scope="module")
+def recognizer() -> SphinxRecognizer:
+    return SphinxRecognizer()
+
+
+@cache
+def sound(name: str) -> np.ndarray:
+    return audio.read(SAMPLES / name)
+
+
+def manifest() -> list[tuple[str, str]]:
+    """Return name and spoken text of every sample."""
+    lines = (SAMPLES / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    normalize = get_normalizer("spoken")
+    return [(row["audio_filepath"], normalize(row["text"])) for row in map(json.loads, lines)]
+
+
+def test_the_same_sound_gives_the_same_list_whatever_came_before(recognizer: SphinxRecognizer) -> None:
+    first = recognizer.recognize(sound(WASH), 5, "a")
+    recognizer.recognize(sound(GOLLY) * 0.2, 5, "loudness and noise of another recording")
+    assert recognizer.recognize(sound(WASH), 5, "a") == first
+    assert SphinxRecognizer().recognize(sound(WASH), 5, "a") == first
+
+
+@pytest.mark.parametrize("name", [WASH, GOLLY])
+def test_lists_are_distinct_ranked_and_timed(recognizer: SphinxRecognizer, name: str) -> None:
+    nbest = recognizer.recognize(sound(name), 5, "x")
+    scores = [hypothesis.score for hypothesis in nbest.hypotheses]
+    assert nbest.id == "x"
+    assert len(set(nbest.texts)) == len(nbest.texts) == 5
+    assert all(score is not None and math.isfinite(score) for score in scores)
+    assert scores == sorted(scores, reverse=True)  # type: ignore[type-var]
+    assert " ".join(word.text for word in nbest.words) == nbest.best
+    times = [time for word in nbest.words for time in (word.start_s, word.end_s)]
+    assert times == sorted(times)
+    assert times[0] >= 0
+    assert times[-1] <= len(sound(name)) / RATE
+    assert all(word.end_s > word.start_s for word in nbest.words)
+
+
+def test_the_words_are_about_right(recognizer: SphinxRecognizer) -> None:
+    assert "hands of me" in recognizer.recognize(sound(WASH)).best
+    assert recognizer.recognize(sound(WASH), 1).texts == recognizer.recognize(sound(WASH), 5).texts[:1]
+
+
+@pytest.mark.parametrize(
+    "waveform",
+    [
+        np.zeros(0, np.float32),
+        np.ones(1, np.float32),
+        np.zeros(RATE, np.float32),
+        np.full(RATE, 1e-5, np.float32),
+        np.full(RATE // 20, 0.1, np.float32),
+    ],
+    ids=["empty", "one sample", "silence", "below -80 dBFS", "50 ms"],
+)
+def test_nothing_said_gives_an_empty_list(recognizer: SphinxRecognizer, waveform: np.ndarray) -> None:
+    nbest = recognizer.recognize(waveform, 5, "quiet")
+    assert (nbest.id, nbest.hypotheses, nbest.words) == ("quiet", (), ())
+
+
+def test_scores_of_given_texts_do_not_depend_on_their_order(recognizer: SphinxRecognizer) -> None:
+    texts = ["wash your hands of me", "by golly the boy wins", "wash your hands", "wash your qqqq of me"]
+    scores = recognizer.score(sound(WASH), texts)
+    assert scores[3] is None
+    assert all(score is not None and math.isfinite(score) and score < 0 for score in scores[:3])
+    assert max(scores[:3]) == scores[0]  # type: ignore[type-var]
+    assert recognizer.score(sound(WASH), texts[::-1]) == scores[::-1]
+    recognizer.score(sound(GOLLY), texts[:1])
+    assert recognizer.score(sound(WASH), texts) == scores
+
+
+def test_scores_depend_on_the_sound(recognizer: SphinxRecognizer) -> None:
+    (own,) = recognizer.score(sound(WASH), ["wash your hands of me"])
+    (other,) = recognizer.score(sound(GOLLY), ["wash your hands of me"])
+    assert own != other
+
+
+def test_what_cannot_be_aligned_has_no_score(recognizer: SphinxRecognizer) -> None:
+    long_text = " ".join(["wash your hands of me"] * 20)
+    assert recognizer.score(sound(WASH), ["", "  ", long_text]) == [None, None, None]
+    assert recognizer.score(np.zeros(0, np.float32), ["wash"]) == [None]
+    assert recognizer.score(np.zeros(1, np.float32), ["wash"]) == [None]
+    assert recognizer.score(sound(WASH), []) == []
+
+
+@pytest.mark.parametrize("name", ["Gregson", "Grexen"], ids=["rare in the language model", "not in the dictionary"])
+def test_a_preferred_name_is_heard(name: str) -> None:
+    recognizer = SphinxRecognizer()
+    heard = [word for text in recognizer.recognize(sound(GREGSON), 5).texts for word in text.split()]
+    assert name.lower() not in heard
+    assert recognizer.prefer([name]) == []
+    nbest = recognizer.recognize(sound(GREGSON), 5)
+    assert nbest.best == f"{name.lower()} had left the outer door slightly ajar"
+    assert [word.text for word in nbest.words] == nbest.best.split()
+    assert all(text == " ".join(text.replace("#", "").split()) for text in nbest.texts)
+    assert recognizer.score(sound(GREGSON), [nbest.best])[0] is not None
+    assert "hands of me" in recognizer.recognize(sound(WASH)).best  # and nothing else is heard as the name
+
+
+def test_a_preferred_reading_is_taken_from_the_list_with_its_own_times() -> None:
+    recognizer = SphinxRecognizer()
+    before = recognizer.recognize(sound(GOLLY), 10)
+    (wanted,) = [text for text in before.texts if text == "by golly the bully wins"]
+    assert before.best != wanted
+    assert recognizer.prefer(["golly the bully"]) == []
+    after = recognizer.recognize(sound(GOLLY), 10)
+    assert after.best == wanted
+    assert [word.text for word in after.words] == wanted.split()
+    assert after.words[-1].end_s <= len(sound(GOLLY)) / RATE
+
+
+def test_words_that_cannot_be_said_are_returned_as_given() -> None:
+    recognizer = SphinxRecognizer()
+    words = ["Gregson", "Ελλάς", "", "...", "Dr. Grexen-Smythe", "東京 station", "4", "Gregson"]
+    assert recognizer.prefer(words) == ["Ελλάς", "", "...", "東京 station"]
+    assert recognizer.knows("grexen")
+    assert recognizer.prefer(["GREXEN"]) == []
+    assert not recognizer.knows("gregson#")
+
+
+@pytest.mark.slow
+def test_the_true_text_scores_above_the_texts_of_other_recordings(recognizer: SphinxRecognizer) -> None:
+    samples = [(name, text) for name, text in manifest() if all(map(recognizer.knows, text.split()))]
+    assert len(samples) >= 10
+    texts = [text for _, text in samples]
+    won = compared = 0
+    for name, text in samples:
+        scores = dict(zip(texts, recognizer.score(sound(name), texts), strict=True))
+        own = scores.pop(text)
+        assert own is not None
+        won += sum(other is None or own > other for other in scores.values())
+        compared += len(scores)
+    assert won / compared > 0.95
+
+
+@pytest.mark.slow
+def test_half_a_minute_has_a_finite_score(recognizer: SphinxRecognizer) -> None:
+    samples = [(name, text) for name, text in manifest() if name.startswith("librispeech")]
+    samples = (samples * 2)[:8]
+    waveform = np.concatenate([sound(name) for name, _ in samples])
+    assert waveform.size > 30 * RATE
+    (score,) = recognizer.score(waveform, [" ".join(text for _, text in samples)])
+    assert score is not None
+    assert math.isfinite(score)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, _ in manifest()])
+def test_every_sample_gives_a_ranked_list(recognizer: SphinxRecognizer, name: str) -> None:
+    nbest = recognizer.recognize(sound(name), 20)
+    scores = [hypothesis.score or 0.0 for hypothesis in nbest.hypotheses]
+    assert len(set(nbest.texts)) == len(nbest.texts) > 1
+    assert scores == sorted(scores, reverse=True)
+    times = [time for word in nbest.words for time in (word.start_s, word.end_s)]
+    assert times == sorted(times)
+    assert 0 <= times[0] <= times[-1] <= len(sound(name)) / RATE

@@ -1,0 +1,326 @@
+"""The corrector around a model that is a table of probabilities, so that every choice can be reckoned by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from audio_llm.asr.base import Capabilities
+from audio_llm.correction import Edit
+from audio_llm.dlm import decode, vocab
+from audio_llm.dlm.corrector import (
+    SETTINGS_NAME,
+    DecodingSettings,
+    DlmCorrector,
+    dsr_pool,
+    find_edits,
+    list_weights,
+    read_settings,
+    score_pool,
+    settings_from_json,
+    settings_to_json,
+)
+from audio_llm.dlm.gate import Gate
+from audio_llm.dlm.rescore import Scales, choose
+from audio_llm.errors import ModelFormatError, UsageError
+from audio_llm.nbest import Hypothesis, NBest
+from audio_llm.text import NORMALIZERS
+
+torch.set_num_threads(1)
+
+FLOOR = 1e-9  # weight of every character that no text of the table goes on with
+
+
+class TableModel(nn.Module):
+    """Writes the texts of a table with their probabilities; a hypothesis that is not in it is copied."""
+
+    def __init__(self, table: Mapping[str, Mapping[str, float]]) -> None:
+        super().__init__()
+        self.table = table
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, source: Tensor, lengths: Tensor, target_in: Tensor) -> Tensor:
+        heard = [vocab.decode(row) for row in source.tolist()]
+        rows = [
+            torch.stack([self._next(h, vocab.decode(row[1 : t + 1])) for t in range(len(row))])
+            for h, row in zip(heard, target_in.tolist(), strict=True)
+        ]
+        return torch.stack(rows)
+
+    def encode(self, source: Tensor, lengths: Tensor) -> SimpleNamespace:
+        state = SimpleNamespace(heard=[vocab.decode(row) for row in source.tolist()], written=None, step=0)
+        state.written = [""] * len(state.heard)
+
+        def select(rows: Tensor) -> None:
+            state.heard = [state.heard[i] for i in rows.tolist()]
+            state.written = [state.written[i] for i in rows.tolist()]
+
+        state.select = select
+        return state
+
+    def step(self, last: Tensor, state: SimpleNamespace) -> Tensor:
+        state.written = [w + vocab.decode([n]) for w, n in zip(state.written, last.tolist(), strict=True)]
+        state.step += 1
+        return torch.stack([self._next(h, w) for h, w in zip(state.heard, state.written, strict=True)])
+
+    def _next(self, heard: str, written: str) -> Tensor:
+        """Return (V,) log-probabilities after what is written: the table's, and a little for everything else."""
+        weights = torch.full((vocab.SIZE,), FLOOR)
+        for text, probability in self.table.get(heard, {heard: 1.0}).items():
+            if text.startswith(written):
+                following = text[len(written) :]
+                weights[vocab.encode(following)[0] if following else vocab.EOS] += probability
+        return (weights / weights.sum()).log()
+
+
+class FakeRecognizer:
+    """Scores a text by whether the waveform's level says `cat` or `hat`; knows no other word that it cannot spell."""
+
+    name = version = "fake"
+
+    def __init__(self, text_scores: bool = True, unknown: Sequence[str] = ()) -> None:
+        self.capabilities = Capabilities(True, False, text_scores, False)
+        self.asked: list[list[str]] = []
+        self.unknown = unknown
+
+    def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
+        raise AssertionError("not needed")
+
+    def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
+        self.asked.append(list(texts))
+        word = "cat" if waveform.mean() > 0 else "hat"
+        return [None if t in self.unknown else -10.0 - 30.0 * (word not in t.split()) for t in texts]
+
+    def prefer(self, words: Sequence[str]) -> list[str]:
+        return list(words)
+
+
+TABLE = {
+    "the bat sat": {"the cat sat": 0.6, "the hat sat": 0.3, "the bat sat": 0.1},
+    "the hat sad": {"the hat sat": 0.5, "the hat sad": 0.4, "the cat sat": 0.1},
+    "a mat": {"a mat": 1.0},
+}
+CAT_SOUND, HAT_SOUND = np.ones(160, np.float32), -np.ones(160, np.float32)
+SETTINGS = DecodingSettings(beam=3, dsr=Scales({"asr": 1.0, "dlm": 1.0}))
+
+
+def nbest(*texts: str, scores: Sequence[float | None] | None = None, name: str = "u1") -> NBest:
+    return NBest(name, tuple(Hypothesis(t, s) for t, s in zip(texts, scores or [None] * len(texts), strict=True)))
+
+
+def corrector(decoding: str = "greedy", gate: bool = True, settings: DecodingSettings = SETTINGS, **more: object):
+    return DlmCorrector(TableModel(TABLE), settings, decoding, gate=gate, **more)  # type: ignore[arg-type]
+
+
+def test_the_table_model_is_a_model() -> None:
+    found = decode.beam(TableModel(TABLE), "the bat sat", 3)
+    assert [c.text for c in found] == ["the cat sat", "the hat sat", "the bat sat"]
+    assert [math.exp(c.log_prob) for c in found] == pytest.approx([0.6, 0.3, 0.1], rel=1e-3)
+    assert decode.log_probs(TableModel(TABLE), ["the bat sat"], ["the hat sat"])[0] == pytest.approx(
+        math.log(0.3), abs=1e-3
+    )
+
+
+def test_greedy_corrects_with_edits_gain_and_confidence() -> None:
+    settings = replace(SETTINGS, gates={**SETTINGS.gates, "greedy": Gate(1.0)})
+    (found,) = corrector(settings=settings).correct([nbest("The bat sat.", "the mat sat", "a cat sat")])
+    assert (found.id, found.text, found.input, found.kept) == ("u1", "the cat sat", "The bat sat.", False)
+    assert found.edits == (Edit(1, 2, "bat", "cat", "hypothesis 3"),)
+    assert found.reason == "gain 1.8"  # log(0.6 / 0.1)
+    assert found.confidence == pytest.approx(0.6 / 0.7, abs=1e-3)
+
+
+def test_words_of_no_hypothesis_are_the_models() -> None:
+    (found,) = corrector(gate=False).correct([nbest("the bat sat", "the mat sat")])
+    assert found.edits == (Edit(1, 2, "bat", "cat", "dlm"),)
+
+
+def test_a_small_gain_keeps_the_recognisers_text_as_it_wrote_it() -> None:
+    (found,) = corrector().correct([nbest("The bat sat.")])
+    assert (found.text, found.input, found.kept, found.edits) == ("The bat sat.", "The bat sat.", True, ())
+    assert found.reason == "gain 1.8 below the margin of 2"
+    assert found.confidence == pytest.approx(0.1 / 0.7, abs=1e-3)
+    (same,) = corrector().correct([nbest("a mat")])
+    assert (same.text, same.kept, same.reason) == ("a mat", True, "no change proposed")
+
+
+@pytest.mark.parametrize("decoding", ["greedy", "dlm-sum", "dsr"])
+def test_empty_lists_and_unheard_texts_stay_empty_and_in_their_place(decoding: str) -> None:
+    lists = [
+        nbest(name="none"),
+        nbest("the bat sat", name="heard"),
+        nbest("", "the bat sat", name="empty best"),
+        nbest("...", "the bat sat", name="no word"),
+        nbest("a mat", name="right"),
+    ]
+    more = {"recognizer": FakeRecognizer()} if decoding == "dsr" else {}
+    found = corrector(decoding, gate=False, **more).correct(lists, [CAT_SOUND] * 5 if decoding == "dsr" else None)
+    assert [c.id for c in found] == ["none", "heard", "empty best", "no word", "right"]
+    assert [c.text for c in found] == ["", "the cat sat", "", "...", "a mat"]
+    assert [c.reason for c in found if c.id in ("none", "empty best", "no word")] == ["nothing was heard"] * 3
+    assert [c.kept for c in found] == [True, False, True, True, True]
+    assert corrector(decoding, **more).correct([], [] if decoding == "dsr" else None) == []
+
+
+def test_a_correction_without_end_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "length_limit", lambda hypothesis: 5)
+    (found,) = corrector(gate=False).correct([nbest("the bat sat")])
+    assert (found.text, found.reason) == ("the bat sat", "the correction has no end")
+
+
+def test_dsr_without_sound_or_without_a_recogniser_that_scores_is_refused() -> None:
+    with pytest.raises(UsageError, match="scores any text"):
+        corrector("dsr")
+    with pytest.raises(UsageError, match="scores any text"):
+        corrector("dsr", recognizer=FakeRecognizer(text_scores=False))
+    with pytest.raises(UsageError, match="needs the sound"):
+        corrector("dsr", recognizer=FakeRecognizer()).correct([nbest("a mat")])
+    with pytest.raises(UsageError, match="no decoding is named"):
+        corrector("best")
+
+
+def test_dsr_hears_the_sound_and_the_same_list_gives_two_texts() -> None:
+    recognizer = FakeRecognizer()
+    lists = [nbest("the bat sat", name="1"), nbest("the bat sat", name="2")]
+    found = corrector("dsr", recognizer=recognizer).correct(lists, [CAT_SOUND, HAT_SOUND])
+    assert [c.text for c in found] == ["the cat sat", "the hat sat"]
+    assert all("the bat sat" in asked for asked in recognizer.asked)
+    # gain: 30 from the sound and the model's own preference over the unchanged text
+    assert found[1].reason == f"gain {30 + math.log(0.3 / 0.1):.1f}"
+
+
+@pytest.mark.parametrize("pool", ["paper", "pooled"])
+def test_the_recognisers_own_text_is_always_among_the_candidates(pool: str) -> None:
+    model = TableModel({"the rat": {"the cat": 0.7, "the hat": 0.2, "the mat": 0.1}})
+    settings = replace(SETTINGS, pool=pool)  # type: ignore[arg-type]
+    texts = ["the rat", "the vat", "the cat"]
+    listed = dsr_pool(model, texts, settings)
+    assert listed[0] == "the rat"
+    assert len(listed) == len(set(listed))
+    assert set(listed) - {"the rat"} - {"the cat", "the hat", "the mat"} == (
+        {"the vat"} if pool == "pooled" else set()
+    )
+    assert dsr_pool(model, texts, replace(settings, hypotheses=1)) == ["the rat", "the cat", "the hat", "the mat"]
+
+
+def test_pooled_can_choose_what_the_model_does_not_propose() -> None:
+    texts = nbest("the bat sat", "one cat sat")
+    chosen = {}
+    for pool in ("paper", "pooled"):
+        settings = replace(SETTINGS, pool=pool, beam=1, dsr=Scales({"asr": 1.0, "dlm": 0.0}))  # type: ignore[arg-type]
+        model = TableModel({"the bat sat": {"the bat sat": 1.0}})
+        system = DlmCorrector(model, settings, "dsr", FakeRecognizer(), gate=False)  # type: ignore[arg-type]
+        chosen[pool] = system.correct([texts], [CAT_SOUND])[0].text
+    assert chosen == {"paper": "the bat sat", "pooled": "one cat sat"}
+
+
+def test_every_candidate_has_both_scores_or_is_dropped() -> None:
+    model, recognizer = TableModel(TABLE), FakeRecognizer(unknown=["the hat sat"])
+    pool = dsr_pool(model, ["the bat sat", "a cat sat"], SETTINGS)
+    assert "the hat sat" in pool
+    scored = score_pool(model, "the bat sat", pool, recognizer, CAT_SOUND)
+    assert [s.text for s in scored] == [text for text in pool if text != "the hat sat"]
+    assert all(set(s.scores) == {"asr", "dlm"} and all(map(math.isfinite, s.scores.values())) for s in scored)
+    expected = decode.log_probs(model, ["the bat sat"] * len(scored), [s.text for s in scored])
+    assert [s.scores["dlm"] for s in scored] == pytest.approx(expected)
+
+
+def test_large_and_zero_scales_follow_one_model_alone() -> None:
+    model, pool = TableModel(TABLE), ["the bat sat", "the cat sat", "the hat sat"]
+    scored = score_pool(model, "the bat sat", pool, FakeRecognizer(), HAT_SOUND)
+    assert scored[choose(scored, Scales({"asr": 1.0, "dlm": 0.0}))].text == "the hat sat"
+    assert scored[choose(scored, Scales({"asr": 1.0, "dlm": 1e4}))].text == "the cat sat"
+
+
+def test_a_text_that_the_recogniser_cannot_score_itself_is_kept() -> None:
+    recognizer = FakeRecognizer(unknown=["the bat sat"])
+    (found,) = corrector("dsr", gate=False, recognizer=recognizer).correct([nbest("the bat sat")], [CAT_SOUND])
+    assert (found.text, found.kept) == ("the bat sat", True)
+
+
+def test_the_sum_weighs_several_hypotheses() -> None:
+    lists = [nbest("the bat sat", "the hat sad", scores=[-100.0, -100.0])]
+    even = corrector("dlm-sum", gate=False).correct(lists)[0]
+    assert even.text == "the hat sat"  # 0.5 * 0.3 + 0.5 * 0.5, against 0.5 * 0.6 + 0.5 * 0.1
+    assert even.reason == f"gain {math.log(0.4 / 0.05):.1f}"
+    first = replace(SETTINGS, sum_scale=1.0)
+    lists = [nbest("the bat sat", "the hat sad", scores=[-100.0, -110.0])]
+    assert corrector("dlm-sum", gate=False, settings=first).correct(lists)[0].text == "the cat sat"
+    only = replace(SETTINGS, hypotheses=1)
+    assert corrector("dlm-sum", gate=False, settings=only).correct(lists)[0].text == "the cat sat"
+
+
+def test_weights_come_from_scores_where_all_have_one_else_from_ranks() -> None:
+    spoken = NORMALIZERS["spoken"]
+    settings = replace(SETTINGS, sum_scale=0.5, rank_weight=0.25)
+    scored = nbest("A mat.", "a mat", "a hat", scores=[-6.0, -4.0, -8.0])
+    assert list_weights(scored, ["a mat", "a hat"], spoken, settings) == [-2.0, -4.0]
+    missing = nbest("a mat", "a hat", "a cat", scores=[-4.0, None, -9.0])
+    assert list_weights(missing, ["a mat", "a hat", "a cat"], spoken, settings) == [0.0, -0.25, -0.5]
+
+
+@pytest.mark.parametrize(
+    "heard, corrected, edits",
+    [
+        ("a b c", "a b c", []),
+        ("a b c", "a x c", [Edit(1, 2, "b", "x", "dlm")]),
+        ("a b c", "a c", [Edit(1, 2, "b", "", "dlm")]),
+        ("a c", "a b c", [Edit(1, 1, "", "b", "hypothesis 2")]),
+        ("a b c d e", "x b y z", [Edit(0, 1, "a", "x", "dlm"), Edit(2, 5, "c d e", "y z", "hypothesis 3")]),
+        ("art", "a r", [Edit(0, 1, "art", "a r", "dlm")]),
+    ],
+)
+def test_edits_are_at_words_and_name_the_first_hypothesis_that_has_them(
+    heard: str, corrected: str, edits: list[Edit]
+) -> None:
+    texts = [heard, "b or cart", "y z b", "y z"]
+    found = find_edits(heard, corrected, texts, "dlm")
+    assert found == edits
+    words = heard.split()
+    for edit in reversed(found):  # the edits turn the one into the other
+        words[edit.start : edit.end] = edit.after.split()
+    assert words == corrected.split()
+
+
+def test_edits_rebuild_the_correction_from_the_normalised_input() -> None:
+    (found,) = corrector(gate=False).correct([nbest("The BAT, sat!")])
+    words = NORMALIZERS["spoken"](found.input).split()
+    for edit in reversed(found.edits):
+        assert words[edit.start : edit.end] == edit.before.split()
+        words[edit.start : edit.end] = edit.after.split()
+    assert " ".join(words) == found.text
+
+
+def test_settings_survive_their_file_and_damage_is_named(tmp_path: Path) -> None:
+    import json
+
+    settings = replace(SETTINGS, pool="paper", recognizer="fake-1", gates={"greedy": Gate(3.0, 0.4), "dsr": Gate()})
+    assert settings_from_json(json.loads(json.dumps(settings_to_json(settings)))) == settings
+    assert read_settings(tmp_path) == DecodingSettings()
+    (tmp_path / SETTINGS_NAME).write_text(json.dumps(settings_to_json(settings)))
+    assert read_settings(tmp_path) == settings
+    for damage in ('{"beam": 4', '{"beam": 4}', '{"unknown": 1, "dsr": {"weights": {}}, "gates": {}}', "[]"):
+        (tmp_path / SETTINGS_NAME).write_text(damage)
+        with pytest.raises(ModelFormatError, match=SETTINGS_NAME):
+            read_settings(tmp_path)
+
+
+def test_a_saved_model_directory_is_a_corrector(tmp_path: Path) -> None:
+    from audio_llm.dlm.model import DenoisingLM, ModelConfig, save
+
+    torch.manual_seed(0)
+    save(DenoisingLM(ModelConfig(16, 32, 2, 1, 1)), tmp_path / "model")
+    loaded = DlmCorrector.load(tmp_path / "model")
+    assert loaded.settings == DecodingSettings()
+    (found,) = loaded.correct([nbest("a mat")])
+    assert (found.input, found.id) == ("a mat", "u1")
+    with pytest.raises(UsageError, match="scores any text"):
+        DlmCorrector.load(tmp_path / "model", decode="dsr")

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from audio_llm.dlm.rescore import Scales, Scored, choose, tune_scales
+from audio_llm.errors import DataError
+
+POOL = [
+    Scored("the recogniser likes this", {"asr": -10.0, "dlm": -9.0}),
+    Scored("the other model likes that", {"asr": -14.0, "dlm": -1.0}),
+    Scored("nobody does", {"asr": -20.0, "dlm": -20.0}),
+]
+
+
+def planted(count: int = 60, factor: float = 1.0, seed: int = 0) -> tuple[list[list[Scored]], list[str]]:
+    """Utterances where the truth has the highest asr + factor * dlm, and a wrong text the highest of each alone."""
+    rng = np.random.default_rng(seed)
+    utterances, references = [], []
+    for number in range(count):
+        asr, dlm = rng.uniform(-30, 0, size=6), rng.uniform(-30, 0, size=6)
+        best = int(np.argmax(asr + factor * dlm))
+        texts = [f"right {number}" if i == best else f"wrong {number}" for i in range(6)]
+        utterances.append([Scored(t, {"asr": a, "dlm": d}) for t, a, d in zip(texts, asr, dlm, strict=True)])
+        references.append(f"right {number}")
+    return utterances, references
+
+
+def test_factor_zero_gives_the_recognisers_best_and_a_large_one_the_denoising_lms() -> None:
+    assert choose(POOL, Scales({"asr": 1.0, "dlm": 0.0})) == 0
+    assert choose(POOL, Scales({"asr": 1.0, "dlm": 1e6})) == 1
+    assert choose(POOL, Scales({"asr": 1.0, "dlm": 0.45})) == 0
+    assert choose(POOL, Scales({"asr": 1.0, "dlm": 0.55})) == 1
+
+
+def test_total_is_the_weighted_sum_with_the_word_reward() -> None:
+    assert Scales({"asr": 0.5, "dlm": 2.0}, 1.5).total(POOL[2]) == pytest.approx(-10.0 - 40.0 + 3.0)
+    assert Scales({"dlm": 1.0}).total(POOL[0]) == -9.0
+    longer = Scored("three more words", {"asr": -1.0})
+    assert choose([Scored("one", {"asr": -0.5}), longer], Scales({"asr": 1.0}, 0.0)) == 0
+    assert choose([Scored("one", {"asr": -0.5}), longer], Scales({"asr": 1.0}, 0.3)) == 1
+
+
+def test_the_first_of_equals_is_chosen_so_that_order_decides_nothing_else() -> None:
+    twins = [Scored("a", {"asr": -1.0}), Scored("b", {"asr": -1.0})]
+    assert choose(twins, Scales({"asr": 1.0})) == 0
+    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+        pool = [POOL[i] for i in order]
+        assert pool[choose(pool, Scales({"asr": 1.0, "dlm": 1.0}))] is POOL[1]
+
+
+@pytest.mark.parametrize("split", ["test", "test_other", "dev", "kathleen-dev", "held-out-book", "TEST"])
+def test_the_tuner_refuses_what_is_reported_on(split: str) -> None:
+    utterances, references = planted(2)
+    with pytest.raises(DataError, match="not tuned on"):
+        tune_scales(utterances, references, {"asr": 1.0}, ["dlm"], split)
+
+
+@pytest.mark.parametrize("factor", [0.2, 1.0, 5.0])
+def test_the_tuner_finds_a_planted_optimum(factor: float) -> None:
+    utterances, references = planted(factor=factor)
+    result = tune_scales(utterances, references, {"asr": 1.0}, ["dlm"], "tune")
+    assert result.errors == 0
+    assert result.words == 2 * len(references)
+    assert result.scales.weights["asr"] == 1.0
+    assert result.scales.weights["dlm"] == pytest.approx(factor, rel=0.6)
+    assert result.at_edge == ()
+    chosen = [u[choose(u, result.scales)].text for u in utterances]
+    assert chosen == references
+
+
+def test_the_tuner_counts_word_errors_of_what_it_chooses() -> None:
+    utterances, references = planted(factor=1.0)
+    only = tune_scales(utterances, references, {"asr": 1.0}, ["dlm"], "tune", grid=(0.0,), rewards=(0.0,))
+    wrong = sum(u[choose(u, Scales({"asr": 1.0, "dlm": 0.0}))].text != r for u, r in zip(utterances, references))
+    assert only.errors == wrong > 0
+
+
+def test_an_optimum_at_the_edge_of_the_grid_is_reported() -> None:
+    utterances, references = planted(factor=1000.0)
+    result = tune_scales(utterances, references, {"asr": 1.0}, ["dlm"], "tune")
+    assert result.at_edge == ("dlm",)
+
+
+def test_of_equal_settings_the_smallest_is_taken() -> None:
+    alone = [[Scored("right", {"asr": -1.0, "dlm": -1.0})]] * 3
+    result = tune_scales(alone, ["right"] * 3, {"asr": 1.0}, ["dlm"], "tune")
+    assert result.scales == Scales({"asr": 1.0, "dlm": 0.0}, 0.0)
+
+
+def test_two_factors_are_searched_together() -> None:
+    rng = np.random.default_rng(1)
+    utterances, references = [], []
+    for number in range(80):
+        scores = rng.uniform(-20, 0, size=(5, 3))
+        best = int(np.argmax(scores @ [1.0, 2.0, 0.5]))
+        utterances.append(
+            [
+                Scored(f"{'right' if i == best else 'wrong'} {number}", {"asr": a, "dlm": d, "lm": m})
+                for i, (a, d, m) in enumerate(scores.tolist())
+            ]
+        )
+        references.append(f"right {number}")
+    result = tune_scales(utterances, references, {"asr": 1.0}, ["dlm", "lm"], "tune")
+    assert result.errors == 0
+    assert result.scales.weights["dlm"] == 2.0
+    assert result.scales.weights["lm"] == 0.5
+
+
+def test_every_candidate_needs_every_score() -> None:
+    pool = [POOL[0], Scored("from the other beam", {"dlm": -1.0})]
+    with pytest.raises(DataError, match="'from the other beam' has no score 'asr'"):
+        choose(pool, Scales({"asr": 1.0, "dlm": 1.0}))
+    with pytest.raises(DataError, match="has no score 'asr'"):
+        tune_scales([pool], ["text"], {"asr": 1.0}, ["dlm"], "tune")

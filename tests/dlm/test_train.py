@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from audio_llm.dlm import vocab
+from audio_llm.dlm.confusions import Confusions
+from audio_llm.dlm.decode import greedy
+from audio_llm.dlm.model import DenoisingLM, ModelConfig, load
+from audio_llm.dlm.noise import NoiseConfig
+from audio_llm.dlm.pack import CONFUSIONS_NAME, PackedPairs, pack, read_packed
+from audio_llm.dlm.train import DlmTrainConfig, _example, batches, sequence_loss, to_tensors, train_dlm
+from audio_llm.errors import DataError
+from audio_llm.training.loop import TrainingConfig
+
+pytest.importorskip("accelerate")
+torch.set_num_threads(1)
+
+HEARD = ["the hat sad", "a big dock", "we when home", "it reigns", "by the see", "of coarse", "to night", "i sea ewe"]
+TRUE = ["the cat sat", "a big dog", "we went home", "it rains", "by the sea", "of course", "tonight", "i see you"]
+
+
+def packed(pairs: int, texts: int, seed: int = 0) -> PackedPairs:
+    rng = np.random.default_rng(seed)
+    references = ["ab " * int(size) for size in rng.integers(2, 30, size=pairs + texts)]
+    references = [reference.strip() for reference in references]
+    hypotheses = [(r + " c", r + " d", r + " e") if i < pairs else () for i, r in enumerate(references)]
+    lengths = np.array([max(len(r), len(h[0]) if h else 0) for r, h in zip(references, hypotheses, strict=True)])
+    return PackedPairs(references, hypotheses, np.arange(pairs + texts) < pairs, lengths)
+
+
+def config(**changes: object) -> DlmTrainConfig:
+    values: dict = {
+        "model": ModelConfig(16, 32, 2, 1, 1),
+        "training": TrainingConfig(6, warmup_steps=2, log_every=1, validate_every=3),
+        "batch_characters": 200,
+        "validation_sentences": 2,
+    }
+    return DlmTrainConfig(**{**values, **changes})
+
+
+def pair(heard: list[str], reference: str) -> dict:
+    return {"reference": reference, "hypotheses": [{"text": text, "score": -1.0} for text in heard]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    pairs = [pair([h, h + " so"], t) for h, t in zip(HEARD, TRUE, strict=True)]
+    pairs += [{"reference": "failed", "error": "X"}, pair([], "silence"), pair([""], "empty")]
+    pack(pairs, ["some more words", "another text here"], pairs[:3] + pairs[-2:], folder, hypotheses=2)
+    return folder
+
+
+def test_packing_keeps_pairs_and_texts_and_leaves_out_what_was_not_heard(data: Path) -> None:
+    train = read_packed(data / "train")
+    assert train.references == [*TRUE, "some more words", "another text here"]
+    assert train.hypotheses == [*((h, h + " so") for h in HEARD), (), ()]
+    assert train.is_pair.tolist() == [True] * 8 + [False] * 2
+    assert train.lengths[0] == 11
+    assert read_packed(data / "tune").references == TRUE[:3]
+    confusions = Confusions.load(data / CONFUSIONS_NAME)
+    assert "see" in dict(confusions.table["sea"])
+    assert len(confusions.error_rates) == 8
+
+
+def test_an_epoch_is_deterministic_and_another_differs() -> None:
+    data, settings = packed(20, 100), config()
+    first, again, second = (list(batches(data, settings, epoch)) for epoch in (0, 0, 1))
+    assert first == again
+    assert first != second
+    assert list(batches(data, config(training=TrainingConfig(6, seed=1)), 0)) != first
+
+
+def test_every_text_once_and_pairs_in_their_share() -> None:
+    data = packed(20, 300)
+    drawn = Counter(row for batch in batches(data, config(pair_share=0.25), 0) for row, _ in batch)
+    assert all(drawn[row] == 1 for row in range(20, 320))
+    assert sum(drawn[row] for row in range(20)) == 100
+    assert not any(row < 20 for b in batches(data, config(pair_share=0.0), 0) for row, _ in b)
+
+
+def test_pairs_alone_and_texts_alone_are_used_once() -> None:
+    for data in (packed(30, 0), packed(0, 30)):
+        drawn = [row for batch in batches(data, config(), 0) for row, _ in batch]
+        assert sorted(drawn) == list(range(30))
+
+
+def test_batches_hold_their_limit_of_characters_and_similar_lengths() -> None:
+    data = packed(50, 500)
+    made = [[row for row, _ in batch] for batch in batches(data, config(batch_characters=400), 0)]
+    sizes = [len(rows) * data.lengths[rows].max() for rows in made]
+    assert max(sizes) <= 400
+    assert np.mean(sizes) > 250
+    padding = 1 - sum(data.lengths[rows].sum() for rows in made) / sum(sizes)
+    assert padding < 0.15
+    alone = list(batches(data, config(batch_characters=1), 0))
+    assert all(len(batch) == 1 for batch in alone)
+
+
+def test_noise_is_drawn_anew_in_every_epoch_and_reproduced_by_its_seed() -> None:
+    data = packed(0, 40)
+    confusions = Confusions({"ab": (("cd", 1.0),)}, (0.4,))
+
+    def heard(epoch: int) -> dict[int, str]:
+        rows = (pair for batch in batches(data, config(), epoch) for pair in batch)
+        return {row: _example(data, row, seed, confusions, config())[0] for row, seed in rows}
+
+    first, second = heard(0), heard(1)
+    assert first == heard(0)
+    assert sum(first[row] != second[row] for row in first) > 20
+    assert sum(first[row] != data.references[row] for row in first) > 20
+
+
+def test_pairs_use_the_best_hypothesis_in_its_share_and_their_own_reference() -> None:
+    data = packed(1, 0)
+    settings = config(first_share=0.4, noise=NoiseConfig(substitution_share=0.0))
+    drawn = [_example(data, 0, seed, Confusions({}, ()), settings) for seed in range(2000)]
+    assert {reference for _, reference in drawn} == {data.references[0]}
+    counts = Counter(data.hypotheses[0].index(heard) for heard, _ in drawn)
+    first = 0.4 + 0.6 / 3  # the rest is drawn evenly from all
+    assert abs(counts[0] - first * 2000) < 3 * (2000 * first * (1 - first)) ** 0.5
+    assert counts[1] > 300
+    assert counts[2] > 300
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_is_the_smoothed_mean_over_characters_whatever_the_padding(smoothing: float) -> None:
+    torch.manual_seed(0)
+    model = DenoisingLM(ModelConfig(16, 32, 2, 1, 1)).eval()
+    batch = to_tensors(HEARD[:3], TRUE[:3])
+    with torch.no_grad():
+        together = sequence_loss(model, batch, smoothing).item()
+        total = count = 0.0
+        for heard, true in zip(HEARD[:3], TRUE[:3], strict=True):
+            source, lengths, target_in, wanted = to_tensors([heard], [true])
+            rows = model(source, lengths, target_in)[0]
+            chosen = rows[torch.arange(len(rows)), wanted[0]]
+            total -= ((1 - smoothing) * chosen + smoothing * rows.mean(-1)).sum().item()
+            count += len(true) + 1
+        padded = [
+            torch.nn.functional.pad(tensor, (0, 7), value=vocab.PAD) if tensor.ndim == 2 else tensor for tensor in batch
+        ]
+        wider = sequence_loss(model, tuple(padded), smoothing).item()
+    assert together == pytest.approx(total / count, rel=1e-4)
+    assert wider == pytest.approx(together, rel=1e-4)
+    assert together > (1.0 if smoothing else 0.0)
+
+
+def test_loss_flows_into_every_parameter() -> None:
+    torch.manual_seed(0)
+    model = DenoisingLM(ModelConfig(16, 32, 2, 1, 1))
+    sequence_loss(model, to_tensors(HEARD, TRUE), 0.05).backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == []
+    assert model.pointer_gate.weight.grad is not None
+    assert model.pointer_gate.weight.grad.abs().sum() > 0
+
+
+def test_a_tiny_model_learns_eight_pairs_by_heart() -> None:
+    torch.manual_seed(0)
+    model = DenoisingLM(ModelConfig(32, 64, 2, 1, 1, dropout=0.0)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    batch = to_tensors(HEARD, TRUE)
+    for step in range(300):
+        loss = sequence_loss(model, batch, 0.0)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 19 and loss.item() < 0.02:
+            break
+    found = greedy(model.eval(), HEARD)
+    assert [candidate.text for candidate in found] == TRUE
+    assert all(candidate.finished for candidate in found)
+    assert min(candidate.log_prob for candidate in found) > -2.0
+
+
+def test_training_leaves_a_model_directory_and_a_resume_goes_on(data: Path, tmp_path: Path) -> None:
+    settings = config(pair_share=0.5)
+    half = train_dlm(
+        data, tmp_path / "run", config(pair_share=0.5, training=TrainingConfig(3, log_every=1)), device="cpu"
+    )
+    assert half.steps == 3
+    result = train_dlm(data, tmp_path / "run", settings, resume=True, device="cpu")
+    assert result.steps == 6
+    rows = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    validations = [row["validation"] for row in rows if "validation" in row]
+    assert len(validations) == 2
+    assert set(validations[0]) == {"loss", "wer_before", "wer", "kept"}
+    assert validations[0]["wer_before"] == pytest.approx(3 / 6)  # "the cat sat" and "a big dog"
+    model = load(tmp_path / "run" / "best")
+    assert model.config == settings.model
+
+    again = train_dlm(data, tmp_path / "more", settings, device="cpu", start_from=tmp_path / "run" / "best")
+    assert again.steps == 6
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing-here"):
+        train_dlm(tmp_path / "nothing-here", tmp_path / "run", config())
