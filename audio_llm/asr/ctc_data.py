@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from audio_llm.errors import AudioLLMError, DataError
+from audio_llm.simulation import augment, mono
+from audio_llm.simulation.augment import Augmentation, draw_voice, harden
 from audio_llm.training.shards import encode_text, write_index, write_shard
 
 logger = logging.getLogger(__name__)
@@ -49,38 +51,30 @@ class SpeechItem:
     seed: int = 0
 
 
+_SPOKEN = Augmentation(
+    speed=(0.85, 1.15), voice_shift=(0.9, 1.12), noisy_share=0.5, snr_db=(8.0, 40.0), room_share=0.3, rt60_s=(0.1, 0.5)
+)
+_RECORDED = Augmentation(voice_shift=(0.9, 1.12), noisy_share=0.2, snr_db=(8.0, 40.0), room_share=0.0)
+
+
 @dataclass(frozen=True)
 class PackConfig:
-    """How sound is varied and packed; every draw is uniform in its range.
+    """How sound is varied and packed.
 
     Attributes:
-        speed: Rate of speech asked of a voice.
-        voice_shift: Factor on pitch and formants together, for voices and recordings.
-        level_db: RMS in dB below full scale.
-        noisy_share: Share of spoken texts that get noise.
-        noisy_recordings: Share of recordings that get noise.
-        snr_db: Signal-to-noise ratio where there is noise.
-        room_share: Share of spoken texts that get a room.
-        rt60_s: Reverberation time where there is a room.
-        direct_to_reverb_db: Direct over reverberant level where there is a room.
+        spoken: Variation of spoken texts.
+        recorded: Variation of recordings; their speed is not asked of a voice, so it does not count.
         max_seconds: Longer utterances are left out, and counted.
         shard_items: Utterances in a shard.
     """
 
-    speed: tuple[float, float] = (0.85, 1.15)
-    voice_shift: tuple[float, float] = (0.9, 1.12)
-    level_db: tuple[float, float] = (-32.0, -18.0)
-    noisy_share: float = 0.5
-    noisy_recordings: float = 0.2
-    snr_db: tuple[float, float] = (8.0, 40.0)
-    room_share: float = 0.3
-    rt60_s: tuple[float, float] = (0.1, 0.5)
-    direct_to_reverb_db: tuple[float, float] = (0.0, 15.0)
+    spoken: Augmentation = field(default_factory=lambda: _SPOKEN)
+    recorded: Augmentation = field(default_factory=lambda: _RECORDED)
     max_seconds: float = 20.0
     shard_items: int = 200
 
 
-CLEAN = PackConfig((1.0, 1.0), (1.0, 1.0), (-23.0, -23.0), noisy_share=0.0, noisy_recordings=0.0, room_share=0.0)
+CLEAN = PackConfig(augment.CLEAN, augment.CLEAN)
 
 
 @dataclass(frozen=True)
@@ -201,41 +195,20 @@ def make_waveform(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndar
     Returns:
         (T,) float32 at 16 kHz in -1..1.
     """
-    from audio_llm.simulation import mono
-
     rng = np.random.default_rng(item.seed)
-    shift = float(rng.uniform(*config.voice_shift))
+    variation = config.recorded if item.audio else config.spoken
+    voice = draw_voice(variation, rng)
     if item.audio:
         from audio_llm import audio
 
         waveform = audio.read(item.audio)
         if item.seed == 0:
             return waveform
-        noisy, room = config.noisy_recordings, 0.0
     else:
         from audio_llm.tts import synthesize
 
-        waveform = synthesize(item.text, item.voice, float(rng.uniform(*config.speed)) / shift)
-        noisy, room = config.noisy_share, config.room_share
-    waveform = mono.shift_voice(waveform, shift)
-    if rng.random() < room:
-        rt60_s, ratio_db = float(rng.uniform(*config.rt60_s)), float(rng.uniform(*config.direct_to_reverb_db))
-        waveform = mono.add_room(waveform, rng, rt60_s, ratio_db)
-    if rng.random() < noisy:
-        snr_db = float(rng.uniform(*config.snr_db))
-        waveform = mono.add_noise(waveform, _draw_noise(waveform.size, rng, noises), snr_db)
-    return mono.set_level(waveform, float(rng.uniform(*config.level_db)))
-
-
-def _draw_noise(samples: int, rng: np.random.Generator, noises: Sequence[np.ndarray]) -> np.ndarray:
-    from audio_llm.simulation import mono
-
-    kind = int(rng.integers(0, 4 if noises else 2))
-    if kind < 2:
-        return mono.coloured_noise(samples, rng, float(kind))
-    noise = noises[int(rng.integers(len(noises)))]
-    start = int(rng.integers(max(1, noise.size - samples)))
-    return noise[start : start + samples]
+        waveform = synthesize(item.text, item.voice, voice["speed"] / voice["voice_shift"])
+    return harden(mono.shift_voice(waveform, voice["voice_shift"]), variation, rng, noises)[0]
 
 
 def _make_in_parallel(jobs: list[_Job], workers: int, end: float) -> None:

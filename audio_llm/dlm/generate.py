@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from audio_llm.dlm.corpus import Sentence
-from audio_llm.dlm.pairs import Augmentation, PairItem, item_seed, make_pair
+from audio_llm.dlm.pairs import PairItem, item_seed, make_pair
 from audio_llm.errors import AudioLLMError, DataError
+from audio_llm.simulation.augment import Augmentation
 from audio_llm.text import get_normalizer
 
 logger = logging.getLogger(__name__)

@@ -39,12 +39,12 @@ from audio_llm.dlm.gate import Gate, tune_gate
 from audio_llm.dlm.generate import GenerationConfig, Plan, generate, plan_recordings, plan_speech, read_pairs
 from audio_llm.dlm.model import DenoisingLM, load, save
 from audio_llm.dlm.pack import pack
-from audio_llm.dlm.pairs import CLEAN
 from audio_llm.dlm.rescore import Scales, Scored, choose, tune_scales
 from audio_llm.ger.phrase import PhraseCorrector
 from audio_llm.lm.char_lm import CharLm
 from audio_llm.lm.kneser_ney import train_ngram
 from audio_llm.nbest import Hypothesis, NBest, read_nbest
+from audio_llm.simulation.augment import CLEAN
 from audio_llm.text import DEFAULT_NORMALIZER
 
 TUNE_SETS = ("synthetic-tune", "real-tune-kathleen", "real-tune-dev-clean")

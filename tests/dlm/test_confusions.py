@@ -106,7 +106,7 @@ def test_save_and_load(tmp_path: Path, dictionary: dict[str, tuple[str, ...]]) -
 
 def test_a_damaged_table_is_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "confusions.json").write_text('{"table": {"a"')
-    with pytest.raises(AudioLLMError, match="confusions.json"):
+    with pytest.raises(AudioLLMError, match=r"confusions\.json"):
         Confusions.load(tmp_path / "confusions.json")
-    with pytest.raises(AudioLLMError, match="nowhere.json"):
+    with pytest.raises(AudioLLMError, match=r"nowhere\.json"):
         Confusions.load(tmp_path / "nowhere.json")

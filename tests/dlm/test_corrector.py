@@ -205,9 +205,7 @@ def test_the_recognisers_own_text_is_always_among_the_candidates(pool: str) -> N
     listed = dsr_pool(model, texts, settings)
     assert listed[0] == "the rat"
     assert len(listed) == len(set(listed))
-    assert set(listed) - {"the rat"} - {"the cat", "the hat", "the mat"} == (
-        {"the vat"} if pool == "pooled" else set()
-    )
+    assert set(listed) - {"the rat"} - {"the cat", "the hat", "the mat"} == ({"the vat"} if pool == "pooled" else set())
     assert dsr_pool(model, texts, replace(settings, hypotheses=1)) == ["the rat", "the cat", "the hat", "the mat"]
 
 

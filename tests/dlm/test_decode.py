@@ -97,9 +97,7 @@ def test_the_length_limit_counts_the_end(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("end", [-1.0, 1.0])
-def test_beam_equals_enumeration_of_a_three_symbol_toy(
-    monkeypatch: pytest.MonkeyPatch, seed: int, end: float
-) -> None:
+def test_beam_equals_enumeration_of_a_three_symbol_toy(monkeypatch: pytest.MonkeyPatch, seed: int, end: float) -> None:
     """Symbols a, b and the end, up to four characters: 31 texts. EOS left out of a score would change the order."""
     monkeypatch.setattr(decode, "length_limit", lambda hypothesis: 5)
     model = tiny("ab", seed, end)

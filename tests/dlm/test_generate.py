@@ -23,9 +23,10 @@ from audio_llm.dlm.generate import (
     plan_speech,
     read_pairs,
 )
-from audio_llm.dlm.pairs import CLEAN, Augmentation, make_sound
+from audio_llm.dlm.pairs import make_sound
 from audio_llm.errors import AudioLLMError, DataError
 from audio_llm.nbest import Hypothesis, NBest
+from audio_llm.simulation.augment import CLEAN, Augmentation
 
 PROJECT = Path(__file__).parents[2]
 SENTENCES = [Sentence(f"book:{i:05d}", f"Sentence number {i} of four.", f"sentence number {i}") for i in range(40)]

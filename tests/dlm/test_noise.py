@@ -67,7 +67,7 @@ def test_rates_are_drawn_from_those_observed_and_scaled() -> None:
 def test_every_sentence_is_hit_alike_at_all_its_places() -> None:
     rng = np.random.default_rng(3)
     text = " ".join(WORDS[:8])
-    one_for_one = Confusions({word: (("zz", 1.0),) for word in WORDS}, (0.25,))
+    one_for_one = Confusions(dict.fromkeys(WORDS, (("zz", 1.0),)), (0.25,))
     hits = np.zeros(8)
     count = 2000
     for _ in range(count):

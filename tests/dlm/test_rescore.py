@@ -72,8 +72,8 @@ def test_the_tuner_finds_a_planted_optimum(factor: float) -> None:
 def test_the_tuner_counts_word_errors_of_what_it_chooses() -> None:
     utterances, references = planted(factor=1.0)
     only = tune_scales(utterances, references, {"asr": 1.0}, ["dlm"], "tune", grid=(0.0,), rewards=(0.0,))
-    wrong = sum(u[choose(u, Scales({"asr": 1.0, "dlm": 0.0}))].text != r for u, r in zip(utterances, references))
-    assert only.errors == wrong > 0
+    chosen = [u[choose(u, Scales({"asr": 1.0, "dlm": 0.0}))].text for u in utterances]
+    assert only.errors == sum(a != b for a, b in zip(chosen, references, strict=True)) > 0
 
 
 def test_an_optimum_at_the_edge_of_the_grid_is_reported() -> None:
