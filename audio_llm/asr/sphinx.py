@@ -22,6 +22,7 @@ _SCORE_SCALE = 1024.0  # pocketsphinx shifts its log scores right by 10 bits; th
 _MIN_SAMPLES = SAMPLE_RATE // 10  # below 0.1 s there is nothing to recognise
 _SILENCE_PEAK = 1e-4  # quieter than -80 dBFS counts as silence
 _ENTRIES_PER_HYPOTHESIS = 15  # the engine's list repeats texts that differ only in pronunciation or fillers
+_ALIGNMENT_BEAM = 1e-300  # so wide that a text far from what was said is aligned too; the engine's own gives up
 _TWIN = "#"  # ends the name of a second dictionary entry for a preferred word; never seen outside this module
 _LOG_BASE = 1.0001  # of the language model's log probabilities
 _ADDED_WORD_NATS = -11.2  # log probability the engine gives a word that is added to its language model
@@ -80,7 +81,7 @@ class SphinxRecognizer:
     def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
         """Return the acoustic log score of each text by forced alignment (see `Recognizer.score`).
 
-        A text with a word outside the pronunciation dictionary, or one that cannot be aligned, gives None.
+        A text with a word outside the pronunciation dictionary, or one too long for the recording, gives None.
         All senones are computed for every frame, so that each frame is normalised alike for every text.
 
         Args:
@@ -163,7 +164,8 @@ class SphinxRecognizer:
 
     def _run_aligner(self, pcm: bytes, text: str) -> Any:
         if self._aligner is None:
-            self._aligner = _new_decoder(lm=None, compallsen=True, bestpath=False)
+            beams = dict.fromkeys(("beam", "wbeam", "pbeam"), _ALIGNMENT_BEAM)
+            self._aligner = _new_decoder(lm=None, compallsen=True, bestpath=False, **beams)
             for word, phones in self._pronunciations.items():
                 self._aligner.add_word(word, phones, False)
         aligner = self._aligner

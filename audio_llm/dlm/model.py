@@ -1,8 +1,10 @@
-"""The Denoising LM: a T5 on characters with shared positions and a pointer, so that copying is easy.
+"""The Denoising LM: a T5 on characters with a cursor and a pointer, so that copying is easy.
 
-A plain T5 has no position in its cross-attention and is slow to learn to copy, which is most of this task. Here
-encoder and decoder get the same sinusoidal positions, and the output mixes the vocabulary's distribution with a
-pointer over the input's characters.
+A plain T5 has no position in its cross-attention and is slow to learn to copy, which is most of this task. Here the
+decoder is told where it is: what it has written is aligned with the input by edit distance, and the place reached,
+the cursor, gives it its sinusoidal position and the encoder's output there. The output mixes the vocabulary's
+distribution with a pointer over the input's characters. Both are functions of prefix and input alone, so that the
+model stays a distribution over texts given a hypothesis.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,8 @@ class ModelConfig:
         decoder_layers: Layers that write the text.
         dropout: Share of activations dropped in training; with noise drawn anew for every use none is needed.
         positions: Whether encoder and decoder get sinusoidal positions.
+        cursor: Whether the decoder's position follows the alignment of what is written with the input, and brings
+            the encoder's output at that place; else it counts the characters written.
         pointer: Whether the output may point at an input character.
     """
 
@@ -44,6 +47,7 @@ class ModelConfig:
     decoder_layers: int = 2
     dropout: float = 0.0
     positions: bool = True
+    cursor: bool = True
     pointer: bool = True
 
 
@@ -57,6 +61,7 @@ class DecoderState:
         source: (B, S) int64 characters of the hypothesis with EOS.
         blocked: (B, 1, 1, S) float32, what is added to attention scores: a large negative number where not valid.
         pointed: (B, S, D) what the pointer compares with; empty without a pointer.
+        distances: (B, S + 1) float32, edit distance of what is written to each first part of the source.
         caches: Keys and values of past steps, one a decoder layer.
         step: Characters written so far.
     """
@@ -66,13 +71,14 @@ class DecoderState:
     source: Tensor
     blocked: Tensor
     pointed: Tensor
+    distances: Tensor
     caches: list[stepper.LayerCache]
     step: int = 0
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, (B',) int64, in this order; a row may be taken several times."""
         self.memory, self.mask, self.source = self.memory[rows], self.mask[rows], self.source[rows]
-        self.blocked = self.blocked[rows]
+        self.blocked, self.distances = self.blocked[rows], self.distances[rows]
         self.pointed = self.pointed[rows] if self.pointed.numel() else self.pointed
         for cache in self.caches:
             cache.select(rows)
@@ -106,6 +112,8 @@ class DenoisingLM(nn.Module):
         self.decoder = t5.decoder
         del self.encoder.embed_tokens, self.decoder.embed_tokens  # characters are embedded here, with their positions
         self.output = nn.Linear(config.width, vocab.SIZE)
+        if config.cursor:
+            self.at_cursor = nn.Linear(config.width, config.width, bias=False)
         if config.pointer:
             self.pointer_query = nn.Linear(config.width, config.width, bias=False)
             self.pointer_key = nn.Linear(config.width, config.width, bias=False)
@@ -124,7 +132,7 @@ class DenoisingLM(nn.Module):
         """
         state = self.encode(source, source_lengths)
         hidden = self.decoder(
-            inputs_embeds=self._embed(target_in, 0),
+            inputs_embeds=self._embed_written(target_in, self._places(target_in, state), state),
             encoder_hidden_states=state.memory,
             encoder_attention_mask=state.mask.long(),
             use_cache=False,
@@ -134,24 +142,56 @@ class DenoisingLM(nn.Module):
     def encode(self, source: Tensor, source_lengths: Tensor) -> DecoderState:
         """Encode a batch of hypotheses; arguments as for `forward`."""
         mask = torch.arange(source.shape[1], device=source.device)[None] < source_lengths[:, None]
-        memory = self.encoder(inputs_embeds=self._embed(source, 0), attention_mask=mask.long()).last_hidden_state
+        memory = self.encoder(inputs_embeds=self._embed_source(source), attention_mask=mask.long()).last_hidden_state
         blocked = torch.zeros_like(mask, dtype=memory.dtype).masked_fill(~mask, -1e9)[:, None, None]
         pointed = self.pointer_key(memory) if self.config.pointer else memory.new_empty(0)
-        return DecoderState(memory, mask, source, blocked, pointed, [])
+        nothing = torch.arange(source.shape[1] + 1, device=source.device, dtype=torch.float32)
+        return DecoderState(memory, mask, source, blocked, pointed, nothing.expand(len(source), -1), [])
 
     def step(self, last: Tensor, state: DecoderState) -> Tensor:
         """Return (B, V) log-probabilities after the characters `last` (B,) int64, and move the state on."""
         if not state.caches:
             state.caches = stepper.start(self.decoder, state.memory)
-        hidden = stepper.advance(self.decoder, self._embed(last[:, None], state.step), state.caches, state.blocked)
+        if state.step and self.config.cursor:
+            state.distances = next_distances(state.distances, last, state.source)
+        places = self._place(state) if self.config.cursor else torch.full_like(last, state.step)
+        embedded = self._embed_written(last[:, None], places[:, None], state)
+        hidden = stepper.advance(self.decoder, embedded, state.caches, state.blocked)
         state.step += 1
         return self._mix(hidden, state)[:, 0]
 
-    def _embed(self, characters: Tensor, first: int) -> Tensor:
-        embedded = self.embedding(characters)
+    def _embed_source(self, source: Tensor) -> Tensor:
+        embedded = self.embedding(source)
         if not self.config.positions:
             return embedded
-        return embedded + _sinusoids(characters.shape[1], first, self.config.width, embedded)
+        return embedded + _sinusoids(torch.arange(source.shape[1], device=source.device)[None], embedded)
+
+    def _embed_written(self, characters: Tensor, places: Tensor, state: DecoderState) -> Tensor:
+        """Embed (B, T) characters, each with the place (B, T) that was reached when it had been written."""
+        embedded = self.embedding(characters)
+        if self.config.positions:
+            embedded = embedded + _sinusoids(places, embedded)
+        if self.config.cursor:
+            reached = state.memory.gather(1, places[:, :, None].expand(-1, -1, state.memory.shape[2]))
+            embedded = embedded + self.at_cursor(reached)
+        return embedded
+
+    def _places(self, written: Tensor, state: DecoderState) -> Tensor:
+        """Return (B, T) int64: the place reached after each of the (B, T) characters, the first of which is BOS."""
+        if not self.config.cursor:
+            return torch.arange(written.shape[1], device=written.device).expand_as(written)
+        places = [self._place(state)]
+        with torch.no_grad():
+            for last in written[:, 1:].unbind(1):
+                state.distances = next_distances(state.distances, last, state.source)
+                places.append(self._place(state))
+        return torch.stack(places, dim=1)
+
+    def _place(self, state: DecoderState) -> Tensor:
+        """Return (B,) int64: the end of the first part of the source that is nearest to what is written, the longest."""
+        columns = torch.arange(state.source.shape[1], device=state.source.device)
+        nearest = (state.distances[:, :-1] * (len(columns) + 1) - columns).masked_fill(~state.mask, torch.inf)
+        return nearest.argmin(1)
 
     def _mix(self, hidden: Tensor, state: DecoderState) -> Tensor:
         written = self.output(hidden).float().log_softmax(-1)
@@ -215,8 +255,24 @@ def load(name_or_dir: str | Path, device: str = "cpu") -> DenoisingLM:
     return model.to(device).eval()
 
 
-def _sinusoids(length: int, first: int, width: int, like: Tensor) -> Tensor:
-    position = np.arange(first, first + length)[:, None]
-    angle = position / 10_000.0 ** (np.arange(0, width, 2) / width)
-    table = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-    return torch.from_numpy(table).to(like)[None]
+def next_distances(distances: Tensor, last: Tensor, source: Tensor) -> Tensor:
+    """Return the edit distances after one more character: one row of the usual table for every utterance.
+
+    Args:
+        distances: (B, S + 1) float32, of what was written to the source's first 0 ... S characters.
+        last: (B,) int64, the character written now.
+        source: (B, S) int64.
+    """
+    columns = torch.arange(distances.shape[1], device=distances.device, dtype=distances.dtype)
+    replaced = distances[:, :-1] + (source != last[:, None])
+    inserted = distances + 1.0
+    best = torch.cat([inserted[:, :1], torch.minimum(replaced, inserted[:, 1:])], dim=1)
+    return (best - columns).cummin(1).values + columns  # deletions: any number of source characters skipped
+
+
+def _sinusoids(places: Tensor, like: Tensor) -> Tensor:
+    """Return (..., D) sines and cosines of (...) places, D and dtype as in `like`."""
+    width = like.shape[-1]
+    steps = torch.arange(0, width, 2, device=places.device) / width
+    angles = places[..., None] / 10_000.0**steps
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like)

@@ -36,7 +36,7 @@ class DlmTrainConfig:
         pair_share: Share of examples that are pairs from a recogniser; the rest are corrupted texts.
         first_share: Share of pairs that use the recogniser's best hypothesis; the rest use a later one.
         batch_characters: Characters of references in a batch, at most.
-        label_smoothing: Probability spread evenly over all characters.
+        label_smoothing: Probability spread evenly over the characters of texts, see `sequence_loss`.
         validation_sentences: How many tuning pairs are decoded for the validation's word error rate.
     """
 
@@ -102,17 +102,22 @@ def train_dlm(
 def sequence_loss(model: nn.Module, batch: tuple[Tensor, ...], label_smoothing: float) -> Tensor:
     """Return the cross-entropy per character with label smoothing, over characters that are not padding.
 
+    The smoothing never goes to the end, nor takes from it. An end that may come anywhere with probability
+    smoothing / V (6 nats) costs less than the uncertain places of a long text, so that beam search would find the
+    empty text the best.
+
     Args:
         model: A DenoisingLM, possibly wrapped.
         batch: source (B, S), source lengths (B,), target input (B, T), wanted (B, T), all int64.
-        label_smoothing: Probability spread evenly over all characters.
+        label_smoothing: Probability spread evenly over the characters of texts where one of them is wanted.
     """
     source, lengths, target_in, wanted = batch
     log_probabilities = model(source, lengths, target_in)
     valid = wanted != vocab.PAD
     chosen = log_probabilities.gather(2, wanted[:, :, None])[:, :, 0]
-    spread = log_probabilities.mean(-1)
-    per_character = (1.0 - label_smoothing) * chosen + label_smoothing * spread
+    spread = log_probabilities[:, :, vocab.FIRST_SYMBOL :].mean(-1)
+    smoothing = label_smoothing * (wanted != vocab.EOS)
+    per_character = (1.0 - smoothing) * chosen + smoothing * spread
     return -(per_character * valid).sum() / valid.sum()
 
 

@@ -19,16 +19,18 @@ def add_noise(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndar
         (T,) float32. Silence, or an empty waveform, comes back unchanged.
     """
     power = float(np.mean(waveform**2)) if waveform.size else 0.0
+    noise = np.resize(noise, waveform.shape)
     noise_power = float(np.mean(noise**2)) if noise.size else 0.0
     if power == 0.0 or noise_power == 0.0:
         return waveform
-    noise = np.resize(noise, waveform.shape)
     gain = np.sqrt(power / noise_power / 10.0 ** (snr_db / 10.0))
     return (waveform + gain * noise).astype(np.float32)
 
 
 def coloured_noise(samples: int, rng: np.random.Generator, exponent: float) -> np.ndarray:
     """Return (samples,) float32 noise of unit power with power falling as 1 / f**exponent (0 white, 1 pink)."""
+    if not samples:
+        return np.zeros(0, np.float32)
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     shape = np.maximum(np.fft.rfftfreq(samples), 1.0 / max(samples, 1)) ** (-exponent / 2.0)
     noise = np.fft.irfft(spectrum * shape, n=samples)

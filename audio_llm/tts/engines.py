@@ -80,7 +80,7 @@ def synthesize(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.
         timeout_s: Limit for the engine's process in seconds.
 
     Returns:
-        (T,) float32 at 16 kHz in -1..1.
+        (T,) float32 at 16 kHz in -1..1; empty for a text without a letter or digit.
 
     Raises:
         UsageError: Unknown voice, or a speed outside 0.3 to 3.
@@ -90,6 +90,8 @@ def synthesize(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.
     if not 0.3 <= speed <= 3.0:
         raise UsageError(f"a speed of {speed} is outside 0.3 to 3", remedy="give a value near 1")
     (known,) = list_voices([voice])
+    if not any(character.isalnum() for character in text):
+        return np.zeros(0, np.float32)
     with tempfile.TemporaryDirectory(prefix="audio-llm-tts-") as folder:
         out = Path(folder) / "speech.wav"
         source = Path(folder) / "text.txt"
@@ -98,9 +100,12 @@ def synthesize(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.
         try:
             subprocess.run(command, input=script, capture_output=True, timeout=timeout_s, check=True)
         except subprocess.TimeoutExpired:
-            raise SynthesisError(f"{voice} did not finish in {timeout_s:g} s on {text[:60]!r}") from None
+            raise SynthesisError(
+                f"{voice} did not finish in {timeout_s:g} s on {text[:60]!r}", remedy="cut the text into sentences"
+            ) from None
         except subprocess.CalledProcessError as error:
-            raise SynthesisError(f"{voice} failed on {text[:60]!r}: {error.stderr.decode()[-200:]}") from None
+            reason = error.stderr.decode(errors="replace")[-200:]
+            raise SynthesisError(f"{voice} failed on {text[:60]!r}: {reason}") from None
         if not out.exists():
             raise SynthesisError(f"{voice} made no sound of {text[:60]!r}")
         return _read_16k(out)
@@ -113,8 +118,11 @@ def _flite(voice: Voice, source: Path, out: Path, stretch: float) -> tuple[list[
 
 def _festival(voice: Voice, source: Path, out: Path, stretch: float) -> tuple[list[str], bytes]:
     text = source.read_text(encoding="utf-8").replace("\\", " ").replace('"', " ")
+    rate = ""
+    if voice.engine_name.endswith("_hts"):  # this kind of voice has its own durations and ignores the parameter
+        rate = f'(set! hts_engine_params (cons (list "-r" {1.0 / stretch:.4f}) hts_engine_params))\n'
     script = (
-        f"(voice_{voice.engine_name})\n(Parameter.set 'Duration_Stretch {stretch:.4f})\n"
+        f"(voice_{voice.engine_name})\n(Parameter.set 'Duration_Stretch {stretch:.4f})\n{rate}"
         f'(utt.save.wave (utt.synth (Utterance Text "{text}")) "{out}" \'riff)\n'
     )
     return [_program("festival"), "--pipe"], script.encode()

@@ -12,6 +12,7 @@ import pytest
 
 from audio_llm import audio
 from audio_llm.asr.sphinx import SphinxRecognizer
+from audio_llm.nbest import NBest
 from audio_llm.text import get_normalizer
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "speech"
@@ -38,32 +39,33 @@ def manifest() -> list[tuple[str, str]]:
     return [(row["audio_filepath"], normalize(row["text"])) for row in map(json.loads, lines)]
 
 
-def test_the_same_sound_gives_the_same_list_whatever_came_before(recognizer: SphinxRecognizer) -> None:
-    first = recognizer.recognize(sound(WASH), 5, "a")
+@pytest.fixture(scope="module")
+def washed(recognizer: SphinxRecognizer) -> NBest:
+    return recognizer.recognize(sound(WASH), 5, "wash")
+
+
+def test_the_same_sound_gives_the_same_list_whatever_came_before(recognizer: SphinxRecognizer, washed: NBest) -> None:
     recognizer.recognize(sound(GOLLY) * 0.2, 5, "loudness and noise of another recording")
-    assert recognizer.recognize(sound(WASH), 5, "a") == first
-    assert SphinxRecognizer().recognize(sound(WASH), 5, "a") == first
+    assert recognizer.recognize(sound(WASH), 5, "wash") == washed
+    assert SphinxRecognizer().recognize(sound(WASH), 5, "wash") == washed
 
 
-@pytest.mark.parametrize("name", [WASH, GOLLY])
-def test_lists_are_distinct_ranked_and_timed(recognizer: SphinxRecognizer, name: str) -> None:
-    nbest = recognizer.recognize(sound(name), 5, "x")
-    scores = [hypothesis.score for hypothesis in nbest.hypotheses]
-    assert nbest.id == "x"
-    assert len(set(nbest.texts)) == len(nbest.texts) == 5
-    assert all(score is not None and math.isfinite(score) for score in scores)
-    assert scores == sorted(scores, reverse=True)  # type: ignore[type-var]
+def test_lists_are_distinct_ranked_and_timed(washed: NBest) -> None:
+    assert washed.id == "wash"
+    assert "hands of me" in washed.best
+    check_list(washed, 5, sound(WASH))
+
+
+def check_list(nbest: NBest, count: int, waveform: np.ndarray) -> None:
+    """Fail where texts repeat, scores ascend, or the words are not those of the best text one after another."""
+    scores = [hypothesis.score for hypothesis in nbest.hypotheses if hypothesis.score is not None]
+    assert 1 < len(set(nbest.texts)) == len(nbest.texts) == len(scores) <= count
+    assert all(map(math.isfinite, scores))
+    assert scores == sorted(scores, reverse=True)
     assert " ".join(word.text for word in nbest.words) == nbest.best
     times = [time for word in nbest.words for time in (word.start_s, word.end_s)]
     assert times == sorted(times)
-    assert times[0] >= 0
-    assert times[-1] <= len(sound(name)) / RATE
-    assert all(word.end_s > word.start_s for word in nbest.words)
-
-
-def test_the_words_are_about_right(recognizer: SphinxRecognizer) -> None:
-    assert "hands of me" in recognizer.recognize(sound(WASH)).best
-    assert recognizer.recognize(sound(WASH), 1).texts == recognizer.recognize(sound(WASH), 5).texts[:1]
+    assert 0 <= times[0] < times[-1] <= len(waveform) / RATE
 
 
 @pytest.mark.parametrize(
@@ -86,8 +88,8 @@ def test_scores_of_given_texts_do_not_depend_on_their_order(recognizer: SphinxRe
     texts = ["wash your hands of me", "by golly the boy wins", "wash your hands", "wash your qqqq of me"]
     scores = recognizer.score(sound(WASH), texts)
     assert scores[3] is None
-    assert all(score is not None and math.isfinite(score) and score < 0 for score in scores[:3])
-    assert max(scores[:3]) == scores[0]  # type: ignore[type-var]
+    assert all(score is not None and math.isfinite(score) for score in scores[:3])
+    assert scores[0] == max(score for score in scores if score is not None)
     assert recognizer.score(sound(WASH), texts[::-1]) == scores[::-1]
     recognizer.score(sound(GOLLY), texts[:1])
     assert recognizer.score(sound(WASH), texts) == scores
@@ -107,30 +109,38 @@ def test_what_cannot_be_aligned_has_no_score(recognizer: SphinxRecognizer) -> No
     assert recognizer.score(sound(WASH), []) == []
 
 
+@pytest.fixture(scope="module")
+def left(recognizer: SphinxRecognizer) -> NBest:
+    return recognizer.recognize(sound(GREGSON), 20)
+
+
+def test_the_name_is_not_heard_unless_preferred(left: NBest) -> None:
+    assert "left the outer door" in left.best
+    assert not any(name in text.split() for text in left.texts for name in ("gregson", "grexen"))
+
+
 @pytest.mark.parametrize("name", ["Gregson", "Grexen"], ids=["rare in the language model", "not in the dictionary"])
 def test_a_preferred_name_is_heard(name: str) -> None:
     recognizer = SphinxRecognizer()
-    heard = [word for text in recognizer.recognize(sound(GREGSON), 5).texts for word in text.split()]
-    assert name.lower() not in heard
     assert recognizer.prefer([name]) == []
     nbest = recognizer.recognize(sound(GREGSON), 5)
     assert nbest.best == f"{name.lower()} had left the outer door slightly ajar"
     assert [word.text for word in nbest.words] == nbest.best.split()
-    assert all(text == " ".join(text.replace("#", "").split()) for text in nbest.texts)
+    assert not any("#" in text for text in nbest.texts)
+    assert len(set(nbest.texts)) == len(nbest.texts) == 5
     assert recognizer.score(sound(GREGSON), [nbest.best])[0] is not None
     assert "hands of me" in recognizer.recognize(sound(WASH)).best  # and nothing else is heard as the name
 
 
-def test_a_preferred_reading_is_taken_from_the_list_with_its_own_times() -> None:
+def test_a_preferred_reading_is_taken_from_the_list_with_its_own_times(left: NBest) -> None:
     recognizer = SphinxRecognizer()
-    before = recognizer.recognize(sound(GOLLY), 10)
-    (wanted,) = [text for text in before.texts if text == "by golly the bully wins"]
-    assert before.best != wanted
-    assert recognizer.prefer(["golly the bully"]) == []
-    after = recognizer.recognize(sound(GOLLY), 10)
-    assert after.best == wanted
-    assert [word.text for word in after.words] == wanted.split()
-    assert after.words[-1].end_s <= len(sound(GOLLY)) / RATE
+    (wanted,) = [hypothesis for hypothesis in left.hypotheses[1:5] if "had like the" in hypothesis.text]
+    assert recognizer.prefer(["Had like"]) == []
+    after = recognizer.recognize(sound(GREGSON), 5)
+    assert after.hypotheses[0] == wanted  # its score is as before: the bonus only orders
+    assert after.hypotheses[1] == left.hypotheses[0]
+    assert [word.text for word in after.words] == wanted.text.split()
+    assert 0 <= after.words[0].start_s < after.words[-1].end_s <= len(sound(GREGSON)) / RATE
 
 
 def test_words_that_cannot_be_said_are_returned_as_given() -> None:
@@ -171,10 +181,4 @@ def test_half_a_minute_has_a_finite_score(recognizer: SphinxRecognizer) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, _ in manifest()])
 def test_every_sample_gives_a_ranked_list(recognizer: SphinxRecognizer, name: str) -> None:
-    nbest = recognizer.recognize(sound(name), 20)
-    scores = [hypothesis.score or 0.0 for hypothesis in nbest.hypotheses]
-    assert len(set(nbest.texts)) == len(nbest.texts) > 1
-    assert scores == sorted(scores, reverse=True)
-    times = [time for word in nbest.words for time in (word.start_s, word.end_s)]
-    assert times == sorted(times)
-    assert 0 <= times[0] <= times[-1] <= len(sound(name)) / RATE
+    check_list(recognizer.recognize(sound(name), 20), 20, sound(name))

@@ -80,6 +80,17 @@ def test_step_by_step_equals_teacher_forcing_also_after_rows_were_chosen_anew(po
     assert state.step == 10
 
 
+def test_stepping_equals_teacher_forcing_over_a_long_text() -> None:
+    """Beyond 16 and 64 characters T5's relative positions are coarser."""
+    model, text = tiny(), "long texts go on and on " * 5
+    target_in, _ = batch_targets([text])
+    whole = teacher_forced(model, ["long texts"], [text])
+    with torch.no_grad():
+        state = model.encode(*batch_sources(["long texts"]))
+        stepped = torch.stack([model.step(target_in[:, step], state) for step in range(target_in.shape[1])], dim=1)
+    torch.testing.assert_close(stepped, whole, atol=1e-4, rtol=1e-4)
+
+
 def test_log_probs_are_the_sum_over_characters_and_the_end() -> None:
     model = tiny()
     rows = teacher_forced(model, HEARD, TEXTS)
@@ -155,3 +166,16 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     hub.save_model(tmp_path / "other", {}, {"a": torch.zeros(1)}, "ctc", "")
     with pytest.raises(ModelFormatError):
         load(tmp_path / "other")
+
+
+def test_distances_are_the_edit_distances_to_every_first_part() -> None:
+    from audio_llm.align import edit_distance
+    from audio_llm.dlm.model import next_distances
+
+    source, written = "my favor was great", "my favour is"
+    numbers, _ = batch_sources([source])
+    distances = torch.arange(numbers.shape[1] + 1, dtype=torch.float32)[None]
+    for count, character in enumerate(written, 1):
+        distances = next_distances(distances, torch.tensor(vocab.encode(character)), numbers)
+        wanted = [edit_distance(source[:end], written[:count]) for end in range(len(source) + 1)]
+        assert distances[0, : len(source) + 1].tolist() == wanted

@@ -49,11 +49,19 @@ def test_the_first_of_equals_is_chosen_so_that_order_decides_nothing_else() -> N
         assert pool[choose(pool, Scales({"asr": 1.0, "dlm": 1.0}))] is POOL[1]
 
 
-@pytest.mark.parametrize("split", ["test", "test_other", "dev", "kathleen-dev", "held-out-book", "TEST"])
+@pytest.mark.parametrize(
+    "split", ["test", "test_other", "dev", "kathleen-dev", "held-out-book", "TEST", "synthetic-tune+test-other"]
+)
 def test_the_tuner_refuses_what_is_reported_on(split: str) -> None:
     utterances, references = planted(2)
     with pytest.raises(DataError, match="not tuned on"):
         tune_scales(utterances, references, {"asr": 1.0}, ["dlm"], split)
+
+
+def test_a_part_of_a_development_set_that_was_carved_out_for_tuning_is_taken() -> None:
+    utterances, references = planted(2)
+    for split in ("tune", "train", "synthetic-tune+real-tune-dev-clean"):
+        assert tune_scales(utterances, references, {"asr": 1.0}, ["dlm"], split).words == 4
 
 
 @pytest.mark.parametrize("factor", [0.2, 1.0, 5.0])

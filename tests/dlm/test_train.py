@@ -141,7 +141,8 @@ def test_loss_is_the_smoothed_mean_over_characters_whatever_the_padding(smoothin
             source, lengths, target_in, wanted = to_tensors([heard], [true])
             rows = model(source, lengths, target_in)[0]
             chosen = rows[torch.arange(len(rows)), wanted[0]]
-            total -= ((1 - smoothing) * chosen + smoothing * rows.mean(-1)).sum().item()
+            spread = rows[:, vocab.FIRST_SYMBOL :].mean(-1)
+            total -= ((1 - smoothing) * chosen + smoothing * spread)[:-1].sum().item() + chosen[-1].item()
             count += len(true) + 1
         padded = [
             torch.nn.functional.pad(tensor, (0, 7), value=vocab.PAD) if tensor.ndim == 2 else tensor for tensor in batch
@@ -150,6 +151,32 @@ def test_loss_is_the_smoothed_mean_over_characters_whatever_the_padding(smoothin
     assert together == pytest.approx(total / count, rel=1e-4)
     assert wider == pytest.approx(together, rel=1e-4)
     assert together > (1.0 if smoothing else 0.0)
+
+
+def test_smoothing_does_not_make_the_end_likely_everywhere() -> None:
+    """Else each text has an end at every place for log(smoothing / V), and in beam search the empty text wins."""
+
+    class Free(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = torch.nn.Parameter(torch.zeros(1, 4, vocab.SIZE))
+
+        def forward(self, source: torch.Tensor, lengths: torch.Tensor, target_in: torch.Tensor) -> torch.Tensor:
+            return self.logits.log_softmax(-1)
+
+    model, smoothing = Free(), 0.1
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.3)
+    for _ in range(500):
+        optimizer.zero_grad()
+        sequence_loss(model, to_tensors(["abc"], ["abc"]), smoothing).backward()
+        optimizer.step()
+    found = model.logits.detach()[0].softmax(-1)
+    symbols = len(vocab.SYMBOLS)
+    wanted = vocab.encode("abc")
+    assert found[torch.arange(3), wanted].tolist() == pytest.approx([1 - smoothing + smoothing / symbols] * 3, rel=1e-3)
+    assert found[0, wanted[1]].item() == pytest.approx(smoothing / symbols, rel=1e-2)
+    assert found[:3, [vocab.EOS, vocab.PAD, vocab.BOS, vocab.UNK]].max() < 0.01 * smoothing / symbols
+    assert found[3, vocab.EOS] > 0.999
 
 
 def test_loss_flows_into_every_parameter() -> None:
