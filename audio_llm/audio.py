@@ -167,11 +167,11 @@ class BlockReader:
         import soundfile
 
         try:
-            self._file = soundfile.SoundFile(str(source))
+            self._file = _open_forward(str(source))
             if self._file.format == "MP3":
                 self._file.close()
                 self._stream = source.open("rb")  # so that it can be told how far the decoder came
-                self._file = soundfile.SoundFile(self._stream)
+                self._file = _open_forward(self._stream)
         except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: the suffix .raw
             reason = getattr(error, "error_string", "").rstrip(". ")
             if not reason or "possibly a pipe" in reason:  # what libsndfile says of every MP3 it cannot read
@@ -383,6 +383,21 @@ def _mp3_knows_length(name: str) -> bool:
         file.seek(tag)
         first = file.read(256)
     return any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))
+
+
+def _open_forward(source: str | IO[bytes]) -> soundfile.SoundFile:
+    """Open a file to be read once from start to end.
+
+    soundfile seeks to where it already is after every read of a seekable file. In an MP3 that throws away the bits
+    that a frame borrows from those before it: the next samples come out wrong and mpg123 prints an error.
+    """
+    import soundfile
+
+    class Forward(soundfile.SoundFile):
+        def seekable(self) -> bool:
+            return False
+
+    return Forward(source)
 
 
 def _claimed_frames(file: soundfile.SoundFile, done: int) -> int:

@@ -309,3 +309,13 @@ def test_warnings_of_read_go_to_the_log(tmp_path: Path, caplog: pytest.LogCaptur
     soundfile.write(tmp_path / "a.wav", tone(2), RATE)
     audio.read(cut(tmp_path / "a.wav", 0.5))
     assert "s lost" in caplog.text
+
+
+def test_mp3_read_in_blocks_equals_mp3_read_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    time_s = np.arange(6 * RATE) / RATE
+    sweep = 0.5 * np.sin(2 * np.pi * (200 + 300 * time_s) * time_s) * (1 + np.sin(9 * time_s)) / 2
+    path = tmp_path / "sweep.mp3"
+    soundfile.write(path, sweep.astype(np.float32), RATE)
+    whole, _ = soundfile.read(path, dtype="float32")
+    np.testing.assert_allclose(audio.read(path), whole, atol=1e-5)
+    assert "mpg123" not in capfd.readouterr().err

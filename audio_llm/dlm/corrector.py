@@ -163,7 +163,8 @@ class DlmCorrector:
         candidate, gain = proposal.candidate, proposal.gain
         reason = self._gate.verdict(proposal.heard, candidate, gain)
         if reason:
-            return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), _certainty(-gain if gain else 0.0))
+            confidence = _certainty(-gain) if candidate.text != proposal.heard else _probability(candidate)
+            return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), confidence if nbest.best else None)
         found = tuple(find_edits(proposal.heard, candidate.text, proposal.texts, self.name))
         return Correction(nbest.id, candidate.text, nbest.best, False, f"gain {gain:.1f}", found, _certainty(gain))
 
@@ -287,6 +288,10 @@ def settings_from_json(content: dict[str, Any]) -> DecodingSettings:
 def _log_softmax(values: Sequence[float]) -> np.ndarray:
     array = np.array(values, dtype=np.float64)
     return np.asarray(array - np.logaddexp.reduce(array))
+
+
+def _probability(candidate: Candidate) -> float:
+    return round(math.exp(min(0.0, candidate.log_prob)), 4)
 
 
 def _certainty(gain: float) -> float:

@@ -188,7 +188,7 @@ class DenoisingLM(nn.Module):
         return torch.stack(places, dim=1)
 
     def _place(self, state: DecoderState) -> Tensor:
-        """Return (B,) int64: the end of the first part of the source that is nearest to what is written, the longest."""
+        """Return (B,) int64: where the part of the source ends that is nearest to what is written, the longest."""
         columns = torch.arange(state.source.shape[1], device=state.source.device)
         nearest = (state.distances[:, :-1] * (len(columns) + 1) - columns).masked_fill(~state.mask, torch.inf)
         return nearest.argmin(1)

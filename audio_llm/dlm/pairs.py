@@ -94,7 +94,7 @@ def make_pair(
     sound = make_sound(item, augmentation, noises)
     heard = recognizer.recognize(sound.waveform, nbest, item.text_id)
     row: dict[str, Any] = {
-        "id": hashlib.blake2b(f"{item}|{recognizer.version}".encode(), digest_size=8).hexdigest(),
+        "id": f"{item_seed(item.text_id, item.voice, item.seed, recognizer.version):016x}",
         "text_id": item.text_id,
         "reference": item.reference,
         "hypotheses": _normalized(heard, normalizer),

@@ -19,9 +19,7 @@ from audio_llm.errors import ModelFormatError
 from audio_llm.nbest import Word
 from audio_llm.pipeline.correct import CORRECTORS, load_corrector
 from audio_llm.pipeline.formats import Transcript, TranscriptSegment, align_words
-from audio_llm.text import NORMALIZERS
-
-_normalize = NORMALIZERS["basic"]  # how protected terms are compared
+from audio_llm.text import DEFAULT_NORMALIZER as _normalize
 
 
 class Transcriber:
