@@ -19,7 +19,7 @@ from audio_llm.errors import ModelFormatError
 from audio_llm.nbest import Word
 from audio_llm.pipeline.correct import CORRECTORS, load_corrector
 from audio_llm.pipeline.formats import Transcript, TranscriptSegment, align_words
-from audio_llm.text import DEFAULT_NORMALIZER as _normalize
+from audio_llm.text import DEFAULT_NORMALIZER
 
 
 class Transcriber:
@@ -116,9 +116,9 @@ def protect(correction: Correction, terms: Iterable[str]) -> Correction:
     Returns:
         The correction itself where it removes no term.
     """
-    wanted = [term for term in (_normalize(term).split() for term in terms) if term]
-    source = _normalize(correction.input).split()
-    result = _normalize(correction.text).split()
+    wanted = [term for term in (DEFAULT_NORMALIZER(term).split() for term in terms) if term]
+    source = DEFAULT_NORMALIZER(correction.input).split()
+    result = DEFAULT_NORMALIZER(correction.text).split()
     lost = [term for term in wanted if _count(term, result) < _count(term, source)]
     if correction.kept or not lost:
         return correction
