@@ -90,10 +90,19 @@ def _finish(arguments: argparse.Namespace, train: Callable[[], TrainingResult]) 
             shutil.rmtree(output / name, ignore_errors=True)
         (output / "train.jsonl").unlink(missing_ok=True)
     result = train()
+    _leave_other_processes()
     how = "all steps are done" if result.stopped_by == "steps" else "time is up, --resume goes on"
     print(f"{output / 'best'}: best at step {result.best_step} with {result.best_value:.4f}")
     print(f"{result.steps} steps in {result.minutes:.1f} minutes: {how}")
     return 0
+
+
+def _leave_other_processes() -> None:
+    """Close the connection to the other processes of a training; an open one can abort the program as it ends."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _minutes(text: str) -> float:

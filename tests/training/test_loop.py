@@ -203,6 +203,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         "shared = importlib.util.module_from_spec(spec); spec.loader.exec_module(shared)\n"
         "shared.train(shared.make_model(0.0), shared.batches, shared.loss, shared.validate,\n"
         f"    pathlib.Path({str(tmp_path / 'two')!r}), shared.config(batches_per_step=2), device='cpu')\n"
+        "shared.torch.distributed.barrier(); shared.torch.distributed.destroy_process_group()\n"
     )
     processes = []
     for rank in range(2):
