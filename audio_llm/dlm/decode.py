@@ -14,6 +14,7 @@ from audio_llm.dlm.model import DecoderState, DenoisingLM, batch_sources, batch_
 
 BATCH = 32
 _SPACE = vocab.encode(" ")[0]
+_HOPELESS = 20.0  # nats; a text so much less probable than the best one is not searched for
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ def greedy(model: DenoisingLM, hypotheses: Sequence[str]) -> list[Candidate]:
 @torch.inference_mode()
 def beam(model: DenoisingLM, hypothesis: str, width: int = 8) -> list[Candidate]:
     """Return up to `width` distinct corrections of one hypothesis, best first."""
-    return _search(model, [hypothesis], torch.zeros(1), width)
+    return _search(model, [hypothesis], torch.zeros(1), width, width)
 
 
 @torch.inference_mode()
 def dlm_sum(
-    model: DenoisingLM, hypotheses: Sequence[str], log_weights: Sequence[float], width: int = 8
+    model: DenoisingLM, hypotheses: Sequence[str], log_weights: Sequence[float], width: int = 8, count: int = 1
 ) -> list[Candidate]:
     """Beam search over log sum_h w_h p(text | hypothesis h) (Denoising LM reproduction: DLM-sum).
 
@@ -66,13 +67,14 @@ def dlm_sum(
         hypotheses: Distinct texts of the recogniser.
         log_weights: Their log-weights; need not sum to one.
         width: Beam.
+        count: Texts wanted; the search ends when no better one can come.
 
     Returns:
-        Up to `width` distinct texts, best first; none for no hypothesis.
+        Up to `count` distinct texts, best first; none for no hypothesis.
     """
     if not hypotheses:
         return []
-    return _search(model, hypotheses, torch.tensor(log_weights).log_softmax(0), width)
+    return _search(model, hypotheses, torch.tensor(log_weights).log_softmax(0), width, count)
 
 
 @torch.inference_mode()
@@ -123,7 +125,9 @@ class _Beam:
     state: DecoderState
 
 
-def _search(model: DenoisingLM, hypotheses: Sequence[str], log_weights: Tensor, width: int) -> list[Candidate]:
+def _search(
+    model: DenoisingLM, hypotheses: Sequence[str], log_weights: Tensor, width: int, wanted: int
+) -> list[Candidate]:
     device = next(model.parameters()).device
     source, lengths = batch_sources(hypotheses, device)
     log_weights = log_weights.to(device)
@@ -140,7 +144,7 @@ def _search(model: DenoisingLM, hypotheses: Sequence[str], log_weights: Tensor, 
                 finished[vocab.decode(found.written[beam_index, 1:].tolist())] = total
         totals[:, vocab.EOS] = -math.inf
         best, places = totals.flatten().topk(min(width, totals.numel()))
-        if _is_done(finished, width, float(best[0])):
+        if _is_done(finished, wanted, float(best[0])):
             break
         places = places[best > -math.inf]  # a wide beam has fewer prefixes to go on with than it could hold
         beams, characters = places // vocab.SIZE, places % vocab.SIZE
@@ -148,15 +152,17 @@ def _search(model: DenoisingLM, hypotheses: Sequence[str], log_weights: Tensor, 
         found.state.select(rows)
         found.prefix = grown[beams, :, characters]
         found.written = torch.cat([found.written[beams], characters[:, None]], dim=1)
-    ranked = sorted(finished.items(), key=lambda row: (-row[1], row[0]))[:width]
+    ranked = sorted(finished.items(), key=lambda row: (-row[1], row[0]))[:wanted]
     return [Candidate(text, total) for text, total in ranked]
 
 
-def _is_done(finished: dict[str, float], width: int, best_open: float) -> bool:
-    """No open prefix can still enter the list: probabilities only fall."""
-    if len(finished) < width:
+def _is_done(finished: dict[str, float], wanted: int, best_open: float) -> bool:
+    """No open prefix can still enter the list, or none is worth it: probabilities only fall."""
+    ranked = sorted(finished.values(), reverse=True)
+    if not ranked:
         return best_open == -math.inf
-    return sorted(finished.values(), reverse=True)[width - 1] >= best_open
+    worst = ranked[wanted - 1] if len(ranked) >= wanted else -math.inf
+    return best_open <= max(worst, ranked[0] - _HOPELESS)
 
 
 def _forbid(log_probabilities: Tensor, last: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class GenerationReport:
     Attributes:
         made: Shards made now.
         found: Shards that were already there.
-        left: Shards not made because time ran out.
+        left: Shards wanted and not made because time ran out.
         failed_items: Items without a pair, in the shards made now.
     """
 
@@ -110,6 +110,7 @@ def generate(
     output: Path,
     workers: int = 1,
     max_minutes: float | None = None,
+    max_shards: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> GenerationReport:
     """Make the shards that are not there yet.
@@ -122,6 +123,7 @@ def generate(
         output: Folder of the shards.
         workers: Processes, each with a recogniser of its own.
         max_minutes: Start no further shard after so many minutes.
+        max_shards: Stop with so many shards, the first of the plan.
         progress: Called with (shards done, shards planned).
 
     Raises:
@@ -130,6 +132,7 @@ def generate(
     """
     missing = missing_shards(plan, output)
     found = len(plan.shards) - len(missing)
+    missing = [index for index in missing if max_shards is None or index < max_shards]
     deadline = time.monotonic() + 60.0 * max_minutes if max_minutes is not None else float("inf")
     finished: list[int] = []  # failures of each shard made
     context = multiprocessing.get_context("fork")

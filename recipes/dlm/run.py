@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import data
 import numpy as np
+import recognizer
 from dsr import choose_all, of_pool, scored_pools
 from evaluate import (
     Proposals,
@@ -52,6 +53,7 @@ DSR_GRID = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 10
 DECODINGS: tuple[Decoding, ...] = ("greedy", "dlm-sum")  # those that need no sound
 SUM_LISTS = 100  # tuning lists that DLM-sum's factor and gate are found on, for time
 SYNTHETIC_TESTS = ("tune", "book", "voice")
+STAGES = ("generate", "pack", "tune", "report", "dsr", "transfer", "ctc-pack", "ctc-report")
 
 
 def plans(folder: Path) -> dict[str, Plan]:
@@ -68,7 +70,9 @@ def plans(folder: Path) -> dict[str, Plan]:
     return result
 
 
-def stage_generate(folder: Path, output: Path, sets: list[str] | None, workers: int, max_minutes: float | None) -> None:
+def stage_generate(
+    folder: Path, output: Path, sets: list[str] | None, workers: int, max_minutes: float | None, max_shards: int | None
+) -> None:
     """Make the pairs of the named sets, in that order."""
     everything = plans(folder)
     for name in sets or everything:
@@ -77,6 +81,7 @@ def stage_generate(folder: Path, output: Path, sets: list[str] | None, workers: 
             output / "pairs" / name,
             workers,
             max_minutes,
+            max_shards,
             progress=functools.partial(logging.info, "%s: %d of %d shards", name),
         )
         logging.info("%s: %s", name, report)
@@ -141,13 +146,13 @@ def stage_report(folder: Path, output: Path, model_dir: Path, sets: list[str] | 
 
 def stage_dsr(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, limit: int) -> None:
     """Measure DSR in both readings on the first utterances of each set; its scales are found on the tuning sets."""
-    model, settings, recognizer = load(model_dir), read_settings(model_dir), load_recognizer("sphinx")
+    model, settings, sphinx = load(model_dir), read_settings(model_dir), load_recognizer("sphinx")
     everything = plans(folder)
 
     def prepared(name: str) -> tuple[list[NBest], dict[str, list[Scored]]]:
         lists = to_lists(_pairs(output, name))[:limit]
         path = output / "dsr" / f"{name}.jsonl"
-        return lists, scored_pools(everything[name], lists, model, settings, recognizer, path, limit)
+        return lists, scored_pools(everything[name], lists, model, settings, sphinx, path, limit)
 
     tuning = [prepared(name) for name in TUNE_SETS]
     lists = [nbest for rows, pools in tuning for nbest in rows if pools.get(nbest.id)]
@@ -254,20 +259,22 @@ def _pairs(output: Path, name: str) -> list[dict[str, Any]]:
 def main() -> int:
     """Run the stage named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["generate", "pack", "tune", "report", "dsr", "transfer"])
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
     parser.add_argument("--output", type=Path, default=Path("exp/dlm"))
     parser.add_argument("--sets", nargs="*", help="generate: which sets of pairs, in this order (default: all)")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--max-minutes", type=float)
+    parser.add_argument("--max-shards", type=int, help="generate: so many shards of each set at most")
     parser.add_argument("--max-texts", type=int)
-    parser.add_argument("--limit", type=int, default=100, help="dsr: utterances of each set")
+    parser.add_argument("--limit", type=int, default=100, help="dsr: utterances of each set; ctc-report: sentences")
     parser.add_argument("--model", type=Path, help="tune, report, transfer: a model directory")
     parser.add_argument("--finished", type=Path, help="tune: the model directory to write")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.stage == "generate":
-        stage_generate(arguments.data, arguments.output, arguments.sets, arguments.workers, arguments.max_minutes)
+        limits = arguments.max_minutes, arguments.max_shards
+        stage_generate(arguments.data, arguments.output, arguments.sets, arguments.workers, *limits)
     elif arguments.stage == "pack":
         stage_pack(arguments.data, arguments.output, arguments.max_texts)
     elif arguments.stage == "tune":
@@ -278,6 +285,10 @@ def main() -> int:
         stage_dsr(arguments.data, arguments.output, arguments.model, arguments.sets, arguments.limit)
     elif arguments.stage == "transfer":
         stage_transfer(arguments.data, arguments.model)
+    elif arguments.stage == "ctc-pack":
+        recognizer.pack_speech(arguments.data, arguments.output / "ctc", arguments.workers, arguments.max_minutes)
+    elif arguments.stage == "ctc-report":
+        print(recognizer.report(arguments.data, arguments.model, arguments.limit))
     return 0
 
 

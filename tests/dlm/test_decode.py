@@ -146,7 +146,7 @@ def test_beam_of_the_whole_alphabet_has_distinct_texts_with_their_log_probs(widt
 
 def test_the_sum_over_one_hypothesis_is_the_beam() -> None:
     model = tiny(seed=1, end=2.0)
-    one, plain = dlm_sum(model, ["the cat"], [-7.3], 6), beam(model, "the cat", 6)
+    one, plain = dlm_sum(model, ["the cat"], [-7.3], 6, 6), beam(model, "the cat", 6)
     assert [c.text for c in one] == [c.text for c in plain]
     assert [c.log_prob for c in one] == pytest.approx([c.log_prob for c in plain], abs=1e-4)
 
@@ -159,21 +159,29 @@ def test_the_sum_equals_enumeration(monkeypatch: pytest.MonkeyPatch, seed: int) 
     normalized = np.array(weights) - np.logaddexp.reduce(weights)
     rows = np.array([log_probs(model, [heard] * len(texts), texts) for heard in LIST])
     summed = dict(zip(texts, np.logaddexp.reduce(normalized[:, None] + rows, axis=0).tolist(), strict=True))
-    found = dlm_sum(model, LIST, weights, 31)
+    found = dlm_sum(model, LIST, weights, 31, 31)
     assert [c.text for c in found] == sorted(texts, key=lambda text: -summed[text])
     assert [c.log_prob for c in found] == pytest.approx([summed[c.text] for c in found], abs=1e-3)
 
 
 def test_neither_the_order_of_hypotheses_nor_a_constant_in_the_weights_matters() -> None:
     model, weights = tiny(seed=3, end=2.0), [-1.0, -2.0, 0.5]
-    found = dlm_sum(model, LIST, weights, 5)
+    found = dlm_sum(model, LIST, weights, 5, 5)
     order = [2, 0, 1]
-    turned = dlm_sum(model, [LIST[i] for i in order], [weights[i] + 100.0 for i in order], 5)
+    turned = dlm_sum(model, [LIST[i] for i in order], [weights[i] + 100.0 for i in order], 5, 5)
     assert [c.text for c in turned] == [c.text for c in found]
     assert [c.log_prob for c in turned] == pytest.approx([c.log_prob for c in found], abs=1e-3)
-    certain, plain = dlm_sum(model, LIST, [-1e3, 0.0, -1e3], 5), beam(model, LIST[1], 5)
+    certain, plain = dlm_sum(model, LIST, [-1e3, 0.0, -1e3], 5, 5), beam(model, LIST[1], 5)
     assert [c.text for c in certain] == [c.text for c in plain]
     assert [c.log_prob for c in certain] == pytest.approx([c.log_prob for c in plain], abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_sum_ends_early_with_the_same_best_text(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setattr(decode, "length_limit", lambda hypothesis: 5)
+    model = tiny("ab", seed)
+    (best,) = dlm_sum(model, LIST, [-1.0, -3.5, 0.4], 31)
+    assert best.text == dlm_sum(model, LIST, [-1.0, -3.5, 0.4], 31, 31)[0].text
 
 
 def test_empty_input() -> None:

@@ -1,0 +1,68 @@
+"""Our own CTC recogniser: what it is trained and tuned on, and its word error rates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import data
+import numpy as np
+
+from audio_llm import metrics
+from audio_llm.asr.ctc import CtcRecognizer
+from audio_llm.asr.ctc_data import CLEAN, SpeechItem, items_from_rows, items_from_texts, make_waveform, pack
+from audio_llm.text import DEFAULT_NORMALIZER
+
+VOICES = ("flite:rms", "flite:slt", "flite:awb", "flite:kal16")
+SPOKEN_SENTENCES = 5000  # for training
+TUNE_SENTENCES = 100  # spoken, beside the tuning recordings
+
+
+def pack_speech(folder: Path, output: Path, workers: int, max_minutes: float | None) -> None:
+    """Make the packs `spoken` and `recorded` for training and `tune` to choose the best model by."""
+    parts = data.sentences(folder)
+    sets = data.recordings(folder)
+    order = np.random.default_rng(data.SEED).permutation(len(parts["train"]))[:SPOKEN_SENTENCES]
+    spoken = _spoken([parts["train"][i] for i in order])
+    data.check_no_leak([item.words for item in spoken], folder)
+    tune = _spoken(parts["tune"][:TUNE_SENTENCES])
+    tune += [item for name in ("tune-kathleen", "tune-dev-clean") for item in _recorded(sets[name])]
+    logging.info("tune: %s", pack(tune, output / "tune", CLEAN, workers, max_minutes))
+    logging.info("recorded: %s", pack(_recorded(sets["train"]), output / "recorded", CLEAN, workers, max_minutes))
+    logging.info("spoken: %s", pack(spoken, output / "spoken", None, workers, max_minutes))
+
+
+def report(folder: Path, model_dir: Path, limit: int) -> str:
+    """Return a table of word error rates on held-out speech, and on recordings that belong to other texts."""
+    recognizer = CtcRecognizer.load(model_dir)
+    sets = data.recordings(folder)
+    held_out = {"held-out novel, flite voices": _spoken(data.sentences(folder)["book"][:limit])}
+    for name in ("kathleen", "dev-clean-60", "dev-clean", "test-other"):
+        held_out[name] = _recorded(sets[name])
+    lines = ["| set | utterances | WER % (95 %) | S/D/I | WER %, sounds shuffled |", "|---|---|---|---|---|"]
+    for name, items in held_out.items():
+        waveforms = [make_waveform(item, CLEAN) for item in items]
+        texts = [recognizer.recognize(waveform, 1).best for waveform in waveforms]
+        references = [item.words for item in items]
+        lines.append(f"| {name} | {len(items)} | {_rates(references, texts)} |")
+    return "\n".join(lines)
+
+
+def _rates(references: Sequence[str], texts: Sequence[str]) -> str:
+    counts = metrics.word_errors(references, texts)
+    interval = metrics.bootstrap_interval(metrics.utterance_errors(references, texts))
+    shuffled = metrics.word_errors(references, [*texts[1:], texts[0]])
+    return (
+        f"{100 * counts.rate:.1f} ({100 * interval.low:.1f}-{100 * interval.high:.1f}) | "
+        f"{counts.substitutions}/{counts.deletions}/{counts.insertions} | {100 * shuffled.rate:.1f}"
+    )
+
+
+def _spoken(sentences: Sequence[data.Sentence]) -> list[SpeechItem]:
+    return items_from_texts([(s.id, s.text, s.words) for s in sentences], VOICES, data.SEED)
+
+
+def _recorded(recordings: Sequence[data.Recording]) -> list[SpeechItem]:
+    rows = [{"path": r.path, "text": r.text, "id": r.id} for r in recordings]
+    return items_from_rows(rows, Path(), normalizer=DEFAULT_NORMALIZER.name)
