@@ -54,9 +54,15 @@ class Correction:
 
 
 class Corrector(Protocol):
-    """Turns N-best lists into corrected texts."""
+    """Turns N-best lists into corrected texts.
+
+    Attributes:
+        name: Its name, as in `--correct`.
+        hypotheses: How many hypotheses of a list it can make use of.
+    """
 
     name: str
+    hypotheses: int
 
     def correct(
         self,

@@ -199,6 +199,11 @@ def model_kind(name_or_dir: str | os.PathLike[str]) -> str:
     return str(_read_config(find_model(name_or_dir))["kind"])
 
 
+def fingerprint(name_or_dir: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a model's weights as its directory states it, for models that depend on it."""
+    return str(_read_config(find_model(name_or_dir))["sha256"][WEIGHTS_NAME])
+
+
 def find_model(name_or_dir: str | os.PathLike[str]) -> Path:
     """Return the folder of a model: a path, else a model shipped with the package, else one in the cache.
 

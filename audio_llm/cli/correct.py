@@ -27,7 +27,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("lists", metavar="LISTS", help="N-best lists, or - for standard input")
     parser.add_argument("--with", dest="corrector", choices=("dlm",), default="dlm", help="corrector (default: dlm)")
     parser.add_argument("--model", metavar="NAME|DIR", help="its model")
-    parser.add_argument("--decode", choices=("greedy", "dlm-sum"), default="greedy", help="how it decodes (greedy)")
+    parser.add_argument("--decode", choices=("greedy", "dlm-sum"), default="dlm-sum", help="how it decodes (dlm-sum)")
     parser.add_argument("-o", "--output", metavar="OUT.jsonl", help="write there instead of stdout")
     parser.set_defaults(run=run)
 

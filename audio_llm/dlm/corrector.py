@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from audio_llm.dlm.gate import Gate
 from audio_llm.dlm.model import DenoisingLM, load
 from audio_llm.dlm.rescore import Scales, Scored, choose
 from audio_llm.errors import ModelFormatError, UsageError
+from audio_llm.lm.ngram import NgramLm, load_ngram
 from audio_llm.nbest import NBest
 from audio_llm.text import Normalizer, get_normalizer
 
@@ -36,22 +37,30 @@ class DecodingSettings:
         normalizer: Name of the normaliser for what comes in.
         recognizer: Version of the recogniser the scales were tuned for; another gets the same, unchecked scales.
         beam: Candidates of the Denoising LM, and width of its search.
-        hypotheses: Hypotheses of the recogniser that are used.
+        listed: Hypotheses of the recogniser that are asked for.
+        hypotheses: Those of them that the Denoising LM reads, the best by `list_scales`.
+        language_model: Name of the n-gram model behind the score `lm`, a folder beside the model's or any that
+            `hub.find_model` knows; empty for none.
+        language_model_sha256: Its fingerprint.
+        list_scales: How a hypothesis of the list is weighed, scores `asr` (the list's own) and `lm`. The total is its
+            log-weight in DLM-sum.
+        rank_weight: In a list without scores the log-weight of rank r is -r * rank_weight.
         pool: Where DSR's candidates come from: the Denoising LM (`paper`) or it and the recogniser (`pooled`).
-        dsr: Scales for DSR; scores `asr` and `dlm`.
-        sum_scale: DLM-sum: factor on the recogniser's scores before they become weights.
-        rank_weight: DLM-sum without scores: the weight of rank r is exp(-r * rank_weight).
+        dsr: Scales for DSR; scores `asr` (of an alignment), `dlm` and `lm`.
         gates: Gate for each decoding.
     """
 
     normalizer: str = "spoken"
     recognizer: str = ""
     beam: int = 8
+    listed: int = 20
     hypotheses: int = 5
+    language_model: str = ""
+    language_model_sha256: str = ""
+    list_scales: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "lm": 0.0}))
+    rank_weight: float = 0.5
     pool: Pool = "pooled"
     dsr: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "dlm": 1.0}))
-    sum_scale: float = 0.05
-    rank_weight: float = 0.5
     gates: dict[str, Gate] = field(default_factory=lambda: {name: Gate() for name in ("greedy", "dsr", "dlm-sum")})
 
 
@@ -85,6 +94,7 @@ class DlmCorrector:
             `dlm-sum` reads several hypotheses.
         recognizer: For `dsr`: scores candidates against the sound.
         gate: Whether the recogniser's text is kept when the gain is small.
+        language_model: For `dlm-sum` and `dsr`: the n-gram model that the settings name.
     """
 
     name = "dlm"
@@ -96,6 +106,7 @@ class DlmCorrector:
         decoding: Decoding = "greedy",
         recognizer: Recognizer | None = None,
         gate: bool = True,
+        language_model: NgramLm | None = None,
     ) -> None:
         if decoding not in ("greedy", "dsr", "dlm-sum"):
             raise UsageError(f"no decoding is named {decoding!r}", remedy="use greedy, dsr or dlm-sum")
@@ -107,6 +118,8 @@ class DlmCorrector:
         self.settings = settings
         self.decoding = decoding
         self.recognizer = recognizer
+        self.hypotheses = _useful_hypotheses(settings, decoding, recognizer)
+        self._language_model = language_model
         self._normalizer = get_normalizer(settings.normalizer)
         self._gate = settings.gates[decoding] if gate else replace(settings.gates[decoding], off=True)
 
@@ -128,8 +141,10 @@ class DlmCorrector:
         from audio_llm import hub
 
         model = load(name_or_dir, device)
-        settings = read_settings(Path(hub.find_model(str(name_or_dir))))
-        return cls(model, settings, decode, recognizer, gate)
+        folder = Path(hub.find_model(str(name_or_dir)))
+        settings = read_settings(folder)
+        language_model = _load_language_model(folder, settings) if decode != "greedy" else None
+        return cls(model, settings, decode, recognizer, gate, language_model)
 
     def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
         """Correct each list (see `Corrector.correct`).
@@ -155,7 +170,7 @@ class DlmCorrector:
                 proposals.append(self._sum(nbest, texts))
             else:
                 assert waveforms is not None
-                proposals.append(self._dsr(texts, waveforms[place]))
+                proposals.append(self._dsr(nbest, texts, waveforms[place]))
         return proposals
 
     def decide(self, nbest: NBest, proposal: Proposal) -> Correction:
@@ -179,17 +194,16 @@ class DlmCorrector:
         return [Proposal(texts, *(next(results) if texts else (Candidate("", 0.0), 0.0))) for texts in heard]
 
     def _sum(self, nbest: NBest, texts: tuple[str, ...]) -> Proposal:
-        used = texts[: self.settings.hypotheses]
-        weights = list_weights(nbest, used, self._normalizer, self.settings)
+        used, weights = self._shortlist(nbest, texts)
         found = decode.dlm_sum(self.model, used, weights, self.settings.beam)[0]
         log_probs = decode.log_probs(self.model, used, [texts[0]] * len(used))
         unchanged = float(np.logaddexp.reduce(_log_softmax(weights) + np.array(log_probs)))
         return Proposal(texts, found, found.log_prob - unchanged)
 
-    def _dsr(self, texts: tuple[str, ...], waveform: np.ndarray) -> Proposal:
+    def _dsr(self, nbest: NBest, texts: tuple[str, ...], waveform: np.ndarray) -> Proposal:
         assert self.recognizer is not None
-        pool = dsr_pool(self.model, texts, self.settings)
-        scored = score_pool(self.model, texts[0], pool, self.recognizer, waveform)
+        pool = dsr_pool(self.model, texts[0], self._shortlist(nbest, texts)[0], self.settings)
+        scored = score_pool(self.model, texts[0], pool, self.recognizer, waveform, self._language_model)
         if not scored or scored[0].text != texts[0]:
             return Proposal(
                 texts, Candidate(texts[0], 0.0), 0.0
@@ -197,6 +211,13 @@ class DlmCorrector:
         best = scored[choose(scored, self.settings.dsr)]
         gain = self.settings.dsr.total(best) - self.settings.dsr.total(scored[0])
         return Proposal(texts, Candidate(best.text, best.scores["dlm"]), gain)
+
+    def _shortlist(self, nbest: NBest, texts: tuple[str, ...]) -> tuple[list[str], list[float]]:
+        """Return the hypotheses that are read, the recogniser's best first, and their log-weights."""
+        weights = list_weights(nbest, texts, self._normalizer, self.settings, self._language_model)
+        rest = sorted(range(1, len(texts)), key=lambda i: -weights[i])
+        chosen = [0, *rest[: self.settings.hypotheses - 1]]
+        return [texts[i] for i in chosen], [weights[i] for i in chosen]
 
     def _normalized(self, nbest: NBest) -> tuple[str, ...]:
         """Return the distinct normalised texts of a list, in order, empty ones left out; none where the best is empty.
@@ -208,33 +229,67 @@ class DlmCorrector:
         return tuple(dict.fromkeys(text for text in map(self._normalizer, nbest.texts) if text))
 
 
-def dsr_pool(model: DenoisingLM, texts: Sequence[str], settings: DecodingSettings) -> list[str]:
+def _useful_hypotheses(settings: DecodingSettings, decoding: Decoding, recognizer: Recognizer | None) -> int:
+    """Return how long a list is wanted: the full length only of the recogniser that the scales were found for."""
+    if decoding == "greedy":
+        return 1
+    tuned_for = recognizer is None or recognizer.version == settings.recognizer
+    return settings.listed if tuned_for else settings.hypotheses
+
+
+def dsr_pool(model: DenoisingLM, heard: str, shortlist: Sequence[str], settings: DecodingSettings) -> list[str]:
     """Return DSR's candidates, the recogniser's own text always first."""
-    listed = texts[: settings.hypotheses] if settings.pool == "pooled" else texts[:1]
-    proposed = [candidate.text for candidate in decode.beam(model, texts[0], settings.beam)]
-    return list(dict.fromkeys(text for text in (*listed, *proposed) if text))
+    listed = shortlist if settings.pool == "pooled" else ()
+    proposed = [candidate.text for candidate in decode.beam(model, heard, settings.beam)]
+    return list(dict.fromkeys(text for text in (heard, *listed, *proposed) if text))
 
 
 def score_pool(
-    model: DenoisingLM, heard: str, pool: Sequence[str], recognizer: Recognizer, waveform: np.ndarray
+    model: DenoisingLM,
+    heard: str,
+    pool: Sequence[str],
+    recognizer: Recognizer,
+    waveform: np.ndarray,
+    language_model: NgramLm | None = None,
 ) -> list[Scored]:
-    """Give every candidate both scores; one that the recogniser cannot score is dropped."""
+    """Give every candidate all scores; one that the recogniser cannot score is dropped."""
     heard_scores = recognizer.score(waveform, pool)
     kept = [(text, score) for text, score in zip(pool, heard_scores, strict=True) if score is not None]
-    denoised = decode.log_probs(model, [heard] * len(kept), [text for text, _ in kept])
-    return [Scored(text, {"asr": asr, "dlm": dlm}) for (text, asr), dlm in zip(kept, denoised, strict=True)]
+    texts = [text for text, _ in kept]
+    denoised = decode.log_probs(model, [heard] * len(kept), texts)
+    prior = _prior(texts, language_model)
+    return [
+        Scored(text, {"asr": asr, "dlm": dlm, "lm": lm})
+        for (text, asr), dlm, lm in zip(kept, denoised, prior, strict=True)
+    ]
 
 
-def list_weights(nbest: NBest, texts: Sequence[str], normalizer: Normalizer, settings: DecodingSettings) -> list[float]:
-    """Return DLM-sum's log-weights of the texts: by scores where every entry has one, else by rank."""
+def list_weights(
+    nbest: NBest,
+    texts: Sequence[str],
+    normalizer: Normalizer,
+    settings: DecodingSettings,
+    language_model: NgramLm | None = None,
+) -> list[float]:
+    """Return the log-weights of the texts: by scores where every entry has one, else by rank."""
     scores: dict[str, float] = {}
     for hypothesis in nbest.hypotheses:
         if hypothesis.score is not None:
             text = normalizer(hypothesis.text)
             scores[text] = max(hypothesis.score, scores.get(text, -math.inf))
-    if all(text in scores for text in texts):
-        return [settings.sum_scale * scores[text] for text in texts]
-    return [-settings.rank_weight * rank for rank in range(len(texts))]
+    if not all(text in scores for text in texts):
+        return [-settings.rank_weight * rank for rank in range(len(texts))]
+    prior = _prior(texts, language_model)
+    return [
+        settings.list_scales.total(Scored(text, {"asr": scores[text], "lm": lm}))
+        for text, lm in zip(texts, prior, strict=True)
+    ]
+
+
+def _prior(texts: Sequence[str], language_model: NgramLm | None) -> list[float]:
+    if language_model is None:
+        return [0.0] * len(texts)
+    return language_model.log_probs([text.split() for text in texts])
 
 
 def find_edits(heard: str, corrected: str, texts: Sequence[str], name: str) -> list[Edit]:
@@ -270,17 +325,32 @@ def read_settings(folder: Path) -> DecodingSettings:
         ) from None
 
 
+def _load_language_model(folder: Path, settings: DecodingSettings) -> NgramLm | None:
+    from audio_llm import hub
+
+    if not settings.language_model:
+        return None
+    beside = folder.parent / settings.language_model
+    found = hub.find_model(beside if beside.is_dir() else settings.language_model)
+    if hub.fingerprint(found) != settings.language_model_sha256:
+        raise ModelFormatError(
+            f"its settings belong to another language model than {settings.language_model}",
+            path=folder,
+            remedy="tune it again, or get both again",
+        )
+    return load_ngram(found)
+
+
 def settings_to_json(settings: DecodingSettings) -> dict[str, Any]:
     """Return the settings as plain JSON values."""
-    from dataclasses import asdict
-
     return asdict(settings)
 
 
 def settings_from_json(content: dict[str, Any]) -> DecodingSettings:
     """Build settings from what `settings_to_json` gave."""
     content = dict(content)
-    content["dsr"] = Scales(**content["dsr"])
+    for name in ("list_scales", "dsr"):
+        content[name] = Scales(**content[name])
     content["gates"] = {name: Gate(**gate) for name, gate in content["gates"].items()}
     return DecodingSettings(**content)
 

@@ -58,6 +58,7 @@ class PhraseCorrector:
             `dataclasses.replace(corrector, margin=0.0)` the gate is off.
         settings: How it was trained.
         name: What `Edit.source` calls words that are in no hypothesis.
+        hypotheses: Of a list that are looked at.
     """
 
     table: PhraseTable
@@ -66,6 +67,7 @@ class PhraseCorrector:
     margin: float
     settings: PhraseSettings = field(default_factory=PhraseSettings)
     name: str = "phrase"
+    hypotheses: int = 20
 
     @classmethod
     def train(

@@ -26,7 +26,7 @@ def load_corrector(
     name: str = "dlm",
     model: str | None = None,
     recognizer: Recognizer | None = None,
-    decode: str = "greedy",
+    decode: str = "dlm-sum",
     device: str = "cpu",
     gate: bool = True,
 ) -> Corrector:

@@ -92,15 +92,16 @@ class Transcriber:
 
     def _transcribe_segment(self, segment: Segment, id: str) -> TranscriptSegment | None:
         """Return the text of one stretch, or None where nothing was recognised."""
-        nbest = self._recognizer.recognize(segment.waveform, self._nbest, id)
-        if not nbest.best.strip():
+        wanted = max(self._nbest, self._corrector.hypotheses if self._corrector else 1)
+        heard = self._recognizer.recognize(segment.waveform, wanted, id)
+        if not heard.best.strip():
             return None
-        words = tuple(_shifted(word, segment.start_s) for word in nbest.words)
-        nbest = dataclasses.replace(nbest, words=words)
+        words = tuple(_shifted(word, segment.start_s) for word in heard.words)
+        nbest = dataclasses.replace(heard, hypotheses=heard.hypotheses[: self._nbest], words=words)
         end_s = segment.start_s + len(segment.waveform) / SAMPLE_RATE
         if self._corrector is None:
             return TranscriptSegment(segment.start_s, end_s, nbest.best, words, nbest, None)
-        correction = protect(self._corrector.correct([nbest], [segment.waveform])[0], self._protected)
+        correction = protect(self._corrector.correct([heard], [segment.waveform])[0], self._protected)
         if correction.text != nbest.best:
             words = align_words(words, correction.text)
         return TranscriptSegment(segment.start_s, end_s, correction.text, words, nbest, correction)
@@ -141,7 +142,7 @@ def load_transcriber(
     model: str | None = None,
     correct: str = "none",
     correct_model: str | None = None,
-    decode: str = "greedy",
+    decode: str = "dlm-sum",
     nbest: int = 5,
     words: Iterable[str] = (),
     device: str = "cpu",

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from audio_llm.asr.base import Recognizer
-from audio_llm.dlm.corrector import DecodingSettings, dsr_pool, score_pool
+from audio_llm.dlm.corrector import DecodingSettings, dsr_pool, list_weights, score_pool
 from audio_llm.dlm.generate import Plan
 from audio_llm.dlm.model import DenoisingLM
 from audio_llm.dlm.pairs import make_sound
 from audio_llm.dlm.rescore import Scales, Scored, choose
+from audio_llm.lm.ngram import NgramLm
 from audio_llm.nbest import NBest
+from audio_llm.text import DEFAULT_NORMALIZER
 
 
 def scored_pools(
@@ -23,10 +25,11 @@ def scored_pools(
     model: DenoisingLM,
     settings: DecodingSettings,
     recognizer: Recognizer,
+    language_model: NgramLm,
     path: Path,
     limit: int,
 ) -> dict[str, list[Scored]]:
-    """Return candidates with the scores `asr`, `dlm` and `proposed` (1 where the Denoising LM's list has it), by id.
+    """Return candidates by id, scores `asr`, `dlm`, `lm` and `proposed` (1 where the Denoising LM's list has it).
 
     Args:
         plan: The set's plan, which makes the sound again.
@@ -34,6 +37,7 @@ def scored_pools(
         model: The Denoising LM.
         settings: Its beam and how many hypotheses are pooled.
         recognizer: Scores the candidates.
+        language_model: Scores them too, and chooses with the recogniser's scores those of the list.
         path: JSON lines; what is there already is not made again.
         limit: Utterances at most, in the plan's order.
     """
@@ -45,10 +49,12 @@ def scored_pools(
             if nbest.id in pools or not nbest.hypotheses:
                 continue
             texts = list(dict.fromkeys(text for text in nbest.texts if text))
-            pool = dsr_pool(model, texts, replace(settings, pool="pooled"))
+            weights = list_weights(nbest, texts, DEFAULT_NORMALIZER, settings, language_model)
+            best = sorted(range(len(texts)), key=lambda i: -weights[i])[: settings.hypotheses]
+            pool = dsr_pool(model, texts[0], [texts[i] for i in best], replace(settings, pool="pooled"))
             waveform = make_sound(items[nbest.id], plan.config.augmentation, plan.noises).waveform
-            scored = score_pool(model, texts[0], pool, recognizer, waveform)
-            proposed = set(dsr_pool(model, texts, replace(settings, pool="paper")))
+            scored = score_pool(model, texts[0], pool, recognizer, waveform, language_model)
+            proposed = set(dsr_pool(model, texts[0], (), replace(settings, pool="paper")))
             pools[nbest.id] = [Scored(s.text, {**s.scores, "proposed": float(s.text in proposed)}) for s in scored]
             rows = [{"text": s.text, **s.scores} for s in pools[nbest.id]]
             file.write(json.dumps({"id": nbest.id, "pool": rows}) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from audio_llm.dlm.corrector import Decoding, DecodingSettings, DlmCorrector, Pr
 from audio_llm.dlm.gate import Gate, tune_gate
 from audio_llm.dlm.model import DenoisingLM
 from audio_llm.dlm.rescore import Scales, Scored, choose, tune_scales
+from audio_llm.lm.ngram import NgramLm
 from audio_llm.nbest import Hypothesis, NBest
 
 TextScorer = Callable[[Sequence[str], Sequence[str]], list[float]]
@@ -101,6 +103,18 @@ def rescoring(scorer: TextScorer, tune: Sequence[NBest], tune_name: str) -> tupl
     return system, scales
 
 
+def tune_list_scales(tune: Sequence[NBest], language_model: NgramLm, tune_name: str) -> Scales:
+    """Return the scales with which recogniser and n-gram model choose best from the tuning lists."""
+    heard = [nbest for nbest in tune if nbest.hypotheses]
+    pools = []
+    for nbest in heard:
+        prior = language_model.log_probs([text.split() for text in nbest.texts])
+        pools.append(
+            [Scored(h.text, {"asr": h.score or 0.0, "lm": lm}) for h, lm in zip(nbest.hypotheses, prior, strict=True)]
+        )
+    return tune_scales(pools, [n.reference or "" for n in heard], {"asr": 0.1}, ["lm"], tune_name).scales
+
+
 def dlm_scorer(model: DenoisingLM) -> TextScorer:
     """Return log p_DLM(text | heard)."""
     return lambda heard, texts: decode.log_probs(model, heard, texts)
@@ -113,10 +127,17 @@ class Proposals:
         model: The Denoising LM.
         settings: How it decodes.
         decoding: Its name.
+        language_model: The n-gram model that `dlm-sum` uses beside the Denoising LM.
     """
 
-    def __init__(self, model: DenoisingLM, settings: DecodingSettings, decoding: Decoding) -> None:
-        self._corrector = DlmCorrector(model, settings, decoding, gate=False)
+    def __init__(
+        self,
+        model: DenoisingLM,
+        settings: DecodingSettings,
+        decoding: Decoding,
+        language_model: NgramLm | None = None,
+    ) -> None:
+        self._corrector = DlmCorrector(model, settings, decoding, gate=False, language_model=language_model)
         self._made: dict[NBest, Proposal] = {}
 
     def __call__(self, lists: Sequence[NBest]) -> list[Proposal]:
@@ -134,17 +155,30 @@ class Proposals:
         return run
 
 
-def tune_sum_scale(model: DenoisingLM, tune: Sequence[NBest], settings: DecodingSettings) -> float:
-    """Return the factor on the recogniser's scores that gives DLM-sum the fewest errors on tuning lists."""
-    errors = {}
-    for scale in (0.01, 0.03, 0.1, 0.3):
-        system = Proposals(model, replace(settings, sum_scale=scale), "dlm-sum").system(Gate(off=True))
-        errors[scale] = metrics.word_errors([n.reference or "" for n in tune], system(tune)).errors
-    return min(errors, key=lambda scale: (errors[scale], scale))
+def tune_temperature(
+    model: DenoisingLM, tune: Sequence[NBest], settings: DecodingSettings, language_model: NgramLm
+) -> Scales:
+    """Return the list scales times the factor that gives DLM-sum the fewest errors on tuning lists."""
+    errors: dict[float, int] = {}
+    scaled = {factor: _times(settings.list_scales, factor) for factor in (0.25, 0.5, 1.0, 2.0, 4.0)}
+    for factor, scales in scaled.items():
+        proposals = Proposals(model, replace(settings, list_scales=scales), "dlm-sum", language_model)
+        texts = proposals.system(Gate(off=True))(tune)
+        errors[factor] = metrics.word_errors([n.reference or "" for n in tune], texts).errors
+    logging.info("DLM-sum: word errors by factor on the list's scales: %s", errors)
+    return scaled[min(errors, key=lambda factor: (errors[factor], factor))]
+
+
+def _times(scales: Scales, factor: float) -> Scales:
+    return Scales({name: factor * weight for name, weight in scales.weights.items()}, factor * scales.word_reward)
 
 
 def tune_gates(
-    model: DenoisingLM, tune: Sequence[NBest], settings: DecodingSettings, decodings: Sequence[Decoding]
+    model: DenoisingLM,
+    tune: Sequence[NBest],
+    settings: DecodingSettings,
+    decodings: Sequence[Decoding],
+    language_model: NgramLm,
 ) -> dict[str, Gate]:
     """Return the gate of each decoding with the fewest errors on the tuning lists and on their references as input.
 
@@ -154,7 +188,7 @@ def tune_gates(
     lists = [n for n in (*tune, *perfect) if n.hypotheses]
     gates = dict(settings.gates)
     for name in decodings:
-        proposals = Proposals(model, settings, name)(lists)
+        proposals = Proposals(model, settings, name, language_model)(lists)
         gates[name], _ = tune_gate(
             [p.heard for p in proposals],
             [p.candidate for p in proposals],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import data
@@ -12,10 +13,12 @@ import numpy as np
 from audio_llm import metrics
 from audio_llm.asr.ctc import CtcRecognizer
 from audio_llm.asr.ctc_data import CLEAN, SpeechItem, items_from_rows, items_from_texts, make_waveform, pack
+from audio_llm.nbest import NBest
 from audio_llm.text import DEFAULT_NORMALIZER
 
 VOICES = ("flite:rms", "flite:slt", "flite:awb", "flite:kal16")
 SPOKEN_SENTENCES = 5000  # for training
+REPORTED = ("kathleen", "dev-clean-60", "dev-clean", "test-other")  # recordings
 TUNE_SENTENCES = 100  # spoken, beside the tuning recordings
 
 
@@ -35,18 +38,24 @@ def pack_speech(folder: Path, output: Path, workers: int, max_minutes: float | N
 
 def report(folder: Path, model_dir: Path, limit: int) -> str:
     """Return a table of word error rates on held-out speech, and on recordings that belong to other texts."""
+    lines = ["| set | utterances | WER % (95 %) | S/D/I | WER %, sounds shuffled |", "|---|---|---|---|---|"]
+    for name, lists in recognized(folder, model_dir, limit).items():
+        rates = _rates([nbest.reference or "" for nbest in lists], [nbest.best for nbest in lists])
+        lines.append(f"| {name} | {len(lists)} | {rates} |")
+    return "\n".join(lines)
+
+
+def recognized(folder: Path, model_dir: Path, limit: int, nbest: int = 5) -> dict[str, list[NBest]]:
+    """Return what the recogniser hears in the first utterances of each reported set."""
     recognizer = CtcRecognizer.load(model_dir)
     sets = data.recordings(folder)
-    held_out = {"held-out novel, flite voices": _spoken(data.sentences(folder)["book"][:limit])}
-    for name in ("kathleen", "dev-clean-60", "dev-clean", "test-other"):
-        held_out[name] = _recorded(sets[name])
-    lines = ["| set | utterances | WER % (95 %) | S/D/I | WER %, sounds shuffled |", "|---|---|---|---|---|"]
-    for name, items in held_out.items():
-        waveforms = [make_waveform(item, CLEAN) for item in items]
-        texts = [recognizer.recognize(waveform, 1).best for waveform in waveforms]
-        references = [item.words for item in items]
-        lines.append(f"| {name} | {len(items)} | {_rates(references, texts)} |")
-    return "\n".join(lines)
+    items = {"flite, held-out novel": _spoken(data.sentences(folder)["book"])}
+    items |= {name: _recorded(sets[name]) for name in REPORTED}
+    return {name: [_recognize(item, recognizer, nbest) for item in own[:limit]] for name, own in items.items()}
+
+
+def _recognize(item: SpeechItem, recognizer: CtcRecognizer, nbest: int) -> NBest:
+    return replace(recognizer.recognize(make_waveform(item, CLEAN), nbest, item.id), reference=item.words)
 
 
 def _rates(references: Sequence[str], texts: Sequence[str]) -> str:

@@ -27,7 +27,8 @@ from evaluate import (
     table,
     to_lists,
     tune_gates,
-    tune_sum_scale,
+    tune_list_scales,
+    tune_temperature,
     unchanged_share,
     write_json,
 )
@@ -44,16 +45,18 @@ from audio_llm.dlm.rescore import Scales, Scored, choose, tune_scales
 from audio_llm.ger.phrase import PhraseCorrector
 from audio_llm.lm.char_lm import CharLm
 from audio_llm.lm.kneser_ney import train_ngram
+from audio_llm.lm.ngram import NgramLm, load_ngram, save_ngram
 from audio_llm.nbest import Hypothesis, NBest, read_nbest
 from audio_llm.simulation.augment import CLEAN
 from audio_llm.text import DEFAULT_NORMALIZER
 
 TUNE_SETS = ("synthetic-tune", "real-tune-kathleen", "real-tune-dev-clean")
-DSR_GRID = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
+DSR_GRID = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
 DECODINGS: tuple[Decoding, ...] = ("greedy", "dlm-sum")  # those that need no sound
 SUM_LISTS = 100  # tuning lists that DLM-sum's factor and gate are found on, for time
 SYNTHETIC_TESTS = ("tune", "book", "voice")
-STAGES = ("generate", "pack", "tune", "report", "dsr", "transfer", "ctc-pack", "ctc-report")
+LANGUAGE_MODEL = "novels-3gram"
+STAGES = ("generate", "pack", "lm", "tune", "report", "dsr", "transfer", "ctc-pack", "ctc-report")
 
 
 def plans(folder: Path) -> dict[str, Plan]:
@@ -101,16 +104,31 @@ def stage_pack(folder: Path, output: Path, max_texts: int | None) -> None:
     logging.info("packed %d pairs, %d texts, %d tuning pairs", len(pairs), len(texts), len(tune))
 
 
+def stage_lm(folder: Path, output: Path) -> None:
+    """Train the n-gram model on the training sentences; it is a baseline and a part of DLM-sum and DSR."""
+    texts = [sentence.words for sentence in data.sentences(folder)["train"]]
+    data.check_no_leak(texts, folder)
+    provenance = {"recipe": "recipes/dlm", "seed": data.SEED, "sentences": len(texts)}
+    target = output / LANGUAGE_MODEL
+    card = (target / hub.CARD_NAME).read_text() if (target / hub.CARD_NAME).exists() else f"# {LANGUAGE_MODEL}\n"
+    save_ngram(train_ngram(texts), target, card, provenance)
+
+
 def stage_tune(output: Path, model_dir: Path, finished: Path, name: str) -> None:
     """Find gates and scales on the tuning pairs; write the finished model directory with its settings."""
     model = load(model_dir)
     tune = to_lists(_tuning_pairs(output))
     version = next(pair["asr"] for pair in _tuning_pairs(output))
-    settings = DecodingSettings(recognizer=version)
+    language_model = load_ngram(output / LANGUAGE_MODEL)
+    settings = DecodingSettings(
+        recognizer=version,
+        language_model=LANGUAGE_MODEL,
+        language_model_sha256=hub.fingerprint(output / LANGUAGE_MODEL),
+        list_scales=tune_list_scales(tune, language_model, "+".join(TUNE_SETS)),
+    )
     few = [tune[i] for i in np.random.default_rng(data.SEED).permutation(len(tune))[:SUM_LISTS]]
-    settings = replace(settings, sum_scale=tune_sum_scale(model, few, settings))
-    settings = replace(settings, gates=tune_gates(model, tune, settings, ["greedy"]))
-    settings = replace(settings, gates=tune_gates(model, few, settings, ["dlm-sum"]))
+    settings = replace(settings, list_scales=tune_temperature(model, few, settings, language_model))
+    settings = replace(settings, gates=tune_gates(model, tune, settings, DECODINGS, language_model))
     if (found := output / "dsr" / "settings.json").exists():
         content = json.loads(found.read_text())
         gates = {**settings.gates, "dsr": Gate(**content["gate"])}
@@ -128,7 +146,8 @@ def stage_report(folder: Path, output: Path, model_dir: Path, sets: list[str] | 
     tune = to_lists(_tuning_pairs(output))
     model = load(model_dir)
     settings = read_settings(model_dir)
-    systems = _systems(folder, output, model, settings, tune)
+    language_model = load_ngram(output / LANGUAGE_MODEL)
+    systems = _systems(folder, output, model, settings, tune, language_model)
     names = sets or [f"synthetic-{n}" for n in ("book", "voice")] + [
         f"real-{n}" for n in data.recordings(folder) if n != "train" and not n.startswith("tune")
     ]
@@ -138,21 +157,23 @@ def stage_report(folder: Path, output: Path, model_dir: Path, sets: list[str] | 
     (output / "tables.md").write_text(table(rows))
     print(table(rows))
     references = [nbest.reference or "" for rows_ in lists.values() for nbest in rows_][:1500]
-    proposals = Proposals(model, settings, "greedy")
-    for label, gate in (("off", Gate(off=True)), ("on", settings.gates["greedy"])):
-        kept = unchanged_share(proposals.system(gate), references)
-        print(f"references as input, gate {label}: {100 * kept:.2f} % of {len(references)} unchanged")
+    for decoding in DECODINGS:
+        proposals = Proposals(model, settings, decoding, language_model)
+        for label, gate in (("off", Gate(off=True)), ("on", settings.gates[decoding])):
+            kept = unchanged_share(proposals.system(gate), references)
+            print(f"references as input, {decoding}, gate {label}: {100 * kept:.2f} % of {len(references)} unchanged")
 
 
 def stage_dsr(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, limit: int) -> None:
     """Measure DSR in both readings on the first utterances of each set; its scales are found on the tuning sets."""
     model, settings, sphinx = load(model_dir), read_settings(model_dir), load_recognizer("sphinx")
+    language_model = load_ngram(output / LANGUAGE_MODEL)
     everything = plans(folder)
 
     def prepared(name: str) -> tuple[list[NBest], dict[str, list[Scored]]]:
         lists = to_lists(_pairs(output, name))[:limit]
         path = output / "dsr" / f"{name}.jsonl"
-        return lists, scored_pools(everything[name], lists, model, settings, sphinx, path, limit)
+        return lists, scored_pools(everything[name], lists, model, settings, sphinx, language_model, path, limit)
 
     tuning = [prepared(name) for name in TUNE_SETS]
     lists = [nbest for rows, pools in tuning for nbest in rows if pools.get(nbest.id)]
@@ -161,7 +182,7 @@ def stage_dsr(folder: Path, output: Path, model_dir: Path, sets: list[str] | Non
     systems: dict[str, System] = {"recogniser": _recogniser}
     for pool in ("paper", "pooled"):
         own = [of_pool(candidates[nbest.id], pool) for nbest in lists]
-        found = tune_scales(own, references, {"asr": 1.0}, ["dlm"], "+".join(TUNE_SETS), grid=DSR_GRID)
+        found = tune_scales(own, references, {"asr": 1.0}, ["dlm", "lm"], "+".join(TUNE_SETS), grid=DSR_GRID)
         logging.info("DSR %s: %s", pool, found)
         if pool == settings.pool:
             _write_dsr_settings(output, lists, own, found.scales)
@@ -187,42 +208,48 @@ def _write_dsr_settings(output: Path, lists: list[NBest], pools: list[list[Score
     (output / "dsr" / "settings.json").write_text(json.dumps({"scales": asdict(scales), "gate": asdict(gate)}))
 
 
-def stage_transfer(folder: Path, model_dir: Path) -> None:
-    """Use the model on Whisper's lists, of which it knows nothing."""
+def stage_transfer(folder: Path, output: Path, model_dir: Path, ctc: Path | None, limit: int) -> None:
+    """Use the model on lists of Whisper and of our CTC recogniser, of which it knows nothing."""
     model, settings = load(model_dir), read_settings(model_dir)
     systems: dict[str, System] = {"recogniser": _recogniser, "oracle": _oracle}
-    systems.update(_denoised(model, settings))
+    systems.update(_denoised(model, settings, load_ngram(output / LANGUAGE_MODEL)))
     sets = {name: _normalized(read_nbest(folder / "nbest" / f"{name}.json")) for name in data.TRANSFER_LISTS}
+    if ctc is not None:
+        heard = recognizer.recognized(folder, ctc, limit)
+        sets.update({f"ctc, {name}": [nbest for nbest in lists if nbest.best] for name, lists in heard.items()})
     print(table(evaluate(systems, sets)))
 
 
 def _systems(
-    folder: Path, output: Path, model: DenoisingLM, settings: DecodingSettings, tune: list[NBest]
+    folder: Path,
+    output: Path,
+    model: DenoisingLM,
+    settings: DecodingSettings,
+    tune: list[NBest],
+    language_model: NgramLm,
 ) -> dict[str, System]:
     texts = [sentence.words for sentence in data.sentences(folder)["train"]]
     train = to_lists([*_pairs(output, "synthetic-train"), *_pairs(output, "real-train")])
-    texts += [nbest.reference or "" for nbest in train]
-    ngram = train_ngram(texts)
     phrase = PhraseCorrector.train(train, text=texts)
     tune_name = "+".join(TUNE_SETS)
     systems: dict[str, System] = {"recogniser": _recogniser}
     systems["n-gram rescoring"], _ = rescoring(
-        lambda heard, found: ngram.log_probs([text.split() for text in found]), tune, tune_name
+        lambda heard, found: language_model.log_probs([text.split() for text in found]), tune, tune_name
     )
     systems["phrase table"] = lambda lists: [c.text for c in phrase.correct(lists)]
     if (output / "char-lm" / "best").exists():
         char_lm = CharLm.load(output / "char-lm" / "best")
         systems["character LM rescoring"], _ = rescoring(lambda heard, found: char_lm.log_probs(found), tune, tune_name)
-    systems.update(_denoised(model, settings))
+    systems.update(_denoised(model, settings, language_model))
     systems["DLM rescoring of the list"], _ = rescoring(dlm_scorer(model), tune, tune_name)
     systems["oracle of the list"] = _oracle
     return systems
 
 
-def _denoised(model: DenoisingLM, settings: DecodingSettings) -> dict[str, System]:
+def _denoised(model: DenoisingLM, settings: DecodingSettings, language_model: NgramLm) -> dict[str, System]:
     systems: dict[str, System] = {}
     for decoding in DECODINGS:
-        proposals = Proposals(model, settings, decoding)
+        proposals = Proposals(model, settings, decoding, language_model)
         systems[f"DLM {decoding}, gate off"] = proposals.system(Gate(off=True))
         systems[f"DLM {decoding}, gate on"] = proposals.system(settings.gates[decoding])
     return systems
@@ -267,7 +294,8 @@ def main() -> int:
     parser.add_argument("--max-minutes", type=float)
     parser.add_argument("--max-shards", type=int, help="generate: so many shards of each set at most")
     parser.add_argument("--max-texts", type=int)
-    parser.add_argument("--limit", type=int, default=100, help="dsr: utterances of each set; ctc-report: sentences")
+    parser.add_argument("--limit", type=int, default=100, help="dsr, transfer, ctc-report: utterances of each set")
+    parser.add_argument("--ctc", type=Path, help="transfer: a CTC recogniser's model directory")
     parser.add_argument("--model", type=Path, help="tune, report, transfer: a model directory")
     parser.add_argument("--finished", type=Path, help="tune: the model directory to write")
     arguments = parser.parse_args()
@@ -277,6 +305,8 @@ def main() -> int:
         stage_generate(arguments.data, arguments.output, arguments.sets, arguments.workers, *limits)
     elif arguments.stage == "pack":
         stage_pack(arguments.data, arguments.output, arguments.max_texts)
+    elif arguments.stage == "lm":
+        stage_lm(arguments.data, arguments.output)
     elif arguments.stage == "tune":
         stage_tune(arguments.output, arguments.model, arguments.finished, arguments.finished.name)
     elif arguments.stage == "report":
@@ -284,7 +314,7 @@ def main() -> int:
     elif arguments.stage == "dsr":
         stage_dsr(arguments.data, arguments.output, arguments.model, arguments.sets, arguments.limit)
     elif arguments.stage == "transfer":
-        stage_transfer(arguments.data, arguments.model)
+        stage_transfer(arguments.data, arguments.output, arguments.model, arguments.ctc, arguments.limit)
     elif arguments.stage == "ctc-pack":
         recognizer.pack_speech(arguments.data, arguments.output / "ctc", arguments.workers, arguments.max_minutes)
     elif arguments.stage == "ctc-report":

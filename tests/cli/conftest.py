@@ -30,6 +30,7 @@ class Fakes:
 
     name = "fake"
     version = "1"
+    hypotheses = 1
     capabilities = Capabilities(scores=True, word_times=True, text_scores=False, word_preference=True)
 
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
@@ -63,7 +64,11 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
         return both
 
     def load_corrector(
-        name: str = "dlm", model: str | None = None, recognizer: Any = None, decode: str = "greedy", device: str = "cpu"
+        name: str = "dlm",
+        model: str | None = None,
+        recognizer: Any = None,
+        decode: str = "dlm-sum",
+        device: str = "cpu",
     ) -> Fakes:
         both.corrector_asked.append({"name": name, "model": model, "decode": decode, "device": device})
         return both

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,8 +30,12 @@ from audio_llm.dlm.corrector import (
     settings_to_json,
 )
 from audio_llm.dlm.gate import Gate
+from audio_llm.dlm.model import DenoisingLM, ModelConfig, save
 from audio_llm.dlm.rescore import Scales, choose
 from audio_llm.errors import ModelFormatError, UsageError
+from audio_llm.hub import fingerprint
+from audio_llm.lm.kneser_ney import train_ngram
+from audio_llm.lm.ngram import save_ngram
 from audio_llm.nbest import Hypothesis, NBest
 from audio_llm.text import NORMALIZERS
 
@@ -202,11 +207,11 @@ def test_the_recognisers_own_text_is_always_among_the_candidates(pool: str) -> N
     model = TableModel({"the rat": {"the cat": 0.7, "the hat": 0.2, "the mat": 0.1}})
     settings = replace(SETTINGS, pool=pool)  # type: ignore[arg-type]
     texts = ["the rat", "the vat", "the cat"]
-    listed = dsr_pool(model, texts, settings)
+    listed = dsr_pool(model, texts[0], texts, settings)
     assert listed[0] == "the rat"
     assert len(listed) == len(set(listed))
     assert set(listed) - {"the rat"} - {"the cat", "the hat", "the mat"} == ({"the vat"} if pool == "pooled" else set())
-    assert dsr_pool(model, texts, replace(settings, hypotheses=1)) == ["the rat", "the cat", "the hat", "the mat"]
+    assert dsr_pool(model, texts[0], texts[:1], settings) == ["the rat", "the cat", "the hat", "the mat"]
 
 
 def test_pooled_can_choose_what_the_model_does_not_propose() -> None:
@@ -222,11 +227,11 @@ def test_pooled_can_choose_what_the_model_does_not_propose() -> None:
 
 def test_every_candidate_has_both_scores_or_is_dropped() -> None:
     model, recognizer = TableModel(TABLE), FakeRecognizer(unknown=["the hat sat"])
-    pool = dsr_pool(model, ["the bat sat", "a cat sat"], SETTINGS)
+    pool = dsr_pool(model, "the bat sat", ["the bat sat", "a cat sat"], SETTINGS)
     assert "the hat sat" in pool
     scored = score_pool(model, "the bat sat", pool, recognizer, CAT_SOUND)
     assert [s.text for s in scored] == [text for text in pool if text != "the hat sat"]
-    assert all(set(s.scores) == {"asr", "dlm"} and all(map(math.isfinite, s.scores.values())) for s in scored)
+    assert all(set(s.scores) == {"asr", "dlm", "lm"} and all(map(math.isfinite, s.scores.values())) for s in scored)
     expected = decode.log_probs(model, ["the bat sat"] * len(scored), [s.text for s in scored])
     assert [s.scores["dlm"] for s in scored] == pytest.approx(expected)
 
@@ -249,18 +254,45 @@ def test_the_sum_weighs_several_hypotheses() -> None:
     even = corrector("dlm-sum", gate=False).correct(lists)[0]
     assert even.text == "the hat sat"  # 0.5 * 0.3 + 0.5 * 0.5, against 0.5 * 0.6 + 0.5 * 0.1
     assert even.reason == f"gain {math.log(0.4 / 0.05):.1f}"
-    first = replace(SETTINGS, sum_scale=1.0)
+    first = replace(SETTINGS, list_scales=Scales({"asr": 1.0}))
     lists = [nbest("the bat sat", "the hat sad", scores=[-100.0, -110.0])]
     assert corrector("dlm-sum", gate=False, settings=first).correct(lists)[0].text == "the cat sat"
     only = replace(SETTINGS, hypotheses=1)
     assert corrector("dlm-sum", gate=False, settings=only).correct(lists)[0].text == "the cat sat"
 
 
+def test_the_language_model_chooses_which_hypotheses_are_read() -> None:
+    model = train_ngram(["the hat sat on a mat"] * 3)
+    lists = [nbest("the bat sat", "the rat sat", "the hat sad", scores=[-100.0, -101.0, -102.0])]
+    settings = replace(SETTINGS, hypotheses=2, list_scales=Scales({"asr": 0.01, "lm": 1.0}))
+    table = {**TABLE, "the rat sat": {"the rat sat": 1.0}}
+    texts = {}
+    for name, known in (("without", None), ("with", model)):
+        system = DlmCorrector(TableModel(table), settings, "dlm-sum", gate=False, language_model=known)  # type: ignore[arg-type]
+        texts[name] = system.correct(lists)[0].text
+    assert texts == {"without": "the rat sat", "with": "the hat sat"}
+
+
+def test_another_language_model_than_the_settings_name_is_refused(tmp_path: Path) -> None:
+    for name, text in (("lm", "a b c"), ("other", "a c b")):
+        save_ngram(train_ngram([text]), tmp_path / name, "# lm\n")
+    model = DenoisingLM(ModelConfig(16, 32, 2, 1, 1))
+    settings = replace(SETTINGS, language_model="lm", language_model_sha256=fingerprint(tmp_path / "lm"))
+    for folder in ("good", "bad"):
+        if folder == "bad":
+            settings = replace(settings, language_model="other")
+        save(model, tmp_path / folder, assets={SETTINGS_NAME: json.dumps(settings_to_json(settings))})
+    assert DlmCorrector.load(tmp_path / "good", decode="dlm-sum").hypotheses == settings.listed
+    assert DlmCorrector.load(tmp_path / "bad", decode="greedy").hypotheses == 1
+    with pytest.raises(ModelFormatError, match="another language model"):
+        DlmCorrector.load(tmp_path / "bad", decode="dlm-sum")
+
+
 def test_weights_come_from_scores_where_all_have_one_else_from_ranks() -> None:
     spoken = NORMALIZERS["spoken"]
-    settings = replace(SETTINGS, sum_scale=0.5, rank_weight=0.25)
+    settings = replace(SETTINGS, list_scales=Scales({"asr": 0.5}, word_reward=-1.0), rank_weight=0.25)
     scored = nbest("A mat.", "a mat", "a hat", scores=[-6.0, -4.0, -8.0])
-    assert list_weights(scored, ["a mat", "a hat"], spoken, settings) == [-2.0, -4.0]
+    assert list_weights(scored, ["a mat", "a hat"], spoken, settings) == [-4.0, -6.0]
     missing = nbest("a mat", "a hat", "a cat", scores=[-4.0, None, -9.0])
     assert list_weights(missing, ["a mat", "a hat", "a cat"], spoken, settings) == [0.0, -0.25, -0.5]
 
@@ -298,7 +330,6 @@ def test_edits_rebuild_the_correction_from_the_normalised_input() -> None:
 
 
 def test_settings_survive_their_file_and_damage_is_named(tmp_path: Path) -> None:
-    import json
 
     settings = replace(SETTINGS, pool="paper", recognizer="fake-1", gates={"greedy": Gate(3.0, 0.4), "dsr": Gate()})
     assert settings_from_json(json.loads(json.dumps(settings_to_json(settings)))) == settings
@@ -312,8 +343,6 @@ def test_settings_survive_their_file_and_damage_is_named(tmp_path: Path) -> None
 
 
 def test_a_saved_model_directory_is_a_corrector(tmp_path: Path) -> None:
-    from audio_llm.dlm.model import DenoisingLM, ModelConfig, save
-
     torch.manual_seed(0)
     save(DenoisingLM(ModelConfig(16, 32, 2, 1, 1)), tmp_path / "model")
     loaded = DlmCorrector.load(tmp_path / "model")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from audio_llm.dlm import decode, vocab
-from audio_llm.dlm.decode import Candidate, beam, dlm_sum, greedy, length_limit, log_probs
+from audio_llm.dlm.decode import Candidate, beam, dlm_sum, greedy, least_length, length_limit, log_probs
 from audio_llm.dlm.model import DenoisingLM, ModelConfig, batch_sources, batch_targets
 
 torch.set_num_threads(1)
@@ -80,6 +80,15 @@ def test_greedy_keeps_the_order_of_more_hypotheses_than_a_batch(monkeypatch: pyt
     heard = ["".join(rng.choice(list("abc"), size=size)) for size in rng.integers(1, 6, size=10)]
     found = greedy(model, heard)
     assert [c.text for c in found] == [greedy(model, [h])[0].text for h in heard]
+
+
+def test_no_text_is_much_shorter_than_what_was_heard() -> None:
+    model, heard = tiny(seed=1, end=9.0), "a long text of thirty letters"  # it wants to end at once
+    least = least_length(heard)
+    assert (least, least_length("abcdef")) == (18, 0)
+    found = [*greedy(model, [heard, ""]), *dlm_sum(model, [heard, heard + "s"], [0.0, 0.0], 3, 3)]
+    assert [len(c.text) >= least for c in found] == [True, False, True, True, True]
+    assert min(len(c.text) for c in beam(model, heard, 4)) >= least
 
 
 def test_the_length_limit_counts_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,13 @@ def test_another_plan_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         generate(plan_recordings([], replace(config, seed=5)), tmp_path / "pairs")
 
 
+def test_no_more_shards_than_wanted(tmp_path: Path) -> None:
+    plan = plan_recordings(recordings(tmp_path, 1), GenerationConfig())
+    report = generate(plan, tmp_path / "pairs", max_shards=0)
+    assert (report.made, report.found, report.left) == (0, 0, 0)
+    assert not list((tmp_path / "pairs").glob("shard-*"))
+
+
 def test_changed_shard_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "shard-00000.jsonl.gz").write_bytes(b"x")
     (tmp_path / "shard-00000.ok").write_text('{"sha256": "0"}')

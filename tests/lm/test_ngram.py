@@ -11,7 +11,7 @@ import pytest
 from audio_llm.errors import DataError, ModelFormatError, ModelNotFoundError, UsageError
 from audio_llm.lm.arpa import write_arpa
 from audio_llm.lm.kneser_ney import train_ngram
-from audio_llm.lm.ngram import END, UNKNOWN, NgramLm
+from audio_llm.lm.ngram import END, UNKNOWN, NgramLm, load_ngram, save_ngram
 
 TOY = ["a b", "a b", "a c"]
 
@@ -153,6 +153,15 @@ def test_saved_model_is_the_same(tmp_path: Path) -> None:
     assert loaded.log_probs(sentences) == model.log_probs(sentences)
     assert loaded.score(["i"], "gnu") == model.score(["i"], "gnu")
     assert [file.name for file in tmp_path.iterdir()] == ["lm.npz"]
+
+
+def test_a_model_directory_holds_nearly_the_same_model(tmp_path: Path) -> None:
+    model = train_ngram(["the cat sat on the mat", "the dog sat", "a cat sat"])
+    save_ngram(model, tmp_path / "three", "# three\n")
+    loaded = load_ngram(tmp_path / "three")
+    texts = [["the", "cat", "sat"], ["a", "zebra"], []]
+    assert loaded.log_probs(texts) == pytest.approx(model.log_probs(texts), abs=0.01)
+    assert all((a.keys == b.keys).all() for a, b in zip(loaded.levels, model.levels, strict=True))
 
 
 def test_damaged_files_are_typed_errors(tmp_path: Path) -> None:

@@ -238,6 +238,7 @@ class Shout:
     """Corrects by shouting, and remembers the batches."""
 
     name = "shout"
+    hypotheses = 1
 
     def __init__(self) -> None:
         self.batches: list[int] = []

@@ -56,6 +56,7 @@ class FakeCorrector:
     """Replaces words by a table."""
 
     name = "fake"
+    hypotheses = 3
 
     def __init__(self, **table: str) -> None:
         self.table = table
@@ -154,6 +155,13 @@ def test_nbest_size_reaches_the_recognizer() -> None:
     recognizer = FakeRecognizer()
     Transcriber(recognizer, nbest=17).transcribe([talk(2)])
     assert recognizer.asked == [17]
+
+
+def test_a_corrector_sees_as_many_hypotheses_as_it_wants_and_the_transcript_those_asked_for() -> None:
+    recognizer, corrector = FakeRecognizer(), FakeCorrector(sad="sat")
+    (segment,) = Transcriber(recognizer, corrector, nbest=1).transcribe([talk(2)]).segments
+    assert recognizer.asked == [corrector.hypotheses]
+    assert len(segment.nbest.hypotheses) == 1
 
 
 def test_file_gives_name_and_warnings(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path) -> None:
     made = {path.name for path in (output / "pairs").iterdir()}
     assert {"synthetic-train", "synthetic-tune", "synthetic-book", "real-kathleen", "real-train"} <= made
     stage("pack", data, output)
+    stage("lm", data, output)
     size = ["model.width=32", "model.feed_forward=48", "model.encoder_layers=2", "model.decoder_layers=1"]
     steps = ["training.max_steps=6", "training.validate_every=3"]
     command = [sys.executable, "-m", "audio_llm", "train", "dlm", output / "packed", "-o", output / "model"]
@@ -75,6 +76,7 @@ def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path) -> None:
     finished = output / "dlm-tiny"
     stage("tune", data, output, "--model", str(output / "model" / "best"), "--finished", str(finished))
     settings = json.loads((finished / "decoding.json").read_text())
+    assert settings["language_model"] == "novels-3gram"
     assert settings["recognizer"].startswith("pocketsphinx-")
     report = stage("report", data, output, "--model", str(finished), "--sets", "synthetic-book", "real-kathleen")
     assert "| n-gram rescoring |" in report
