@@ -162,7 +162,7 @@ def _search(
         places = places[best > -math.inf]  # a wide beam has fewer prefixes to go on with than it could hold
         beams, characters = places // vocab.SIZE, places % vocab.SIZE
         rows = (beams[:, None] * count + torch.arange(count, device=device)[None]).flatten()
-        found.state.select(rows)
+        found.state.select(rows, same_memory=len(beams) == len(found.written))  # row r reads hypothesis r % count
         found.prefix = grown[beams, :, characters]
         found.written = torch.cat([found.written[beams], characters[:, None]], dim=1)
     ranked = sorted(finished.items(), key=lambda row: (-row[1], row[0]))[:wanted]

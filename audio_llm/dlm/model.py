@@ -75,13 +75,21 @@ class DecoderState:
     caches: list[stepper.LayerCache]
     step: int = 0
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows, (B',) int64, in this order; a row may be taken several times."""
-        self.memory, self.mask, self.source = self.memory[rows], self.mask[rows], self.source[rows]
-        self.blocked, self.distances = self.blocked[rows], self.distances[rows]
-        self.pointed = self.pointed[rows] if self.pointed.numel() else self.pointed
+    def select(self, rows: Tensor, same_memory: bool = False) -> None:
+        """Keep these rows in this order; a row may be taken several times.
+
+        Args:
+            rows: (B',) int64.
+            same_memory: Each row's hypothesis is that of the row it replaces, so that what was computed of the
+                hypotheses stays in place.
+        """
+        self.distances = self.distances[rows]
+        if not same_memory:
+            self.memory, self.mask, self.source = self.memory[rows], self.mask[rows], self.source[rows]
+            self.blocked = self.blocked[rows]
+            self.pointed = self.pointed[rows] if self.pointed.numel() else self.pointed
         for cache in self.caches:
-            cache.select(rows)
+            cache.select(rows, same_memory)
 
 
 class DenoisingLM(nn.Module):

@@ -22,10 +22,11 @@ class LayerCache:
     memory_keys: Tensor
     memory_values: Tensor
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
+    def select(self, rows: Tensor, same_memory: bool = False) -> None:
+        """Keep these rows of the batch, in this order (see `DecoderState.select`)."""
         self.keys, self.values = self.keys[rows], self.values[rows]
-        self.memory_keys, self.memory_values = self.memory_keys[rows], self.memory_values[rows]
+        if not same_memory:
+            self.memory_keys, self.memory_values = self.memory_keys[rows], self.memory_values[rows]
 
 
 def start(decoder: Any, memory: Tensor) -> list[LayerCache]:

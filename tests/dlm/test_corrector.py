@@ -64,7 +64,7 @@ class TableModel(nn.Module):
         state = SimpleNamespace(heard=[vocab.decode(row) for row in source.tolist()], written=None, step=0)
         state.written = [""] * len(state.heard)
 
-        def select(rows: Tensor) -> None:
+        def select(rows: Tensor, same_memory: bool = False) -> None:
             state.heard = [state.heard[i] for i in rows.tolist()]
             state.written = [state.written[i] for i in rows.tolist()]
 
