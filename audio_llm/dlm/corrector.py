@@ -52,7 +52,7 @@ class DecodingSettings:
 
     normalizer: str = "spoken"
     recognizer: str = ""
-    beam: int = 8
+    beam: int = 4
     listed: int = 20
     hypotheses: int = 5
     language_model: str = ""

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from audio_llm import metrics
-from audio_llm.dlm import decode
 from audio_llm.dlm.corrector import Decoding, DecodingSettings, DlmCorrector, Proposal
 from audio_llm.dlm.gate import Gate, tune_gate
 from audio_llm.dlm.model import DenoisingLM
@@ -20,10 +19,14 @@ from audio_llm.dlm.rescore import Scales, Scored, choose, tune_scales
 from audio_llm.lm.ngram import NgramLm
 from audio_llm.nbest import Hypothesis, NBest
 
-TextScorer = Callable[[Sequence[str], Sequence[str]], list[float]]
+TextScorer = Callable[[Sequence[str]], list[float]]
 System = Callable[[Sequence[NBest]], list[str]]
 
-_HEADER = "| system | WER % (95 %) | relative % | S/D/I | p | changed % | better % | worse % | right words lost % |"
+RIVAL = "n-gram rescoring"  # the baseline that a second p-value is against
+_HEADER = (
+    "| system | WER % (95 %) | relative % | S/D/I | p | p, n-gram | changed % | better % | worse % "
+    "| right words lost % |"
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Row:
         counts: Word errors.
         interval: 95 % bootstrap interval of the rate.
         p_value: One-sided paired bootstrap against the recogniser.
+        p_rival: The same against `RIVAL`, 1 where that was not run before.
         changes: What was changed.
     """
 
@@ -44,6 +48,7 @@ class Row:
     counts: metrics.ErrorCounts
     interval: metrics.Interval
     p_value: float
+    p_rival: float
     changes: metrics.ChangeCounts
 
 
@@ -61,9 +66,12 @@ def evaluate(systems: Mapping[str, System], sets: Mapping[str, Sequence[NBest]])
     for set_name, lists in sets.items():
         references = [nbest.reference or "" for nbest in lists]
         before = metrics.utterance_errors(references, [nbest.best for nbest in lists])
+        rival = None
         for name, system in systems.items():
             outputs = system(lists)
             after = metrics.utterance_errors(references, outputs)
+            if name == RIVAL:
+                rival = after
             rows.append(
                 Row(
                     name,
@@ -71,6 +79,7 @@ def evaluate(systems: Mapping[str, System], sets: Mapping[str, Sequence[NBest]])
                     metrics.word_errors(references, outputs),
                     metrics.bootstrap_interval(after),
                     metrics.paired_p_value(before, after),
+                    1.0 if rival is None else metrics.paired_p_value(rival, after),
                     metrics.count_changes(lists, outputs),
                 )
             )
@@ -78,24 +87,26 @@ def evaluate(systems: Mapping[str, System], sets: Mapping[str, Sequence[NBest]])
 
 
 def rescoring(scorer: TextScorer, tune: Sequence[NBest], tune_name: str) -> tuple[System, Scales]:
-    """Return a system that chooses from each list by the recogniser's score and another's, scales tuned."""
+    """Return a system that chooses from each list by the recogniser's score and another's, and its tuned scales.
+
+    Args:
+        scorer: Log-probabilities of texts; the scales call them `lm`.
+        tune: Tuning lists.
+        tune_name: Their sets' names, joined by `+`.
+    """
 
     def pools(lists: Sequence[NBest]) -> list[list[Scored]]:
-        scored = []
-        for nbest in lists:
-            texts = list(nbest.texts)
-            found = scorer([nbest.best] * len(texts), texts)
-            scored.append(
-                [
-                    Scored(h.text, {"asr": h.score or 0.0, "other": other})
-                    for h, other in zip(nbest.hypotheses, found, strict=True)
-                ]
-            )
-        return scored
+        return [
+            [
+                Scored(h.text, {"asr": h.score or 0.0, "lm": found})
+                for h, found in zip(nbest.hypotheses, scorer(nbest.texts), strict=True)
+            ]
+            for nbest in lists
+        ]
 
     heard = [nbest for nbest in tune if nbest.hypotheses]
     references = [nbest.reference or "" for nbest in heard]
-    scales = tune_scales(pools(heard), references, {"asr": 0.1}, ["other"], tune_name).scales
+    scales = tune_scales(pools(heard), references, {"asr": 0.1}, ["lm"], tune_name).scales
 
     def system(lists: Sequence[NBest]) -> list[str]:
         return [pool[choose(pool, scales)].text if pool else "" for pool in pools(lists)]
@@ -103,21 +114,9 @@ def rescoring(scorer: TextScorer, tune: Sequence[NBest], tune_name: str) -> tupl
     return system, scales
 
 
-def tune_list_scales(tune: Sequence[NBest], language_model: NgramLm, tune_name: str) -> Scales:
-    """Return the scales with which recogniser and n-gram model choose best from the tuning lists."""
-    heard = [nbest for nbest in tune if nbest.hypotheses]
-    pools = []
-    for nbest in heard:
-        prior = language_model.log_probs([text.split() for text in nbest.texts])
-        pools.append(
-            [Scored(h.text, {"asr": h.score or 0.0, "lm": lm}) for h, lm in zip(nbest.hypotheses, prior, strict=True)]
-        )
-    return tune_scales(pools, [n.reference or "" for n in heard], {"asr": 0.1}, ["lm"], tune_name).scales
-
-
-def dlm_scorer(model: DenoisingLM) -> TextScorer:
-    """Return log p_DLM(text | heard)."""
-    return lambda heard, texts: decode.log_probs(model, heard, texts)
+def ngram_scorer(language_model: NgramLm) -> TextScorer:
+    """Return log p(text) of an n-gram model."""
+    return lambda texts: language_model.log_probs([text.split() for text in texts])
 
 
 class Proposals:
@@ -205,10 +204,8 @@ def table(rows: Sequence[Row]) -> str:
         own = [row for row in rows if row.set_name == set_name]
         base = own[0].counts.rate
         parts.append(f"### {set_name}: {own[0].counts.utterances} utterances, {own[0].counts.words} words\n")
-        parts.append(
-            "| system | WER % (95 %) | relative % | S/D/I | p | changed % | better % | worse % | right words lost % |"
-        )
-        parts.append("|---|---|---|---|---|---|---|---|---|")
+        parts.append(_HEADER)
+        parts.append("|---|---|---|---|---|---|---|---|---|---|")
         parts += [_line(row, base) for row in own]
         parts.append("")
     return "\n".join(parts)
@@ -226,7 +223,8 @@ def _line(row: Row, base: float) -> str:
     of = max(1, changes.utterances)
     return (
         f"| {row.system} | {100 * counts.rate:.2f} ({100 * row.interval.low:.1f}-{100 * row.interval.high:.1f}) "
-        f"| {relative:+.1f} | {counts.substitutions}/{counts.deletions}/{counts.insertions} | {row.p_value:.3f} "
+        f"| {relative:+.1f} | {counts.substitutions}/{counts.deletions}/{counts.insertions} "
+        f"| {row.p_value:.3f} | {row.p_rival:.3f} "
         f"| {100 * changes.changed / of:.1f} | {100 * changes.better / of:.1f} | {100 * changes.worse / of:.1f} "
         f"| {100 * changes.harmed_words / max(1, changes.right_words):.2f} |"
     )

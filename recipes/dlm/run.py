@@ -19,15 +19,15 @@ import numpy as np
 import recognizer
 from dsr import choose_all, of_pool, scored_pools
 from evaluate import (
+    RIVAL,
     Proposals,
     System,
-    dlm_scorer,
     evaluate,
+    ngram_scorer,
     rescoring,
     table,
     to_lists,
     tune_gates,
-    tune_list_scales,
     tune_temperature,
     unchanged_share,
     write_json,
@@ -55,6 +55,7 @@ DSR_GRID = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.
 DECODINGS: tuple[Decoding, ...] = ("greedy", "dlm-sum")  # those that need no sound
 SUM_LISTS = 100  # tuning lists that DLM-sum's factor and gate are found on, for time
 SYNTHETIC_TESTS = ("tune", "book", "voice")
+REFERENCES = 600  # fed as if they had been heard
 LANGUAGE_MODEL = "novels-3gram"
 STAGES = ("generate", "pack", "lm", "tune", "report", "dsr", "transfer", "ctc-pack", "ctc-report")
 
@@ -124,7 +125,7 @@ def stage_tune(output: Path, model_dir: Path, finished: Path, name: str) -> None
         recognizer=version,
         language_model=LANGUAGE_MODEL,
         language_model_sha256=hub.fingerprint(output / LANGUAGE_MODEL),
-        list_scales=tune_list_scales(tune, language_model, "+".join(TUNE_SETS)),
+        list_scales=rescoring(ngram_scorer(language_model), tune, "+".join(TUNE_SETS))[1],
     )
     few = [tune[i] for i in np.random.default_rng(data.SEED).permutation(len(tune))[:SUM_LISTS]]
     settings = replace(settings, list_scales=tune_temperature(model, few, settings, language_model))
@@ -156,7 +157,7 @@ def stage_report(folder: Path, output: Path, model_dir: Path, sets: list[str] | 
     write_json(rows, output / "results.json")
     (output / "tables.md").write_text(table(rows))
     print(table(rows))
-    references = [nbest.reference or "" for rows_ in lists.values() for nbest in rows_][:1500]
+    references = [nbest.reference or "" for rows_ in lists.values() for nbest in rows_][:REFERENCES]
     for decoding in DECODINGS:
         proposals = Proposals(model, settings, decoding, language_model)
         for label, gate in (("off", Gate(off=True)), ("on", settings.gates[decoding])):
@@ -233,15 +234,12 @@ def _systems(
     phrase = PhraseCorrector.train(train, text=texts)
     tune_name = "+".join(TUNE_SETS)
     systems: dict[str, System] = {"recogniser": _recogniser}
-    systems["n-gram rescoring"], _ = rescoring(
-        lambda heard, found: language_model.log_probs([text.split() for text in found]), tune, tune_name
-    )
+    systems[RIVAL], _ = rescoring(ngram_scorer(language_model), tune, tune_name)
     systems["phrase table"] = lambda lists: [c.text for c in phrase.correct(lists)]
     if (output / "char-lm" / "best").exists():
         char_lm = CharLm.load(output / "char-lm" / "best")
-        systems["character LM rescoring"], _ = rescoring(lambda heard, found: char_lm.log_probs(found), tune, tune_name)
+        systems["character LM rescoring"], _ = rescoring(char_lm.log_probs, tune, tune_name)
     systems.update(_denoised(model, settings, language_model))
-    systems["DLM rescoring of the list"], _ = rescoring(dlm_scorer(model), tune, tune_name)
     systems["oracle of the list"] = _oracle
     return systems
 
