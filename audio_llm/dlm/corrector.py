@@ -52,9 +52,9 @@ class DecodingSettings:
 
     normalizer: str = "spoken"
     recognizer: str = ""
-    beam: int = 4
+    beam: int = 3
     listed: int = 20
-    hypotheses: int = 5
+    hypotheses: int = 4
     language_model: str = ""
     language_model_sha256: str = ""
     list_scales: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "lm": 0.0}))

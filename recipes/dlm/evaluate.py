@@ -159,7 +159,7 @@ def tune_temperature(
 ) -> Scales:
     """Return the list scales times the factor that gives DLM-sum the fewest errors on tuning lists."""
     errors: dict[float, int] = {}
-    scaled = {factor: _times(settings.list_scales, factor) for factor in (0.25, 0.5, 1.0, 2.0, 4.0)}
+    scaled = {factor: _times(settings.list_scales, factor) for factor in (0.5, 1.0, 2.0, 4.0)}
     for factor, scales in scaled.items():
         proposals = Proposals(model, replace(settings, list_scales=scales), "dlm-sum", language_model)
         texts = proposals.system(Gate(off=True))(tune)

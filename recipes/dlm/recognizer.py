@@ -31,9 +31,10 @@ def pack_speech(folder: Path, output: Path, workers: int, max_minutes: float | N
     data.check_no_leak([item.words for item in spoken], folder)
     tune = _spoken(parts["tune"][:TUNE_SENTENCES])
     tune += [item for name in ("tune-kathleen", "tune-dev-clean") for item in _recorded(sets[name])]
-    logging.info("tune: %s", pack(tune, output / "tune", CLEAN, workers, max_minutes))
-    logging.info("recorded: %s", pack(_recorded(sets["train"]), output / "recorded", CLEAN, workers, max_minutes))
-    logging.info("spoken: %s", pack(spoken, output / "spoken", None, workers, max_minutes))
+    packs = {"tune": (tune, CLEAN), "recorded": (_recorded(sets["train"]), CLEAN), "spoken": (spoken, None)}
+    for name, (items, variation) in packs.items():
+        if items:
+            logging.info("%s: %s", name, pack(items, output / name, variation, workers, max_minutes))
 
 
 def report(folder: Path, model_dir: Path, limit: int) -> str:

@@ -53,7 +53,7 @@ from audio_llm.text import DEFAULT_NORMALIZER
 TUNE_SETS = ("synthetic-tune", "real-tune-kathleen", "real-tune-dev-clean")
 DSR_GRID = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
 DECODINGS: tuple[Decoding, ...] = ("greedy", "dlm-sum")  # those that need no sound
-SUM_LISTS = 100  # tuning lists that DLM-sum's factor and gate are found on, for time
+SUM_LISTS = 150  # tuning lists that DLM-sum's factor and gate are found on, for time
 SYNTHETIC_TESTS = ("tune", "book", "voice")
 REFERENCES = 600  # fed as if they had been heard
 LANGUAGE_MODEL = "novels-3gram"
@@ -129,7 +129,8 @@ def stage_tune(output: Path, model_dir: Path, finished: Path, name: str) -> None
     )
     few = [tune[i] for i in np.random.default_rng(data.SEED).permutation(len(tune))[:SUM_LISTS]]
     settings = replace(settings, list_scales=tune_temperature(model, few, settings, language_model))
-    settings = replace(settings, gates=tune_gates(model, tune, settings, DECODINGS, language_model))
+    settings = replace(settings, gates=tune_gates(model, tune, settings, ["greedy"], language_model))
+    settings = replace(settings, gates=tune_gates(model, few, settings, ["dlm-sum"], language_model))
     if (found := output / "dsr" / "settings.json").exists():
         content = json.loads(found.read_text())
         gates = {**settings.gates, "dsr": Gate(**content["gate"])}

@@ -83,4 +83,12 @@ def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path) -> None:
     assert "| DLM dlm-sum, gate on |" in report
     assert "### real-kathleen: 1 utterances" in report
     assert "| DSR, pooled |" in stage("dsr", data, output, "--model", str(finished), "--limit", "2")
-    assert "### test_cv: 4 utterances" in stage("transfer", data, output, "--model", str(finished))
+    stage("ctc-pack", data, output)
+    packed, ctc = output / "ctc", output / "ctc" / "model"
+    command = [sys.executable, "-m", "audio_llm", "train", "ctc", packed / "spoken", "--tuning", packed / "tune"]
+    steps = ["model.width=16", "model.layers=1", "model.feedforward=16", "training.max_steps=2"]
+    subprocess.run([*command, "-o", ctc, *steps], cwd=PROJECT, check=True, capture_output=True)
+    limits = ["--limit", "2"]
+    assert "| kathleen | 1 |" in stage("ctc-report", data, output, "--model", str(ctc / "best"), *limits)
+    transfer = stage("transfer", data, output, "--model", str(finished), "--ctc", str(ctc / "best"), *limits)
+    assert "### test_cv: 4 utterances" in transfer
