@@ -57,7 +57,7 @@ def tune_gate(
     candidates: Sequence[Candidate],
     gains: Sequence[float],
     references: Sequence[str],
-    margins: Sequence[float] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0),
+    margins: Sequence[float] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0),
     max_changes: Sequence[float] = (0.3, 0.45, 0.6, 0.8, 1.0),
 ) -> tuple[Gate, int]:
     """Return the gate that leaves the fewest word errors on tuning data, the stricter of equals, and the errors.
