@@ -82,13 +82,10 @@ class CtcRecognizer:
             ModelNotFoundError: There is no such model.
             ModelFormatError: It is damaged or of another kind.
         """
-        loaded = hub.load_model(folder, KIND, device)
-        config = config_from_dict(CtcConfig, loaded.config, loaded.path / hub.CONFIG_NAME)
-        model = CtcModel(config).to(device)
-        model.load_state_dict(loaded.tensors)
+        model = load_network(folder, device)
         digest = hashlib.sha256()
-        for name in sorted(loaded.tensors):
-            digest.update(loaded.tensors[name].cpu().numpy().tobytes())
+        for _, tensor in sorted(model.state_dict().items()):
+            digest.update(tensor.cpu().numpy().tobytes())
         return cls(model, f"ctc-{digest.hexdigest()[:8]}")
 
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
@@ -164,6 +161,18 @@ class CtcRecognizer:
         output = self._model(mel, frames, None if distortion is None else distortion.dropout)
         log_probs = output.log_probs.double().cpu().numpy()
         return [row[: int(length)] for row, length in zip(log_probs, output.lengths, strict=True)]
+
+
+def load_network(name_or_dir: str | Path, device: str = "cpu") -> CtcModel:
+    """Load the bare network of a model directory.
+
+    Raises:
+        ModelNotFoundError, ModelFormatError: As `hub.load_model`.
+    """
+    loaded = hub.load_model(name_or_dir, KIND, device)
+    model = CtcModel(config_from_dict(CtcConfig, loaded.config, loaded.path / hub.CONFIG_NAME)).to(device)
+    model.load_state_dict(loaded.tensors)
+    return model
 
 
 def save_ctc(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from audio_llm import features
-from audio_llm.asr.ctc import save_ctc
+from audio_llm.asr.ctc import load_network, save_ctc
 from audio_llm.asr.ctc_model import BLANK, CtcConfig, CtcModel, CtcOutput, decode_symbols, encode_symbols
 from audio_llm.errors import DataError
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
@@ -88,6 +88,7 @@ def train_ctc(
     resume: bool = False,
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
+    start_from: str | Path | None = None,
 ) -> TrainingResult:
     """Train a recogniser; `output/best` becomes a model directory with the lowest word error rate.
 
@@ -100,6 +101,7 @@ def train_ctc(
         resume: Go on from `output/last`.
         device: `auto`, `cpu` or `cuda`.
         provenance: What made the model, for its directory.
+        start_from: A model to start from instead of random weights; its size counts, not the configuration's.
 
     Raises:
         DataError: A pack is missing or has nothing short enough.
@@ -107,7 +109,8 @@ def train_ctc(
     data = Utterances(packs, config.max_seconds)
     held_out = Utterances([tuning], config.max_seconds)
     torch.manual_seed(config.training.seed)
-    model = CtcModel(config.model)
+    model = CtcModel(config.model) if start_from is None else load_network(start_from)
+    config = replace(config, model=model.config)
     size = sum(parameter.numel() for parameter in model.parameters())
     logger.info("%d utterances, %.1f h, %.2f M parameters", len(data), data.hours, size / 1e6)
 

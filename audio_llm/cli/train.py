@@ -32,10 +32,9 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         parser.add_argument("-o", "--output", metavar="OUT", required=True, help="folder of the training")
         parser.add_argument("--max-minutes", type=_minutes, metavar="N", help="stop after so long; --resume goes on")
         parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint")
+        parser.add_argument("--start-from", metavar="NAME|DIR", help="a model to go on from")
         if name == "ctc":
             parser.add_argument("--tuning", metavar="DIR", required=True, help="packed data that choose the best model")
-        else:
-            parser.add_argument("--start-from", metavar="NAME|DIR", help="a model of the same size to go on from")
         parser.set_defaults(run=run, log_level=logging.INFO, words_anywhere="words")
 
 
@@ -48,7 +47,7 @@ def run_dlm(arguments: argparse.Namespace) -> int:
     if len(folders) != 1:
         raise UsageError(f"{len(folders)} folders of data are named", remedy="name the one that holds train and tune")
     config = load_config(DlmTrainConfig, arguments.config, overrides)
-    options = {**_loop_options(arguments), "start_from": arguments.start_from}
+    options = _loop_options(arguments)
     return _finish(arguments, lambda: train_dlm(folders[0], Path(arguments.output), config, **options))
 
 
@@ -77,7 +76,8 @@ def _folders_and_settings(arguments: argparse.Namespace) -> tuple[list[Path], li
 
 
 def _loop_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"max_minutes": arguments.max_minutes, "resume": arguments.resume, "device": arguments.device}
+    names = ("max_minutes", "resume", "device", "start_from")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def _finish(arguments: argparse.Namespace, train: Callable[[], TrainingResult]) -> int:

@@ -215,7 +215,7 @@ def stage_transfer(folder: Path, output: Path, model_dir: Path, ctc: Path | None
     model, settings = load(model_dir), read_settings(model_dir)
     systems: dict[str, System] = {"recogniser": _recogniser, "oracle": _oracle}
     systems.update(_denoised(model, settings, load_ngram(output / LANGUAGE_MODEL)))
-    sets = {name: _normalized(read_nbest(folder / "nbest" / f"{name}.json")) for name in data.TRANSFER_LISTS}
+    sets = {name: _normalized(read_nbest(folder / "nbest" / f"{name}.json"))[:limit] for name in data.TRANSFER_LISTS}
     if ctc is not None:
         heard = recognizer.recognized(folder, ctc, limit)
         sets.update({f"ctc, {name}": [nbest for nbest in lists if nbest.best] for name, lists in heard.items()})

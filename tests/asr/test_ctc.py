@@ -269,6 +269,15 @@ def test_training_resumes_exactly(tmp_path: Path) -> None:
     assert losses(tmp_path / "halves") == losses(tmp_path / "straight")
 
 
+def test_a_training_goes_on_from_a_model_of_any_size(trained: Path, tmp_path: Path) -> None:
+    make_pack(tmp_path / "pack", 8, 0)
+    other = dataclasses.replace(training(1), model=CtcConfig(width=16, heads=2))
+    result = ctc_train.train_ctc(
+        [tmp_path / "pack"], tmp_path / "pack", tmp_path / "out", other, device="cpu", start_from=trained / "best"
+    )
+    assert result.best_value < 0.6
+
+
 def test_batches_cover_all_once_and_differ_by_epoch(tmp_path: Path) -> None:
     make_pack(tmp_path / "pack", 40, 0)
     data = ctc_train.Utterances([tmp_path / "pack"], 20.0)
