@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import data
 import numpy as np
 import recognizer
+import torch
 from dsr import choose_all, of_pool, scored_pools
 from evaluate import (
     RIVAL,
@@ -43,12 +44,13 @@ from audio_llm.dlm.model import DenoisingLM, load, save
 from audio_llm.dlm.pack import pack
 from audio_llm.dlm.rescore import Scales, Scored, choose, tune_scales
 from audio_llm.ger.phrase import PhraseCorrector
-from audio_llm.lm.char_lm import CharLm
+from audio_llm.lm.char_lm import CharLm, CharLmConfig, train_char_lm
 from audio_llm.lm.kneser_ney import train_ngram
 from audio_llm.lm.ngram import NgramLm, load_ngram, save_ngram
 from audio_llm.nbest import Hypothesis, NBest, read_nbest
 from audio_llm.simulation.augment import CLEAN
 from audio_llm.text import DEFAULT_NORMALIZER
+from audio_llm.training.loop import TrainingConfig
 
 TUNE_SETS = ("synthetic-tune", "real-tune-kathleen", "real-tune-dev-clean")
 DSR_GRID = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
@@ -57,7 +59,8 @@ SUM_LISTS = 150  # tuning lists that DLM-sum's factor and gate are found on, for
 SYNTHETIC_TESTS = ("tune", "book", "voice")
 REFERENCES = 600  # fed as if they had been heard
 LANGUAGE_MODEL = "novels-3gram"
-STAGES = ("generate", "pack", "lm", "tune", "report", "dsr", "transfer", "ctc-pack", "ctc-report")
+CHAR_LM = TrainingConfig(100_000, schedule_by="time", log_every=50, validate_every=500)
+STAGES = ("generate", "pack", "lm", "char-lm", "tune", "report", "dsr", "transfer", "ctc-pack", "ctc-report")
 
 
 def plans(folder: Path) -> dict[str, Plan]:
@@ -115,6 +118,18 @@ def stage_lm(folder: Path, output: Path) -> None:
     save_ngram(train_ngram(texts), target, card, provenance)
 
 
+def stage_char_lm(folder: Path, output: Path, max_minutes: float | None, max_texts: int | None, resume: bool) -> None:
+    """Train a Transformer language model of the Denoising LM's size on the same sentences: a baseline."""
+    parts = data.sentences(folder)
+    texts, tune = ([sentence.words for sentence in parts[name]][:max_texts] for name in ("train", "tune"))
+    data.check_no_leak(texts, folder)
+    torch.manual_seed(data.SEED)
+    model = CharLm(CharLmConfig())
+    limits: Any = {"max_minutes": max_minutes, "resume": resume}
+    result = train_char_lm(model, texts, tune, output / "char-lm", CHAR_LM, seed=data.SEED, **limits)
+    logging.info("%s", result)
+
+
 def stage_tune(output: Path, model_dir: Path, finished: Path, name: str) -> None:
     """Find gates and scales on the tuning pairs; write the finished model directory with its settings."""
     model = load(model_dir)
@@ -143,13 +158,16 @@ def stage_tune(output: Path, model_dir: Path, finished: Path, name: str) -> None
     save(model, finished, card, provenance, assets)
 
 
-def stage_report(folder: Path, output: Path, model_dir: Path, sets: list[str] | None) -> None:
-    """Measure every system on the reporting sets; write results.json and the tables."""
+def stage_report(
+    folder: Path, output: Path, model_dir: Path, sets: list[str] | None, only: list[str] | None = None
+) -> None:
+    """Measure every system, or only those named, on the reporting sets; write results.json and the tables."""
     tune = to_lists(_tuning_pairs(output))
     model = load(model_dir)
     settings = read_settings(model_dir)
     language_model = load_ngram(output / LANGUAGE_MODEL)
     systems = _systems(folder, output, model, settings, tune, language_model)
+    systems = {name: system for name, system in systems.items() if only is None or name in only}
     names = sets or [f"synthetic-{n}" for n in ("book", "voice")] + [
         f"real-{n}" for n in data.recordings(folder) if n != "train" and not n.startswith("tune")
     ]
@@ -158,6 +176,8 @@ def stage_report(folder: Path, output: Path, model_dir: Path, sets: list[str] | 
     write_json(rows, output / "results.json")
     (output / "tables.md").write_text(table(rows))
     print(table(rows))
+    if only is not None:
+        return
     references = [nbest.reference or "" for rows_ in lists.values() for nbest in rows_][:REFERENCES]
     for decoding in DECODINGS:
         proposals = Proposals(model, settings, decoding, language_model)
@@ -289,10 +309,12 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
     parser.add_argument("--output", type=Path, default=Path("exp/dlm"))
     parser.add_argument("--sets", nargs="*", help="generate: which sets of pairs, in this order (default: all)")
+    parser.add_argument("--only", nargs="*", help="report: only these systems, by their names in the tables")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--max-minutes", type=float)
     parser.add_argument("--max-shards", type=int, help="generate: so many shards of each set at most")
-    parser.add_argument("--max-texts", type=int)
+    parser.add_argument("--max-texts", type=int, help="pack, char-lm: so many training sentences")
+    parser.add_argument("--resume", action="store_true", help="char-lm: go on where it stopped")
     parser.add_argument("--limit", type=int, default=100, help="dsr, transfer, ctc-report: utterances of each set")
     parser.add_argument("--ctc", type=Path, help="transfer: a CTC recogniser's model directory")
     parser.add_argument("--model", type=Path, help="tune, report, transfer: a model directory")
@@ -306,10 +328,12 @@ def main() -> int:
         stage_pack(arguments.data, arguments.output, arguments.max_texts)
     elif arguments.stage == "lm":
         stage_lm(arguments.data, arguments.output)
+    elif arguments.stage == "char-lm":
+        stage_char_lm(arguments.data, arguments.output, arguments.max_minutes, arguments.max_texts, arguments.resume)
     elif arguments.stage == "tune":
         stage_tune(arguments.output, arguments.model, arguments.finished, arguments.finished.name)
     elif arguments.stage == "report":
-        stage_report(arguments.data, arguments.output, arguments.model, arguments.sets)
+        stage_report(arguments.data, arguments.output, arguments.model, arguments.sets, arguments.only)
     elif arguments.stage == "dsr":
         stage_dsr(arguments.data, arguments.output, arguments.model, arguments.sets, arguments.limit)
     elif arguments.stage == "transfer":

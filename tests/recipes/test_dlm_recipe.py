@@ -69,6 +69,7 @@ def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path) -> None:
     assert {"synthetic-train", "synthetic-tune", "synthetic-book", "real-kathleen", "real-train"} <= made
     stage("pack", data, output)
     stage("lm", data, output)
+    stage("char-lm", data, output, "--max-minutes", "0.05", "--max-texts", "6")
     size = ["model.width=32", "model.feed_forward=48", "model.encoder_layers=2", "model.decoder_layers=1"]
     steps = ["training.max_steps=6", "training.validate_every=3"]
     command = [sys.executable, "-m", "audio_llm", "train", "dlm", output / "packed", "-o", output / "model"]
@@ -82,6 +83,10 @@ def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path) -> None:
     assert "| n-gram rescoring |" in report
     assert "| DLM dlm-sum, gate on |" in report
     assert "### real-kathleen: 1 utterances" in report
+    only = ["--sets", "real-kathleen", "--only", "recogniser", "character LM rescoring"]
+    few = stage("report", data, output, "--model", str(finished), *only)
+    assert "| character LM rescoring |" in few
+    assert "DLM" not in few
     assert "| DSR, pooled |" in stage("dsr", data, output, "--model", str(finished), "--limit", "2")
     stage("ctc-pack", data, output)
     packed, ctc = output / "ctc", output / "ctc" / "model"
