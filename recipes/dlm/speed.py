@@ -1,0 +1,108 @@
+"""What correction costs: sentences a second, its share of the main job's time, memory, and time to import."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from audio_llm.nbest import NBest
+
+DECODINGS = ("none", "greedy", "dlm-sum")
+REPEATS = 2  # of each command, alternating; the fastest counts
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command took.
+
+    Attributes:
+        seconds: From start to end.
+        cpu_seconds: Of processor time, user and system.
+        peak_mb: Largest resident memory in MB.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+
+
+def report(lists: Sequence[NBest], recordings: Sequence[Path], model_dir: Path) -> str:
+    """Return a table of all figures.
+
+    Args:
+        lists: For greedy correction by itself.
+        recordings: For the main job, with each decoding and without correction.
+        model_dir: The Denoising LM.
+    """
+    lines = ["| what | figure |", "|---|---|"]
+    lines.append(f"| greedy, two processes of one thread | {greedy_rate(lists, model_dir):.1f} sentences a second |")
+    costs = main_job(recordings, model_dir)
+    for decoding, cost in costs.items():
+        added = 100 * (cost.seconds / costs["none"].seconds - 1)
+        lines.append(
+            f"| main job, {len(recordings)} files, {decoding} | {cost.seconds:.1f} s ({added:+.1f} %), "
+            f"{cost.cpu_seconds:.1f} CPU s, peak {cost.peak_mb:.0f} MB |"
+        )
+    imported = min(_measure([sys.executable, "-c", "import audio_llm"]).seconds for _ in range(5))
+    lines.append(f"| `import audio_llm`, interpreter's start included | {imported:.2f} s |")
+    return "\n".join(lines)
+
+
+def greedy_rate(lists: Sequence[NBest], model_dir: Path, processes: int = 2) -> float:
+    """Return lists corrected greedily per second by so many processes, loading left out."""
+    context = multiprocessing.get_context("spawn")
+    ready, begin = context.Barrier(processes + 1), context.Event()
+    workers = [
+        context.Process(target=_correct, args=(lists[i::processes], model_dir, ready, begin)) for i in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    ready.wait()
+    start = time.perf_counter()
+    begin.set()
+    for worker in workers:
+        worker.join()
+    return len(lists) / (time.perf_counter() - start)
+
+
+def main_job(recordings: Sequence[Path], model_dir: Path) -> dict[str, Cost]:
+    """Return what transcribing the recordings takes from start to end, with each decoding."""
+    found: dict[str, list[Cost]] = {decoding: [] for decoding in DECODINGS}
+    for _ in range(REPEATS):
+        for decoding in DECODINGS:
+            with tempfile.TemporaryDirectory() as output:
+                command = [sys.executable, "-m", "audio_llm", "transcribe", *map(str, recordings), "-o", output, "-q"]
+                if decoding != "none":
+                    command += ["--correct", str(model_dir), "--decode", decoding]
+                found[decoding].append(_measure(command))
+    return {decoding: min(costs, key=lambda cost: cost.seconds) for decoding, costs in found.items()}
+
+
+def _correct(lists: Sequence[NBest], model_dir: Path, ready, begin) -> None:  # type: ignore[no-untyped-def]
+    import torch
+
+    from audio_llm.dlm.corrector import DlmCorrector
+
+    torch.set_num_threads(1)
+    corrector = DlmCorrector.load(model_dir)
+    corrector.correct(lists[:2])  # warm-up
+    ready.wait()
+    begin.wait()
+    corrector.correct(lists)
+
+
+def _measure(command: list[str]) -> Cost:
+    start = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"{command[:5]} ended with status {child.returncode}")
+    return Cost(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
