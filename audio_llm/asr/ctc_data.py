@@ -20,10 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from audio_llm import features
 from audio_llm.errors import AudioLLMError, DataError
 from audio_llm.simulation import augment, mono
 from audio_llm.simulation.augment import Augmentation, draw_voice, harden
 from audio_llm.training.shards import encode_text, write_index, write_shard
+from audio_llm.tts import Phone, Spoken, speak
+from audio_llm.tts.engines import PHONES
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +157,8 @@ def pack(
     """Make the shards of a pack that are not there yet; the last one made completes it for `ShardReader`.
 
     A shard depends on its items, the configuration and the noises alone: a pack that was killed goes on where it
-    stopped and comes out the same. Rows hold `mel` (F, 80) uint8, `text` and `id` (UTF-8).
+    stopped and comes out the same. Rows hold `mel` (F, 80) uint8, `phones` (F,) uint8 (see
+    `phone_labels`), `text` and `id` (UTF-8).
 
     Args:
         items: Packed in this order.
@@ -195,20 +199,34 @@ def make_waveform(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndar
     Returns:
         (T,) float32 at 16 kHz in -1..1.
     """
+    return make_sound(item, config, noises).waveform
+
+
+def make_sound(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndarray] = ()) -> Spoken:
+    """Do as `make_waveform`; the phones of a spoken text come along, with their times in the result."""
     rng = np.random.default_rng(item.seed)
     variation = config.recorded if item.audio else config.spoken
     voice = draw_voice(variation, rng)
+    shift = voice["voice_shift"]
     if item.audio:
         from audio_llm import audio
 
-        waveform = audio.read(item.audio)
+        spoken = Spoken(audio.read(item.audio))
         if item.seed == 0:
-            return waveform
+            return spoken
     else:
-        from audio_llm.tts import synthesize
+        spoken = speak(item.text, item.voice, voice["speed"] / shift)
+    waveform = harden(mono.shift_voice(spoken.waveform, shift), variation, rng, noises)[0]
+    return Spoken(waveform, tuple(Phone(phone.symbol, phone.end_s / shift) for phone in spoken.phones))
 
-        waveform = synthesize(item.text, item.voice, voice["speed"] / voice["voice_shift"])
-    return harden(mono.shift_voice(waveform, voice["voice_shift"]), variation, rng, noises)[0]
+
+def phone_labels(phones: Sequence[Phone], frames: int) -> np.ndarray:
+    """Return the phone at the middle of each feature frame: (frames,) uint8, 1 + its place in `PHONES`, 0 unknown."""
+    numbers = {symbol: number for number, symbol in enumerate(PHONES, 1)}
+    ends = np.array([phone.end_s for phone in phones])
+    middles = (np.arange(frames) * features.HOP_LENGTH + features.WIN_LENGTH / 2) / features.SAMPLE_RATE
+    known = np.array([*(numbers.get(phone.symbol, 0) for phone in phones), 0], dtype=np.uint8)
+    return known[np.searchsorted(ends, middles)]
 
 
 def _make_in_parallel(jobs: list[_Job], workers: int, end: float) -> None:
@@ -261,19 +279,24 @@ def _make_row(item: SpeechItem, job: _Job) -> dict[str, np.ndarray] | str:
     """Return the row of an item, or why there is none."""
     import torch
 
-    from audio_llm import features
     from audio_llm.asr.ctc_model import encode_symbols, frames_needed, output_lengths
 
     numbers = encode_symbols(item.words)
     if not numbers:
         return "empty text" if numbers is not None else "symbols that are not letters"
-    waveform = make_waveform(item, job.config, job.noises)
+    sound = make_sound(item, job.config, job.noises)
+    waveform = sound.waveform
     if waveform.size > job.config.max_seconds * features.SAMPLE_RATE:
         return "too long"
     mel, frames = features.log_mel(torch.from_numpy(waveform)[None], torch.tensor([waveform.size]))
     if frames_needed(numbers) > int(output_lengths(frames)):
         return "more letters than frames"
-    return {"mel": features.to_uint8(mel[0]).numpy(), "text": encode_text(item.words), "id": encode_text(item.id)}
+    return {
+        "mel": features.to_uint8(mel[0]).numpy(),
+        "phones": phone_labels(sound.phones, int(frames)),
+        "text": encode_text(item.words),
+        "id": encode_text(item.id),
+    }
 
 
 def _finish(folder: Path, paths: list[Path]) -> PackReport:

@@ -38,6 +38,7 @@ class CtcConfig:
         kernel: Frames that a block's convolution sees.
         fold: Output frames that the blocks handle as one: 2 halves the work, each then predicts two symbols.
         dropout: While training.
+        phones: Kinds of phones that the middle layer is taught to tell apart in every output frame; 0: none.
     """
 
     channels: int = 32
@@ -48,6 +49,7 @@ class CtcConfig:
     kernel: int = 15
     fold: int = 2
     dropout: float = 0.1
+    phones: int = 0
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -72,11 +74,13 @@ class CtcOutput:
         log_probs: (B, N, 29) float32, log-probability of each symbol in each 40 ms frame.
         lengths: (B,) int64, output frames of each utterance.
         halfway: (B, N, 29) float32, the same read off the middle of the network; None unless asked for.
+        phones: (B, N, phones) float32, log-probability of each phone off the middle; None unless asked for.
     """
 
     log_probs: torch.Tensor
     lengths: torch.Tensor
     halfway: torch.Tensor | None = None
+    phones: torch.Tensor | None = None
 
 
 class CtcModel(nn.Module):
@@ -88,6 +92,8 @@ class CtcModel(nn.Module):
         self.front = _Front(config)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.output = nn.Linear(config.width, config.fold * len(SYMBOLS))
+        if config.phones:
+            self.phone_output = nn.Linear(config.width, config.fold * config.phones)
 
     def forward(
         self, features: torch.Tensor, lengths: torch.Tensor, dropout: float | None = None, halfway: bool = False
@@ -98,22 +104,23 @@ class CtcModel(nn.Module):
             features: (B, F, 80) float32, normalised, zeros behind each end.
             lengths: (B,) int64, at least 1.
             dropout: Rate to use now, also in eval mode; None: the configured one in training, 0 in eval mode.
-            halfway: Also return the prediction of the middle layer.
+            halfway: Also return the predictions of the middle layer.
         """
         rate = (self.config.dropout if self.training else 0.0) if dropout is None else dropout
         x = self.front(features, lengths, rate)
         lengths = output_lengths(lengths)
         mask = valid_mask((lengths + self.config.fold - 1) // self.config.fold, x.shape[1])
         rotation = _rotation(x.shape[1], self.config.width // self.config.heads, x.device)
-        middle = None
+        middle = phones = None
         for number, block in enumerate(self.blocks, 1):
             x = block(x, mask, rotation, rate)
             if halfway and number == len(self.blocks) // 2:
-                middle = self._log_probs(x, features.shape[1])
-        return CtcOutput(self._log_probs(x, features.shape[1]), lengths, middle)
+                middle = self._log_probs(self.output, x, features.shape[1])
+                phones = self._log_probs(self.phone_output, x, features.shape[1]) if self.config.phones else None
+        return CtcOutput(self._log_probs(self.output, x, features.shape[1]), lengths, middle, phones)
 
-    def _log_probs(self, x: torch.Tensor, feature_frames: int) -> torch.Tensor:
-        logits = self.output(x).float().view(x.shape[0], -1, len(SYMBOLS))
+    def _log_probs(self, output: nn.Linear, x: torch.Tensor, feature_frames: int) -> torch.Tensor:
+        logits = output(x).float().view(x.shape[0], -1, output.out_features // self.config.fold)
         return functional.log_softmax(logits[:, : (feature_frames + 3) // SUBSAMPLING], dim=-1)
 
 

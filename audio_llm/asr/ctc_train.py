@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from audio_llm import features
 from audio_llm.asr.ctc import load_network, save_ctc
-from audio_llm.asr.ctc_model import BLANK, CtcConfig, CtcModel, CtcOutput, decode_symbols, encode_symbols
+from audio_llm.asr.ctc_model import BLANK, SUBSAMPLING, CtcConfig, CtcModel, CtcOutput, decode_symbols, encode_symbols
 from audio_llm.errors import DataError
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.training.shards import ShardReader, decode_text
@@ -38,6 +38,7 @@ class CtcTrainingConfig:
         band_mask: Widest stretch in bands.
         stretch: Utterances are made longer or shorter by up to this share.
         halfway: Weight of the loss in the middle of the network.
+        phone_weight: Weight of telling phones apart in the middle, where the pack knows them (spoken texts).
         short_first: The first epoch goes from short to long utterances, which CTC learns from sooner.
         validation_items: Utterances of the tuning part that are recognised at each validation.
     """
@@ -52,6 +53,7 @@ class CtcTrainingConfig:
     band_mask: int = 16
     stretch: float = 0.1
     halfway: float = 0.3
+    phone_weight: float = 0.5
     short_first: bool = True
     validation_items: int = 200
 
@@ -65,12 +67,14 @@ class CtcBatch:
         lengths: (B,) int64, frames of each.
         targets: (sum of symbols,) int64, one text after another.
         target_lengths: (B,) int64, symbols of each.
+        phones: (B, F) int64, phone of each feature frame, 0 where none is known.
     """
 
     mel: torch.Tensor
     lengths: torch.Tensor
     targets: torch.Tensor
     target_lengths: torch.Tensor
+    phones: torch.Tensor
 
     def to(self, device: torch.device, non_blocking: bool = False) -> CtcBatch:
         """Return the batch on another device."""
@@ -115,7 +119,8 @@ def train_ctc(
     logger.info("%d utterances, %.1f h, %.2f M parameters", len(data), data.hours, size / 1e6)
 
     def loss(network: nn.Module, batch: CtcBatch) -> torch.Tensor:
-        return ctc_loss(network(batch.mel, batch.lengths, halfway=config.halfway > 0), batch, config.halfway)
+        output = network(batch.mel, batch.lengths, halfway=config.halfway > 0)
+        return ctc_loss(output, batch, config.halfway) + config.phone_weight * phone_loss(output, batch)
 
     return train(
         model,
@@ -145,6 +150,17 @@ def ctc_loss(output: CtcOutput, batch: CtcBatch, halfway: float) -> torch.Tensor
     if output.halfway is None:
         return one(output.log_probs)
     return (1.0 - halfway) * one(output.log_probs) + halfway * one(output.halfway)
+
+
+def phone_loss(output: CtcOutput, batch: CtcBatch) -> torch.Tensor:
+    """Return the cross-entropy per output frame whose phone is known; 0 where the network tells none apart."""
+    if output.phones is None:
+        return output.log_probs.new_zeros(())
+    wanted = batch.phones[:, SUBSAMPLING // 2 :: SUBSAMPLING]
+    frames = min(wanted.shape[1], output.phones.shape[1])
+    wanted = wanted[:, :frames] - 1
+    total = functional.nll_loss(output.phones[:, :frames].transpose(1, 2), wanted, ignore_index=-1, reduction="sum")
+    return total / (wanted >= 0).sum().clamp_min(1)
 
 
 def evaluate(model: nn.Module, data: Utterances, config: CtcTrainingConfig) -> dict[str, float]:
@@ -237,11 +253,18 @@ class Utterances:
     def collate(self, batch: Batch, config: CtcTrainingConfig) -> CtcBatch:
         """Return the features and symbols of a batch, stretched and masked as its seed decides."""
         rng = None if batch.seed is None else np.random.default_rng(batch.seed)
-        mels = []
+        mels, phones = [], []
         for i in batch.items:
             number, row = self._places[i]
-            mel = features.from_uint8(torch.from_numpy(self._readers[number][row]["mel"]))
-            mels.append(mel if rng is None else self._stretch(mel, len(self._symbols[i]), rng, config))
+            arrays = self._readers[number][row]
+            mel = features.from_uint8(torch.from_numpy(arrays["mel"]))
+            known = torch.from_numpy(arrays["phones"]).long() if "phones" in arrays else torch.zeros(len(mel)).long()
+            size = len(mel) if rng is None else self._stretched(len(mel), len(self._symbols[i]), rng, config)
+            if size != len(mel):
+                known = known[torch.arange(size) * len(mel) // size]
+                mel = functional.interpolate(mel.T[None], size=size, mode="linear", align_corners=False)[0].T
+            mels.append(mel)
+            phones.append(known)
         lengths = torch.tensor([len(mel) for mel in mels])
         padded = features.normalize(nn.utils.rnn.pad_sequence(mels, batch_first=True), lengths)
         if rng is not None:
@@ -249,7 +272,8 @@ class Utterances:
                 _mask(mel, length, rng, config)
         symbols = [self._symbols[i] for i in batch.items]
         targets = torch.tensor([number for numbers in symbols for number in numbers])
-        return CtcBatch(padded, lengths, targets, torch.tensor([len(numbers) for numbers in symbols]))
+        sizes = torch.tensor([len(numbers) for numbers in symbols])
+        return CtcBatch(padded, lengths, targets, sizes, nn.utils.rnn.pad_sequence(phones, batch_first=True))
 
     def _cut(self, order: list[int], batch_seconds: float) -> list[list[int]]:
         batches: list[list[int]] = [[]]
@@ -262,13 +286,10 @@ class Utterances:
             batches[-1].append(i)
         return batches
 
-    def _stretch(
-        self, mel: torch.Tensor, symbols: int, rng: np.random.Generator, config: CtcTrainingConfig
-    ) -> torch.Tensor:
-        size = round(len(mel) * (1 + float(rng.uniform(-config.stretch, config.stretch))))
-        if size == len(mel) or size < 5 * symbols:  # an utterance spoken fast must keep a frame for each letter
-            return mel
-        return functional.interpolate(mel.T[None], size=size, mode="linear", align_corners=False)[0].T
+    def _stretched(self, frames: int, symbols: int, rng: np.random.Generator, config: CtcTrainingConfig) -> int:
+        """Draw a new length; an utterance spoken fast must keep a frame for each letter."""
+        size = round(frames * (1 + float(rng.uniform(-config.stretch, config.stretch))))
+        return frames if size < 5 * symbols else size
 
 
 def _mask(mel: torch.Tensor, frames: int, rng: np.random.Generator, config: CtcTrainingConfig) -> None:

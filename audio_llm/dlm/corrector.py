@@ -16,6 +16,7 @@ from audio_llm.asr.base import Recognizer
 from audio_llm.correction import Correction, Edit
 from audio_llm.dlm import decode
 from audio_llm.dlm.decode import Candidate
+from audio_llm.dlm.dsr import Heard, Pools
 from audio_llm.dlm.gate import Gate
 from audio_llm.dlm.model import DenoisingLM, load
 from audio_llm.dlm.rescore import Scales, Scored, choose
@@ -36,9 +37,9 @@ class DecodingSettings:
     Attributes:
         normalizer: Name of the normaliser for what comes in.
         recognizer: Version of the recogniser the scales were tuned for; another gets the same, unchecked scales.
-        beam: Candidates of the Denoising LM, and width of its search.
+        beam: Candidates of the Denoising LM in DSR, and width of the search in DLM-sum.
         listed: Hypotheses of the recogniser that are asked for.
-        hypotheses: Those of them that the Denoising LM reads, the best by `list_scales`.
+        hypotheses: Those of them that the Denoising LM reads in DLM-sum, the best by `list_scales`.
         language_model: Name of the n-gram model behind the score `lm`, a folder beside the model's or any that
             `hub.find_model` knows; empty for none.
         language_model_sha256: Its fingerprint.
@@ -46,7 +47,12 @@ class DecodingSettings:
             log-weight in DLM-sum.
         rank_weight: In a list without scores the log-weight of rank r is -r * rank_weight.
         pool: Where DSR's candidates come from: the Denoising LM (`paper`) or it and the recogniser (`pooled`).
-        dsr: Scales for DSR; scores `asr` (of an alignment), `dlm` and `lm`.
+        sound_model: Name of the CTC recogniser that tells DSR how well a text fits the sound, a folder beside the
+            model's or any that `hub.find_model` knows; empty: the recogniser that made the list tells it.
+        sound_model_sha256: Its fingerprint.
+        shortlist: Scales of the scores `asr`, `sound`, `lm` that choose the texts of a list for DSR.
+        shortlisted: How many.
+        dsr: Scales for DSR; scores as in `dsr.Pools`.
         gates: Gate for each decoding.
     """
 
@@ -60,7 +66,11 @@ class DecodingSettings:
     list_scales: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "lm": 0.0}))
     rank_weight: float = 0.5
     pool: Pool = "pooled"
-    dsr: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "dlm": 1.0}))
+    sound_model: str = ""
+    sound_model_sha256: str = ""
+    shortlist: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "sound": 0.1, "lm": 0.0}))
+    shortlisted: int = 8
+    dsr: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "sound": 0.1, "dlm": 1.0}))
     gates: dict[str, Gate] = field(default_factory=lambda: {name: Gate() for name in ("greedy", "dsr", "dlm-sum")})
 
 
@@ -90,9 +100,10 @@ class DlmCorrector:
     Args:
         model: The network.
         settings: How it decodes.
-        decoding: `greedy` reads the best hypothesis; `dsr` weighs candidates by both models and needs the sound;
+        decoding: `greedy` reads the best hypothesis; `dsr` weighs candidates by all models and needs the sound;
             `dlm-sum` reads several hypotheses.
-        recognizer: For `dsr`: scores candidates against the sound.
+        recognizer: What makes the lists; it tells how long a list is useful.
+        scorer: For `dsr`: compares candidates with the sound; None: the recogniser does.
         gate: Whether the recogniser's text is kept when the gain is small.
         language_model: For `dlm-sum` and `dsr`: the n-gram model that the settings name.
     """
@@ -107,20 +118,25 @@ class DlmCorrector:
         recognizer: Recognizer | None = None,
         gate: bool = True,
         language_model: NgramLm | None = None,
+        scorer: Recognizer | None = None,
     ) -> None:
+        scorer = scorer or recognizer
         if decoding not in ("greedy", "dsr", "dlm-sum"):
             raise UsageError(f"no decoding is named {decoding!r}", remedy="use greedy, dsr or dlm-sum")
-        if decoding == "dsr" and (recognizer is None or not recognizer.capabilities.text_scores):
+        if decoding == "dsr" and (scorer is None or not scorer.capabilities.text_scores):
             raise UsageError(
                 "dsr needs a recogniser that scores any text", remedy="use greedy or dlm-sum, or --asr sphinx or ctc"
             )
         self.model = model
         self.settings = settings
         self.decoding = decoding
-        self.recognizer = recognizer
         self.hypotheses = _useful_hypotheses(settings, decoding, recognizer)
         self._language_model = language_model
         self._normalizer = get_normalizer(settings.normalizer)
+        self._pools = None
+        if decoding == "dsr" and scorer is not None:
+            size = settings.shortlisted
+            self._pools = Pools(model, scorer, language_model, settings.shortlist, size, settings.beam)
         self._gate = settings.gates[decoding] if gate else replace(settings.gates[decoding], off=True)
 
     @classmethod
@@ -144,7 +160,8 @@ class DlmCorrector:
         folder = Path(hub.find_model(str(name_or_dir)))
         settings = read_settings(folder)
         language_model = _load_language_model(folder, settings) if decode != "greedy" else None
-        return cls(model, settings, decode, recognizer, gate, language_model)
+        scorer = _load_scorer(folder, settings, device) if decode == "dsr" else None
+        return cls(model, settings, decode, recognizer, gate, language_model, scorer)
 
     def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
         """Correct each list (see `Corrector.correct`).
@@ -201,16 +218,9 @@ class DlmCorrector:
         return Proposal(texts, found, found.log_prob - unchanged)
 
     def _dsr(self, nbest: NBest, texts: tuple[str, ...], waveform: np.ndarray) -> Proposal:
-        assert self.recognizer is not None
-        pool = dsr_pool(self.model, texts[0], self._shortlist(nbest, texts)[0], self.settings)
-        scored = score_pool(self.model, texts[0], pool, self.recognizer, waveform, self._language_model)
-        if not scored or scored[0].text != texts[0]:
-            return Proposal(
-                texts, Candidate(texts[0], 0.0), 0.0
-            )  # the recogniser cannot score its own text: nothing to compare with
-        best = scored[choose(scored, self.settings.dsr)]
-        gain = self.settings.dsr.total(best) - self.settings.dsr.total(scored[0])
-        return Proposal(texts, Candidate(best.text, best.scores["dlm"]), gain)
+        assert self._pools is not None
+        listed = self.settings.pool == "pooled"
+        return choose_dsr(texts, self._pools.make(Heard.of(nbest, self._normalizer), waveform, listed), self.settings)
 
     def _shortlist(self, nbest: NBest, texts: tuple[str, ...]) -> tuple[list[str], list[float]]:
         """Return the hypotheses that are read, the recogniser's best first, and their log-weights."""
@@ -233,35 +243,25 @@ def _useful_hypotheses(settings: DecodingSettings, decoding: Decoding, recognize
     """Return how long a list is wanted: the full length only of the recogniser that the scales were found for."""
     if decoding == "greedy":
         return 1
+    if decoding == "dsr" and not settings.sound_model:  # the recogniser takes long for each text
+        return settings.shortlisted
     tuned_for = recognizer is None or recognizer.version == settings.recognizer
     return settings.listed if tuned_for else settings.hypotheses
 
 
-def dsr_pool(model: DenoisingLM, heard: str, shortlist: Sequence[str], settings: DecodingSettings) -> list[str]:
-    """Return DSR's candidates, the recogniser's own text always first."""
-    listed = shortlist if settings.pool == "pooled" else ()
-    proposed = [candidate.text for candidate in decode.beam(model, heard, settings.beam)]
-    return list(dict.fromkeys(text for text in (heard, *listed, *proposed) if text))
+def choose_dsr(texts: tuple[str, ...], candidates: Sequence[Scored], settings: DecodingSettings) -> Proposal:
+    """Return DSR's choice; the unchanged text where that itself could not be compared with the sound.
 
-
-def score_pool(
-    model: DenoisingLM,
-    heard: str,
-    pool: Sequence[str],
-    recognizer: Recognizer,
-    waveform: np.ndarray,
-    language_model: NgramLm | None = None,
-) -> list[Scored]:
-    """Give every candidate all scores; one that the recogniser cannot score is dropped."""
-    heard_scores = recognizer.score(waveform, pool)
-    kept = [(text, score) for text, score in zip(pool, heard_scores, strict=True) if score is not None]
-    texts = [text for text, _ in kept]
-    denoised = decode.log_probs(model, [heard] * len(kept), texts)
-    prior = _prior(texts, language_model)
-    return [
-        Scored(text, {"asr": asr, "dlm": dlm, "lm": lm})
-        for (text, asr), dlm, lm in zip(kept, denoised, prior, strict=True)
-    ]
+    Args:
+        texts: As in `Proposal`.
+        candidates: From `Pools.make`.
+        settings: With the scales.
+    """
+    if not candidates:
+        return Proposal(texts, Candidate(texts[0], 0.0), 0.0)
+    best = candidates[choose(candidates, settings.dsr)]
+    gain = settings.dsr.total(best) - settings.dsr.total(candidates[0])
+    return Proposal(texts, Candidate(best.text, best.scores["dlm"]), gain)
 
 
 def list_weights(
@@ -326,19 +326,29 @@ def read_settings(folder: Path) -> DecodingSettings:
 
 
 def _load_language_model(folder: Path, settings: DecodingSettings) -> NgramLm | None:
-    from audio_llm import hub
-
     if not settings.language_model:
         return None
-    beside = folder.parent / settings.language_model
-    found = hub.find_model(beside if beside.is_dir() else settings.language_model)
-    if hub.fingerprint(found) != settings.language_model_sha256:
-        raise ModelFormatError(
-            f"its settings belong to another language model than {settings.language_model}",
-            path=folder,
-            remedy="tune it again, or get both again",
-        )
-    return load_ngram(found)
+    return load_ngram(_companion(folder, settings.language_model, settings.language_model_sha256))
+
+
+def _load_scorer(folder: Path, settings: DecodingSettings, device: str) -> Recognizer | None:
+    from audio_llm.asr.ctc import CtcRecognizer
+
+    if not settings.sound_model:
+        return None
+    return CtcRecognizer.load(_companion(folder, settings.sound_model, settings.sound_model_sha256), device)
+
+
+def _companion(folder: Path, name: str, sha256: str) -> Path:
+    """Return the folder of a model that the settings were found with, beside the given one or by name."""
+    from audio_llm import hub
+
+    beside = folder.parent / name
+    found = Path(hub.find_model(beside if beside.is_dir() else name))
+    if hub.fingerprint(found) != sha256:
+        remedy = "tune it again, or get both again"
+        raise ModelFormatError(f"its settings belong to another model than the {name!r} that is here", path=folder, remedy=remedy)
+    return found
 
 
 def settings_to_json(settings: DecodingSettings) -> dict[str, Any]:
@@ -349,7 +359,7 @@ def settings_to_json(settings: DecodingSettings) -> dict[str, Any]:
 def settings_from_json(content: dict[str, Any]) -> DecodingSettings:
     """Build settings from what `settings_to_json` gave."""
     content = dict(content)
-    for name in ("list_scales", "dsr"):
+    for name in ("list_scales", "shortlist", "dsr"):
         content[name] = Scales(**content[name])
     content["gates"] = {name: Gate(**gate) for name, gate in content["gates"].items()}
     return DecodingSettings(**content)

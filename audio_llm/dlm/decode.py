@@ -96,11 +96,27 @@ def log_probs(model: DenoisingLM, hypotheses: Sequence[str], texts: Sequence[str
         places = by_length[first : first + BATCH]
         source, lengths = batch_sources([hypotheses[i] for i in places], device)
         target_in, wanted = batch_targets([texts[i] for i in places], device)
-        chosen = model(source, lengths, target_in).gather(2, wanted[:, :, None])[:, :, 0]
-        totals = chosen.masked_fill(wanted == vocab.PAD, 0.0).sum(1).tolist()
-        for place, total in zip(places, totals, strict=True):
+        for place, total in zip(places, _totals(model(source, lengths, target_in), wanted), strict=True):
             results[place] = total
     return results
+
+
+@torch.inference_mode()
+def log_probs_of_one(model: DenoisingLM, hypothesis: str, texts: Sequence[str]) -> list[float]:
+    """Return log p(text | hypothesis) of each text, as `log_probs`; the hypothesis is read only once."""
+    if not texts:
+        return []
+    device = next(model.parameters()).device
+    state = model.encode(*batch_sources([hypothesis], device))
+    state.select(torch.zeros(len(texts), dtype=torch.int64, device=device))
+    target_in, wanted = batch_targets(texts, device)
+    return _totals(model.read(state, target_in), wanted)
+
+
+def _totals(log_probabilities: Tensor, wanted: Tensor) -> list[float]:
+    chosen = log_probabilities.gather(2, wanted[:, :, None])[:, :, 0]
+    totals: list[float] = chosen.masked_fill(wanted == vocab.PAD, 0.0).sum(1).tolist()
+    return totals
 
 
 def _greedy_batch(model: DenoisingLM, hypotheses: Sequence[str]) -> list[Candidate]:

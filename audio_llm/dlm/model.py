@@ -138,7 +138,10 @@ class DenoisingLM(nn.Module):
         Returns:
             (B, T, V) float32 log-probabilities.
         """
-        state = self.encode(source, source_lengths)
+        return self.read(self.encode(source, source_lengths), target_in)
+
+    def read(self, state: DecoderState, target_in: Tensor) -> Tensor:
+        """Return what `forward` does, for hypotheses that `encode` has read; the state is used up."""
         hidden = self.decoder(
             inputs_embeds=self._embed_written(target_in, self._places(target_in, state), state),
             encoder_hidden_states=state.memory,

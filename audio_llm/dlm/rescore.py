@@ -84,6 +84,9 @@ def tune_scales(
 ) -> TuneResult:
     """Search factors for the fewest word errors, the smallest of equals.
 
+    One or two factors are searched in full, with the reward. More are searched two at a time, the others held, in
+    rounds until a round finds nothing better; so the result is an optimum of every pair, not surely of all together.
+
     Args:
         utterances: Candidates of each utterance.
         references: Normalised true texts.
@@ -100,30 +103,61 @@ def tune_scales(
     if any(_is_for_reporting(part) for part in split.lower().split("+")):
         raise DataError(f"scales are not tuned on {split!r}", remedy="tune on a part carved from the training data")
     names = [*fixed, *free]
-    tables = [
-        _table(candidates, reference, names) for candidates, reference in zip(utterances, references, strict=True)
-    ]
-    best: tuple[int, int, Scales] | None = None
-    settings = itertools.product(*[grid] * len(free), sorted(rewards, key=abs))
-    for order, (*factors, reward) in enumerate(settings):
-        weights = np.array([*fixed.values(), *factors, reward])
-        errors = sum(int(wrong[int(np.argmax(features @ weights))]) for features, wrong in tables)
-        if best is None or (errors, order) < best[:2]:
-            best = (errors, order, Scales(dict(zip(names, weights[:-1].tolist(), strict=True)), float(reward)))
-    assert best is not None
+    tables = _Tables(utterances, references, names)
+    ordered = sorted(rewards, key=abs)
+    weights = np.array([*fixed.values(), *[min(grid)] * len(free), ordered[0]])
+    places = range(len(fixed), len(names))
+    pairs = list(itertools.combinations(places, 2)) or [tuple(places)]
+    best = tables.errors(weights[None])[0]
+    improved = True
+    while improved:
+        improved = False
+        for pair in pairs:
+            tried = np.array([[*values] for values in itertools.product(*[grid] * len(pair), ordered)])
+            rows = np.repeat(weights[None], len(tried), axis=0)
+            rows[:, [*pair, -1]] = tried
+            errors = tables.errors(rows)
+            found = int(errors.argmin())
+            if errors[found] < best:
+                best, weights, improved = errors[found], rows[found], len(pairs) > 1
+    scales = Scales(dict(zip(names, weights[:-1].tolist(), strict=True)), float(weights[-1]))
     words = sum(len(reference.split()) for reference in references)
-    edge = tuple(name for name in free if best[2].weights[name] == max(grid))
-    return TuneResult(best[2], best[0], words, edge)
+    edge = tuple(name for name in free if scales.weights[name] == max(grid))
+    return TuneResult(scales, int(best), words, edge)
 
 
 def _is_for_reporting(part: str) -> bool:
     return "tun" not in part and any(word in part for word in ("test", "dev", "held"))
 
 
-def _table(candidates: Sequence[Scored], reference: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    features = np.array([[*(_score(c, name) for name in names), float(len(c.text.split()))] for c in candidates])
-    wrong = np.array([count_edits(reference.split(), c.text.split()).errors for c in candidates])
-    return features, wrong
+class _Tables:
+    """Scores and word errors of all candidates, padded to the longest list.
+
+    Args:
+        utterances: Candidates of each utterance.
+        references: Normalised true texts.
+        names: Of the scores, in the order of the weights; the word reward comes last.
+    """
+
+    def __init__(self, utterances: Sequence[Sequence[Scored]], references: Sequence[str], names: Sequence[str]) -> None:
+        most = max(map(len, utterances), default=0)
+        self._features = np.zeros((len(utterances), most, len(names) + 1))
+        self._errors = np.zeros((len(utterances), most), dtype=np.int64)
+        self._missing = np.ones((len(utterances), most), dtype=bool)
+        for row, (candidates, reference) in enumerate(zip(utterances, references, strict=True)):
+            for column, candidate in enumerate(candidates):
+                words = candidate.text.split()
+                self._features[row, column] = [*(_score(candidate, name) for name in names), float(len(words))]
+                self._errors[row, column] = count_edits(reference.split(), words).errors
+                self._missing[row, column] = False
+
+    def errors(self, weights: np.ndarray) -> np.ndarray:
+        """Return the word errors (W,) int64 of what each row of weights (W, names + 1) chooses."""
+        found = np.zeros(len(weights), dtype=np.int64)
+        for features, errors, missing in zip(self._features, self._errors, self._missing, strict=True):
+            if not missing.all():
+                found += errors[(features[~missing] @ weights.T).argmax(axis=0)]
+        return found
 
 
 def _score(candidate: Scored, name: str) -> float:

@@ -34,6 +34,37 @@ class Voice:
     speaker: str
 
 
+PHONES = (  # of the flite voices; the first is a pause
+    "pau aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw v w y z zh"
+).split()
+
+
+@dataclass(frozen=True)
+class Phone:
+    """A phone as spoken.
+
+    Attributes:
+        symbol: Mostly one of `PHONES`.
+        end_s: Its end in seconds; it begins where the one before it ends.
+    """
+
+    symbol: str
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What a voice said.
+
+    Attributes:
+        waveform: (T,) float32 at 16 kHz in -1..1; empty for a text without a letter or digit.
+        phones: Its phones with times; none from an engine that does not tell (festival).
+    """
+
+    waveform: np.ndarray
+    phones: tuple[Phone, ...] = ()
+
+
 VOICES = {
     voice.name: voice
     for voice in (
@@ -87,18 +118,23 @@ def synthesize(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.
         MissingDependencyError: The engine is not installed.
         SynthesisError: The engine failed or ran past the limit.
     """
+    return speak(text, voice, speed, timeout_s).waveform
+
+
+def speak(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.0) -> Spoken:
+    """Speak a text and tell when each phone was said; arguments and errors as for `synthesize`."""
     if not 0.3 <= speed <= 3.0:
         raise UsageError(f"a speed of {speed} is outside 0.3 to 3", remedy="give a value near 1")
     (known,) = list_voices([voice])
     if not any(character.isalnum() for character in text):
-        return np.zeros(0, np.float32)
+        return Spoken(np.zeros(0, np.float32))
     with tempfile.TemporaryDirectory(prefix="audio-llm-tts-") as folder:
         out = Path(folder) / "speech.wav"
         source = Path(folder) / "text.txt"
         source.write_text(text, encoding="utf-8")
         command, script = _COMMANDS[known.engine](known, source, out, 1.0 / speed)
         try:
-            subprocess.run(command, input=script, capture_output=True, timeout=timeout_s, check=True)
+            printed = subprocess.run(command, input=script, capture_output=True, timeout=timeout_s, check=True).stdout
         except subprocess.TimeoutExpired:
             raise SynthesisError(
                 f"{voice} did not finish in {timeout_s:g} s on {text[:60]!r}", remedy="cut the text into sentences"
@@ -108,12 +144,18 @@ def synthesize(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.
             raise SynthesisError(f"{voice} failed on {text[:60]!r}: {reason}") from None
         if not out.exists():
             raise SynthesisError(f"{voice} made no sound of {text[:60]!r}")
-        return _read_16k(out)
+        return Spoken(_read_16k(out), _phones(printed.decode()) if known.engine == "flite" else ())
+
+
+def _phones(printed: str) -> tuple[Phone, ...]:
+    """Read flite's list, `symbol:end` for each phone."""
+    fields = (field.rpartition(":") for field in printed.split() if ":" in field)
+    return tuple(Phone(symbol, float(end)) for symbol, _, end in fields)
 
 
 def _flite(voice: Voice, source: Path, out: Path, stretch: float) -> tuple[list[str], bytes]:
     settings = ["--setf", f"duration_stretch={stretch:.4f}"]
-    return [_program("flite"), "-voice", voice.engine_name, *settings, "-f", str(source), "-o", str(out)], b""
+    return [_program("flite"), "-voice", voice.engine_name, *settings, "-psdur", "-f", str(source), "-o", str(out)], b""
 
 
 def _festival(voice: Voice, source: Path, out: Path, stretch: float) -> tuple[list[str], bytes]:

@@ -18,6 +18,7 @@ from audio_llm.text import DEFAULT_NORMALIZER
 
 VOICES = ("flite:rms", "flite:slt", "flite:awb", "flite:kal16")
 SPOKEN_SENTENCES = 12_000  # for training; 13 hours
+RECORDED_COPIES = 3  # of each recording: one as it is, two varied
 REPORTED = ("kathleen", "dev-clean-60", "dev-clean", "test-other")  # recordings
 TUNE_SENTENCES = 100  # spoken, beside the tuning recordings
 
@@ -31,7 +32,8 @@ def pack_speech(folder: Path, output: Path, workers: int, max_minutes: float | N
     data.check_no_leak([item.words for item in spoken], folder)
     tune = _spoken(parts["tune"][:TUNE_SENTENCES])
     tune += [item for name in ("tune-kathleen", "tune-dev-clean") for item in _recorded(sets[name])]
-    packs = {"tune": (tune, CLEAN), "recorded": (_recorded(sets["train"]), CLEAN), "spoken": (spoken, None)}
+    recorded = _recorded(sets["train"], RECORDED_COPIES)
+    packs = {"tune": (tune, CLEAN), "recorded": (recorded, None), "spoken": (spoken, None)}
     for name, (items, variation) in packs.items():
         if items:
             logging.info("%s: %s", name, pack(items, output / name, variation, workers, max_minutes))
@@ -73,6 +75,6 @@ def _spoken(sentences: Sequence[data.Sentence]) -> list[SpeechItem]:
     return items_from_texts([(s.id, s.text, s.words) for s in sentences], VOICES, data.SEED)
 
 
-def _recorded(recordings: Sequence[data.Recording]) -> list[SpeechItem]:
+def _recorded(recordings: Sequence[data.Recording], copies: int = 1) -> list[SpeechItem]:
     rows = [{"path": r.path, "text": r.text, "id": r.id} for r in recordings]
-    return items_from_rows(rows, Path(), normalizer=DEFAULT_NORMALIZER.name)
+    return items_from_rows(rows, Path(), copies, data.SEED, DEFAULT_NORMALIZER.name)

@@ -57,6 +57,7 @@ DSR_GRID = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.
 DECODINGS: tuple[Decoding, ...] = ("greedy", "dlm-sum")  # those that need no sound
 SUM_LISTS = 150  # tuning lists that DLM-sum's factor and gate are found on, for time
 SYNTHETIC_TESTS = ("tune", "book", "voice")
+LISTED = 100  # hypotheses kept of each utterance; 20 of them are the list that the baselines choose from
 REFERENCES = 600  # fed as if they had been heard
 LANGUAGE_MODEL = "novels-3gram"
 CHAR_LM = TrainingConfig(100_000, schedule_by="time", log_every=50, validate_every=500)
@@ -65,7 +66,7 @@ STAGES = ("generate", "pack", "lm", "char-lm", "tune", "report", "dsr", "transfe
 
 def plans(folder: Path) -> dict[str, Plan]:
     """Return the plan of every set of pairs: synthetic speech and recordings, for training, tuning and reporting."""
-    config = GenerationConfig()
+    config = GenerationConfig(nbest=LISTED)
     parts = data.sentences(folder)
     result = {"synthetic-train": plan_speech(parts["train"], config)}
     clean = replace(config, augmentation=CLEAN)

@@ -28,6 +28,7 @@ from audio_llm.asr.ctc_model import (
 from audio_llm.errors import AudioLLMError, ConfigError, DataError, ModelFormatError
 from audio_llm.training.loop import TrainingConfig
 from audio_llm.training.shards import ShardReader, decode_text, encode_text, write_shards
+from audio_llm.tts.engines import PHONES, Phone
 
 torch.set_num_threads(1)
 LITTLE = CtcConfig(channels=4, width=32, layers=2, heads=2, feedforward=64, kernel=5)
@@ -304,6 +305,39 @@ def write_recordings(folder: Path, count: int) -> list[dict[str, str]]:
         soundfile.write(folder / f"{number}.wav", make_speech(text, rng), 16_000)
         rows.append({"audio_filepath": f"{number}.wav", "text": text.title() + "!", "id": f"r{number}"})
     return rows
+
+
+def test_phones_are_labelled_at_the_middle_of_each_frame() -> None:
+    phones = [Phone("pau", 0.05), Phone("sh", 0.08), Phone("strange", 0.1)]
+    labels = ctc_data.phone_labels(phones, 12).tolist()
+    pause, hiss = 1 + PHONES.index("pau"), 1 + PHONES.index("sh")
+    assert labels == [pause] * 4 + [hiss] * 3 + [0] * 5  # middles at 12.5 ms, 22.5 ms, ...; the last ones unknown
+    assert ctc_data.phone_labels((), 3).tolist() == [0, 0, 0]
+
+
+def test_the_middle_layer_learns_phones_where_they_are_known() -> None:
+    torch.manual_seed(0)
+    model = CtcModel(dataclasses.replace(LITTLE, phones=3))
+    mel, lengths = torch.randn(2, 40, 80), torch.tensor([40, 40])
+    mel[0, :20] += 2.0
+    phones = torch.zeros(2, 40, dtype=torch.int64)
+    phones[0, :20], phones[0, 20:] = 2, 3  # those of the second utterance are not known
+    batch = ctc_train.CtcBatch(mel, lengths, torch.tensor([2, 3]), torch.tensor([1, 1]), phones)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    losses = []
+    for _ in range(40):
+        loss = ctc_train.phone_loss(model(mel, lengths, halfway=True), batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 < losses[0]
+    found = model(mel, lengths, halfway=True).phones
+    assert found.shape == (2, 10, 3)
+    assert found[0].argmax(1).tolist() == [1] * 5 + [2] * 5
+    assert model(mel, lengths).phones is None
+    plain = CtcModel(LITTLE)(mel, lengths, halfway=True)
+    assert ctc_train.phone_loss(plain, batch).item() == 0.0
 
 
 def test_pack_is_resumable_and_the_same_every_time(tmp_path: Path) -> None:

@@ -21,14 +21,13 @@ from audio_llm.dlm.corrector import (
     SETTINGS_NAME,
     DecodingSettings,
     DlmCorrector,
-    dsr_pool,
     find_edits,
     list_weights,
     read_settings,
-    score_pool,
     settings_from_json,
     settings_to_json,
 )
+from audio_llm.dlm.dsr import Heard, Pools
 from audio_llm.dlm.gate import Gate
 from audio_llm.dlm.model import DenoisingLM, ModelConfig, save
 from audio_llm.dlm.rescore import Scales, choose
@@ -53,10 +52,12 @@ class TableModel(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, source: Tensor, lengths: Tensor, target_in: Tensor) -> Tensor:
-        heard = [vocab.decode(row) for row in source.tolist()]
+        return self.read(self.encode(source, lengths), target_in)
+
+    def read(self, state: SimpleNamespace, target_in: Tensor) -> Tensor:
         rows = [
             torch.stack([self._next(h, vocab.decode(row[1 : t + 1])) for t in range(len(row))])
-            for h, row in zip(heard, target_in.tolist(), strict=True)
+            for h, row in zip(state.heard, target_in.tolist(), strict=True)
         ]
         return torch.stack(rows)
 
@@ -114,7 +115,9 @@ TABLE = {
     "a mat": {"a mat": 1.0},
 }
 CAT_SOUND, HAT_SOUND = np.ones(160, np.float32), -np.ones(160, np.float32)
-SETTINGS = DecodingSettings(beam=3, dsr=Scales({"asr": 1.0, "dlm": 1.0}))
+SETTINGS = DecodingSettings(
+    beam=3, shortlist=Scales({"asr": 0.0, "sound": 1.0}), dsr=Scales({"sound": 1.0, "dlm": 1.0})
+)
 
 
 def nbest(*texts: str, scores: Sequence[float | None] | None = None, name: str = "u1") -> NBest:
@@ -202,45 +205,74 @@ def test_dsr_hears_the_sound_and_the_same_list_gives_two_texts() -> None:
     assert found[1].reason == f"gain {30 + math.log(0.3 / 0.1):.1f}"
 
 
-@pytest.mark.parametrize("pool", ["paper", "pooled"])
-def test_the_recognisers_own_text_is_always_among_the_candidates(pool: str) -> None:
+def pools(model: TableModel, recognizer: FakeRecognizer | None = None, size: int = 8) -> Pools:
+    scorer = recognizer or FakeRecognizer()
+    return Pools(model, scorer, None, SETTINGS.shortlist, size, beam=3)  # type: ignore[arg-type]
+
+
+def heard(*texts: str, scores: Sequence[float | None] | None = None) -> Heard:
+    return Heard.of(nbest(*texts, scores=scores), NORMALIZERS["spoken"])
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_recognisers_own_text_is_always_among_the_candidates(listed: bool) -> None:
     model = TableModel({"the rat": {"the cat": 0.7, "the hat": 0.2, "the mat": 0.1}})
-    settings = replace(SETTINGS, pool=pool)  # type: ignore[arg-type]
-    texts = ["the rat", "the vat", "the cat"]
-    listed = dsr_pool(model, texts[0], texts, settings)
-    assert listed[0] == "the rat"
-    assert len(listed) == len(set(listed))
-    assert set(listed) - {"the rat"} - {"the cat", "the hat", "the mat"} == ({"the vat"} if pool == "pooled" else set())
-    assert dsr_pool(model, texts[0], texts[:1], settings) == ["the rat", "the cat", "the hat", "the mat"]
+    made = pools(model).make(heard("the rat", "the vat", "the cat"), CAT_SOUND, listed)
+    texts = [candidate.text for candidate in made]
+    assert texts[0] == "the rat"
+    assert len(texts) == len(set(texts))
+    assert set(texts) - {"the rat"} - {"the cat", "the hat", "the mat"} == ({"the vat"} if listed else set())
+    assert {c.text for c in made if c.scores["proposed"]} == {"the cat", "the hat", "the mat"}
+    assert {c.text for c in made if c.scores["unlisted"]} == {"the hat", "the mat"}
+
+
+def test_the_shortlist_holds_what_fits_the_sound_and_what_is_proposed() -> None:
+    model = TableModel({"a mat": {"a mat": 0.7, "a bat": 0.2, "a sat": 0.1}})
+    made = pools(model, size=2).make(heard("a mat", "a hat", "a cat", "a rat"), CAT_SOUND)
+    assert [c.text for c in made] == ["a mat", "a cat", "a bat", "a sat"]
+
+
+def test_scores_of_the_list_go_along_and_a_new_text_gets_the_lowest() -> None:
+    made = pools(TableModel(TABLE)).make(heard("the bat sat", "a cat", scores=[-5.0, -8.0]), CAT_SOUND)
+    assert {c.text: c.scores["asr"] for c in made}["the bat sat"] == -5.0
+    assert {c.text: c.scores["asr"] for c in made}["a cat"] == -8.0
+    assert {c.scores["asr"] for c in made if c.scores["unlisted"]} == {-8.0}
+    assert heard("one", "two", "one", scores=[-1.0, None, -2.0]) == Heard(("one", "two"), (0.0, -1.0))
+    assert heard("", "two") == Heard((), ())
 
 
 def test_pooled_can_choose_what_the_model_does_not_propose() -> None:
     texts = nbest("the bat sat", "one cat sat")
     chosen = {}
     for pool in ("paper", "pooled"):
-        settings = replace(SETTINGS, pool=pool, beam=1, dsr=Scales({"asr": 1.0, "dlm": 0.0}))  # type: ignore[arg-type]
+        settings = replace(SETTINGS, pool=pool, beam=1, dsr=Scales({"sound": 1.0, "dlm": 0.0}))  # type: ignore[arg-type]
         model = TableModel({"the bat sat": {"the bat sat": 1.0}})
         system = DlmCorrector(model, settings, "dsr", FakeRecognizer(), gate=False)  # type: ignore[arg-type]
         chosen[pool] = system.correct([texts], [CAT_SOUND])[0].text
     assert chosen == {"paper": "the bat sat", "pooled": "one cat sat"}
 
 
-def test_every_candidate_has_both_scores_or_is_dropped() -> None:
+def test_every_candidate_has_all_scores_or_is_dropped() -> None:
     model, recognizer = TableModel(TABLE), FakeRecognizer(unknown=["the hat sat"])
-    pool = dsr_pool(model, "the bat sat", ["the bat sat", "a cat sat"], SETTINGS)
-    assert "the hat sat" in pool
-    scored = score_pool(model, "the bat sat", pool, recognizer, CAT_SOUND)
-    assert [s.text for s in scored] == [text for text in pool if text != "the hat sat"]
-    assert all(set(s.scores) == {"asr", "dlm", "lm"} and all(map(math.isfinite, s.scores.values())) for s in scored)
+    scored = pools(model, recognizer).make(heard("the bat sat", "a cat sat"), CAT_SOUND)
+    assert [s.text for s in scored] == ["the bat sat", "a cat sat", "the cat sat"]
+    names = {"asr", "sound", "lm", "unlisted", "dlm", "proposed"}
+    assert all(set(s.scores) == names and all(map(math.isfinite, s.scores.values())) for s in scored)
     expected = decode.log_probs(model, ["the bat sat"] * len(scored), [s.text for s in scored])
     assert [s.scores["dlm"] for s in scored] == pytest.approx(expected)
 
 
 def test_large_and_zero_scales_follow_one_model_alone() -> None:
-    model, pool = TableModel(TABLE), ["the bat sat", "the cat sat", "the hat sat"]
-    scored = score_pool(model, "the bat sat", pool, FakeRecognizer(), HAT_SOUND)
-    assert scored[choose(scored, Scales({"asr": 1.0, "dlm": 0.0}))].text == "the hat sat"
-    assert scored[choose(scored, Scales({"asr": 1.0, "dlm": 1e4}))].text == "the cat sat"
+    scored = pools(TableModel(TABLE)).make(heard("the bat sat", "the cat sat", "the hat sat"), HAT_SOUND)
+    assert scored[choose(scored, Scales({"sound": 1.0, "dlm": 0.0}))].text == "the hat sat"
+    assert scored[choose(scored, Scales({"sound": 1.0, "dlm": 1e4}))].text == "the cat sat"
+
+
+def test_another_recogniser_may_compare_with_the_sound() -> None:
+    maker, scorer = FakeRecognizer(text_scores=False), FakeRecognizer()
+    (found,) = corrector("dsr", recognizer=maker, scorer=scorer).correct([nbest("the bat sat")], [HAT_SOUND])
+    assert found.text == "the hat sat"
+    assert not maker.asked
 
 
 def test_a_text_that_the_recogniser_cannot_score_itself_is_kept() -> None:
@@ -284,7 +316,7 @@ def test_another_language_model_than_the_settings_name_is_refused(tmp_path: Path
         save(model, tmp_path / folder, assets={SETTINGS_NAME: json.dumps(settings_to_json(settings))})
     assert DlmCorrector.load(tmp_path / "good", decode="dlm-sum").hypotheses == settings.listed
     assert DlmCorrector.load(tmp_path / "bad", decode="greedy").hypotheses == 1
-    with pytest.raises(ModelFormatError, match="another language model"):
+    with pytest.raises(ModelFormatError, match="another model than the .other."):
         DlmCorrector.load(tmp_path / "bad", decode="dlm-sum")
 
 

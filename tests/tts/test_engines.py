@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from audio_llm.errors import MissingDependencyError, UsageError
-from audio_llm.tts import engines, list_voices, synthesize
-from audio_llm.tts.engines import VOICES, SynthesisError
+from audio_llm.tts import engines, list_voices, speak, synthesize
+from audio_llm.tts.engines import PHONES, VOICES, SynthesisError
 
 RATE = 16_000
 TEXT = "the door was left slightly open that evening"
@@ -51,6 +51,27 @@ def test_each_voice_says_the_text(voice: str) -> None:
 @each_engine
 def test_the_same_call_gives_the_same_samples(voice: str) -> None:
     assert np.array_equal(synthesize(TEXT, voice, 1.1), synthesize(TEXT, voice, 1.1))
+
+
+@needs("flite")
+def test_flite_tells_when_each_phone_was_said() -> None:
+    spoken = speak("she sees", "flite:slt", 0.8)
+    symbols = [phone.symbol for phone in spoken.phones]
+    assert symbols == ["pau", "sh", "iy", "s", "iy", "z", "pau"]
+    assert set(symbols) < set(PHONES)
+    ends = [phone.end_s for phone in spoken.phones]
+    assert ends == sorted(ends)
+    assert ends[-1] == pytest.approx(spoken.waveform.size / RATE, abs=0.05)
+    hiss = spoken.waveform[round(ends[0] * RATE) : round(ends[1] * RATE)]
+    vowel = spoken.waveform[round(ends[1] * RATE) : round(ends[2] * RATE)]
+    crossings = [np.mean(np.diff(np.sign(sound)) != 0) for sound in (hiss, vowel)]
+    assert crossings[0] > 3 * crossings[1]  # the times are of the sounds: sh hisses, ee does not
+    assert speak("", "flite:slt").phones == ()
+
+
+@needs("festival")
+def test_festival_tells_no_phones() -> None:
+    assert speak("she sees", "festival:ked").phones == ()
 
 
 @each_voice
