@@ -347,7 +347,9 @@ def _companion(folder: Path, name: str, sha256: str) -> Path:
     found = Path(hub.find_model(beside if beside.is_dir() else name))
     if hub.fingerprint(found) != sha256:
         remedy = "tune it again, or get both again"
-        raise ModelFormatError(f"its settings belong to another model than the {name!r} that is here", path=folder, remedy=remedy)
+        raise ModelFormatError(
+            f"its settings belong to another model than the {name!r} that is here", path=folder, remedy=remedy
+        )
     return found
 
 

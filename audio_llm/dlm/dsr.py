@@ -115,8 +115,5 @@ class Pools:
         ]
 
     def _propose(self, best: str) -> list[str]:
-        if self._beam == 1:
-            found = decode.greedy(self._model, [best])
-        else:
-            found = decode.beam(self._model, best, self._beam)
+        found = decode.greedy(self._model, [best]) if self._beam == 1 else decode.beam(self._model, best, self._beam)
         return [candidate.text for candidate in found if candidate.text and candidate.finished]

@@ -107,7 +107,7 @@ def tune_scales(
     ordered = sorted(rewards, key=abs)
     weights = np.array([*fixed.values(), *[min(grid)] * len(free), ordered[0]])
     places = range(len(fixed), len(names))
-    pairs = list(itertools.combinations(places, 2)) or [tuple(places)]
+    pairs: list[tuple[int, ...]] = [*itertools.combinations(places, 2)] or [tuple(places)]
     best = tables.errors(weights[None])[0]
     improved = True
     while improved:

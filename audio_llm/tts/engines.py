@@ -34,7 +34,7 @@ class Voice:
     speaker: str
 
 
-PHONES = (  # of the flite voices; the first is a pause
+PHONES = (  # of the flite voices; the first is a pause  # noqa: SIM905
     "pau aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw v w y z zh"
 ).split()
 

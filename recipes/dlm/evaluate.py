@@ -22,11 +22,12 @@ from audio_llm.nbest import Hypothesis, NBest
 TextScorer = Callable[[Sequence[str]], list[float]]
 System = Callable[[Sequence[NBest]], list[str]]
 
-RIVAL = "n-gram rescoring"  # the baseline that a second p-value is against
+NGRAM, SOUND = "n-gram rescoring, 20 best", "n-gram and sound, 100 best"  # baselines that further p-values are against
 _HEADER = (
-    "| system | WER % (95 %) | relative % | S/D/I | p | p, n-gram | changed % | better % | worse % "
+    "| system | WER % (95 %) | relative % | S/D/I | p | p, n-gram | p, sound | changed % | better % | worse % "
     "| right words lost % |"
 )
+_COLUMNS = _HEADER.count("|") - 1
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Row:
         counts: Word errors.
         interval: 95 % bootstrap interval of the rate.
         p_value: One-sided paired bootstrap against the recogniser.
-        p_rival: The same against `RIVAL`, 1 where that was not run before.
+        p_ngram: The same against `NGRAM`, 1 where that was not run before.
+        p_sound: The same against `SOUND`.
         changes: What was changed.
     """
 
@@ -48,7 +50,8 @@ class Row:
     counts: metrics.ErrorCounts
     interval: metrics.Interval
     p_value: float
-    p_rival: float
+    p_ngram: float
+    p_sound: float
     changes: metrics.ChangeCounts
 
 
@@ -66,12 +69,12 @@ def evaluate(systems: Mapping[str, System], sets: Mapping[str, Sequence[NBest]])
     for set_name, lists in sets.items():
         references = [nbest.reference or "" for nbest in lists]
         before = metrics.utterance_errors(references, [nbest.best for nbest in lists])
-        rival = None
+        rivals: dict[str, list[tuple[int, int]]] = {}
         for name, system in systems.items():
             outputs = system(lists)
             after = metrics.utterance_errors(references, outputs)
-            if name == RIVAL:
-                rival = after
+            if name in (NGRAM, SOUND):
+                rivals[name] = after
             rows.append(
                 Row(
                     name,
@@ -79,7 +82,7 @@ def evaluate(systems: Mapping[str, System], sets: Mapping[str, Sequence[NBest]])
                     metrics.word_errors(references, outputs),
                     metrics.bootstrap_interval(after),
                     metrics.paired_p_value(before, after),
-                    1.0 if rival is None else metrics.paired_p_value(rival, after),
+                    *(metrics.paired_p_value(rivals[r], after) if r in rivals else 1.0 for r in (NGRAM, SOUND)),
                     metrics.count_changes(lists, outputs),
                 )
             )
@@ -149,9 +152,14 @@ class Proposals:
         """Return the decoding behind a gate as a system."""
 
         def run(lists: Sequence[NBest]) -> list[str]:
-            return [p.heard if gate.verdict(p.heard, p.candidate, p.gain) else p.candidate.text for p in self(lists)]
+            return gated(self(lists), gate)
 
         return run
+
+
+def gated(proposals: Sequence[Proposal], gate: Gate) -> list[str]:
+    """Return what a gate lets through."""
+    return [p.heard if gate.verdict(p.heard, p.candidate, p.gain) else p.candidate.text for p in proposals]
 
 
 def tune_temperature(
@@ -205,7 +213,7 @@ def table(rows: Sequence[Row]) -> str:
         base = own[0].counts.rate
         parts.append(f"### {set_name}: {own[0].counts.utterances} utterances, {own[0].counts.words} words\n")
         parts.append(_HEADER)
-        parts.append("|---|---|---|---|---|---|---|---|---|---|")
+        parts.append("|---" * _COLUMNS + "|")
         parts += [_line(row, base) for row in own]
         parts.append("")
     return "\n".join(parts)
@@ -224,7 +232,7 @@ def _line(row: Row, base: float) -> str:
     return (
         f"| {row.system} | {100 * counts.rate:.2f} ({100 * row.interval.low:.1f}-{100 * row.interval.high:.1f}) "
         f"| {relative:+.1f} | {counts.substitutions}/{counts.deletions}/{counts.insertions} "
-        f"| {row.p_value:.3f} | {row.p_rival:.3f} "
+        f"| {row.p_value:.3f} | {row.p_ngram:.3f} | {row.p_sound:.3f} "
         f"| {100 * changes.changed / of:.1f} | {100 * changes.better / of:.1f} | {100 * changes.worse / of:.1f} "
         f"| {100 * changes.harmed_words / max(1, changes.right_words):.2f} |"
     )

@@ -7,7 +7,7 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 import data
 import numpy as np
 import recognizer
+import speed
+import systems
 import torch
-from dsr import choose_all, of_pool, scored_pools
+from dsr import Pool, scored
 from evaluate import (
-    RIVAL,
     Proposals,
     System,
     evaluate,
+    gated,
     ngram_scorer,
     rescoring,
     table,
@@ -34,34 +36,32 @@ from evaluate import (
     write_json,
 )
 
-from audio_llm import hub, metrics
-from audio_llm.asr.engines import load_recognizer
-from audio_llm.dlm.corrector import SETTINGS_NAME, Decoding, DecodingSettings, read_settings, settings_to_json
-from audio_llm.dlm.decode import Candidate
+from audio_llm import hub
+from audio_llm.asr.ctc import CtcRecognizer
+from audio_llm.dlm.corrector import SETTINGS_NAME, DecodingSettings, Proposal, read_settings, settings_to_json
+from audio_llm.dlm.dsr import Pools
 from audio_llm.dlm.gate import Gate, tune_gate
 from audio_llm.dlm.generate import GenerationConfig, Plan, generate, plan_recordings, plan_speech, read_pairs
-from audio_llm.dlm.model import DenoisingLM, load, save
+from audio_llm.dlm.model import load, save
 from audio_llm.dlm.pack import pack
-from audio_llm.dlm.rescore import Scales, Scored, choose, tune_scales
-from audio_llm.ger.phrase import PhraseCorrector
+from audio_llm.dlm.rescore import Scales, tune_scales
 from audio_llm.lm.char_lm import CharLm, CharLmConfig, train_char_lm
 from audio_llm.lm.kneser_ney import train_ngram
-from audio_llm.lm.ngram import NgramLm, load_ngram, save_ngram
+from audio_llm.lm.ngram import load_ngram, save_ngram
 from audio_llm.nbest import Hypothesis, NBest, read_nbest
 from audio_llm.simulation.augment import CLEAN
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.training.loop import TrainingConfig
 
 TUNE_SETS = ("synthetic-tune", "real-tune-kathleen", "real-tune-dev-clean")
-DSR_GRID = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
-DECODINGS: tuple[Decoding, ...] = ("greedy", "dlm-sum")  # those that need no sound
 SUM_LISTS = 150  # tuning lists that DLM-sum's factor and gate are found on, for time
 SYNTHETIC_TESTS = ("tune", "book", "voice")
 LISTED = 100  # hypotheses kept of each utterance; 20 of them are the list that the baselines choose from
 REFERENCES = 600  # fed as if they had been heard
-LANGUAGE_MODEL = "novels-3gram"
+LANGUAGE_MODEL, SOUND_MODEL = "novels-3gram", "ctc-small"
+PAPER_SCALES = "dsr-paper.json"  # in the output folder
 CHAR_LM = TrainingConfig(100_000, schedule_by="time", log_every=50, validate_every=500)
-STAGES = ("generate", "pack", "lm", "char-lm", "tune", "report", "dsr", "transfer", "ctc-pack", "ctc-report")
+STAGES = ("generate", "pack", "lm", "char-lm", "tune", "report", "transfer", "ctc-pack", "ctc-report", "speed")
 
 
 def plans(folder: Path) -> dict[str, Plan]:
@@ -131,32 +131,43 @@ def stage_char_lm(folder: Path, output: Path, max_minutes: float | None, max_tex
     logging.info("%s", result)
 
 
-def stage_tune(output: Path, model_dir: Path, finished: Path, name: str) -> None:
+def stage_tune(folder: Path, output: Path, model_dir: Path, finished: Path) -> None:
     """Find gates and scales on the tuning pairs; write the finished model directory with its settings."""
-    model = load(model_dir)
-    tune = to_lists(_tuning_pairs(output))
-    version = next(pair["asr"] for pair in _tuning_pairs(output))
-    language_model = load_ngram(output / LANGUAGE_MODEL)
-    settings = DecodingSettings(
-        recognizer=version,
-        language_model=LANGUAGE_MODEL,
-        language_model_sha256=hub.fingerprint(output / LANGUAGE_MODEL),
-        list_scales=rescoring(ngram_scorer(language_model), tune, "+".join(TUNE_SETS))[1],
-    )
+    name, tune = "+".join(TUNE_SETS), to_lists(_tuning_pairs(output))
+    models = _models(output, model_dir, _first_settings(output, tune))
+    settings = models.settings
     few = [tune[i] for i in np.random.default_rng(data.SEED).permutation(len(tune))[:SUM_LISTS]]
-    settings = replace(settings, list_scales=tune_temperature(model, few, settings, language_model))
-    settings = replace(settings, gates=tune_gates(model, tune, settings, ["greedy"], language_model))
-    settings = replace(settings, gates=tune_gates(model, few, settings, ["dlm-sum"], language_model))
-    if (found := output / "dsr" / "settings.json").exists():
-        content = json.loads(found.read_text())
-        gates = {**settings.gates, "dsr": Gate(**content["gate"])}
-        settings = replace(settings, dsr=Scales(**content["scales"]), gates=gates)
+    settings = replace(settings, list_scales=tune_temperature(models.model, few, settings, models.language_model))
+    for lists, decoding in ((tune, "greedy"), (few, "dlm-sum")):
+        gates = tune_gates(models.model, lists, settings, [decoding], models.language_model)
+        settings = replace(settings, gates=gates)
+    everything = plans(folder)
+    sets = {key: to_lists(_pairs(output, key)) for key in TUNE_SETS}
+    whole = _scored_lists(everything, output, models, sets)
+    heard = [nbest for nbest in tune if whole.get(nbest.id)]
+    references = [nbest.reference or "" for nbest in heard]
+    found = tune_scales([whole[n.id] for n in heard], references, {"asr": 0.1}, ["sound", "lm"], name)
+    logging.info("list and sound: %s", found)
+    models = replace(models, settings=replace(settings, shortlist=found.scales))
+    pools = _dsr_pools(everything, output, models, sets)
+    heard = [nbest for nbest in tune if pools.get(nbest.id)]
+    references = [nbest.reference or "" for nbest in heard]
+    dsr = systems.tune_dsr([pools[n.id] for n in heard], references, name)
+    paper = systems.tune_dsr([systems.of_paper(pools[n.id]) for n in heard], references, name)
+    (output / PAPER_SCALES).write_text(json.dumps(asdict(paper)))
+    settings = replace(models.settings, dsr=dsr)
+    perfect = {key: _as_heard(lists) for key, lists in sets.items()}
+    proposals = systems.dsr_proposals(heard, pools, settings)
+    proposals += _perfect_proposals(everything, output, replace(models, settings=settings), perfect)
+    references += [nbest.reference or "" for lists in perfect.values() for nbest in lists]
+    gates = {**settings.gates, "dsr": _gate(proposals, references)}
+    settings = replace(settings, gates=gates)
     logging.info("settings: %s", settings)
-    provenance = {"recipe": "recipes/dlm", "seed": data.SEED, "tuned_on": list(TUNE_SETS), "recognizer": version}
-    provenance["training"] = hub.model_info(model_dir).provenance
+    provenance = {"recipe": "recipes/dlm", "seed": data.SEED, "tuned_on": list(TUNE_SETS)}
+    provenance |= {"recognizer": settings.recognizer, "training": hub.model_info(model_dir).provenance}
     assets = {SETTINGS_NAME: json.dumps(settings_to_json(settings), indent=1)}
-    card = (finished / "README.md").read_text() if (finished / "README.md").exists() else f"# {name}\n"
-    save(model, finished, card, provenance, assets)
+    card = (finished / "README.md").read_text() if (finished / "README.md").exists() else f"# {finished.name}\n"
+    save(models.model, finished, card, provenance, assets)
 
 
 def stage_report(
@@ -164,123 +175,143 @@ def stage_report(
 ) -> None:
     """Measure every system, or only those named, on the reporting sets; write results.json and the tables."""
     tune = to_lists(_tuning_pairs(output))
-    model = load(model_dir)
-    settings = read_settings(model_dir)
-    language_model = load_ngram(output / LANGUAGE_MODEL)
-    systems = _systems(folder, output, model, settings, tune, language_model)
-    systems = {name: system for name, system in systems.items() if only is None or name in only}
+    models = _models(output, model_dir, read_settings(model_dir))
     names = sets or [f"synthetic-{n}" for n in ("book", "voice")] + [
         f"real-{n}" for n in data.recordings(folder) if n != "train" and not n.startswith("tune")
     ]
-    lists = {name: to_lists(_pairs(output, name)) for name in names}
-    rows = evaluate(systems, {name: rows for name, rows in lists.items() if rows})
+    lists = {name: rows for name in names if (rows := to_lists(_pairs(output, name)))}
+    everything = plans(folder)
+    texts = [sentence.words for sentence in data.sentences(folder)["train"]]
+    train = to_lists([*_pairs(output, "synthetic-train"), *_pairs(output, "real-train")])
+    found = systems.baselines(models, tune, "+".join(TUNE_SETS), train, texts)
+    paper = Scales(**json.loads((output / PAPER_SCALES).read_text()))
+    whole, pools = _scored_lists(everything, output, models, lists), _dsr_pools(everything, output, models, lists)
+    found |= systems.sounding(models.settings, paper, whole, pools) | systems.denoised(models) | systems.oracles()
+    found = {name: system for name, system in found.items() if only is None or name in only}
+    rows = evaluate(found, lists)
     write_json(rows, output / "results.json")
     (output / "tables.md").write_text(table(rows))
     print(table(rows))
-    if only is not None:
-        return
-    references = [nbest.reference or "" for rows_ in lists.values() for nbest in rows_][:REFERENCES]
-    for decoding in DECODINGS:
-        proposals = Proposals(model, settings, decoding, language_model)
-        for label, gate in (("off", Gate(off=True)), ("on", settings.gates[decoding])):
-            kept = unchanged_share(proposals.system(gate), references)
-            print(f"references as input, {decoding}, gate {label}: {100 * kept:.2f} % of {len(references)} unchanged")
+    if only is None:
+        print(_references_as_input(everything, output, models, lists))
 
 
-def stage_dsr(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, limit: int) -> None:
-    """Measure DSR in both readings on the first utterances of each set; its scales are found on the tuning sets."""
-    model, settings, sphinx = load(model_dir), read_settings(model_dir), load_recognizer("sphinx")
+def _references_as_input(
+    plans: dict[str, Plan], output: Path, models: systems.Models, lists: dict[str, list[NBest]]
+) -> str:
+    """Return which share of the references comes back unchanged, by decoding and gate."""
+    lines = ["| references as input, unchanged | gate off | gate on | texts |", "|---|---|---|---|"]
+    gates = models.settings.gates
+    references = [nbest.reference or "" for rows in lists.values() for nbest in rows][:REFERENCES]
+    for decoding in systems.DECODINGS:
+        run = Proposals(models.model, models.settings, decoding, models.language_model)
+        shares = [unchanged_share(run.system(gate), references) for gate in (Gate(off=True), gates[decoding])]
+        lines.append(f"| {decoding} | {100 * shares[0]:.2f} % | {100 * shares[1]:.2f} % | {len(references)} |")
+    for name, rows in lists.items():
+        perfect = {name: _as_heard(rows)[:REFERENCES]}
+        proposals = _perfect_proposals(plans, output, models, perfect)
+        same = [
+            100 * float(np.mean([a == b.reference for a, b in zip(gated(proposals, gate), perfect[name], strict=True)]))
+            for gate in (Gate(off=True), gates["dsr"])
+        ]
+        lines.append(f"| DSR, {name} | {same[0]:.2f} % | {same[1]:.2f} % | {len(proposals)} |")
+    return "\n".join(lines)
+
+
+def _first_settings(output: Path, tune: list[NBest]) -> DecodingSettings:
+    """Return settings that name the models beside, with the scales of list and n-gram model."""
     language_model = load_ngram(output / LANGUAGE_MODEL)
-    everything = plans(folder)
-
-    def prepared(name: str) -> tuple[list[NBest], dict[str, list[Scored]]]:
-        lists = to_lists(_pairs(output, name))[:limit]
-        path = output / "dsr" / f"{name}.jsonl"
-        return lists, scored_pools(everything[name], lists, model, settings, sphinx, language_model, path, limit)
-
-    tuning = [prepared(name) for name in TUNE_SETS]
-    lists = [nbest for rows, pools in tuning for nbest in rows if pools.get(nbest.id)]
-    candidates = {key: pool for _, pools in tuning for key, pool in pools.items()}
-    references = [nbest.reference or "" for nbest in lists]
-    systems: dict[str, System] = {"recogniser": _recogniser}
-    for pool in ("paper", "pooled"):
-        own = [of_pool(candidates[nbest.id], pool) for nbest in lists]
-        found = tune_scales(own, references, {"asr": 1.0}, ["dlm", "lm"], "+".join(TUNE_SETS), grid=DSR_GRID)
-        logging.info("DSR %s: %s", pool, found)
-        if pool == settings.pool:
-            _write_dsr_settings(output, lists, own, found.scales)
-        systems[f"DSR, {pool}"] = functools.partial(choose_all, pools=candidates, scales=found.scales, pool=pool)
-    reported = {}
-    for name in sets or ["synthetic-book", "real-kathleen"]:
-        reported[name], pools = prepared(name)
-        candidates.update(pools)
-    rows = evaluate(systems, reported)
-    (output / "dsr.md").write_text(table(rows))
-    print(table(rows))
-
-
-def _write_dsr_settings(output: Path, lists: list[NBest], pools: list[list[Scored]], scales: Scales) -> None:
-    """Write the scales and a tuned gate, for the tune stage to put into the model."""
-    chosen = [pool[choose(pool, scales)] for pool in pools]
-    gains = [scales.total(best) - scales.total(pool[0]) for best, pool in zip(chosen, pools, strict=True)]
-    candidates = [Candidate(best.text, best.scores["dlm"]) for best in chosen]
-    margins = (0.0, 5.0, 10.0, 20.0, 40.0, 80.0)
-    gate, _ = tune_gate(
-        [pool[0].text for pool in pools], candidates, gains, [nbest.reference or "" for nbest in lists], margins
+    return DecodingSettings(
+        recognizer=next(pair["asr"] for pair in _tuning_pairs(output)),
+        listed=LISTED,
+        language_model=LANGUAGE_MODEL,
+        language_model_sha256=hub.fingerprint(output / LANGUAGE_MODEL),
+        list_scales=rescoring(ngram_scorer(language_model), tune, "+".join(TUNE_SETS))[1],
+        sound_model=SOUND_MODEL,
+        sound_model_sha256=hub.fingerprint(output / SOUND_MODEL),
     )
-    (output / "dsr" / "settings.json").write_text(json.dumps({"scales": asdict(scales), "gate": asdict(gate)}))
+
+
+def _models(output: Path, model_dir: Path, settings: DecodingSettings) -> systems.Models:
+    trained = output / "char-lm" / "best"
+    char_lm = CharLm.load(trained) if trained.exists() else None
+    return systems.Models(load(model_dir), settings, load_ngram(output / LANGUAGE_MODEL), char_lm)
+
+
+def _scored_lists(plans: dict[str, Plan], output: Path, models: systems.Models, sets: dict[str, list[NBest]]) -> Pool:
+    """Return all texts of all lists with their scores but the Denoising LM's."""
+    pools = _pool_maker(output, models)
+    label = f"{models.settings.sound_model_sha256} {models.settings.language_model_sha256}"
+    result: Pool = {}
+    for name, lists in sets.items():
+        path = output / "sound" / f"{name}.jsonl"
+        result |= scored(plans[name], lists, lambda h, w: pools.score(h, h.texts, w), path, label)
+    return result
+
+
+def _dsr_pools(
+    plans: dict[str, Plan], output: Path, models: systems.Models, sets: dict[str, list[NBest]], suffix: str = ""
+) -> Pool:
+    """Return DSR's candidates of all lists."""
+    settings = models.settings
+    weights = sum(float(tensor.double().abs().sum()) for tensor in models.model.state_dict().values())
+    label = f"{settings.sound_model_sha256} {settings.language_model_sha256} {weights:.6e} {settings.shortlist}"
+    label += f" {settings.shortlisted} {settings.beam}"
+    result: Pool = {}
+    for name, lists in sets.items():
+        path = output / "dsr" / f"{name}{suffix}.jsonl"
+        result |= scored(plans[name], lists, _pool_maker(output, models).make, path, label)
+    return result
+
+
+def _pool_maker(output: Path, models: systems.Models) -> Pools:
+    scorer = CtcRecognizer.load(output / SOUND_MODEL)
+    settings = models.settings
+    sizes = settings.shortlisted, settings.beam
+    return Pools(models.model, scorer, models.language_model, settings.shortlist, *sizes)
+
+
+def _perfect_proposals(
+    plans: dict[str, Plan], output: Path, models: systems.Models, perfect: dict[str, list[NBest]]
+) -> list[Proposal]:
+    """Return DSR's choice where the reference itself was heard."""
+    pools = _dsr_pools(plans, output, models, perfect, "-references")
+    return systems.dsr_proposals([nbest for lists in perfect.values() for nbest in lists], pools, models.settings)
+
+
+def _as_heard(lists: list[NBest]) -> list[NBest]:
+    """Return the references as if they had been heard."""
+    return [
+        NBest(nbest.id, (Hypothesis(nbest.reference or "", 0.0),), nbest.reference)
+        for nbest in lists
+        if nbest.reference
+    ]
+
+
+def _gate(proposals: list[Proposal], references: list[str]) -> Gate:
+    heard, candidates = [p.heard for p in proposals], [p.candidate for p in proposals]
+    return tune_gate(heard, candidates, [p.gain for p in proposals], references)[0]
 
 
 def stage_transfer(folder: Path, output: Path, model_dir: Path, ctc: Path | None, limit: int) -> None:
     """Use the model on lists of Whisper and of our CTC recogniser, of which it knows nothing."""
-    model, settings = load(model_dir), read_settings(model_dir)
-    systems: dict[str, System] = {"recogniser": _recogniser, "oracle": _oracle}
-    systems.update(_denoised(model, settings, load_ngram(output / LANGUAGE_MODEL)))
+    models = _models(output, model_dir, read_settings(model_dir))
+    found: dict[str, System] = {"recogniser": systems.recogniser, **systems.denoised(models)}
+    found["oracle"] = systems.oracles()["oracle of 100"]
     sets = {name: _normalized(read_nbest(folder / "nbest" / f"{name}.json"))[:limit] for name in data.TRANSFER_LISTS}
     if ctc is not None:
         heard = recognizer.recognized(folder, ctc, limit)
         sets.update({f"ctc, {name}": [nbest for nbest in lists if nbest.best] for name, lists in heard.items()})
-    print(table(evaluate(systems, sets)))
+    rows = evaluate(found, sets)
+    (output / "transfer.md").write_text(table(rows))
+    print(table(rows))
 
 
-def _systems(
-    folder: Path,
-    output: Path,
-    model: DenoisingLM,
-    settings: DecodingSettings,
-    tune: list[NBest],
-    language_model: NgramLm,
-) -> dict[str, System]:
-    texts = [sentence.words for sentence in data.sentences(folder)["train"]]
-    train = to_lists([*_pairs(output, "synthetic-train"), *_pairs(output, "real-train")])
-    phrase = PhraseCorrector.train(train, text=texts)
-    tune_name = "+".join(TUNE_SETS)
-    systems: dict[str, System] = {"recogniser": _recogniser}
-    systems[RIVAL], _ = rescoring(ngram_scorer(language_model), tune, tune_name)
-    systems["phrase table"] = lambda lists: [c.text for c in phrase.correct(lists)]
-    if (output / "char-lm" / "best").exists():
-        char_lm = CharLm.load(output / "char-lm" / "best")
-        systems["character LM rescoring"], _ = rescoring(char_lm.log_probs, tune, tune_name)
-    systems.update(_denoised(model, settings, language_model))
-    systems["oracle of the list"] = _oracle
-    return systems
-
-
-def _denoised(model: DenoisingLM, settings: DecodingSettings, language_model: NgramLm) -> dict[str, System]:
-    systems: dict[str, System] = {}
-    for decoding in DECODINGS:
-        proposals = Proposals(model, settings, decoding, language_model)
-        systems[f"DLM {decoding}, gate off"] = proposals.system(Gate(off=True))
-        systems[f"DLM {decoding}, gate on"] = proposals.system(settings.gates[decoding])
-    return systems
-
-
-def _recogniser(lists: Sequence[NBest]) -> list[str]:
-    return [nbest.best for nbest in lists]
-
-
-def _oracle(lists: Sequence[NBest]) -> list[str]:
-    return [metrics.oracle(nbest) for nbest in lists]
+def stage_speed(folder: Path, output: Path, model_dir: Path, limit: int) -> None:
+    """Measure what correction costs."""
+    lists = to_lists(_pairs(output, "synthetic-tune"))[:limit]
+    recordings = [Path(r.path) for r in data.recordings(folder)["tune-kathleen"]][:limit]
+    print(speed.report(lists, recordings, model_dir))
 
 
 def _normalized(lists: Iterable[NBest]) -> list[NBest]:
@@ -316,7 +347,7 @@ def main() -> int:
     parser.add_argument("--max-shards", type=int, help="generate: so many shards of each set at most")
     parser.add_argument("--max-texts", type=int, help="pack, char-lm: so many training sentences")
     parser.add_argument("--resume", action="store_true", help="char-lm: go on where it stopped")
-    parser.add_argument("--limit", type=int, default=100, help="dsr, transfer, ctc-report: utterances of each set")
+    parser.add_argument("--limit", type=int, default=100, help="transfer, ctc-report, speed: utterances of each set")
     parser.add_argument("--ctc", type=Path, help="transfer: a CTC recogniser's model directory")
     parser.add_argument("--model", type=Path, help="tune, report, transfer: a model directory")
     parser.add_argument("--finished", type=Path, help="tune: the model directory to write")
@@ -332,17 +363,17 @@ def main() -> int:
     elif arguments.stage == "char-lm":
         stage_char_lm(arguments.data, arguments.output, arguments.max_minutes, arguments.max_texts, arguments.resume)
     elif arguments.stage == "tune":
-        stage_tune(arguments.output, arguments.model, arguments.finished, arguments.finished.name)
+        stage_tune(arguments.data, arguments.output, arguments.model, arguments.finished)
     elif arguments.stage == "report":
         stage_report(arguments.data, arguments.output, arguments.model, arguments.sets, arguments.only)
-    elif arguments.stage == "dsr":
-        stage_dsr(arguments.data, arguments.output, arguments.model, arguments.sets, arguments.limit)
     elif arguments.stage == "transfer":
         stage_transfer(arguments.data, arguments.output, arguments.model, arguments.ctc, arguments.limit)
     elif arguments.stage == "ctc-pack":
         recognizer.pack_speech(arguments.data, arguments.output / "ctc", arguments.workers, arguments.max_minutes)
     elif arguments.stage == "ctc-report":
         print(recognizer.report(arguments.data, arguments.model, arguments.limit))
+    elif arguments.stage == "speed":
+        stage_speed(arguments.data, arguments.output, arguments.model, arguments.limit)
     return 0
 
 

@@ -316,7 +316,7 @@ def test_another_language_model_than_the_settings_name_is_refused(tmp_path: Path
         save(model, tmp_path / folder, assets={SETTINGS_NAME: json.dumps(settings_to_json(settings))})
     assert DlmCorrector.load(tmp_path / "good", decode="dlm-sum").hypotheses == settings.listed
     assert DlmCorrector.load(tmp_path / "bad", decode="greedy").hypotheses == 1
-    with pytest.raises(ModelFormatError, match="another model than the .other."):
+    with pytest.raises(ModelFormatError, match="another model than the "):
         DlmCorrector.load(tmp_path / "bad", decode="dlm-sum")
 
 

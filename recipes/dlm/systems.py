@@ -1,0 +1,135 @@
+"""The systems that the tables compare: the recogniser, the baselines, the Denoising LM's decodings, the oracles."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dsr import Pool, choose_all
+from evaluate import NGRAM, SOUND, Proposals, System, gated, ngram_scorer, rescoring
+
+from audio_llm import metrics
+from audio_llm.dlm.corrector import Decoding, DecodingSettings, Proposal, choose_dsr
+from audio_llm.dlm.gate import Gate
+from audio_llm.dlm.model import DenoisingLM
+from audio_llm.dlm.rescore import Scales, Scored, tune_scales
+from audio_llm.ger.phrase import PhraseCorrector
+from audio_llm.lm.char_lm import CharLm
+from audio_llm.lm.ngram import NgramLm
+from audio_llm.nbest import NBest
+from audio_llm.text import DEFAULT_NORMALIZER
+
+BASELINE_LIST = 20  # hypotheses that the baselines of the 20-best choose from
+DECODINGS: tuple[Decoding, ...] = ("greedy", "dlm-sum")  # those that need no sound
+DSR_SCORES = ("sound", "lm", "dlm", "unlisted")  # beside the list's own
+
+
+@dataclass(frozen=True)
+class Models:
+    """What the systems are made of.
+
+    Attributes:
+        model: The Denoising LM.
+        settings: How it decodes.
+        language_model: The n-gram model.
+        char_lm: The Transformer language model; None where none was trained.
+    """
+
+    model: DenoisingLM
+    settings: DecodingSettings
+    language_model: NgramLm
+    char_lm: CharLm | None = None
+
+
+def baselines(
+    models: Models, tune: list[NBest], tune_name: str, train: list[NBest], texts: list[str]
+) -> dict[str, System]:
+    """Return the systems without a Denoising LM that need no sound, each tuned on the same lists.
+
+    Args:
+        models: The language models.
+        tune: Tuning lists.
+        tune_name: Their sets' names, joined by `+`.
+        train: Lists that the phrase table is learned from.
+        texts: Training sentences.
+    """
+    few = [_first(nbest) for nbest in tune]
+    phrase = PhraseCorrector.train([_first(nbest) for nbest in train], text=texts)
+    scorer = ngram_scorer(models.language_model)
+    systems: dict[str, System] = {"recogniser": recogniser}
+    systems[NGRAM] = _on_first(rescoring(scorer, few, tune_name)[0])
+    systems["n-gram rescoring, 100 best"] = rescoring(scorer, tune, tune_name)[0]
+    systems["phrase table"] = _on_first(lambda lists: [c.text for c in phrase.correct(lists)])
+    if models.char_lm is not None:
+        systems["Transformer LM rescoring, 20 best"] = _on_first(rescoring(models.char_lm.log_probs, few, tune_name)[0])
+    return systems
+
+
+def denoised(models: Models) -> dict[str, System]:
+    """Return the decodings that need no sound, gate off and on."""
+    systems: dict[str, System] = {}
+    for decoding in DECODINGS:
+        proposals = Proposals(models.model, models.settings, decoding, models.language_model)
+        systems[f"DLM {decoding}, gate off"] = proposals.system(Gate(off=True))
+        systems[f"DLM {decoding}, gate on"] = proposals.system(models.settings.gates[decoding])
+    return systems
+
+
+def sounding(settings: DecodingSettings, paper: Scales, whole: Pool, pools: Pool) -> dict[str, System]:
+    """Return the systems that compare candidates with the sound: the baseline without a Denoising LM, and DSR.
+
+    Args:
+        settings: With the scales and the gate.
+        paper: DSR's scales where all candidates are the Denoising LM's.
+        whole: All texts of every list with their scores.
+        pools: DSR's candidates of every list.
+    """
+    proposed = {key: of_paper(pool) for key, pool in pools.items()}
+    systems: dict[str, System] = {SOUND: functools.partial(choose_all, pools=whole, scales=settings.shortlist)}
+    systems["DLM DSR, paper, gate off"] = functools.partial(choose_all, pools=proposed, scales=paper)
+    systems["DLM DSR, pooled, gate off"] = functools.partial(choose_all, pools=pools, scales=settings.dsr)
+    systems["DLM DSR, pooled, gate on"] = lambda lists: gated(
+        dsr_proposals(lists, pools, settings), settings.gates["dsr"]
+    )
+    return systems
+
+
+def oracles() -> dict[str, System]:
+    """Return what the best choice from each list would be."""
+    return {
+        "oracle of 20": lambda lists: [metrics.oracle(_first(nbest)) for nbest in lists],
+        "oracle of 100": lambda lists: [metrics.oracle(nbest) for nbest in lists],
+    }
+
+
+def recogniser(lists: Sequence[NBest]) -> list[str]:
+    """Return the recogniser's best of each list."""
+    return [nbest.best for nbest in lists]
+
+
+def tune_dsr(pools: Sequence[Sequence[Scored]], references: Sequence[str], name: str) -> Scales:
+    """Return DSR's scales with the fewest word errors on tuning candidates."""
+    return tune_scales(pools, references, {"asr": 0.1}, DSR_SCORES, name).scales
+
+
+def of_paper(pool: Sequence[Scored]) -> list[Scored]:
+    """Return the candidates that the Denoising LM proposed, and the recogniser's text, which comes first."""
+    return [candidate for i, candidate in enumerate(pool) if i == 0 or candidate.scores["proposed"]]
+
+
+def dsr_proposals(lists: Sequence[NBest], pools: Pool, settings: DecodingSettings) -> list[Proposal]:
+    """Return DSR's choice for every list, before the gate."""
+    proposals = []
+    for nbest in lists:
+        pool = pools.get(nbest.id, [])
+        proposals.append(choose_dsr((pool[0].text if pool else DEFAULT_NORMALIZER(nbest.best),), pool, settings))
+    return proposals
+
+
+def _first(nbest: NBest) -> NBest:
+    return replace(nbest, hypotheses=nbest.hypotheses[:BASELINE_LIST])
+
+
+def _on_first(system: System) -> System:
+    return lambda lists: system([_first(nbest) for nbest in lists])
