@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from audio_llm.pipeline.formats import Transcript
     from audio_llm.pipeline.transcribe import Transcriber
 
-_DECODE = "dlm-sum"
 FORMATS = ("txt", "srt", "vtt", "tsv", "json", "nbest")
 _ONE_AFTER_ANOTHER = ("txt", "json", "nbest")  # formats of which several files may follow each other on stdout
 _DESCRIPTION = """Transcribe files, folders, globs or standard input (-): wav, flac, ogg, opus, mp3.
@@ -42,7 +41,11 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME|DIR", help="the recogniser's model")
     parser.add_argument("--correct", choices=("none", "dlm"), default="none", help="corrector")
     parser.add_argument("--correct-model", metavar="NAME|DIR", help="the corrector's model")
-    parser.add_argument("--decode", choices=("greedy", "dsr", "dlm-sum"), help="how it decodes (default: dlm-sum)")
+    parser.add_argument(
+        "--decode",
+        choices=("greedy", "dsr", "dlm-sum"),
+        help="how it decodes (default: dsr, or dlm-sum where the model has nothing that hears)",
+    )
     parser.add_argument("--words", metavar="FILE", help="names and terms to prefer, one a line")
     parser.set_defaults(run=run)
 
@@ -104,7 +107,7 @@ def _load(arguments: argparse.Namespace, words: list[str], progress: Progress) -
         arguments.model,
         arguments.correct,
         arguments.correct_model,
-        arguments.decode or _DECODE,
+        arguments.decode,
         arguments.nbest,
         words,
         arguments.device,
@@ -125,7 +128,7 @@ def _settings(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]
     settings["model"] = _model_stamp(arguments.model or ENGINES[arguments.asr].default_model)
     if arguments.correct != "none":
         model = arguments.correct_model or CORRECTORS[arguments.correct][2]
-        settings |= {"correct": arguments.correct, "decode": arguments.decode or _DECODE}
+        settings |= {"correct": arguments.correct, "decode": arguments.decode or "default"}
         settings["correct_model"] = _model_stamp(model)
     return settings
 

@@ -144,11 +144,19 @@ class DlmCorrector:
         cls,
         name_or_dir: str | Path = "dlm-small",
         recognizer: Recognizer | None = None,
-        decode: Decoding = "greedy",
+        decode: Decoding | None = None,
         gate: bool = True,
         device: str = "cpu",
     ) -> DlmCorrector:
         """Load a model directory with its decoding settings.
+
+        Args:
+            name_or_dir: A name of a model, or its folder.
+            recognizer: What makes the lists.
+            decode: How to decode; None: `dsr` where a recogniser is given and the settings name a sound model, else
+                `dlm-sum`.
+            gate: Whether the recogniser's text is kept when the gain is small.
+            device: `cpu` or `cuda`.
 
         Raises:
             ModelNotFoundError, ModelFormatError: The directory is missing or damaged.
@@ -159,6 +167,7 @@ class DlmCorrector:
         model = load(name_or_dir, device)
         folder = Path(hub.find_model(str(name_or_dir)))
         settings = read_settings(folder)
+        decode = decode or ("dsr" if recognizer is not None and settings.sound_model else "dlm-sum")
         language_model = _load_language_model(folder, settings) if decode != "greedy" else None
         scorer = _load_scorer(folder, settings, device) if decode == "dsr" else None
         return cls(model, settings, decode, recognizer, gate, language_model, scorer)
@@ -361,7 +370,7 @@ def settings_to_json(settings: DecodingSettings) -> dict[str, Any]:
 def settings_from_json(content: dict[str, Any]) -> DecodingSettings:
     """Build settings from what `settings_to_json` gave."""
     content = dict(content)
-    for name in ("list_scales", "shortlist", "dsr"):
+    for name in {"list_scales", "shortlist", "dsr"} & set(content):
         content[name] = Scales(**content[name])
     content["gates"] = {name: Gate(**gate) for name, gate in content["gates"].items()}
     return DecodingSettings(**content)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,29 +121,79 @@ def _totals(log_probabilities: Tensor, wanted: Tensor) -> list[float]:
     return totals
 
 
+@dataclass
+class _Draft:
+    """A text on its way: what greedy search has settled on, and a guess at the rest.
+
+    What was heard is mostly right, so that one look at the whole guess settles most characters at once; after each
+    difference the rest of the hypothesis, from the place reached, is the next guess.
+    """
+
+    heard: np.ndarray  # (S,) int64
+    limit: int
+    least: int
+    distances: np.ndarray  # (S + 1,) of what is settled to each first part of what was heard
+    settled: list[int]
+    guess: list[int]  # begins with what is settled
+
+    @classmethod
+    def of(cls, hypothesis: str) -> _Draft:
+        heard = vocab.encode(hypothesis)
+        limit, least = length_limit(hypothesis), least_length(hypothesis)
+        nothing = np.arange(len(heard) + 1, dtype=np.float64)
+        return cls(np.array(heard, dtype=np.int64), limit, least, nothing, [], [*heard, vocab.EOS][:limit])
+
+    def settle(self, best: list[int]) -> bool:
+        """Take the best character after each part of the guess as far as they agree and one more; tell if it ended."""
+        agreed = next((i for i, (a, b) in enumerate(zip(best, self.guess, strict=True)) if a != b), len(best))
+        text = [*self.guess[:agreed], *best[agreed : agreed + 1]]
+        for character in text[len(self.settled) :]:
+            self.distances = _next_row(self.distances, character, self.heard)
+        self.settled = text
+        if vocab.EOS in text[-1:] or len(text) >= self.limit:
+            return True
+        places = np.arange(len(self.distances))
+        reached = int((self.distances * (len(places) + 1) - places).argmin())  # the longest of the nearest parts
+        self.guess = [*text, *self.heard[reached:].tolist(), vocab.EOS][: self.limit]
+        return False
+
+
+def _next_row(distances: np.ndarray, character: int, heard: np.ndarray) -> np.ndarray:
+    columns = np.arange(len(distances))
+    inserted = distances + 1.0
+    inserted[1:] = np.minimum(inserted[1:], distances[:-1] + (heard != character))
+    return np.minimum.accumulate(inserted - columns) + columns
+
+
 def _greedy_batch(model: DenoisingLM, hypotheses: Sequence[str]) -> list[Candidate]:
     device = next(model.parameters()).device
-    source, lengths = batch_sources(hypotheses, device)
-    state = model.encode(source, lengths)
-    limits = torch.tensor([length_limit(h) for h in hypotheses], device=device)
-    least = torch.tensor([least_length(h) for h in hypotheses], device=device)
-    last = torch.full((len(hypotheses),), vocab.BOS, device=device)
-    totals = torch.zeros(len(hypotheses), device=device)
-    open_rows = torch.ones(len(hypotheses), dtype=torch.bool, device=device)
-    written: list[Tensor] = []
-    while bool(open_rows.any()) and state.step < int(limits.max()):
-        step = _forbid(model.step(last, state), last)
-        step[least > len(written), vocab.EOS] = -math.inf
-        best, last = step.max(-1)
-        last = last.where(open_rows, torch.full_like(last, vocab.PAD))
-        totals += best.where(open_rows, torch.zeros_like(best))
-        written.append(last)
-        open_rows = open_rows & (last != vocab.EOS) & (state.step < limits)
-    rows = torch.stack(written, dim=1).tolist()
-    return [
-        Candidate(_tidy(vocab.decode(row)), total, vocab.EOS in row)
-        for row, total in zip(rows, totals.tolist(), strict=True)
-    ]
+    encoded = model.encode(*batch_sources(hypotheses, device))
+    drafts = [_Draft.of(hypothesis) for hypothesis in hypotheses]
+    found: dict[int, Candidate] = {}
+    while len(found) < len(drafts):
+        rows = [row for row in range(len(drafts)) if row not in found]
+        state = copy.copy(encoded)
+        state.select(torch.tensor(rows, device=device))
+        guesses, _ = vocab.pad([[vocab.BOS, *drafts[row].guess] for row in rows])
+        target_in = torch.from_numpy(guesses[:, :-1]).to(device)
+        scores = _allowed(model.read(state, target_in), target_in, [drafts[row].least for row in rows])
+        best = scores.argmax(-1).tolist()
+        for place, row in enumerate(rows):
+            draft = drafts[row]
+            if draft.settle(best[place][: len(draft.guess)]):
+                chosen = torch.tensor(draft.settled, device=device)[:, None]
+                total = float(scores[place, : len(chosen)].gather(1, chosen).sum())
+                text = _tidy(vocab.decode(draft.settled))
+                found[row] = Candidate(text, total, vocab.EOS in draft.settled)
+    return [found[row] for row in range(len(drafts))]
+
+
+def _allowed(log_probabilities: Tensor, target_in: Tensor, least: Sequence[int]) -> Tensor:
+    """Mask in (B, T, V) what `_forbid` masks after each character of (B, T), and ends that come too early."""
+    _forbid(log_probabilities.view(-1, vocab.SIZE), target_in.flatten())
+    for row, length in zip(log_probabilities, least, strict=True):
+        row[:length, vocab.EOS] = -math.inf
+    return log_probabilities
 
 
 @dataclass

@@ -26,7 +26,7 @@ def load_corrector(
     name: str = "dlm",
     model: str | None = None,
     recognizer: Recognizer | None = None,
-    decode: str = "dlm-sum",
+    decode: str | None = None,
     device: str = "cpu",
     gate: bool = True,
 ) -> Corrector:
@@ -36,7 +36,8 @@ def load_corrector(
         name: One of `CORRECTORS`.
         model: Name or folder of its model; None takes its own.
         recognizer: Asked again by decodings that weigh the sound.
-        decode: One of `DECODINGS`.
+        decode: One of `DECODINGS`; None: `dsr` where there is sound and the model names one that compares it with
+            texts, else `dlm-sum`.
         device: `cpu`, `cuda` or `auto`.
         gate: Keep the recogniser's text where the gain is small.
 
@@ -46,7 +47,7 @@ def load_corrector(
     """
     if name not in CORRECTORS:
         raise UsageError(f"no corrector is named {name!r}", remedy=f"use one of {', '.join(CORRECTORS)}")
-    if decode not in DECODINGS:
+    if decode is not None and decode not in DECODINGS:
         raise UsageError(f"no decoding is named {decode!r}", remedy=f"use one of {', '.join(DECODINGS)}")
     module, class_name, default_model = CORRECTORS[name]
     folder = hub.find_model(model or default_model)

@@ -142,7 +142,7 @@ def load_transcriber(
     model: str | None = None,
     correct: str = "none",
     correct_model: str | None = None,
-    decode: str = "dlm-sum",
+    decode: str | None = None,
     nbest: int = 5,
     words: Iterable[str] = (),
     device: str = "cpu",
@@ -155,7 +155,7 @@ def load_transcriber(
         model: The recogniser's model; None takes its own.
         correct: `none` or one of `pipeline.correct.CORRECTORS`.
         correct_model: The corrector's model; None takes its own.
-        decode: How the corrector decodes.
+        decode: How the corrector decodes (see `load_corrector`).
         nbest: Hypotheses to ask for.
         words: Names and terms to prefer; corrections do not take them away.
         device: `cpu`, `cuda` or `auto`.

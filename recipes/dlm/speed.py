@@ -14,7 +14,7 @@ from pathlib import Path
 
 from audio_llm.nbest import NBest
 
-DECODINGS = ("none", "greedy", "dlm-sum")
+DECODINGS = ("none", "greedy", "dlm-sum", "dsr")
 REPEATS = 2  # of each command, alternating; the fastest counts
 
 
@@ -91,7 +91,7 @@ def _correct(lists: Sequence[NBest], model_dir: Path, ready, begin) -> None:  # 
     from audio_llm.dlm.corrector import DlmCorrector
 
     torch.set_num_threads(1)
-    corrector = DlmCorrector.load(model_dir)
+    corrector = DlmCorrector.load(model_dir, decode="greedy")
     corrector.correct(lists[:2])  # warm-up
     ready.wait()
     begin.wait()

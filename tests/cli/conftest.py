@@ -67,7 +67,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
         name: str = "dlm",
         model: str | None = None,
         recognizer: Any = None,
-        decode: str = "dlm-sum",
+        decode: str | None = None,
         device: str = "cpu",
     ) -> Fakes:
         both.corrector_asked.append({"name": name, "model": model, "decode": decode, "device": device})
