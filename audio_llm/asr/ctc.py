@@ -116,8 +116,12 @@ class CtcRecognizer:
             waveform: (T,) float32 at 16 kHz.
             texts: Normalised texts.
         """
+        return self.listen(waveform).score(texts)
+
+    def listen(self, waveform: np.ndarray) -> CtcHearing:
+        """Hear one utterance, (T,) float32 at 16 kHz, to be asked about it more than once."""
         (log_probs,) = self.log_probs([waveform])
-        return _exact_scores(log_probs, texts)
+        return CtcHearing(log_probs)
 
     def prefer(self, words: Sequence[str]) -> list[str]:
         """Return all the words: this engine has no words to prefer, only letters."""
@@ -130,12 +134,7 @@ class CtcRecognizer:
             waveforms: Each (T,) float32 at 16 kHz.
             distortion: Make it err on purpose, to generate data.
         """
-        texts = []
-        for log_probs in self.log_probs(waveforms, distortion):
-            best = log_probs.argmax(axis=1)
-            kept = best[np.diff(best, prepend=BLANK - 1) != 0]
-            texts.append(decode_symbols([int(number) for number in kept if number != BLANK]))
-        return texts
+        return [CtcHearing(log_probs).spell() for log_probs in self.log_probs(waveforms, distortion)]
 
     def log_probs(self, waveforms: Sequence[np.ndarray], distortion: Distortion | None = None) -> list[np.ndarray]:
         """Return (N, 29) float64 log-probabilities of the symbols every 40 ms; N is 0 for silence."""
@@ -161,6 +160,27 @@ class CtcRecognizer:
         output = self._model(mel, frames, None if distortion is None else distortion.dropout)
         log_probs = output.log_probs.double().cpu().numpy()
         return [row[: int(length)] for row, length in zip(log_probs, output.lengths, strict=True)]
+
+
+@dataclass(frozen=True)
+class CtcHearing:
+    """What the network made of one utterance.
+
+    Attributes:
+        log_probs: (N, 29) float64 log-probabilities of the symbols every 40 ms.
+    """
+
+    log_probs: np.ndarray
+
+    def spell(self) -> str:
+        """Return the text of the best alignment."""
+        best = self.log_probs.argmax(axis=1)
+        kept = best[np.diff(best, prepend=BLANK - 1) != 0]
+        return decode_symbols([int(number) for number in kept if number != BLANK])
+
+    def score(self, texts: Sequence[str]) -> list[float | None]:
+        """Return log p(text | audio) of each text (see `CtcRecognizer.score`)."""
+        return _exact_scores(self.log_probs, texts)
 
 
 def load_network(name_or_dir: str | Path, device: str = "cpu") -> CtcModel:

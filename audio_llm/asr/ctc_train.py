@@ -173,13 +173,48 @@ def evaluate(model: nn.Module, data: Utterances, config: CtcTrainingConfig) -> d
         batch = data.collate(Batch(chosen, None), config).to(device)
         output = model(batch.mel, batch.lengths)
         losses.append((float(ctc_loss(output, batch, 0.0)), len(chosen)))
-        for best, length in zip(output.log_probs.argmax(dim=-1), output.lengths, strict=True):
-            kept = torch.unique_consecutive(best[: int(length)]).tolist()
-            texts.append(decode_symbols([number for number in kept if number != BLANK]))
+        texts += greedy_texts(output)
         references += [data.texts[i] for i in chosen]
     loss = sum(value * count for value, count in losses) / sum(count for _, count in losses)
     logger.info("heard: %s | said: %s", texts[0], references[0])
     return {"loss": loss, "wer": float(jiwer.wer(references, texts)), "cer": float(jiwer.cer(references, texts))}
+
+
+def greedy_texts(output: CtcOutput) -> list[str]:
+    """Return the text of each utterance's best alignment."""
+    texts = []
+    for best, length in zip(output.log_probs.argmax(dim=-1), output.lengths, strict=True):
+        kept = torch.unique_consecutive(best[: int(length)]).tolist()
+        texts.append(decode_symbols([number for number in kept if number != BLANK]))
+    return texts
+
+
+@torch.inference_mode()
+def hear_packed(model: CtcModel, pack: Path, passes: int, dropout: float, seed: int) -> list[tuple[str, list[str]]]:
+    """Return (reference, texts heard) of every utterance of a pack: pairs for a Denoising LM.
+
+    The first pass hears the sound as it is, each further one with masks, another speed and dropout drawn anew, so that
+    utterances that the network was trained on are misheard as new ones are.
+
+    Args:
+        model: The network.
+        pack: Folder that `ctc_data.pack` wrote.
+        passes: How often each utterance is heard.
+        dropout: Rate in the further passes.
+        seed: Of all draws.
+    """
+    config = CtcTrainingConfig(model=model.config)
+    data = Utterances([pack], config.max_seconds)
+    heard: list[list[str]] = [[] for _ in range(len(data))]
+    for number in range(passes):
+        torch.manual_seed(seed + number)
+        for place, chosen in enumerate(data.in_order(len(data), config.batch_seconds)):
+            batch = data.collate(Batch(chosen, (seed << 40) + (number << 32) + place if number else None), config)
+            output = model.eval()(batch.mel, batch.lengths, dropout if number else 0.0)
+            for i, text in zip(chosen, greedy_texts(output), strict=True):
+                heard[i].append(text)
+        logger.info("pass %d of %d: %d utterances heard", number + 1, passes, len(data))
+    return list(zip(data.texts, heard, strict=True))
 
 
 @dataclass(frozen=True)

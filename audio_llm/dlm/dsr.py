@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -43,21 +44,49 @@ class Heard:
         return cls(tuple(best), tuple(scores))
 
 
+class Hearing(Protocol):
+    """An utterance in the ears of a recogniser that can be asked about it again and again."""
+
+    def spell(self) -> str:
+        """Return what it hears itself; empty where that tells nothing new."""
+        ...
+
+    def score(self, texts: Sequence[str]) -> list[float | None]:
+        """Return log p(text | sound) of each text, None for one that it cannot score."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Again(Hearing):
+    """The recogniser that made the list, asked again."""
+
+    recognizer: Recognizer
+    waveform: np.ndarray
+
+    def spell(self) -> str:
+        return ""
+
+    def score(self, texts: Sequence[str]) -> list[float | None]:
+        return self.recognizer.score(self.waveform, texts)
+
+
 class Pools:
     """Makes the candidates of an utterance and scores them.
 
-    Scores, natural logarithms but for the last two: `asr`, the list's own, a text outside the list getting the list's
-    lowest; `sound`, log p(text | audio) of a recogniser that can tell it of any text; `lm`, of an n-gram model;
-    `dlm`, log p(text | best hypothesis); `unlisted`, -1 for a text outside the list, else 0; `proposed`, 1 for a
+    The Denoising LM reads two hypotheses: of the list the text with the highest total by `shortlist`, and what the
+    second recogniser spells. Its proposals for both are candidates. The scores are natural logarithms but for the
+    last two: `asr`, the list's own, a text outside the list getting the list's lowest; `sound`, log p(text | audio) of
+    the second recogniser; `lm`, of an n-gram model; `dlm` and `dlm_spelled`, of the Denoising LM given the one and the
+    other hypothesis, 0 where there is no other; `unlisted`, -1 for a text outside the list, else 0; `proposed`, 1 for a
     text that the Denoising LM proposed, else 0.
 
     Args:
         model: The Denoising LM.
-        scorer: Hears the sound for `sound`.
+        scorer: The second recogniser, or the one that made the list.
         language_model: For `lm`; without it that score is 0.
-        shortlist: Scales of `asr`, `sound`, `lm` that choose which texts of the list the Denoising LM scores.
-        size: How many of the list that is, the best hypothesis included.
-        beam: How many texts the Denoising LM proposes.
+        shortlist: Scales of `asr`, `sound`, `lm` that choose which texts of the list the Denoising LM reads and scores.
+        size: How many of the list it scores beside the recogniser's best.
+        beam: How many texts it proposes for each hypothesis.
     """
 
     def __init__(
@@ -84,23 +113,38 @@ class Pools:
             waveform: (T,) float32 at 16 kHz.
             listed: Take the shortlist beside the Denoising LM's texts (`pooled`), or not (`paper`).
         """
-        best = heard.texts[0]
-        proposed = self._propose(best)
-        scored = self.score(heard, [*(heard.texts if listed else [best]), *proposed], waveform)
+        best, hearing = heard.texts[0], self._listen(waveform)
+        scored = self._score(heard, heard.texts if listed else [best], hearing)
         if not scored or scored[0].text != best:
             return []
-        rest = sorted(scored[1:], key=self._shortlist.total, reverse=True)
-        kept = {candidate.text for candidate in rest[: self._size - 1]} | {best, *proposed}
+        ranked = sorted(scored, key=self._shortlist.total, reverse=True)
+        first, spelled = ranked[0].text, hearing.spell()
+        sources = [first, spelled] if spelled else [first]
+        proposed = dict.fromkeys(text for source in sources for text in self._propose(source))
+        own = {candidate.text for candidate in scored}
+        scored += self._score(heard, [text for text in proposed if text not in own], hearing)
+        kept = {candidate.text for candidate in ranked[: self._size]} | {best, *proposed}
         scored = [candidate for candidate in scored if candidate.text in kept]
-        denoised = decode.log_probs_of_one(self._model, best, [candidate.text for candidate in scored])
+        texts = [candidate.text for candidate in scored]
+        log_probs = [decode.log_probs_of_one(self._model, source, texts) for source in sources]
+        log_probs += [[0.0] * len(texts)] * (2 - len(sources))
         return [
-            replace(c, scores={**c.scores, "dlm": log_prob, "proposed": float(c.text in proposed)})
-            for c, log_prob in zip(scored, denoised, strict=True)
+            replace(c, scores={**c.scores, "dlm": one, "dlm_spelled": other, "proposed": float(c.text in proposed)})
+            for c, one, other in zip(scored, *log_probs, strict=True)
         ]
 
-    def score(self, heard: Heard, texts: Sequence[str], waveform: np.ndarray) -> list[Scored]:
-        """Return the distinct texts that `sound` can be told of, in order, with `asr`, `sound`, `lm`, `unlisted`."""
-        texts = list(dict.fromkeys(texts))
+    def of_list(self, heard: Heard, waveform: np.ndarray) -> list[Scored]:
+        """Return all texts of a list with the scores that need no Denoising LM, for finding `shortlist`."""
+        return self._score(heard, heard.texts, self._listen(waveform))
+
+    def _listen(self, waveform: np.ndarray) -> Hearing:
+        from audio_llm.asr.ctc import CtcRecognizer
+
+        if isinstance(self._scorer, CtcRecognizer):
+            return self._scorer.listen(waveform)
+        return _Again(self._scorer, waveform)
+
+    def _score(self, heard: Heard, texts: Sequence[str], hearing: Hearing) -> list[Scored]:
         own = dict(zip(heard.texts, heard.scores, strict=True))
         lowest = min(heard.scores)
         prior = [0.0] * len(texts)
@@ -110,7 +154,7 @@ class Pools:
             Scored(
                 text, {"asr": own.get(text, lowest), "sound": sound, "lm": lm, "unlisted": 0.0 if text in own else -1.0}
             )
-            for text, sound, lm in zip(texts, self._scorer.score(waveform, texts), prior, strict=True)
+            for text, sound, lm in zip(texts, hearing.score(texts), prior, strict=True)
             if sound is not None
         ]
 

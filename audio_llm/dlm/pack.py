@@ -38,6 +38,8 @@ def pack(
     tune: Sequence[dict[str, Any]],
     output: Path,
     hypotheses: int = 5,
+    other_pairs: Sequence[dict[str, Any]] = (),
+    copies: int = 1,
 ) -> None:
     """Write the parts `train` and `tune` and the table of confusions.
 
@@ -48,12 +50,16 @@ def pack(
         tune: Pairs for validation.
         output: Folder to write.
         hypotheses: Kept of each pair.
+        other_pairs: Further training pairs that the table of confusions is not learned from: of another recogniser,
+            which may write what is no word.
+        copies: How often each of `pairs` is packed, so that they are drawn more often beside many others.
     """
     from audio_llm.asr.pronounce import read_dictionary
 
     output.mkdir(parents=True, exist_ok=True)
     usable = [pair for pair in pairs if _was_heard(pair)]
-    write_shards(_rows(usable, texts, hypotheses), output / "train")
+    all_pairs = [*usable * copies, *(pair for pair in other_pairs if _was_heard(pair))]
+    write_shards(_rows(all_pairs, texts, hypotheses), output / "train")
     write_shards(_rows([pair for pair in tune if _was_heard(pair)], (), hypotheses), output / "tune")
     heard = [(pair["reference"], [h["text"] for h in pair["hypotheses"]]) for pair in usable]
     sentences = [*texts, *(pair["reference"] for pair in usable)]

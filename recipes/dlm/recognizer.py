@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import data
 import numpy as np
 
 from audio_llm import metrics
-from audio_llm.asr.ctc import CtcRecognizer
+from audio_llm.align import count_edits
+from audio_llm.asr.ctc import CtcRecognizer, load_network
 from audio_llm.asr.ctc_data import CLEAN, SpeechItem, items_from_rows, items_from_texts, make_waveform, pack
+from audio_llm.asr.ctc_train import hear_packed
 from audio_llm.nbest import NBest
 from audio_llm.text import DEFAULT_NORMALIZER
 
@@ -20,6 +24,8 @@ VOICES = ("flite:rms", "flite:slt", "flite:awb", "flite:kal16")
 SPOKEN_SENTENCES = 12_000  # for training; 13 hours
 RECORDED_COPIES = 3  # of each recording: one as it is, two varied
 REPORTED = ("kathleen", "dev-clean-60", "dev-clean", "test-other")  # recordings
+HEARING_PASSES, HEARING_DROPOUT = 2, 0.1  # of the spoken sentences, for pairs
+MOST_WRONG = 0.8  # of the words of a pair that is used
 TUNE_SENTENCES = 100  # spoken, beside the tuning recordings
 
 
@@ -37,6 +43,28 @@ def pack_speech(folder: Path, output: Path, workers: int, max_minutes: float | N
     for name, (items, variation) in packs.items():
         if items:
             logging.info("%s: %s", name, pack(items, output / name, variation, workers, max_minutes))
+
+
+def write_pairs(packs: Path, model_dir: Path, output: Path) -> None:
+    """Write what the recogniser hears in its training data, as JSON lines of `reference` and `hypotheses`.
+
+    What is nearly all wrong is left out, for it would teach to invent.
+    """
+    network = load_network(model_dir)
+    rows = []
+    for name in ("spoken", "recorded"):
+        for reference, texts in hear_packed(network, packs / name, HEARING_PASSES, HEARING_DROPOUT, data.SEED):
+            words = reference.split()
+            near = [t for t in texts if count_edits(words, t.split()).errors <= MOST_WRONG * len(words)]
+            if near:
+                rows.append({"reference": reference, "hypotheses": [{"text": text} for text in near]})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_heard_pairs(path: Path) -> list[dict[str, Any]]:
+    """Read what `write_pairs` wrote; nothing where it was not run."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def report(folder: Path, model_dir: Path, limit: int) -> str:

@@ -59,9 +59,23 @@ SYNTHETIC_TESTS = ("tune", "book", "voice")
 LISTED = 100  # hypotheses kept of each utterance; 20 of them are the list that the baselines choose from
 REFERENCES = 600  # fed as if they had been heard
 LANGUAGE_MODEL, SOUND_MODEL = "novels-3gram", "ctc-small"
+HEARD_PAIRS = Path("pairs", "ctc-train.jsonl")  # in the output folder
+PAIR_COPIES = 6  # of each pair of pocketsphinx beside those of the CTC recogniser, which cost next to nothing
 PAPER_SCALES = "dsr-paper.json"  # in the output folder
 CHAR_LM = TrainingConfig(100_000, schedule_by="time", log_every=50, validate_every=500)
-STAGES = ("generate", "pack", "lm", "char-lm", "tune", "report", "transfer", "ctc-pack", "ctc-report", "speed")
+STAGES = (
+    "generate",
+    "pack",
+    "lm",
+    "char-lm",
+    "tune",
+    "report",
+    "transfer",
+    "ctc-pack",
+    "ctc-pairs",
+    "ctc-report",
+    "speed",
+)
 
 
 def plans(folder: Path) -> dict[str, Plan]:
@@ -98,15 +112,17 @@ def stage_generate(
 def stage_pack(folder: Path, output: Path, max_texts: int | None) -> None:
     """Pack the training and tuning pairs that are there, and the other training sentences."""
     pairs = [*_pairs(output, "synthetic-train"), *_pairs(output, "real-train")]
+    heard = recognizer.read_heard_pairs(output / HEARD_PAIRS)
     tune = [
         pair
         for name in ("synthetic-tune", "real-tune-kathleen", "real-tune-dev-clean")
         for pair in _pairs(output, name)
     ]
     texts = [sentence.words for sentence in data.sentences(folder)["train"]][:max_texts]
-    data.check_no_leak([*texts, *(pair["reference"] for pair in pairs)], folder)
-    pack(pairs, texts, tune, output / "packed")
-    logging.info("packed %d pairs, %d texts, %d tuning pairs", len(pairs), len(texts), len(tune))
+    data.check_no_leak([*texts, *(pair["reference"] for pair in (*pairs, *heard))], folder)
+    pack(pairs, texts, tune, output / "packed", other_pairs=heard, copies=PAIR_COPIES if heard else 1)
+    counts = len(pairs), len(heard), len(texts), len(tune)
+    logging.info("packed %d pairs of pocketsphinx, %d of the CTC recogniser, %d texts, %d tuning pairs", *counts)
 
 
 def stage_lm(folder: Path, output: Path) -> None:
@@ -245,7 +261,7 @@ def _scored_lists(plans: dict[str, Plan], output: Path, models: systems.Models, 
     result: Pool = {}
     for name, lists in sets.items():
         path = output / "sound" / f"{name}.jsonl"
-        result |= scored(plans[name], lists, lambda h, w: pools.score(h, h.texts, w), path, label)
+        result |= scored(plans[name], lists, pools.of_list, path, label)
     return result
 
 
@@ -370,6 +386,8 @@ def main() -> int:
         stage_transfer(arguments.data, arguments.output, arguments.model, arguments.ctc, arguments.limit)
     elif arguments.stage == "ctc-pack":
         recognizer.pack_speech(arguments.data, arguments.output / "ctc", arguments.workers, arguments.max_minutes)
+    elif arguments.stage == "ctc-pairs":
+        recognizer.write_pairs(arguments.output / "ctc", arguments.model, arguments.output / HEARD_PAIRS)
     elif arguments.stage == "ctc-report":
         print(recognizer.report(arguments.data, arguments.model, arguments.limit))
     elif arguments.stage == "speed":

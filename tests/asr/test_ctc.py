@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from audio_llm import features
+from audio_llm.align import count_edits
 from audio_llm.asr import ctc, ctc_data, ctc_train
 from audio_llm.asr.ctc_model import (
     BLANK,
@@ -229,6 +230,18 @@ def test_trained_on_toy_speech_it_hears_new_words(trained: Path) -> None:
     crossed = [recognizer.score(waveform, texts) for waveform in waveforms]
     for row, scores in enumerate(crossed):
         assert int(np.argmax(np.array(scores, dtype=float))) == row  # the true text fits its own sound best
+
+
+def test_a_pack_is_heard_again_each_time_worse(trained: Path) -> None:
+    network = ctc.load_network(trained / "best")
+    heard = ctc_train.hear_packed(network, trained.parent / "tune", passes=2, dropout=0.3, seed=1)
+    again = ctc_train.hear_packed(network, trained.parent / "tune", passes=2, dropout=0.3, seed=1)
+    assert heard == again
+    assert all(len(texts) == 2 for _, texts in heard)
+    errors = [sum(count_edits(r.split(), t[n].split()).errors for r, t in heard) for n in (0, 1)]
+    words = sum(len(reference.split()) for reference, _ in heard)
+    assert errors[0] < errors[1]
+    assert errors[0] / words < 0.4
 
 
 def test_a_model_directory_is_checked(trained: Path, tmp_path: Path) -> None:

@@ -69,6 +69,18 @@ def test_packing_keeps_pairs_and_texts_and_leaves_out_what_was_not_heard(data: P
     assert len(confusions.error_rates) == 8
 
 
+def test_pairs_of_another_recogniser_are_packed_beside_and_teach_no_confusions(tmp_path: Path) -> None:
+    pairs, others = [pair(["see"], "sea")], [pair(["kat", "kad"], "cat"), pair([""], "dog")]
+    pack(pairs, ["a text"], pairs, tmp_path, other_pairs=others, copies=3)
+    train = read_packed(tmp_path / "train")
+    assert train.references == ["sea"] * 3 + ["cat", "a text"]
+    assert train.hypotheses == [("see",)] * 3 + [("kat", "kad"), ()]
+    confusions = Confusions.load(tmp_path / CONFUSIONS_NAME)
+    assert "see" in dict(confusions.table["sea"])
+    assert "kat" not in dict(confusions.table.get("cat", ()))
+    assert len(confusions.error_rates) == 1
+
+
 def test_an_epoch_is_deterministic_and_another_differs() -> None:
     data, settings = packed(20, 100), config()
     first, again, second = (list(batches(data, settings, epoch)) for epoch in (0, 0, 1))

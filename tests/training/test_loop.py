@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,32 @@ def test_loss_falls_and_best_and_last_are_kept(tmp_path: Path) -> None:
         "state.json",
     }
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def other_precision() -> Iterator[Callable[[], None]]:
+    """Make accelerate forget its precision, of which it allows one in a process."""
+    from accelerate.state import AcceleratorState
+
+    yield lambda: AcceleratorState._reset_state(True)
+    AcceleratorState._reset_state(True)
+
+
+def test_bfloat16_on_a_cpu_learns_alike_and_keeps_the_weights_in_full(
+    tmp_path: Path, other_precision: Callable[[], None]
+) -> None:
+    seen = {}
+    for half in (False, True):
+        other_precision()
+        model, kinds = make_model(0.0), set()
+        model[0].register_forward_hook(lambda _module, _inputs, output, kinds=kinds: kinds.add(output.dtype))
+        settings = config(max_steps=60, cpu_bf16=half)
+        train(model, batches, loss, validate, tmp_path / str(half), settings, device="cpu")
+        assert torch.bfloat16 in kinds if half else kinds == {torch.float32}
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        seen[half] = losses(tmp_path / str(half))
+    assert seen[True] != seen[False]
+    assert seen[True][-1] == pytest.approx(seen[False][-1], rel=0.2)
 
 
 @pytest.mark.parametrize("prepare", [None, lambda batch: (batch[0] * 1, batch[1])])
