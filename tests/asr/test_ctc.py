@@ -138,6 +138,22 @@ def test_scores_search_and_alignment_against_brute_force(seed: int) -> None:
     assert sum(log_probs[n, states[s]] for n, s in enumerate(path)) == pytest.approx(best)
 
 
+def test_many_texts_at_once_score_as_the_loss_does_even_unlikely_ones() -> None:
+    rng = np.random.default_rng(3)
+    logits = torch.from_numpy(rng.normal(0, 6.0, (120, len(SYMBOLS))))
+    log_probs = logits.log_softmax(dim=1).numpy()
+    texts = ["".join(rng.choice(list(SYMBOLS[2:]), size=size)) for size in (1, 5, 17, 40, 58)]
+    texts += ["aabbcc ddee", decode_symbols([k for k, _ in itertools.groupby(log_probs.argmax(1)) if k != BLANK])]
+    sharp = log_probs * 60.0  # no distribution any more, but as unlikely as a text can be
+    for scores in (log_probs, sharp):
+        found = ctc._exact_scores(scores, texts)
+        for text, score in zip(texts, found, strict=True):
+            numbers = torch.tensor([encode_symbols(text)])
+            sizes = torch.tensor([len(scores)]), torch.tensor([numbers.shape[1]])
+            loss = torch.nn.functional.ctc_loss(torch.from_numpy(scores)[:, None], numbers, *sizes, reduction="sum")
+            assert score == pytest.approx(-loss.item(), rel=1e-9), text
+
+
 def test_texts_that_cannot_be_scored() -> None:
     log_probs = make_log_probs(4, "ab")
     assert ctc._exact_scores(log_probs, ["aaaa", "a1"]) == [None, None]
