@@ -52,7 +52,7 @@ def write_pairs(packs: Path, model_dir: Path, output: Path) -> None:
     """
     network = load_network(model_dir)
     rows = []
-    for name in ("spoken", "recorded"):
+    for name in (name for name in ("spoken", "recorded") if (packs / name).exists()):
         for reference, texts in hear_packed(network, packs / name, HEARING_PASSES, HEARING_DROPOUT, data.SEED):
             words = reference.split()
             near = [t for t in texts if count_edits(words, t.split()).errors <= MOST_WRONG * len(words)]

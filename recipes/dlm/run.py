@@ -7,6 +7,7 @@ import functools
 import logging
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,9 @@ def stage_lm(folder: Path, output: Path) -> None:
     save_ngram(train_ngram(texts), target, card, provenance)
 
 
-def stage_char_lm(folder: Path, output: Path, max_minutes: float | None, max_texts: int | None, resume: bool) -> None:
+def stage_char_lm(
+    folder: Path, output: Path, max_minutes: float | None, max_texts: int | None, resume: bool, cpu_bf16: bool
+) -> None:
     """Train a Transformer language model of the Denoising LM's size on the same sentences: a baseline."""
     parts = data.sentences(folder)
     texts, tune = ([sentence.words for sentence in parts[name]][:max_texts] for name in ("train", "tune"))
@@ -98,7 +101,8 @@ def stage_char_lm(folder: Path, output: Path, max_minutes: float | None, max_tex
     torch.manual_seed(data.SEED)
     model = CharLm(CharLmConfig())
     limits: Any = {"max_minutes": max_minutes, "resume": resume}
-    result = train_char_lm(model, texts, tune, output / "char-lm", CHAR_LM, seed=data.SEED, **limits)
+    training = replace(CHAR_LM, cpu_bf16=cpu_bf16)
+    result = train_char_lm(model, texts, tune, output / "char-lm", training, seed=data.SEED, **limits)
     logging.info("%s", result)
 
 
@@ -147,6 +151,7 @@ def main() -> int:
     parser.add_argument("--max-shards", type=int, help="generate: so many shards of each set at most")
     parser.add_argument("--max-texts", type=int, help="pack, char-lm: so many training sentences")
     parser.add_argument("--resume", action="store_true", help="char-lm: go on where it stopped")
+    parser.add_argument("--cpu-bf16", action="store_true", help="char-lm: bfloat16 on a CPU that is fast at it")
     parser.add_argument("--limit", type=int, default=100, help="transfer, ctc-report, speed: utterances of each set")
     parser.add_argument("--ctc", type=Path, help="transfer: a CTC recogniser's model directory")
     parser.add_argument("--model", type=Path, help="tune, report, transfer: a model directory")
@@ -161,7 +166,8 @@ def main() -> int:
     elif arguments.stage == "lm":
         stage_lm(arguments.data, arguments.output)
     elif arguments.stage == "char-lm":
-        stage_char_lm(arguments.data, arguments.output, arguments.max_minutes, arguments.max_texts, arguments.resume)
+        limits = arguments.max_minutes, arguments.max_texts
+        stage_char_lm(arguments.data, arguments.output, *limits, arguments.resume, arguments.cpu_bf16)
     elif arguments.stage == "tune":
         measure.tune_all(arguments.data, arguments.output, arguments.model, arguments.finished)
     elif arguments.stage == "report":

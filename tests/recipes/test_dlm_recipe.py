@@ -59,6 +59,12 @@ def stage(name: str, data: Path, output: Path, *options: str) -> str:
     return done.stdout
 
 
+def train(name: str, *words: object) -> None:
+    """Run a training on the command line."""
+    command = [sys.executable, "-m", "audio_llm", "train", name, *map(str, words)]
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(shutil.which("flite") is None or shutil.which("festival") is None, reason="no flite or festival")
@@ -67,33 +73,36 @@ def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path) -> None:
     stage("generate", data, output)
     made = {path.name for path in (output / "pairs").iterdir()}
     assert {"synthetic-train", "synthetic-tune", "synthetic-book", "real-kathleen", "real-train"} <= made
-    stage("pack", data, output)
     stage("lm", data, output)
     stage("char-lm", data, output, "--max-minutes", "0.05", "--max-texts", "6")
+    stage("ctc-pack", data, output)
+    packed, ctc = output / "ctc", output / "ctc-small"
+    words = [packed / "spoken", "--tuning", packed / "tune", "-o", packed / "model"]
+    train("ctc", *words, "model.width=16", "model.layers=2", "model.feedforward=16", "training.max_steps=2")
+    shutil.copytree(packed / "model" / "best", ctc)
+    stage("ctc-pairs", data, output, "--model", str(ctc))
+    stage("pack", data, output)
     size = ["model.width=32", "model.feed_forward=48", "model.encoder_layers=2", "model.decoder_layers=1"]
     steps = ["training.max_steps=6", "training.validate_every=3"]
-    command = [sys.executable, "-m", "audio_llm", "train", "dlm", output / "packed", "-o", output / "model"]
-    subprocess.run([*command, *size, *steps], cwd=PROJECT, check=True, capture_output=True)
+    train("dlm", output / "packed", "-o", output / "model", *size, *steps)
     finished = output / "dlm-tiny"
     stage("tune", data, output, "--model", str(output / "model" / "best"), "--finished", str(finished))
     settings = json.loads((finished / "decoding.json").read_text())
-    assert settings["language_model"] == "novels-3gram"
+    assert (settings["language_model"], settings["sound_model"]) == ("novels-3gram", "ctc-small")
     assert settings["recognizer"].startswith("pocketsphinx-")
-    report = stage("report", data, output, "--model", str(finished), "--sets", "synthetic-book", "real-kathleen")
-    assert "| n-gram rescoring |" in report
-    assert "| DLM dlm-sum, gate on |" in report
+    model = ["--model", str(finished)]
+    report = stage("report", data, output, *model, "--sets", "synthetic-book", "real-kathleen")
+    for name in ("n-gram rescoring, 20 best", "n-gram and sound, 100 best", "DLM dlm-sum, gate on", "oracle of 20"):
+        assert f"| {name} |" in report
+    for name in ("DLM DSR, paper, gate off", "DLM DSR, pooled, gate on", "Transformer LM rescoring, 20 best"):
+        assert f"| {name} |" in report
     assert "### real-kathleen: 1 utterances" in report
-    only = ["--sets", "real-kathleen", "--only", "recogniser", "character LM rescoring"]
-    few = stage("report", data, output, "--model", str(finished), *only)
-    assert "| character LM rescoring |" in few
+    assert "| DSR, real-kathleen |" in report
+    few = stage("report", data, output, *model, "--sets", "real-kathleen", "--only", "recogniser", "phrase table")
+    assert "| phrase table |" in few
     assert "DLM" not in few
-    assert "| DSR, pooled |" in stage("dsr", data, output, "--model", str(finished), "--limit", "2")
-    stage("ctc-pack", data, output)
-    packed, ctc = output / "ctc", output / "ctc" / "model"
-    command = [sys.executable, "-m", "audio_llm", "train", "ctc", packed / "spoken", "--tuning", packed / "tune"]
-    steps = ["model.width=16", "model.layers=1", "model.feedforward=16", "training.max_steps=2"]
-    subprocess.run([*command, "-o", ctc, *steps], cwd=PROJECT, check=True, capture_output=True)
     limits = ["--limit", "2"]
-    assert "| kathleen | 1 |" in stage("ctc-report", data, output, "--model", str(ctc / "best"), *limits)
-    transfer = stage("transfer", data, output, "--model", str(finished), "--ctc", str(ctc / "best"), *limits)
+    assert "| kathleen | 1 |" in stage("ctc-report", data, output, "--model", str(ctc), *limits)
+    transfer = stage("transfer", data, output, *model, "--ctc", str(ctc), *limits)
     assert "### test_cv: 2 utterances" in transfer
+    assert "| main job, 1 files, dsr |" in stage("speed", data, output, *model, "--limit", "1")
