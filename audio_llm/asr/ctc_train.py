@@ -213,7 +213,7 @@ def hear_packed(model: CtcModel, pack: Path, passes: int, dropout: float, seed: 
             output = model.eval()(batch.mel, batch.lengths, dropout if number else 0.0)
             for i, text in zip(chosen, greedy_texts(output), strict=True):
                 heard[i].append(text)
-        logger.info("pass %d of %d: %d utterances heard", number + 1, passes, len(data))
+        logger.info("%s, pass %d of %d: %d utterances heard", pack.name, number + 1, passes, len(data))
     return list(zip(data.texts, heard, strict=True))
 
 

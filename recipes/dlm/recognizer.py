@@ -24,7 +24,7 @@ VOICES = ("flite:rms", "flite:slt", "flite:awb", "flite:kal16")
 SPOKEN_SENTENCES = 12_000  # for training; 13 hours
 RECORDED_COPIES = 3  # of each recording: one as it is, two varied
 REPORTED = ("kathleen", "dev-clean-60", "dev-clean", "test-other")  # recordings
-HEARING_PASSES, HEARING_DROPOUT = 2, 0.1  # of the spoken sentences, for pairs
+HEARING_PASSES, HEARING_DROPOUT = 1, 0.1  # of the spoken sentences, for pairs
 MOST_WRONG = 0.8  # of the words of a pair that is used
 TUNE_SENTENCES = 100  # spoken, beside the tuning recordings
 
