@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import data
 import numpy as np
@@ -38,15 +39,15 @@ from audio_llm.lm.char_lm import CharLm
 from audio_llm.lm.ngram import load_ngram
 from audio_llm.nbest import Hypothesis, NBest
 
-SUM_LISTS = 150  # tuning lists that DLM-sum's factor and gate are found on, for time
+SUM_LISTS = 120  # tuning lists that DLM-sum's factor and gate are found on, for time
 REFERENCES = 600  # fed as if they had been heard
 LANGUAGE_MODEL, SOUND_MODEL = "novels-3gram", "ctc-small"
 PAPER_SCALES = "dsr-paper.json"  # in the output folder
 
 
-def tune_all(folder: Path, output: Path, model_dir: Path, finished: Path) -> None:
-    """Find gates and scales on the tuning pairs; write the finished model directory with its settings."""
-    name, tune = TUNE_NAME, to_lists(tuning_pairs(output))
+def tune_on_lists(output: Path, model_dir: Path, finished: Path) -> None:
+    """Find the scales and gates of the decodings that need no sound; write the finished model directory with them."""
+    tune = to_lists(tuning_pairs(output))
     models = make_models(output, model_dir, _first_settings(output, tune))
     settings = models.settings
     few = [tune[i] for i in np.random.default_rng(data.SEED).permutation(len(tune))[:SUM_LISTS]]
@@ -54,31 +55,48 @@ def tune_all(folder: Path, output: Path, model_dir: Path, finished: Path) -> Non
     for lists, decoding in ((tune, "greedy"), (few, "dlm-sum")):
         gates = tune_gates(models.model, lists, settings, [decoding], models.language_model)
         settings = replace(settings, gates=gates)
-    everything = plans(folder)
-    sets = {key: to_lists(read_set(output, key)) for key in TUNE_SETS}
-    whole = _scored_lists(everything, output, models, sets)
-    heard = [nbest for nbest in tune if whole.get(nbest.id)]
-    references = [nbest.reference or "" for nbest in heard]
-    found = tune_scales([whole[n.id] for n in heard], references, {"asr": 0.1}, ["sound", "lm"], name)
-    logging.info("list and sound: %s", found)
-    models = replace(models, settings=replace(settings, shortlist=found.scales))
-    pools = _dsr_pools(everything, output, models, sets)
-    heard = [nbest for nbest in tune if pools.get(nbest.id)]
-    references = [nbest.reference or "" for nbest in heard]
-    dsr = systems.tune_dsr([pools[n.id] for n in heard], references, name)
-    paper = systems.tune_dsr([systems.of_paper(pools[n.id]) for n in heard], references, name)
-    (output / PAPER_SCALES).write_text(json.dumps(asdict(paper)))
-    settings = replace(models.settings, dsr=dsr)
-    perfect = {key: _as_heard(lists) for key, lists in sets.items()}
-    proposals = systems.dsr_proposals(heard, pools, settings)
-    proposals += _perfect_proposals(everything, output, replace(models, settings=settings), perfect)
-    references += [nbest.reference or "" for lists in perfect.values() for nbest in lists]
-    gates = {**settings.gates, "dsr": _gate(proposals, references)}
-    settings = replace(settings, gates=gates)
-    logging.info("settings: %s", settings)
     provenance = {"recipe": "recipes/dlm", "seed": data.SEED, "tuned_on": list(TUNE_SETS)}
     provenance |= {"recognizer": settings.recognizer, "training": hub.model_info(model_dir).provenance}
-    assets = {SETTINGS_NAME: json.dumps(settings_to_json(settings), indent=1)}
+    _save(replace(models, settings=settings), finished, provenance)
+
+
+def tune_on_sound(folder: Path, output: Path, finished: Path) -> None:
+    """Find the scales and the gate of DSR; write them into the finished model directory."""
+    settings = replace(
+        read_settings(finished), sound_model=SOUND_MODEL, sound_model_sha256=hub.fingerprint(output / SOUND_MODEL)
+    )
+    models = make_models(output, finished, settings)
+    everything = plans(folder)
+    sets = {key: to_lists(read_set(output, key)) for key in TUNE_SETS}
+    tune = [nbest for lists in sets.values() for nbest in lists]
+
+    whole = _scored_lists(everything, output, models, sets)
+    known = [nbest for nbest in tune if whole.get(nbest.id)]
+    references = [nbest.reference or "" for nbest in known]
+    found = tune_scales([whole[n.id] for n in known], references, {"asr": 0.1}, ["sound", "lm"], TUNE_NAME)
+    logging.info("list and sound: %s", found)
+    models = replace(models, settings=replace(settings, shortlist=found.scales))
+
+    pools = _dsr_pools(everything, output, models, sets)
+    known = [nbest for nbest in tune if pools.get(nbest.id)]
+    references = [nbest.reference or "" for nbest in known]
+    dsr = systems.tune_dsr([pools[n.id] for n in known], references, TUNE_NAME)
+    paper = systems.tune_dsr([systems.of_paper(pools[n.id]) for n in known], references, TUNE_NAME)
+    (output / PAPER_SCALES).write_text(json.dumps(asdict(paper)))
+    models = replace(models, settings=replace(models.settings, dsr=dsr))
+
+    perfect = {key: _as_heard(lists) for key, lists in sets.items()}
+    proposals = systems.dsr_proposals(known, pools, models.settings)
+    proposals += _perfect_proposals(everything, output, models, perfect)
+    references += [nbest.reference or "" for lists in perfect.values() for nbest in lists]
+    gates = {**models.settings.gates, "dsr": _gate(proposals, references)}
+    models = replace(models, settings=replace(models.settings, gates=gates))
+    logging.info("settings: %s", models.settings)
+    _save(models, finished, hub.model_info(finished).provenance)
+
+
+def _save(models: systems.Models, finished: Path, provenance: dict[str, Any]) -> None:
+    assets = {SETTINGS_NAME: json.dumps(settings_to_json(models.settings), indent=1)}
     card = (finished / "README.md").read_text() if (finished / "README.md").exists() else f"# {finished.name}\n"
     save(models.model, finished, card, provenance, assets)
 
@@ -138,8 +156,6 @@ def _first_settings(output: Path, tune: list[NBest]) -> DecodingSettings:
         language_model=LANGUAGE_MODEL,
         language_model_sha256=hub.fingerprint(output / LANGUAGE_MODEL),
         list_scales=rescoring(ngram_scorer(language_model), tune, TUNE_NAME)[1],
-        sound_model=SOUND_MODEL,
-        sound_model_sha256=hub.fingerprint(output / SOUND_MODEL),
     )
 
 

@@ -43,6 +43,7 @@ STAGES = (
     "lm",
     "char-lm",
     "tune",
+    "tune-sound",
     "report",
     "transfer",
     "ctc-pack",
@@ -155,7 +156,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=100, help="transfer, ctc-report, speed: utterances of each set")
     parser.add_argument("--ctc", type=Path, help="transfer: a CTC recogniser's model directory")
     parser.add_argument("--model", type=Path, help="tune, report, transfer: a model directory")
-    parser.add_argument("--finished", type=Path, help="tune: the model directory to write")
+    parser.add_argument("--finished", type=Path, help="tune, tune-sound: the model directory to write")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.stage == "generate":
@@ -169,7 +170,9 @@ def main() -> int:
         limits = arguments.max_minutes, arguments.max_texts
         stage_char_lm(arguments.data, arguments.output, *limits, arguments.resume, arguments.cpu_bf16)
     elif arguments.stage == "tune":
-        measure.tune_all(arguments.data, arguments.output, arguments.model, arguments.finished)
+        measure.tune_on_lists(arguments.output, arguments.model, arguments.finished)
+    elif arguments.stage == "tune-sound":
+        measure.tune_on_sound(arguments.data, arguments.output, arguments.finished)
     elif arguments.stage == "report":
         measure.report(arguments.data, arguments.output, arguments.model, arguments.sets, arguments.only)
     elif arguments.stage == "transfer":

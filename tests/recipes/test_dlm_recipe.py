@@ -87,6 +87,7 @@ def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path) -> None:
     train("dlm", output / "packed", "-o", output / "model", *size, *steps)
     finished = output / "dlm-tiny"
     stage("tune", data, output, "--model", str(output / "model" / "best"), "--finished", str(finished))
+    stage("tune-sound", data, output, "--finished", str(finished))
     settings = json.loads((finished / "decoding.json").read_text())
     assert (settings["language_model"], settings["sound_model"]) == ("novels-3gram", "ctc-small")
     assert settings["recognizer"].startswith("pocketsphinx-")
