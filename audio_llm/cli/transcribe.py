@@ -44,7 +44,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decode",
         choices=("greedy", "dsr", "dlm-sum"),
-        help="how it decodes (default: dsr, or dlm-sum where the model has nothing that hears)",
+        help="how it decodes (default: dsr with sphinx, else dlm-sum)",
     )
     parser.add_argument("--words", metavar="FILE", help="names and terms to prefer, one a line")
     parser.set_defaults(run=run)

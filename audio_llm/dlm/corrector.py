@@ -153,8 +153,8 @@ class DlmCorrector:
         Args:
             name_or_dir: A name of a model, or its folder.
             recognizer: What makes the lists.
-            decode: How to decode; None: `dsr` where a recogniser is given and the settings name a sound model, else
-                `dlm-sum`.
+            decode: How to decode; None: `dsr` where the recogniser is the one that the scales were found for and the
+                settings name a sound model, else `dlm-sum`.
             gate: Whether the recogniser's text is kept when the gain is small.
             device: `cpu` or `cuda`.
 
@@ -167,7 +167,9 @@ class DlmCorrector:
         model = load(name_or_dir, device)
         folder = Path(hub.find_model(str(name_or_dir)))
         settings = read_settings(folder)
-        decode = decode or ("dsr" if recognizer is not None and settings.sound_model else "dlm-sum")
+        if decode is None:
+            tuned_for = recognizer is not None and recognizer.version == settings.recognizer
+            decode = "dsr" if tuned_for and settings.sound_model else "dlm-sum"
         language_model = _load_language_model(folder, settings) if decode != "greedy" else None
         scorer = _load_scorer(folder, settings, device) if decode == "dsr" else None
         return cls(model, settings, decode, recognizer, gate, language_model, scorer)

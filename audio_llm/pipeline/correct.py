@@ -36,8 +36,7 @@ def load_corrector(
         name: One of `CORRECTORS`.
         model: Name or folder of its model; None takes its own.
         recognizer: Asked again by decodings that weigh the sound.
-        decode: One of `DECODINGS`; None: `dsr` where there is sound and the model names one that compares it with
-            texts, else `dlm-sum`.
+        decode: One of `DECODINGS`; None: `dsr` with the recogniser that the model was tuned for, else `dlm-sum`.
         device: `cpu`, `cuda` or `auto`.
         gate: Keep the recogniser's text where the gain is small.
 
