@@ -37,7 +37,7 @@ class DecodingSettings:
     Attributes:
         normalizer: Name of the normaliser for what comes in.
         recognizer: Version of the recogniser the scales were tuned for; another gets the same, unchecked scales.
-        beam: Candidates of the Denoising LM in DSR, and width of the search in DLM-sum.
+        beam: Width of the search in DLM-sum.
         listed: Hypotheses of the recogniser that are asked for.
         hypotheses: Those of them that the Denoising LM reads in DLM-sum, the best by `list_scales`.
         language_model: Name of the n-gram model behind the score `lm`, a folder beside the model's or any that
@@ -52,6 +52,8 @@ class DecodingSettings:
         sound_model_sha256: Its fingerprint.
         shortlist: Scales of the scores `asr`, `sound`, `lm` that choose the texts of a list for DSR.
         shortlisted: How many.
+        proposals: Texts that the Denoising LM proposes in DSR for each hypothesis; one is found by greedy search, which
+            is several times as fast as a beam.
         dsr: Scales for DSR; scores as in `dsr.Pools`.
         gates: Gate for each decoding.
     """
@@ -70,6 +72,7 @@ class DecodingSettings:
     sound_model_sha256: str = ""
     shortlist: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "sound": 0.1, "lm": 0.0}))
     shortlisted: int = 8
+    proposals: int = 1
     dsr: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "sound": 0.1, "dlm": 1.0}))
     gates: dict[str, Gate] = field(default_factory=lambda: {name: Gate() for name in ("greedy", "dsr", "dlm-sum")})
 
@@ -136,7 +139,7 @@ class DlmCorrector:
         self._pools = None
         if decoding == "dsr" and scorer is not None:
             size = settings.shortlisted
-            self._pools = Pools(model, scorer, language_model, settings.shortlist, size, settings.beam)
+            self._pools = Pools(model, scorer, language_model, settings.shortlist, size, settings.proposals)
         self._gate = settings.gates[decoding] if gate else replace(settings.gates[decoding], off=True)
 
     @classmethod

@@ -86,7 +86,7 @@ class Pools:
         language_model: For `lm`; without it that score is 0.
         shortlist: Scales of `asr`, `sound`, `lm` that choose which texts of the list the Denoising LM reads and scores.
         size: How many of the list it scores beside the recogniser's best.
-        beam: How many texts it proposes for each hypothesis.
+        proposals: How many texts it proposes for each hypothesis.
     """
 
     def __init__(
@@ -96,14 +96,14 @@ class Pools:
         language_model: NgramLm | None,
         shortlist: Scales,
         size: int,
-        beam: int,
+        proposals: int,
     ) -> None:
         self._model = model
         self._scorer = scorer
         self._language_model = language_model
         self._shortlist = shortlist
         self._size = size
-        self._beam = beam
+        self._proposals = proposals
 
     def make(self, heard: Heard, waveform: np.ndarray, listed: bool = True) -> list[Scored]:
         """Return the candidates, the recogniser's best first; none where `sound` cannot be told of that one.
@@ -159,5 +159,8 @@ class Pools:
         ]
 
     def _propose(self, best: str) -> list[str]:
-        found = decode.greedy(self._model, [best]) if self._beam == 1 else decode.beam(self._model, best, self._beam)
+        if self._proposals == 1:
+            found = decode.greedy(self._model, [best])
+        else:
+            found = decode.beam(self._model, best, self._proposals)
         return [candidate.text for candidate in found if candidate.text and candidate.finished]

@@ -40,7 +40,7 @@ from audio_llm.lm.ngram import load_ngram
 from audio_llm.nbest import Hypothesis, NBest
 
 SUM_LISTS = 120  # tuning lists that DLM-sum's factor and gate are found on, for time
-REFERENCES = 600  # fed as if they had been heard
+REFERENCES, SOUND_REFERENCES = 600, 200  # fed as if they had been heard: in all, and of each set with its sound
 LANGUAGE_MODEL, SOUND_MODEL = "novels-3gram", "ctc-small"
 PAPER_SCALES = "dsr-paper.json"  # in the output folder
 
@@ -137,7 +137,7 @@ def _references_as_input(
         shares = [unchanged_share(run.system(gate), references) for gate in (Gate(off=True), gates[decoding])]
         lines.append(f"| {decoding} | {100 * shares[0]:.2f} % | {100 * shares[1]:.2f} % | {len(references)} |")
     for name, rows in lists.items():
-        perfect = {name: _as_heard(rows)[:REFERENCES]}
+        perfect = {name: _as_heard(rows)[:SOUND_REFERENCES]}
         proposals = _perfect_proposals(plans, output, models, perfect)
         same = [
             100 * float(np.mean([a == b.reference for a, b in zip(gated(proposals, gate), perfect[name], strict=True)]))
@@ -183,7 +183,7 @@ def _dsr_pools(
     settings = models.settings
     weights = sum(float(tensor.double().abs().sum()) for tensor in models.model.state_dict().values())
     label = f"{settings.sound_model_sha256} {settings.language_model_sha256} {weights:.6e} {settings.shortlist}"
-    label += f" {settings.shortlisted} {settings.beam}"
+    label += f" {settings.shortlisted} {settings.proposals}"
     result: Pool = {}
     for name, lists in sets.items():
         path = output / "dsr" / f"{name}{suffix}.jsonl"
@@ -194,7 +194,7 @@ def _dsr_pools(
 def _pool_maker(output: Path, models: systems.Models) -> Pools:
     scorer = CtcRecognizer.load(output / SOUND_MODEL)
     settings = models.settings
-    sizes = settings.shortlisted, settings.beam
+    sizes = settings.shortlisted, settings.proposals
     return Pools(models.model, scorer, models.language_model, settings.shortlist, *sizes)
 
 

@@ -123,7 +123,7 @@ TABLE = {
 }
 CAT_SOUND, HAT_SOUND = np.ones(160, np.float32), -np.ones(160, np.float32)
 SETTINGS = DecodingSettings(
-    beam=3, shortlist=Scales({"asr": 0.0, "sound": 1.0}), dsr=Scales({"sound": 1.0, "dlm": 1.0})
+    proposals=3, shortlist=Scales({"asr": 0.0, "sound": 1.0}), dsr=Scales({"sound": 1.0, "dlm": 1.0})
 )
 
 
@@ -214,7 +214,7 @@ def test_dsr_hears_the_sound_and_the_same_list_gives_two_texts() -> None:
 
 def pools(model: TableModel, recognizer: FakeRecognizer | None = None, size: int = 8) -> Pools:
     scorer = recognizer or FakeRecognizer()
-    return Pools(model, scorer, None, SETTINGS.shortlist, size, beam=3)  # type: ignore[arg-type]
+    return Pools(model, scorer, None, SETTINGS.shortlist, size, proposals=3)  # type: ignore[arg-type]
 
 
 def heard(*texts: str, scores: Sequence[float | None] | None = None) -> Heard:
@@ -253,7 +253,7 @@ def test_pooled_can_choose_what_the_model_does_not_propose() -> None:
     texts = nbest("the bat sat", "one cat sat")
     chosen = {}
     for pool in ("paper", "pooled"):
-        settings = replace(SETTINGS, pool=pool, beam=1, dsr=Scales({"sound": 1.0, "dlm": 0.0}))  # type: ignore[arg-type]
+        settings = replace(SETTINGS, pool=pool, proposals=1, dsr=Scales({"sound": 1.0, "dlm": 0.0}))  # type: ignore[arg-type]
         model = TableModel({"the bat sat": {"the bat sat": 1.0}})
         system = DlmCorrector(model, settings, "dsr", FakeRecognizer(), gate=False)  # type: ignore[arg-type]
         chosen[pool] = system.correct([texts], [CAT_SOUND])[0].text
@@ -277,16 +277,17 @@ def test_large_and_zero_scales_follow_one_model_alone() -> None:
 
 
 def test_what_the_second_recogniser_spells_is_read_too() -> None:
+    torch.manual_seed(0)
     network = CtcModel(CtcConfig(channels=4, width=32, layers=2, heads=2, feedforward=64, kernel=5)).eval()
     scorer = CtcRecognizer(network, "ctc-random")
     sound = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
     spelled = scorer.listen(sound).spell()
     assert spelled
-    model = TableModel({"a mat": {"a mat": 0.9, "a bat": 0.1}, spelled: {spelled + " a": 0.6, spelled: 0.4}})
+    model = TableModel({"a mat": {"a mat": 0.9, "a bat": 0.1}, spelled: {spelled[:-1]: 0.6, spelled: 0.4}})
     scales = Scales({"asr": 1.0})
-    made = Pools(model, scorer, None, scales, 1, beam=2).make(heard("a mat"), sound)  # type: ignore[arg-type]
+    made = Pools(model, scorer, None, scales, 1, proposals=2).make(heard("a mat"), sound)  # type: ignore[arg-type]
     texts = [c.text for c in made]
-    assert texts == ["a mat", "a bat", spelled + " a", spelled]
+    assert texts == ["a mat", "a bat", spelled[:-1], spelled]
     for name, source in (("dlm", "a mat"), ("dlm_spelled", spelled)):
         expected = decode.log_probs(model, [source] * 4, texts)
         assert [c.scores[name] for c in made] == pytest.approx(expected)
