@@ -77,8 +77,8 @@ class Pools:
     second recogniser spells. Its proposals for both are candidates. The scores are natural logarithms but for the
     last two: `asr`, the list's own, a text outside the list getting the list's lowest; `sound`, log p(text | audio) of
     the second recogniser; `lm`, of an n-gram model; `dlm` and `dlm_spelled`, of the Denoising LM given the one and the
-    other hypothesis, 0 where there is no other; `unlisted`, -1 for a text outside the list, else 0; `proposed`, 1 for a
-    text that the Denoising LM proposed, else 0.
+    other hypothesis, 0 where there is no other; `unlisted`, -10 for a text outside the list, else 0; `proposed`, 1 for
+    a text that the Denoising LM proposed, else 0.
 
     Args:
         model: The Denoising LM.
@@ -150,13 +150,13 @@ class Pools:
         prior = [0.0] * len(texts)
         if self._language_model is not None:
             prior = self._language_model.log_probs([text.split() for text in texts])
-        return [
-            Scored(
-                text, {"asr": own.get(text, lowest), "sound": sound, "lm": lm, "unlisted": 0.0 if text in own else -1.0}
-            )
-            for text, sound, lm in zip(texts, hearing.score(texts), prior, strict=True)
-            if sound is not None
-        ]
+        scored = []
+        for text, sound, lm in zip(texts, hearing.score(texts), prior, strict=True):
+            if sound is not None:
+                unlisted = 0.0 if text in own else -10.0
+                scores = {"asr": own.get(text, lowest), "sound": sound, "lm": lm, "unlisted": unlisted}
+                scored.append(Scored(text, scores))
+        return scored
 
     def _propose(self, best: str) -> list[str]:
         if self._proposals == 1:

@@ -15,7 +15,7 @@ from audio_llm import metrics
 from audio_llm.dlm.corrector import Decoding, DecodingSettings, DlmCorrector, Proposal
 from audio_llm.dlm.gate import Gate, tune_gate
 from audio_llm.dlm.model import DenoisingLM
-from audio_llm.dlm.rescore import Scales, Scored, choose, tune_scales
+from audio_llm.dlm.rescore import Scales, Scored, choose, fit_scales
 from audio_llm.lm.ngram import NgramLm
 from audio_llm.nbest import Hypothesis, NBest
 
@@ -109,7 +109,7 @@ def rescoring(scorer: TextScorer, tune: Sequence[NBest], tune_name: str) -> tupl
 
     heard = [nbest for nbest in tune if nbest.hypotheses]
     references = [nbest.reference or "" for nbest in heard]
-    scales = tune_scales(pools(heard), references, {"asr": 0.1}, ["lm"], tune_name).scales
+    scales = fit_scales(pools(heard), references, ["asr", "lm"], tune_name).scales
 
     def system(lists: Sequence[NBest]) -> list[str]:
         return [pool[choose(pool, scales)].text if pool else "" for pool in pools(lists)]

@@ -34,7 +34,7 @@ from audio_llm.dlm.dsr import Pools
 from audio_llm.dlm.gate import Gate, tune_gate
 from audio_llm.dlm.generate import Plan
 from audio_llm.dlm.model import load, save
-from audio_llm.dlm.rescore import Scales, tune_scales
+from audio_llm.dlm.rescore import Scales, fit_scales
 from audio_llm.lm.char_lm import CharLm
 from audio_llm.lm.ngram import load_ngram
 from audio_llm.nbest import Hypothesis, NBest
@@ -73,7 +73,7 @@ def tune_on_sound(folder: Path, output: Path, finished: Path) -> None:
     whole = _scored_lists(everything, output, models, sets)
     known = [nbest for nbest in tune if whole.get(nbest.id)]
     references = [nbest.reference or "" for nbest in known]
-    found = tune_scales([whole[n.id] for n in known], references, {"asr": 0.1}, ["sound", "lm"], TUNE_NAME)
+    found = fit_scales([whole[n.id] for n in known], references, ["asr", "sound", "lm"], TUNE_NAME)
     logging.info("list and sound: %s", found)
     models = replace(models, settings=replace(settings, shortlist=found.scales))
 

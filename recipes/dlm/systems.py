@@ -13,7 +13,7 @@ from audio_llm import metrics
 from audio_llm.dlm.corrector import Decoding, DecodingSettings, Proposal, choose_dsr
 from audio_llm.dlm.gate import Gate
 from audio_llm.dlm.model import DenoisingLM
-from audio_llm.dlm.rescore import Scales, Scored, tune_scales
+from audio_llm.dlm.rescore import Scales, Scored, fit_scales
 from audio_llm.ger.phrase import PhraseCorrector
 from audio_llm.lm.char_lm import CharLm
 from audio_llm.lm.ngram import NgramLm
@@ -22,7 +22,7 @@ from audio_llm.text import DEFAULT_NORMALIZER
 
 BASELINE_LIST = 20  # hypotheses that the baselines of the 20-best choose from
 DECODINGS: tuple[Decoding, ...] = ("greedy", "dlm-sum")  # those that need no sound
-DSR_SCORES = ("sound", "lm", "dlm", "dlm_spelled", "unlisted")  # beside the list's own
+DSR_SCORES = ("asr", "sound", "lm", "dlm", "dlm_spelled", "unlisted")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def recogniser(lists: Sequence[NBest]) -> list[str]:
 
 def tune_dsr(pools: Sequence[Sequence[Scored]], references: Sequence[str], name: str) -> Scales:
     """Return DSR's scales with the fewest word errors on tuning candidates."""
-    return tune_scales(pools, references, {"asr": 0.1}, DSR_SCORES, name).scales
+    return fit_scales(pools, references, DSR_SCORES, name).scales
 
 
 def of_paper(pool: Sequence[Scored]) -> list[Scored]:

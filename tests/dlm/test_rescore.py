@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from audio_llm.dlm.rescore import Scales, Scored, choose, tune_scales
+from audio_llm.dlm.rescore import Scales, Scored, choose, fit_scales, tune_scales
 from audio_llm.errors import DataError
 
 POOL = [
@@ -113,6 +113,31 @@ def test_two_factors_are_searched_together() -> None:
     assert result.errors == 0
     assert result.scales.weights["dlm"] == 2.0
     assert result.scales.weights["lm"] == 0.5
+
+
+def test_fitted_factors_find_a_planted_optimum_and_leave_noise_alone() -> None:
+    utterances, references = planted(count=200, factor=2.0)
+    rng = np.random.default_rng(5)
+    noisy = [[Scored(c.text, {**c.scores, "noise": rng.uniform(-30, 0)}) for c in u] for u in utterances]
+    result = fit_scales(noisy, references, ["asr", "dlm", "noise"], "tune", ridge=1e-5)
+    weights = result.scales.weights
+    assert weights["dlm"] / weights["asr"] == pytest.approx(2.0, rel=0.15)
+    assert abs(weights["noise"] / weights["asr"]) < 0.05
+    assert result.errors < 0.05 * result.words
+    assert result.errors == sum(u[choose(u, result.scales)].text != r for u, r in zip(noisy, references, strict=True))
+    strict = fit_scales(noisy, references, ["asr", "dlm", "noise"], "tune", ridge=1.0)
+    assert abs(strict.scales.weights["dlm"]) < 0.2 * weights["dlm"]
+    with pytest.raises(DataError, match="not tuned on"):
+        fit_scales(noisy, references, ["asr"], "test")
+
+
+def test_fitting_copes_with_lists_of_different_length() -> None:
+    utterances, references = planted(count=40)
+    shorter = [u[: 6 - i % 3] if u[0].text.startswith("right") else u for i, u in enumerate(utterances)]
+    result = fit_scales(
+        [*shorter, [Scored("right", {"asr": -1.0, "dlm": -1.0})]], [*references, "right"], ["asr", "dlm"], "tune"
+    )
+    assert result.errors <= 4
 
 
 def test_every_candidate_needs_every_score() -> None:
