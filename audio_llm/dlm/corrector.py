@@ -52,7 +52,7 @@ class DecodingSettings:
         sound_model_sha256: Its fingerprint.
         shortlist: Scales of the scores `asr`, `sound`, `lm` that choose the texts of a list for DSR.
         shortlisted: How many.
-        proposals: Texts that the Denoising LM proposes in DSR for each hypothesis; one is found by greedy search, which
+        proposals: Texts that the Denoising LM proposes in DSR; one is found by greedy search, which
             is several times as fast as a beam.
         dsr: Scales for DSR; scores as in `dsr.Pools`.
         gates: Gate for each decoding.

@@ -130,7 +130,7 @@ def fit_scales(
     references: Sequence[str],
     names: Sequence[str],
     split: str,
-    ridge: float = 0.002,
+    ridge: float = 5e-5,
 ) -> TuneResult:
     """Find factors for the fewest expected word errors, where a candidate is chosen with probability softmax(total).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,10 @@ import numpy as np
 
 from audio_llm.dlm.dsr import Heard
 from audio_llm.dlm.generate import Plan
-from audio_llm.dlm.pairs import make_sound
+from audio_llm.dlm.pairs import PairItem, make_sound
 from audio_llm.dlm.rescore import Scales, Scored, choose
 from audio_llm.nbest import NBest
+from audio_llm.simulation.augment import Augmentation
 from audio_llm.text import DEFAULT_NORMALIZER
 
 Pool = dict[str, list[Scored]]  # id -> candidates, the recogniser's best first
@@ -41,13 +43,18 @@ def scored(
             heard = Heard.of(nbest, DEFAULT_NORMALIZER)
             if nbest.id in pools or not heard.texts:
                 continue
-            waveform = make_sound(items[nbest.id], plan.config.augmentation, plan.noises).waveform
-            pools[nbest.id] = make(heard, waveform)
+            pools[nbest.id] = make(heard, _sound(items[nbest.id], plan.config.augmentation))
             file.write(json.dumps({"id": nbest.id, "pool": [_row(c) for c in pools[nbest.id]]}) + "\n")
             file.flush()
             if len(pools) % 100 == 0:
                 logging.info("%s: %d of %d utterances scored", path.stem, len(pools), len(lists))
     return {nbest.id: pools.get(nbest.id, []) for nbest in lists}
+
+
+@functools.lru_cache(maxsize=4000)
+def _sound(item: PairItem, augmentation: Augmentation) -> np.ndarray:
+    """Return the waveform of an item, kept for the next time its set is scored."""
+    return make_sound(item, augmentation).waveform
 
 
 def choose_all(lists: Sequence[NBest], pools: Mapping[str, Sequence[Scored]], scales: Scales) -> list[str]:

@@ -22,7 +22,7 @@ from audio_llm.text import DEFAULT_NORMALIZER
 
 BASELINE_LIST = 20  # hypotheses that the baselines of the 20-best choose from
 DECODINGS: tuple[Decoding, ...] = ("greedy", "dlm-sum")  # those that need no sound
-DSR_SCORES = ("asr", "sound", "lm", "dlm", "dlm_spelled", "unlisted")
+DSR_SCORES = ("asr", "sound", "lm", "dlm", "unlisted")
 
 
 @dataclass(frozen=True)
