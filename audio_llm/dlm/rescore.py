@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +9,6 @@ import numpy as np
 
 from audio_llm.align import count_edits
 from audio_llm.errors import DataError
-
-_SCALES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0)
-_REWARDS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -58,71 +54,17 @@ class TuneResult:
         scales: The best.
         errors: Word errors they leave on the tuning set.
         words: Words of its references.
-        at_edge: Names of scores whose factor is the largest tried: the grid should be widened.
     """
 
     scales: Scales
     errors: int
     words: int
-    at_edge: tuple[str, ...]
 
 
 def choose(candidates: Sequence[Scored], scales: Scales) -> int:
     """Return the index of the candidate with the highest total, the first of equals."""
     totals = [scales.total(candidate) for candidate in candidates]
     return int(np.argmax(totals))
-
-
-def tune_scales(
-    utterances: Sequence[Sequence[Scored]],
-    references: Sequence[str],
-    fixed: Mapping[str, float],
-    free: Sequence[str],
-    split: str,
-    grid: Sequence[float] = _SCALES,
-    rewards: Sequence[float] = _REWARDS,
-) -> TuneResult:
-    """Search factors for the fewest word errors, the smallest of equals.
-
-    One or two factors are searched in full, with the reward. More are searched two at a time, the others held, in
-    rounds until a round finds nothing better; so the result is an optimum of every pair, not surely of all together.
-
-    Args:
-        utterances: Candidates of each utterance.
-        references: Normalised true texts.
-        fixed: Factors that are not searched.
-        free: Names of the scores whose factors are.
-        split: Name of the data, parts joined by `+`; a part with test, dev or held in its name is refused unless
-            its name says that it was carved out for tuning (`tune`).
-        grid: Factors to try.
-        rewards: Word rewards to try.
-
-    Raises:
-        DataError: The split is named as a test or development set for reporting, or a candidate lacks a score.
-    """
-    _check_split(split)
-    names = [*fixed, *free]
-    tables = _Tables(utterances, references, names)
-    ordered = sorted(rewards, key=abs)
-    weights = np.array([*fixed.values(), *[min(grid)] * len(free), ordered[0]])
-    places = range(len(fixed), len(names))
-    pairs: list[tuple[int, ...]] = [*itertools.combinations(places, 2)] or [tuple(places)]
-    best = tables.errors(weights[None])[0]
-    improved = True
-    while improved:
-        improved = False
-        for pair in pairs:
-            tried = np.array([[*values] for values in itertools.product(*[grid] * len(pair), ordered)])
-            rows = np.repeat(weights[None], len(tried), axis=0)
-            rows[:, [*pair, -1]] = tried
-            errors = tables.errors(rows)
-            found = int(errors.argmin())
-            if errors[found] < best:
-                best, weights, improved = errors[found], rows[found], len(pairs) > 1
-    scales = Scales(dict(zip(names, weights[:-1].tolist(), strict=True)), float(weights[-1]))
-    words = sum(len(reference.split()) for reference in references)
-    edge = tuple(name for name in free if scales.weights[name] == max(grid))
-    return TuneResult(scales, int(best), words, edge)
 
 
 def fit_scales(
@@ -141,12 +83,13 @@ def fit_scales(
         utterances: Candidates of each utterance, not empty.
         references: Normalised true texts.
         names: Of the scores.
-        split: As for `tune_scales`.
+        split: Name of the data, parts joined by `+`; a part with test, dev or held in its name is refused unless
+            its name says that it was carved out for tuning (`tune`).
         ridge: Weight of the squared factors, each in units of its score's spread within an utterance, against the
             error rate.
 
     Raises:
-        DataError: As `tune_scales`.
+        DataError: The split is named as a test or development set for reporting, or a candidate lacks a score.
     """
     import torch
 
@@ -173,7 +116,7 @@ def fit_scales(
     optimizer.step(loss)
     weights = (factors.detach() / spread).tolist()
     scales = Scales(dict(zip(names, weights[:-1], strict=True)), weights[-1])
-    return TuneResult(scales, int(tables.errors(np.array([weights]))[0]), words, ())
+    return TuneResult(scales, tables.errors(np.array(weights)), words)
 
 
 def _check_split(split: str) -> None:
@@ -206,13 +149,10 @@ class _Tables:
                 self.counts[row, column] = count_edits(reference.split(), words).errors
                 self.missing[row, column] = False
 
-    def errors(self, weights: np.ndarray) -> np.ndarray:
-        """Return the word errors (W,) int64 of what each row of weights (W, names + 1) chooses."""
-        found = np.zeros(len(weights), dtype=np.int64)
-        for features, errors, missing in zip(self.features, self.counts, self.missing, strict=True):
-            if not missing.all():
-                found += errors[(features[~missing] @ weights.T).argmax(axis=0)]
-        return found
+    def errors(self, weights: np.ndarray) -> int:
+        """Return the word errors of what the weights (names + 1,) choose."""
+        totals = np.where(self.missing, -np.inf, self.features @ weights)
+        return int(np.take_along_axis(self.counts, totals.argmax(axis=1)[:, None], axis=1).sum())
 
 
 def _score(candidate: Scored, name: str) -> float:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from audio_llm.dlm.rescore import Scales, Scored, choose, fit_scales, tune_scales
+from audio_llm.dlm.rescore import Scales, Scored, choose, fit_scales
 from audio_llm.errors import DataError
 
 POOL = [
@@ -55,64 +55,23 @@ def test_the_first_of_equals_is_chosen_so_that_order_decides_nothing_else() -> N
 def test_the_tuner_refuses_what_is_reported_on(split: str) -> None:
     utterances, references = planted(2)
     with pytest.raises(DataError, match="not tuned on"):
-        tune_scales(utterances, references, {"asr": 1.0}, ["dlm"], split)
+        fit_scales(utterances, references, ["asr", "dlm"], split)
 
 
 def test_a_part_of_a_development_set_that_was_carved_out_for_tuning_is_taken() -> None:
     utterances, references = planted(2)
     for split in ("tune", "train", "synthetic-tune+real-tune-dev-clean"):
-        assert tune_scales(utterances, references, {"asr": 1.0}, ["dlm"], split).words == 4
+        assert fit_scales(utterances, references, ["asr", "dlm"], split).words == 4
 
 
 @pytest.mark.parametrize("factor", [0.2, 1.0, 5.0])
-def test_the_tuner_finds_a_planted_optimum(factor: float) -> None:
-    utterances, references = planted(factor=factor)
-    result = tune_scales(utterances, references, {"asr": 1.0}, ["dlm"], "tune")
-    assert result.errors == 0
+def test_the_fit_finds_a_planted_optimum(factor: float) -> None:
+    utterances, references = planted(200, factor)
+    result = fit_scales(utterances, references, ["asr", "dlm"], "tune", ridge=1e-6)
+    weights = result.scales.weights
+    assert weights["dlm"] / weights["asr"] == pytest.approx(factor, rel=0.2)
     assert result.words == 2 * len(references)
-    assert result.scales.weights["asr"] == 1.0
-    assert result.scales.weights["dlm"] == pytest.approx(factor, rel=0.6)
-    assert result.at_edge == ()
-    chosen = [u[choose(u, result.scales)].text for u in utterances]
-    assert chosen == references
-
-
-def test_the_tuner_counts_word_errors_of_what_it_chooses() -> None:
-    utterances, references = planted(factor=1.0)
-    only = tune_scales(utterances, references, {"asr": 1.0}, ["dlm"], "tune", grid=(0.0,), rewards=(0.0,))
-    chosen = [u[choose(u, Scales({"asr": 1.0, "dlm": 0.0}))].text for u in utterances]
-    assert only.errors == sum(a != b for a, b in zip(chosen, references, strict=True)) > 0
-
-
-def test_an_optimum_at_the_edge_of_the_grid_is_reported() -> None:
-    utterances, references = planted(factor=1000.0)
-    result = tune_scales(utterances, references, {"asr": 1.0}, ["dlm"], "tune")
-    assert result.at_edge == ("dlm",)
-
-
-def test_of_equal_settings_the_smallest_is_taken() -> None:
-    alone = [[Scored("right", {"asr": -1.0, "dlm": -1.0})]] * 3
-    result = tune_scales(alone, ["right"] * 3, {"asr": 1.0}, ["dlm"], "tune")
-    assert result.scales == Scales({"asr": 1.0, "dlm": 0.0}, 0.0)
-
-
-def test_two_factors_are_searched_together() -> None:
-    rng = np.random.default_rng(1)
-    utterances, references = [], []
-    for number in range(80):
-        scores = rng.uniform(-20, 0, size=(5, 3))
-        best = int(np.argmax(scores @ [1.0, 2.0, 0.5]))
-        utterances.append(
-            [
-                Scored(f"{'right' if i == best else 'wrong'} {number}", {"asr": a, "dlm": d, "lm": m})
-                for i, (a, d, m) in enumerate(scores.tolist())
-            ]
-        )
-        references.append(f"right {number}")
-    result = tune_scales(utterances, references, {"asr": 1.0}, ["dlm", "lm"], "tune")
-    assert result.errors == 0
-    assert result.scales.weights["dlm"] == 2.0
-    assert result.scales.weights["lm"] == 0.5
+    assert result.errors <= 0.04 * len(references)
 
 
 def test_fitted_factors_find_a_planted_optimum_and_leave_noise_alone() -> None:
@@ -145,4 +104,4 @@ def test_every_candidate_needs_every_score() -> None:
     with pytest.raises(DataError, match="'from the other beam' has no score 'asr'"):
         choose(pool, Scales({"asr": 1.0, "dlm": 1.0}))
     with pytest.raises(DataError, match="has no score 'asr'"):
-        tune_scales([pool], ["text"], {"asr": 1.0}, ["dlm"], "tune")
+        fit_scales([pool], ["text"], ["asr", "dlm"], "tune")
