@@ -89,14 +89,14 @@ class Pools:
             listed: Take the shortlist beside the Denoising LM's texts (`pooled`), or not (`paper`).
         """
         best, score = heard.texts[0], self._ask(waveform)
-        scored = self._score(heard, heard.texts if listed else [best], score)
+        scored = self._score(heard, heard.texts, score)
         if not scored or scored[0].text != best:
             return []
         ranked = sorted(scored, key=self._shortlist.total, reverse=True)
         proposed = self._propose(ranked[0].text)
         own = {candidate.text for candidate in scored}
         scored += self._score(heard, [text for text in proposed if text not in own], score)
-        kept = {candidate.text for candidate in ranked[: self._size]} | {best, *proposed}
+        kept = {candidate.text for candidate in ranked[: self._size if listed else 0]} | {best, *proposed}
         scored = [candidate for candidate in scored if candidate.text in kept]
         denoised = decode.log_probs_of_one(self._model, ranked[0].text, [candidate.text for candidate in scored])
         return [

@@ -254,7 +254,7 @@ def test_pooled_can_choose_what_the_model_does_not_propose() -> None:
     chosen = {}
     for pool in ("paper", "pooled"):
         settings = replace(SETTINGS, pool=pool, proposals=1, dsr=Scales({"sound": 1.0, "dlm": 0.0}))  # type: ignore[arg-type]
-        model = TableModel({"the bat sat": {"the bat sat": 1.0}})
+        model = TableModel({"one cat sat": {"the bat sat": 1.0}})  # it reads what fits the sound, and spoils it
         system = DlmCorrector(model, settings, "dsr", FakeRecognizer(), gate=False)  # type: ignore[arg-type]
         chosen[pool] = system.correct([texts], [CAT_SOUND])[0].text
     assert chosen == {"paper": "the bat sat", "pooled": "one cat sat"}
