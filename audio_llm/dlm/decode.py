@@ -42,10 +42,11 @@ def length_limit(hypothesis: str) -> int:
 def least_length(hypothesis: str) -> int:
     """Return how many characters a correction has at least.
 
-    One reference in a thousand is shorter. Without this bound a search finds the first half of a long text: its end
-    costs less than the uncertain places of the rest.
+    Lengths differ by about the square root of the length: of 935 references of pocketsphinx's texts none lacks more
+    than twice that. Without this bound a search finds the first half of a long text: its end costs less than the
+    uncertain places of the rest.
     """
-    return max(0, int(0.8 * len(hypothesis)) - 5)
+    return max(0, int(len(hypothesis) - 2.5 * math.sqrt(len(hypothesis))))
 
 
 @torch.inference_mode()

@@ -80,7 +80,7 @@ def main_job(recordings: Sequence[Path], model_dir: Path) -> dict[str, Cost]:
             with tempfile.TemporaryDirectory() as output:
                 command = [sys.executable, "-m", "audio_llm", "transcribe", *map(str, recordings), "-o", output, "-q"]
                 if decoding != "none":
-                    command += ["--correct", str(model_dir), "--decode", decoding]
+                    command += ["--correct", "dlm", "--correct-model", str(model_dir), "--decode", decoding]
                 found[decoding].append(_measure(command))
     return {decoding: min(costs, key=lambda cost: cost.seconds) for decoding, costs in found.items()}
 
