@@ -69,7 +69,7 @@ def evaluate(systems: Mapping[str, System], sets: Mapping[str, Sequence[NBest]])
     for set_name, lists in sets.items():
         references = [nbest.reference or "" for nbest in lists]
         before = metrics.utterance_errors(references, [nbest.best for nbest in lists])
-        rivals: dict[str, list[tuple[int, int]]] = {}
+        rivals: dict[str, np.ndarray] = {}
         for name, system in systems.items():
             outputs = system(lists)
             after = metrics.utterance_errors(references, outputs)
