@@ -204,6 +204,29 @@ def fingerprint(name_or_dir: str | os.PathLike[str]) -> str:
     return str(_read_config(find_model(name_or_dir))["sha256"][WEIGHTS_NAME])
 
 
+def find_companion(name_or_dir: str | os.PathLike[str], name: str, sha256: str) -> Path:
+    """Return the folder of a model that another one needs: beside that one's folder, or by name.
+
+    Args:
+        name_or_dir: The model that needs it.
+        name: What it needs.
+        sha256: The fingerprint that this must have.
+
+    Raises:
+        ModelNotFoundError: It is not there.
+        ModelFormatError: There is another model of that name.
+    """
+    folder = find_model(name_or_dir)
+    beside = folder.parent / name
+    found = find_model(beside if beside.is_dir() else name)
+    if fingerprint(found) != sha256:
+        remedy = "tune it again, or get both again"
+        raise ModelFormatError(
+            f"its settings belong to another model than the {name!r} that is here", path=folder, remedy=remedy
+        )
+    return found
+
+
 def find_model(name_or_dir: str | os.PathLike[str]) -> Path:
     """Return the folder of a model: a path, else a model shipped with the package, else one in the cache.
 

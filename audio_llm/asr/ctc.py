@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,10 +26,14 @@ from audio_llm.asr.ctc_model import (
     encode_symbols,
     frames_needed,
 )
+from audio_llm.asr.ctc_search import SearchSettings, WordPrior, prefix_beam
+from audio_llm.errors import ConfigError, ModelFormatError
+from audio_llm.lm.ngram import load_ngram
 from audio_llm.nbest import Hypothesis, NBest, Word
-from audio_llm.training.config import config_from_dict
+from audio_llm.training.config import config_from_dict, config_to_dict
 
 KIND = "ctc"
+SETTINGS_NAME = "decoding.json"
 _MIN_SAMPLES = SAMPLE_RATE // 10  # below 0.1 s there is nothing to recognise
 _SILENCE_PEAK = 1e-4  # quieter than -80 dBFS counts as silence
 _SCALED_EVERY = 8  # frames
@@ -59,25 +64,33 @@ class Distortion:
 class CtcRecognizer:
     """Recognise English with our own CTC network.
 
-    Scores are exact natural-log probabilities log p(text | audio), summed over all alignments.
+    `score` gives exact natural-log probabilities log p(text | audio), summed over all alignments. The scores of a list
+    have what the language model gives added (see `WordPrior`), where there is one.
 
     Args:
         model: The network, in eval mode from here on.
         version: Name of network and weights.
         beam: Prefixes kept in the search.
+        prior: Helps to find and rank the texts of a list; None: the network alone does.
     """
 
     name = "ctc"
     capabilities = Capabilities(scores=True, word_times=True, text_scores=True, word_preference=False)
 
-    def __init__(self, model: CtcModel, version: str, beam: int = 16) -> None:
+    def __init__(self, model: CtcModel, version: str, beam: int = 16, prior: WordPrior | None = None) -> None:
         self.version = version
         self._model = model.eval()
         self._beam = beam
+        self._prior = prior
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> CtcRecognizer:
-        """Load a model directory that `save_ctc` wrote.
+    def load(cls, folder: str | Path, device: str = "cpu", search: bool = True) -> CtcRecognizer:
+        """Load a model directory that `save_ctc` wrote, with its settings of the search.
+
+        Args:
+            folder: The directory.
+            device: `cpu` or `cuda`.
+            search: Load the language model of the settings too; False: lists are the network's alone.
 
         Raises:
             ModelNotFoundError: There is no such model.
@@ -87,7 +100,13 @@ class CtcRecognizer:
         digest = hashlib.sha256()
         for _, tensor in sorted(model.state_dict().items()):
             digest.update(tensor.cpu().numpy().tobytes())
-        return cls(model, f"ctc-{digest.hexdigest()[:8]}")
+        version = f"ctc-{digest.hexdigest()[:8]}"
+        settings = read_search(Path(hub.find_model(folder)))
+        if not (search and settings.language_model):
+            return cls(model, version, settings.beam)
+        found = hub.find_companion(folder, settings.language_model, settings.language_model_sha256)
+        prior = WordPrior(load_ngram(found), settings)
+        return cls(model, f"{version}-{settings.language_model_sha256[:8]}", settings.beam, prior)
 
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
         """Recognise one utterance (see `Recognizer.recognize`).
@@ -97,16 +116,12 @@ class CtcRecognizer:
             nbest: How many distinct hypotheses at most.
             id: Name for the result.
         """
-        (log_probs,) = self.log_probs([waveform])
-        texts = {decode_symbols(numbers): None for numbers in prefix_beam(log_probs, max(self._beam, 2 * nbest))}
-        if not texts:
+        hearing = self.listen(waveform)
+        found = hearing.search(max(self._beam, 2 * nbest), self._prior)
+        if not found or not found[0][0]:
             return NBest(id, ())
-        scored = _exact_scores(log_probs, list(texts))
-        ranked = sorted(((s, t) for t, s in zip(texts, scored, strict=True) if s is not None), reverse=True)
-        if not ranked or not ranked[0][1]:
-            return NBest(id, ())
-        hypotheses = tuple(Hypothesis(text, score) for score, text in ranked if text)[:nbest]
-        return NBest(id, hypotheses, words=align_words(log_probs, hypotheses[0].text))
+        hypotheses = tuple(Hypothesis(text, score) for text, score in found if text)[:nbest]
+        return NBest(id, hypotheses, words=align_words(hearing.log_probs, hypotheses[0].text))
 
     def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
         """Return log p(text | waveform) of each text.
@@ -179,6 +194,16 @@ class CtcHearing:
         kept = best[np.diff(best, prepend=BLANK - 1) != 0]
         return decode_symbols([int(number) for number in kept if number != BLANK])
 
+    def search(self, beam: int, prior: WordPrior | None = None) -> list[tuple[str, float]]:
+        """Return up to `beam` distinct texts, best first, each with log p(text | audio) plus what the prior gives."""
+        texts = list(
+            dict.fromkeys(decode_symbols(numbers) for numbers in prefix_beam(self.log_probs, beam, prior=prior))
+        )
+        gains = [prior.text(text) if prior else 0.0 for text in texts]
+        scored = zip(texts, self.score(texts), gains, strict=True)
+        found = [(text, score + gain) for text, score, gain in scored if score is not None]
+        return sorted(found, key=lambda pair: (-pair[1], pair[0]))
+
     def score(self, texts: Sequence[str]) -> list[float | None]:
         """Return log p(text | audio) of each text (see `CtcRecognizer.score`)."""
         return _exact_scores(self.log_probs, texts)
@@ -197,7 +222,12 @@ def load_network(name_or_dir: str | Path, device: str = "cpu") -> CtcModel:
 
 
 def save_ctc(
-    model: CtcModel, folder: str | Path, card: str, provenance: Mapping[str, Any] | None = None, half: bool = True
+    model: CtcModel,
+    folder: str | Path,
+    card: str,
+    provenance: Mapping[str, Any] | None = None,
+    half: bool = True,
+    search: SearchSettings | None = None,
 ) -> Path:
     """Write a model directory that `CtcRecognizer.load` reads.
 
@@ -207,38 +237,26 @@ def save_ctc(
         card: Text of its README.md.
         provenance: What made it.
         half: Store the weights in half precision.
+        search: How its output is searched; None: by the network alone.
     """
     tensors = {name: tensor.half() if half else tensor for name, tensor in model.state_dict().items()}
-    return hub.save_model(folder, asdict(model.config), tensors, KIND, card, provenance)
+    assets = {} if search is None else {SETTINGS_NAME: json.dumps(config_to_dict(search), indent=1) + "\n"}
+    return hub.save_model(folder, asdict(model.config), tensors, KIND, card, provenance, assets)
 
 
-def prefix_beam(log_probs: np.ndarray, beam: int, least: float = -8.0) -> list[list[int]]:
-    """Return the most probable symbol sequences, best first, by prefix search.
+def read_search(folder: Path) -> SearchSettings:
+    """Read how the output of a model directory's network is searched; the defaults where it does not say.
 
-    Args:
-        log_probs: (N, 29) log-probabilities of the symbols.
-        beam: Prefixes kept after each frame.
-        least: Symbols less probable than this (natural log) in a frame are not tried in it.
+    Raises:
+        ModelFormatError: The settings are damaged.
     """
-    beams: dict[str, tuple[float, float]] = {"": (0.0, -math.inf)}  # prefix -> ending in a blank, ending in a symbol
-    for frame in log_probs:
-        blank = float(frame[BLANK])
-        tried = [(int(k), float(frame[k])) for k in np.flatnonzero(frame > least) if k != BLANK]
-        grown: dict[str, tuple[float, float]] = {}
-        for prefix, (in_blank, in_symbol) in beams.items():
-            total = _add(in_blank, in_symbol)
-            last = prefix[-1:]
-            repeat = in_symbol + float(frame[SYMBOLS.index(last)]) if last else -math.inf
-            old = grown.get(prefix, (-math.inf, -math.inf))
-            grown[prefix] = (_add(old[0], total + blank), _add(old[1], repeat))
-            for number, log_prob in tried:
-                symbol = SYMBOLS[number]
-                longer = prefix + symbol
-                old = grown.get(longer, (-math.inf, -math.inf))
-                grown[longer] = (old[0], _add(old[1], (in_blank if symbol == last else total) + log_prob))
-        ranked = sorted(grown, key=lambda prefix: -_add(*grown[prefix]))
-        beams = {prefix: grown[prefix] for prefix in ranked[:beam]}
-    return [[SYMBOLS.index(symbol) for symbol in prefix] for prefix in beams]
+    path = folder / SETTINGS_NAME
+    if not path.exists():
+        return SearchSettings()
+    try:
+        return config_from_dict(SearchSettings, json.loads(path.read_text(encoding="utf-8")), path)
+    except (ValueError, ConfigError) as error:
+        raise ModelFormatError(f"damaged settings: {error}", path=path, remedy="tune or get it again") from None
 
 
 def align_words(log_probs: np.ndarray, text: str) -> tuple[Word, ...]:
@@ -345,13 +363,6 @@ def _log_likelihood(log_probs: np.ndarray, numbers: Sequence[int]) -> float:
     frames, length = torch.tensor([len(log_probs)]), torch.tensor([len(numbers)])
     args = torch.from_numpy(log_probs)[:, None], torch.tensor([list(numbers)]), frames, length
     return -float(functional.ctc_loss(*args, blank=BLANK, reduction="sum"))
-
-
-def _add(a: float, b: float) -> float:
-    """Return log(exp(a) + exp(b))."""
-    if a < b:
-        a, b = b, a
-    return a if b == -math.inf else a + math.log1p(math.exp(b - a))
 
 
 def _batches(order: list[int], samples: list[int]) -> list[list[int]]:

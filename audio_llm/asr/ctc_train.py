@@ -217,6 +217,20 @@ def hear_packed(model: CtcModel, pack: Path, passes: int, dropout: float, seed: 
     return list(zip(data.texts, heard, strict=True))
 
 
+@torch.inference_mode()
+def log_probs_packed(model: CtcModel, pack: Path) -> list[tuple[str, np.ndarray]]:
+    """Return (reference, (N, 29) float64 log-probabilities) of every utterance of a pack, to tune a search on."""
+    config = CtcTrainingConfig(model=model.config)
+    data = Utterances([pack], config.max_seconds)
+    heard: list[tuple[str, np.ndarray]] = []
+    for chosen in data.in_order(len(data), config.batch_seconds):
+        batch = data.collate(Batch(chosen, None), config)
+        output = model.eval()(batch.mel, batch.lengths)
+        for i, log_probs, length in zip(chosen, output.log_probs.double().numpy(), output.lengths, strict=True):
+            heard.append((data.texts[i], log_probs[: int(length)]))
+    return heard
+
+
 @dataclass(frozen=True)
 class Batch:
     """Utterances chosen for a batch.

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from audio_llm import hub
 from audio_llm.align import edits
 from audio_llm.asr.base import Recognizer
 from audio_llm.correction import Correction, Edit
@@ -165,8 +166,6 @@ class DlmCorrector:
             ModelNotFoundError, ModelFormatError: The directory is missing or damaged.
             UsageError: The decoding needs a recogniser that can score texts.
         """
-        from audio_llm import hub
-
         model = load(name_or_dir, device)
         folder = Path(hub.find_model(str(name_or_dir)))
         settings = read_settings(folder)
@@ -342,7 +341,7 @@ def read_settings(folder: Path) -> DecodingSettings:
 def _load_language_model(folder: Path, settings: DecodingSettings) -> NgramLm | None:
     if not settings.language_model:
         return None
-    return load_ngram(_companion(folder, settings.language_model, settings.language_model_sha256))
+    return load_ngram(hub.find_companion(folder, settings.language_model, settings.language_model_sha256))
 
 
 def _load_scorer(folder: Path, settings: DecodingSettings, device: str) -> Recognizer | None:
@@ -350,21 +349,8 @@ def _load_scorer(folder: Path, settings: DecodingSettings, device: str) -> Recog
 
     if not settings.sound_model:
         return None
-    return CtcRecognizer.load(_companion(folder, settings.sound_model, settings.sound_model_sha256), device)
-
-
-def _companion(folder: Path, name: str, sha256: str) -> Path:
-    """Return the folder of a model that the settings were found with, beside the given one or by name."""
-    from audio_llm import hub
-
-    beside = folder.parent / name
-    found = Path(hub.find_model(beside if beside.is_dir() else name))
-    if hub.fingerprint(found) != sha256:
-        remedy = "tune it again, or get both again"
-        raise ModelFormatError(
-            f"its settings belong to another model than the {name!r} that is here", path=folder, remedy=remedy
-        )
-    return found
+    found = hub.find_companion(folder, settings.sound_model, settings.sound_model_sha256)
+    return CtcRecognizer.load(found, device, search=False)  # asked for scores alone
 
 
 def settings_to_json(settings: DecodingSettings) -> dict[str, Any]:

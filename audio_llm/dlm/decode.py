@@ -105,15 +105,21 @@ def log_probs(model: DenoisingLM, hypotheses: Sequence[str], texts: Sequence[str
 
 
 @torch.inference_mode()
-def log_probs_of_one(model: DenoisingLM, hypothesis: str, texts: Sequence[str]) -> list[float]:
-    """Return log p(text | hypothesis) of each text, as `log_probs`; the hypothesis is read only once."""
-    if not texts:
-        return []
+def greedy_and_log_probs(model: DenoisingLM, hypothesis: str, texts: Sequence[str]) -> tuple[Candidate, list[float]]:
+    """Return what `greedy` makes of one hypothesis, and log p(text | hypothesis) of each text, as `log_probs`.
+
+    The hypothesis is read once, and the first look of the search goes with the texts.
+    """
     device = next(model.parameters()).device
-    state = model.encode(*batch_sources([hypothesis], device))
-    state.select(torch.zeros(len(texts), dtype=torch.int64, device=device))
-    target_in, wanted = batch_targets(texts, device)
-    return _totals(model.read(state, target_in), wanted)
+    encoded = model.encode(*batch_sources([hypothesis], device))
+    target_in, wanted = batch_targets([hypothesis, *texts], device)
+    scores = model.read(_rows(encoded, [0] * len(target_in), device), target_in)
+    totals = _totals(scores, wanted)[1:]
+    draft = _Draft.of(hypothesis)
+    (found,) = _settle([draft], scores[:1], target_in[:1])
+    while found is None:
+        (found,) = _look(model, encoded, [0], [draft])
+    return found, totals
 
 
 def _totals(log_probabilities: Tensor, wanted: Tensor) -> list[float]:
@@ -167,26 +173,43 @@ def _next_row(distances: np.ndarray, character: int, heard: np.ndarray) -> np.nd
 
 
 def _greedy_batch(model: DenoisingLM, hypotheses: Sequence[str]) -> list[Candidate]:
-    device = next(model.parameters()).device
-    encoded = model.encode(*batch_sources(hypotheses, device))
+    encoded = model.encode(*batch_sources(hypotheses, next(model.parameters()).device))
     drafts = [_Draft.of(hypothesis) for hypothesis in hypotheses]
-    found: dict[int, Candidate] = {}
-    while len(found) < len(drafts):
-        rows = [row for row in range(len(drafts)) if row not in found]
-        state = copy.copy(encoded)
-        state.select(torch.tensor(rows, device=device))
-        guesses, _ = vocab.pad([[vocab.BOS, *drafts[row].guess] for row in rows])
-        target_in = torch.from_numpy(guesses[:, :-1]).to(device)
-        scores = _allowed(model.read(state, target_in), target_in, [drafts[row].least for row in rows])
-        best = scores.argmax(-1).tolist()
-        for place, row in enumerate(rows):
-            draft = drafts[row]
-            if draft.settle(best[place][: len(draft.guess)]):
-                chosen = torch.tensor(draft.settled, device=device)[:, None]
-                total = float(scores[place, : len(chosen)].gather(1, chosen).sum())
-                text = _tidy(vocab.decode(draft.settled))
-                found[row] = Candidate(text, total, vocab.EOS in draft.settled)
-    return [found[row] for row in range(len(drafts))]
+    found: list[Candidate | None] = [None] * len(drafts)
+    while rows := [row for row, candidate in enumerate(found) if candidate is None]:
+        for row, candidate in zip(rows, _look(model, encoded, rows, [drafts[row] for row in rows]), strict=True):
+            found[row] = candidate
+    return [candidate for candidate in found if candidate is not None]
+
+
+def _look(
+    model: DenoisingLM, encoded: DecoderState, rows: list[int], drafts: Sequence[_Draft]
+) -> list[Candidate | None]:
+    """Look once at the guess of each draft, whose hypotheses are these rows of `encoded`; None: not at its end yet."""
+    guesses, _ = vocab.pad([[vocab.BOS, *draft.guess] for draft in drafts])
+    target_in = torch.from_numpy(guesses[:, :-1]).to(next(model.parameters()).device)
+    return _settle(drafts, model.read(_rows(encoded, rows, target_in.device), target_in), target_in)
+
+
+def _rows(encoded: DecoderState, rows: list[int], device: torch.device) -> DecoderState:
+    state = copy.copy(encoded)
+    state.select(torch.tensor(rows, device=device))
+    return state
+
+
+def _settle(drafts: Sequence[_Draft], log_probabilities: Tensor, target_in: Tensor) -> list[Candidate | None]:
+    """Take what the log-probabilities (B, T, V) after each character of (B, T) say of the guesses."""
+    scores = _allowed(log_probabilities, target_in, [draft.least for draft in drafts])
+    best = scores.argmax(-1).tolist()
+    found: list[Candidate | None] = []
+    for place, draft in enumerate(drafts):
+        if draft.settle(best[place][: len(draft.guess)]):
+            chosen = torch.tensor(draft.settled, device=scores.device)[:, None]
+            total = float(scores[place, : len(chosen)].gather(1, chosen).sum())
+            found.append(Candidate(_tidy(vocab.decode(draft.settled)), total, vocab.EOS in draft.settled))
+        else:
+            found.append(None)
+    return found
 
 
 def _allowed(log_probabilities: Tensor, target_in: Tensor, least: Sequence[int]) -> Tensor:

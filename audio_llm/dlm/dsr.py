@@ -93,15 +93,15 @@ class Pools:
         if not scored or scored[0].text != best:
             return []
         ranked = sorted(scored, key=self._shortlist.total, reverse=True)
-        proposed = self._propose(ranked[0].text)
-        own = {candidate.text for candidate in scored}
-        scored += self._score(heard, [text for text in proposed if text not in own], score)
-        kept = {candidate.text for candidate in ranked[: self._size if listed else 0]} | {best, *proposed}
-        scored = [candidate for candidate in scored if candidate.text in kept]
-        denoised = decode.log_probs_of_one(self._model, ranked[0].text, [candidate.text for candidate in scored])
+        kept = {candidate.text for candidate in ranked[: self._size if listed else 0]} | {best}
+        proposed, denoised = self._read(ranked[0].text, [c.text for c in scored if c.text in kept])
+        known = {candidate.text for candidate in scored}
+        scored += self._score(heard, [text for text in proposed if text not in known], score)
+        denoised = {**proposed, **denoised}
         return [
-            replace(c, scores={**c.scores, "dlm": log_prob, "proposed": float(c.text in proposed)})
-            for c, log_prob in zip(scored, denoised, strict=True)
+            replace(c, scores={**c.scores, "dlm": denoised[c.text], "proposed": float(c.text in proposed)})
+            for c in scored
+            if c.text in denoised
         ]
 
     def of_list(self, heard: Heard, waveform: np.ndarray) -> list[Scored]:
@@ -130,9 +130,9 @@ class Pools:
                 scored.append(Scored(text, scores))
         return scored
 
-    def _propose(self, best: str) -> list[str]:
-        if self._proposals == 1:
-            found = decode.greedy(self._model, [best])
-        else:
-            found = decode.beam(self._model, best, self._proposals)
-        return [candidate.text for candidate in found if candidate.text and candidate.finished]
+    def _read(self, hypothesis: str, texts: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
+        """Return what the Denoising LM proposes, and the texts, each with log p(text | hypothesis)."""
+        greedy, log_probs = decode.greedy_and_log_probs(self._model, hypothesis, texts)
+        found = [greedy] if self._proposals == 1 else decode.beam(self._model, hypothesis, self._proposals)
+        proposed = {candidate.text: candidate.log_prob for candidate in found if candidate.text and candidate.finished}
+        return proposed, dict(zip(texts, log_probs, strict=True))

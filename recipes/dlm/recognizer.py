@@ -12,20 +12,23 @@ from typing import Any
 import data
 import numpy as np
 
-from audio_llm import metrics
+from audio_llm import hub, metrics
 from audio_llm.align import count_edits
-from audio_llm.asr.ctc import CtcRecognizer, load_network
+from audio_llm.asr.ctc import CtcHearing, CtcRecognizer, load_network, save_ctc
 from audio_llm.asr.ctc_data import CLEAN, SpeechItem, items_from_rows, items_from_texts, make_waveform, pack
-from audio_llm.asr.ctc_train import hear_packed
+from audio_llm.asr.ctc_search import SearchSettings, WordPrior
+from audio_llm.asr.ctc_train import hear_packed, log_probs_packed
+from audio_llm.lm.ngram import load_ngram
 from audio_llm.nbest import NBest
 from audio_llm.text import DEFAULT_NORMALIZER
 
 VOICES = ("flite:rms", "flite:slt", "flite:awb", "flite:kal16")
-SPOKEN_SENTENCES = 12_000  # for training; 13 hours
+SPOKEN_SENTENCES = 24_000  # for training; 27 hours
 RECORDED_COPIES = 3  # of each recording: one as it is, two varied
 REPORTED = ("kathleen", "dev-clean-60", "dev-clean", "test-other")  # recordings
 HEARING_PASSES, HEARING_DROPOUT = 1, 0.1  # of the spoken sentences, for pairs
 MOST_WRONG = 0.8  # of the words of a pair that is used
+SEARCH = {"language_weight": (0.6, 0.15), "word_reward": (1.5, 0.7), "unknown_reward": (-5.0, 2.0)}  # first guess, step
 TUNE_SENTENCES = 100  # spoken, beside the tuning recordings
 
 
@@ -43,6 +46,34 @@ def pack_speech(folder: Path, output: Path, workers: int, max_minutes: float | N
     for name, (items, variation) in packs.items():
         if items:
             logging.info("%s: %s", name, pack(items, output / name, variation, workers, max_minutes))
+
+
+def tune_search(packs: Path, model_dir: Path, language_model: Path, finished: Path) -> None:
+    """Find what the trigram counts for in the search; write the model with it to `finished`."""
+    network = load_network(model_dir)
+    heard = log_probs_packed(network, packs / "tune")
+    ngram = load_ngram(language_model)
+
+    def errors(settings: SearchSettings) -> float:
+        prior = WordPrior(ngram, settings)
+        found = [CtcHearing(log_probs).search(settings.beam, prior) for _, log_probs in heard]
+        rate = metrics.word_errors([said for said, _ in heard], [texts[0][0] if texts else "" for texts in found]).rate
+        logging.info("%s: WER %.4f", settings, rate)
+        return rate
+
+    best = SearchSettings(language_model=language_model.name, language_model_sha256=hub.fingerprint(language_model))
+    best = replace(best, **{name: guess for name, (guess, _) in SEARCH.items()})
+    lowest = errors(best)
+    for size in (1.0, 0.5):
+        for name, (_, step) in SEARCH.items():
+            for direction in (-1, 1):
+                while True:
+                    tried = replace(best, **{name: getattr(best, name) + direction * size * step})
+                    rate = errors(tried)
+                    if rate >= lowest:
+                        break
+                    best, lowest = tried, rate
+    save_ctc(network, finished, f"# {finished.name}\n", hub.model_info(model_dir).provenance, search=best)
 
 
 def write_pairs(packs: Path, model_dir: Path, output: Path) -> None:

@@ -47,6 +47,7 @@ STAGES = (
     "report",
     "transfer",
     "ctc-pack",
+    "ctc-tune",
     "ctc-pairs",
     "ctc-report",
     "speed",
@@ -155,8 +156,8 @@ def main() -> int:
     parser.add_argument("--cpu-bf16", action="store_true", help="char-lm: bfloat16 on a CPU that is fast at it")
     parser.add_argument("--limit", type=int, default=100, help="transfer, ctc-report, speed: utterances of each set")
     parser.add_argument("--ctc", type=Path, help="transfer: a CTC recogniser's model directory")
-    parser.add_argument("--model", type=Path, help="tune, report, transfer: a model directory")
-    parser.add_argument("--finished", type=Path, help="tune, tune-sound: the model directory to write")
+    parser.add_argument("--model", type=Path, help="a model directory")
+    parser.add_argument("--finished", type=Path, help="tune, tune-sound, ctc-tune: the model directory to write")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.stage == "generate":
@@ -179,6 +180,9 @@ def main() -> int:
         stage_transfer(arguments.data, arguments.output, arguments.model, arguments.ctc, arguments.limit)
     elif arguments.stage == "ctc-pack":
         recognizer.pack_speech(arguments.data, arguments.output / "ctc", arguments.workers, arguments.max_minutes)
+    elif arguments.stage == "ctc-tune":
+        language_model = arguments.output / LANGUAGE_MODEL
+        recognizer.tune_search(arguments.output / "ctc", arguments.model, language_model, arguments.finished)
     elif arguments.stage == "ctc-pairs":
         recognizer.write_pairs(arguments.output / "ctc", arguments.model, arguments.output / HEARD_PAIRS)
     elif arguments.stage == "ctc-report":

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from audio_llm import features
+from audio_llm import features, hub
 from audio_llm.align import count_edits
 from audio_llm.asr import ctc, ctc_data, ctc_train
 from audio_llm.asr.ctc_model import (
@@ -26,7 +26,10 @@ from audio_llm.asr.ctc_model import (
     encode_symbols,
     frames_needed,
 )
+from audio_llm.asr.ctc_search import SearchSettings, WordPrior, prefix_beam
 from audio_llm.errors import AudioLLMError, ConfigError, DataError, ModelFormatError
+from audio_llm.lm.kneser_ney import train_ngram
+from audio_llm.lm.ngram import save_ngram
 from audio_llm.training.loop import TrainingConfig
 from audio_llm.training.shards import ShardReader, decode_text, encode_text, write_shards
 from audio_llm.tts.engines import PHONES, Phone
@@ -126,7 +129,7 @@ def test_scores_search_and_alignment_against_brute_force(seed: int) -> None:
     texts = ["", "a", "ab", "aa", "aba", "bbb"]
     for text, score in zip(texts, ctc._exact_scores(log_probs, texts), strict=True):
         assert score == pytest.approx(math.log(totals[text]), abs=1e-9)
-    found = ["".join(SYMBOLS[k] for k in numbers) for numbers in ctc.prefix_beam(log_probs, 100, least=-50.0)]
+    found = ["".join(SYMBOLS[k] for k in numbers) for numbers in prefix_beam(log_probs, 100, least=-50.0)]
     assert found[:8] == sorted(totals, key=lambda text: -totals[text])[:8]
     states = np.array([0, SYMBOLS.index("a"), 0, SYMBOLS.index("a"), 0, SYMBOLS.index("b"), 0])
     path = ctc._viterbi(log_probs, states)
@@ -136,6 +139,57 @@ def test_scores_search_and_alignment_against_brute_force(seed: int) -> None:
         if "".join(SYMBOLS[k] for k, _ in itertools.groupby(p) if k != BLANK) == "aab"
     )
     assert sum(log_probs[n, states[s]] for n, s in enumerate(path)) == pytest.approx(best)
+
+
+def make_prior(**settings: float) -> WordPrior:
+    texts = ["a b ab", "ab ab a", "b ab", "ab b b a", "a ab b"]
+    return WordPrior(train_ngram(texts), SearchSettings(**settings))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_search_with_a_language_model_against_brute_force(seed: int) -> None:
+    log_probs = make_log_probs(6, "ab ", seed)
+    prior = make_prior(language_weight=0.7, word_reward=0.4, unknown_reward=-1.5)
+    sums: dict[str, float] = {}
+    for text, total in brute_force(log_probs, "ab ").items():
+        if text == " ".join(text.split()):
+            sums[text] = math.log(total) + prior.text(text)
+    found = ctc.CtcHearing(log_probs).search(400, prior)
+    assert [text for text, _ in found[:8]] == sorted(sums, key=lambda text: -sums[text])[:8]
+    for text, score in found[:8]:
+        assert score == pytest.approx(sums[text], abs=1e-6)
+
+
+def test_a_prior_is_the_sum_of_its_words() -> None:
+    prior = make_prior(language_weight=0.7, word_reward=0.4, unknown_reward=-1.5)
+    words = ["ab", "bb", "a"]  # the second is unknown
+    steps = [prior.word(words[:n], word) for n, word in enumerate(words)]
+    assert prior.text("ab bb a") == pytest.approx(sum(steps) + prior.end(words), abs=1e-5)
+    assert prior.beginning("a") == prior.beginning("") == 0.0
+    assert prior.beginning("bb") == prior.word((), "bb")
+    assert prior.text("") == pytest.approx(prior.end(()), abs=1e-5)
+
+
+def test_the_settings_of_the_search_travel_with_the_model(tmp_path: Path) -> None:
+    texts = ["a b ab", "ab ab a", "b ab"]
+    save_ngram(train_ngram(texts), tmp_path / "words", "# words\n")
+    search = SearchSettings(30, "words", hub.fingerprint(tmp_path / "words"), 0.5, 1.0, -2.0)
+    folder = ctc.save_ctc(make_model(), tmp_path / "model", "# m\n", search=search)
+    assert ctc.read_search(folder) == search
+    rng = np.random.default_rng(1)
+    waveform = 0.1 * rng.standard_normal(16_000).astype(np.float32)
+    loaded, plain = ctc.CtcRecognizer.load(folder), ctc.CtcRecognizer.load(folder, search=False)
+    assert loaded.version.startswith(plain.version + "-")
+    (best, *_), (log_probs,) = loaded.recognize(waveform).hypotheses, plain.log_probs([waveform])
+    prior = WordPrior(train_ngram(texts), search)
+    assert best.score == pytest.approx(plain.score(waveform, [best.text])[0] + prior.text(best.text), abs=0.05)
+    assert best.text == ctc.CtcHearing(log_probs).search(30, prior)[0][0]
+    save_ngram(train_ngram(["other"]), tmp_path / "words", "# words\n")
+    with pytest.raises(ModelFormatError, match="another model than the 'words'"):
+        ctc.CtcRecognizer.load(folder)
+    (folder / ctc.SETTINGS_NAME).write_text('{"beams": 3}')
+    with pytest.raises(ModelFormatError):
+        ctc.CtcRecognizer.load(folder)
 
 
 def test_many_texts_at_once_score_as_the_loss_does_even_unlikely_ones() -> None:

@@ -211,3 +211,15 @@ def test_searching_leaves_the_model_trainable() -> None:
     loss.backward()
     assert all(p.grad is not None for p in model.output.parameters())
     assert isinstance(greedy(model.eval(), ["a"])[0], Candidate)
+
+
+def test_search_and_scores_in_one_go_equal_both_alone() -> None:
+    model = tiny(seed=3, end=1.0)
+    texts = ["the cat sat", "a", "on a hat"]
+    for hypothesis in HEARD:
+        candidate, scores = decode.greedy_and_log_probs(model, hypothesis, texts)
+        (alone,) = decode.greedy(model, [hypothesis])
+        assert (candidate.text, candidate.finished) == (alone.text, alone.finished)
+        assert candidate.log_prob == pytest.approx(alone.log_prob, abs=1e-4)
+        assert scores == pytest.approx(decode.log_probs(model, [hypothesis] * 3, texts), abs=1e-4)
+    assert decode.greedy_and_log_probs(model, "ab", [])[1] == []  # the search alone
