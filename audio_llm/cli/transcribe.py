@@ -112,6 +112,7 @@ def _load(arguments: argparse.Namespace, words: list[str], progress: Progress) -
         words,
         arguments.device,
         arguments.offline,
+        beside=True,
     )
     if transcriber.refused and not arguments.quiet:
         refused = ", ".join(transcriber.refused)
@@ -127,7 +128,7 @@ def _settings(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]
     settings: dict[str, Any] = {"asr": arguments.asr, "nbest": arguments.nbest, "words": words}
     settings["model"] = _model_stamp(arguments.model or ENGINES[arguments.asr].default_model)
     if arguments.correct != "none":
-        model = arguments.correct_model or CORRECTORS[arguments.correct][2]
+        model = arguments.correct_model or CORRECTORS[arguments.correct].default_model
         settings |= {"correct": arguments.correct, "decode": arguments.decode or "default"}
         settings["correct_model"] = _model_stamp(model)
     return settings

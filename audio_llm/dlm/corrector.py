@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
@@ -18,64 +16,13 @@ from audio_llm.correction import Correction, Edit
 from audio_llm.dlm import decode
 from audio_llm.dlm.decode import Candidate
 from audio_llm.dlm.dsr import Heard, Pools
-from audio_llm.dlm.gate import Gate
 from audio_llm.dlm.model import DenoisingLM, load
-from audio_llm.dlm.rescore import Scales, Scored, choose
-from audio_llm.errors import ModelFormatError, UsageError
+from audio_llm.dlm.rescore import Scored, choose
+from audio_llm.dlm.settings import Decoding, DecodingSettings, default_decoding, read_settings, useful_hypotheses
+from audio_llm.errors import UsageError
 from audio_llm.lm.ngram import NgramLm, load_ngram
 from audio_llm.nbest import NBest
 from audio_llm.text import Normalizer, get_normalizer
-
-SETTINGS_NAME = "decoding.json"
-Decoding = Literal["greedy", "dsr", "dlm-sum"]
-Pool = Literal["paper", "pooled"]
-
-
-@dataclass(frozen=True)
-class DecodingSettings:
-    """How a model decodes; tuned on tuning data and stored beside the weights.
-
-    Attributes:
-        normalizer: Name of the normaliser for what comes in.
-        recognizer: Version of the recogniser the scales were tuned for; another gets the same, unchecked scales.
-        beam: Width of the search in DLM-sum.
-        listed: Hypotheses of the recogniser that are asked for.
-        hypotheses: Those of them that the Denoising LM reads in DLM-sum, the best by `list_scales`.
-        language_model: Name of the n-gram model behind the score `lm`, a folder beside the model's or any that
-            `hub.find_model` knows; empty for none.
-        language_model_sha256: Its fingerprint.
-        list_scales: How a hypothesis of the list is weighed, scores `asr` (the list's own) and `lm`. The total is its
-            log-weight in DLM-sum.
-        rank_weight: In a list without scores the log-weight of rank r is -r * rank_weight.
-        pool: Where DSR's candidates come from: the Denoising LM (`paper`) or it and the recogniser (`pooled`).
-        sound_model: Name of the CTC recogniser that tells DSR how well a text fits the sound, a folder beside the
-            model's or any that `hub.find_model` knows; empty: the recogniser that made the list tells it.
-        sound_model_sha256: Its fingerprint.
-        shortlist: Scales of the scores `asr`, `sound`, `lm` that choose the texts of a list for DSR.
-        shortlisted: How many.
-        proposals: Texts that the Denoising LM proposes in DSR; one is found by greedy search, which
-            is several times as fast as a beam.
-        dsr: Scales for DSR; scores as in `dsr.Pools`.
-        gates: Gate for each decoding.
-    """
-
-    normalizer: str = "spoken"
-    recognizer: str = ""
-    beam: int = 3
-    listed: int = 20
-    hypotheses: int = 4
-    language_model: str = ""
-    language_model_sha256: str = ""
-    list_scales: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "lm": 0.0}))
-    rank_weight: float = 0.5
-    pool: Pool = "pooled"
-    sound_model: str = ""
-    sound_model_sha256: str = ""
-    shortlist: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "sound": 0.1, "lm": 0.0}))
-    shortlisted: int = 8
-    proposals: int = 1
-    dsr: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "sound": 0.1, "dlm": 1.0}))
-    gates: dict[str, Gate] = field(default_factory=lambda: {name: Gate() for name in ("greedy", "dsr", "dlm-sum")})
 
 
 @dataclass(frozen=True)
@@ -134,7 +81,7 @@ class DlmCorrector:
         self.model = model
         self.settings = settings
         self.decoding = decoding
-        self.hypotheses = _useful_hypotheses(settings, decoding, recognizer)
+        self.hypotheses = useful_hypotheses(settings, decoding, recognizer)
         self._language_model = language_model
         self._normalizer = get_normalizer(settings.normalizer)
         self._pools = None
@@ -169,9 +116,7 @@ class DlmCorrector:
         model = load(name_or_dir, device)
         folder = Path(hub.find_model(str(name_or_dir)))
         settings = read_settings(folder)
-        if decode is None:
-            tuned_for = recognizer is not None and recognizer.version == settings.recognizer
-            decode = "dsr" if tuned_for and settings.sound_model else "dlm-sum"
+        decode = decode or default_decoding(settings, recognizer)
         language_model = _load_language_model(folder, settings) if decode != "greedy" else None
         scorer = _load_scorer(folder, settings, device) if decode == "dsr" else None
         return cls(model, settings, decode, recognizer, gate, language_model, scorer)
@@ -252,16 +197,6 @@ class DlmCorrector:
         return tuple(dict.fromkeys(text for text in map(self._normalizer, nbest.texts) if text))
 
 
-def _useful_hypotheses(settings: DecodingSettings, decoding: Decoding, recognizer: Recognizer | None) -> int:
-    """Return how long a list is wanted: the full length only of the recogniser that the scales were found for."""
-    if decoding == "greedy":
-        return 1
-    if decoding == "dsr" and not settings.sound_model:  # the recogniser takes long for each text
-        return settings.shortlisted
-    tuned_for = recognizer is None or recognizer.version == settings.recognizer
-    return settings.listed if tuned_for else settings.hypotheses
-
-
 def choose_dsr(texts: tuple[str, ...], candidates: Sequence[Scored], settings: DecodingSettings) -> Proposal:
     """Return DSR's choice; the unchanged text where that itself could not be compared with the sound.
 
@@ -321,23 +256,6 @@ def find_edits(heard: str, corrected: str, texts: Sequence[str], name: str) -> l
     return found
 
 
-def read_settings(folder: Path) -> DecodingSettings:
-    """Read the decoding settings of a model directory; the defaults where it has none.
-
-    Raises:
-        ModelFormatError: They are damaged.
-    """
-    path = folder / SETTINGS_NAME
-    if not path.exists():
-        return DecodingSettings()
-    try:
-        return settings_from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelFormatError(
-            f"damaged decoding settings: {error}", path=path, remedy="tune or get it again"
-        ) from None
-
-
 def _load_language_model(folder: Path, settings: DecodingSettings) -> NgramLm | None:
     if not settings.language_model:
         return None
@@ -351,20 +269,6 @@ def _load_scorer(folder: Path, settings: DecodingSettings, device: str) -> Recog
         return None
     found = hub.find_companion(folder, settings.sound_model, settings.sound_model_sha256)
     return CtcRecognizer.load(found, device, search=False)  # asked for scores alone
-
-
-def settings_to_json(settings: DecodingSettings) -> dict[str, Any]:
-    """Return the settings as plain JSON values."""
-    return asdict(settings)
-
-
-def settings_from_json(content: dict[str, Any]) -> DecodingSettings:
-    """Build settings from what `settings_to_json` gave."""
-    content = dict(content)
-    for name in {"list_scales", "shortlist", "dsr"} & set(content):
-        content[name] = Scales(**content[name])
-    content["gates"] = {name: Gate(**gate) for name, gate in content["gates"].items()}
-    return DecodingSettings(**content)
 
 
 def _log_softmax(values: Sequence[float]) -> np.ndarray:

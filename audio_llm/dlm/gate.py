@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from audio_llm.align import count_edits
-from audio_llm.dlm.decode import Candidate
+
+if TYPE_CHECKING:
+    from audio_llm.dlm.decode import Candidate
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import json
 import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,10 +25,31 @@ logger = logging.getLogger(__name__)
 class FileTranscriber(Protocol):
     """What a batch needs of `pipeline.transcribe.Transcriber`."""
 
-    def transcribe(
+    @property
+    def ahead(self) -> int:
+        """How many files may be begun before the first of them is finished."""
+        ...
+
+    def ready(self) -> None:
+        """Wait until all models are loaded."""
+        ...
+
+    def begin(
         self, source: str | Path, name: str = "", progress: Callable[[float], None] | None = None
-    ) -> Transcript:
-        """Return the transcript of one file."""
+    ) -> FinishesLater:
+        """Begin with one file."""
+        ...
+
+
+class FinishesLater(Protocol):
+    """What `FileTranscriber.begin` returns."""
+
+    def done(self) -> bool:
+        """Return whether `finish` need not wait."""
+        ...
+
+    def finish(self) -> Transcript:
+        """Return the transcript."""
         ...
 
 
@@ -84,17 +105,27 @@ def run_batch(
     Raises:
         UsageError: The output folder cannot be used.
     """
-    stems = output_stems(inputs)
     settings = _fingerprint({**(options or {}), "formats": list(formats)})
     journal = _Journal(Path(out_dir), settings) if out_dir is not None else None
     transcriber: FileTranscriber | None = None
-    for item, stem in zip(inputs, stems, strict=True):
-        outputs = tuple(Path(out_dir) / f"{stem}.{kind}" for kind in formats) if out_dir is not None else ()
-        if journal and not overwrite and journal.is_done(item.path, outputs):
-            yield FileResult(item.path, "skipped", outputs=outputs)
-            continue
-        transcriber = transcriber or make_transcriber()
-        yield _run_one(item, transcriber, outputs, formats, journal, overwrite, progress)
+    begun: deque[_Job] = deque()
+    try:
+        for item, stem in zip(inputs, output_stems(inputs), strict=True):
+            outputs = tuple(Path(out_dir) / f"{stem}.{kind}" for kind in formats) if out_dir is not None else ()
+            job = _Job(item.path, outputs, formats, journal)
+            begun.append(job)
+            if not (journal and not overwrite and journal.is_done(item.path, outputs)):
+                transcriber = transcriber or make_transcriber()
+                job.begin(transcriber, overwrite, progress)
+            while begun and (begun[0].done() or transcriber is None or len(begun) > transcriber.ahead):
+                yield begun.popleft().finish()
+        while begun:
+            yield begun.popleft().finish()
+    except BaseException:  # an interruption too
+        for job in begun:
+            if job.done():
+                job.finish()
+        raise
 
 
 def output_stems(inputs: Sequence[AudioInput]) -> list[str]:
@@ -138,31 +169,61 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _run_one(
-    item: AudioInput,
-    transcriber: FileTranscriber,
-    outputs: tuple[Path, ...],
-    formats: Sequence[str],
-    journal: _Journal | None,
-    overwrite: bool,
-    progress: Callable[[float], None] | None,
-) -> FileResult:
-    began = time.monotonic()
-    try:
-        if journal:
-            journal.claim(item.path, outputs, overwrite)
-        transcript = transcriber.transcribe(item.path, progress=progress)
-        for path, kind in zip(outputs, formats, strict=False):
+class _Job:
+    """One file of a batch."""
+
+    def __init__(self, path: Path, outputs: tuple[Path, ...], formats: Sequence[str], journal: _Journal | None) -> None:
+        self._path = path
+        self._outputs = outputs
+        self._formats = formats
+        self._journal = journal
+        self._result: FileResult | None = FileResult(path, "skipped", outputs=outputs)
+        self._begun: FinishesLater | None = None
+        self._seconds = 0.0
+
+    def begin(self, transcriber: FileTranscriber, overwrite: bool, progress: Callable[[float], None] | None) -> None:
+        """Recognise the file; it is `skipped` where this is not called."""
+        began = time.monotonic()
+        self._transcriber, self._result = transcriber, None
+        try:
+            if self._journal:
+                self._journal.claim(self._path, self._outputs, overwrite)
+            self._begun = transcriber.begin(self._path, progress=progress)
+        except Exception as error:  # whatever goes wrong in one file must not end the batch
+            self._fail(error)
+        self._seconds = time.monotonic() - began
+
+    def done(self) -> bool:
+        """Return whether `finish` need not wait."""
+        return self._result is not None or (self._begun is not None and self._begun.done())
+
+    def finish(self) -> FileResult:
+        """Write the outputs; return what became of the file."""
+        if self._result is None:
+            assert self._begun is not None
+            self._transcriber.ready()  # where the models are missing no file will do
+            began = time.monotonic()
+            try:
+                self._result = self._write(self._begun.finish())
+            except Exception as error:
+                self._fail(error)
+            self._seconds += time.monotonic() - began
+        assert self._result is not None
+        return replace(self._result, elapsed_s=self._seconds)
+
+    def _write(self, transcript: Transcript) -> FileResult:
+        for path, kind in zip(self._outputs, self._formats, strict=False):
             write_whole(path, render(transcript, kind))
-        if journal:
-            journal.add(item.path, outputs, "done", duration_s=round(transcript.duration_s, 3))
-    except Exception as error:  # whatever goes wrong in one file must not end the batch
+        if self._journal:
+            self._journal.add(self._path, self._outputs, "done", duration_s=round(transcript.duration_s, 3))
+        return FileResult(self._path, "done", transcript, self._outputs)
+
+    def _fail(self, error: Exception) -> None:
         reason = one_line(error)
-        logger.debug("%s failed", item.path, exc_info=True)
-        if journal:
-            journal.add_failure(item.path, reason)
-        return FileResult(item.path, "failed", elapsed_s=time.monotonic() - began, reason=reason, error=error)
-    return FileResult(item.path, "done", transcript, outputs, time.monotonic() - began)
+        logger.debug("%s failed", self._path, exc_info=True)
+        if self._journal:
+            self._journal.add_failure(self._path, reason)
+        self._result = FileResult(self._path, "failed", reason=reason, error=error)
 
 
 class _Journal:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from audio_llm import hub
@@ -16,10 +17,29 @@ from audio_llm.errors import UsageError
 from audio_llm.nbest import NBest
 
 BATCH_SIZE = 32  # lists
-CORRECTORS: dict[str, tuple[str, str, str]] = {  # name: module, class, default model
-    "dlm": ("audio_llm.dlm.corrector", "DlmCorrector", "dlm-small"),
-}
 DECODINGS = ("greedy", "dsr", "dlm-sum")
+
+
+@dataclass(frozen=True)
+class CorrectorKind:
+    """How one corrector is reached.
+
+    Attributes:
+        module: Module that holds the class; imported when it is used.
+        class_name: Name of the class in it.
+        settings: Light module with the class's `list_length`.
+        default_model: Model taken when none is named.
+    """
+
+    module: str
+    class_name: str
+    settings: str
+    default_model: str
+
+
+CORRECTORS = {
+    "dlm": CorrectorKind("audio_llm.dlm.corrector", "DlmCorrector", "audio_llm.dlm.settings", "dlm-small"),
+}
 
 
 def load_corrector(
@@ -44,17 +64,36 @@ def load_corrector(
         UsageError: A name is unknown.
         ModelNotFoundError: There is no such model.
     """
-    if name not in CORRECTORS:
-        raise UsageError(f"no corrector is named {name!r}", remedy=f"use one of {', '.join(CORRECTORS)}")
-    if decode is not None and decode not in DECODINGS:
-        raise UsageError(f"no decoding is named {decode!r}", remedy=f"use one of {', '.join(DECODINGS)}")
-    module, class_name, default_model = CORRECTORS[name]
-    folder = hub.find_model(model or default_model)
-    corrector_class = getattr(importlib.import_module(module), class_name)
+    folder = _find(name, model, decode)
+    kind = CORRECTORS[name]
+    corrector_class = getattr(importlib.import_module(kind.module), kind.class_name)
     corrector: Corrector = corrector_class.load(
         folder, recognizer=recognizer, decode=decode, gate=gate, device=resolve_device(device)
     )
     return corrector
+
+
+def list_length(
+    name: str = "dlm", model: str | None = None, recognizer: Recognizer | None = None, decode: str | None = None
+) -> int:
+    """Return how many hypotheses a corrector could use, without loading it; arguments and errors as `load_corrector`.
+
+    Raises:
+        UsageError: A name is unknown.
+        ModelNotFoundError, ModelFormatError: The model is missing, or its settings are damaged.
+    """
+    folder = _find(name, model, decode)
+    wanted: int = importlib.import_module(CORRECTORS[name].settings).list_length(folder, decode, recognizer)
+    return wanted
+
+
+def _find(name: str, model: str | None, decode: str | None) -> Path:
+    """Return the folder of a corrector's model."""
+    if name not in CORRECTORS:
+        raise UsageError(f"no corrector is named {name!r}", remedy=f"use one of {', '.join(CORRECTORS)}")
+    if decode is not None and decode not in DECODINGS:
+        raise UsageError(f"no decoding is named {decode!r}", remedy=f"use one of {', '.join(DECODINGS)}")
+    return hub.find_model(model or CORRECTORS[name].default_model)
 
 
 def correct_lists(lists: Iterable[NBest], corrector: Corrector, batch_size: int = BATCH_SIZE) -> Iterator[Correction]:

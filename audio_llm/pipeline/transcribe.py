@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ from audio_llm.asr.segment import Segment, segments
 from audio_llm.audio import BlockReader
 from audio_llm.correction import Correction, Corrector, Edit
 from audio_llm.errors import ModelFormatError
-from audio_llm.nbest import Word
-from audio_llm.pipeline.correct import CORRECTORS, load_corrector
+from audio_llm.nbest import NBest, Word
+from audio_llm.pipeline.beside import CorrectorBeside, load_beside
+from audio_llm.pipeline.correct import CORRECTORS, list_length, load_corrector
 from audio_llm.pipeline.formats import Transcript, TranscriptSegment, align_words
 from audio_llm.text import DEFAULT_NORMALIZER
+
+_AHEAD = 8  # recordings
 
 
 class Transcriber:
@@ -47,6 +51,25 @@ class Transcriber:
         self._nbest = nbest
         self._protected = frozenset(protected)
 
+    @property
+    def ahead(self) -> int:
+        """How many recordings may be begun before the first of them is finished."""
+        return _AHEAD if isinstance(self._corrector, CorrectorBeside) else 0
+
+    def ready(self) -> None:
+        """Wait until all models are loaded; where one is loaded beside, its error comes from here.
+
+        Raises:
+            AudioLLMError: A model could not be loaded.
+        """
+        if isinstance(self._corrector, CorrectorBeside):
+            self._corrector.ready()
+
+    def close(self) -> None:
+        """End what runs beside."""
+        if isinstance(self._corrector, CorrectorBeside):
+            self._corrector.close()
+
     def transcribe(
         self,
         source: str | os.PathLike[str] | Iterable[np.ndarray],
@@ -63,34 +86,34 @@ class Transcriber:
         Raises:
             AudioFileError: The file cannot be read as sound.
         """
+        return self.begin(source, name, progress).finish()
+
+    def begin(
+        self,
+        source: str | os.PathLike[str] | Iterable[np.ndarray],
+        name: str = "",
+        progress: Callable[[float], None] | None = None,
+    ) -> Begun:
+        """Recognise one recording, and have it corrected; arguments and errors as for `transcribe`."""
         if isinstance(source, str | os.PathLike):
             with BlockReader(source) as reader:
-                transcript = self._transcribe_blocks(reader, name or os.fspath(source), progress)
-                return dataclasses.replace(transcript, warnings=tuple(reader.warnings))
-        return self._transcribe_blocks(source, name, progress)
+                begun = self._begin_blocks(reader, name or os.fspath(source), progress)
+                begun.warnings = tuple(reader.warnings)
+                return begun
+        return self._begin_blocks(source, name, progress)
 
-    def _transcribe_blocks(
-        self, blocks: Iterable[np.ndarray], name: str, progress: Callable[[float], None] | None
-    ) -> Transcript:
+    def _begin_blocks(self, blocks: Iterable[np.ndarray], name: str, progress: Callable[[float], None] | None) -> Begun:
         meter = _Meter(progress)
-        parts: list[TranscriptSegment] = []
+        parts: list[_Part] = []
         for index, segment in enumerate(segments(meter.count(blocks))):
-            part = self._transcribe_segment(segment, f"{name}#{index}")
+            part = self._begin_segment(segment, f"{name}#{index}")
             if part is not None:
                 parts.append(part)
             meter.reached(segment.start_s + len(segment.waveform) / SAMPLE_RATE)
         meter.reached(meter.seconds)
-        return Transcript(
-            name=name,
-            duration_s=meter.seconds,
-            text=" ".join(part.text for part in parts if part.text),
-            recognized=" ".join(part.nbest.best for part in parts),
-            segments=tuple(parts),
-            corrections=tuple(part.correction for part in parts if part.correction is not None),
-            warnings=(),
-        )
+        return Begun(name, meter.seconds, parts, self._protected)
 
-    def _transcribe_segment(self, segment: Segment, id: str) -> TranscriptSegment | None:
+    def _begin_segment(self, segment: Segment, id: str) -> _Part | None:
         """Return the text of one stretch, or None where nothing was recognised."""
         wanted = max(self._nbest, self._corrector.hypotheses if self._corrector else 1)
         heard = self._recognizer.recognize(segment.waveform, wanted, id)
@@ -99,12 +122,69 @@ class Transcriber:
         words = tuple(_shifted(word, segment.start_s) for word in heard.words)
         nbest = dataclasses.replace(heard, hypotheses=heard.hypotheses[: self._nbest], words=words)
         end_s = segment.start_s + len(segment.waveform) / SAMPLE_RATE
-        if self._corrector is None:
-            return TranscriptSegment(segment.start_s, end_s, nbest.best, words, nbest, None)
-        correction = protect(self._corrector.correct([heard], [segment.waveform])[0], self._protected)
+        return _Part(segment.start_s, end_s, nbest, self._correct(heard, segment.waveform))
+
+    def _correct(self, heard: NBest, waveform: np.ndarray) -> Future[Correction] | None:
+        if self._corrector is None or isinstance(self._corrector, CorrectorBeside):
+            return self._corrector.submit(heard, waveform) if self._corrector else None
+        correction: Future[Correction] = Future()
+        correction.set_result(self._corrector.correct([heard], [waveform])[0])
+        return correction
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One stretch of speech, and what the corrector will say."""
+
+    start_s: float
+    end_s: float
+    nbest: NBest
+    correction: Future[Correction] | None
+
+
+@dataclasses.dataclass
+class Begun:
+    """A recording that is recognised, its corrections perhaps still under way.
+
+    Attributes:
+        name: Name of the transcript.
+        duration_s: Seconds of sound.
+        parts: Stretches of speech.
+        protected: Terms that a correction must not take away.
+        warnings: What was odd about the file.
+    """
+
+    name: str
+    duration_s: float
+    parts: list[_Part]
+    protected: frozenset[str]
+    warnings: tuple[str, ...] = ()
+
+    def done(self) -> bool:
+        """Return whether `finish` need not wait."""
+        return all(part.correction is None or part.correction.done() for part in self.parts)
+
+    def finish(self) -> Transcript:
+        """Wait for the corrections; return the transcript."""
+        segments = tuple(self._finish_part(part) for part in self.parts)
+        return Transcript(
+            name=self.name,
+            duration_s=self.duration_s,
+            text=" ".join(segment.text for segment in segments if segment.text),
+            recognized=" ".join(segment.nbest.best for segment in segments),
+            segments=segments,
+            corrections=tuple(segment.correction for segment in segments if segment.correction is not None),
+            warnings=self.warnings,
+        )
+
+    def _finish_part(self, part: _Part) -> TranscriptSegment:
+        nbest, words = part.nbest, part.nbest.words
+        if part.correction is None:
+            return TranscriptSegment(part.start_s, part.end_s, nbest.best, words, nbest, None)
+        correction = protect(part.correction.result(), self.protected)
         if correction.text != nbest.best:
             words = align_words(words, correction.text)
-        return TranscriptSegment(segment.start_s, end_s, correction.text, words, nbest, correction)
+        return TranscriptSegment(part.start_s, part.end_s, correction.text, words, nbest, correction)
 
 
 def protect(correction: Correction, terms: Iterable[str]) -> Correction:
@@ -147,6 +227,7 @@ def load_transcriber(
     words: Iterable[str] = (),
     device: str = "cpu",
     offline: bool = False,
+    beside: bool = False,
 ) -> Transcriber:
     """Load a recogniser and a corrector by name.
 
@@ -160,16 +241,21 @@ def load_transcriber(
         words: Names and terms to prefer; corrections do not take them away.
         device: `cpu`, `cuda` or `auto`.
         offline: Download nothing.
+        beside: Correct in a process of its own where that saves time: beside pocketsphinx, with two cores or more. A
+            program that asks for it must guard its main module (see `multiprocessing`).
 
     Raises:
         UsageError: A name is unknown.
         ModelNotFoundError: There is no such model.
     """
-    recognizer = engines.load_recognizer(asr, model, device, offline)
-    corrector = None
-    if correct != "none":
-        corrector = load_corrector(correct, correct_model, recognizer, decode, device)
     words = tuple(words)
+    recognizer = engines.load_recognizer(asr, model, device, offline)
+    corrector: Corrector | None = None
+    if correct != "none" and beside and asr == "sphinx" and (os.cpu_count() or 1) > 1:
+        hypotheses = list_length(correct, correct_model, recognizer, decode)
+        corrector = load_beside(asr, words, correct, correct_model, decode, device, hypotheses)
+    elif correct != "none":
+        corrector = load_corrector(correct, correct_model, recognizer, decode, device)
     refused = tuple(recognizer.prefer(words)) if words else ()
     return Transcriber(recognizer, corrector, nbest, protected=words, refused=refused)
 

@@ -29,12 +29,13 @@ from sets import LISTED, TUNE_NAME, TUNE_SETS, plans, read_set, tuning_pairs
 
 from audio_llm import hub
 from audio_llm.asr.ctc import CtcRecognizer
-from audio_llm.dlm.corrector import SETTINGS_NAME, DecodingSettings, Proposal, read_settings, settings_to_json
+from audio_llm.dlm.corrector import Proposal
 from audio_llm.dlm.dsr import Pools
 from audio_llm.dlm.gate import Gate, tune_gate
 from audio_llm.dlm.generate import Plan
 from audio_llm.dlm.model import load, save
 from audio_llm.dlm.rescore import Scales, fit_scales
+from audio_llm.dlm.settings import SETTINGS_NAME, DecodingSettings, read_settings, settings_to_json
 from audio_llm.lm.char_lm import CharLm
 from audio_llm.lm.ngram import load_ngram
 from audio_llm.nbest import Hypothesis, NBest
@@ -192,7 +193,7 @@ def _dsr_pools(
 
 
 def _pool_maker(output: Path, models: systems.Models) -> Pools:
-    scorer = CtcRecognizer.load(output / SOUND_MODEL)
+    scorer = CtcRecognizer.load(output / SOUND_MODEL, search=False)
     settings = models.settings
     sizes = settings.shortlisted, settings.proposals
     return Pools(models.model, scorer, models.language_model, settings.shortlist, *sizes)

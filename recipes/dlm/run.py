@@ -24,9 +24,9 @@ from measure import LANGUAGE_MODEL
 from sets import plans, read_set, tuning_pairs
 
 from audio_llm import hub
-from audio_llm.dlm.corrector import read_settings
 from audio_llm.dlm.generate import generate
 from audio_llm.dlm.pack import pack
+from audio_llm.dlm.settings import read_settings
 from audio_llm.lm.char_lm import CharLm, CharLmConfig, train_char_lm
 from audio_llm.lm.kneser_ney import train_ngram
 from audio_llm.lm.ngram import save_ngram

@@ -76,6 +76,12 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     monkeypatch.setattr(engines, "load_recognizer", load_recognizer)
     for module in (correct, transcribe):
         monkeypatch.setattr(module, "load_corrector", load_corrector)
+    monkeypatch.setattr(transcribe, "list_length", lambda *arguments: 1)
+    monkeypatch.setattr(
+        transcribe,
+        "load_beside",
+        lambda asr, words, name, model, decode, device, hypotheses: load_corrector(name, model, None, decode, device),
+    )
     return both
 
 

@@ -201,14 +201,14 @@ def test_interrupt_is_status_130(
     fakes: Any, talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [str(talk("a.wav")), str(talk("b.wav"))]
-    original = transcribe.Transcriber.transcribe
+    original = transcribe.Transcriber.begin
 
     def stop_at_b(self: Any, source: Any, *args: Any, **options: Any) -> Any:
         if Path(source).name == "b.wav":
             raise KeyboardInterrupt
         return original(self, source, *args, **options)
 
-    monkeypatch.setattr(transcribe.Transcriber, "transcribe", stop_at_b)
+    monkeypatch.setattr(transcribe.Transcriber, "begin", stop_at_b)
     assert cli.main(["transcribe", *files, "-o", str(tmp_path / "out")]) == 130
     assert (tmp_path / "out/a.txt").is_file()
     assert "interrupted" in capsys.readouterr().err

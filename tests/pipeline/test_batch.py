@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from audio_llm.correction import Correction
-from audio_llm.errors import AudioFileError, DataError, UsageError
+from audio_llm.errors import AudioFileError, DataError, ModelNotFoundError, UsageError
 from audio_llm.nbest import Hypothesis, NBest, read_nbest
 from audio_llm.pipeline.batch import JOURNAL_NAME, FileResult, one_line, output_stems, run_batch, write_whole
 from audio_llm.pipeline.correct import correct_lists, correction_to_dict
@@ -25,15 +26,35 @@ from audio_llm.pipeline.formats import Transcript
 PROJECT = Path(__file__).parents[2]
 
 
+@dataclass
+class Fake:
+    """A transcript that is finished when `ready` says so."""
+
+    transcript: Transcript
+    ready: bool = True
+
+    def done(self) -> bool:
+        return self.ready
+
+    def finish(self) -> Transcript:
+        if "late" in self.transcript.name:
+            raise AudioFileError("no words", path=self.transcript.name)
+        return self.transcript
+
+
 class FakeTranscriber:
     """Says the name of the file; fails for those named `bad`."""
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int = 0, slow: Sequence[str] = ()) -> None:
         self.done: list[str] = []
+        self.ahead = ahead
+        self.slow = slow
+        self.asked_ready = 0
 
-    def transcribe(
-        self, source: str | Path, name: str = "", progress: Callable[[float], None] | None = None
-    ) -> Transcript:
+    def ready(self) -> None:
+        self.asked_ready += 1
+
+    def begin(self, source: str | Path, name: str = "", progress: Callable[[float], None] | None = None) -> Fake:
         self.done.append(Path(source).name)
         if "bad" in Path(source).name:
             raise AudioFileError("no sound", path=source, remedy="mend it")
@@ -44,7 +65,7 @@ class FakeTranscriber:
         if progress:
             progress(1.5)
         text = f"this is {Path(source).stem}"
-        return Transcript(str(source), 1.5, text, text, (), (), ())
+        return Fake(Transcript(str(source), 1.5, text, text, (), (), ()), Path(source).stem not in self.slow)
 
 
 def make_inputs(folder: Path, *names: str) -> list[AudioInput]:
@@ -118,6 +139,38 @@ def test_interrupt_keeps_finished_work(tmp_path: Path) -> None:
         next(batch)
     assert (tmp_path / "out/a.txt").is_file()
     assert run(inputs[:1], tmp_path / "out")[1].done == []
+    ahead = run_batch(inputs, lambda: FakeTranscriber(ahead=2, slow=["a"]), tmp_path / "ahead")
+    with pytest.raises(KeyboardInterrupt):
+        next(ahead)
+    assert not (tmp_path / "ahead/a.txt").exists()  # its correction was still under way
+
+
+def test_files_are_begun_ahead_and_come_in_order(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path / "in", "a.wav", "b.wav", "bad.wav", "c.wav", "late.wav", "d.wav")
+    transcriber = FakeTranscriber(ahead=2, slow=["a", "b", "late"])
+    batch = run_batch(inputs, lambda: transcriber, tmp_path / "out")
+    begun = []
+    statuses = []
+    for result in batch:
+        statuses.append(f"{result.path.stem} {result.status}")
+        begun.append(len(transcriber.done))
+    assert statuses == ["a done", "b done", "bad failed", "c done", "late failed", "d done"]
+    assert begun == [3, 4, 4, 4, 6, 6]  # a slow one waits until two more are begun, others are handed on at once
+    assert (tmp_path / "out/a.txt").is_file()
+    assert not (tmp_path / "out/late.txt").exists()
+
+
+def test_a_model_that_is_missing_ends_the_batch(tmp_path: Path) -> None:
+    transcriber = FakeTranscriber()
+    error = ModelNotFoundError("no model is named 'x'")
+
+    def fail() -> None:
+        raise error
+
+    transcriber.ready = fail  # type: ignore[method-assign]
+    with pytest.raises(ModelNotFoundError):
+        list(run_batch(make_inputs(tmp_path / "in", "a.wav", "b.wav"), lambda: transcriber, tmp_path / "out"))
+    assert not (tmp_path / "out/a.txt").exists()
 
 
 def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
@@ -188,10 +241,18 @@ from audio_llm.pipeline.files import AudioInput
 from audio_llm.pipeline.formats import Transcript
 
 class Slow:
-    def transcribe(self, source, name="", progress=None):
+    ahead = 0
+    def ready(self):
+        pass
+    def begin(self, source, name="", progress=None):
         time.sleep(float(sys.argv[3]))
-        text = "this is " + Path(source).stem
-        return Transcript(Path(source).name, 1.0, text, text, (), (), ())
+        self.stem, self.name = Path(source).stem, Path(source).name
+        return self
+    def done(self):
+        return True
+    def finish(self):
+        text = "this is " + self.stem
+        return Transcript(self.name, 1.0, text, text, (), (), ())
 
 inputs = [AudioInput(p, Path(p.name)) for p in sorted(Path(sys.argv[1]).iterdir())]
 for result in run_batch(inputs, Slow, sys.argv[2], ["txt", "json"]):

@@ -1,0 +1,162 @@
+"""A corrector in a process of its own: it works while the recogniser hears what comes next.
+
+pocketsphinx holds Python's lock while it decodes, so a thread would wait for it all the time.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from audio_llm.correction import Correction, Corrector
+from audio_llm.errors import AudioLLMError
+from audio_llm.nbest import NBest
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+_MOST_WAITING = 64  # lists; with more on their way the recogniser waits
+
+
+class CorrectorBeside:
+    """A corrector that runs in another process (see `Corrector`); what it returns is the same.
+
+    Args:
+        load: Makes the corrector there; must be picklable.
+        name: The corrector's name.
+        hypotheses: How many hypotheses of a list it can make use of.
+    """
+
+    def __init__(self, load: Callable[[], Corrector], name: str, hypotheses: int) -> None:
+        self.name = name
+        self.hypotheses = hypotheses
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, load), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._loaded: Future[None] = Future()
+        self._waiting: queue.SimpleQueue[Future[Correction]] = queue.SimpleQueue()
+        self._room = threading.Semaphore(_MOST_WAITING)
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def ready(self) -> None:
+        """Wait until the corrector is loaded.
+
+        Raises:
+            AudioLLMError: It could not be; the error is the one that loading raised there.
+        """
+        self._loaded.result()
+
+    def submit(self, nbest: NBest, waveform: np.ndarray) -> Future[Correction]:
+        """Hand over one list and its sound, (T,) float32 at 16 kHz; the future holds the correction or its error."""
+        future: Future[Correction] = Future()
+        self._room.acquire()
+        try:
+            self._waiting.put(future)
+            self._connection.send((nbest, waveform))
+        except OSError:
+            pass  # the process is gone, as whoever receives will notice
+        return future
+
+    def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
+        """Correct each list (see `Corrector.correct`)."""
+        sounds = waveforms if waveforms is not None else [np.zeros(0, np.float32)] * len(lists)
+        return [future.result() for future in [self.submit(*pair) for pair in zip(lists, sounds, strict=True)]]
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.join()
+
+    def _receive(self) -> None:
+        """Hand on what the process sends, in the order of the questions; its end is the answer to all the others."""
+        future: Future[Any] = self._loaded
+        while True:
+            try:
+                answer = self._connection.recv()
+            except (EOFError, OSError):
+                answer = self._gone()
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+            if future is not self._loaded:
+                self._room.release()
+            future = self._waiting.get()
+
+    def _gone(self) -> AudioLLMError:
+        self._process.join(1.0)
+        remedy = "give the same command again; if memory is short, close other programs"
+        return AudioLLMError(f"the corrector's process ended with status {self._process.exitcode}", remedy=remedy)
+
+
+def load_beside(
+    asr: str,
+    words: Sequence[str],
+    name: str,
+    model: str | None,
+    decode: str | None,
+    device: str,
+    hypotheses: int,
+) -> CorrectorBeside:
+    """Start a corrector beside a recogniser without a model of its own; arguments as for `load_transcriber`.
+
+    Args:
+        hypotheses: What `list_length` of the corrector said.
+    """
+    load = functools.partial(_load, asr, tuple(words), name, model, decode, device)
+    return CorrectorBeside(load, name, hypotheses)
+
+
+def _load(asr: str, words: tuple[str, ...], name: str, model: str | None, decode: str | None, device: str) -> Corrector:
+    """Load the corrector, and the recogniser that it may ask again."""
+    from audio_llm.asr.engines import load_recognizer
+    from audio_llm.pipeline.correct import load_corrector
+
+    recognizer = load_recognizer(asr)
+    if words:
+        recognizer.prefer(words)
+    return load_corrector(name, model, recognizer, decode, device)
+
+
+def _serve(connection: Connection, load: Callable[[], Corrector]) -> None:
+    """Answer, in order, what comes; first None, or the error that loading raised."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process hears it too, and ends this one
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - 1)))  # one core is the recogniser's
+    inbox: queue.SimpleQueue[tuple[NBest, np.ndarray] | None] = queue.SimpleQueue()
+    threading.Thread(target=_drain, args=(connection, inbox), daemon=True).start()
+    try:
+        corrector = load()
+    except Exception as error:
+        connection.send(error)
+        return
+    connection.send(None)
+    while (job := inbox.get()) is not None:
+        nbest, waveform = job
+        try:
+            answer: Correction | Exception = corrector.correct([nbest], [waveform])[0]
+        except Exception as error:
+            answer = error
+        try:
+            connection.send(answer)
+        except OSError:
+            return  # nobody waits any more
+
+
+def _drain(connection: Connection, inbox: queue.SimpleQueue[tuple[NBest, np.ndarray] | None]) -> None:
+    """Take what comes at once, so that the sender need not wait; end with the sender."""
+    try:
+        while True:
+            inbox.put(connection.recv())
+    except (EOFError, OSError):
+        inbox.put(None)
