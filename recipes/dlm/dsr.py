@@ -22,7 +22,12 @@ Pool = dict[str, list[Scored]]  # id -> candidates, the recogniser's best first
 
 
 def scored(
-    plan: Plan, lists: Sequence[NBest], make: Callable[[Heard, np.ndarray], list[Scored]], path: Path, label: str
+    plan: Plan,
+    lists: Sequence[NBest],
+    make: Callable[[Heard, np.ndarray], list[Scored]],
+    path: Path,
+    label: str,
+    swapped: bool = False,
 ) -> Pool:
     """Return the candidates of each list that is not empty.
 
@@ -32,9 +37,11 @@ def scored(
         make: (list, (T,) float32 at 16 kHz) -> candidates.
         path: JSON lines; what is there already is not made again.
         label: Of all models that the scores depend on; a file of another label is made anew.
+        swapped: Compare each list with the sound of the next one instead of its own: a control.
     """
     pools = _read(path, label)
     items = {item.text_id: item for shard in plan.shards for item in shard}
+    other = dict(zip((n.id for n in lists), (n.id for n in (*lists[1:], *lists[:1])), strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a" if pools else "w", encoding="utf-8") as file:
         if not pools:
@@ -43,7 +50,9 @@ def scored(
             heard = Heard.of(nbest, DEFAULT_NORMALIZER)
             if nbest.id in pools or not heard.texts:
                 continue
-            pools[nbest.id] = make(heard, _sound(items[nbest.id], plan.config.augmentation))
+            pools[nbest.id] = make(
+                heard, _sound(items[other[nbest.id] if swapped else nbest.id], plan.config.augmentation)
+            )
             file.write(json.dumps({"id": nbest.id, "pool": [_row(c) for c in pools[nbest.id]]}) + "\n")
             file.flush()
             if len(pools) % 100 == 0:

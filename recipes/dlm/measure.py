@@ -44,6 +44,7 @@ SUM_LISTS = 120  # tuning lists that DLM-sum's factor and gate are found on, for
 REFERENCES, SOUND_REFERENCES = 600, 200  # fed as if they had been heard: in all, and of each set with its sound
 LANGUAGE_MODEL, SOUND_MODEL = "novels-3gram", "ctc-small"
 PAPER_SCALES = "dsr-paper.json"  # in the output folder
+SWAPPED = "-swapped"
 
 
 def tune_on_lists(output: Path, model_dir: Path, finished: Path) -> None:
@@ -71,14 +72,14 @@ def tune_on_sound(folder: Path, output: Path, finished: Path) -> None:
     sets = {key: to_lists(read_set(output, key)) for key in TUNE_SETS}
     tune = [nbest for lists in sets.values() for nbest in lists]
 
-    whole = _scored_lists(everything, output, models, sets)
+    whole = scored_lists(everything, output, models, sets)
     known = [nbest for nbest in tune if whole.get(nbest.id)]
     references = [nbest.reference or "" for nbest in known]
     found = fit_scales([whole[n.id] for n in known], references, ["asr", "sound", "lm"], TUNE_NAME)
     logging.info("list and sound: %s", found)
     models = replace(models, settings=replace(settings, shortlist=found.scales))
 
-    pools = _dsr_pools(everything, output, models, sets)
+    pools = dsr_pools(everything, output, models, sets)
     known = [nbest for nbest in tune if pools.get(nbest.id)]
     references = [nbest.reference or "" for nbest in known]
     dsr = systems.tune_dsr([pools[n.id] for n in known], references, TUNE_NAME)
@@ -115,7 +116,7 @@ def report(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, 
     train = to_lists([*read_set(output, "synthetic-train"), *read_set(output, "real-train")])
     found = systems.baselines(models, tune, TUNE_NAME, train, texts)
     paper = Scales(**json.loads((output / PAPER_SCALES).read_text()))
-    whole, pools = _scored_lists(everything, output, models, lists), _dsr_pools(everything, output, models, lists)
+    whole, pools = scored_lists(everything, output, models, lists), dsr_pools(everything, output, models, lists)
     found |= systems.sounding(models.settings, paper, whole, pools) | systems.denoised(models) | systems.oracles()
     found = {name: system for name, system in found.items() if only is None or name in only}
     rows = evaluate(found, lists)
@@ -166,21 +167,23 @@ def make_models(output: Path, model_dir: Path, settings: DecodingSettings) -> sy
     return systems.Models(load(model_dir), settings, load_ngram(output / LANGUAGE_MODEL), char_lm)
 
 
-def _scored_lists(plans: dict[str, Plan], output: Path, models: systems.Models, sets: dict[str, list[NBest]]) -> Pool:
-    """Return all texts of all lists with their scores but the Denoising LM's."""
+def scored_lists(
+    plans: dict[str, Plan], output: Path, models: systems.Models, sets: dict[str, list[NBest]], swapped: bool = False
+) -> Pool:
+    """Return all texts of all lists with their scores but the Denoising LM's; `swapped` as in `dsr.scored`."""
     pools = _pool_maker(output, models)
     label = f"{models.settings.sound_model_sha256} {models.settings.language_model_sha256}"
     result: Pool = {}
     for name, lists in sets.items():
-        path = output / "sound" / f"{name}.jsonl"
-        result |= scored(plans[name], lists, pools.of_list, path, label)
+        path = output / "sound" / f"{name}{SWAPPED if swapped else ''}.jsonl"
+        result |= scored(plans[name], lists, pools.of_list, path, label, swapped)
     return result
 
 
-def _dsr_pools(
+def dsr_pools(
     plans: dict[str, Plan], output: Path, models: systems.Models, sets: dict[str, list[NBest]], suffix: str = ""
 ) -> Pool:
-    """Return DSR's candidates of all lists."""
+    """Return DSR's candidates of all lists; the files' names get a suffix, `SWAPPED` for that control."""
     settings = models.settings
     weights = sum(float(tensor.double().abs().sum()) for tensor in models.model.state_dict().values())
     label = f"{settings.sound_model_sha256} {settings.language_model_sha256} {weights:.6e} {settings.shortlist}"
@@ -188,7 +191,7 @@ def _dsr_pools(
     result: Pool = {}
     for name, lists in sets.items():
         path = output / "dsr" / f"{name}{suffix}.jsonl"
-        result |= scored(plans[name], lists, _pool_maker(output, models).make, path, label)
+        result |= scored(plans[name], lists, _pool_maker(output, models).make, path, label, suffix == SWAPPED)
     return result
 
 
@@ -203,7 +206,7 @@ def _perfect_proposals(
     plans: dict[str, Plan], output: Path, models: systems.Models, perfect: dict[str, list[NBest]]
 ) -> list[Proposal]:
     """Return DSR's choice where the reference itself was heard."""
-    pools = _dsr_pools(plans, output, models, perfect, "-references")
+    pools = dsr_pools(plans, output, models, perfect, "-references")
     return systems.dsr_proposals([nbest for lists in perfect.values() for nbest in lists], pools, models.settings)
 
 

@@ -99,35 +99,48 @@ def read_heard_pairs(path: Path) -> list[dict[str, Any]]:
 
 
 def report(folder: Path, model_dir: Path, limit: int) -> str:
-    """Return a table of word error rates on held-out speech, and on recordings that belong to other texts."""
-    lines = ["| set | utterances | WER % (95 %) | S/D/I | WER %, sounds shuffled |", "|---|---|---|---|---|"]
-    for name, lists in recognized(folder, model_dir, limit).items():
-        rates = _rates([nbest.reference or "" for nbest in lists], [nbest.best for nbest in lists])
-        lines.append(f"| {name} | {len(lists)} | {rates} |")
+    """Return a table of word error rates on held-out speech, of the network alone and of the search."""
+    head = "WER % (95 %), letters alone | WER % (95 %), search | S/D/I | WER %, sounds shuffled"
+    lines = [f"| set | utterances | {head} |", "|---" * 6 + "|"]
+    recognizer = CtcRecognizer.load(model_dir)
+    for name, items in _reported(folder, limit).items():
+        references = [item.words for item in items]
+        spelled, found = [], []
+        for item in items:
+            waveform = make_waveform(item, CLEAN)
+            spelled.append(recognizer.listen(waveform).spell())
+            found.append(recognizer.recognize(waveform).best)
+        counts = metrics.word_errors(references, found)
+        shuffled = metrics.word_errors(references, [*found[1:], found[0]])
+        lines.append(
+            f"| {name} | {len(items)} | {_rate(references, spelled)} | {_rate(references, found)} | "
+            f"{counts.substitutions}/{counts.deletions}/{counts.insertions} | {100 * shuffled.rate:.1f} |"
+        )
     return "\n".join(lines)
 
 
 def recognized(folder: Path, model_dir: Path, limit: int, nbest: int = 5) -> dict[str, list[NBest]]:
     """Return what the recogniser hears in the first utterances of each reported set."""
     recognizer = CtcRecognizer.load(model_dir)
+    return {
+        name: [
+            replace(recognizer.recognize(make_waveform(item, CLEAN), nbest, item.id), reference=item.words)
+            for item in items
+        ]
+        for name, items in _reported(folder, limit).items()
+    }
+
+
+def _reported(folder: Path, limit: int) -> dict[str, list[SpeechItem]]:
     sets = data.recordings(folder)
-    items = {"flite, held-out novel": _spoken(data.sentences(folder)["book"])}
-    items |= {name: _recorded(sets[name]) for name in REPORTED}
-    return {name: [_recognize(item, recognizer, nbest) for item in own[:limit]] for name, own in items.items()}
+    items = {"flite, held-out novel": _spoken(data.sentences(folder)["book"][:limit])}
+    return items | {name: _recorded(sets[name][:limit]) for name in REPORTED}
 
 
-def _recognize(item: SpeechItem, recognizer: CtcRecognizer, nbest: int) -> NBest:
-    return replace(recognizer.recognize(make_waveform(item, CLEAN), nbest, item.id), reference=item.words)
-
-
-def _rates(references: Sequence[str], texts: Sequence[str]) -> str:
-    counts = metrics.word_errors(references, texts)
+def _rate(references: Sequence[str], texts: Sequence[str]) -> str:
     interval = metrics.bootstrap_interval(metrics.utterance_errors(references, texts))
-    shuffled = metrics.word_errors(references, [*texts[1:], texts[0]])
-    return (
-        f"{100 * counts.rate:.1f} ({100 * interval.low:.1f}-{100 * interval.high:.1f}) | "
-        f"{counts.substitutions}/{counts.deletions}/{counts.insertions} | {100 * shuffled.rate:.1f}"
-    )
+    rate = metrics.word_errors(references, texts).rate
+    return f"{100 * rate:.1f} ({100 * interval.low:.1f}-{100 * interval.high:.1f})"
 
 
 def _spoken(sentences: Sequence[data.Sentence]) -> list[SpeechItem]:

@@ -13,6 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import controls
 import data
 import measure
 import recognizer
@@ -45,6 +46,7 @@ STAGES = (
     "tune",
     "tune-sound",
     "report",
+    "controls",
     "transfer",
     "ctc-pack",
     "ctc-tune",
@@ -146,7 +148,7 @@ def main() -> int:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
     parser.add_argument("--output", type=Path, default=Path("exp/dlm"))
-    parser.add_argument("--sets", nargs="*", help="generate: which sets of pairs, in this order (default: all)")
+    parser.add_argument("--sets", nargs="*", help="generate, report, controls: which sets (default: all)")
     parser.add_argument("--only", nargs="*", help="report: only these systems, by their names in the tables")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--max-minutes", type=float)
@@ -154,7 +156,7 @@ def main() -> int:
     parser.add_argument("--max-texts", type=int, help="pack, char-lm: so many training sentences")
     parser.add_argument("--resume", action="store_true", help="char-lm: go on where it stopped")
     parser.add_argument("--cpu-bf16", action="store_true", help="char-lm: bfloat16 on a CPU that is fast at it")
-    parser.add_argument("--limit", type=int, default=100, help="transfer, ctc-report, speed: utterances of each set")
+    parser.add_argument("--limit", type=int, default=100, help="controls, transfer, ctc-report, speed: of each set")
     parser.add_argument("--ctc", type=Path, help="transfer: a CTC recogniser's model directory")
     parser.add_argument("--model", type=Path, help="a model directory")
     parser.add_argument("--finished", type=Path, help="tune, tune-sound, ctc-tune: the model directory to write")
@@ -176,6 +178,8 @@ def main() -> int:
         measure.tune_on_sound(arguments.data, arguments.output, arguments.finished)
     elif arguments.stage == "report":
         measure.report(arguments.data, arguments.output, arguments.model, arguments.sets, arguments.only)
+    elif arguments.stage == "controls":
+        print(controls.report(arguments.data, arguments.output, arguments.model, arguments.sets, arguments.limit))
     elif arguments.stage == "transfer":
         stage_transfer(arguments.data, arguments.output, arguments.model, arguments.ctc, arguments.limit)
     elif arguments.stage == "ctc-pack":

@@ -79,7 +79,9 @@ def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path) -> None:
     packed, ctc = output / "ctc", output / "ctc-small"
     words = [packed / "spoken", "--tuning", packed / "tune", "-o", packed / "model"]
     train("ctc", *words, "model.width=16", "model.layers=2", "model.feedforward=16", "training.max_steps=2")
-    shutil.copytree(packed / "model" / "best", ctc)
+    best = ["--model", str(packed / "model" / "best")]
+    stage("ctc-tune", data, output, *best, "--finished", str(ctc))
+    assert json.loads((ctc / "decoding.json").read_text())["language_model"] == "novels-3gram"
     stage("ctc-pairs", data, output, "--model", str(ctc))
     stage("pack", data, output)
     size = ["model.width=32", "model.feed_forward=48", "model.encoder_layers=2", "model.decoder_layers=1"]
@@ -103,6 +105,9 @@ def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path) -> None:
     assert "| phrase table |" in few
     assert "DLM" not in few
     limits = ["--limit", "2"]
+    controls = stage("controls", data, output, *model, *limits)
+    assert "| DLM DSR, sound of the next utterance |" in controls
+    assert "| list, trigram, sound |" in controls
     assert "| kathleen | 1 |" in stage("ctc-report", data, output, "--model", str(ctc), *limits)
     transfer = stage("transfer", data, output, *model, "--ctc", str(ctc), *limits)
     assert "### test_cv: 2 utterances" in transfer

@@ -1,0 +1,74 @@
+"""What breaks DSR's gain, and what each of its scores is worth."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import data
+import numpy as np
+import systems
+from dsr import choose_all
+from evaluate import SOUND, System, evaluate, table, to_lists
+from measure import SWAPPED, dsr_pools, make_models, scored_lists
+from sets import TUNE_NAME, TUNE_SETS, plans, read_set
+
+from audio_llm.align import count_edits
+from audio_llm.dlm.rescore import Scored, choose, fit_scales
+from audio_llm.dlm.settings import read_settings
+
+SETS = ("real-kathleen", "synthetic-book")  # unless others are named
+FOLDS = 5
+PARTS: dict[str, tuple[str, ...]] = {  # scores that a choice from DSR's candidates may use
+    "list": ("asr",),
+    "list, trigram": ("asr", "lm"),
+    "list, sound": ("asr", "sound"),
+    "list, trigram, Denoising LM": ("asr", "lm", "dlm"),
+    "list, trigram, sound": ("asr", "lm", "sound"),
+    "all": systems.DSR_SCORES,
+}
+
+
+def report(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, limit: int) -> str:
+    """Return two tables: the choice with the sound of the next utterance, and cross-validation on the tuning lists.
+
+    Args:
+        folder: The data.
+        output: Of the recipe.
+        model_dir: The tuned Denoising LM.
+        sets: Reporting sets.
+        limit: Utterances of each at most, for a swapped sound has to be heard anew.
+    """
+    models = make_models(output, model_dir, read_settings(model_dir))
+    everything = plans(folder)
+    lists = {name: to_lists(read_set(output, name))[:limit] for name in sets or SETS}
+    found: dict[str, System] = {"recogniser": systems.recogniser}
+    for swapped, label in ((False, ""), (True, ", sound of the next utterance")):
+        whole = scored_lists(everything, output, models, lists, swapped)
+        pools = dsr_pools(everything, output, models, lists, SWAPPED if swapped else "")
+        found[SOUND + label] = functools.partial(choose_all, pools=whole, scales=models.settings.shortlist)
+        found["DLM DSR" + label] = functools.partial(choose_all, pools=pools, scales=models.settings.dsr)
+    swaps = table(evaluate(found, lists))
+
+    tune = {key: to_lists(read_set(output, key)) for key in TUNE_SETS}
+    pools = dsr_pools(everything, output, models, tune)
+    heard = [nbest for own in tune.values() for nbest in own if pools.get(nbest.id)]
+    candidates, references = [pools[nbest.id] for nbest in heard], [nbest.reference or "" for nbest in heard]
+    lines = [f"| scores, {len(heard)} tuning lists in {FOLDS} folds | WER % |", "|---|---|"]
+    for name, scores in PARTS.items():
+        lines.append(f"| {name} | {100 * cross_validated(candidates, references, scores):.2f} |")
+    return swaps + "\n" + "\n".join(lines)
+
+
+def cross_validated(candidates: Sequence[Sequence[Scored]], references: Sequence[str], scores: Sequence[str]) -> float:
+    """Return the word error rate where each fold is chosen from with scales that were found on the others."""
+    folds = np.random.default_rng(data.SEED).permutation(len(references)) % FOLDS
+    errors = 0
+    for fold in range(FOLDS):
+        others = np.flatnonzero(folds != fold)
+        scales = fit_scales([candidates[i] for i in others], [references[i] for i in others], scores, TUNE_NAME).scales
+        for i in np.flatnonzero(folds == fold):
+            chosen = candidates[i][choose(candidates[i], scales)].text
+            errors += count_edits(references[i].split(), chosen.split()).errors
+    return errors / sum(len(reference.split()) for reference in references)
