@@ -1,0 +1,205 @@
+"""Heads: what two ears get of a far source in each horizontal direction, and how it varies from head to head.
+
+Azimuths are counter-clockwise: 0 is in front, 90 left. The left ear comes first.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from audio_llm.errors import DataError
+
+SAMPLE_RATE = 16_000  # Hz
+KEMAR = Path(__file__).parent / "kemar.npz"  # MIT KEMAR, normal pinna (Gardner and Martin 1995)
+_PADDING = 32  # samples around a response while it is shifted
+_SHIFT_UPSAMPLING = 16  # delays are told to 1 / 16 sample, 3.9 microseconds
+_LEAST_GAIN = 1e-4  # of a spectrum's peak, where its logarithm is taken
+
+
+@dataclass(frozen=True)
+class Head:
+    """Responses of one head without a room.
+
+    Attributes:
+        name: Its name.
+        azimuths: (A,) float64 degrees, ascending in 0..360.
+        responses: (A, 2, T) float32 at 16 kHz.
+    """
+
+    name: str
+    azimuths: np.ndarray
+    responses: np.ndarray
+
+    def at(self, azimuth: float) -> np.ndarray:
+        """Return the response in one direction: (2, T) float32 (see `table`)."""
+        response: np.ndarray = self.table([azimuth])[0]
+        return response
+
+    def table(self, azimuths: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Return the responses in several directions: (N, 2, T) float32.
+
+        A measured direction comes out as measured. Between two of them the delay of each ear and the shape of its
+        response are interpolated apart, so that no comb filter arises.
+
+        Args:
+            azimuths: Degrees, any number of turns.
+        """
+        wanted = np.mod(np.asarray(azimuths, dtype=np.float64), 360.0)
+        after = np.searchsorted(self.azimuths, wanted, side="right") % len(self.azimuths)
+        before = after - 1  # -1 is the last one
+        gap = np.mod(self.azimuths[after] - self.azimuths[before], 360.0)
+        share = np.mod(wanted - self.azimuths[before], 360.0) / np.where(gap == 0.0, 360.0, gap)
+        delays, shapes = self._parts
+        share = share[:, None]
+        delay = (1.0 - share) * delays[before] + share * delays[after]
+        shape = (1.0 - share[:, :, None]) * shapes[before] + share[:, :, None] * shapes[after]
+        table = shifted(shape, delay)[..., _PADDING : _PADDING + self.responses.shape[2]]
+        exact = share[:, 0] == 0.0
+        table[exact] = self.responses[before[exact]]
+        return table.astype(np.float32)
+
+    @functools.cached_property
+    def _parts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Delays (A, 2) in samples, and the padded responses (A, 2, T + 2 x padding) without them."""
+        delays = onset_delays(self.responses)
+        padded = np.pad(self.responses.astype(np.float64), ((0, 0), (0, 0), (_PADDING, _PADDING)))
+        return delays, shifted(padded, -delays)
+
+
+@dataclass(frozen=True)
+class HeadVariation:
+    """How far heads differ from the measured one; each is drawn evenly from both sides of none.
+
+    Attributes:
+        itd: Change of all differences in time, a share.
+        ild: Change of all differences in level, a share.
+        gain_db: Level of each ear, as of two unlike microphones.
+        tone_db: Level of each ear over frequency, in slow waves.
+    """
+
+    itd: float = 0.12
+    ild: float = 0.2
+    gain_db: float = 1.0
+    tone_db: float = 2.0
+
+
+def load_head(path: str | Path = KEMAR, name: str = "") -> Head:
+    """Read a head from an `.npz` file.
+
+    Args:
+        path: File with `ir` (N, 2, T) float at 16 kHz, `azimuth_deg` (N,), `sample_rate`, and `elevation_deg` (N,), of
+            which the horizontal plane is taken.
+        name: Name of the head; empty takes the file's.
+
+    Raises:
+        DataError: The file is missing, or not such a file.
+    """
+    path = Path(path)
+    remedy = "give an .npz file with ir, azimuth_deg, elevation_deg and sample_rate"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            level = np.asarray(arrays["elevation_deg"]) == 0.0
+            azimuths = np.mod(np.asarray(arrays["azimuth_deg"], dtype=np.float64)[level], 360.0)
+            responses = np.asarray(arrays["ir"], dtype=np.float32)[level]
+            rate = int(arrays["sample_rate"])
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        raise DataError(f"not a file of head responses: {error}", path=path, remedy=remedy) from None
+    if rate != SAMPLE_RATE or responses.ndim != 3 or responses.shape[1] != 2 or len(azimuths) < 2:
+        found = f"{responses.shape} responses at {rate} Hz"
+        raise DataError(f"{found}, wanted (N, 2, T) at {SAMPLE_RATE} Hz", path=path, remedy=remedy)
+    order = np.argsort(azimuths)
+    return Head(name or path.stem, azimuths[order], responses[order])
+
+
+def vary(head: Head, rng: np.random.Generator, variation: HeadVariation | None = None) -> Head:
+    """Return a head like this one; no direction of it has equal ears."""
+    variation = variation or HeadVariation()
+    delays, shapes = head._parts
+    middle = delays.mean(axis=1, keepdims=True)
+    delays = middle + (1.0 + rng.uniform(-variation.itd, variation.itd)) * (delays - middle)
+    levels = level_difference_db(head.responses)
+    change_db = 0.5 * rng.uniform(-variation.ild, variation.ild) * np.stack([levels, -levels], axis=1)
+    change_db = change_db + rng.uniform(-variation.gain_db, variation.gain_db, 2)
+    shapes = shapes * 10.0 ** (change_db[:, :, None] / 20.0)
+    moved = shifted(shapes, delays)[..., _PADDING : _PADDING + head.responses.shape[2]]
+    responses = np.stack([_tone(moved[:, ear], rng, variation.tone_db) for ear in range(2)], axis=1)
+    return replace(head, responses=responses.astype(np.float32))
+
+
+def onset_delays(responses: np.ndarray) -> np.ndarray:
+    """Return the delay of each response against its own minimum-phase version, in samples.
+
+    It does not depend on the level or the tone of the response, and changes smoothly with direction (Nam, Abel and
+    Smith 2008).
+
+    Args:
+        responses: (..., T) at 16 kHz.
+
+    Returns:
+        (...,) float64.
+    """
+    size = 4 * responses.shape[-1]
+    spectrum = np.fft.fft(responses, size)
+    minimum = _minimum_phase(np.abs(spectrum))
+    cross = spectrum * np.conj(minimum)
+    upsampled = np.zeros((*cross.shape[:-1], size * _SHIFT_UPSAMPLING), dtype=complex)
+    upsampled[..., : size // 2] = cross[..., : size // 2]
+    correlation = np.fft.ifft(upsampled).real[..., : responses.shape[-1] * _SHIFT_UPSAMPLING]
+    return np.asarray(correlation.argmax(axis=-1) / _SHIFT_UPSAMPLING)
+
+
+def level_difference_db(responses: np.ndarray) -> np.ndarray:
+    """Return by how many dB the left ear gets more power: (...,) for (..., 2, T)."""
+    power = np.sum(responses.astype(np.float64) ** 2, axis=-1) + 1e-20
+    return np.asarray(10.0 * np.log10(power[..., 0] / power[..., 1]))
+
+
+def time_difference_s(responses: np.ndarray, least_hz: float = 100.0, most_hz: float = 1500.0) -> np.ndarray:
+    """Return how much later the left ear hears, in seconds (negative on the left): (...,) for (..., 2, T).
+
+    It is where the ears' cross-correlation in a low band is highest, to 4 microseconds, within 1 ms.
+    """
+    size = 2 * responses.shape[-1]
+    frequencies = np.fft.fftfreq(size, 1.0 / SAMPLE_RATE)
+    spectrum = np.fft.fft(responses, size)
+    cross = spectrum[..., 0, :] * np.conj(spectrum[..., 1, :])
+    cross = np.where((frequencies >= least_hz) & (frequencies <= most_hz), cross, 0.0)
+    upsampled = np.zeros((*cross.shape[:-1], size * _SHIFT_UPSAMPLING), dtype=complex)
+    upsampled[..., : size // 2] = cross[..., : size // 2]
+    correlation = np.fft.ifft(upsampled).real
+    reach = SAMPLE_RATE * _SHIFT_UPSAMPLING // 1000
+    near = np.concatenate([correlation[..., -reach:], correlation[..., : reach + 1]], axis=-1)
+    return np.asarray((near.argmax(axis=-1) - reach) / (SAMPLE_RATE * _SHIFT_UPSAMPLING))
+
+
+def shifted(waveforms: np.ndarray, delays: np.ndarray) -> np.ndarray:
+    """Delay (..., T) by (...,) samples, fractions and negative ones too; what leaves one end enters at the other."""
+    size = waveforms.shape[-1]
+    turns = np.fft.rfftfreq(size) * delays[..., None]
+    return np.asarray(np.fft.irfft(np.fft.rfft(waveforms) * np.exp(-2j * np.pi * turns), size))
+
+
+def _minimum_phase(magnitude: np.ndarray) -> np.ndarray:
+    """Return the spectrum of the minimum-phase response with this magnitude (..., N), by the real cepstrum."""
+    size = magnitude.shape[-1]
+    floor = _LEAST_GAIN * magnitude.max(axis=-1, keepdims=True) + 1e-12
+    cepstrum = np.fft.ifft(np.log(np.maximum(magnitude, floor))).real
+    window = np.zeros(size)
+    window[0] = window[size // 2] = 1.0
+    window[1 : size // 2] = 2.0
+    return np.asarray(np.exp(np.fft.fft(cepstrum * window)))
+
+
+def _tone(responses: np.ndarray, rng: np.random.Generator, tone_db: float) -> np.ndarray:
+    """Change level over frequency in slow random waves, by at most `tone_db`; (A, T)."""
+    size = 2 * responses.shape[-1]
+    place = np.abs(np.fft.fftfreq(size)) / 0.5
+    waves = [rng.uniform(0.5, 4.0) * np.pi * place + rng.uniform(0, 2 * np.pi) for _ in range(3)]
+    gain_db = tone_db * np.mean([np.cos(wave) for wave in waves], axis=0)
+    filtered = np.fft.ifft(np.fft.fft(responses, size) * _minimum_phase(10.0 ** (gain_db / 20.0))).real
+    return np.asarray(filtered[:, : responses.shape[-1]])
