@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 from audio_llm import features
-from audio_llm.asr.ctc import load_network, save_ctc
-from audio_llm.asr.ctc_model import BLANK, SUBSAMPLING, CtcConfig, CtcModel, CtcOutput, decode_symbols, encode_symbols
+from audio_llm.asr.ctc import CtcHearing, load_network, save_ctc
+from audio_llm.asr.ctc_model import BLANK, SUBSAMPLING, CtcConfig, CtcModel, CtcOutput, encode_symbols
 from audio_llm.errors import DataError
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.training.shards import ShardReader, decode_text
@@ -182,11 +182,8 @@ def evaluate(model: nn.Module, data: Utterances, config: CtcTrainingConfig) -> d
 
 def greedy_texts(output: CtcOutput) -> list[str]:
     """Return the text of each utterance's best alignment."""
-    texts = []
-    for best, length in zip(output.log_probs.argmax(dim=-1), output.lengths, strict=True):
-        kept = torch.unique_consecutive(best[: int(length)]).tolist()
-        texts.append(decode_symbols([number for number in kept if number != BLANK]))
-    return texts
+    rows = output.log_probs.cpu().numpy()
+    return [CtcHearing(row[: int(length)]).spell() for row, length in zip(rows, output.lengths, strict=True)]
 
 
 @torch.inference_mode()
