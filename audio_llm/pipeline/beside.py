@@ -5,6 +5,7 @@ pocketsphinx holds Python's lock while it decodes, so a thread would wait for it
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -135,22 +136,22 @@ def _serve(connection: Connection, load: Callable[[], Corrector]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - 1)))  # one core is the recogniser's
     inbox: queue.SimpleQueue[tuple[NBest, np.ndarray] | None] = queue.SimpleQueue()
     threading.Thread(target=_drain, args=(connection, inbox), daemon=True).start()
-    try:
-        corrector = load()
-    except Exception as error:
-        connection.send(error)
-        return
-    connection.send(None)
-    while (job := inbox.get()) is not None:
-        nbest, waveform = job
+    with contextlib.suppress(BrokenPipeError):  # nobody waits any more
         try:
-            answer: Correction | Exception = corrector.correct([nbest], [waveform])[0]
+            corrector = load()
         except Exception as error:
-            answer = error
-        try:
-            connection.send(answer)
-        except OSError:
-            return  # nobody waits any more
+            connection.send(error)
+            return
+        connection.send(None)
+        while (job := inbox.get()) is not None:
+            connection.send(_answer(corrector, *job))
+
+
+def _answer(corrector: Corrector, nbest: NBest, waveform: np.ndarray) -> Correction | Exception:
+    try:
+        return corrector.correct([nbest], [waveform])[0]
+    except Exception as error:
+        return error
 
 
 def _drain(connection: Connection, inbox: queue.SimpleQueue[tuple[NBest, np.ndarray] | None]) -> None:
