@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from audio_llm.errors import DataError
+from audio_llm.simulation.filters import colour, minimum_phase, shifted, slow_waves_db
 
 SAMPLE_RATE = 16_000  # Hz
 KEMAR = Path(__file__).parent / "kemar.npz"  # MIT KEMAR, normal pinna (Gardner and Martin 1995)
 _PADDING = 32  # samples around a response while it is shifted
 _SHIFT_UPSAMPLING = 16  # delays are told to 1 / 16 sample, 3.9 microseconds
-_LEAST_GAIN = 1e-4  # of a spectrum's peak, where its logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,19 @@ class Head:
         exact = share[:, 0] == 0.0
         table[exact] = self.responses[before[exact]]
         return table.astype(np.float32)
+
+    def near(self, azimuths: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Return what `table` does, much faster for many directions: mixed from two that are a degree apart."""
+        wanted = np.mod(np.asarray(azimuths, dtype=np.float64), 360.0)
+        before = wanted.astype(int) % 360
+        share = (wanted - np.floor(wanted)).astype(np.float32)[:, None, None]
+        mixed: np.ndarray = (1 - share) * self._grid[before] + share * self._grid[(before + 1) % 360]
+        return mixed
+
+    @functools.cached_property
+    def _grid(self) -> np.ndarray:
+        """Responses at every whole degree: (360, 2, T) float32."""
+        return self.table(np.arange(360))
 
     @functools.cached_property
     def _parts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -127,7 +140,9 @@ def vary(head: Head, rng: np.random.Generator, variation: HeadVariation | None =
     change_db = change_db + rng.uniform(-variation.gain_db, variation.gain_db, 2)
     shapes = shapes * 10.0 ** (change_db[:, :, None] / 20.0)
     moved = shifted(shapes, delays)[..., _PADDING : _PADDING + head.responses.shape[2]]
-    responses = np.stack([_tone(moved[:, ear], rng, variation.tone_db) for ear in range(2)], axis=1)
+    responses = np.stack(
+        [colour(moved[:, ear], slow_waves_db(rng, 2 * moved.shape[2], variation.tone_db)) for ear in range(2)], axis=1
+    )
     return replace(head, responses=responses.astype(np.float32))
 
 
@@ -145,7 +160,7 @@ def onset_delays(responses: np.ndarray) -> np.ndarray:
     """
     size = 4 * responses.shape[-1]
     spectrum = np.fft.fft(responses, size)
-    minimum = _minimum_phase(np.abs(spectrum))
+    minimum = minimum_phase(np.abs(spectrum))
     cross = spectrum * np.conj(minimum)
     upsampled = np.zeros((*cross.shape[:-1], size * _SHIFT_UPSAMPLING), dtype=complex)
     upsampled[..., : size // 2] = cross[..., : size // 2]
@@ -175,31 +190,3 @@ def time_difference_s(responses: np.ndarray, least_hz: float = 100.0, most_hz: f
     reach = SAMPLE_RATE * _SHIFT_UPSAMPLING // 1000
     near = np.concatenate([correlation[..., -reach:], correlation[..., : reach + 1]], axis=-1)
     return np.asarray((near.argmax(axis=-1) - reach) / (SAMPLE_RATE * _SHIFT_UPSAMPLING))
-
-
-def shifted(waveforms: np.ndarray, delays: np.ndarray) -> np.ndarray:
-    """Delay (..., T) by (...,) samples, fractions and negative ones too; what leaves one end enters at the other."""
-    size = waveforms.shape[-1]
-    turns = np.fft.rfftfreq(size) * delays[..., None]
-    return np.asarray(np.fft.irfft(np.fft.rfft(waveforms) * np.exp(-2j * np.pi * turns), size))
-
-
-def _minimum_phase(magnitude: np.ndarray) -> np.ndarray:
-    """Return the spectrum of the minimum-phase response with this magnitude (..., N), by the real cepstrum."""
-    size = magnitude.shape[-1]
-    floor = _LEAST_GAIN * magnitude.max(axis=-1, keepdims=True) + 1e-12
-    cepstrum = np.fft.ifft(np.log(np.maximum(magnitude, floor))).real
-    window = np.zeros(size)
-    window[0] = window[size // 2] = 1.0
-    window[1 : size // 2] = 2.0
-    return np.asarray(np.exp(np.fft.fft(cepstrum * window)))
-
-
-def _tone(responses: np.ndarray, rng: np.random.Generator, tone_db: float) -> np.ndarray:
-    """Change level over frequency in slow random waves, by at most `tone_db`; (A, T)."""
-    size = 2 * responses.shape[-1]
-    place = np.abs(np.fft.fftfreq(size)) / 0.5
-    waves = [rng.uniform(0.5, 4.0) * np.pi * place + rng.uniform(0, 2 * np.pi) for _ in range(3)]
-    gain_db = tone_db * np.mean([np.cos(wave) for wave in waves], axis=0)
-    filtered = np.fft.ifft(np.fft.fft(responses, size) * _minimum_phase(10.0 ** (gain_db / 20.0))).real
-    return np.asarray(filtered[:, : responses.shape[-1]])

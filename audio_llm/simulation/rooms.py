@@ -123,7 +123,7 @@ def respond(head: Head, room: Room, azimuth: float, distance_m: float, rng: np.r
     """
     found = images(room, azimuth, distance_m)
     early = early_response(head, found)
-    direct = head.at(azimuth)
+    direct = head.near([azimuth])[0]
     if not room.rt60_s:
         return Response(direct, direct)
     distance_m = float(np.linalg.norm(room.source(azimuth, distance_m) - np.array(room.listener_m)))
@@ -137,7 +137,7 @@ def respond(head: Head, room: Room, azimuth: float, distance_m: float, rng: np.r
 
 def early_response(head: Head, found: Images) -> np.ndarray:
     """Return the response to image sources: (2, T) float32."""
-    table = head.table(found.azimuths) * found.gains[:, None, None]
+    table = head.near(found.azimuths) * found.gains[:, None, None].astype(np.float32)
     starts = np.rint(found.delays_s * SAMPLE_RATE).astype(int)
     early = np.zeros((2, int(starts.max()) + table.shape[2]), dtype=np.float32)
     for response, start in zip(table, starts, strict=True):

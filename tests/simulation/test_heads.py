@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from audio_llm.errors import DataError
+from audio_llm.simulation.filters import shifted
 from audio_llm.simulation.heads import (
     SAMPLE_RATE,
     Head,
@@ -15,7 +16,6 @@ from audio_llm.simulation.heads import (
     level_difference_db,
     load_head,
     onset_delays,
-    shifted,
     time_difference_s,
     vary,
 )
@@ -61,6 +61,13 @@ def test_interpolation_finds_directions_that_are_left_out(kemar: Head) -> None:
     assert np.abs(time_difference_s(found) - time_difference_s(wanted)).max() < 15e-6
     near_front = np.abs(np.mod(kemar.azimuths[1::2] + 180, 360) - 180) < 75
     assert np.abs(level_difference_db(found) - level_difference_db(wanted))[near_front].max() < 1.0
+
+
+def test_the_fast_way_is_near_the_exact_one(kemar: Head) -> None:
+    azimuths = np.array([-200.0, -0.25, 0.0, 12.5, 45.0, 89.75, 359.9, 725.0])
+    exact, fast = kemar.table(azimuths), kemar.near(azimuths)
+    np.testing.assert_array_equal(exact[[2, 4, 7]], fast[[2, 4, 7]])
+    assert np.sum((exact - fast) ** 2) < 1e-4 * np.sum(exact**2)
 
 
 def test_delays_follow_a_shift_exactly(kemar: Head) -> None:

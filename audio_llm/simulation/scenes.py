@@ -1,0 +1,181 @@
+"""Scenes for target-speech hearing, in sound: what both ears get, the target's share of it, and the noisy look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from audio_llm.simulation.binaural import draw_path, path_steps, render, render_moving
+from audio_llm.simulation.filters import colour, slow_waves_db
+from audio_llm.simulation.heads import SAMPLE_RATE, Head, vary
+from audio_llm.simulation.rooms import Room, respond
+from audio_llm.simulation.scene_plan import SceneConfig, ScenePlan, SceneSources, Talker, Voice, plan_scene
+
+_TONE_SIZE = 256  # samples of the filter that changes the tone of a source
+_NOISE_DIRECTIONS = 6  # that a noise comes from, so that it has none
+_REFERENCE_DB = -27.0  # level of the target, below full scale, before the overall level is drawn
+_GAP_S = (0.1, 0.4)  # between two utterances of a person
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A rendered scene; all sounds at 16 kHz, left ear first.
+
+    Attributes:
+        plan: What was drawn.
+        mixture: (2, T) float32, what the ears get.
+        target: (2, T) float32, the target's share of it, with its room; zeros where it is absent.
+        others: (K, 2, T) float32, that of each other person.
+        look: (2, N) float32, the noisy look.
+        look_target: (2, N) float32, the target's share of the look.
+        clean: (N,) float32, what the target said in the look, without head, room and noise.
+    """
+
+    plan: ScenePlan
+    mixture: np.ndarray
+    target: np.ndarray
+    others: np.ndarray
+    look: np.ndarray
+    look_target: np.ndarray
+    clean: np.ndarray
+
+
+def make_scene(sources: SceneSources, config: SceneConfig, seed: int, index: int) -> Scene:
+    """Return a scene, a pure function of the arguments.
+
+    Raises:
+        DataError: There are fewer voices than people in a scene, or no head.
+    """
+    return render_scene(sources, config, plan_scene(sources, config, seed, index))
+
+
+def render_scene(sources: SceneSources, config: SceneConfig, plan: ScenePlan) -> Scene:
+    """Return the sound of a plan."""
+    rng = np.random.default_rng([*plan.seed, 1])
+    head = vary(sources.heads[plan.head], rng, config.head)
+    place = _Place(head, plan.room, None if plan.measured_room is None else sources.measured_rooms[plan.measured_room])
+    samples, look_samples = round(config.seconds * SAMPLE_RATE), round(config.look_seconds * SAMPLE_RATE)
+    clean, said = _apart(sources.voices[plan.talkers[0].voice], rng, look_samples, samples)
+
+    def dry(first: np.ndarray, people: Sequence[Talker]) -> list[np.ndarray]:
+        others = [_speech(sources.voices[talker.voice].utterances, rng, first.size) for talker in people[1:]]
+        return [colour(sound, slow_waves_db(rng, _TONE_SIZE, config.tone_db)) for sound in (first, *others)]
+
+    said_here, said_there = dry(said, plan.talkers), dry(clean, plan.look)
+    heard = [place.hear(sound, talker, rng) for sound, talker in zip(said_here, plan.talkers, strict=True)]
+    speech = _levelled(heard, plan.talkers, samples)
+    heard = [place.look(sound, talker, rng) for sound, talker in zip(said_there, plan.look, strict=True)]
+    looked = _levelled(heard, plan.look, look_samples)
+    noise = _noise(sources, head, rng, samples, plan.snr_db)
+    look_noise = _noise(sources, head, rng, look_samples, plan.look_snr_db)
+    mixture, look = speech.sum(axis=0) + noise, looked.sum(axis=0) + look_noise
+    gain = 10.0 ** (plan.overall_db / 20.0)
+    gain = min(gain, 0.99 / max(float(np.abs(mixture).max()), float(np.abs(look).max()), 1e-9))
+    return Scene(
+        plan,
+        mixture=_scaled(mixture, gain),
+        target=_scaled(speech[0], gain),
+        others=_scaled(speech[1:], gain),
+        look=_scaled(look, gain),
+        look_target=_scaled(looked[0], gain),
+        clean=clean,
+    )
+
+
+def _scaled(waveform: np.ndarray, gain: float) -> np.ndarray:
+    return np.asarray(gain * waveform, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a scene takes place."""
+
+    head: Head
+    room: Room
+    measured: Head | None
+
+    def hear(self, waveform: np.ndarray, talker: Talker, rng: np.random.Generator) -> np.ndarray:
+        """Return a person of the mixture in both ears, silent outside the person's time; (2, T)."""
+        waveform = waveform.copy()
+        waveform[: round(talker.starts_s * SAMPLE_RATE)] = 0.0
+        waveform[round(talker.ends_s * SAMPLE_RATE) :] = 0.0
+        if self.measured is not None:
+            return render(waveform, self.measured.at(talker.azimuth))
+        if not talker.moving:
+            response = respond(self.head, self.room, talker.azimuth, talker.distance_m, rng)
+            return render(waveform, response.whole)
+        path = draw_path(rng, path_steps(waveform.size), talker.azimuth)
+        return render_moving(waveform, self.head, self.room, path, talker.distance_m, rng)
+
+    def look(self, waveform: np.ndarray, talker: Talker, rng: np.random.Generator) -> np.ndarray:
+        """Return a person of the look in both ears; the one looked at sways with the head of the looker; (2, N)."""
+        if not talker.moving or self.measured is not None:
+            return self.hear(waveform, talker, rng)
+        steps = path_steps(waveform.size)
+        knots = talker.azimuth * rng.uniform(0.6, 1.0, max(2, steps // 20))
+        path = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, knots.size), knots)
+        return render_moving(waveform, self.head, self.room, path, talker.distance_m, rng)
+
+
+def _apart(voice: Voice, rng: np.random.Generator, look: int, mixture: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return speech for the look and other speech for the mixture; a single recording is cut in two."""
+    if len(voice.utterances) == 1:
+        (only,) = voice.utterances
+        middle = round(only.size * look / (look + mixture))
+        first, rest = [only[:middle]], [only[middle:]]
+    else:
+        order = [voice.utterances[i] for i in rng.permutation(len(voice.utterances))]
+        first = order[:1]
+        while len(order) - len(first) > 1 and sum(part.size for part in first) < look:
+            first.append(order[len(first)])
+        rest = order[len(first) :]
+    return _speech(first, rng, look), _speech(rest, rng, mixture)
+
+
+def _speech(utterances: Sequence[np.ndarray], rng: np.random.Generator, samples: int) -> np.ndarray:
+    """Return utterances in random order, one after another until there is enough; (samples,) float32.
+
+    What is too short is said again after a pause: a person of few recordings would else be told by silence.
+    """
+    parts: list[np.ndarray] = []
+    length = 0
+    order: list[int] = []
+    while length < samples:
+        order = order or [int(i) for i in rng.permutation(len(utterances))]
+        utterance = utterances[order.pop()]
+        extra = utterance.size - samples
+        begins = int(rng.integers(0, extra + 1)) if extra > 0 and not parts else 0
+        pause = np.zeros(int(rng.uniform(*_GAP_S) * SAMPLE_RATE), dtype=np.float32)
+        parts += [utterance[begins:], pause]
+        length += utterance.size - begins + pause.size
+    return np.concatenate(parts)[:samples]
+
+
+def _levelled(heard: Sequence[np.ndarray], talkers: Sequence[Talker], samples: int) -> np.ndarray:
+    """Set each person's level while talking, the mean of both ears; (K, 2, T) float32."""
+    out = np.zeros((len(heard), 2, samples), dtype=np.float32)
+    for row, (sound, talker) in enumerate(zip(heard, talkers, strict=True)):
+        active = sound[:, round(talker.starts_s * SAMPLE_RATE) : round(talker.ends_s * SAMPLE_RATE)]
+        power = float(np.mean(active.astype(np.float64) ** 2)) if active.size else 0.0
+        if power > 0.0:
+            out[row] = sound * np.float32(10.0 ** ((_REFERENCE_DB + talker.level_db) / 20.0) / np.sqrt(power))
+    return out
+
+
+def _noise(sources: SceneSources, head: Head, rng: np.random.Generator, samples: int, snr_db: float) -> np.ndarray:
+    """Return noise from all around, so much below the target's level; (2, samples) float32."""
+    if not sources.noises:
+        return np.zeros((2, samples), dtype=np.float32)
+    recording = sources.noises[int(rng.integers(len(sources.noises)))]
+    turn = rng.uniform(0.0, 360.0)
+    heard = np.zeros((2, samples), dtype=np.float32)
+    for number in range(_NOISE_DIRECTIONS):
+        begins = int(rng.integers(recording.size))
+        piece = np.resize(np.roll(recording, -begins), samples).astype(np.float32)
+        heard += render(piece, head.at(turn + number * 360.0 / _NOISE_DIRECTIONS))
+    power = float(np.mean(heard.astype(np.float64) ** 2))
+    if power == 0.0:
+        return heard
+    return heard * np.float32(10.0 ** ((_REFERENCE_DB - snr_db) / 20.0) / np.sqrt(power))
