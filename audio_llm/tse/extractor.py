@@ -1,0 +1,249 @@
+"""The streaming extractor: a binaural mixture and a speaker's embedding to that speaker in both ears, 8 ms at a time.
+
+Spectra of two microphones are read in bands of adjacent bins. Each block is modulated by the speaker (FiLM), mixes the
+bands, and remembers each band's past in a GRU; nothing recurs over frequency and nothing looks ahead. The head is a
+complex filter from two ears to two ears in every bin, so that cues stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from audio_llm.errors import ConfigError
+from audio_llm.tse.frames import BINS, CHUNK, FRAME, OVERLAP, analyze, inverse, synthesize, transform
+
+EARS = 2
+_PER_BIN = 8  # features of a bin in one frame
+_COMPRESSION = 0.3  # exponent of magnitudes
+_FLOOR = 1e-5  # of magnitudes, about -100 dB of a full-scale sine in a frame
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """Size of the network.
+
+    Attributes:
+        channels: Of every band.
+        hidden: Of the GRUs.
+        blocks: How many.
+        stride: Bins in a band.
+        context: Frames of features that are seen at once, this one and those before.
+        kernel: Bands that the depthwise convolution sees.
+        embedding: Width of the speaker's embedding; 0: the network takes none.
+        outputs: People in the output: 1, or 2 for location-based separation, left to right.
+    """
+
+    channels: int = 48
+    hidden: int = 64
+    blocks: int = 6
+    stride: int = 2
+    context: int = 3
+    kernel: int = 5
+    embedding: int = 256
+    outputs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kernel % 2 == 0 or self.context < 1 or self.stride < 1 or self.outputs < 1:
+            raise ConfigError(f"no extractor has the shape {self}", remedy="give an odd kernel and sizes of 1 or more")
+
+    @property
+    def bands(self) -> int:
+        """How many bands there are."""
+        return -(-BINS // self.stride)
+
+
+PRESETS = {
+    "B": ExtractorConfig(blocks=4, stride=3),
+    "C": ExtractorConfig(),
+    "D": ExtractorConfig(channels=64, hidden=96, stride=3),
+}
+
+
+@dataclass(frozen=True)
+class ExtractorState:
+    """What the network remembers between two chunks; zeros at the beginning.
+
+    Attributes:
+        tail: (B, 2, 64) float32, the last samples that came.
+        past: (B, context - 1, 8, BINS) float32, features of the frames before.
+        overlap: (B, outputs x 2, 64) float32, samples of the last frame that wait for the next.
+        hidden: (blocks, B, bands, hidden) float32, of the GRUs.
+    """
+
+    tail: Tensor
+    past: Tensor
+    overlap: Tensor
+    hidden: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the parts by name, in a fixed order."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class Extractor(nn.Module):
+    """The network; `forward` for whole mixtures and `step` for chunks give the same."""
+
+    def __init__(self, config: ExtractorConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = _PER_BIN * config.context * config.stride
+        self.embed = nn.Linear(width, config.channels)
+        self.position = nn.Parameter(0.02 * torch.randn(config.bands, config.channels))
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.channels)
+        self.filters = nn.Linear(config.channels, config.stride * config.outputs * EARS * EARS * 2)
+        if config.embedding:
+            self.film = nn.Linear(config.embedding, config.blocks * 2 * config.channels)
+            nn.init.normal_(self.film.weight, std=0.02)
+            nn.init.zeros_(self.film.bias)
+
+    def condition(self, embedding: Tensor) -> Tensor:
+        """Return what the blocks take of a speaker, once for all chunks: (B, blocks, 2, C) of (B, E) float32."""
+        found: Tensor = self.film(embedding).unflatten(-1, (self.config.blocks, 2, self.config.channels))
+        return found
+
+    def forward(self, mixture: Tensor, film: Tensor | None = None) -> Tensor:
+        """Extract from whole mixtures.
+
+        Args:
+            mixture: (B, 2, T) float32 at 16 kHz, T a multiple of 128.
+            film: (B, blocks, 2, C) from `condition`; None where the network takes no embedding.
+
+        Returns:
+            (B, outputs, 2, T) float32, 64 samples later than the mixture.
+        """
+        spectra = analyze(mixture)  # (B, ears, N, 2, bins)
+        features = _features(spectra.transpose(1, 2))
+        x = self._embed(functional.pad(features, (0, 0, 0, 0, self.config.context - 1, 0)))
+        for number, block in enumerate(self.blocks):
+            x = block(x, None if film is None else film[:, number])
+        return synthesize(self._filter(x, spectra.transpose(1, 2)).permute(0, 2, 3, 1, 4, 5))
+
+    def initial_state(self, batch: int = 1) -> ExtractorState:
+        """Return the state before the first chunk."""
+        config, like = self.config, self.position
+        return ExtractorState(
+            like.new_zeros(batch, EARS, OVERLAP),
+            like.new_zeros(batch, config.context - 1, _PER_BIN, BINS),
+            like.new_zeros(batch, config.outputs * EARS, OVERLAP),
+            like.new_zeros(config.blocks, batch, config.bands, config.hidden),
+        )
+
+    def step(self, chunk: Tensor, film: Tensor | None, state: ExtractorState) -> tuple[Tensor, ExtractorState]:
+        """Extract from one chunk.
+
+        Args:
+            chunk: (B, 2, 128) float32.
+            film: As for `forward`.
+            state: From the last call, or `initial_state`.
+
+        Returns:
+            (B, outputs, 2, 128) float32, and the next state.
+        """
+        spectra = transform(torch.cat([state.tail, chunk], dim=-1))[:, None]  # (B, 1, ears, 2, bins)
+        features = torch.cat([state.past, _features(spectra)], dim=1)
+        x = self._embed(features)[:, 0]
+        hidden = []
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, _Block)
+            x, memory = block.step(x, None if film is None else film[:, number], state.hidden[number])
+            hidden.append(memory)
+        frames = inverse(self._filter(x[:, None], spectra)[:, 0]).flatten(1, 2)  # (B, outputs x ears, FRAME)
+        sound = frames[..., :CHUNK] + functional.pad(state.overlap, (0, CHUNK - OVERLAP))
+        after = ExtractorState(
+            chunk[..., CHUNK - OVERLAP :], features[:, 1:], frames[..., FRAME - OVERLAP :], torch.stack(hidden)
+        )
+        return sound.unflatten(1, (self.config.outputs, EARS)), after
+
+    def _embed(self, features: Tensor) -> Tensor:
+        """Return bands (B, N, bands, C) of features (B, context - 1 + N, 8, bins)."""
+        config = self.config
+        count = features.shape[1] - config.context + 1
+        seen = torch.cat([features[:, n : n + count] for n in range(config.context)], dim=2)
+        seen = functional.pad(seen, (0, config.bands * config.stride - BINS))
+        seen = seen.unflatten(-1, (config.bands, config.stride)).permute(0, 1, 3, 2, 4).flatten(3)
+        embedded: Tensor = self.embed(seen) + self.position
+        return embedded
+
+    def _filter(self, x: Tensor, spectra: Tensor) -> Tensor:
+        """Apply the filters of bands to spectra.
+
+        Args:
+            x: (B, N, bands, C).
+            spectra: (B, N, ears, 2, bins).
+
+        Returns:
+            (B, N, outputs, ears, 2, bins).
+        """
+        config = self.config
+        shape = (config.stride, config.outputs, EARS, EARS, 2)
+        filters = self.filters(self.norm(x)).unflatten(-1, shape).permute(0, 1, 4, 5, 6, 7, 2, 3).flatten(-2)
+        real, imaginary = filters[..., :BINS].unbind(-2)  # (B, N, outputs, ears, ears, bins)
+        re, im = spectra[:, :, None, None].unbind(-2)
+        heard = torch.stack([real * re - imaginary * im, real * im + imaginary * re], dim=-2)
+        return heard.sum(dim=4)
+
+
+class _Block(nn.Module):
+    def __init__(self, config: ExtractorConfig) -> None:
+        super().__init__()
+        channels = config.channels
+        self.band_norm, self.time_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.near = nn.Conv1d(channels, channels, config.kernel, padding=config.kernel // 2, groups=channels)
+        self.far = nn.Linear(config.bands, config.bands)
+        self.up, self.down = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
+        self.gru = nn.GRU(channels, config.hidden, batch_first=True)
+        self.out = nn.Linear(config.hidden, channels)
+
+    def forward(self, x: Tensor, film: Tensor | None) -> Tensor:
+        """Transform (B, N, bands, C); film (B, 2, C)."""
+        x = self._bands(x, None if film is None else film[:, None])
+        batch, count, bands, channels = x.shape
+        rows = self.time_norm(x).transpose(1, 2).reshape(batch * bands, count, channels)
+        found = self.out(self.gru(rows)[0]).view(batch, bands, count, channels).transpose(1, 2)
+        return x + found
+
+    def step(self, x: Tensor, film: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform (B, bands, C) with the memory (B, bands, hidden); return both anew."""
+        x = self._bands(x, film)
+        weights: list[Tensor] = list(self.gru.parameters())  # to the input, to the memory, and the biases of both
+        own = functional.linear(self.time_norm(x), weights[0], weights[2])
+        old = functional.linear(hidden, weights[1], weights[3])
+        size = hidden.shape[-1]
+        gates = torch.sigmoid(own[..., : 2 * size] + old[..., : 2 * size])
+        new = torch.tanh(own[..., 2 * size :] + gates[..., :size] * old[..., 2 * size :])
+        hidden = new + gates[..., size:] * (hidden - new)
+        return x + self.out(hidden), hidden
+
+    def _bands(self, x: Tensor, film: Tensor | None) -> Tensor:
+        """Modulate (..., bands, C) by film (..., 2, C), and mix the bands."""
+        y = self.band_norm(x)
+        if film is not None:
+            y = y * (1.0 + film[..., None, 0, :]) + film[..., None, 1, :]
+        turned = y.transpose(-1, -2)
+        near = self.near(turned.reshape(-1, *turned.shape[-2:])).view(turned.shape)
+        mixed = (near + self.far(turned)).transpose(-1, -2)
+        out: Tensor = x + self.down(functional.silu(self.up(mixed)))
+        return out
+
+
+def _features(spectra: Tensor) -> Tensor:
+    """Return (B, N, 8, bins) of (B, N, ears, 2, bins).
+
+    Compressed real and imaginary parts of both ears, cosine and sine of the phase between them, the logarithms of their
+    power and of its ratio.
+    """
+    power = spectra.square().sum(dim=3)  # (B, N, ears, bins)
+    magnitude = (power + _FLOOR**2).sqrt()
+    compressed = spectra * magnitude.pow(_COMPRESSION - 1.0)[:, :, :, None]
+    left, right = spectra.unbind(2)
+    product = magnitude.prod(dim=2)
+    cosine = (left * right).sum(dim=2) / product
+    sine = (left[:, :, 1] * right[:, :, 0] - left[:, :, 0] * right[:, :, 1]) / product
+    logs = magnitude.log()
+    level, ratio = 0.1 * logs.sum(dim=2), 0.2 * (logs[:, :, 0] - logs[:, :, 1])
+    return torch.cat([compressed.flatten(2, 3), torch.stack([cosine, sine, level, ratio], dim=2)], dim=2)
