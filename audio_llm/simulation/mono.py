@@ -71,6 +71,32 @@ def set_level(waveform: np.ndarray, level_db: float) -> np.ndarray:
     return (waveform * gain).astype(np.float32)
 
 
+def trim_silence(waveform: np.ndarray, below_db: float = 35.0, pause_s: float = 0.3) -> np.ndarray:
+    """Cut silence off both ends, and shorten long pauses.
+
+    Args:
+        waveform: (T,) float32 at 16 kHz.
+        below_db: Frames of 20 ms so far below the 95th percentile of the levels are silent.
+        pause_s: What is left of a pause, half of it on each side of the cut.
+
+    Returns:
+        (T',) float32; empty where all is silent.
+    """
+    frame = SAMPLE_RATE // 50
+    count = waveform.size // frame
+    if count == 0:
+        return waveform[:0]
+    power = np.mean(waveform[: count * frame].reshape(count, frame).astype(np.float64) ** 2, axis=1)
+    loud = power > np.percentile(power, 95) * 10.0 ** (-below_db / 10.0)
+    if not power.any():
+        return waveform[:0]
+    reach = max(1, round(0.5 * pause_s * 50))
+    near = np.convolve(loud, np.ones(2 * reach + 1), "same") > 0
+    inside = np.flatnonzero(loud)
+    near[: inside[0]] = near[inside[-1] + 1 :] = False
+    return waveform[: count * frame][np.repeat(near, frame)]
+
+
 def shift_voice(waveform: np.ndarray, factor: float) -> np.ndarray:
     """Play faster by `factor`: pitch and formants rise alike, as with a shorter vocal tract.
 

@@ -27,7 +27,7 @@ class Voice:
         name: Of the speaker.
         corpus: Where the recordings come from.
         gender: `F`, `M` or empty.
-        utterances: Each (T,) float32 at 16 kHz, without silence at the ends.
+        utterances: Each (T,) at 16 kHz, float32 in -1..1 or int16, without silence at the ends.
     """
 
     name: str
@@ -43,7 +43,7 @@ class SceneSources:
     Attributes:
         voices: Two or more people.
         heads: Measured heads.
-        noises: Recordings, each (N,) float32 at 16 kHz; none leaves the scenes without noise.
+        noises: Recordings, each (N,) as utterances are; none leaves the scenes without noise.
         measured_rooms: Heads measured in a room, which sound as they are; none: rooms are simulated.
     """
 

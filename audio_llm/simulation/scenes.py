@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from audio_llm.simulation.filters import colour, slow_waves_db
 from audio_llm.simulation.heads import SAMPLE_RATE, Head, vary
 from audio_llm.simulation.rooms import Room, respond
 from audio_llm.simulation.scene_plan import SceneConfig, ScenePlan, SceneSources, Talker, Voice, plan_scene
+
+_Hear = Callable[[np.ndarray, Talker, np.random.Generator], np.ndarray]
 
 _TONE_SIZE = 256  # samples of the filter that changes the tone of a source
 _NOISE_DIRECTIONS = 6  # that a noise comes from, so that it has none
@@ -42,50 +44,40 @@ class Scene:
     clean: np.ndarray
 
 
-def make_scene(sources: SceneSources, config: SceneConfig, seed: int, index: int) -> Scene:
-    """Return a scene, a pure function of the arguments.
+def make_scene(sources: SceneSources, config: SceneConfig, seed: int, index: int, with_look: bool = True) -> Scene:
+    """Return a scene, a pure function of the arguments; without its look, which is then empty, in half the time.
 
     Raises:
         DataError: There are fewer voices than people in a scene, or no head.
     """
-    return render_scene(sources, config, plan_scene(sources, config, seed, index))
+    return render_scene(sources, config, plan_scene(sources, config, seed, index), with_look)
 
 
-def render_scene(sources: SceneSources, config: SceneConfig, plan: ScenePlan) -> Scene:
-    """Return the sound of a plan."""
-    rng = np.random.default_rng([*plan.seed, 1])
-    head = vary(sources.heads[plan.head], rng, config.head)
-    place = _Place(head, plan.room, None if plan.measured_room is None else sources.measured_rooms[plan.measured_room])
+def render_scene(sources: SceneSources, config: SceneConfig, plan: ScenePlan, with_look: bool = True) -> Scene:
+    """Return the sound of a plan; what the mixture is does not depend on `with_look`."""
+    rng, look_rng, apart_rng = (np.random.default_rng([*plan.seed, part]) for part in (1, 2, 3))
+    measured = None if plan.measured_room is None else sources.measured_rooms[plan.measured_room]
+    place = _Place(vary(sources.heads[plan.head], apart_rng, config.head), plan.room, measured)
     samples, look_samples = round(config.seconds * SAMPLE_RATE), round(config.look_seconds * SAMPLE_RATE)
-    clean, said = _apart(sources.voices[plan.talkers[0].voice], rng, look_samples, samples)
+    clean, said = _apart(sources.voices[plan.talkers[0].voice], apart_rng, look_samples, samples)
 
-    def dry(first: np.ndarray, people: Sequence[Talker]) -> list[np.ndarray]:
+    def render_people(
+        first: np.ndarray, people: Sequence[Talker], snr_db: float, hear: _Hear, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return each person in both ears (K, 2, T), and all with noise (2, T)."""
         others = [_speech(sources.voices[talker.voice].utterances, rng, first.size) for talker in people[1:]]
-        return [colour(sound, slow_waves_db(rng, _TONE_SIZE, config.tone_db)) for sound in (first, *others)]
+        dry = [colour(sound, slow_waves_db(rng, _TONE_SIZE, config.tone_db)) for sound in (first, *others)]
+        heard = [hear(sound, talker, rng) for sound, talker in zip(dry, people, strict=True)]
+        speech = _levelled(heard, people, first.size)
+        together = speech.sum(axis=0) + _noise(sources, place.head, rng, first.size, snr_db)
+        gain = min(10.0 ** (plan.overall_db / 20.0), 0.99 / max(float(np.abs(together).max()), 1e-9))
+        return np.float32(gain) * speech, np.float32(gain) * together
 
-    said_here, said_there = dry(said, plan.talkers), dry(clean, plan.look)
-    heard = [place.hear(sound, talker, rng) for sound, talker in zip(said_here, plan.talkers, strict=True)]
-    speech = _levelled(heard, plan.talkers, samples)
-    heard = [place.look(sound, talker, rng) for sound, talker in zip(said_there, plan.look, strict=True)]
-    looked = _levelled(heard, plan.look, look_samples)
-    noise = _noise(sources, head, rng, samples, plan.snr_db)
-    look_noise = _noise(sources, head, rng, look_samples, plan.look_snr_db)
-    mixture, look = speech.sum(axis=0) + noise, looked.sum(axis=0) + look_noise
-    gain = 10.0 ** (plan.overall_db / 20.0)
-    gain = min(gain, 0.99 / max(float(np.abs(mixture).max()), float(np.abs(look).max()), 1e-9))
-    return Scene(
-        plan,
-        mixture=_scaled(mixture, gain),
-        target=_scaled(speech[0], gain),
-        others=_scaled(speech[1:], gain),
-        look=_scaled(look, gain),
-        look_target=_scaled(looked[0], gain),
-        clean=clean,
-    )
-
-
-def _scaled(waveform: np.ndarray, gain: float) -> np.ndarray:
-    return np.asarray(gain * waveform, dtype=np.float32)
+    speech, mixture = render_people(said, plan.talkers, plan.snr_db, place.hear, rng)
+    looked, look = np.zeros((1, 2, 0), dtype=np.float32), np.zeros((2, 0), dtype=np.float32)
+    if with_look:
+        looked, look = render_people(clean, plan.look, plan.look_snr_db, place.look, look_rng)
+    return Scene(plan, mixture, speech[0], speech[1:], look, looked[0], clean)
 
 
 @dataclass(frozen=True)
@@ -148,9 +140,14 @@ def _speech(utterances: Sequence[np.ndarray], rng: np.random.Generator, samples:
         extra = utterance.size - samples
         begins = int(rng.integers(0, extra + 1)) if extra > 0 and not parts else 0
         pause = np.zeros(int(rng.uniform(*_GAP_S) * SAMPLE_RATE), dtype=np.float32)
-        parts += [utterance[begins:], pause]
+        parts += [_as_float(utterance[begins : begins + samples]), pause]
         length += utterance.size - begins + pause.size
     return np.concatenate(parts)[:samples]
+
+
+def _as_float(waveform: np.ndarray) -> np.ndarray:
+    """Return (T,) float32 in -1..1 of that or of 16-bit samples."""
+    return waveform.astype(np.float32) / 32768.0 if waveform.dtype == np.int16 else waveform
 
 
 def _levelled(heard: Sequence[np.ndarray], talkers: Sequence[Talker], samples: int) -> np.ndarray:
@@ -173,7 +170,7 @@ def _noise(sources: SceneSources, head: Head, rng: np.random.Generator, samples:
     heard = np.zeros((2, samples), dtype=np.float32)
     for number in range(_NOISE_DIRECTIONS):
         begins = int(rng.integers(recording.size))
-        piece = np.resize(np.roll(recording, -begins), samples).astype(np.float32)
+        piece = _as_float(np.resize(np.roll(recording, -begins), samples))
         heard += render(piece, head.at(turn + number * 360.0 / _NOISE_DIRECTIONS))
     power = float(np.mean(heard.astype(np.float64) ** 2))
     if power == 0.0:

@@ -38,6 +38,9 @@ def test_a_scene_depends_on_seed_and_index_alone(sources: SceneSources) -> None:
     assert one.plan == same.plan
     for name in ("mixture", "target", "others", "look", "look_target", "clean"):
         np.testing.assert_array_equal(getattr(one, name), getattr(same, name))
+    without = make_scene(sources, SHORT, 5, 8, with_look=False)
+    np.testing.assert_array_equal(without.mixture, one.mixture)
+    assert without.look.shape == without.look_target.shape == (2, 0)
     for other in (make_scene(sources, SHORT, 5, 9), make_scene(sources, SHORT, 6, 8)):
         assert not np.array_equal(one.mixture, other.mixture)
 

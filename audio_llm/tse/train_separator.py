@@ -1,0 +1,157 @@
+"""Training of the trunk by location: two talkers of a scene, the one on the left first.
+
+No speaker is asked for, so that the network learns what a target is made of before it learns whose it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audio_llm import hub
+from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
+from audio_llm.simulation.scenes import Scene, make_scene
+from audio_llm.simulation.sources import read_sources
+from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+from audio_llm.tse.extractor import Extractor, ExtractorConfig
+from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
+from audio_llm.tse.losses import negative_ratios, si_sdr_db
+
+KIND = "tse-separator"
+VALIDATION_SEED = 1_000_003
+
+logger = logging.getLogger(__name__)
+
+
+def _still_pairs() -> SceneConfig:
+    return SceneConfig(
+        seconds=2.048, talkers=(2, 2), snr_db=(20.0, 40.0), moving_share=0.0, absent_share=0.0, fully_absent_share=0.0
+    )
+
+
+@dataclass(frozen=True)
+class SeparatorTrainingConfig:
+    """How to train the trunk.
+
+    Attributes:
+        model: Size of the network; two outputs and no embedding.
+        training: The loop's settings.
+        scenes: How scenes are drawn; two talkers each.
+        batch_scenes: Scenes in a batch.
+        epoch_batches: Batches in an epoch; every epoch draws new scenes.
+        validation_scenes: Scenes of the tuning part at each validation.
+        seed: Of the scenes.
+    """
+
+    model: ExtractorConfig = field(default_factory=lambda: ExtractorConfig(embedding=0, outputs=2))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=20_000))
+    scenes: SceneConfig = field(default_factory=_still_pairs)
+    batch_scenes: int = 8
+    epoch_batches: int = 1000
+    validation_scenes: int = 48
+    seed: int = 1
+
+
+def train_separator(
+    pack: Path,
+    tuning: Path,
+    output: Path,
+    config: SeparatorTrainingConfig,
+    *,
+    max_minutes: float | None = None,
+    resume: bool = False,
+    device: str = "auto",
+) -> TrainingResult:
+    """Train the trunk; `output/best` becomes a model directory with the highest SI-SDR improvement.
+
+    Args:
+        pack: Packed sources to learn from.
+        tuning: Packed sources that decide which model is the best.
+        output: Folder of the training.
+        config: How to train.
+        max_minutes: Stop after this time.
+        resume: Go on from `output/last`.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        DataError: A pack is missing or has too few people.
+    """
+    sources, held_out = read_sources(pack), read_sources(tuning)
+    samples = round(config.scenes.seconds * SAMPLE_RATE) // CHUNK * CHUNK
+    config = replace(config, scenes=replace(config.scenes, seconds=samples / SAMPLE_RATE))
+    torch.manual_seed(config.training.seed)
+    model = Extractor(config.model)
+    logger.info("%d people, %d parameters", len(sources.voices), sum(p.numel() for p in model.parameters()))
+
+    def batches(epoch: int) -> list[range]:
+        first = epoch * config.epoch_batches * config.batch_scenes
+        return [
+            range(first + n * config.batch_scenes, first + (n + 1) * config.batch_scenes)
+            for n in range(config.epoch_batches)
+        ]
+
+    def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        mixture, targets = batch
+        return negative_ratios(network(mixture)[..., OVERLAP:], targets[..., :-OVERLAP])
+
+    def evaluate(network: nn.Module) -> dict[str, float]:
+        return validate(network, held_out, config)
+
+    return train(
+        model,
+        batches,
+        loss,
+        evaluate,
+        output,
+        config.training,
+        max_minutes=max_minutes,
+        resume=resume,
+        device=device,
+        save=lambda network, folder: _save(network, folder, config),
+        prepare=lambda chosen: make_batch(sources, config, config.seed, chosen),
+        count_items=lambda batch: batch[0].shape[0] * batch[0].shape[-1] / SAMPLE_RATE,
+    )
+
+
+def make_batch(
+    sources: SceneSources, config: SeparatorTrainingConfig, seed: int, indices: range
+) -> tuple[Tensor, Tensor]:
+    """Return mixtures (B, 2, T) and their talkers (B, 2, 2, T), left one first, of these scenes."""
+    scenes = [make_scene(sources, config.scenes, seed, index, with_look=False) for index in indices]
+    mixtures = np.stack([scene.mixture for scene in scenes])
+    return torch.from_numpy(mixtures), torch.from_numpy(np.stack([left_to_right(scene) for scene in scenes]))
+
+
+def left_to_right(scene: Scene) -> np.ndarray:
+    """Return the talkers of a scene, (K, 2, T) float32, from the one farthest on the left."""
+    talkers = np.concatenate([scene.target[None], scene.others])
+    places = [np.sin(np.radians(talker.azimuth)) for talker in scene.plan.talkers]
+    return talkers[np.argsort(places)[::-1]]
+
+
+@torch.inference_mode()
+def validate(model: nn.Module, sources: SceneSources, config: SeparatorTrainingConfig) -> dict[str, float]:
+    """Return loss and mean SI-SDR improvement over both ears and both talkers, on scenes that are always the same."""
+    device = next(model.parameters()).device
+    losses, gains = [], []
+    for first in range(0, config.validation_scenes, config.batch_scenes):
+        chosen = range(first, min(first + config.batch_scenes, config.validation_scenes))
+        mixture, targets = (part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen))
+        found, wanted = model(mixture)[..., OVERLAP:], targets[..., :-OVERLAP]
+        before = si_sdr_db(mixture[:, None, :, :-OVERLAP].expand_as(wanted), wanted)
+        losses += [float(negative_ratios(found, wanted))] * len(chosen)
+        gains += (si_sdr_db(found, wanted) - before).mean(dim=(1, 2)).tolist()
+    return {"loss": float(np.mean(losses)), "si_sdri_db": float(np.mean(gains))}
+
+
+def _save(model: nn.Module, folder: Path, config: SeparatorTrainingConfig) -> None:
+    assert isinstance(model, Extractor)
+    provenance: dict[str, Any] = {"training": asdict(config)}
+    card = "# A trunk trained by location\n\nTwo talkers of a binaural mixture, left to right.\n"
+    hub.save_model(folder, asdict(model.config), model.state_dict(), KIND, card, provenance)

@@ -1,0 +1,112 @@
+"""Who and what is in training, tuning and test; speakers, heads, rooms and noises are in one of them only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from audio_llm import audio
+from audio_llm.errors import DataError
+from audio_llm.simulation.heads import Head, load_head
+from audio_llm.simulation.mono import trim_silence
+from audio_llm.simulation.scene_plan import Voice
+from audio_llm.simulation.sources import write_sources
+
+PARTS = ("train", "tune", "test")
+CORPORA = (  # all but those that are for reporting elsewhere
+    "librispeech_tc100",
+    "librispeech_dev_clean_mp3",
+    "librispeech_test_other",
+    "librispeech_test_clean_few",
+    "speechocean762",
+    "kathleen",
+    "cmu_arctic_few",
+)
+TEST_HEADS = ("subject_003", "subject_012", "subject_021", "subject_044", "subject_124", "subject_165")
+TUNE_HEADS = ("subject_008", "subject_065")
+TEST_KEMAR, TRAIN_KEMAR = "kemar_normal_pinna", "kemar_large_pinna"
+TUNE_SHARE = 0.08  # of the training speakers and of the noises
+TEST_NOISE_SHARE = 0.15
+MOST_UTTERANCES = 60  # of one speaker
+LEAST_S = 1.0  # of an utterance without silence
+
+
+def pack(folder: Path, output: Path) -> None:
+    """Write the packs `train`, `tune` and `test`.
+
+    Args:
+        folder: The data: `audio/speech`, `audio/noise` and `audio/rir` with their manifests.
+        output: Where the packs go.
+    """
+    for part in PARTS:
+        found = write_sources(
+            output / part, _voices(folder, part), _noises(folder, part), _heads(folder, part), _rooms(folder, part)
+        )
+        logging.info("%s: %s", part, found)
+
+
+def _voices(folder: Path, part: str) -> Iterator[Voice]:
+    for corpus in CORPORA:
+        by_speaker: dict[str, list[dict[str, str]]] = {}
+        for row in _manifest(folder, f"speech/{corpus}"):
+            if speaker_part(row["speaker"], row["split"]) == part:
+                by_speaker.setdefault(row["speaker"], []).append(row)
+        for speaker, rows in sorted(by_speaker.items()):
+            order = sorted(rows, key=lambda row: _share(row["id"]))[:MOST_UTTERANCES]
+            sounds = [trim_silence(audio.read(folder / "audio" / row["path"])) for row in order]
+            kept = tuple(sound for sound in sounds if sound.size >= LEAST_S * audio.SAMPLE_RATE)
+            if kept:
+                yield Voice(speaker, corpus, str(rows[0].get("gender") or ""), kept)
+
+
+def speaker_part(speaker: str, split: str) -> str:
+    """Return the part that a speaker is in: the manifests' `dev` is the test, tuning is carved out of `train`.
+
+    Kathleen alone has both splits; she is in training.
+    """
+    if split == "dev" and speaker != "kathleen":
+        return "test"
+    return "tune" if _share(speaker) < TUNE_SHARE and speaker != "kathleen" else "train"
+
+
+def _noises(folder: Path, part: str) -> Iterator[np.ndarray]:
+    for path in sorted((folder / "audio" / "noise").glob("*/manifest.jsonl")):
+        for row in _manifest(folder, f"noise/{path.parent.name}"):
+            share = _share(row["source"] or row["id"])
+            own = "test" if share < TEST_NOISE_SHARE else "tune" if share < TEST_NOISE_SHARE + TUNE_SHARE else "train"
+            if own == part:
+                yield audio.read(folder / "audio" / row["path"])
+
+
+def _heads(folder: Path, part: str) -> Iterator[Head]:
+    rir = folder / "audio" / "rir"
+    for path in sorted((rir / "cipic").glob("*.npz")):
+        own = "test" if path.stem in TEST_HEADS else "tune" if path.stem in TUNE_HEADS else "train"
+        if own == part:
+            yield load_head(path)
+    kemar = {"test": TEST_KEMAR, "train": TRAIN_KEMAR}.get(part)
+    if kemar:
+        yield load_head(rir / "mit_kemar" / f"{kemar}.npz")
+
+
+def _rooms(folder: Path, part: str) -> Iterator[Head]:
+    if part == "test":
+        yield load_head(folder / "audio" / "rir" / "surrey_brir" / "uniS_room_a.npz")
+
+
+def _manifest(folder: Path, name: str) -> list[dict[str, str]]:
+    path = folder / "audio" / name / "manifest.jsonl"
+    if not path.exists():
+        raise DataError("no manifest", path=path, remedy="see the recipe's README for the layout of a data folder")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _share(name: str) -> float:
+    """Return a number in 0..1 that depends on the name alone."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2.0**64
