@@ -133,10 +133,11 @@ class ShardReader:
         number = bisect.bisect_right(self._ends, row)
         row -= self._ends[number - 1] if number else 0
         file, offsets = self._shard(number)
-        return {
-            name: np.asarray(file.get_slice(f"{name}.data")[int(ends[row]) : int(ends[row + 1])])
-            for name, ends in offsets.items()
-        }
+        found = {}
+        for name, ends in offsets.items():
+            data = file.get_slice(f"{name}.data") if ends[-1] else file.get_tensor(f"{name}.data")
+            found[name] = np.asarray(data[int(ends[row]) : int(ends[row + 1])])  # an empty tensor has no slices
+        return found
 
     def lengths(self, name: str) -> np.ndarray:
         """Return the length of the array of that name in every row: (rows,) int64."""

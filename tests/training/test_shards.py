@@ -75,3 +75,11 @@ def test_damaged_shard_is_named(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:50])
     with pytest.raises(DataError, match="cannot be read"):
         ShardReader(tmp_path / "pack")[0]
+
+
+def test_a_column_may_be_empty_in_every_row(tmp_path: Path) -> None:
+    rows = [{"x": np.arange(3), "text": encode_text("")}, {"x": np.arange(2), "text": encode_text("")}]
+    write_shards(rows, tmp_path / "pack")
+    reader = ShardReader(tmp_path / "pack")
+    assert [(row["x"].tolist(), row["text"].size) for row in reader] == [([0, 1, 2], 0), ([0, 1], 0)]
+    assert [array.size for array in reader.column("text")] == [0, 0]
