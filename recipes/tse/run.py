@@ -21,7 +21,7 @@ def main() -> int:
     """Run the stage named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="separate: settings of the training")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="separate: settings of the training")
     parser.add_argument("--data", type=Path, help="pack: folder with audio/speech, audio/noise and audio/rir")
     parser.add_argument("--output", type=Path, default=Path("exp/tse"))
     parser.add_argument("--config", type=Path, help="separate: YAML file")
@@ -33,7 +33,7 @@ def main() -> int:
     if arguments.stage == "pack":
         data.pack(arguments.data, packed)
     elif arguments.stage == "separate":
-        config = load_config(SeparatorTrainingConfig, arguments.config, arguments.settings)
+        config = load_config(SeparatorTrainingConfig, arguments.config, arguments.set)
         limits = {"max_minutes": arguments.max_minutes, "resume": arguments.resume}
         parts = packed / "train", packed / "tune"
         logging.info("%s", train_separator(*parts, arguments.output / "separator", config, **limits))
