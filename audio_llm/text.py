@@ -94,7 +94,8 @@ def _say_number(digits: str) -> str:
 
 def _letters(text: str) -> str:
     """As `spoken`, with runs of spelled letters joined: `n e c` becomes `nec`."""
-    return _SPELLED.sub(lambda match: match.group().replace(" ", ""), _spoken(text))
+    joined = _SPELLED.sub(lambda match: match.group().replace(" ", ""), _spoken(text))
+    return _spoken(joined)  # `d r` has become an abbreviation
 
 
 NORMALIZERS: dict[str, Normalizer] = {

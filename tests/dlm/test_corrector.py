@@ -18,20 +18,18 @@ from audio_llm.asr.ctc import CtcRecognizer
 from audio_llm.asr.ctc_model import CtcConfig, CtcModel
 from audio_llm.correction import Edit
 from audio_llm.dlm import decode, vocab
-from audio_llm.dlm.corrector import (
-    SETTINGS_NAME,
-    DecodingSettings,
-    DlmCorrector,
-    find_edits,
-    list_weights,
-    read_settings,
-    settings_from_json,
-    settings_to_json,
-)
+from audio_llm.dlm.corrector import DlmCorrector, find_edits, list_weights
 from audio_llm.dlm.dsr import Heard, Pools
 from audio_llm.dlm.gate import Gate
 from audio_llm.dlm.model import DenoisingLM, ModelConfig, save
 from audio_llm.dlm.rescore import Scales, choose
+from audio_llm.dlm.settings import (
+    SETTINGS_NAME,
+    DecodingSettings,
+    read_settings,
+    settings_from_json,
+    settings_to_json,
+)
 from audio_llm.errors import ModelFormatError, UsageError
 from audio_llm.hub import fingerprint
 from audio_llm.lm.kneser_ney import train_ngram
