@@ -161,10 +161,7 @@ def onset_delays(responses: np.ndarray) -> np.ndarray:
     size = 4 * responses.shape[-1]
     spectrum = np.fft.fft(responses, size)
     minimum = minimum_phase(np.abs(spectrum))
-    cross = spectrum * np.conj(minimum)
-    upsampled = np.zeros((*cross.shape[:-1], size * _SHIFT_UPSAMPLING), dtype=complex)
-    upsampled[..., : size // 2] = cross[..., : size // 2]
-    correlation = np.fft.ifft(upsampled).real[..., : responses.shape[-1] * _SHIFT_UPSAMPLING]
+    correlation = _correlation(spectrum * np.conj(minimum))[..., : responses.shape[-1] * _SHIFT_UPSAMPLING]
     return np.asarray(correlation.argmax(axis=-1) / _SHIFT_UPSAMPLING)
 
 
@@ -183,10 +180,15 @@ def time_difference_s(responses: np.ndarray, least_hz: float = 100.0, most_hz: f
     frequencies = np.fft.fftfreq(size, 1.0 / SAMPLE_RATE)
     spectrum = np.fft.fft(responses, size)
     cross = spectrum[..., 0, :] * np.conj(spectrum[..., 1, :])
-    cross = np.where((frequencies >= least_hz) & (frequencies <= most_hz), cross, 0.0)
-    upsampled = np.zeros((*cross.shape[:-1], size * _SHIFT_UPSAMPLING), dtype=complex)
-    upsampled[..., : size // 2] = cross[..., : size // 2]
-    correlation = np.fft.ifft(upsampled).real
+    correlation = _correlation(np.where((frequencies >= least_hz) & (frequencies <= most_hz), cross, 0.0))
     reach = SAMPLE_RATE * _SHIFT_UPSAMPLING // 1000
     near = np.concatenate([correlation[..., -reach:], correlation[..., : reach + 1]], axis=-1)
     return np.asarray((near.argmax(axis=-1) - reach) / (SAMPLE_RATE * _SHIFT_UPSAMPLING))
+
+
+def _correlation(cross: np.ndarray) -> np.ndarray:
+    """Return the correlation of a cross-spectrum (..., N), `_SHIFT_UPSAMPLING` values a sample: (..., N x that)."""
+    size = cross.shape[-1]
+    upsampled = np.zeros((*cross.shape[:-1], size * _SHIFT_UPSAMPLING), dtype=complex)
+    upsampled[..., : size // 2] = cross[..., : size // 2]
+    return np.asarray(np.fft.ifft(upsampled).real)
