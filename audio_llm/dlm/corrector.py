@@ -53,7 +53,8 @@ class DlmCorrector:
         settings: How it decodes.
         decoding: `greedy` reads the best hypothesis; `dsr` weighs candidates by all models and needs the sound;
             `dlm-sum` reads several hypotheses.
-        recognizer: What makes the lists; it tells how long a list is useful.
+        recognizer: What makes the lists; it tells how long a list is useful, and whether its scores count. Lists of an
+            unknown one are taken for those of the recogniser that the settings were found for.
         scorer: For `dsr`: compares candidates with the sound; None: the recogniser does.
         gate: Whether the recogniser's text is kept when the gain is small.
         language_model: For `dlm-sum` and `dsr`: the n-gram model that the settings name.
@@ -88,6 +89,7 @@ class DlmCorrector:
         if decoding == "dsr" and scorer is not None:
             size = settings.shortlisted
             self._pools = Pools(model, scorer, language_model, settings.shortlist, size, settings.proposals)
+        self._by_rank = recognizer is not None and recognizer.version != settings.recognizer
         self._gate = settings.gates[decoding] if gate else replace(settings.gates[decoding], off=True)
 
     @classmethod
@@ -182,7 +184,9 @@ class DlmCorrector:
 
     def _shortlist(self, nbest: NBest, texts: tuple[str, ...]) -> tuple[list[str], list[float]]:
         """Return the hypotheses that are read, the recogniser's best first, and their log-weights."""
-        weights = list_weights(nbest, texts, self._normalizer, self.settings, self._language_model)
+        weights = list_weights(
+            nbest, texts, self._normalizer, self.settings, self._language_model, by_rank=self._by_rank
+        )
         rest = sorted(range(1, len(texts)), key=lambda i: -weights[i])
         chosen = [0, *rest[: self.settings.hypotheses - 1]]
         return [texts[i] for i in chosen], [weights[i] for i in chosen]
@@ -218,14 +222,24 @@ def list_weights(
     normalizer: Normalizer,
     settings: DecodingSettings,
     language_model: NgramLm | None = None,
+    by_rank: bool = False,
 ) -> list[float]:
-    """Return the log-weights of the texts: by scores where every entry has one, else by rank."""
+    """Return the log-weights of the texts: by scores where every entry has one, else by rank.
+
+    Args:
+        nbest: The list.
+        texts: Its distinct normalised texts.
+        normalizer: What made them.
+        settings: With the scales.
+        language_model: For the score `lm`.
+        by_rank: The scores are another recogniser's than the one the scales were found for: leave them aside.
+    """
     scores: dict[str, float] = {}
     for hypothesis in nbest.hypotheses:
         if hypothesis.score is not None:
             text = normalizer(hypothesis.text)
             scores[text] = max(hypothesis.score, scores.get(text, -math.inf))
-    if not all(text in scores for text in texts):
+    if by_rank or not all(text in scores for text in texts):
         return [-settings.rank_weight * rank for rank in range(len(texts))]
     prior = _prior(texts, language_model)
     return [

@@ -118,7 +118,7 @@ def stage_transfer(folder: Path, output: Path, model_dir: Path, ctc: Path | None
     sets = {name: _normalized(read_nbest(folder / "nbest" / f"{name}.json"))[:limit] for name in data.TRANSFER_LISTS}
     if ctc is not None:
         heard = recognizer.recognized(folder, ctc, limit)
-        sets.update({f"ctc, {name}": [nbest for nbest in lists if nbest.best] for name, lists in heard.items()})
+        sets.update({f"ctc, {name}": _by_rank(lists) for name, lists in heard.items()})
     rows = evaluate(found, sets)
     (output / "transfer.md").write_text(table(rows))
     print(table(rows))
@@ -129,6 +129,15 @@ def stage_speed(folder: Path, output: Path, model_dir: Path, limit: int) -> None
     lists = to_lists(read_set(output, "synthetic-tune"))[:limit]
     recordings = [Path(r.path) for r in data.recordings(folder)["tune-kathleen"]][:limit]
     print(speed.report(lists, recordings, model_dir))
+
+
+def _by_rank(lists: Iterable[NBest]) -> list[NBest]:
+    """Return the lists in which something was heard, without scores, which count with the tuned recogniser only."""
+    return [
+        NBest(nbest.id, tuple(Hypothesis(h.text) for h in nbest.hypotheses), nbest.reference)
+        for nbest in lists
+        if nbest.best
+    ]
 
 
 def _normalized(lists: Iterable[NBest]) -> list[NBest]:

@@ -400,3 +400,19 @@ def test_a_saved_model_directory_is_a_corrector(tmp_path: Path) -> None:
     assert (found.input, found.id) == ("a mat", "u1")
     with pytest.raises(UsageError, match="scores any text"):
         DlmCorrector.load(tmp_path / "model", decode="dsr")
+
+
+def test_scores_of_another_recogniser_than_the_tuned_one_do_not_count() -> None:
+    scored = nbest("the bat sat", "the hat sad", scores=[-90.0, -1.0])
+    plain = nbest("the bat sat", "the hat sad")
+    settings = replace(SETTINGS, recognizer="fake", rank_weight=3.0, list_scales=Scales({"asr": 1.0}))
+    other = replace(settings, recognizer="another")
+
+    def proposed(list_: NBest, settings: DecodingSettings) -> tuple[str, float]:
+        (found,) = corrector("dlm-sum", settings=settings, recognizer=FakeRecognizer()).propose([list_])
+        return found.candidate.text, found.gain
+
+    assert proposed(scored, other) == proposed(plain, other) == proposed(plain, settings)
+    assert proposed(scored, settings) != proposed(plain, settings)
+    assert proposed(scored, settings)[0] == "the hat sat"  # the second text has all the weight
+    assert proposed(scored, other)[0] == "the cat sat"
