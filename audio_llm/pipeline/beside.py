@@ -62,11 +62,9 @@ class CorrectorBeside:
         """Hand over one list and its sound, (T,) float32 at 16 kHz; the future holds the correction or its error."""
         future: Future[Correction] = Future()
         self._room.acquire()
-        try:
-            self._waiting.put(future)
+        self._waiting.put(future)
+        with contextlib.suppress(OSError):  # the process is gone: the receiver notices, and answers for it
             self._connection.send((nbest, waveform))
-        except OSError:
-            pass  # the process is gone, as whoever receives will notice
         return future
 
     def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
