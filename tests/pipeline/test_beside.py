@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ class Echo:
 
 def no_model() -> Measurer:
     raise ModelNotFoundError("no model is named 'x'", remedy="name another")
+
+
+@pytest.fixture(autouse=True)
+def _tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the other process find this module, which is no part of the package."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
 
 @pytest.fixture
