@@ -82,11 +82,30 @@ def from_uint8(steps: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def mel_filters() -> torch.Tensor:
     """Return triangular filters (80, 257) float32 with peak 1, evenly spaced on Slaney's mel scale."""
-    edges = _to_hz(torch.linspace(_to_mel(LOWEST_HZ), _to_mel(HIGHEST_HZ), N_MELS + 2, dtype=torch.float64))
-    bins = torch.arange(N_FFT // 2 + 1, dtype=torch.float64) * SAMPLE_RATE / N_FFT
+    return triangular_filters(N_MELS, N_FFT, LOWEST_HZ, HIGHEST_HZ)
+
+
+def triangular_filters(
+    count: int, n_fft: int, lowest_hz: float, highest_hz: float, unit_area: bool = False
+) -> torch.Tensor:
+    """Return filters evenly spaced on Slaney's mel scale, for 16 kHz.
+
+    Args:
+        count: How many.
+        n_fft: Points of the transform.
+        lowest_hz: Lower edge of the first.
+        highest_hz: Upper edge of the last.
+        unit_area: Whether each has the area 1 (over Hz) in place of the peak 1.
+
+    Returns:
+        (count, n_fft // 2 + 1) float32.
+    """
+    edges = _to_hz(torch.linspace(_to_mel(lowest_hz), _to_mel(highest_hz), count + 2, dtype=torch.float64))
+    bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * SAMPLE_RATE / n_fft
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
-    return torch.minimum(rising, falling).clamp_min(0.0).float()
+    filters = torch.minimum(rising, falling).clamp_min(0.0)
+    return (filters * (2.0 / (right - left)) if unit_area else filters).float()
 
 
 def _to_mel(hz: float) -> float:

@@ -44,17 +44,28 @@ class Scene:
     clean: np.ndarray
 
 
-def make_scene(sources: SceneSources, config: SceneConfig, seed: int, index: int, with_look: bool = True) -> Scene:
-    """Return a scene, a pure function of the arguments; without its look, which is then empty, in half the time.
+def make_scene(
+    sources: SceneSources,
+    config: SceneConfig,
+    seed: int,
+    index: int,
+    with_look: bool = True,
+    with_mixture: bool = True,
+) -> Scene:
+    """Return a scene, a pure function of the arguments.
+
+    Without its look or its mixture it is there in half the time; the sounds left out are then empty.
 
     Raises:
         DataError: There are fewer voices than people in a scene, or no head.
     """
-    return render_scene(sources, config, plan_scene(sources, config, seed, index), with_look)
+    return render_scene(sources, config, plan_scene(sources, config, seed, index), with_look, with_mixture)
 
 
-def render_scene(sources: SceneSources, config: SceneConfig, plan: ScenePlan, with_look: bool = True) -> Scene:
-    """Return the sound of a plan; what the mixture is does not depend on `with_look`."""
+def render_scene(
+    sources: SceneSources, config: SceneConfig, plan: ScenePlan, with_look: bool = True, with_mixture: bool = True
+) -> Scene:
+    """Return the sound of a plan; what one part is does not depend on whether the other is wanted."""
     rng, look_rng, apart_rng = (np.random.default_rng([*plan.seed, part]) for part in (1, 2, 3))
     measured = None if plan.measured_room is None else sources.measured_rooms[plan.measured_room]
     place = _Place(vary(sources.heads[plan.head], apart_rng, config.head), plan.room, measured)
@@ -73,8 +84,10 @@ def render_scene(sources: SceneSources, config: SceneConfig, plan: ScenePlan, wi
         gain = min(10.0 ** (plan.overall_db / 20.0), 0.99 / max(float(np.abs(together).max()), 1e-9))
         return np.float32(gain) * speech, np.float32(gain) * together
 
-    speech, mixture = render_people(said, plan.talkers, plan.snr_db, place.hear, rng)
-    looked, look = np.zeros((1, 2, 0), dtype=np.float32), np.zeros((2, 0), dtype=np.float32)
+    empty = np.zeros((1, 2, 0), dtype=np.float32)
+    (speech, mixture), (looked, look) = (empty, empty[0]), (empty, empty[0])
+    if with_mixture:
+        speech, mixture = render_people(said, plan.talkers, plan.snr_db, place.hear, rng)
     if with_look:
         looked, look = render_people(clean, plan.look, plan.look_snr_db, place.look, look_rng)
     return Scene(plan, mixture, speech[0], speech[1:], look, looked[0], clean)

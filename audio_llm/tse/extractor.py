@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audio_llm.errors import ConfigError
+from audio_llm.tse.cells import gru_step
 from audio_llm.tse.frames import BINS, CHUNK, FRAME, OVERLAP, analyze, inverse, synthesize, transform
 
 EARS = 2
@@ -34,7 +35,7 @@ class ExtractorConfig:
         context: Frames of features that are seen at once, this one and those before.
         kernel: Bands that the depthwise convolution sees.
         embedding: Width of the speaker's embedding; 0: the network takes none.
-        outputs: People in the output: 1, or 2 for location-based separation, left to right.
+        outputs: Streams in the output: 1, or one for each talker, left to right.
     """
 
     channels: int = 48
@@ -210,13 +211,7 @@ class _Block(nn.Module):
     def step(self, x: Tensor, film: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Transform (B, bands, C) with the memory (B, bands, hidden); return both anew."""
         x = self._bands(x, film)
-        weights: list[Tensor] = list(self.gru.parameters())  # to the input, to the memory, and the biases of both
-        own = functional.linear(self.time_norm(x), weights[0], weights[2])
-        old = functional.linear(hidden, weights[1], weights[3])
-        size = hidden.shape[-1]
-        gates = torch.sigmoid(own[..., : 2 * size] + old[..., : 2 * size])
-        new = torch.tanh(own[..., 2 * size :] + gates[..., :size] * old[..., 2 * size :])
-        hidden = new + gates[..., size:] * (hidden - new)
+        hidden = gru_step(self.gru, self.time_norm(x), hidden)
         return x + self.out(hidden), hidden
 
     def _bands(self, x: Tensor, film: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training of the trunk by location: two talkers of a scene, the one on the left first.
+"""Training of the trunk by location: each talker of a scene in a stream of its own, from left to right.
 
 No speaker is asked for, so that the network learns what a target is made of before it learns whose it is.
 """
@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from audio_llm import hub
+from audio_llm.errors import ConfigError
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import Scene, make_scene
 from audio_llm.simulation.sources import read_sources
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.tse.extractor import Extractor, ExtractorConfig
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
-from audio_llm.tse.losses import negative_ratios, si_sdr_db
+from audio_llm.tse.losses import separation_loss, si_sdr_db, talking
+from audio_llm.tse.models import SEPARATOR
 
-KIND = "tse-separator"
 VALIDATION_SEED = 1_000_003
 
 logger = logging.getLogger(__name__)
@@ -40,16 +41,16 @@ class SeparatorTrainingConfig:
     """How to train the trunk.
 
     Attributes:
-        model: Size of the network; two outputs and no embedding.
+        model: Size of the network; as many outputs as there may be talkers, and no embedding.
         training: The loop's settings.
-        scenes: How scenes are drawn; two talkers each.
+        scenes: How scenes are drawn.
         batch_scenes: Scenes in a batch.
         epoch_batches: Batches in an epoch; every epoch draws new scenes.
         validation_scenes: Scenes of the tuning part at each validation.
         seed: Of the scenes.
     """
 
-    model: ExtractorConfig = field(default_factory=lambda: ExtractorConfig(embedding=0, outputs=2))
+    model: ExtractorConfig = field(default_factory=lambda: ExtractorConfig(embedding=0, outputs=3))
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=20_000))
     scenes: SceneConfig = field(default_factory=_still_pairs)
     batch_scenes: int = 8
@@ -81,7 +82,11 @@ def train_separator(
 
     Raises:
         DataError: A pack is missing or has too few people.
+        ConfigError: There may be more talkers than streams.
     """
+    if config.scenes.talkers[1] > config.model.outputs:
+        remedy = "give the model as many outputs as there may be talkers"
+        raise ConfigError(f"{config.scenes.talkers[1]} talkers, {config.model.outputs} streams", remedy=remedy)
     sources, held_out = read_sources(pack), read_sources(tuning)
     samples = round(config.scenes.seconds * SAMPLE_RATE) // CHUNK * CHUNK
     config = replace(config, scenes=replace(config.scenes, seconds=samples / SAMPLE_RATE))
@@ -98,7 +103,7 @@ def train_separator(
 
     def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         mixture, targets = batch
-        return negative_ratios(network(mixture)[..., OVERLAP:], targets[..., :-OVERLAP])
+        return separation_loss(network(mixture)[..., OVERLAP:], targets[..., :-OVERLAP], mixture[..., :-OVERLAP])
 
     def evaluate(network: nn.Module) -> dict[str, float]:
         return validate(network, held_out, config)
@@ -122,22 +127,37 @@ def train_separator(
 def make_batch(
     sources: SceneSources, config: SeparatorTrainingConfig, seed: int, indices: range
 ) -> tuple[Tensor, Tensor]:
-    """Return mixtures (B, 2, T) and their talkers (B, 2, 2, T), left one first, of these scenes."""
+    """Return mixtures (B, 2, T) and their talkers by stream (B, outputs, 2, T) of these scenes."""
     scenes = [make_scene(sources, config.scenes, seed, index, with_look=False) for index in indices]
     mixtures = np.stack([scene.mixture for scene in scenes])
-    return torch.from_numpy(mixtures), torch.from_numpy(np.stack([left_to_right(scene) for scene in scenes]))
+    return torch.from_numpy(mixtures), torch.from_numpy(
+        np.stack([talkers_by_stream(scene, config.model.outputs) for scene in scenes])
+    )
 
 
-def left_to_right(scene: Scene) -> np.ndarray:
-    """Return the talkers of a scene, (K, 2, T) float32, from the one farthest on the left."""
-    talkers = np.concatenate([scene.target[None], scene.others])
+def talkers_by_stream(scene: Scene, streams: int) -> np.ndarray:
+    """Return the talkers of a scene in their streams, silence in the others: (streams, 2, T) float32."""
+    out = np.zeros((streams, *scene.mixture.shape), dtype=np.float32)
+    out[slots(scene, streams)] = np.concatenate([scene.target[None], scene.others])
+    return out
+
+
+def slots(scene: Scene, streams: int) -> np.ndarray:
+    """Return the stream of each talker of a scene, (talkers,) int.
+
+    The one farthest on the left has the first, the one farthest on the right the last; where there are fewer people,
+    streams between are nobody's.
+    """
     places = [np.sin(np.radians(talker.azimuth)) for talker in scene.plan.talkers]
-    return talkers[np.argsort(places)[::-1]]
+    taken = np.linspace(0, streams - 1, len(places)).round().astype(int)
+    found = np.empty(len(places), dtype=int)
+    found[np.argsort(places)[::-1]] = taken
+    return found
 
 
 @torch.inference_mode()
 def validate(model: nn.Module, sources: SceneSources, config: SeparatorTrainingConfig) -> dict[str, float]:
-    """Return loss and mean SI-SDR improvement over both ears and both talkers, on scenes that are always the same."""
+    """Return loss and mean SI-SDR improvement over both ears and all talkers, on scenes that are always the same."""
     device = next(model.parameters()).device
     losses, gains = [], []
     for first in range(0, config.validation_scenes, config.batch_scenes):
@@ -145,13 +165,13 @@ def validate(model: nn.Module, sources: SceneSources, config: SeparatorTrainingC
         mixture, targets = (part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen))
         found, wanted = model(mixture)[..., OVERLAP:], targets[..., :-OVERLAP]
         before = si_sdr_db(mixture[:, None, :, :-OVERLAP].expand_as(wanted), wanted)
-        losses += [float(negative_ratios(found, wanted))] * len(chosen)
-        gains += (si_sdr_db(found, wanted) - before).mean(dim=(1, 2)).tolist()
+        losses += [float(separation_loss(found, wanted, mixture[..., :-OVERLAP]))] * len(chosen)
+        gains += (si_sdr_db(found, wanted) - before).mean(-1)[talking(wanted)].tolist()
     return {"loss": float(np.mean(losses)), "si_sdri_db": float(np.mean(gains))}
 
 
 def _save(model: nn.Module, folder: Path, config: SeparatorTrainingConfig) -> None:
     assert isinstance(model, Extractor)
     provenance: dict[str, Any] = {"training": asdict(config)}
-    card = "# A trunk trained by location\n\nTwo talkers of a binaural mixture, left to right.\n"
-    hub.save_model(folder, asdict(model.config), model.state_dict(), KIND, card, provenance)
+    card = "# A trunk trained by location\n\nThe talkers of a binaural mixture, left to right.\n"
+    hub.save_model(folder, asdict(model.config), model.state_dict(), SEPARATOR, card, provenance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from audio_llm.simulation.scenes import make_scene
 from audio_llm.simulation.sources import read_sources, write_sources
 from audio_llm.training.loop import TrainingConfig
 from audio_llm.tse.extractor import ExtractorConfig
-from audio_llm.tse.losses import negative_ratios, si_sdr_db, snr_db
-from audio_llm.tse.train_separator import KIND, SeparatorTrainingConfig, left_to_right, train_separator
+from audio_llm.tse.losses import leak_db, separation_loss, si_sdr_db, snr_db, talking
+from audio_llm.tse.train_separator import SeparatorTrainingConfig, slots, talkers_by_stream, train_separator
 
 torch.set_num_threads(1)
 PAIRS = SceneConfig(seconds=0.512, talkers=(2, 2), moving_share=0.0, absent_share=0.0, fully_absent_share=0.0)
@@ -50,24 +51,40 @@ def test_ratios_are_what_they_are_called() -> None:
         torch.testing.assert_close(snr_db(mixed, target), torch.full((3, 2), wanted_db), atol=1e-3, rtol=0)
         torch.testing.assert_close(si_sdr_db(7.0 * mixed, target), torch.full((3, 2), wanted_db), atol=2e-2, rtol=0)
     assert snr_db(2.0 * target, target).mean() == pytest.approx(0.0, abs=1e-3)  # level counts
-    silent = torch.zeros(1, 100, requires_grad=True)
-    negative_ratios(silent, torch.zeros(1, 100)).backward()
+    silent = torch.zeros(1, 1, 2, 100, requires_grad=True)
+    separation_loss(silent, torch.zeros(1, 1, 2, 100), torch.ones(1, 2, 100)).backward()
     assert torch.isfinite(silent.grad).all()
 
 
-def test_the_left_talker_comes_first(pack: Path) -> None:
+def test_talkers_are_in_streams_from_left_to_right(pack: Path) -> None:
     sources = read_sources(pack)
-    for index in range(10):
-        scene = make_scene(sources, PAIRS, 3, index, with_look=False)
-        first, second = left_to_right(scene)
+    counts = set()
+    for index in range(12):
+        scene = make_scene(sources, replace(PAIRS, talkers=(2, 3)), 3, index, with_look=False)
+        count = len(scene.plan.talkers)
+        counts.add(count)
+        streams = talkers_by_stream(scene, 3)
         order = np.argsort([-np.sin(np.radians(talker.azimuth)) for talker in scene.plan.talkers])
-        talkers = [scene.target, scene.others[0]]
-        np.testing.assert_array_equal(first, talkers[order[0]])
-        np.testing.assert_array_equal(second, talkers[order[1]])
+        talkers = [scene.target, *scene.others]
+        np.testing.assert_array_equal(streams[0], talkers[order[0]])
+        np.testing.assert_array_equal(streams[2], talkers[order[-1]])
+        np.testing.assert_array_equal(streams[1], talkers[order[1]] if count == 3 else 0.0 * scene.target)
+        np.testing.assert_array_equal(streams[slots(scene, 3)[0]], scene.target)
+    assert counts == {2, 3}
+
+
+def test_a_silent_stream_is_asked_for_silence() -> None:
+    mixture = torch.randn(1, 2, 4000)
+    target = torch.stack([mixture, torch.zeros_like(mixture)], dim=1)
+    losses = [separation_loss(torch.stack([0.9 * mixture, x * mixture], 1), target, mixture) for x in (1.0, 0.1, 0.0)]
+    assert losses[0] > losses[1] > losses[2]
+    assert leak_db(mixture, mixture).mean() == pytest.approx(0.0, abs=0.1)
+    assert leak_db(0.0 * mixture, mixture).mean() == pytest.approx(-20.0, abs=0.1)
+    assert talking(target).tolist() == [[True, False]]
 
 
 def test_training_lowers_the_loss_and_leaves_a_model(pack: Path, tmp_path: Path) -> None:
-    model = ExtractorConfig(channels=8, hidden=8, blocks=1, stride=6, embedding=0, outputs=2)
+    model = ExtractorConfig(channels=8, hidden=8, blocks=1, stride=6, embedding=0, outputs=3)
     loop = TrainingConfig(24, learning_rate=5e-3, warmup_steps=3, log_every=5, validate_every=4, save_every=20)
     config = SeparatorTrainingConfig(model, loop, PAIRS, batch_scenes=4, epoch_batches=50, validation_scenes=6)
     train_separator(pack, pack, tmp_path / "out", config, device="cpu")
@@ -75,5 +92,5 @@ def test_training_lowers_the_loss_and_leaves_a_model(pack: Path, tmp_path: Path)
     losses = [row["validation"]["loss"] for row in rows if "validation" in row]
     assert len(losses) == 6
     assert losses[-1] < losses[0] - 1.0
-    loaded = hub.load_model(tmp_path / "out/best", KIND)
-    assert loaded.config["outputs"] == 2
+    loaded = hub.load_model(tmp_path / "out/best", "tse-separator")
+    assert loaded.config["outputs"] == 3

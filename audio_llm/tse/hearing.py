@@ -1,0 +1,102 @@
+"""Target-speech hearing: the extractor separates, the selector chooses whom the look has enrolled, chunk by chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from audio_llm.errors import ConfigError
+from audio_llm.tse.extractor import Extractor, ExtractorConfig, ExtractorState
+from audio_llm.tse.selector import Selector, SelectorConfig, SelectorState, weigh, weigh_chunk
+
+
+@dataclass(frozen=True)
+class HearingConfig:
+    """Sizes of both networks.
+
+    Attributes:
+        extractor: As many outputs as there may be talkers, and no embedding.
+        selector: Of the choice among them.
+    """
+
+    extractor: ExtractorConfig = field(default_factory=lambda: ExtractorConfig(embedding=0, outputs=3))
+    selector: SelectorConfig = field(default_factory=SelectorConfig)
+
+    def __post_init__(self) -> None:
+        if self.extractor.embedding or self.extractor.outputs < 2:
+            raise ConfigError("the extractor must separate", remedy="give it 2 outputs or more and embedding 0")
+
+
+@dataclass(frozen=True)
+class HearingState:
+    """What is remembered between two chunks."""
+
+    extractor: ExtractorState
+    selector: SelectorState
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the parts by name, in a fixed order."""
+        parts = {"extractor": self.extractor.tensors(), "selector": self.selector.tensors()}
+        return {f"{part}_{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> HearingState:
+        """Return the state of what `tensors` gave."""
+        parts: dict[str, dict[str, Tensor]] = {"extractor": {}, "selector": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition("_")
+            parts[part][rest] = tensor
+        return cls(ExtractorState(**parts["extractor"]), SelectorState(**parts["selector"]))
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What comes of a mixture.
+
+    Attributes:
+        sound: (B, 2, T) float32, the person wanted, 64 samples later than the mixture.
+        streams: (B, K, 2, T) float32, everybody, from left to right, as late.
+        logits: (B, N, K + 1) float32, of the choice among the streams and silence, by chunk.
+        vectors: (B, N, K, 256) float32, the streams' vectors.
+    """
+
+    sound: Tensor
+    streams: Tensor
+    logits: Tensor
+    vectors: Tensor
+
+
+class TargetHearing(nn.Module):
+    """Both networks; `forward` for whole mixtures and `step` for chunks give the same."""
+
+    def __init__(self, config: HearingConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.extractor = Extractor(config.extractor)
+        self.selector = Selector(config.selector)
+
+    def forward(self, mixture: Tensor, enrolled: Tensor) -> Heard:
+        """Hear one person in whole mixtures (B, 2, T), T a multiple of 128; enrolled (B, 256) unit vectors."""
+        streams = self.extractor(mixture)
+        logits, vectors = self.selector(streams, enrolled)
+        return Heard(weigh(streams, logits), streams, logits, vectors)
+
+    def initial_state(self, batch: int = 1) -> HearingState:
+        """Return the state before the first chunk: zeros."""
+        return HearingState(
+            self.extractor.initial_state(batch),
+            self.selector.initial_state(self.config.extractor.outputs, batch),
+        )
+
+    def step(self, chunk: Tensor, enrolled: Tensor, state: HearingState) -> tuple[Tensor, HearingState]:
+        """Hear one person in one chunk (B, 2, 128); return the sound (B, 2, 128) and the next state."""
+        streams, extractor = self.extractor.step(chunk, None, state.extractor)
+        _, selector = self.selector.step(streams, enrolled, state.selector)
+        return weigh_chunk(streams, state.selector.weights, selector.weights), HearingState(extractor, selector)
+
+
+def cosine(one: Tensor, other: Tensor) -> Tensor:
+    """Return the cosine between sounds (..., T), by which outputs for two people are seen to differ: (...,)."""
+    return torch.nn.functional.cosine_similarity(one, other, dim=-1)

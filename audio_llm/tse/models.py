@@ -1,0 +1,97 @@
+"""Model directories of target-speech hearing: the parts as they are trained, and both networks in one to be used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from audio_llm import hub
+from audio_llm.errors import ModelFormatError
+from audio_llm.tse.enrolment import EnrolmentConfig, EnrolmentEncoder
+from audio_llm.tse.extractor import Extractor, ExtractorConfig
+from audio_llm.tse.hearing import HearingConfig, TargetHearing
+from audio_llm.tse.selector import SelectorConfig
+
+SEPARATOR, ENROLMENT, HEARING, WHOLE = "tse-separator", "tse-enrolment", "tse-hearing", "tse"
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class TargetSpeechModel:
+    """What hears one person, and what learns from a look who that is; both in eval mode."""
+
+    hearing: TargetHearing
+    enrolment: EnrolmentEncoder
+
+
+def load_separator(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Extractor:
+    """Return a trunk trained by location; raises as `hub.load_model`."""
+    loaded = hub.load_model(name_or_dir, SEPARATOR, device)
+    return _filled(Extractor(_read(ExtractorConfig, loaded.config, loaded.path)), loaded.tensors, loaded.path)
+
+
+def load_enrolment(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> EnrolmentEncoder:
+    """Return an enrolment encoder; raises as `hub.load_model`."""
+    loaded = hub.load_model(name_or_dir, ENROLMENT, device)
+    return _filled(EnrolmentEncoder(_read(EnrolmentConfig, loaded.config, loaded.path)), loaded.tensors, loaded.path)
+
+
+def load_hearing(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> TargetHearing:
+    """Return separation and choice without enrolment; raises as `hub.load_model`."""
+    loaded = hub.load_model(name_or_dir, HEARING, device)
+    return _filled(TargetHearing(_hearing_config(loaded.config, loaded.path)), loaded.tensors, loaded.path)
+
+
+def save_whole(folder: Path, model: TargetSpeechModel, card: str, provenance: Mapping[str, Any]) -> None:
+    """Write a model directory with everything, in half precision."""
+    config = {"hearing": asdict(model.hearing.config), "enrolment": asdict(model.enrolment.config)}
+    parts = {"hearing": model.hearing, "enrolment": model.enrolment}
+    tensors = {
+        f"{part}.{name}": tensor.half() for part, own in parts.items() for name, tensor in own.state_dict().items()
+    }
+    hub.save_model(folder, config, tensors, WHOLE, card, dict(provenance))
+
+
+def load_model(name_or_dir: str | os.PathLike[str] = "tse-small", device: str = "cpu") -> TargetSpeechModel:
+    """Return the model of a directory, or of a name that ships with the package.
+
+    Raises:
+        ModelNotFoundError, ModelFormatError: As `hub.load_model`.
+    """
+    loaded = hub.load_model(name_or_dir, WHOLE, device)
+    hearing = TargetHearing(_hearing_config(loaded.config.get("hearing", {}), loaded.path))
+    enrolment = EnrolmentEncoder(_read(EnrolmentConfig, loaded.config.get("enrolment", {}), loaded.path))
+    parts: dict[str, dict[str, Tensor]] = {"hearing": {}, "enrolment": {}}
+    for name, tensor in loaded.tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = tensor
+    return TargetSpeechModel(
+        _filled(hearing, parts["hearing"], loaded.path), _filled(enrolment, parts["enrolment"], loaded.path)
+    )
+
+
+def _hearing_config(config: Mapping[str, Any], path: Path) -> HearingConfig:
+    extractor = _read(ExtractorConfig, config.get("extractor", {}), path)
+    return HearingConfig(extractor, _read(SelectorConfig, config.get("selector", {}), path))
+
+
+def _read(cls: type[Any], config: Mapping[str, Any], path: Path) -> Any:
+    try:
+        return cls(**config)
+    except TypeError as error:
+        raise ModelFormatError(f"its settings are not a {cls.__name__}'s: {error}", path=path) from None
+
+
+def _filled(module: M, tensors: Mapping[str, Tensor], path: Path) -> M:
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise ModelFormatError(f"its weights do not fit its settings: {error}", path=path) from None
+    device = next(iter(tensors.values())).device
+    return module.to(device).eval()

@@ -1,0 +1,193 @@
+"""Which of the separated streams is the person of the look: a causal speaker encoder over each, and a soft choice.
+
+The speaker encoder is that of enrolment, run over every stream as it comes. How near a stream's vector is to the
+enrolled one, and how much is heard in it, is evidence that a small GRU gathers; a choice among the streams and
+silence, between 0 and 1 each, weighs them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from audio_llm.tse.cells import gru_step
+from audio_llm.tse.frames import CHUNK
+from audio_llm.tse.speaker import LEVEL, WINDOW, SpeakerEncoder, mel_filters, windowed_transform
+
+_MEMORY = 128.0  # chunks over which a stream's level is averaged, about one second
+_FLOOR = 1e-8  # of a mean square
+
+
+@dataclass(frozen=True)
+class SelectorConfig:
+    """Size of the network.
+
+    Attributes:
+        hidden: Of the speaker encoder's LSTM.
+        layers: Of it.
+        hints: Numbers besides the likeness that the encoder gives as evidence.
+        evidence: Width of the GRU that gathers it.
+    """
+
+    hidden: int = 256
+    layers: int = 3
+    hints: int = 8
+    evidence: int = 16
+
+
+@dataclass(frozen=True)
+class SelectorState:
+    """What the network remembers between two chunks; zeros at the beginning.
+
+    Attributes:
+        tail: (B, K, 272) float32, the last samples of each stream.
+        level: (B, K, 1) float32, mean square of each stream so far.
+        count: (B, 1, 1) float32, chunks so far, at most the memory.
+        hidden: (layers, B, K, H) float32, of the speaker encoder.
+        cell: (layers, B, K, H) float32, of it.
+        evidence: (B, K, E) float32, of the GRU.
+        weights: (B, K) float32, the last choice.
+    """
+
+    tail: Tensor
+    level: Tensor
+    count: Tensor
+    hidden: Tensor
+    cell: Tensor
+    evidence: Tensor
+    weights: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the parts by name, in a fixed order."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class Selector(nn.Module):
+    """The network; `forward` for whole streams and `step` for chunks give the same."""
+
+    def __init__(self, config: SelectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.speaker = SpeakerEncoder(config.hidden, config.layers)
+        self.hint = nn.Linear(config.hidden, config.hints)
+        self.gru = nn.GRU(3 + config.hints, config.evidence, batch_first=True)
+        self.choice = nn.Linear(config.evidence, 1)
+        self.nobody = nn.Linear(config.evidence, 1)
+
+    def forward(self, streams: Tensor, enrolled: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose among whole streams.
+
+        Args:
+            streams: (B, K, 2, T) float32 at 16 kHz, T a multiple of 128.
+            enrolled: (B, 256) unit vectors of the people wanted.
+
+        Returns:
+            (B, N, K + 1): logits of each stream and of silence, by chunk; and (B, N, K, 256), each stream's vector
+            by then.
+        """
+        batch, count = streams.shape[:2]
+        mono = streams.mean(dim=2)
+        power = mono.unflatten(-1, (-1, CHUNK)).square().mean(-1, keepdim=True)  # (B, K, N, 1)
+        level = _running_level(power)
+        frames = functional.pad(mono, (WINDOW - CHUNK, 0)).unfold(-1, WINDOW, CHUNK)
+        rows = _mel(frames, level).flatten(0, 1)
+        top = self.speaker.lstm(rows)[0].unflatten(0, (batch, count))  # (B, K, N, H)
+        vectors = self.speaker.project(top)
+        evidence = self._evidence(top, vectors, enrolled[:, None, None], power, level)
+        gathered = self.gru(evidence.flatten(0, 1))[0].unflatten(0, (batch, count))
+        return self._logits(gathered), vectors.transpose(1, 2)
+
+    def initial_state(self, streams: int, batch: int = 1) -> SelectorState:
+        """Return the state before the first chunk."""
+        config, like = self.config, self.choice.weight
+        memory = (config.layers, batch, streams, config.hidden)
+        return SelectorState(
+            like.new_zeros(batch, streams, WINDOW - CHUNK),
+            like.new_zeros(batch, streams, 1),
+            like.new_zeros(batch, 1, 1),
+            like.new_zeros(memory),
+            like.new_zeros(memory),
+            like.new_zeros(batch, streams, config.evidence),
+            like.new_zeros(batch, streams),
+        )
+
+    def step(self, streams: Tensor, enrolled: Tensor, state: SelectorState) -> tuple[Tensor, SelectorState]:
+        """Choose by one chunk.
+
+        Args:
+            streams: (B, K, 2, 128) float32.
+            enrolled: (B, 256).
+            state: From the last call, or `initial_state`.
+
+        Returns:
+            (B, K + 1) logits, and the next state.
+        """
+        frames = torch.cat([state.tail, streams.mean(dim=2)], dim=-1)
+        power = frames[..., WINDOW - CHUNK :].square().mean(-1, keepdim=True)
+        count = (state.count + 1.0).clamp_max(_MEMORY)
+        level = state.level + (power - state.level) / count
+        x, hidden, cell = self.speaker.step(_mel(frames, level), state.hidden, state.cell)
+        vectors = self.speaker.project(x)
+        seen = self._evidence(x, vectors, enrolled[:, None], power, level)
+        gathered = gru_step(self.gru, seen, state.evidence)
+        logits = self._logits(gathered)
+        after = SelectorState(
+            frames[..., CHUNK:], level, count, hidden, cell, gathered, torch.softmax(logits, dim=-1)[..., :-1]
+        )
+        return logits, after
+
+    def _evidence(self, top: Tensor, vectors: Tensor, enrolled: Tensor, power: Tensor, level: Tensor) -> Tensor:
+        """Return what speaks for each stream (B, K, ..., 3 + hints)."""
+        likeness = (vectors * enrolled).sum(-1, keepdim=True)
+        share = power / (power.sum(dim=1, keepdim=True) + _FLOOR)
+        loudness = 0.1 * ((power + _FLOOR) / (level + _FLOOR)).log()
+        return torch.cat([4.0 * likeness - 2.5, share, loudness, self.hint(top)], dim=-1)
+
+    def _logits(self, gathered: Tensor) -> Tensor:
+        """Return (B, ..., K + 1) of (B, K, ..., E)."""
+        streams = self.choice(gathered).squeeze(-1).movedim(1, -1)
+        nobody = self.nobody(gathered.mean(dim=1))
+        return torch.cat([streams, nobody], dim=-1)
+
+
+def weigh(streams: Tensor, logits: Tensor) -> Tensor:
+    """Return the chosen sound (B, 2, T) of whole streams (B, K, 2, T) and logits (B, N, K + 1).
+
+    In a chunk, each weight goes evenly from the last choice to the new one, beginning with none.
+    """
+    weights = torch.softmax(logits, dim=-1)[..., :-1]  # (B, N, K)
+    before = functional.pad(weights, (0, 0, 1, -1))
+    return _crossfade(streams.unflatten(-1, (-1, CHUNK)), before, weights).flatten(-2)
+
+
+def weigh_chunk(streams: Tensor, before: Tensor, weights: Tensor) -> Tensor:
+    """Return the chosen sound (B, 2, 128) of a chunk of streams (B, K, 2, 128), the last weights (B, K) and the new."""
+    return _crossfade(streams[..., None, :], before[:, None], weights[:, None])[..., 0, :]
+
+
+def _crossfade(chunks: Tensor, before: Tensor, weights: Tensor) -> Tensor:
+    """Return (B, 2, N, 128) of chunks (B, K, 2, N, 128) with weights (B, N, K)."""
+    slope = torch.arange(1, CHUNK + 1, device=chunks.device, dtype=chunks.dtype) / CHUNK
+    start, end = (part.transpose(1, 2)[:, :, None, :, None] for part in (before, weights))
+    return (chunks * (start + (end - start) * slope)).sum(dim=1)
+
+
+@torch.no_grad()
+def _running_level(power: Tensor) -> Tensor:
+    """Return the mean square by each chunk (B, K, N, 1), over all chunks at first and about a second later on."""
+    level, levels = torch.zeros_like(power[:, :, 0]), []
+    for number in range(power.shape[2]):
+        level = level + (power[:, :, number] - level) / min(number + 1.0, _MEMORY)
+        levels.append(level)
+    return torch.stack(levels, dim=2)
+
+
+def _mel(frames: Tensor, level: Tensor) -> Tensor:
+    """Return mel powers (..., 40) of frames (..., 400), the stream's level brought to the encoder's."""
+    scale = LEVEL / (level + _FLOOR).sqrt()
+    real, imaginary = windowed_transform(frames * scale)
+    mel: Tensor = (real.square() + imaginary.square()) @ mel_filters().to(frames.device)
+    return mel

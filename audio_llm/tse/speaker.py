@@ -1,0 +1,112 @@
+"""The speaker encoder: a sound to a unit vector that is near for one person's sounds and far for two persons'.
+
+Its shape is that of the d-vector network of Resemblyzer (generalised end-to-end loss, Wan et al. 2018), so that its
+weights can teach ours.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from audio_llm.features import triangular_filters
+from audio_llm.tse.cells import lstm_step
+
+SAMPLE_RATE = 16_000
+WINDOW, HOP, BANDS = 400, 160, 40  # samples, samples, mel bands
+EMBEDDING = 256
+PIECE, PIECE_STEP = 160, 80  # frames of a piece, and between the beginnings of two
+LEVEL = 10.0 ** (-30.0 / 20.0)  # RMS that a sound is brought to
+_FLOOR = 1e-8  # of a mean square
+
+
+class SpeakerEncoder(nn.Module):
+    """Three LSTM layers over mel powers, read in pieces of 1.6 s whose vectors are averaged."""
+
+    def __init__(self, hidden: int = 256, layers: int = 3) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(BANDS, hidden, layers, batch_first=True)
+        self.linear = nn.Linear(hidden, EMBEDDING)
+
+    def forward(self, mel: Tensor, weights: Tensor | None = None, step: int = PIECE_STEP) -> Tensor:
+        """Return unit vectors.
+
+        Args:
+            mel: (B, F, 40) float32, powers of a sound at the level of -30 dB.
+            weights: (B, F), how much each frame counts for the share of its piece; None: all the same.
+            step: Frames between the beginnings of two pieces.
+
+        Returns:
+            (B, 256) float32.
+        """
+        short = max(0, PIECE - mel.shape[1])
+        mel = functional.pad(mel, (0, 0, 0, short))
+        pieces = mel.unfold(1, PIECE, step).transpose(2, 3)  # (B, P, PIECE, 40)
+        vectors = self.embed_pieces(pieces.flatten(0, 1)).unflatten(0, pieces.shape[:2])
+        if weights is None:
+            return functional.normalize(vectors.mean(dim=1), dim=-1)
+        share = functional.pad(weights, (0, short)).unfold(1, PIECE, step).mean(-1, keepdim=True)
+        return functional.normalize((vectors * (share + 1e-3)).sum(dim=1), dim=-1)
+
+    def embed_pieces(self, pieces: Tensor) -> Tensor:
+        """Return the unit vector of each piece: (N, 256) of (N, F, 40)."""
+        return self.project(self.lstm(pieces)[0][:, -1])
+
+    def project(self, top: Tensor) -> Tensor:
+        """Return unit vectors (..., 256) of what the last layer gives (..., H)."""
+        return functional.normalize(functional.relu(self.linear(top)), dim=-1)
+
+    def step(self, mel: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Read one frame (..., 40); return what the last layer gives (..., H), and both memories (layers, ..., H)."""
+        return lstm_step(self.lstm, mel, hidden, cell)
+
+
+def embed(encoder: SpeakerEncoder, waveforms: Tensor) -> Tensor:
+    """Return unit vectors (B, 256) of sounds (B, T) float32 at 16 kHz."""
+    found: Tensor = encoder(mel_power(at_level(waveforms)))
+    return found
+
+
+def at_level(waveforms: Tensor) -> Tensor:
+    """Bring sounds (..., T) to an RMS of -30 dB; silence stays."""
+    mean = waveforms.square().mean(-1, keepdim=True)
+    return waveforms * (LEVEL / (mean + _FLOOR).sqrt())
+
+
+def mel_power(waveforms: Tensor) -> Tensor:
+    """Return mel powers (..., F, 40) of sounds (..., T), a frame every 10 ms."""
+    real, imaginary = spectra(waveforms)
+    mel: Tensor = (real.square() + imaginary.square()) @ mel_filters().to(waveforms.device)
+    return mel
+
+
+def spectra(waveforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Return real and imaginary parts (..., F, 201) of the spectra of sounds (..., T): 25 ms every 10 ms."""
+    half = WINDOW // 2
+    return windowed_transform(functional.pad(waveforms, (half, half)).unfold(-1, WINDOW, HOP))
+
+
+def windowed_transform(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Return real and imaginary parts (..., 201) of the spectra of frames (..., 400)."""
+    real, imaginary = (frames @ _transform().to(frames)).chunk(2, dim=-1)
+    return real, imaginary
+
+
+@functools.cache
+def _transform() -> Tensor:
+    """Return a Hann window and the Fourier transform in one matrix, (400, 402) float32."""
+    time = np.arange(WINDOW)
+    phase = 2.0 * np.pi * (time[:, None] * np.arange(WINDOW // 2 + 1) % WINDOW) / WINDOW
+    window = 0.5 - 0.5 * np.cos(2.0 * np.pi * time / WINDOW)
+    both = np.concatenate([np.cos(phase), -np.sin(phase)], axis=1) * window[:, None]
+    return torch.from_numpy(both.astype(np.float32))
+
+
+@functools.cache
+def mel_filters() -> Tensor:
+    """Return (201, 40) float32 triangles of area 1 from 0 to 8 kHz."""
+    return triangular_filters(BANDS, WINDOW, 0.0, SAMPLE_RATE / 2, unit_area=True).T.contiguous()

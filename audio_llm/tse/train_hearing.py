@@ -1,0 +1,341 @@
+"""Training of the choice, and of choice and separation together.
+
+In three steps, each from the model of the one before: the selector on streams made of the talkers themselves with some
+of the others in them; on the streams of the trained trunk; and everything at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from audio_llm import hub
+from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
+from audio_llm.simulation.scenes import make_scene
+from audio_llm.simulation.sources import read_sources
+from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+from audio_llm.tse.enrolment import EnrolmentEncoder
+from audio_llm.tse.extractor import Extractor
+from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
+from audio_llm.tse.hearing import Heard, HearingConfig, TargetHearing, cosine
+from audio_llm.tse.losses import leak_db, separation_loss, si_sdr_db, snr_db, talking
+from audio_llm.tse.models import HEARING
+from audio_llm.tse.selector import weigh
+from audio_llm.tse.speaker import SpeakerEncoder
+from audio_llm.tse.train_enrolment import read_vectors
+from audio_llm.tse.train_separator import slots, talkers_by_stream
+
+VALIDATION_SEED = 1_000_003
+_QUIET = 1e-7  # mean square of a chunk, about -70 dB: nobody talks in it
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HearingTrainingConfig:
+    """How to train.
+
+    Attributes:
+        model: Sizes of the networks.
+        training: The loop's settings.
+        scenes: How scenes are drawn.
+        streams: `made` of the talkers with leaks, those of the `frozen` trunk, or `joint`: the trunk learns as well.
+        noisy_share: Of scenes whose enrolment is the encoder's of the noisy look; the others have the teacher's.
+        batch_scenes: Scenes in a batch.
+        epoch_batches: Batches in an epoch; every epoch draws new scenes.
+        validation_scenes: Scenes of the tuning part at each validation.
+        separation_weight: Of the separation's loss, where the trunk learns.
+        vector_weight: Of the distance between a talker's stream's vector and the teacher's.
+        leak_db: By how much the others in a made stream are weaker.
+        seed: Of the scenes.
+    """
+
+    model: HearingConfig = field(default_factory=HearingConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=5_000, learning_rate=3e-4))
+    scenes: SceneConfig = field(default_factory=lambda: SceneConfig(seconds=4.096, look_seconds=4.0))
+    streams: Literal["made", "frozen", "joint"] = "made"
+    noisy_share: float = 0.0
+    batch_scenes: int = 8
+    epoch_batches: int = 1000
+    validation_scenes: int = 48
+    separation_weight: float = 0.3
+    vector_weight: float = 1.0
+    leak_db: tuple[float, float] = (6.0, 20.0)
+    seed: int = 3
+
+
+class HearingBatch(NamedTuple):
+    """Scenes to learn from.
+
+    Attributes:
+        mixture: (B, 2, T) float32.
+        talkers: (B, K, 2, T) float32, by stream, silence where there is nobody.
+        streams: (B, K, 2, T) float32, the talkers with leaks.
+        place: (B,) int64, the target's stream.
+        people: (B, K) int64, who is in each stream; -1 for nobody.
+        wanted: (B,) int64, the target.
+        look: (B, 2, L) float32; empty where no encoder reads it.
+    """
+
+    mixture: Tensor
+    talkers: Tensor
+    streams: Tensor
+    place: Tensor
+    people: Tensor
+    wanted: Tensor
+    look: Tensor
+
+
+def train_hearing(
+    pack: Path,
+    tuning: Path,
+    output: Path,
+    config: HearingTrainingConfig,
+    *,
+    start: nn.Module | None = None,
+    trunk: Extractor | None = None,
+    teacher: SpeakerEncoder | None = None,
+    encoder: EnrolmentEncoder | None = None,
+    max_minutes: float | None = None,
+    resume: bool = False,
+    device: str = "auto",
+) -> TrainingResult:
+    """Train; `output/best` becomes the model directory with the lowest loss on the tuning part.
+
+    Args:
+        pack: Packed sources to learn from, with vectors.
+        tuning: Packed sources that decide which model is the best, with vectors.
+        output: Folder of the training.
+        config: How to train.
+        start: A model of this kind to start from.
+        trunk: A separator to start from; takes the place of that in `start`.
+        teacher: Whose weights the selector's encoder starts from, where `start` is None and the size is the same.
+        encoder: The enrolment encoder; needed for validation with noisy looks and where noisy_share is above 0.
+        max_minutes: Stop after this time.
+        resume: Go on from `output/last`.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        DataError: A pack is missing, has no vectors or too few people.
+    """
+    sources, held_out = read_sources(pack), read_sources(tuning)
+    vectors, held_out_vectors = read_vectors(pack, sources.voices), read_vectors(tuning, held_out.voices)
+    samples = round(config.scenes.seconds * SAMPLE_RATE) // CHUNK * CHUNK
+    config = replace(config, scenes=replace(config.scenes, seconds=samples / SAMPLE_RATE))
+    torch.manual_seed(config.training.seed)
+    model = TargetHearing(config.model)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+    elif teacher is not None and config.model.selector.hidden == 256 and config.model.selector.layers == 3:
+        model.selector.speaker.load_state_dict(teacher.state_dict())
+    if trunk is not None:
+        model.extractor.load_state_dict(trunk.state_dict())
+    model.extractor.requires_grad_(config.streams == "joint")
+    if encoder is not None:
+        encoder.eval().requires_grad_(False)
+    logger.info("%d people, %d parameters", len(sources.voices), sum(p.numel() for p in model.parameters()))
+
+    def batches(epoch: int) -> list[range]:
+        size = config.batch_scenes
+        first = epoch * config.epoch_batches * size
+        return [range(first + n * size, first + (n + 1) * size) for n in range(config.epoch_batches)]
+
+    def loss(network: nn.Module, batch: HearingBatch) -> Tensor:
+        enrolled = _enrol(batch, vectors, encoder, config.noisy_share)
+        heard = _Hear.run(network, batch, enrolled, config)
+        return hearing_loss(heard, batch, vectors.to(enrolled.device), config)
+
+    return train(
+        _Hear(model),
+        batches,
+        loss,
+        lambda network: validate(_model(network), held_out, held_out_vectors, config, encoder),
+        output,
+        config.training,
+        max_minutes=max_minutes,
+        resume=resume,
+        device=device,
+        save=lambda network, folder: _save(_model(network), folder, config),
+        prepare=lambda chosen: make_batch(sources, config, config.seed, chosen, encoder is not None),
+        count_items=lambda batch: batch.mixture.shape[0] * batch.mixture.shape[-1] / SAMPLE_RATE,
+    )
+
+
+class _Hear(nn.Module):
+    """The model as the loop calls it: with made streams, its trunk stands by."""
+
+    def __init__(self, model: TargetHearing) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: HearingBatch, enrolled: Tensor, streams: str) -> Heard:
+        if streams == "made":
+            logits, vectors = self.model.selector(batch.streams, enrolled)
+            return Heard(weigh(batch.streams, logits), batch.streams, logits, vectors)
+        found: Heard = self.model(batch.mixture, enrolled)
+        return found
+
+    @staticmethod
+    def run(network: nn.Module, batch: HearingBatch, enrolled: Tensor, config: HearingTrainingConfig) -> Heard:
+        found: Heard = network(batch, enrolled, config.streams)
+        return found
+
+
+def _model(network: nn.Module) -> TargetHearing:
+    assert isinstance(network, _Hear)
+    return network.model
+
+
+def _enrol(batch: HearingBatch, vectors: Tensor, encoder: EnrolmentEncoder | None, noisy_share: float) -> Tensor:
+    clean = vectors.to(batch.mixture.device)[batch.wanted]
+    noisy = round(noisy_share * len(clean))
+    if encoder is None or not noisy:
+        return clean
+    with torch.no_grad():
+        return torch.cat([encoder(batch.look[:noisy]).float(), clean[noisy:]])
+
+
+def make_batch(
+    sources: SceneSources, config: HearingTrainingConfig, seed: int, indices: range, with_look: bool
+) -> HearingBatch:
+    """Return these scenes."""
+    count = config.model.extractor.outputs
+    scenes = [make_scene(sources, config.scenes, seed, index, with_look=with_look) for index in indices]
+    talkers = np.stack([talkers_by_stream(scene, count) for scene in scenes])
+    people = np.full((len(scenes), count), -1, dtype=np.int64)
+    for row, scene in zip(people, scenes, strict=True):
+        row[slots(scene, count)] = [talker.voice for talker in scene.plan.talkers]
+    mixture = np.stack([scene.mixture for scene in scenes])
+    rng = np.random.default_rng([seed, indices.start, 4])
+    leaks_db = -rng.uniform(*config.leak_db, (len(scenes), count, count, 1, 1))
+    shares = np.where(np.eye(count, dtype=bool)[:, :, None, None], 1.0, 10.0 ** (leaks_db / 20.0)).astype(np.float32)
+    background = (mixture - talkers.sum(axis=1))[:, None] * 10.0 ** (leaks_db[:, :, 0] / 20.0)
+    streams = (shares * talkers[:, None]).sum(axis=2) + background
+    return HearingBatch(
+        torch.from_numpy(mixture),
+        torch.from_numpy(talkers),
+        torch.from_numpy(streams.astype(np.float32)),
+        torch.tensor([int(slots(scene, count)[0]) for scene in scenes]),
+        torch.from_numpy(people),
+        torch.tensor([scene.plan.talkers[0].voice for scene in scenes]),
+        torch.from_numpy(np.stack([scene.look for scene in scenes])),
+    )
+
+
+def hearing_loss(heard: Heard, batch: HearingBatch, vectors: Tensor, config: HearingTrainingConfig) -> Tensor:
+    """Return how wrong the choice and how far the vectors are, and, where the trunk learns, how bad the sound is.
+
+    Args:
+        heard: What the model gives.
+        batch: The scenes.
+        vectors: (V, 256), the teacher's.
+        config: Weights.
+    """
+    labels, counted = _labels(heard, batch)
+    choice = functional.cross_entropy(heard.logits.float().transpose(1, 2), labels, reduction="none")
+    loss = (choice * counted).sum() / counted.sum().clamp_min(1.0)
+    busy = _busy(batch.talkers) * (batch.people >= 0)[:, None]  # (B, N, K)
+    near = (heard.vectors.float() * vectors[batch.people.clamp_min(0)][:, None]).sum(-1)
+    loss = loss + config.vector_weight * ((1.0 - near) * busy).sum() / busy.sum().clamp_min(1.0)
+    if config.streams != "joint":
+        return loss
+    streams, talkers = heard.streams.float()[..., OVERLAP:], batch.talkers[..., :-OVERLAP]
+    mixture = batch.mixture[..., :-OVERLAP]
+    target = talkers[torch.arange(len(talkers)), batch.place]
+    sound = heard.sound.float()[..., OVERLAP:]
+    ratios = -0.5 * (snr_db(sound, target) + si_sdr_db(sound, target)).mean(-1)
+    quality = torch.where(talking(target), ratios, 0.3 * leak_db(sound, mixture).mean(-1)).mean()
+    return loss + 0.2 * (quality + config.separation_weight * separation_loss(streams, talkers, mixture))
+
+
+def _busy(talkers: Tensor) -> Tensor:
+    """Return where each stream's talker is heard: (B, N, K) float32 of (B, K, 2, T)."""
+    power = talkers.mean(dim=2).unflatten(-1, (-1, CHUNK)).square().mean(-1)
+    return (power > _QUIET).float().transpose(1, 2)
+
+
+def _labels(heard: Heard, batch: HearingBatch) -> tuple[Tensor, Tensor]:
+    """Return the right choice (B, N) of each chunk, and whether it counts: silence, where the target never talks."""
+    busy = _busy(batch.talkers)
+    present = busy.gather(2, batch.place[:, None, None].expand(-1, busy.shape[1], 1)).squeeze(2)  # (B, N)
+    never = present.sum(dim=1, keepdim=True) == 0
+    nobody = heard.logits.shape[-1] - 1
+    labels = torch.where(never, nobody, batch.place[:, None]).expand_as(present)
+    return labels, torch.where(never, torch.ones_like(present), present)
+
+
+@torch.inference_mode()
+def validate(
+    model: TargetHearing,
+    sources: SceneSources,
+    vectors: Tensor,
+    config: HearingTrainingConfig,
+    encoder: EnrolmentEncoder | None = None,
+) -> dict[str, float]:
+    """Return measures on scenes that are always the same.
+
+    Loss, the mean weight of the target's stream, the share of scenes where it is above a half, and where the trunk
+    separates: the SI-SDR improvement of the target with the clean, the noisy, another person's and no enrolment, the
+    share of scenes that it makes worse, and the cosine between the outputs for the target and for another person.
+    """
+    device = next(model.parameters()).device
+    vectors = vectors.to(device)
+    rows: dict[str, list[float]] = {}
+
+    def note(name: str, values: Tensor) -> None:
+        rows.setdefault(name, []).extend(values.flatten().tolist())
+
+    for first in range(0, config.validation_scenes, config.batch_scenes):
+        chosen = range(first, min(first + config.batch_scenes, config.validation_scenes))
+        made = make_batch(sources, config, VALIDATION_SEED, chosen, encoder is not None)
+        batch = HearingBatch(*(part.to(device) for part in made))
+        enrolled = vectors[batch.wanted]
+        hear = _Hear(model)
+        heard = hear(batch, enrolled, config.streams)
+        note("loss", hearing_loss(heard, batch, vectors, config).expand(len(chosen)))
+        labels, counted = _labels(heard, batch)
+        weight = torch.softmax(heard.logits, -1).gather(2, labels[..., None]).squeeze(-1)
+        share = (weight * counted).sum(1) / counted.sum(1).clamp_min(1.0)
+        note("weight", share)
+        note("told", (share > 0.5).float())
+        if config.streams == "made":
+            continue
+        target = batch.talkers[torch.arange(len(batch.place)), batch.place][..., :-OVERLAP]
+        there = talking(target)
+        before = si_sdr_db(batch.mixture[..., :-OVERLAP], target)
+
+        def gain(sound: Tensor, target: Tensor = target, before: Tensor = before, there: Tensor = there) -> Tensor:
+            return (si_sdr_db(sound[..., OVERLAP:], target) - before).mean(-1)[there]
+
+        other = vectors[_someone_else(batch)]
+        swapped = hear(batch, other, config.streams).sound
+        note("clean_db", gain(heard.sound))
+        note("swapped_db", gain(swapped))
+        note("zeroed_db", gain(hear(batch, torch.zeros_like(enrolled), config.streams).sound))
+        note("cosine", cosine(heard.sound, swapped).mean(-1))
+        sound = heard.sound
+        if encoder is not None:
+            sound = hear(batch, encoder(batch.look), config.streams).sound
+            note("noisy_db", gain(sound))
+        note("wrong", (gain(sound) < 0).float())
+    return {name: float(np.mean(values)) for name, values in rows.items()}
+
+
+def _someone_else(batch: HearingBatch) -> Tensor:
+    """Return another talker of each scene, (B,) int64."""
+    others = batch.people.clone()
+    others[torch.arange(len(others)), batch.place] = -1
+    return others.amax(dim=1)
+
+
+def _save(model: TargetHearing, folder: Path, config: HearingTrainingConfig) -> None:
+    provenance: dict[str, Any] = {"training": asdict(config)}
+    card = "# Target-speech hearing\n\nOne person out of a binaural mixture.\n"
+    hub.save_model(folder, asdict(model.config), model.state_dict(), HEARING, card, provenance)
