@@ -80,6 +80,7 @@ def from_uint8(steps: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
+@torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
 def mel_filters() -> torch.Tensor:
     """Return triangular filters (80, 257) float32 with peak 1, evenly spaced on Slaney's mel scale."""
     return triangular_filters(N_MELS, N_FFT, LOWEST_HZ, HIGHEST_HZ)

@@ -64,6 +64,7 @@ def _turns() -> np.ndarray:
 
 
 @functools.cache
+@torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
 def _forward() -> Tensor:
     """(FRAME, 2 x BINS) float32: window and DFT."""
     table = np.concatenate([np.cos(_turns()), -np.sin(_turns())], axis=1) * _window()[:, None]
@@ -71,6 +72,7 @@ def _forward() -> Tensor:
 
 
 @functools.cache
+@torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
 def _backward() -> Tensor:
     """(2 x BINS, FRAME) float32: inverse DFT and window."""
     weight = np.full(BINS, 2.0 / FRAME)
