@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from audio_llm.tse.speaker import BANDS, PIECE_STEP, SpeakerEncoder, at_level, mel_filters, mel_power, spectra
+from audio_llm.tse.speaker import BANDS, SpeakerEncoder, at_level, mel_filters, mel_power, spectra
 
 _FEATURES = 6  # of a band in a frame
 _FLOOR = 1e-9  # of a mel power
+_RISE = 80  # frames over which what has been heard comes to count in full
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,24 @@ class EnrolmentEncoder(nn.Module):
         vectors, _ = self.encode(look)
         return vectors
 
-    def encode(self, look: Tensor, step: int = PIECE_STEP) -> tuple[Tensor, Tensor]:
-        """Return vectors as `forward` does, and the mask's logits (B, F, 40); `step` frames between two pieces."""
-        features, middle = look_features(look)
-        found = self.mask(self.gru(self.embed(features))[0])
-        logits = found[..., :BANDS]
+    def encode(self, look: Tensor) -> tuple[Tensor, Tensor]:
+        """Return vectors as `forward` does, and the mask's logits (B, F, 40)."""
+        logits, counted, middle = self.look_at(look)
         kept = torch.sigmoid(logits) * middle
         level = middle.sum((1, 2), keepdim=True) / (kept.sum((1, 2), keepdim=True) + _FLOOR)
-        return self.speaker(kept * level, torch.sigmoid(found[..., BANDS]), step), logits
+        vectors = self.speaker.project(self.speaker.lstm(kept * level)[0])  # by each frame, (B, F, 256)
+        heard = torch.arange(1, vectors.shape[1] + 1, device=look.device).clamp_max(_RISE) / _RISE
+        weights = torch.sigmoid(counted) * heard[:, None]
+        return functional.normalize((vectors * weights).sum(dim=1), dim=-1), logits
+
+    def look_at(self, look: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the logits of the mask (B, F, 40) and of how much a frame counts (B, F, 1), and mel powers (B, F, 40).
+
+        The powers are those of the mean of both ears.
+        """
+        features, middle = look_features(look)
+        found = self.mask(self.gru(self.embed(features))[0])
+        return found[..., :BANDS], found[..., BANDS:], middle
 
 
 def ideal_mask(look: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

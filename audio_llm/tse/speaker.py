@@ -32,29 +32,12 @@ class SpeakerEncoder(nn.Module):
         self.lstm = nn.LSTM(BANDS, hidden, layers, batch_first=True)
         self.linear = nn.Linear(hidden, EMBEDDING)
 
-    def forward(self, mel: Tensor, weights: Tensor | None = None, step: int = PIECE_STEP) -> Tensor:
-        """Return unit vectors.
-
-        Args:
-            mel: (B, F, 40) float32, powers of a sound at the level of -30 dB.
-            weights: (B, F), how much each frame counts for the share of its piece; None: all the same.
-            step: Frames between the beginnings of two pieces.
-
-        Returns:
-            (B, 256) float32.
-        """
-        short = max(0, PIECE - mel.shape[1])
-        mel = functional.pad(mel, (0, 0, 0, short))
-        pieces = mel.unfold(1, PIECE, step).transpose(2, 3)  # (B, P, PIECE, 40)
-        vectors = self.embed_pieces(pieces.flatten(0, 1)).unflatten(0, pieces.shape[:2])
-        if weights is None:
-            return functional.normalize(vectors.mean(dim=1), dim=-1)
-        share = functional.pad(weights, (0, short)).unfold(1, PIECE, step).mean(-1, keepdim=True)
-        return functional.normalize((vectors * (share + 1e-3)).sum(dim=1), dim=-1)
-
-    def embed_pieces(self, pieces: Tensor) -> Tensor:
-        """Return the unit vector of each piece: (N, 256) of (N, F, 40)."""
-        return self.project(self.lstm(pieces)[0][:, -1])
+    def forward(self, mel: Tensor) -> Tensor:
+        """Return unit vectors (B, 256) of mel powers (B, F, 40) of sounds at the level of -30 dB."""
+        pieces = functional.pad(mel, (0, 0, 0, max(0, PIECE - mel.shape[1]))).unfold(1, PIECE, PIECE_STEP)
+        pieces = pieces.transpose(2, 3)  # (B, P, PIECE, 40)
+        vectors = self.project(self.lstm(pieces.flatten(0, 1))[0][:, -1]).unflatten(0, pieces.shape[:2])
+        return functional.normalize(vectors.mean(dim=1), dim=-1)
 
     def project(self, top: Tensor) -> Tensor:
         """Return unit vectors (..., 256) of what the last layer gives (..., H)."""

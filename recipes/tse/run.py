@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="pack: folder with audio/speech, audio/noise and audio/rir")
     parser.add_argument("--teacher", type=Path, help="teach: Resemblyzer's pretrained.pt; default: the installed one")
     parser.add_argument("--output", type=Path, default=Path("exp/tse"))
-    parser.add_argument("--start", type=Path, help="hear: model to start from; default: the trunk and the choice")
+    parser.add_argument("--start", type=Path, help="enrol, hear: model to start from")
     parser.add_argument("--config", type=Path, help="YAML file with settings of a training")
     parser.add_argument("--max-minutes", type=float)
     parser.add_argument("--resume", action="store_true")
@@ -45,7 +45,9 @@ def main() -> int:
         training = load_config(EnrolmentTrainingConfig, arguments.config, arguments.set)
         limits = {"max_minutes": arguments.max_minutes, "resume": arguments.resume}
         parts = packed / "train", packed / "tune", teacher.read_teacher(packed)
-        logging.info("%s", train_enrolment(*parts, arguments.output / "enrolment", training, **limits))
+        start = load_enrolment(arguments.start) if arguments.start else None
+        name = "mask" if training.mask_only else "enrolment"
+        logging.info("%s", train_enrolment(*parts, arguments.output / name, training, start=start, **limits))
     elif arguments.stage in ("choose", "hear"):
         training = load_config(HearingTrainingConfig, arguments.config, arguments.set)
         train_choice(arguments, packed, training)
