@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from audio_llm.errors import ConfigError
@@ -95,8 +94,3 @@ class TargetHearing(nn.Module):
         streams, extractor = self.extractor.step(chunk, None, state.extractor)
         _, selector = self.selector.step(streams, enrolled, state.selector)
         return weigh_chunk(streams, state.selector.weights, selector.weights), HearingState(extractor, selector)
-
-
-def cosine(one: Tensor, other: Tensor) -> Tensor:
-    """Return the cosine between sounds (..., T), by which outputs for two people are seen to differ: (...,)."""
-    return torch.nn.functional.cosine_similarity(one, other, dim=-1)

@@ -58,7 +58,7 @@ def save_whole(folder: Path, model: TargetSpeechModel, card: str, provenance: Ma
     hub.save_model(folder, config, tensors, WHOLE, card, dict(provenance))
 
 
-def load_model(name_or_dir: str | os.PathLike[str] = "tse-small", device: str = "cpu") -> TargetSpeechModel:
+def load_model(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> TargetSpeechModel:
     """Return the model of a directory, or of a name that ships with the package.
 
     Raises:

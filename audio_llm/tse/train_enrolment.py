@@ -27,10 +27,10 @@ from audio_llm.training.shards import ShardReader, decode_text, encode_text, wri
 from audio_llm.tse.enrolment import EnrolmentConfig, EnrolmentEncoder, ideal_mask
 from audio_llm.tse.frames import SAMPLE_RATE
 from audio_llm.tse.models import ENROLMENT
+from audio_llm.tse.scene_batches import VALIDATION_SEED, new_scenes, same_scenes
 from audio_llm.tse.speaker import SpeakerEncoder, embed
 
 VECTORS = "vectors"  # folder of a pack
-VALIDATION_SEED = 1_000_003
 _CLEAN_S = 6.0  # of one utterance for its vector
 _CLEAN_UTTERANCES = 8  # of one person
 
@@ -52,7 +52,7 @@ class EnrolmentTrainingConfig:
         distance_weight: Of the distance to the teacher's vector.
         mask_weight: Of how far the mask is from the ideal one.
         mask_only: Whether the speaker encoder stays the teacher's and the mask learns by the ideal one alone: that is
-            what a training begins with, as it takes a tenth of the time.
+            what a training begins with, as the teacher tells people apart once the mask is right.
         seed: Of the scenes.
     """
 
@@ -134,7 +134,7 @@ def train_enrolment(
     resume: bool = False,
     device: str = "auto",
 ) -> TrainingResult:
-    """Train the encoder; `output/best` becomes the model directory that tells most people right.
+    """Train the encoder; `output/best` becomes the model directory with the lowest loss on the tuning part.
 
     Args:
         pack: Packed sources to learn from, with vectors.
@@ -162,11 +162,6 @@ def train_enrolment(
     model.speaker.requires_grad_(not config.mask_only)
     logger.info("%d people, %d parameters", len(sources.voices), sum(p.numel() for p in model.parameters()))
 
-    def batches(epoch: int) -> list[range]:
-        size = config.batch_scenes
-        first = epoch * config.epoch_batches * size
-        return [range(first + n * size, first + (n + 1) * size) for n in range(config.epoch_batches)]
-
     def loss(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         looks, targets, people = batch
         found, logits = network(looks, config.mask_only)
@@ -178,7 +173,7 @@ def train_enrolment(
 
     return train(
         _Encode(model),
-        batches,
+        new_scenes(config.batch_scenes, config.epoch_batches),
         loss,
         lambda network: validate(_model(network), held_out, held_out_vectors, config),
         output,
@@ -248,8 +243,7 @@ def validate(
     device = next(model.parameters()).device
     vectors = vectors.to(device)
     losses, cosines, told = [], [], []
-    for first in range(0, config.validation_scenes, config.batch_scenes):
-        chosen = range(first, min(first + config.batch_scenes, config.validation_scenes))
+    for chosen in same_scenes(config.batch_scenes, config.validation_scenes):
         looks, _, people = (part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen))
         found = model(looks).float()
         losses.append(float(enrolment_loss(found, people, vectors, config)))

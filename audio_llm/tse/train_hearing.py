@@ -24,15 +24,15 @@ from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.tse.enrolment import EnrolmentEncoder
 from audio_llm.tse.extractor import Extractor
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
-from audio_llm.tse.hearing import Heard, HearingConfig, TargetHearing, cosine
+from audio_llm.tse.hearing import Heard, HearingConfig, TargetHearing
 from audio_llm.tse.losses import leak_db, separation_loss, si_sdr_db, snr_db, talking
 from audio_llm.tse.models import HEARING
+from audio_llm.tse.scene_batches import VALIDATION_SEED, new_scenes, same_scenes
 from audio_llm.tse.selector import weigh
 from audio_llm.tse.speaker import SpeakerEncoder
 from audio_llm.tse.train_enrolment import read_vectors
 from audio_llm.tse.train_separator import slots, talkers_by_stream
 
-VALIDATION_SEED = 1_000_003
 _QUIET = 1e-7  # mean square of a chunk, about -70 dB: nobody talks in it
 
 logger = logging.getLogger(__name__)
@@ -142,19 +142,14 @@ def train_hearing(
         encoder.eval().requires_grad_(False)
     logger.info("%d people, %d parameters", len(sources.voices), sum(p.numel() for p in model.parameters()))
 
-    def batches(epoch: int) -> list[range]:
-        size = config.batch_scenes
-        first = epoch * config.epoch_batches * size
-        return [range(first + n * size, first + (n + 1) * size) for n in range(config.epoch_batches)]
-
     def loss(network: nn.Module, batch: HearingBatch) -> Tensor:
         enrolled = _enrol(batch, vectors, encoder, config.noisy_share)
-        heard = _Hear.run(network, batch, enrolled, config)
+        heard = network(batch, enrolled, config.streams)
         return hearing_loss(heard, batch, vectors.to(enrolled.device), config)
 
     return train(
         _Hear(model),
-        batches,
+        new_scenes(config.batch_scenes, config.epoch_batches),
         loss,
         lambda network: validate(_model(network), held_out, held_out_vectors, config, encoder),
         output,
@@ -180,11 +175,6 @@ class _Hear(nn.Module):
             logits, vectors = self.model.selector(batch.streams, enrolled)
             return Heard(weigh(batch.streams, logits), batch.streams, logits, vectors)
         found: Heard = self.model(batch.mixture, enrolled)
-        return found
-
-    @staticmethod
-    def run(network: nn.Module, batch: HearingBatch, enrolled: Tensor, config: HearingTrainingConfig) -> Heard:
-        found: Heard = network(batch, enrolled, config.streams)
         return found
 
 
@@ -292,8 +282,7 @@ def validate(
     def note(name: str, values: Tensor) -> None:
         rows.setdefault(name, []).extend(values.flatten().tolist())
 
-    for first in range(0, config.validation_scenes, config.batch_scenes):
-        chosen = range(first, min(first + config.batch_scenes, config.validation_scenes))
+    for chosen in same_scenes(config.batch_scenes, config.validation_scenes):
         made = make_batch(sources, config, VALIDATION_SEED, chosen, encoder is not None)
         batch = HearingBatch(*(part.to(device) for part in made))
         enrolled = vectors[batch.wanted]
@@ -319,7 +308,7 @@ def validate(
         note("clean_db", gain(heard.sound))
         note("swapped_db", gain(swapped))
         note("zeroed_db", gain(hear(batch, torch.zeros_like(enrolled), config.streams).sound))
-        note("cosine", cosine(heard.sound, swapped).mean(-1))
+        note("cosine", functional.cosine_similarity(heard.sound, swapped, dim=-1).mean(-1))
         sound = heard.sound
         if encoder is not None:
             sound = hear(batch, encoder(batch.look), config.streams).sound

@@ -24,8 +24,7 @@ from audio_llm.tse.extractor import Extractor, ExtractorConfig
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.losses import separation_loss, si_sdr_db, talking
 from audio_llm.tse.models import SEPARATOR
-
-VALIDATION_SEED = 1_000_003
+from audio_llm.tse.scene_batches import VALIDATION_SEED, new_scenes, same_scenes
 
 logger = logging.getLogger(__name__)
 
@@ -94,13 +93,6 @@ def train_separator(
     model = Extractor(config.model)
     logger.info("%d people, %d parameters", len(sources.voices), sum(p.numel() for p in model.parameters()))
 
-    def batches(epoch: int) -> list[range]:
-        first = epoch * config.epoch_batches * config.batch_scenes
-        return [
-            range(first + n * config.batch_scenes, first + (n + 1) * config.batch_scenes)
-            for n in range(config.epoch_batches)
-        ]
-
     def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         mixture, targets = batch
         return separation_loss(network(mixture)[..., OVERLAP:], targets[..., :-OVERLAP], mixture[..., :-OVERLAP])
@@ -110,7 +102,7 @@ def train_separator(
 
     return train(
         model,
-        batches,
+        new_scenes(config.batch_scenes, config.epoch_batches),
         loss,
         evaluate,
         output,
@@ -160,8 +152,7 @@ def validate(model: nn.Module, sources: SceneSources, config: SeparatorTrainingC
     """Return loss and mean SI-SDR improvement over both ears and all talkers, on scenes that are always the same."""
     device = next(model.parameters()).device
     losses, gains = [], []
-    for first in range(0, config.validation_scenes, config.batch_scenes):
-        chosen = range(first, min(first + config.batch_scenes, config.validation_scenes))
+    for chosen in same_scenes(config.batch_scenes, config.validation_scenes):
         mixture, targets = (part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen))
         found, wanted = model(mixture)[..., OVERLAP:], targets[..., :-OVERLAP]
         before = si_sdr_db(mixture[:, None, :, :-OVERLAP].expand_as(wanted), wanted)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from audio_llm import hub
 from audio_llm.errors import DataError, ModelFormatError
-from audio_llm.simulation.heads import load_head
 from audio_llm.simulation.scene_plan import SceneConfig, Voice
-from audio_llm.simulation.sources import read_sources, write_sources
+from audio_llm.simulation.sources import read_sources
 from audio_llm.training.loop import TrainingConfig
 from audio_llm.tse.enrolment import EnrolmentConfig, EnrolmentEncoder, ideal_mask, look_features
 from audio_llm.tse.extractor import ExtractorConfig
 from audio_llm.tse.hearing import HearingConfig, TargetHearing
+from audio_llm.tse.models import TargetSpeechModel, load_model, load_separator, save_whole
 from audio_llm.tse.selector import SelectorConfig
 from audio_llm.tse.speaker import SpeakerEncoder, at_level, embed, mel_filters, mel_power, spectra
 from audio_llm.tse.train_enrolment import (
@@ -39,16 +39,10 @@ def make_teacher(hidden: int = 256) -> SpeakerEncoder:
 
 
 @pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pack")
-    rng = np.random.default_rng(0)
-    time_s = np.arange(24_000) / 16_000
-    voices = []
-    for number in range(5):
-        buzz = sum(np.sin(2 * np.pi * (90.0 + 40.0 * number) * k * time_s + k) / k for k in range(1, 20))
-        beat = np.sin(2 * np.pi * rng.uniform(2, 5) * time_s) > 0
-        voices.append(Voice(f"v{number}", "made", "", ((0.1 * buzz * beat).astype(np.float32),) * 2))
-    write_sources(folder, voices, [rng.standard_normal(9000).astype(np.float32)], [load_head()])
+def taught(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pack with the teacher's vectors."""
+    folder = tmp_path_factory.mktemp("taught") / "pack"
+    shutil.copytree(pack, folder)
     write_vectors(folder, make_teacher())
     return folder
 
@@ -99,27 +93,27 @@ def test_a_teacher_of_another_shape_is_refused() -> None:
     assert not any(parameter.requires_grad for parameter in own.parameters())
 
 
-def test_a_pack_without_vectors_is_refused(pack: Path, tmp_path: Path) -> None:
-    sources = read_sources(pack)
-    found = read_vectors(pack, sources.voices)
-    torch.testing.assert_close(found.norm(dim=-1), torch.ones(5))
+def test_a_pack_without_vectors_is_refused(taught: Path) -> None:
+    sources = read_sources(taught)
+    found = read_vectors(taught, sources.voices)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(6))
     with pytest.raises(DataError, match="stranger"):
-        read_vectors(pack, [Voice("stranger", "made", "", ())])
+        read_vectors(taught, [Voice("stranger", "made", "", ())])
 
 
-def test_training_enrolment_lowers_the_loss(pack: Path, tmp_path: Path) -> None:
+def test_training_enrolment_lowers_the_loss(taught: Path, tmp_path: Path) -> None:
     loop = TrainingConfig(10, learning_rate=3e-3, warmup_steps=2, log_every=5, validate_every=5)
     config = EnrolmentTrainingConfig(
         EnrolmentConfig(16, 8, 16, 1), loop, SCENES, batch_scenes=4, epoch_batches=50, validation_scenes=6
     )
-    train_enrolment(pack, pack, make_teacher(), tmp_path / "out", config, device="cpu")
+    train_enrolment(taught, taught, make_teacher(), tmp_path / "out", config, device="cpu")
     rows = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
     losses = [row["validation"]["loss"] for row in rows if "validation" in row]
     assert losses[-1] < losses[0]
     assert hub.load_model(tmp_path / "out/best", "tse-enrolment").config["hidden"] == 16
 
 
-def test_training_hearing_goes_from_made_streams_to_everything(pack: Path, tmp_path: Path) -> None:
+def test_training_hearing_goes_from_made_streams_to_everything(taught: Path, tmp_path: Path) -> None:
     model = HearingConfig(
         ExtractorConfig(channels=8, hidden=8, blocks=1, stride=6, embedding=0, outputs=3), SelectorConfig(12, 1, 3, 5)
     )
@@ -132,7 +126,7 @@ def test_training_hearing_goes_from_made_streams_to_everything(pack: Path, tmp_p
         config = HearingTrainingConfig(
             model, loop, SCENES, streams, 0.5, batch_scenes=2, epoch_batches=9, validation_scenes=4
         )
-        train_hearing(pack, pack, tmp_path / streams, config, start=last, encoder=encoder, device="cpu")
+        train_hearing(taught, taught, tmp_path / streams, config, start=last, encoder=encoder, device="cpu")
         loaded = hub.load_model(tmp_path / streams / "best", "tse-hearing")
         last = TargetHearing(model)
         last.load_state_dict(loaded.tensors)
@@ -143,10 +137,26 @@ def test_training_hearing_goes_from_made_streams_to_everything(pack: Path, tmp_p
     assert names["joint"] == names["frozen"] == names["made"] | more
 
 
-def test_made_streams_hold_their_talker_and_some_of_the_others(pack: Path) -> None:
+def test_made_streams_hold_their_talker_and_some_of_the_others(taught: Path) -> None:
     config = HearingTrainingConfig(scenes=SCENES, leak_db=(10.0, 10.0))
-    batch = make_batch(read_sources(pack), config, 1, range(6), with_look=False)
+    batch = make_batch(read_sources(taught), config, 1, range(6), with_look=False)
     own = batch.streams[torch.arange(6), batch.place] - batch.talkers[torch.arange(6), batch.place]
     rest = batch.mixture - batch.talkers[torch.arange(6), batch.place]
     torch.testing.assert_close(own, 10**-0.5 * rest, atol=1e-5, rtol=1e-3)
     assert (batch.people[torch.arange(6), batch.place] == batch.wanted).all()
+
+
+def test_a_whole_model_comes_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = HearingConfig(
+        ExtractorConfig(channels=8, hidden=8, blocks=1, stride=6, embedding=0, outputs=3), SelectorConfig(12, 1, 3, 5)
+    )
+    model = TargetSpeechModel(TargetHearing(config), EnrolmentEncoder(EnrolmentConfig(8, 4, 8, 1)))
+    save_whole(tmp_path / "model", model, "# A model\n", {})
+    loaded = load_model(tmp_path / "model")
+    assert loaded.hearing.config == config
+    for part, again in ((model.hearing, loaded.hearing), (model.enrolment, loaded.enrolment)):
+        for name, tensor in part.state_dict().items():
+            torch.testing.assert_close(again.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
+    with pytest.raises(ModelFormatError):
+        load_separator(tmp_path / "model")

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from audio_llm import hub
-from audio_llm.simulation.heads import load_head
-from audio_llm.simulation.scene_plan import SceneConfig, Voice
+from audio_llm.simulation.scene_plan import SceneConfig
 from audio_llm.simulation.scenes import make_scene
-from audio_llm.simulation.sources import read_sources, write_sources
+from audio_llm.simulation.sources import read_sources
 from audio_llm.training.loop import TrainingConfig
 from audio_llm.tse.extractor import ExtractorConfig
 from audio_llm.tse.losses import leak_db, separation_loss, si_sdr_db, snr_db, talking
@@ -22,23 +21,6 @@ from audio_llm.tse.train_separator import SeparatorTrainingConfig, slots, talker
 
 torch.set_num_threads(1)
 PAIRS = SceneConfig(seconds=0.512, talkers=(2, 2), moving_share=0.0, absent_share=0.0, fully_absent_share=0.0)
-
-
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pack")
-    rng = np.random.default_rng(0)
-    time_s = np.arange(24_000) / 16_000
-    voices = []
-    for number in range(6):  # buzzes of different pitch, cut into syllables
-        pitch = 90.0 + 40.0 * number
-        buzz = sum(np.sin(2 * np.pi * pitch * k * time_s + k) / k for k in range(1, 20))
-        sounds = tuple(
-            (0.1 * buzz * (np.sin(2 * np.pi * rng.uniform(2, 5) * time_s) > 0)).astype(np.float32) for _ in "ab"
-        )
-        voices.append(Voice(f"v{number}", "made", "", sounds))
-    write_sources(folder, voices, [rng.standard_normal(9000).astype(np.float32)], [load_head()])
-    return folder
 
 
 def test_ratios_are_what_they_are_called() -> None:
