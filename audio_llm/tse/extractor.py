@@ -1,8 +1,9 @@
 """The streaming extractor: a binaural mixture and a speaker's embedding to that speaker in both ears, 8 ms at a time.
 
-Spectra of two microphones are read in bands of adjacent bins. Each block is modulated by the speaker (FiLM), mixes the
-bands, and remembers each band's past in a GRU; nothing recurs over frequency and nothing looks ahead. The head is a
-complex filter from two ears to two ears in every bin, so that cues stay.
+Spectra of two microphones are read in bands of adjacent bins; what enters and leaves a band has weights of its own,
+since the same direction is another phase in every band. Each block is modulated by the speaker (FiLM), mixes the bands,
+and remembers each band's past in a GRU; nothing recurs over frequency and nothing looks ahead. The head is a complex
+filter from two ears to two ears in every bin, so that cues stay.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class ExtractorConfig:
         kernel: Bands that the depthwise convolution sees.
         embedding: Width of the speaker's embedding; 0: the network takes none.
         outputs: Streams in the output: 1, or one for each talker, left to right.
+        front: Whether there is one more head, for whoever is in front.
     """
 
     channels: int = 48
@@ -46,6 +48,7 @@ class ExtractorConfig:
     kernel: int = 5
     embedding: int = 256
     outputs: int = 1
+    front: bool = False
 
     def __post_init__(self) -> None:
         if self.kernel % 2 == 0 or self.context < 1 or self.stride < 1 or self.outputs < 1:
@@ -92,11 +95,12 @@ class Extractor(nn.Module):
         super().__init__()
         self.config = config
         width = _PER_BIN * config.context * config.stride
-        self.embed = nn.Linear(width, config.channels)
-        self.position = nn.Parameter(0.02 * torch.randn(config.bands, config.channels))
+        self.embed = _BandLinear(config.bands, width, config.channels)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.channels)
-        self.filters = nn.Linear(config.channels, config.stride * config.outputs * EARS * EARS * 2)
+        self.filters = _Filters(config, config.outputs)
+        if config.front:
+            self.front = _Filters(config, 1)
         if config.embedding:
             self.film = nn.Linear(config.embedding, config.blocks * 2 * config.channels)
             nn.init.normal_(self.film.weight, std=0.02)
@@ -107,26 +111,28 @@ class Extractor(nn.Module):
         found: Tensor = self.film(embedding).unflatten(-1, (self.config.blocks, 2, self.config.channels))
         return found
 
-    def forward(self, mixture: Tensor, film: Tensor | None = None) -> Tensor:
+    def forward(self, mixture: Tensor, film: Tensor | None = None, front: bool = False) -> Tensor:
         """Extract from whole mixtures.
 
         Args:
             mixture: (B, 2, T) float32 at 16 kHz, T a multiple of 128.
             film: (B, blocks, 2, C) from `condition`; None where the network takes no embedding.
+            front: Whether to extract whoever is in front.
 
         Returns:
-            (B, outputs, 2, T) float32, 64 samples later than the mixture.
+            (B, outputs, 2, T) float32, 64 samples later than the mixture; (B, 1, 2, T) of the front.
         """
         spectra = analyze(mixture)  # (B, ears, N, 2, bins)
         features = _features(spectra.transpose(1, 2))
-        x = self._embed(functional.pad(features, (0, 0, 0, 0, self.config.context - 1, 0)))
+        x = self._embed(functional.pad(features, (0, 0, 0, 0, self.config.context - 1, 0))).transpose(0, 1).contiguous()
         for number, block in enumerate(self.blocks):
             x = block(x, None if film is None else film[:, number])
-        return synthesize(self._filter(x, spectra.transpose(1, 2)).permute(0, 2, 3, 1, 4, 5))
+        filters = (self.front if front else self.filters)(self.norm(x).transpose(0, 1))
+        return synthesize(_filter(filters, spectra.transpose(1, 2)).permute(0, 2, 3, 1, 4, 5))
 
     def initial_state(self, batch: int = 1) -> ExtractorState:
         """Return the state before the first chunk."""
-        config, like = self.config, self.position
+        config, like = self.config, self.norm.weight
         return ExtractorState(
             like.new_zeros(batch, EARS, OVERLAP),
             like.new_zeros(batch, config.context - 1, _PER_BIN, BINS),
@@ -153,7 +159,8 @@ class Extractor(nn.Module):
             assert isinstance(block, _Block)
             x, memory = block.step(x, None if film is None else film[:, number], state.hidden[number])
             hidden.append(memory)
-        frames = inverse(self._filter(x[:, None], spectra)[:, 0]).flatten(1, 2)  # (B, outputs x ears, FRAME)
+        filters = self.filters(self.norm(x)[:, None])
+        frames = inverse(_filter(filters, spectra)[:, 0]).flatten(1, 2)  # (B, outputs x ears, FRAME)
         sound = frames[..., :CHUNK] + functional.pad(state.overlap, (0, CHUNK - OVERLAP))
         after = ExtractorState(
             chunk[..., CHUNK - OVERLAP :], features[:, 1:], frames[..., FRAME - OVERLAP :], torch.stack(hidden)
@@ -167,26 +174,50 @@ class Extractor(nn.Module):
         seen = torch.cat([features[:, n : n + count] for n in range(config.context)], dim=2)
         seen = functional.pad(seen, (0, config.bands * config.stride - BINS))
         seen = seen.unflatten(-1, (config.bands, config.stride)).permute(0, 1, 3, 2, 4).flatten(3)
-        embedded: Tensor = self.embed(seen) + self.position
+        embedded: Tensor = self.embed(seen)
         return embedded
 
-    def _filter(self, x: Tensor, spectra: Tensor) -> Tensor:
-        """Apply the filters of bands to spectra.
 
-        Args:
-            x: (B, N, bands, C).
-            spectra: (B, N, ears, 2, bins).
+class _BandLinear(nn.Module):
+    """A linear layer for each band: (..., bands, I) to (..., bands, O)."""
 
-        Returns:
-            (B, N, outputs, ears, 2, bins).
-        """
-        config = self.config
-        shape = (config.stride, config.outputs, EARS, EARS, 2)
-        filters = self.filters(self.norm(x)).unflatten(-1, shape).permute(0, 1, 4, 5, 6, 7, 2, 3).flatten(-2)
-        real, imaginary = filters[..., :BINS].unbind(-2)  # (B, N, outputs, ears, ears, bins)
-        re, im = spectra[:, :, None, None].unbind(-2)
-        heard = torch.stack([real * re - imaginary * im, real * im + imaginary * re], dim=-2)
-        return heard.sum(dim=4)
+    def __init__(self, bands: int, width: int, out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(bands, width, out).uniform_(-1.0, 1.0) / width**0.5)
+        self.bias = nn.Parameter(torch.zeros(bands, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -3).transpose(0, 1)  # (bands, rows, I)
+        found = torch.baddbmm(self.bias[:, None], rows, self.weight)
+        return found.transpose(0, 1).view(*x.shape[:-1], -1)
+
+
+class _Filters(nn.Module):
+    """The head: bands (B, N, bands, C) to filters (B, N, outputs, ears, ears, 2, bins), from the last axis' ear."""
+
+    def __init__(self, config: ExtractorConfig, outputs: int) -> None:
+        super().__init__()
+        self.shape = (config.stride, outputs, EARS, EARS, 2)
+        self.linear = _BandLinear(config.bands, config.channels, config.stride * outputs * EARS * EARS * 2)
+        with torch.no_grad():  # every stream is half the mixture at first: no training begins by letting sound through
+            self.linear.weight.mul_(0.1)
+            self.linear.bias.unflatten(-1, self.shape)[..., 0].copy_(0.5 * torch.eye(EARS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.linear(x).unflatten(-1, self.shape).permute(0, 1, 4, 5, 6, 7, 2, 3).flatten(-2)
+        return found[..., :BINS]
+
+
+def _filter(filters: Tensor, spectra: Tensor) -> Tensor:
+    """Apply filters (B, N, outputs, ears, ears, 2, bins) to spectra (B, N, ears, 2, bins).
+
+    Returns:
+        (B, N, outputs, ears, 2, bins).
+    """
+    real, imaginary = filters.unbind(-2)
+    re, im = spectra[:, :, None, None].unbind(-2)
+    heard = torch.stack([real * re - imaginary * im, real * im + imaginary * re], dim=-2)
+    return heard.sum(dim=4)
 
 
 class _Block(nn.Module):
@@ -197,16 +228,14 @@ class _Block(nn.Module):
         self.near = nn.Conv1d(channels, channels, config.kernel, padding=config.kernel // 2, groups=channels)
         self.far = nn.Linear(config.bands, config.bands)
         self.up, self.down = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
-        self.gru = nn.GRU(channels, config.hidden, batch_first=True)
+        self.gru = nn.GRU(channels, config.hidden)
         self.out = nn.Linear(config.hidden, channels)
 
     def forward(self, x: Tensor, film: Tensor | None) -> Tensor:
-        """Transform (B, N, bands, C); film (B, 2, C)."""
-        x = self._bands(x, None if film is None else film[:, None])
-        batch, count, bands, channels = x.shape
-        rows = self.time_norm(x).transpose(1, 2).reshape(batch * bands, count, channels)
-        found = self.out(self.gru(rows)[0]).view(batch, bands, count, channels).transpose(1, 2)
-        return x + found
+        """Transform (N, B, bands, C), time first, which the GRU likes; film (B, 2, C)."""
+        x = self._bands(x, film)
+        found: Tensor = self.out(self.gru(self.time_norm(x).flatten(1, 2))[0])
+        return x + found.view(x.shape)
 
     def step(self, x: Tensor, film: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Transform (B, bands, C) with the memory (B, bands, hidden); return both anew."""

@@ -16,16 +16,17 @@ class HearingConfig:
     """Sizes of both networks.
 
     Attributes:
-        extractor: As many outputs as there may be talkers, and no embedding.
+        extractor: As many outputs as there may be talkers, one for the front, and no embedding.
         selector: Of the choice among them.
     """
 
-    extractor: ExtractorConfig = field(default_factory=lambda: ExtractorConfig(embedding=0, outputs=3))
+    extractor: ExtractorConfig = field(default_factory=lambda: ExtractorConfig(embedding=0, outputs=3, front=True))
     selector: SelectorConfig = field(default_factory=SelectorConfig)
 
     def __post_init__(self) -> None:
-        if self.extractor.embedding or self.extractor.outputs < 2:
-            raise ConfigError("the extractor must separate", remedy="give it 2 outputs or more and embedding 0")
+        if self.extractor.embedding or self.extractor.outputs < 2 or not self.extractor.front:
+            remedy = "give it 2 outputs or more, a head for the front and embedding 0"
+            raise ConfigError("the extractor must separate", remedy=remedy)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Model directories of target-speech hearing: the parts as they are trained, and both networks in one to be used."""
+"""Model directories of target-speech hearing: the parts as they are trained, and the whole to be used."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from audio_llm import hub
 from audio_llm.errors import ModelFormatError
-from audio_llm.tse.enrolment import EnrolmentConfig, EnrolmentEncoder
+from audio_llm.tse.enrolment import EnrolmentEncoder
 from audio_llm.tse.extractor import Extractor, ExtractorConfig
 from audio_llm.tse.hearing import HearingConfig, TargetHearing
 from audio_llm.tse.selector import SelectorConfig
 
-SEPARATOR, ENROLMENT, HEARING, WHOLE = "tse-separator", "tse-enrolment", "tse-hearing", "tse"
+SEPARATOR, HEARING = "tse-separator", "tse"
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -36,26 +36,16 @@ def load_separator(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> 
     return _filled(Extractor(_read(ExtractorConfig, loaded.config, loaded.path)), loaded.tensors, loaded.path)
 
 
-def load_enrolment(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> EnrolmentEncoder:
-    """Return an enrolment encoder; raises as `hub.load_model`."""
-    loaded = hub.load_model(name_or_dir, ENROLMENT, device)
-    return _filled(EnrolmentEncoder(_read(EnrolmentConfig, loaded.config, loaded.path)), loaded.tensors, loaded.path)
-
-
 def load_hearing(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> TargetHearing:
-    """Return separation and choice without enrolment; raises as `hub.load_model`."""
+    """Return the networks of a model; raises as `hub.load_model`."""
     loaded = hub.load_model(name_or_dir, HEARING, device)
     return _filled(TargetHearing(_hearing_config(loaded.config, loaded.path)), loaded.tensors, loaded.path)
 
 
-def save_whole(folder: Path, model: TargetSpeechModel, card: str, provenance: Mapping[str, Any]) -> None:
+def save_model(folder: Path, hearing: TargetHearing, card: str, provenance: Mapping[str, Any]) -> None:
     """Write a model directory with everything, in half precision."""
-    config = {"hearing": asdict(model.hearing.config), "enrolment": asdict(model.enrolment.config)}
-    parts = {"hearing": model.hearing, "enrolment": model.enrolment}
-    tensors = {
-        f"{part}.{name}": tensor.half() for part, own in parts.items() for name, tensor in own.state_dict().items()
-    }
-    hub.save_model(folder, config, tensors, WHOLE, card, dict(provenance))
+    tensors = {name: tensor.half() for name, tensor in hearing.state_dict().items()}
+    hub.save_model(folder, asdict(hearing.config), tensors, HEARING, card, dict(provenance))
 
 
 def load_model(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> TargetSpeechModel:
@@ -64,16 +54,8 @@ def load_model(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Targ
     Raises:
         ModelNotFoundError, ModelFormatError: As `hub.load_model`.
     """
-    loaded = hub.load_model(name_or_dir, WHOLE, device)
-    hearing = TargetHearing(_hearing_config(loaded.config.get("hearing", {}), loaded.path))
-    enrolment = EnrolmentEncoder(_read(EnrolmentConfig, loaded.config.get("enrolment", {}), loaded.path))
-    parts: dict[str, dict[str, Tensor]] = {"hearing": {}, "enrolment": {}}
-    for name, tensor in loaded.tensors.items():
-        part, _, rest = name.partition(".")
-        parts.setdefault(part, {})[rest] = tensor
-    return TargetSpeechModel(
-        _filled(hearing, parts["hearing"], loaded.path), _filled(enrolment, parts["enrolment"], loaded.path)
-    )
+    hearing = load_hearing(name_or_dir, device)
+    return TargetSpeechModel(hearing, EnrolmentEncoder(hearing).eval())
 
 
 def _hearing_config(config: Mapping[str, Any], path: Path) -> HearingConfig:

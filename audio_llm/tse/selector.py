@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from audio_llm.tse.cells import gru_step
 from audio_llm.tse.frames import CHUNK
-from audio_llm.tse.speaker import LEVEL, WINDOW, SpeakerEncoder, mel_filters, windowed_transform
+from audio_llm.tse.speaker import LEVEL, WINDOW, SpeakerEncoder, frames_to_mel
 
 _MEMORY = 128.0  # chunks over which a stream's level is averaged, about one second
 _FLOOR = 1e-8  # of a mean square
@@ -72,6 +72,7 @@ class Selector(nn.Module):
         super().__init__()
         self.config = config
         self.speaker = SpeakerEncoder(config.hidden, config.layers)
+        self.counted = nn.Linear(config.hidden, 1)  # of enrolment: how much a chunk counts
         self.hint = nn.Linear(config.hidden, config.hints)
         self.gru = nn.GRU(3 + config.hints, config.evidence, batch_first=True)
         self.choice = nn.Linear(config.evidence, 1)
@@ -186,8 +187,5 @@ def _running_level(power: Tensor) -> Tensor:
 
 
 def _mel(frames: Tensor, level: Tensor) -> Tensor:
-    """Return mel powers (..., 40) of frames (..., 400), the stream's level brought to the encoder's."""
-    scale = LEVEL / (level + _FLOOR).sqrt()
-    real, imaginary = windowed_transform(frames * scale)
-    mel: Tensor = (real.square() + imaginary.square()) @ mel_filters().to(frames.device)
-    return mel
+    """Return what the encoder reads (..., 40) of frames (..., 400), the stream's level brought to the encoder's."""
+    return frames_to_mel(frames * (LEVEL / (level + _FLOOR).sqrt()))

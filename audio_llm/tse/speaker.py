@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from audio_llm.features import triangular_filters
 from audio_llm.tse.cells import lstm_step
+from audio_llm.tse.frames import CHUNK
 
 SAMPLE_RATE = 16_000
 WINDOW, HOP, BANDS = 400, 160, 40  # samples, samples, mel bands
@@ -62,15 +63,20 @@ def at_level(waveforms: Tensor) -> Tensor:
 
 def mel_power(waveforms: Tensor) -> Tensor:
     """Return mel powers (..., F, 40) of sounds (..., T), a frame every 10 ms."""
-    real, imaginary = spectra(waveforms)
-    mel: Tensor = (real.square() + imaginary.square()) @ mel_filters().to(waveforms.device)
-    return mel
-
-
-def spectra(waveforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Return real and imaginary parts (..., F, 201) of the spectra of sounds (..., T): 25 ms every 10 ms."""
     half = WINDOW // 2
-    return windowed_transform(functional.pad(waveforms, (half, half)).unfold(-1, WINDOW, HOP))
+    return frames_to_mel(functional.pad(waveforms, (half, half)).unfold(-1, WINDOW, HOP))
+
+
+def chunk_mel(waveforms: Tensor) -> Tensor:
+    """Return mel powers (..., T / 128, 40) of sounds (..., T), T a multiple of 128: of 25 ms up to each chunk's end."""
+    return frames_to_mel(functional.pad(at_level(waveforms), (WINDOW - CHUNK, 0)).unfold(-1, WINDOW, CHUNK))
+
+
+def frames_to_mel(frames: Tensor) -> Tensor:
+    """Return mel powers (..., 40) of frames (..., 400)."""
+    real, imaginary = windowed_transform(frames)
+    mel: Tensor = (real.square() + imaginary.square()) @ mel_filters().to(frames.device)
+    return mel
 
 
 def windowed_transform(frames: Tensor) -> tuple[Tensor, Tensor]:

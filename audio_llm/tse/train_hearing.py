@@ -1,4 +1,4 @@
-"""Training of the choice, and of choice and separation together.
+"""Training of the choice, and of choice, separation and enrolment together.
 
 In three steps, each from the model of the one before: the selector on streams made of the talkers themselves with some
 of the others in them; on the streams of the trained trunk; and everything at once.
@@ -16,24 +16,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from audio_llm import hub
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import make_scene
 from audio_llm.simulation.sources import read_sources
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
-from audio_llm.tse.enrolment import EnrolmentEncoder
+from audio_llm.tse.enrolment import Enrolled, EnrolmentEncoder
 from audio_llm.tse.extractor import Extractor
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.hearing import Heard, HearingConfig, TargetHearing
 from audio_llm.tse.losses import leak_db, separation_loss, si_sdr_db, snr_db, talking
-from audio_llm.tse.models import HEARING
-from audio_llm.tse.scene_batches import VALIDATION_SEED, new_scenes, same_scenes
+from audio_llm.tse.models import save_model
+from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcess, new_scenes, same_scenes
 from audio_llm.tse.selector import weigh
 from audio_llm.tse.speaker import SpeakerEncoder
-from audio_llm.tse.train_enrolment import read_vectors
+from audio_llm.tse.teacher_vectors import read_vectors
 from audio_llm.tse.train_separator import slots, talkers_by_stream
 
 _QUIET = 1e-7  # mean square of a chunk, about -70 dB: nobody talks in it
+_LOOK_PEOPLE = 3  # in a look, at most
 
 logger = logging.getLogger(__name__)
 
@@ -47,28 +47,39 @@ class HearingTrainingConfig:
         training: The loop's settings.
         scenes: How scenes are drawn.
         streams: `made` of the talkers with leaks, those of the `frozen` trunk, or `joint`: the trunk learns as well.
-        noisy_share: Of scenes whose enrolment is the encoder's of the noisy look; the others have the teacher's.
+        noisy_share: Of scenes whose enrolment is that of the noisy look; the others have the teacher's vector.
         batch_scenes: Scenes in a batch.
         epoch_batches: Batches in an epoch; every epoch draws new scenes.
         validation_scenes: Scenes of the tuning part at each validation.
+        sound_weight: Of the quality of the sound chosen, where the trunk learns.
         separation_weight: Of the separation's loss, where the trunk learns.
+        enrolment_weight: Of the enrolment's distance from the teacher, where there are looks.
         vector_weight: Of the distance between a talker's stream's vector and the teacher's.
+        temperature: Of the comparison of an enrolment with other people.
         leak_db: By how much the others in a made stream are weaker.
         seed: Of the scenes.
     """
 
     model: HearingConfig = field(default_factory=HearingConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=5_000, learning_rate=3e-4))
-    scenes: SceneConfig = field(default_factory=lambda: SceneConfig(seconds=4.096, look_seconds=4.0))
+    scenes: SceneConfig = field(default_factory=lambda: SceneConfig(seconds=4.096, look_seconds=4.096))
     streams: Literal["made", "frozen", "joint"] = "made"
     noisy_share: float = 0.0
     batch_scenes: int = 8
     epoch_batches: int = 1000
     validation_scenes: int = 48
-    separation_weight: float = 0.3
+    sound_weight: float = 0.2
+    separation_weight: float = 0.1
+    enrolment_weight: float = 1.0
     vector_weight: float = 1.0
+    temperature: float = 0.07
     leak_db: tuple[float, float] = (6.0, 20.0)
     seed: int = 3
+
+    @property
+    def looks(self) -> bool:
+        """Whether looks are heard at all."""
+        return self.streams != "made"
 
 
 class HearingBatch(NamedTuple):
@@ -81,7 +92,9 @@ class HearingBatch(NamedTuple):
         place: (B,) int64, the target's stream.
         people: (B, K) int64, who is in each stream; -1 for nobody.
         wanted: (B,) int64, the target.
-        look: (B, 2, L) float32; empty where no encoder reads it.
+        look: (B, 2, L) float32; empty where none is heard.
+        front: (B, 2, L) float32, the target's share of it.
+        beside: (B, 3) int64, who is in the look, the target first; -1 for nobody.
     """
 
     mixture: Tensor
@@ -91,6 +104,15 @@ class HearingBatch(NamedTuple):
     people: Tensor
     wanted: Tensor
     look: Tensor
+    front: Tensor
+    beside: Tensor
+
+
+class _Result(NamedTuple):
+    """What the networks make of a batch; no enrolment where looks are not heard."""
+
+    heard: Heard
+    enrolled: Enrolled | None
 
 
 def train_hearing(
@@ -99,10 +121,9 @@ def train_hearing(
     output: Path,
     config: HearingTrainingConfig,
     *,
-    start: nn.Module | None = None,
+    start: TargetHearing | None = None,
     trunk: Extractor | None = None,
     teacher: SpeakerEncoder | None = None,
-    encoder: EnrolmentEncoder | None = None,
     max_minutes: float | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -114,10 +135,9 @@ def train_hearing(
         tuning: Packed sources that decide which model is the best, with vectors.
         output: Folder of the training.
         config: How to train.
-        start: A model of this kind to start from.
+        start: A model to start from.
         trunk: A separator to start from; takes the place of that in `start`.
         teacher: Whose weights the selector's encoder starts from, where `start` is None and the size is the same.
-        encoder: The enrolment encoder; needed for validation with noisy looks and where noisy_share is above 0.
         max_minutes: Stop after this time.
         resume: Go on from `output/last`.
         device: `auto`, `cpu` or `cuda`.
@@ -127,55 +147,65 @@ def train_hearing(
     """
     sources, held_out = read_sources(pack), read_sources(tuning)
     vectors, held_out_vectors = read_vectors(pack, sources.voices), read_vectors(tuning, held_out.voices)
-    samples = round(config.scenes.seconds * SAMPLE_RATE) // CHUNK * CHUNK
-    config = replace(config, scenes=replace(config.scenes, seconds=samples / SAMPLE_RATE))
+    config = replace(config, scenes=_whole_chunks(config.scenes))
     torch.manual_seed(config.training.seed)
     model = TargetHearing(config.model)
     if start is not None:
         model.load_state_dict(start.state_dict())
-    elif teacher is not None and config.model.selector.hidden == 256 and config.model.selector.layers == 3:
+    elif teacher is not None and _sizes(model.selector.speaker) == _sizes(teacher):
         model.selector.speaker.load_state_dict(teacher.state_dict())
     if trunk is not None:
         model.extractor.load_state_dict(trunk.state_dict())
     model.extractor.requires_grad_(config.streams == "joint")
-    if encoder is not None:
-        encoder.eval().requires_grad_(False)
     logger.info("%d people, %d parameters", len(sources.voices), sum(p.numel() for p in model.parameters()))
 
     def loss(network: nn.Module, batch: HearingBatch) -> Tensor:
-        enrolled = _enrol(batch, vectors, encoder, config.noisy_share)
-        heard = network(batch, enrolled, config.streams)
-        return hearing_loss(heard, batch, vectors.to(enrolled.device), config)
+        return hearing_loss(network(batch, vectors.to(batch.mixture.device)), batch, vectors, config)
 
-    return train(
-        _Hear(model),
-        new_scenes(config.batch_scenes, config.epoch_batches),
-        loss,
-        lambda network: validate(_model(network), held_out, held_out_vectors, config, encoder),
-        output,
-        config.training,
-        max_minutes=max_minutes,
-        resume=resume,
-        device=device,
-        save=lambda network, folder: _save(_model(network), folder, config),
-        prepare=lambda chosen: make_batch(sources, config, config.seed, chosen, encoder is not None),
-        count_items=lambda batch: batch.mixture.shape[0] * batch.mixture.shape[-1] / SAMPLE_RATE,
+    with SceneProcess(pack) as scenes:
+        return train(
+            _Hear(model, config),
+            new_scenes(config.batch_scenes, config.epoch_batches),
+            loss,
+            lambda network: validate(_model(network), held_out, held_out_vectors, config),
+            output,
+            config.training,
+            max_minutes=max_minutes,
+            resume=resume,
+            device=device,
+            save=lambda network, folder: _save(_model(network), folder, config),
+            prepare=lambda chosen: scenes.make(make_batch, config, config.seed, chosen),
+            count_items=lambda batch: (batch.mixture.numel() + batch.look.numel()) / 2 / SAMPLE_RATE,
+        )
+
+
+def _sizes(encoder: SpeakerEncoder) -> list[torch.Size]:
+    return [parameter.shape for parameter in encoder.parameters()]
+
+
+def _whole_chunks(scenes: SceneConfig) -> SceneConfig:
+    seconds, look_seconds = (
+        round(length * SAMPLE_RATE) // CHUNK * CHUNK / SAMPLE_RATE for length in (scenes.seconds, scenes.look_seconds)
     )
+    return replace(scenes, seconds=seconds, look_seconds=look_seconds)
 
 
 class _Hear(nn.Module):
     """The model as the loop calls it: with made streams, its trunk stands by."""
 
-    def __init__(self, model: TargetHearing) -> None:
+    def __init__(self, model: TargetHearing, config: HearingTrainingConfig) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.config = model, config
 
-    def forward(self, batch: HearingBatch, enrolled: Tensor, streams: str) -> Heard:
-        if streams == "made":
-            logits, vectors = self.model.selector(batch.streams, enrolled)
-            return Heard(weigh(batch.streams, logits), batch.streams, logits, vectors)
-        found: Heard = self.model(batch.mixture, enrolled)
-        return found
+    def forward(self, batch: HearingBatch, vectors: Tensor) -> _Result:
+        clean = vectors[batch.wanted]
+        if not self.config.looks:
+            logits, found = self.model.selector(batch.streams, clean)
+            return _Result(Heard(weigh(batch.streams, logits), batch.streams, logits, found), None)
+        enrolled = EnrolmentEncoder(self.model).encode(batch.look)
+        noisy = round(self.config.noisy_share * len(clean))
+        mixed = torch.cat([enrolled.vector[:noisy].to(clean.dtype), clean[noisy:]])
+        return _Result(self.model(batch.mixture, mixed), enrolled)
 
 
 def _model(network: nn.Module) -> TargetHearing:
@@ -183,25 +213,16 @@ def _model(network: nn.Module) -> TargetHearing:
     return network.model
 
 
-def _enrol(batch: HearingBatch, vectors: Tensor, encoder: EnrolmentEncoder | None, noisy_share: float) -> Tensor:
-    clean = vectors.to(batch.mixture.device)[batch.wanted]
-    noisy = round(noisy_share * len(clean))
-    if encoder is None or not noisy:
-        return clean
-    with torch.no_grad():
-        return torch.cat([encoder(batch.look[:noisy]).float(), clean[noisy:]])
-
-
-def make_batch(
-    sources: SceneSources, config: HearingTrainingConfig, seed: int, indices: range, with_look: bool
-) -> HearingBatch:
+def make_batch(sources: SceneSources, config: HearingTrainingConfig, seed: int, indices: range) -> HearingBatch:
     """Return these scenes."""
     count = config.model.extractor.outputs
-    scenes = [make_scene(sources, config.scenes, seed, index, with_look=with_look) for index in indices]
+    scenes = [make_scene(sources, config.scenes, seed, index, with_look=config.looks) for index in indices]
     talkers = np.stack([talkers_by_stream(scene, count) for scene in scenes])
     people = np.full((len(scenes), count), -1, dtype=np.int64)
-    for row, scene in zip(people, scenes, strict=True):
+    beside = np.full((len(scenes), _LOOK_PEOPLE), -1, dtype=np.int64)
+    for row, look, scene in zip(people, beside, scenes, strict=True):
         row[slots(scene, count)] = [talker.voice for talker in scene.plan.talkers]
+        look[: len(scene.plan.look)] = [talker.voice for talker in scene.plan.look]
     mixture = np.stack([scene.mixture for scene in scenes])
     rng = np.random.default_rng([seed, indices.start, 4])
     leaks_db = -rng.uniform(*config.leak_db, (len(scenes), count, count, 1, 1))
@@ -216,33 +237,52 @@ def make_batch(
         torch.from_numpy(people),
         torch.tensor([scene.plan.talkers[0].voice for scene in scenes]),
         torch.from_numpy(np.stack([scene.look for scene in scenes])),
+        torch.from_numpy(np.stack([scene.look_target for scene in scenes])),
+        torch.from_numpy(beside),
     )
 
 
-def hearing_loss(heard: Heard, batch: HearingBatch, vectors: Tensor, config: HearingTrainingConfig) -> Tensor:
+def hearing_loss(result: _Result, batch: HearingBatch, vectors: Tensor, config: HearingTrainingConfig) -> Tensor:
     """Return how wrong the choice and how far the vectors are, and, where the trunk learns, how bad the sound is.
 
     Args:
-        heard: What the model gives.
+        result: What the networks give.
         batch: The scenes.
         vectors: (V, 256), the teacher's.
         config: Weights.
     """
+    heard, vectors = result.heard, vectors.to(batch.mixture.device)
     labels, counted = _labels(heard, batch)
     choice = functional.cross_entropy(heard.logits.float().transpose(1, 2), labels, reduction="none")
     loss = (choice * counted).sum() / counted.sum().clamp_min(1.0)
     busy = _busy(batch.talkers) * (batch.people >= 0)[:, None]  # (B, N, K)
     near = (heard.vectors.float() * vectors[batch.people.clamp_min(0)][:, None]).sum(-1)
     loss = loss + config.vector_weight * ((1.0 - near) * busy).sum() / busy.sum().clamp_min(1.0)
-    if config.streams != "joint":
+    if result.enrolled is not None:
+        loss = loss + config.enrolment_weight * _enrolment_loss(result.enrolled.vector.float(), batch, vectors, config)
+    if config.streams != "joint" or result.enrolled is None:
         return loss
-    streams, talkers = heard.streams.float()[..., OVERLAP:], batch.talkers[..., :-OVERLAP]
-    mixture = batch.mixture[..., :-OVERLAP]
-    target = talkers[torch.arange(len(talkers)), batch.place]
-    sound = heard.sound.float()[..., OVERLAP:]
+    target = batch.talkers[torch.arange(len(batch.place)), batch.place]
+    streams = separation_loss(*_aligned(heard.streams, batch.talkers, batch.mixture))
+    front = separation_loss(*_aligned(result.enrolled.front[:, None], batch.front[:, None], batch.look))
+    sound, target, mixture = _aligned(heard.sound, target, batch.mixture)
     ratios = -0.5 * (snr_db(sound, target) + si_sdr_db(sound, target)).mean(-1)
     quality = torch.where(talking(target), ratios, 0.3 * leak_db(sound, mixture).mean(-1)).mean()
-    return loss + 0.2 * (quality + config.separation_weight * separation_loss(streams, talkers, mixture))
+    return loss + config.sound_weight * quality + config.separation_weight * (streams + front)
+
+
+def _aligned(found: Tensor, wanted: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return all three without the delay of what was found."""
+    return found.float()[..., OVERLAP:], wanted[..., :-OVERLAP], mixture[..., :-OVERLAP]
+
+
+def _enrolment_loss(found: Tensor, batch: HearingBatch, vectors: Tensor, config: HearingTrainingConfig) -> Tensor:
+    """Return the distance (B, 256) to the teacher's vectors, and how badly everybody around is told apart."""
+    distance = 1.0 - (found * vectors[batch.wanted]).sum(-1).mean()
+    around = torch.cat([batch.people, batch.beside], dim=1).flatten()
+    candidates = around[around >= 0].unique()
+    scores = found @ vectors[candidates].T / config.temperature
+    return 2.0 * distance + 0.5 * functional.cross_entropy(scores, torch.searchsorted(candidates, batch.wanted))
 
 
 def _busy(talkers: Tensor) -> Tensor:
@@ -263,17 +303,14 @@ def _labels(heard: Heard, batch: HearingBatch) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def validate(
-    model: TargetHearing,
-    sources: SceneSources,
-    vectors: Tensor,
-    config: HearingTrainingConfig,
-    encoder: EnrolmentEncoder | None = None,
+    model: TargetHearing, sources: SceneSources, vectors: Tensor, config: HearingTrainingConfig
 ) -> dict[str, float]:
     """Return measures on scenes that are always the same.
 
-    Loss, the mean weight of the target's stream, the share of scenes where it is above a half, and where the trunk
-    separates: the SI-SDR improvement of the target with the clean, the noisy, another person's and no enrolment, the
-    share of scenes that it makes worse, and the cosine between the outputs for the target and for another person.
+    Loss, the mean weight of the target's stream, the share of scenes where it is above a half, and where looks are
+    heard: the share of looks nearer to their person than to the mixture's others, the SI-SDR improvement of the target
+    with the clean, the noisy, another person's and no enrolment and of the right stream, the share of scenes made
+    worse, and the cosine between the outputs for the target and for another person.
     """
     device = next(model.parameters()).device
     vectors = vectors.to(device)
@@ -283,37 +320,36 @@ def validate(
         rows.setdefault(name, []).extend(values.flatten().tolist())
 
     for chosen in same_scenes(config.batch_scenes, config.validation_scenes):
-        made = make_batch(sources, config, VALIDATION_SEED, chosen, encoder is not None)
-        batch = HearingBatch(*(part.to(device) for part in made))
-        enrolled = vectors[batch.wanted]
-        hear = _Hear(model)
-        heard = hear(batch, enrolled, config.streams)
-        note("loss", hearing_loss(heard, batch, vectors, config).expand(len(chosen)))
-        labels, counted = _labels(heard, batch)
-        weight = torch.softmax(heard.logits, -1).gather(2, labels[..., None]).squeeze(-1)
+        batch = HearingBatch(*(part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen)))
+        result = _Hear(model, replace(config, noisy_share=1.0))(batch, vectors)
+        note("loss", hearing_loss(result, batch, vectors, config).expand(len(chosen)))
+        labels, counted = _labels(result.heard, batch)
+        weight = torch.softmax(result.heard.logits, -1).gather(2, labels[..., None]).squeeze(-1)
         share = (weight * counted).sum(1) / counted.sum(1).clamp_min(1.0)
         note("weight", share)
         note("told", (share > 0.5).float())
-        if config.streams == "made":
+        if result.enrolled is None:
             continue
-        target = batch.talkers[torch.arange(len(batch.place)), batch.place][..., :-OVERLAP]
+        near = (result.enrolled.vector[:, None] * vectors[batch.people.clamp_min(0)]).sum(-1)
+        others = near.masked_fill((batch.people < 0) | (batch.people == batch.wanted[:, None]), -1.0).amax(1)
+        note("look", ((result.enrolled.vector * vectors[batch.wanted]).sum(-1) > others).float())
+        target = batch.talkers[torch.arange(len(batch.place)), batch.place]
         there = talking(target)
-        before = si_sdr_db(batch.mixture[..., :-OVERLAP], target)
+        before = si_sdr_db(batch.mixture[..., :-OVERLAP], target[..., :-OVERLAP])
 
         def gain(sound: Tensor, target: Tensor = target, before: Tensor = before, there: Tensor = there) -> Tensor:
-            return (si_sdr_db(sound[..., OVERLAP:], target) - before).mean(-1)[there]
+            return (si_sdr_db(sound[..., OVERLAP:], target[..., :-OVERLAP]) - before).mean(-1)[there]
 
-        other = vectors[_someone_else(batch)]
-        swapped = hear(batch, other, config.streams).sound
-        note("clean_db", gain(heard.sound))
-        note("swapped_db", gain(swapped))
-        note("zeroed_db", gain(hear(batch, torch.zeros_like(enrolled), config.streams).sound))
-        note("cosine", functional.cosine_similarity(heard.sound, swapped, dim=-1).mean(-1))
-        sound = heard.sound
-        if encoder is not None:
-            sound = hear(batch, encoder(batch.look), config.streams).sound
-            note("noisy_db", gain(sound))
-        note("wrong", (gain(sound) < 0).float())
+        streams = result.heard.streams
+        logits, _ = model.selector(streams, vectors[_someone_else(batch)])
+        swapped = weigh(streams, logits)
+        clean = weigh(streams, model.selector(streams, vectors[batch.wanted])[0])
+        zeroed = weigh(streams, model.selector(streams, torch.zeros_like(vectors[batch.wanted]))[0])
+        note("right_stream_db", gain(streams[torch.arange(len(streams)), batch.place]))
+        for name, sound in (("noisy", result.heard.sound), ("clean", clean), ("swapped", swapped), ("zeroed", zeroed)):
+            note(f"{name}_db", gain(sound))
+        note("wrong", (gain(result.heard.sound) < 0).float())
+        note("cosine", functional.cosine_similarity(clean, swapped, dim=-1).mean(-1))
     return {name: float(np.mean(values)) for name, values in rows.items()}
 
 
@@ -326,5 +362,4 @@ def _someone_else(batch: HearingBatch) -> Tensor:
 
 def _save(model: TargetHearing, folder: Path, config: HearingTrainingConfig) -> None:
     provenance: dict[str, Any] = {"training": asdict(config)}
-    card = "# Target-speech hearing\n\nOne person out of a binaural mixture.\n"
-    hub.save_model(folder, asdict(model.config), model.state_dict(), HEARING, card, provenance)
+    save_model(folder, model, "# Target-speech hearing\n\nOne person out of a binaural mixture.\n", provenance)

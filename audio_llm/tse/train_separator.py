@@ -1,6 +1,7 @@
 """Training of the trunk by location: each talker of a scene in a stream of its own, from left to right.
 
-No speaker is asked for, so that the network learns what a target is made of before it learns whose it is.
+In looks, whoever is in front. No speaker is asked for, so that the network learns what a target is made of before it
+learns whose it is.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from audio_llm.tse.extractor import Extractor, ExtractorConfig
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.losses import separation_loss, si_sdr_db, talking
 from audio_llm.tse.models import SEPARATOR
-from audio_llm.tse.scene_batches import VALIDATION_SEED, new_scenes, same_scenes
+from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcess, new_scenes, same_scenes
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +41,21 @@ class SeparatorTrainingConfig:
     """How to train the trunk.
 
     Attributes:
-        model: Size of the network; as many outputs as there may be talkers, and no embedding.
+        model: Size of the network; as many outputs as there may be talkers, a head for the front, and no embedding.
         training: The loop's settings.
         scenes: How scenes are drawn.
         batch_scenes: Scenes in a batch.
+        front_weight: Of the loss in looks; 0 trains on mixtures alone, in half the time.
         epoch_batches: Batches in an epoch; every epoch draws new scenes.
         validation_scenes: Scenes of the tuning part at each validation.
         seed: Of the scenes.
     """
 
-    model: ExtractorConfig = field(default_factory=lambda: ExtractorConfig(embedding=0, outputs=3))
+    model: ExtractorConfig = field(default_factory=lambda: ExtractorConfig(embedding=0, outputs=3, front=True))
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=20_000))
     scenes: SceneConfig = field(default_factory=_still_pairs)
     batch_scenes: int = 8
+    front_weight: float = 0.0
     epoch_batches: int = 1000
     validation_scenes: int = 48
     seed: int = 1
@@ -64,6 +67,7 @@ def train_separator(
     output: Path,
     config: SeparatorTrainingConfig,
     *,
+    start: Extractor | None = None,
     max_minutes: float | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -75,6 +79,7 @@ def train_separator(
         tuning: Packed sources that decide which model is the best.
         output: Folder of the training.
         config: How to train.
+        start: A trunk to start from.
         max_minutes: Stop after this time.
         resume: Go on from `output/last`.
         device: `auto`, `cpu` or `cuda`.
@@ -88,43 +93,75 @@ def train_separator(
         raise ConfigError(f"{config.scenes.talkers[1]} talkers, {config.model.outputs} streams", remedy=remedy)
     sources, held_out = read_sources(pack), read_sources(tuning)
     samples = round(config.scenes.seconds * SAMPLE_RATE) // CHUNK * CHUNK
-    config = replace(config, scenes=replace(config.scenes, seconds=samples / SAMPLE_RATE))
+    seconds = samples / SAMPLE_RATE
+    config = replace(config, scenes=replace(config.scenes, seconds=seconds, look_seconds=seconds))
     torch.manual_seed(config.training.seed)
     model = Extractor(config.model)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     logger.info("%d people, %d parameters", len(sources.voices), sum(p.numel() for p in model.parameters()))
 
-    def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        mixture, targets = batch
-        return separation_loss(network(mixture)[..., OVERLAP:], targets[..., :-OVERLAP], mixture[..., :-OVERLAP])
+    def loss(network: nn.Module, batch: SeparationBatch) -> Tensor:
+        return _loss(network, batch, config)
 
     def evaluate(network: nn.Module) -> dict[str, float]:
         return validate(network, held_out, config)
 
-    return train(
-        model,
-        new_scenes(config.batch_scenes, config.epoch_batches),
-        loss,
-        evaluate,
-        output,
-        config.training,
-        max_minutes=max_minutes,
-        resume=resume,
-        device=device,
-        save=lambda network, folder: _save(network, folder, config),
-        prepare=lambda chosen: make_batch(sources, config, config.seed, chosen),
-        count_items=lambda batch: batch[0].shape[0] * batch[0].shape[-1] / SAMPLE_RATE,
+    with SceneProcess(pack) as scenes:
+        return train(
+            model,
+            new_scenes(config.batch_scenes, config.epoch_batches),
+            loss,
+            evaluate,
+            output,
+            config.training,
+            max_minutes=max_minutes,
+            resume=resume,
+            device=device,
+            save=lambda network, folder: _save(network, folder, config),
+            prepare=lambda chosen: scenes.make(make_batch, config, config.seed, chosen),
+            count_items=lambda batch: (batch.mixture.numel() + batch.look.numel()) / 2 / SAMPLE_RATE,
+        )
+
+
+class SeparationBatch(NamedTuple):
+    """Scenes to learn from.
+
+    Attributes:
+        mixture: (B, 2, T) float32.
+        talkers: (B, outputs, 2, T) float32, by stream, silence where there is nobody.
+        look: (B, 2, T) float32; empty where looks do not count.
+        front: (B, 1, 2, T) float32, the share of the person in front; as empty.
+    """
+
+    mixture: Tensor
+    talkers: Tensor
+    look: Tensor
+    front: Tensor
+
+
+def make_batch(sources: SceneSources, config: SeparatorTrainingConfig, seed: int, indices: range) -> SeparationBatch:
+    """Return these scenes."""
+    looks = config.front_weight > 0.0
+    scenes = [make_scene(sources, config.scenes, seed, index, with_look=looks) for index in indices]
+    return SeparationBatch(
+        torch.from_numpy(np.stack([scene.mixture for scene in scenes])),
+        torch.from_numpy(np.stack([talkers_by_stream(scene, config.model.outputs) for scene in scenes])),
+        torch.from_numpy(np.stack([scene.look for scene in scenes])),
+        torch.from_numpy(np.stack([scene.look_target[None] for scene in scenes])),
     )
 
 
-def make_batch(
-    sources: SceneSources, config: SeparatorTrainingConfig, seed: int, indices: range
-) -> tuple[Tensor, Tensor]:
-    """Return mixtures (B, 2, T) and their talkers by stream (B, outputs, 2, T) of these scenes."""
-    scenes = [make_scene(sources, config.scenes, seed, index, with_look=False) for index in indices]
-    mixtures = np.stack([scene.mixture for scene in scenes])
-    return torch.from_numpy(mixtures), torch.from_numpy(
-        np.stack([talkers_by_stream(scene, config.model.outputs) for scene in scenes])
-    )
+def _loss(network: nn.Module, batch: SeparationBatch, config: SeparatorTrainingConfig) -> Tensor:
+    loss = _separation_loss(network(batch.mixture), batch.talkers, batch.mixture)
+    if not config.front_weight:
+        return loss
+    front = _separation_loss(network(batch.look, front=True), batch.front, batch.look)
+    return loss + config.front_weight * front
+
+
+def _separation_loss(found: Tensor, wanted: Tensor, mixture: Tensor) -> Tensor:
+    return separation_loss(found[..., OVERLAP:], wanted[..., :-OVERLAP], mixture[..., :-OVERLAP])
 
 
 def talkers_by_stream(scene: Scene, streams: int) -> np.ndarray:
@@ -149,16 +186,24 @@ def slots(scene: Scene, streams: int) -> np.ndarray:
 
 @torch.inference_mode()
 def validate(model: nn.Module, sources: SceneSources, config: SeparatorTrainingConfig) -> dict[str, float]:
-    """Return loss and mean SI-SDR improvement over both ears and all talkers, on scenes that are always the same."""
+    """Return loss and mean SI-SDR improvements over both ears and all talkers, on scenes that are always the same."""
     device = next(model.parameters()).device
-    losses, gains = [], []
+    rows: dict[str, list[float]] = {"loss": [], "si_sdri_db": []}
     for chosen in same_scenes(config.batch_scenes, config.validation_scenes):
-        mixture, targets = (part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen))
-        found, wanted = model(mixture)[..., OVERLAP:], targets[..., :-OVERLAP]
-        before = si_sdr_db(mixture[:, None, :, :-OVERLAP].expand_as(wanted), wanted)
-        losses += [float(separation_loss(found, wanted, mixture[..., :-OVERLAP]))] * len(chosen)
-        gains += (si_sdr_db(found, wanted) - before).mean(-1)[talking(wanted)].tolist()
-    return {"loss": float(np.mean(losses)), "si_sdri_db": float(np.mean(gains))}
+        batch = SeparationBatch(*(part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen)))
+        rows["loss"] += [float(_loss(model, batch, config))] * len(chosen)
+        rows["si_sdri_db"] += _gains(model(batch.mixture), batch.talkers, batch.mixture)
+        if config.front_weight:
+            rows.setdefault("front_db", []).extend(_gains(model(batch.look, front=True), batch.front, batch.look))
+    return {name: float(np.mean(values)) for name, values in rows.items()}
+
+
+def _gains(found: Tensor, wanted: Tensor, mixture: Tensor) -> list[float]:
+    """Return the SI-SDR improvement of everybody who talks."""
+    found, wanted = found[..., OVERLAP:], wanted[..., :-OVERLAP]
+    before = si_sdr_db(mixture[:, None, :, :-OVERLAP].expand_as(wanted), wanted)
+    gains: list[float] = (si_sdr_db(found, wanted) - before).mean(-1)[talking(wanted)].tolist()
+    return gains
 
 
 def _save(model: nn.Module, folder: Path, config: SeparatorTrainingConfig) -> None:

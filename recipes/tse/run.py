@@ -14,12 +14,11 @@ import data
 import teacher
 
 from audio_llm.training.config import load_config
-from audio_llm.tse.models import load_enrolment, load_hearing, load_separator
-from audio_llm.tse.train_enrolment import EnrolmentTrainingConfig, train_enrolment
+from audio_llm.tse.models import load_hearing, load_separator
 from audio_llm.tse.train_hearing import HearingTrainingConfig, train_hearing
 from audio_llm.tse.train_separator import SeparatorTrainingConfig, train_separator
 
-STAGES = ("pack", "teach", "separate", "enrol", "choose", "hear")
+STAGES = ("pack", "teach", "separate", "choose", "hear")
 
 
 def main() -> int:
@@ -30,7 +29,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="pack: folder with audio/speech, audio/noise and audio/rir")
     parser.add_argument("--teacher", type=Path, help="teach: Resemblyzer's pretrained.pt; default: the installed one")
     parser.add_argument("--output", type=Path, default=Path("exp/tse"))
-    parser.add_argument("--start", type=Path, help="enrol, hear: model to start from")
+    parser.add_argument("--start", type=Path, help="separate, hear: model to start from")
     parser.add_argument("--config", type=Path, help="YAML file with settings of a training")
     parser.add_argument("--max-minutes", type=float)
     parser.add_argument("--resume", action="store_true")
@@ -41,13 +40,6 @@ def main() -> int:
         data.pack(arguments.data, packed)
     elif arguments.stage == "teach":
         teacher.teach(arguments.teacher, packed)
-    elif arguments.stage == "enrol":
-        training = load_config(EnrolmentTrainingConfig, arguments.config, arguments.set)
-        limits = {"max_minutes": arguments.max_minutes, "resume": arguments.resume}
-        parts = packed / "train", packed / "tune", teacher.read_teacher(packed)
-        start = load_enrolment(arguments.start) if arguments.start else None
-        name = "mask" if training.mask_only else "enrolment"
-        logging.info("%s", train_enrolment(*parts, arguments.output / name, training, start=start, **limits))
     elif arguments.stage in ("choose", "hear"):
         training = load_config(HearingTrainingConfig, arguments.config, arguments.set)
         train_choice(arguments, packed, training)
@@ -55,7 +47,8 @@ def main() -> int:
         config = load_config(SeparatorTrainingConfig, arguments.config, arguments.set)
         limits = {"max_minutes": arguments.max_minutes, "resume": arguments.resume}
         parts = packed / "train", packed / "tune"
-        logging.info("%s", train_separator(*parts, arguments.output / "separator", config, **limits))
+        start = load_separator(arguments.start) if arguments.start else None
+        logging.info("%s", train_separator(*parts, arguments.output / "separator", config, start=start, **limits))
     return 0
 
 
@@ -69,8 +62,7 @@ def train_choice(arguments: argparse.Namespace, packed: Path, config: HearingTra
     else:
         start = load_hearing(arguments.start or output / "choose" / "best")
         trunk = None if arguments.start else load_separator(output / "separator" / "best")
-        encoder = load_enrolment(output / "enrolment" / "best")
-        result = train_hearing(*parts, config, start=start, trunk=trunk, encoder=encoder, **limits)
+        result = train_hearing(*parts, config, start=start, trunk=trunk, **limits)
     logging.info("%s", result)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from audio_llm.errors import DataError, MissingDependencyError, ModelFormatError
 from audio_llm.tse.speaker import SpeakerEncoder
-from audio_llm.tse.train_enrolment import load_teacher, write_vectors
+from audio_llm.tse.teacher_vectors import load_teacher, write_vectors
 
 _NAME = "teacher.safetensors"
 

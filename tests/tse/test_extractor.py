@@ -37,7 +37,7 @@ def test_analysis_and_synthesis_are_a_delay_of_64_samples() -> None:
 
 def test_presets_have_the_sizes_of_the_design() -> None:
     sizes = {name: sum(p.numel() for p in Extractor(config).parameters()) for name, config in PRESETS.items()}
-    assert {name: round(size, -4) for name, size in sizes.items()} == {"B": 250_000, "C": 380_000, "D": 630_000}
+    assert {name: round(size, -4) for name, size in sizes.items()} == {"B": 400_000, "C": 530_000, "D": 830_000}
     with pytest.raises(ConfigError):
         ExtractorConfig(kernel=4)
 

@@ -14,7 +14,8 @@ from audio_llm.tse.selector import SelectorConfig, weigh
 
 torch.set_num_threads(1)
 TINY = HearingConfig(
-    ExtractorConfig(channels=8, hidden=8, blocks=1, stride=6, embedding=0, outputs=3), SelectorConfig(12, 2, 3, 5)
+    ExtractorConfig(channels=8, hidden=8, blocks=1, stride=6, embedding=0, outputs=3, front=True),
+    SelectorConfig(12, 2, 3, 5),
 )
 
 
