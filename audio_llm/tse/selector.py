@@ -8,6 +8,7 @@ silence, between 0 and 1 each, weighs them.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,22 @@ class SelectorState:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+class Listened(NamedTuple):
+    """What is known of streams without knowing who is wanted.
+
+    Attributes:
+        top: (B, K, N, H) float32, what the speaker encoder's last layer gives.
+        vectors: (B, K, N, 256) float32, each stream's vector by each chunk.
+        power: (B, K, N, 1) float32, mean square of each chunk.
+        level: (B, K, N, 1) float32, mean square so far.
+    """
+
+    top: Tensor
+    vectors: Tensor
+    power: Tensor
+    level: Tensor
+
+
 class Selector(nn.Module):
     """The network; `forward` for whole streams and `step` for chunks give the same."""
 
@@ -89,17 +106,23 @@ class Selector(nn.Module):
             (B, N, K + 1): logits of each stream and of silence, by chunk; and (B, N, K, 256), each stream's vector
             by then.
         """
-        batch, count = streams.shape[:2]
+        listened = self.listen(streams)
+        return self.choose(listened, enrolled), listened.vectors.transpose(1, 2)
+
+    def listen(self, streams: Tensor) -> Listened:
+        """Return what is known of whole streams (B, K, 2, T), whoever is wanted."""
         mono = streams.mean(dim=2)
-        power = mono.unflatten(-1, (-1, CHUNK)).square().mean(-1, keepdim=True)  # (B, K, N, 1)
+        power = mono.unflatten(-1, (-1, CHUNK)).square().mean(-1, keepdim=True)
         level = _running_level(power)
         frames = functional.pad(mono, (WINDOW - CHUNK, 0)).unfold(-1, WINDOW, CHUNK)
-        rows = _mel(frames, level).flatten(0, 1)
-        top = self.speaker.lstm(rows)[0].unflatten(0, (batch, count))  # (B, K, N, H)
-        vectors = self.speaker.project(top)
-        evidence = self._evidence(top, vectors, enrolled[:, None, None], power, level)
-        gathered = self.gru(evidence.flatten(0, 1))[0].unflatten(0, (batch, count))
-        return self._logits(gathered), vectors.transpose(1, 2)
+        top = self.speaker.lstm(_mel(frames, level).flatten(0, 1))[0].unflatten(0, mono.shape[:2])
+        return Listened(top, self.speaker.project(top), power, level)
+
+    def choose(self, listened: Listened, enrolled: Tensor) -> Tensor:
+        """Return the logits (B, N, K + 1) of the choice of people (B, 256)."""
+        evidence = self._evidence(*listened[:2], enrolled[:, None, None], *listened[2:])
+        gathered = self.gru(evidence.flatten(0, 1))[0].unflatten(0, evidence.shape[:2])
+        return self._logits(gathered)
 
     def initial_state(self, streams: int, batch: int = 1) -> SelectorState:
         """Return the state before the first chunk."""

@@ -1,7 +1,7 @@
 """Training of the choice, and of choice, separation and enrolment together.
 
-In three steps, each from the model of the one before: the selector on streams made of the talkers themselves with some
-of the others in them; on the streams of the trained trunk; and everything at once.
+In three steps, each from the model of the one before: the choice on streams made of the talkers themselves with some
+of the others in them; choice and speaker encoder on the streams of the trained trunk; and everything at once.
 """
 
 from __future__ import annotations
@@ -157,6 +157,7 @@ def train_hearing(
     if trunk is not None:
         model.extractor.load_state_dict(trunk.state_dict())
     model.extractor.requires_grad_(config.streams == "joint")
+    model.selector.speaker.requires_grad_(config.streams != "made")  # what is new learns faster alone
     logger.info("%d people, %d parameters", len(sources.voices), sum(p.numel() for p in model.parameters()))
 
     def loss(network: nn.Module, batch: HearingBatch) -> Tensor:
@@ -341,10 +342,12 @@ def validate(
             return (si_sdr_db(sound[..., OVERLAP:], target[..., :-OVERLAP]) - before).mean(-1)[there]
 
         streams = result.heard.streams
-        logits, _ = model.selector(streams, vectors[_someone_else(batch)])
-        swapped = weigh(streams, logits)
-        clean = weigh(streams, model.selector(streams, vectors[batch.wanted])[0])
-        zeroed = weigh(streams, model.selector(streams, torch.zeros_like(vectors[batch.wanted]))[0])
+        listened = model.selector.listen(streams)
+        others_wanted, wanted = vectors[_someone_else(batch)], vectors[batch.wanted]
+        swapped, clean, zeroed = (
+            weigh(streams, model.selector.choose(listened, people))
+            for people in (others_wanted, wanted, torch.zeros_like(wanted))
+        )
         note("right_stream_db", gain(streams[torch.arange(len(streams)), batch.place]))
         for name, sound in (("noisy", result.heard.sound), ("clean", clean), ("swapped", swapped), ("zeroed", zeroed)):
             note(f"{name}_db", gain(sound))

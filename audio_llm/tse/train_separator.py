@@ -23,8 +23,9 @@ from audio_llm.simulation.sources import read_sources
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.tse.extractor import Extractor, ExtractorConfig
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
+from audio_llm.tse.gridnet import GridNet, GridNetConfig
 from audio_llm.tse.losses import separation_loss, si_sdr_db, talking
-from audio_llm.tse.models import SEPARATOR
+from audio_llm.tse.models import GRIDNET, SEPARATOR
 from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcess, new_scenes, same_scenes
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class SeparatorTrainingConfig:
 
     Attributes:
         model: Size of the network; as many outputs as there may be talkers, a head for the front, and no embedding.
+        gridnet: Size of the reference, to train that in the network's place; it has no head for the front.
         training: The loop's settings.
         scenes: How scenes are drawn.
         batch_scenes: Scenes in a batch.
@@ -52,6 +54,7 @@ class SeparatorTrainingConfig:
     """
 
     model: ExtractorConfig = field(default_factory=lambda: ExtractorConfig(embedding=0, outputs=3, front=True))
+    gridnet: GridNetConfig | None = None
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=20_000))
     scenes: SceneConfig = field(default_factory=_still_pairs)
     batch_scenes: int = 8
@@ -59,6 +62,11 @@ class SeparatorTrainingConfig:
     epoch_batches: int = 1000
     validation_scenes: int = 48
     seed: int = 1
+
+    @property
+    def outputs(self) -> int:
+        """Streams of the network that is trained."""
+        return self.model.outputs if self.gridnet is None else self.gridnet.outputs
 
 
 def train_separator(
@@ -88,15 +96,15 @@ def train_separator(
         DataError: A pack is missing or has too few people.
         ConfigError: There may be more talkers than streams.
     """
-    if config.scenes.talkers[1] > config.model.outputs:
+    if config.scenes.talkers[1] > config.outputs:
         remedy = "give the model as many outputs as there may be talkers"
-        raise ConfigError(f"{config.scenes.talkers[1]} talkers, {config.model.outputs} streams", remedy=remedy)
+        raise ConfigError(f"{config.scenes.talkers[1]} talkers, {config.outputs} streams", remedy=remedy)
     sources, held_out = read_sources(pack), read_sources(tuning)
     samples = round(config.scenes.seconds * SAMPLE_RATE) // CHUNK * CHUNK
     seconds = samples / SAMPLE_RATE
     config = replace(config, scenes=replace(config.scenes, seconds=seconds, look_seconds=seconds))
     torch.manual_seed(config.training.seed)
-    model = Extractor(config.model)
+    model = Extractor(config.model) if config.gridnet is None else GridNet(config.gridnet)
     if start is not None:
         model.load_state_dict(start.state_dict())
     logger.info("%d people, %d parameters", len(sources.voices), sum(p.numel() for p in model.parameters()))
@@ -146,7 +154,7 @@ def make_batch(sources: SceneSources, config: SeparatorTrainingConfig, seed: int
     scenes = [make_scene(sources, config.scenes, seed, index, with_look=looks) for index in indices]
     return SeparationBatch(
         torch.from_numpy(np.stack([scene.mixture for scene in scenes])),
-        torch.from_numpy(np.stack([talkers_by_stream(scene, config.model.outputs) for scene in scenes])),
+        torch.from_numpy(np.stack([talkers_by_stream(scene, config.outputs) for scene in scenes])),
         torch.from_numpy(np.stack([scene.look for scene in scenes])),
         torch.from_numpy(np.stack([scene.look_target[None] for scene in scenes])),
     )
@@ -207,7 +215,8 @@ def _gains(found: Tensor, wanted: Tensor, mixture: Tensor) -> list[float]:
 
 
 def _save(model: nn.Module, folder: Path, config: SeparatorTrainingConfig) -> None:
-    assert isinstance(model, Extractor)
+    assert isinstance(model, Extractor | GridNet)
     provenance: dict[str, Any] = {"training": asdict(config)}
     card = "# A trunk trained by location\n\nThe talkers of a binaural mixture, left to right.\n"
-    hub.save_model(folder, asdict(model.config), model.state_dict(), SEPARATOR, card, provenance)
+    kind = SEPARATOR if isinstance(model, Extractor) else GRIDNET
+    hub.save_model(folder, asdict(model.config), model.state_dict(), kind, card, provenance)
