@@ -1,18 +1,22 @@
-"""Batches of scenes: which scenes each is made of, and a process of its own that makes them.
+"""Batches of scenes: which scenes each is made of, and processes of their own that make them.
 
 Every epoch draws new scenes in training, validation always the same.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, NamedTuple, TypeVar
 
 from audio_llm.simulation.scene_plan import SceneSources
 from audio_llm.simulation.sources import read_sources
+
+B = TypeVar("B", bound=NamedTuple)
 
 VALIDATION_SEED = 1_000_003  # of the scenes that decide which model is the best
 
@@ -35,25 +39,40 @@ def same_scenes(batch_scenes: int, scenes: int) -> list[range]:
     return [range(first, min(first + batch_scenes, scenes)) for first in range(0, scenes, batch_scenes)]
 
 
-class SceneProcess:
-    """Makes batches in another process: many small operations would else wait for the training's, and it for them.
+class SceneProcesses:
+    """Makes batches in other processes: many small operations would else wait for the training's, and it for them.
 
     Args:
         pack: Packed sources, read there.
+        count: How many processes; a GPU wants many.
     """
 
-    def __init__(self, pack: Path) -> None:
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _read, (pack,))
+    def __init__(self, pack: Path, count: int = 1) -> None:
+        self._count = count
+        self._pool = ProcessPoolExecutor(count, get_context("spawn"), _read, (pack,))
 
-    def __enter__(self) -> SceneProcess:
+    def __enter__(self) -> SceneProcesses:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def make(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return `function(sources, *arguments)`; the function is one of a module, and what it returns is copied."""
-        return self._pool.submit(_call, function, arguments).result()
+    def make(self, function: Callable[..., B], config: Any, seed: int, chosen: range) -> B:
+        """Return a batch of these scenes, a named tuple of tensors, each process' part behind the other.
+
+        Args:
+            function: (sources, config, seed, indices) -> batch; one of a module.
+            config: Handed on.
+            seed: Handed on.
+            chosen: Indices of the scenes.
+        """
+        import torch
+
+        size = -(-len(chosen) // self._count)
+        parts = [chosen[first : first + size] for first in range(0, len(chosen), size)]
+        made = [self._pool.submit(_call, function, (config, seed, part)) for part in parts]
+        batches = [future.result() for future in made]
+        return batches[0]._make(torch.cat(tensors) for tensors in zip(*batches, strict=True))
 
 
 _sources: SceneSources | None = None  # of the process that makes batches
@@ -63,8 +82,17 @@ def _read(pack: Path) -> None:
     global _sources
     import torch
 
+    Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(1)
     _sources = read_sources(pack)
+
+
+def _end_with_the_parent() -> None:
+    """A parent that is killed tells nobody."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

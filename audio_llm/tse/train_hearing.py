@@ -26,7 +26,7 @@ from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.hearing import Heard, HearingConfig, TargetHearing
 from audio_llm.tse.losses import leak_db, separation_loss, si_sdr_db, snr_db, talking
 from audio_llm.tse.models import save_model
-from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcess, new_scenes, same_scenes
+from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcesses, new_scenes, same_scenes
 from audio_llm.tse.selector import weigh
 from audio_llm.tse.speaker import SpeakerEncoder
 from audio_llm.tse.teacher_vectors import read_vectors
@@ -58,6 +58,7 @@ class HearingTrainingConfig:
         temperature: Of the comparison of an enrolment with other people.
         leak_db: By how much the others in a made stream are weaker.
         seed: Of the scenes.
+        processes: That make the scenes.
     """
 
     model: HearingConfig = field(default_factory=HearingConfig)
@@ -75,6 +76,7 @@ class HearingTrainingConfig:
     temperature: float = 0.07
     leak_db: tuple[float, float] = (6.0, 20.0)
     seed: int = 3
+    processes: int = 1
 
     @property
     def looks(self) -> bool:
@@ -163,7 +165,7 @@ def train_hearing(
     def loss(network: nn.Module, batch: HearingBatch) -> Tensor:
         return hearing_loss(network(batch, vectors.to(batch.mixture.device)), batch, vectors, config)
 
-    with SceneProcess(pack) as scenes:
+    with SceneProcesses(pack, config.processes) as scenes:
         return train(
             _Hear(model, config),
             new_scenes(config.batch_scenes, config.epoch_batches),
@@ -225,8 +227,10 @@ def make_batch(sources: SceneSources, config: HearingTrainingConfig, seed: int, 
         row[slots(scene, count)] = [talker.voice for talker in scene.plan.talkers]
         look[: len(scene.plan.look)] = [talker.voice for talker in scene.plan.look]
     mixture = np.stack([scene.mixture for scene in scenes])
-    rng = np.random.default_rng([seed, indices.start, 4])
-    leaks_db = -rng.uniform(*config.leak_db, (len(scenes), count, count, 1, 1))
+    draws = [
+        np.random.default_rng([seed, index, 4]).uniform(*config.leak_db, (count, count, 1, 1)) for index in indices
+    ]
+    leaks_db = -np.stack(draws)
     shares = np.where(np.eye(count, dtype=bool)[:, :, None, None], 1.0, 10.0 ** (leaks_db / 20.0)).astype(np.float32)
     background = (mixture - talkers.sum(axis=1))[:, None] * 10.0 ** (leaks_db[:, :, 0] / 20.0)
     streams = (shares * talkers[:, None]).sum(axis=2) + background

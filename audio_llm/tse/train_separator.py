@@ -26,7 +26,7 @@ from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.gridnet import GridNet, GridNetConfig
 from audio_llm.tse.losses import separation_loss, si_sdr_db, talking
 from audio_llm.tse.models import GRIDNET, SEPARATOR
-from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcess, new_scenes, same_scenes
+from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcesses, new_scenes, same_scenes
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class SeparatorTrainingConfig:
         epoch_batches: Batches in an epoch; every epoch draws new scenes.
         validation_scenes: Scenes of the tuning part at each validation.
         seed: Of the scenes.
+        processes: That make the scenes.
     """
 
     model: ExtractorConfig = field(default_factory=lambda: ExtractorConfig(embedding=0, outputs=3, front=True))
@@ -62,6 +63,7 @@ class SeparatorTrainingConfig:
     epoch_batches: int = 1000
     validation_scenes: int = 48
     seed: int = 1
+    processes: int = 1
 
     @property
     def outputs(self) -> int:
@@ -115,7 +117,7 @@ def train_separator(
     def evaluate(network: nn.Module) -> dict[str, float]:
         return validate(network, held_out, config)
 
-    with SceneProcess(pack) as scenes:
+    with SceneProcesses(pack, config.processes) as scenes:
         return train(
             model,
             new_scenes(config.batch_scenes, config.epoch_batches),

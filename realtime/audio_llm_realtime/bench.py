@@ -1,0 +1,198 @@
+"""Measure a model on this machine, alone or alternating with another: times of chunks, misses, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audio_llm_realtime.clock import Clock, MeasuredClock, RealClock
+from audio_llm_realtime.contract import EARS, Contract
+from audio_llm_realtime.engine import Engine
+from audio_llm_realtime.errors import UsageError
+from audio_llm_realtime.ledger import DEFAULT_KEPT, Ledger
+from audio_llm_realtime.loop import FileLoop
+from audio_llm_realtime.report import Report, machine, make_report, versions
+from audio_llm_realtime.schedule import Wishes, scheduled
+from audio_llm_realtime.worker import Worker
+
+BLOCK_CHUNKS = 250  # run without a break before the other model has its turn
+SHARES = (1.0, 0.5, 0.25)
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """How to measure.
+
+    Attributes:
+        chunks: Of every model.
+        paced: A chunk every 8 ms of real time; else as fast as it goes, in virtual time.
+        share: Part of a core that is left: 1, 0.5 or 0.25; a competitor takes the rest.
+        spare: Chunks that the output waits longer, so that each has 8 ms more.
+        wishes: For the thread that runs the chunks.
+    """
+
+    chunks: int = 5000
+    paced: bool = False
+    share: float = 1.0
+    spare: int = 0
+    wishes: Wishes = field(default_factory=Wishes)
+
+    def __post_init__(self) -> None:
+        if self.wishes.fifo and not self.paced:
+            raise UsageError("SCHED_FIFO without pauses is stopped by the kernel", remedy="add --paced")
+        if self.share != 1.0 and not self.paced:
+            raise UsageError("a share of a core means nothing without a pace", remedy="add --paced")
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured.
+
+    Attributes:
+        report: Of the model.
+        other: Of the one compared with, or None.
+        settings: As given.
+        core: The only one used, or None.
+        share_by: How the share was enforced: "whole", "fifo" (a competitor above this process) or "equal" (one beside
+            it, which leaves more than the share to a process that sleeps).
+        memory_growth_bytes: Resident memory at the end over that after warming up.
+        load_before: Of the machine.
+    """
+
+    report: Report
+    other: Report | None
+    settings: BenchSettings
+    core: int | None
+    share_by: str
+    memory_growth_bytes: int
+    load_before: float
+
+    @property
+    def cpu_ratio(self) -> float | None:
+        """Median CPU time of the other model over this one's."""
+        if self.other is None or not self.report.cpu_ms.p50:
+            return None
+        return round(self.other.cpu_ms.p50 / self.report.cpu_ms.p50, 3)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object with everything that the figures depend on."""
+        return {
+            **self.report.to_json(),
+            "paced": self.settings.paced,
+            "fifo": self.settings.wishes.fifo and not any("FIFO" in line for line in self.report.refused),
+            "core": self.core,
+            "share": self.settings.share,
+            "share_by": self.share_by,
+            "memory_growth_bytes": self.memory_growth_bytes,
+            "compare": None if self.other is None else self.other.to_json(),
+            "cpu_ratio": self.cpu_ratio,
+            "machine": {**machine(), "load_before": self.load_before},
+            "versions": versions(),
+        }
+
+
+def bench(
+    contract: Contract,
+    other: Contract | None,
+    settings: BenchSettings,
+    progress: Callable[[int], None] | None = None,
+) -> BenchResult:
+    """Measure one model, or two in turn.
+
+    Args:
+        contract: Of the model.
+        other: Of the model to compare with; both run in blocks of 250 chunks, so that both meet the same load.
+        settings: How to measure.
+        progress: Takes the chunks of every model that are done.
+    """
+    load_before = machine()["load"]
+    core = settings.wishes.cpu
+    if core is None and settings.share < 1.0:
+        core = max(os.sched_getaffinity(0))
+    wishes = Wishes(settings.wishes.fifo, core, settings.wishes.lock_memory, settings.wishes.no_gc)
+    refused: list[str] = []
+    runners = [_Runner(found, settings) for found in (contract, other) if found is not None]
+    for runner in runners:
+        runner.warm_up()
+    with _competitor(core, settings.share) as share_by, scheduled(wishes, refused):
+        before = _resident_bytes()
+        done = 0
+        while done < settings.chunks:
+            chunks = min(BLOCK_CHUNKS, settings.chunks - done)
+            for runner in runners:
+                runner.run(chunks)
+            done += chunks
+            if progress is not None:
+                progress(done)
+        growth = _resident_bytes() - before
+    reports = [make_report(r.worker, refused=tuple(refused)) for r in runners]
+    return BenchResult(
+        reports[0], reports[1] if other is not None else None, settings, core, share_by, growth, load_before
+    )
+
+
+class _Runner:
+    """One model with its loop."""
+
+    def __init__(self, contract: Contract, settings: BenchSettings) -> None:
+        engine = Engine(contract, Ledger(min(max(settings.chunks, BLOCK_CHUNKS), DEFAULT_KEPT)))
+        generator = np.random.default_rng(7)
+        vectors = [generator.standard_normal(port.sizes).astype(np.float32) for port in contract.stream.conditions]
+        engine.set_conditions(*(vector / np.linalg.norm(vector) for vector in vectors))
+        clock: Clock = RealClock() if settings.paced else MeasuredClock()
+        self.worker = Worker(engine, spare=settings.spare)
+        self._loop = FileLoop(self.worker, clock)
+        self._sound = _babble(contract)
+
+    def warm_up(self) -> None:
+        """Run one block that does not count."""
+        self.run(BLOCK_CHUNKS)
+        self.worker.ledger.clear()
+
+    def run(self, chunks: int) -> None:
+        """Run so many chunks of the same sound."""
+        self._loop.run(self._sound[:, : chunks * self.worker.bridge.unit])
+
+
+def _babble(contract: Contract) -> NDArray[np.float32]:
+    """Return (2, 250 chunks) float32: noise that comes and goes as speech does, with pauses."""
+    samples = BLOCK_CHUNKS * contract.chunk_samples
+    noise = np.random.default_rng(7).standard_normal((EARS, samples))
+    time_s = np.arange(samples) / contract.sample_rate
+    envelope = np.maximum(0.0, np.sin(2 * np.pi * 3.0 * time_s)) ** 2
+    return (0.1 * envelope * noise).astype(np.float32)
+
+
+@contextlib.contextmanager
+def _competitor(core: int | None, share: float) -> Iterator[str]:
+    """Take the rest of the core; yield how."""
+    if share >= 1.0 or core is None:
+        yield "whole"
+        return
+    command = [sys.executable, str(Path(__file__).with_name("competitor.py")), str(core), str(1.0 - share)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as thief:
+        try:
+            assert thief.stdout is not None
+            held_by = thief.stdout.readline().strip()
+            if not held_by:
+                raise UsageError(f"a competitor on core {core} does not run", remedy="give another --cpu")
+            yield held_by
+        finally:
+            thief.terminate()
+
+
+def _resident_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
+    except OSError:  # not Linux
+        return 0

@@ -1,0 +1,244 @@
+"""The command line `audio-llm-hear`: hear one person through devices or in a file; list devices; measure a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from audio_llm_realtime import __version__
+from audio_llm_realtime.bench import SHARES, BenchSettings, bench
+from audio_llm_realtime.contract import load_contract
+from audio_llm_realtime.device import list_devices
+from audio_llm_realtime.errors import HearingError, UsageError
+from audio_llm_realtime.hear import HearSettings, hear_devices, hear_file
+from audio_llm_realtime.report import Report
+from audio_llm_realtime.schedule import Wishes
+
+INTERRUPTED = 130
+_EPILOG = "exit status: 0 all done, 1 an input or device failed, 2 usage, 3 model missing or wrong, 130 interrupted"
+_LOOK_S = 4.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The words behind `audio-llm-hear`; None takes those of the process.
+
+    Returns:
+        The exit status.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    commands = {"devices": (_devices_parser, _devices), "bench": (_bench_parser, _bench)}
+    make_parser, run = commands.get(words[0] if words else "", (_hear_parser, _hear))
+    try:
+        arguments = make_parser().parse_args(words[1:] if run is not _hear else words)
+    except SystemExit as stop:  # --help, --version, or a wrong option that argparse has reported
+        return int(stop.code or 0)
+    try:
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+    except HearingError as error:
+        _say(f"error: {error}")
+        return error.exit_status
+    except OSError as error:
+        _say(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
+        return 1
+    except Exception as error:
+        if arguments.verbose:
+            traceback.print_exc()
+        hint = "" if arguments.verbose else " (this should not happen; -v shows where)"
+        _say(f"error: unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}")
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_argument("-v", "--verbose", action="store_true", help="with an unexpected error, a traceback")
+
+    def error(self, message: str) -> NoReturn:
+        _say(f"error: {message} (see `{self.prog} --help`)")
+        raise SystemExit(2)
+
+
+def _hear_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="audio-llm-hear",
+        description="Hear one person: binaural sound in, the enrolled person out. "
+        "Other commands: `audio-llm-hear devices`, `audio-llm-hear bench`.",
+        epilog=f"While it runs on devices: e or SIGUSR1 enrols anew, b or SIGUSR2 bypasses, q ends. {_EPILOG}",
+    )
+    parser.add_argument("--version", action="version", version=f"audio-llm-hear {__version__}")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an exported model")
+    who = parser.add_argument_group("who")
+    who.add_argument("--enroll", type=Path, metavar="LOOK", help="a few binaural seconds recorded facing the person")
+    who.add_argument(
+        "--enroll-live",
+        type=_number(0.0, None),
+        metavar="SECONDS",
+        help=f"record the look when it starts (in a file: its first seconds); "
+        f"beside --enroll, the length of later looks (default {_LOOK_S:g})",
+    )
+    where = parser.add_argument_group("where")
+    where.add_argument("--input-device", type=int, metavar="N", help="microphones (default: the system's)")
+    where.add_argument("--output-device", type=int, metavar="N", help="headphones (default: the system's)")
+    where.add_argument("--input-file", type=Path, metavar="IN", help="a binaural recording instead of devices")
+    where.add_argument("--output-file", type=Path, metavar="OUT", help="as long as IN and aligned to it")
+    where.add_argument("--realtime", action="store_true", help="take 8 ms a chunk for a file, and miss what is late")
+    parser.add_argument(
+        "--mix", type=_number(0.0, 1.0), default=1.0, metavar="0..1", help="share of the person; the rest is the input"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write times, counts and delays as JSON")
+    _add_schedule(parser)
+    return parser
+
+
+def _bench_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="audio-llm-hear bench", description="Measure a model on this machine.", epilog=_EPILOG)
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an exported model")
+    parser.add_argument("--compare", type=Path, metavar="DIR2", help="another, run in turn with it")
+    parser.add_argument("--chunks", type=_count(1), default=5000, metavar="N", help="of every model (default 5000)")
+    parser.add_argument("--paced", action="store_true", help="a chunk every 8 ms; else as fast as it goes")
+    parser.add_argument(
+        "--share",
+        type=float,
+        choices=SHARES,
+        default=1.0,
+        help="part of a core that a competitor leaves (needs --paced)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_schedule(parser)
+    return parser
+
+
+def _devices_parser() -> argparse.ArgumentParser:
+    return _Parser(prog="audio-llm-hear devices", description="List the sound devices.", epilog=_EPILOG)
+
+
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--spare", type=_count(0), default=0, metavar="N", help="hold the output N chunks longer, for a slow machine"
+    )
+    group = parser.add_argument_group("schedule (what the system does not grant is said, and it runs all the same)")
+    group.add_argument("--fifo", action="store_true", help="SCHED_FIFO for the thread that runs the chunks")
+    group.add_argument("--cpu", type=int, metavar="N", help="run them on this core only")
+    group.add_argument("--lock-memory", action="store_true", help="keep memory from being swapped out")
+    group.add_argument("--no-gc", action="store_true", help="collect no garbage; Python threads give way every 0.5 ms")
+
+
+def _hear(arguments: argparse.Namespace) -> int:
+    files = (arguments.input_file, arguments.output_file)
+    if (files[0] is None) != (files[1] is None):
+        raise UsageError("--input-file and --output-file go together")
+    if files[0] is not None and (arguments.input_device is not None or arguments.output_device is not None):
+        raise UsageError("files and devices exclude each other")
+    if arguments.realtime and files[0] is None:
+        raise UsageError("--realtime is for files; devices always run in real time")
+    if arguments.fifo and files[0] is not None and not arguments.realtime:
+        raise UsageError("SCHED_FIFO without pauses is stopped by the kernel", remedy="add --realtime")
+    settings = HearSettings(
+        look=arguments.enroll,
+        live_s=arguments.enroll_live if arguments.enroll_live is not None else _LOOK_S,
+        live_first=arguments.enroll is None and arguments.enroll_live is not None,
+        mix=arguments.mix,
+        spare=arguments.spare,
+        wishes=_wishes(arguments),
+        report=arguments.report,
+    )
+    contract = load_contract(arguments.model)
+    if files[0] is not None:
+        report = hear_file(contract, settings, files[0], files[1], arguments.realtime, _say)
+    else:
+        report = hear_devices(contract, settings, arguments.input_device, arguments.output_device, _say)
+    _say(_summary(report))
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    settings = BenchSettings(arguments.chunks, arguments.paced, arguments.share, arguments.spare, _wishes(arguments))
+    contract = load_contract(arguments.model)
+    other = None if arguments.compare is None else load_contract(arguments.compare)
+    result = bench(contract, other, settings, _progress(arguments.chunks))
+    for line in result.report.refused:
+        _say(f"warning: {line}")
+    if arguments.json:
+        print(json.dumps(result.to_json()))
+        return 0
+    for report in (result.report, result.other):
+        if report is not None:
+            print(f"{report.model}: {_summary(report)}")
+            print(f"  ms of a chunk: {_times(report)}")
+    if result.cpu_ratio is not None and result.other is not None:
+        print(f"{result.other.model} takes {result.cpu_ratio:.2f} times the CPU time of {result.report.model}")
+    print(f"memory grew by {result.memory_growth_bytes / 1e6:.2f} MB; share of a core: {result.share_by}")
+    return 0
+
+
+def _devices(arguments: argparse.Namespace) -> int:
+    del arguments
+    for device in list_devices():
+        print(f"{device.number:3d}  {device.inputs} in  {device.outputs} out  {device.sample_rate} Hz  {device.name}")
+    return 0
+
+
+def _wishes(arguments: argparse.Namespace) -> Wishes:
+    return Wishes(arguments.fifo, arguments.cpu, arguments.lock_memory, arguments.no_gc)
+
+
+def _summary(report: Report) -> str:
+    counts = report.counts
+    said = (
+        f"{counts['chunks']} chunks, {counts['misses']} missed, of these {counts['stalls']} by stalls and "
+        f"{counts['skipped']} skipped; CPU {report.cpu_ms.p50:.3f} ms a chunk; delay {report.latency.total_ms:.1f} ms, "
+        f"of these {report.latency.algorithmic_ms:g} by the method"
+    )
+    odd = ("not_finite_in", "denormal_in", "not_finite_out", "limited", "input_overflows", "output_underflows")
+    return said + "".join(f"; {name.replace('_', ' ')}: {counts[name]}" for name in odd if counts[name])
+
+
+def _times(report: Report) -> str:
+    found = report.compute_ms
+    return (
+        f"median {found.p50:.3f}, 95 % {found.p95:.3f}, 99 % {found.p99:.3f}, 99.9 % {found.p999:.3f}, "
+        f"longest {found.max:.3f}"
+    )
+
+
+def _progress(total: int) -> Callable[[int], None] | None:
+    if not sys.stderr.isatty():
+        return None
+    return lambda done: print(f"\r{done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _number(least: float, most: float | None) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = float(text)
+        if not value >= least or (most is not None and value > most):
+            raise ValueError(text)
+        return value
+
+    return number
+
+
+def _count(least: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise ValueError(text)
+        return value
+
+    return count
+
+
+def _say(line: str) -> None:
+    print(f"audio-llm-hear: {line}", file=sys.stderr, flush=True)

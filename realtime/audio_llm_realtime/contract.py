@@ -1,0 +1,327 @@
+"""The contract of an exported model: read `tse.json`, and refuse a network that is not the one it describes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audio_llm_realtime.errors import ContractError, ModelNotFoundError
+
+NAME = "tse.json"
+FORMAT = "audio-llm-hearing"
+VERSION = 1
+EARS = 2
+
+_AGAIN = "export the model again with `audio-llm export tse`"
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a network, float32.
+
+    Attributes:
+        name: In the ONNX file.
+        shape: Its sizes; None where any size goes.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape, where every size is fixed."""
+        return tuple(int(size or 0) for size in self.shape)
+
+
+@dataclass(frozen=True)
+class State:
+    """What the network remembers from chunk to chunk; zeros at the beginning.
+
+    Attributes:
+        before: The input that takes it.
+        after: The output that gives it back.
+    """
+
+    before: Port
+    after: Port
+
+
+@dataclass(frozen=True)
+class StreamContract:
+    """The network that runs once in every chunk.
+
+    Attributes:
+        path: The ONNX file.
+        sha256: Of that file.
+        chunk: Takes the binaural chunk.
+        conditions: Take what enrolment gave.
+        sound: Gives the person's sound, `lookahead_samples` later than the chunk.
+        states: What is carried from one chunk to the next.
+    """
+
+    path: Path
+    sha256: str
+    chunk: Port
+    conditions: tuple[Port, ...]
+    sound: Port
+    states: tuple[State, ...]
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """Every input of the network."""
+        return (self.chunk, *self.conditions, *(state.before for state in self.states))
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """Every output of the network."""
+        return (self.sound, *(state.after for state in self.states))
+
+
+@dataclass(frozen=True)
+class EnrolmentContract:
+    """The network that turns a look into a vector.
+
+    Attributes:
+        path: The ONNX file.
+        sha256: Of that file.
+        look: Takes the binaural look.
+        vector: Gives what the first condition of the stream takes.
+        least_samples: A shorter look is refused.
+        most_samples: Of a longer look the last so many samples are used.
+    """
+
+    path: Path
+    sha256: str
+    look: Port
+    vector: Port
+    least_samples: int
+    most_samples: int
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What an exported model is and how to run it.
+
+    Attributes:
+        folder: Where it lies.
+        sample_rate: In Hz.
+        chunk_samples: Taken and given at once.
+        lookahead_samples: How much later than the chunk the sound is.
+        model: Its name.
+        fingerprint: Of the weights it was exported from.
+        stream: Run once in every chunk.
+        enrolment: Run once for every look; None where the model cannot enrol.
+    """
+
+    folder: Path
+    sample_rate: int
+    chunk_samples: int
+    lookahead_samples: int
+    model: str
+    fingerprint: str
+    stream: StreamContract
+    enrolment: EnrolmentContract | None
+
+    @property
+    def chunk_ms(self) -> float:
+        """How long a chunk lasts."""
+        return 1000.0 * self.chunk_samples / self.sample_rate
+
+    @property
+    def lookahead_ms(self) -> float:
+        """How long the network looks ahead."""
+        return 1000.0 * self.lookahead_samples / self.sample_rate
+
+
+def load_contract(folder: str | os.PathLike[str]) -> Contract:
+    """Read the contract of a model directory.
+
+    Args:
+        folder: Holds `tse.json` and the ONNX files it names.
+
+    Raises:
+        ModelNotFoundError: The folder, the contract or an ONNX file is missing.
+        ContractError: The contract is damaged, of another format or version, or contradicts itself.
+    """
+    folder = Path(folder)
+    path = folder / NAME
+    if not path.is_file():
+        raise ModelNotFoundError(f"no {NAME} in this folder", path=folder, remedy="give a folder that was exported")
+    try:
+        found = _Reader(json.loads(path.read_text(encoding="utf-8")), path)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ContractError(f"not JSON: {error}", path=path, remedy=_AGAIN) from None
+    for key, right in (("format", FORMAT), ("version", VERSION), ("channels", EARS)):
+        if found.value(key) != right:
+            raise ContractError(f"{key} is {found.value(key)!r}, not {right!r}", path=path, remedy=_AGAIN)
+    chunk_samples = found.count("chunk_samples")
+    lookahead_samples = found.count("lookahead_samples", least=0)
+    if found.count("latency_samples") != chunk_samples + lookahead_samples:
+        raise ContractError("latency_samples is not chunk_samples + lookahead_samples", path=path, remedy=_AGAIN)
+    if lookahead_samples > chunk_samples:
+        raise ContractError("lookahead_samples is more than chunk_samples", path=path, remedy=_AGAIN)
+    model = found.part("model")
+    stream = _read_stream(found.part("stream"), chunk_samples)
+    enrolment = None if found.value("enrolment") is None else _read_enrolment(found.part("enrolment"), stream)
+    return Contract(
+        folder=folder,
+        sample_rate=found.count("sample_rate"),
+        chunk_samples=chunk_samples,
+        lookahead_samples=lookahead_samples,
+        model=model.text("name"),
+        fingerprint=model.text("fingerprint"),
+        stream=stream,
+        enrolment=enrolment,
+    )
+
+
+def read_network(path: Path, sha256: str) -> bytes:
+    """Return the bytes of an ONNX file.
+
+    Raises:
+        ModelNotFoundError: It is missing.
+        ContractError: Its content is not what the contract was written for.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelNotFoundError("this file of the model is missing", path=path, remedy=_AGAIN) from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ContractError(f"the file is not the one that {NAME} describes: sha256 differs", path=path, remedy=_AGAIN)
+    return content
+
+
+def check_ports(path: Path, direction: str, expected: Sequence[Port], found: Sequence[Any]) -> None:
+    """Compare what the contract says with what the network has.
+
+    Args:
+        path: The ONNX file.
+        direction: "input" or "output", for the message.
+        expected: From the contract.
+        found: From the session: name, shape and type of each.
+
+    Raises:
+        ContractError: A name, a shape or a type differs.
+    """
+    there = {port.name: port for port in found}
+    if missing := [port.name for port in expected if port.name not in there]:
+        raise ContractError(f"the network has no {direction} {missing[0]!r}", path=path, remedy=_AGAIN)
+    if extra := sorted(there.keys() - {port.name for port in expected}):
+        raise ContractError(f"the network's {direction} {extra[0]!r} is not in {NAME}", path=path, remedy=_AGAIN)
+    for port in expected:
+        actual = there[port.name]
+        shape = tuple(size if isinstance(size, int) else None for size in actual.shape)
+        if not _fits(shape, port.shape):
+            raise ContractError(
+                f"{direction} {port.name!r} has the shape {list(shape)}, not {list(port.shape)}",
+                path=path,
+                remedy=_AGAIN,
+            )
+        if actual.type != "tensor(float)":
+            raise ContractError(f"{direction} {port.name!r} is {actual.type}, not float32", path=path, remedy=_AGAIN)
+
+
+def _fits(found: tuple[int | None, ...], stated: tuple[int | None, ...]) -> bool:
+    """True where every size is the stated one, or left free by the network."""
+    return len(found) == len(stated) and all(a is None or a == b for a, b in zip(found, stated, strict=True))
+
+
+class _Reader:
+    """Reads values of the right kind out of a part of the contract; an error names the key."""
+
+    def __init__(self, values: Any, path: Path, prefix: str = "") -> None:
+        self.path = path
+        self._prefix = prefix
+        if not isinstance(values, dict):
+            raise self.wrong("", "is not an object")
+        self._values = values
+
+    def wrong(self, key: str, what: str) -> ContractError:
+        name = f"{self._prefix}{key}".rstrip(".") or "the contract"
+        return ContractError(f"{name} {what}", path=self.path, remedy=_AGAIN)
+
+    def value(self, key: str) -> Any:
+        if key not in self._values:
+            raise self.wrong(key, "is missing")
+        return self._values[key]
+
+    def count(self, key: str, least: int = 1) -> int:
+        value = self.value(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.wrong(key, f"is {value!r}, not a whole number of {least} or more")
+        return value
+
+    def text(self, key: str) -> str:
+        value = self.value(key)
+        if not isinstance(value, str) or not value:
+            raise self.wrong(key, f"is {value!r}, not a text")
+        return value
+
+    def part(self, key: str) -> _Reader:
+        return _Reader(self.value(key), self.path, f"{self._prefix}{key}.")
+
+    def parts(self, key: str) -> list[_Reader]:
+        values = self.value(key)
+        if not isinstance(values, list):
+            raise self.wrong(key, "is not a list")
+        return [_Reader(value, self.path, f"{self._prefix}{key}[{n}].") for n, value in enumerate(values)]
+
+    def file(self) -> Path:
+        name = self.text("file")
+        if Path(name).name != name:
+            raise self.wrong("file", f"is {name!r}, not the name of a file in the same folder")
+        return self.path.parent / name
+
+    def shape(self, free: bool = False) -> tuple[int | None, ...]:
+        """Return the shape; with `free`, one size may be null."""
+        sizes = self.value("shape")
+        right = isinstance(sizes, list) and sizes and all(isinstance(s, int) and s > 0 for s in sizes if s is not None)
+        if not right or (None in sizes and not free):
+            raise self.wrong("shape", f"is {sizes!r}, not a list of sizes")
+        return tuple(sizes)
+
+    def port(self, free: bool = False) -> Port:
+        return Port(self.text("name"), self.shape(free))
+
+
+def _read_stream(part: _Reader, chunk_samples: int) -> StreamContract:
+    chunk, sound = part.part("chunk"), part.part("sound")
+    for port in (chunk, sound):
+        if port.shape() != (1, EARS, chunk_samples):
+            raise port.wrong("shape", f"is {list(port.shape())}, not {[1, EARS, chunk_samples]}")
+    if part.value("initial") != "zeros":
+        raise part.wrong("initial", f"is {part.value('initial')!r}, not 'zeros'")
+    states = tuple(
+        State(Port(state.text("input"), state.shape()), Port(state.text("output"), state.shape()))
+        for state in part.parts("states")
+    )
+    stream = StreamContract(
+        path=part.file(),
+        sha256=part.text("sha256"),
+        chunk=chunk.port(),
+        conditions=tuple(condition.port() for condition in part.parts("conditions")),
+        sound=sound.port(),
+        states=states,
+    )
+    for ports in (stream.inputs, stream.outputs):
+        names = [port.name for port in ports]
+        if len(set(names)) < len(names):
+            raise part.wrong("states", "use one name twice")
+    return stream
+
+
+def _read_enrolment(part: _Reader, stream: StreamContract) -> EnrolmentContract:
+    look, vector = part.part("look").port(free=True), part.part("vector").port()
+    if look.shape != (1, EARS, None):
+        raise part.wrong("look.shape", f"is {list(look.shape)}, not {[1, EARS, None]}")
+    if tuple(port.shape for port in stream.conditions) != (vector.shape,):
+        raise part.wrong("vector.shape", f"is {list(vector.shape)}, which is not what the stream is conditioned by")
+    least, most = part.count("least_samples"), part.count("most_samples")
+    if most < least:
+        raise part.wrong("most_samples", "is less than least_samples")
+    return EnrolmentContract(part.file(), part.text("sha256"), look, vector, least, most)

@@ -1,0 +1,240 @@
+"""Sound devices: list them, and run the loop between a binaural microphone and headphones.
+
+PortAudio's callback only copies frames to and from the bridge; a thread of its own runs the worker. PortAudio is loaded
+when a device is asked for, and not before.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from audio_llm_realtime.clock import Stopwatch
+from audio_llm_realtime.contract import EARS
+from audio_llm_realtime.errors import DeviceError, DeviceLostError
+from audio_llm_realtime.ledger import Count, Ledger
+from audio_llm_realtime.schedule import Wishes, scheduled
+from audio_llm_realtime.worker import Worker
+
+_POLL_S = 0.0005  # how often the worker's thread looks for a chunk; a lock would make the callback wait
+_CONTROL_S = 0.05  # how often the main thread looks for keys and for a device that is gone
+_SILENCE_S = 2.0  # without a callback for so long, the device is gone
+_MULTIPLES = (3, 1, 2, 6)  # rates to try, over the model's rate, behind the device's own
+
+
+@dataclass(frozen=True)
+class Device:
+    """A sound device.
+
+    Attributes:
+        number: What `--input-device` and `--output-device` take.
+        name: As the system calls it.
+        inputs: Channels it records.
+        outputs: Channels it plays.
+        sample_rate: Its own, in Hz.
+    """
+
+    number: int
+    name: str
+    inputs: int
+    outputs: int
+    sample_rate: int
+
+
+@dataclass(frozen=True)
+class DevicePair:
+    """Where sound comes from and goes to.
+
+    Attributes:
+        input: The microphones.
+        output: The headphones.
+        sample_rate: That both can run at, in Hz, a whole multiple of the model's.
+    """
+
+    input: Device
+    output: Device
+    sample_rate: int
+
+
+def list_devices() -> list[Device]:
+    """Return the devices that PortAudio sees.
+
+    Raises:
+        DeviceError: PortAudio is missing or fails.
+    """
+    sounddevice = _portaudio()
+    try:
+        found = list(sounddevice.query_devices())
+    except sounddevice.PortAudioError as error:
+        raise DeviceError(f"PortAudio fails: {error}") from None
+    return [
+        Device(n, d["name"], d["max_input_channels"], d["max_output_channels"], round(d["default_samplerate"]))
+        for n, d in enumerate(found)
+    ]
+
+
+def choose_devices(input_number: int | None, output_number: int | None, model_rate: int) -> DevicePair:
+    """Find two devices and a rate that fits both and the model.
+
+    Args:
+        input_number: Of `list_devices`; None: the system's default.
+        output_number: Likewise.
+        model_rate: In Hz.
+
+    Raises:
+        DeviceError: A device does not exist, has no such channels, or no rate fits.
+    """
+    sounddevice = _portaudio()
+    devices = list_devices()
+    defaults = sounddevice.default.device
+    source = _pick(devices, input_number, defaults[0], "input")
+    target = _pick(devices, output_number, defaults[1], "output")
+    own = [source.sample_rate] if source.sample_rate % model_rate == 0 else []
+    rates = list(dict.fromkeys([*own, *(model_rate * multiple for multiple in _MULTIPLES)]))
+    for rate in rates:
+        try:
+            sounddevice.check_input_settings(
+                device=source.number, channels=min(EARS, source.inputs), dtype="float32", samplerate=rate
+            )
+            sounddevice.check_output_settings(device=target.number, channels=EARS, dtype="float32", samplerate=rate)
+        except (sounddevice.PortAudioError, ValueError):
+            continue
+        return DevicePair(source, target, rate)
+    tried = ", ".join(str(rate) for rate in rates)
+    raise DeviceError(
+        f"{source.name!r} and {target.name!r} share none of the rates {tried} Hz",
+        remedy="choose others; `audio-llm-hear devices` lists them",
+    )
+
+
+class DeviceLoop:
+    """Runs a worker between two devices.
+
+    Args:
+        worker: At the rate of the devices.
+        pair: The devices.
+        wishes: For the worker's thread.
+
+    Attributes:
+        device_ms: Delays of input and output, as the device states them.
+        refused: What the system did not grant.
+    """
+
+    def __init__(self, worker: Worker, pair: DevicePair, wishes: Wishes) -> None:
+        self._worker = worker
+        self._pair = pair
+        self._wishes = wishes
+        self._stop = threading.Event()
+        self._errors: list[Exception] = []
+        self._last_block_s = 0.0
+        self.device_ms = (0.0, 0.0)
+        self.refused: list[str] = []
+
+    def run(self, control: Callable[[], bool]) -> None:
+        """Run until told to end.
+
+        Args:
+            control: Called about 20 times a second; returns False to end.
+
+        Raises:
+            DeviceError: The devices cannot be opened.
+            DeviceLostError: One of them went away.
+        """
+        sounddevice = _portaudio()
+        thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        try:
+            stream = sounddevice.Stream(
+                samplerate=self._pair.sample_rate,
+                blocksize=self._worker.bridge.unit,
+                device=(self._pair.input.number, self._pair.output.number),
+                channels=(min(EARS, self._pair.input.inputs), EARS),
+                dtype="float32",
+                latency="low",
+                callback=self._exchange,
+            )
+        except (sounddevice.PortAudioError, ValueError) as error:
+            raise DeviceError(f"the devices cannot be opened: {error}", remedy="choose others") from None
+        self._last_block_s = time.monotonic()
+        thread.start()
+        try:
+            with stream:
+                self.device_ms = (1000.0 * stream.latency[0], 1000.0 * stream.latency[1])
+                while control():
+                    if self._errors:
+                        raise self._errors[0]
+                    if not stream.active or time.monotonic() - self._last_block_s > _SILENCE_S:
+                        raise DeviceLostError(
+                            f"{self._pair.input.name!r} or {self._pair.output.name!r} went away",
+                            remedy="plug it in again and start anew",
+                        )
+                    time.sleep(_CONTROL_S)
+        except sounddevice.PortAudioError as error:
+            raise DeviceLostError(f"the device failed: {error}", remedy="plug it in again and start anew") from None
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def _exchange(self, indata: Any, outdata: Any, frames: int, when: Any, status: Any) -> None:
+        """The callback. Errors in it reach nobody, so they are kept for the main thread."""
+        try:
+            self._last_block_s = time.monotonic()
+            if status:
+                count_status(self._worker.ledger, status)
+            self._worker.bridge.hear(indata.T)
+            self._worker.bridge.play(outdata.T)
+        except Exception as error:
+            outdata[:] = 0.0
+            self._errors.append(error)
+
+    def _work(self) -> None:
+        watch = Stopwatch()
+        worker = self._worker
+        try:
+            with scheduled(self._wishes, self.refused):
+                while not self._stop.is_set():
+                    if not worker.ready:
+                        time.sleep(_POLL_S)
+                        continue
+                    watch.start()
+                    worker.catch_up()
+                    worker.compute()
+                    worker.commit(*watch.stop())
+        except Exception as error:
+            self._errors.append(error)
+
+
+def count_status(ledger: Ledger, status: Any) -> None:
+    """Count what PortAudio says about a block."""
+    for what in (Count.INPUT_OVERFLOWS, Count.INPUT_UNDERFLOWS, Count.OUTPUT_OVERFLOWS, Count.OUTPUT_UNDERFLOWS):
+        if getattr(status, what.name.lower().removesuffix("s")):
+            ledger.add(what)
+
+
+def _pick(devices: list[Device], number: int | None, default: int, kind: str) -> Device:
+    chosen = default if number is None else number
+    if not 0 <= chosen < len(devices):
+        named = "no default" if number is None else f"no device {number} for"
+        raise DeviceError(f"{named} {kind}", remedy="`audio-llm-hear devices` lists them")
+    device = devices[chosen]
+    channels, least = (device.inputs, 1) if kind == "input" else (device.outputs, EARS)
+    if channels < least:
+        raise DeviceError(
+            f"device {chosen} ({device.name!r}) has {channels} {kind} channels, fewer than {least}",
+            remedy="`audio-llm-hear devices` lists others",
+        )
+    return device
+
+
+def _portaudio() -> Any:
+    try:
+        import sounddevice
+    except OSError:
+        raise DeviceError(
+            "PortAudio is not installed", remedy="install it, on Debian: apt install libportaudio2; files work without"
+        ) from None
+    except ImportError:
+        raise DeviceError("sounddevice is not installed", remedy="pip install sounddevice") from None
+    return sounddevice

@@ -1,0 +1,178 @@
+"""The report of a run: what chunks took, what went wrong, and the delay that the listener hears."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audio_llm_realtime import __version__
+from audio_llm_realtime.ledger import Count
+from audio_llm_realtime.worker import Worker
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Of the times of chunks, in ms; zeros where none was run."""
+
+    p50: float
+    p95: float
+    p99: float
+    p999: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Parts of the delay from a sound at the ear to the same sound in the output, in ms.
+
+    Attributes:
+        chunk_ms: A chunk is complete before it is run.
+        lookahead_ms: Of the network.
+        resampling_ms: Of the filters down to the model's rate and up again.
+        spare_ms: That the listener grants to a slow machine.
+        compute_p99_ms: What 99 of 100 chunks need at most; a device hides it in its blocks.
+        device_input_ms: That the device states; 0 in a file.
+        device_output_ms: That the device states; 0 in a file.
+    """
+
+    chunk_ms: float
+    lookahead_ms: float
+    resampling_ms: float
+    spare_ms: float
+    compute_p99_ms: float
+    device_input_ms: float
+    device_output_ms: float
+
+    @property
+    def algorithmic_ms(self) -> float:
+        """What no faster machine can take away."""
+        return self.chunk_ms + self.lookahead_ms
+
+    @property
+    def total_ms(self) -> float:
+        """All parts."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run was like.
+
+    Attributes:
+        model: Its name.
+        fingerprint: Of its weights.
+        counts: By the names of `Count`, in lower case.
+        compute_ms: Time of a chunk.
+        cpu_ms: CPU time of a chunk, of the thread that ran it.
+        times_of: Chunks that these times are of, the last ones.
+        latency: The delay.
+        refused: What the system did not grant, in words.
+    """
+
+    model: str
+    fingerprint: str
+    counts: dict[str, int]
+    compute_ms: Percentiles
+    cpu_ms: Percentiles
+    times_of: int
+    latency: Latency
+    refused: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report for a JSON file; the median CPU time is `cpu_ms_per_chunk`."""
+        latency = {**asdict(self.latency), "algorithmic_ms": self.latency.algorithmic_ms}
+        latency["total_ms"] = self.latency.total_ms
+        return {
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            **self.counts,
+            "compute_ms": asdict(self.compute_ms),
+            "cpu_ms": asdict(self.cpu_ms),
+            "cpu_ms_per_chunk": self.cpu_ms.p50,
+            "times_of": self.times_of,
+            "latency": {key: round(value, 4) for key, value in latency.items()},
+            "refused": list(self.refused),
+        }
+
+
+def make_report(
+    worker: Worker,
+    device_ms: tuple[float, float] = (0.0, 0.0),
+    refused: tuple[str, ...] = (),
+) -> Report:
+    """Sum up what a worker did.
+
+    Args:
+        worker: That ran.
+        device_ms: Delays of the device's input and output.
+        refused: What the system did not grant.
+    """
+    contract, ledger = worker.engine.contract, worker.ledger
+    compute = percentiles(ledger.wall_ms)
+    return Report(
+        model=contract.model,
+        fingerprint=contract.fingerprint,
+        counts={what.name.lower(): ledger[what] for what in Count},
+        compute_ms=compute,
+        cpu_ms=percentiles(ledger.cpu_ms),
+        times_of=len(ledger.wall_ms),
+        latency=Latency(
+            contract.chunk_ms,
+            contract.lookahead_ms,
+            worker.resampling_ms,
+            worker.spare_ms,
+            compute.p99,
+            device_input_ms=device_ms[0],
+            device_output_ms=device_ms[1],
+        ),
+        refused=refused,
+    )
+
+
+def percentiles(times_ms: NDArray[np.float64]) -> Percentiles:
+    """Return the percentiles of times (N,) in ms."""
+    if not len(times_ms):
+        return Percentiles(0.0, 0.0, 0.0, 0.0, 0.0)
+    return Percentiles(*(round(float(value), 4) for value in np.percentile(times_ms, [50, 95, 99, 99.9, 100])))
+
+
+def machine() -> dict[str, Any]:
+    """Return what a figure depends on: processor, cores, load, system."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model", "Hardware"):
+            name = value.strip()
+            break
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else -1.0
+    return {"cpu": name, "cores": os.cpu_count(), "load": round(load, 2), "system": platform.platform()}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what runs."""
+    found = {"python": platform.python_version(), "audio-llm-realtime": __version__}
+    for package in ("numpy", "onnxruntime", "soundfile", "sounddevice"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)

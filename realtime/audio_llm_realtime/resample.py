@@ -1,0 +1,124 @@
+"""Change the rate of sound: by whole factors while it streams, with a stated delay, and of whole files without one."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import gcd
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+HALF_SAMPLES = 16  # delay of one filter, in samples of the lower rate: 1 ms at 16 kHz
+_ATTENUATION = 5.65  # Kaiser's beta for 60 dB; the band below 0.44 of the lower rate is kept
+
+
+def delay_frames(ratio: int) -> int:
+    """Return the delay of the way down and up again, in frames of the higher rate; 0 where the ratio is 1."""
+    return 2 * HALF_SAMPLES * ratio if ratio > 1 else 0
+
+
+class Decimator:
+    """Lowers the rate by a whole factor; linear phase, HALF_SAMPLES output samples late.
+
+    Args:
+        ratio: Higher rate over lower rate, 2 or more.
+        channels: Of the sound.
+        block: Output samples of every block.
+    """
+
+    def __init__(self, ratio: int, channels: int, block: int) -> None:
+        self._ratio = ratio
+        self._filter = _low_pass(ratio)  # symmetric, so that its direction does not matter
+        self._kept = len(self._filter) - 1
+        self._seen = np.zeros((channels, self._kept + block * ratio), np.float32)
+        self._windows = sliding_window_view(self._seen, len(self._filter), axis=1)[:, ::ratio]
+        self._windows = self._windows[:, :block]
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self._seen[:] = 0.0
+
+    def process(self, block: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Turn (C, block x ratio) float32 into `out` (C, block) float32."""
+        self._seen[:, : self._kept] = self._seen[:, -self._kept :].copy()
+        self._seen[:, self._kept :] = block
+        np.matmul(self._windows, self._filter, out=out)
+
+
+class Interpolator:
+    """Raises the rate by a whole factor; linear phase, HALF_SAMPLES x ratio output samples late.
+
+    Args:
+        ratio: Higher rate over lower rate, 2 or more.
+        channels: Of the sound.
+        block: Input samples of every block.
+    """
+
+    def __init__(self, ratio: int, channels: int, block: int) -> None:
+        self._ratio = ratio
+        taps = np.zeros((ratio, 2 * HALF_SAMPLES + 1), np.float32)
+        for phase in range(ratio):
+            of_phase = ratio * _low_pass(ratio)[phase::ratio]
+            taps[phase, : len(of_phase)] = of_phase
+        self._filters = np.ascontiguousarray(taps[:, ::-1].T)  # (taps, ratio)
+        self._kept = 2 * HALF_SAMPLES
+        self._seen = np.zeros((channels, self._kept + block), np.float32)
+        self._windows = sliding_window_view(self._seen, 2 * HALF_SAMPLES + 1, axis=1)
+        self._phases = np.zeros((channels, block, ratio), np.float32)
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self._seen[:] = 0.0
+
+    def process(self, block: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Turn (C, block) float32 into `out` (C, block x ratio) float32."""
+        self._seen[:, : self._kept] = self._seen[:, -self._kept :].copy()
+        self._seen[:, self._kept :] = block
+        np.matmul(self._windows, self._filters, out=self._phases)
+        out[:] = self._phases.reshape(out.shape)
+
+
+def resample(waveform: NDArray[np.float32], source_rate: int, target_rate: int) -> NDArray[np.float32]:
+    """Change the rate of whole sounds, any rate to any other, without delay.
+
+    Args:
+        waveform: (C, T) float32.
+        source_rate: Its rate in Hz.
+        target_rate: The rate that is wanted, in Hz.
+
+    Returns:
+        (C, ceil(T x target / source)) float32.
+    """
+    if source_rate == target_rate:
+        return waveform
+    divisor = gcd(source_rate, target_rate)
+    up, down = target_rate // divisor, source_rate // divisor
+    taps = up * _low_pass(max(up, down))  # at the rate of source x up, centred on its middle
+    middle = len(taps) // 2
+    length = -(-waveform.shape[1] * up // down)
+    reach = -(-len(taps) // up)
+    padded = np.pad(waveform, ((0, 0), (reach, reach + down)))
+    windows = sliding_window_view(padded, reach, axis=1)
+    out = np.zeros((waveform.shape[0], length), np.float32)
+    for first in range(min(up, length)):  # outputs `up` apart lie alike between input samples
+        place = first * down + middle
+        newest, phase = divmod(place, up)
+        of_phase = np.zeros(reach, np.float32)
+        of_phase[: len(taps[phase::up])] = taps[phase::up]
+        count = -(-(length - first) // up)
+        out[:, first::up] = windows[:, newest + 1 :: down][:, :count] @ of_phase[::-1]
+    return out
+
+
+@lru_cache(maxsize=8)
+def _low_pass(factor: int) -> NDArray[np.float32]:
+    """Return a filter of 2 x HALF_SAMPLES x factor + 1 taps that cuts at 1 / (2 x factor) of its rate and sums to 1.
+
+    Args:
+        factor: Rate of the filter over the lower rate.
+    """
+    half = HALF_SAMPLES * factor
+    time = np.arange(-half, half + 1) / factor
+    taps = np.sinc(time) * np.kaiser(2 * half + 1, _ATTENUATION)
+    return (taps / taps.sum()).astype(np.float32)

@@ -1,0 +1,94 @@
+"""Ask the system to run a thread on time: a real-time class, a core of its own, memory that stays, no collection.
+
+Nothing here is needed. What the system does not grant is said, and the loop runs all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+FIFO_PRIORITY = 40
+_SWITCH_INTERVAL_S = 0.0005  # another Python thread may hold the interpreter so long; 5 ms by default
+_LOCK_NOW_AND_LATER = 3
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What to ask for.
+
+    Attributes:
+        fifo: Run under SCHED_FIFO. Such a thread must sleep in every chunk, or the kernel stops it for 50 ms a second.
+        cpu: Run on this core only.
+        lock_memory: Keep all memory of the process from being swapped out.
+        no_gc: Collect no garbage meanwhile, and let Python threads give way every 0.5 ms.
+    """
+
+    fifo: bool = False
+    cpu: int | None = None
+    lock_memory: bool = False
+    no_gc: bool = False
+
+
+@contextlib.contextmanager
+def scheduled(wishes: Wishes, refused: list[str]) -> Iterator[None]:
+    """Run the calling thread as wished, and as before afterwards.
+
+    Args:
+        wishes: What to ask for.
+        refused: Takes a sentence for everything that could not be had.
+    """
+    with contextlib.ExitStack() as undo:
+        if wishes.cpu is not None:
+            _try(refused, f"running on core {wishes.cpu} only", partial(_pin, wishes.cpu, undo))
+        if wishes.fifo:
+            _try(refused, "SCHED_FIFO", partial(_fifo, undo))
+        if wishes.lock_memory:
+            _try(refused, "locked memory", partial(_lock, undo))
+        if wishes.no_gc:
+            _calm(undo)
+        yield
+
+
+def _try(refused: list[str], what: str, ask: Callable[[], None]) -> None:
+    try:
+        ask()
+    except (OSError, AttributeError) as error:  # AttributeError: a system without this call
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "this system has no such thing"
+        refused.append(f"{what} was not granted: {reason}")
+
+
+def _pin(cpu: int, undo: contextlib.ExitStack) -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    undo.callback(os.sched_setaffinity, 0, before)
+
+
+def _fifo(undo: contextlib.ExitStack) -> None:
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY))
+    undo.callback(os.sched_setscheduler, 0, policy, parameters)
+
+
+def _lock(undo: contextlib.ExitStack) -> None:
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.mlockall(_LOCK_NOW_AND_LATER):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    undo.callback(library.munlockall)
+
+
+def _calm(undo: contextlib.ExitStack) -> None:
+    undo.callback(sys.setswitchinterval, sys.getswitchinterval())
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    if gc.isenabled():
+        gc.freeze()
+        gc.disable()
+        undo.callback(gc.enable)
+        undo.callback(gc.unfreeze)

@@ -1,0 +1,93 @@
+"""Sound files of a device: read, bring to the model's rate, write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audio_llm_realtime.contract import EARS
+from audio_llm_realtime.errors import SoundFileError
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A sound file's content.
+
+    Attributes:
+        waveform: (C, T) float32.
+        sample_rate: In Hz.
+        subtype: How its samples are stored, as soundfile names it.
+    """
+
+    waveform: NDArray[np.float32]
+    sample_rate: int
+    subtype: str
+
+
+def read_sound(path: Path) -> Sound:
+    """Read a sound file of one or two channels.
+
+    Raises:
+        SoundFileError: It is missing, no sound, empty, or has more channels.
+    """
+    import soundfile
+
+    if not path.is_file():
+        raise SoundFileError("no such file", path=path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            waveform = file.read(dtype="float32", always_2d=True).T
+            sound = Sound(np.ascontiguousarray(waveform), file.samplerate, file.subtype)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        reason = " ".join(str(getattr(error, "error_string", error)).split())
+        raise SoundFileError(f"not read as sound: {reason}", path=path, remedy="convert it to WAV") from None
+    channels, samples = sound.waveform.shape
+    if channels > EARS:
+        raise SoundFileError(f"{channels} channels, not 2", path=path, remedy="keep the two ears")
+    if not samples:
+        raise SoundFileError("holds no samples", path=path)
+    return sound
+
+
+def write_sound(path: Path, waveform: NDArray[np.float32], sample_rate: int, subtype: str) -> None:
+    """Write a sound file whole or not at all.
+
+    Args:
+        path: Its ending says the format.
+        waveform: (C, T) float32.
+        sample_rate: In Hz.
+        subtype: How samples are stored, where the format can; else its usual way.
+
+    Raises:
+        SoundFileError: It cannot be written.
+    """
+    import soundfile
+
+    check_writable(path)
+    kind = path.suffix[1:].upper()
+    part = path.with_name(f".{path.name}.part")
+    try:
+        chosen = subtype if soundfile.check_format(kind, subtype) else None
+        soundfile.write(part, waveform.T, sample_rate, subtype=chosen, format=kind)
+        part.replace(path)
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise SoundFileError(f"not written: {' '.join(str(error).split())}", path=path) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work whether a file of that name can be written.
+
+    Raises:
+        SoundFileError: The format is unknown or the folder is missing.
+    """
+    import soundfile
+
+    if path.suffix[1:].upper() not in soundfile.available_formats():
+        raise SoundFileError(f"no sound format has the ending {path.suffix!r}", path=path, remedy="write .wav")
+    if not path.parent.is_dir():
+        raise SoundFileError("the folder does not exist", path=path, remedy=f"create {path.parent}")

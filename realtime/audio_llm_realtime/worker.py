@@ -1,0 +1,144 @@
+"""The worker: runs the engine on what the bridge heard, at the device's rate, and catches up when it is late.
+
+A late chunk is still run, so that the network's state has heard everything. When more than `max_behind` chunks wait,
+all but the newest are dropped, the state is reset, the newest is run but played dry, and the wet signal fades in after
+it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audio_llm_realtime.bridge import Bridge
+from audio_llm_realtime.contract import EARS
+from audio_llm_realtime.engine import Engine
+from audio_llm_realtime.enrol import LookRecorder
+from audio_llm_realtime.errors import UsageError
+from audio_llm_realtime.ledger import Count
+from audio_llm_realtime.resample import Decimator, Interpolator, delay_frames
+
+MAX_BEHIND = 16  # chunks that may wait, 128 ms
+
+
+class Worker:
+    """Takes chunks from a bridge, runs them, and gives them back.
+
+    Args:
+        engine: Runs the network.
+        sample_rate: Of the device; a whole multiple of the model's.
+        mix: Share of the wet signal, 0 to 1.
+        max_behind: Chunks that may wait before all but the newest are dropped.
+        spare: Chunks that the output waits longer, so that each has 8 ms more for every one of them.
+
+    Raises:
+        UsageError: The rate does not fit.
+
+    Attributes:
+        bridge: The listener's end.
+        ledger: Counts everything; the engine's.
+        resampling_ms: Delay of the filters between both rates.
+        spare_ms: Delay of the spare chunks.
+        recorder: Hears every chunk, for enrolment while the loop runs.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        sample_rate: int | None = None,
+        mix: float = 1.0,
+        max_behind: int = MAX_BEHIND,
+        spare: int = 0,
+    ) -> None:
+        contract = engine.contract
+        rate = contract.sample_rate if sample_rate is None else sample_rate
+        ratio, rest = divmod(rate, contract.sample_rate)
+        if rest or ratio < 1:
+            raise UsageError(
+                f"a device at {rate} Hz does not fit a model at {contract.sample_rate} Hz",
+                remedy=f"set the device to a whole multiple, such as {3 * contract.sample_rate} Hz",
+            )
+        self.engine = engine
+        self.ledger = engine.ledger
+        self.resampling_ms = 1000.0 * delay_frames(ratio) / rate
+        self.spare_ms = spare * contract.chunk_ms
+        chunk = contract.chunk_samples
+        wet_delay = contract.lookahead_samples * ratio + delay_frames(ratio)
+        self.bridge = Bridge(chunk * ratio, wet_delay, 4 * max_behind + 8, self.ledger, mix, spare)
+        self.recorder = LookRecorder(contract)
+        self._max_behind = max_behind
+        self._down = Decimator(ratio, EARS, chunk) if ratio > 1 else None
+        self._up = Interpolator(ratio, EARS, chunk) if ratio > 1 else None
+        self._input = np.zeros((EARS, chunk * ratio), np.float32)
+        self._chunk = np.zeros((EARS, chunk), np.float32)
+        self._sound = np.zeros((EARS, chunk), np.float32)
+        self._output = np.zeros((EARS, chunk * ratio), np.float32)
+        self._taken = 0  # frames
+        self._settled = 0  # frames before this one are played dry, or are past
+
+    @property
+    def ready(self) -> bool:
+        """A whole chunk waits."""
+        return self.bridge.heard.written - self._taken >= self.bridge.unit
+
+    @property
+    def number(self) -> int:
+        """Index of the chunk that is run next, or that was computed and not committed."""
+        return self._taken // self.bridge.unit
+
+    def catch_up(self) -> None:
+        """Drop chunks if too many wait."""
+        waiting = (self.bridge.heard.written - self._taken) // self.bridge.unit
+        if waiting > self._max_behind + 1:
+            self._skip(waiting - 1)
+
+    def compute(self) -> None:
+        """Run the next chunk; its sound is held until `commit`."""
+        while not self.bridge.heard.read(self._taken, self._input):  # written over meanwhile: far behind
+            self._skip((self.bridge.heard.written - self._taken) // self.bridge.unit - 1)
+        chunk = self._to_model(self._input)
+        self.recorder.hear(chunk)
+        self.engine.process(chunk, self._sound)
+        if self.engine.failed:
+            self.ledger.add(Count.RESETS)
+            self._settle(self._taken, 2)  # this one, and the first from an empty state
+        self._to_device(self._sound)
+
+    def commit(self, wall_ns: int, cpu_ns: int) -> None:
+        """Give the computed sound to the listener, and note what it took."""
+        self.bridge.made.write(self._output)
+        late = self.bridge.next_position > self._taken
+        self._taken += self.bridge.unit
+        self.ledger.ran(wall_ns, cpu_ns, late)
+
+    def _skip(self, chunks: int) -> None:
+        unit = self.bridge.unit
+        self.ledger.skipped(chunks)
+        self.ledger.add(Count.RESETS)
+        self.engine.reset()
+        for filter_ in (self._down, self._up):
+            if filter_ is not None:
+                filter_.reset()
+        self.bridge.withhold(self._taken, self._taken + chunks * unit)
+        self._taken += chunks * unit
+        self._settle(self._taken, 1)
+        self.bridge.made.jump(self._taken)
+
+    def _settle(self, begin: int, chunks: int) -> None:
+        """Have chunks played dry after a reset; those that are anyway are not counted twice."""
+        end = begin + chunks * self.bridge.unit
+        self.ledger.add(Count.SETTLING, (end - max(begin, self._settled)) // self.bridge.unit)
+        self.bridge.withhold(begin, end)
+        self._settled = end
+
+    def _to_model(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._down is None:
+            return block
+        self._down.process(block, self._chunk)
+        return self._chunk
+
+    def _to_device(self, sound: NDArray[np.float32]) -> None:
+        if self._up is None:
+            self._output[:] = sound
+        else:
+            self._up.process(sound, self._output)

@@ -1,0 +1,191 @@
+"""The measures of all scenes as tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+
+_SYSTEMS = {  # column of the measures: what it is
+    "noisy_db": "**noisy look**",
+    "clean_db": "clean look (the same, without noise and other people)",
+    "teacher_db": "clean speech of the look, by the teacher",
+    "right_stream_db": "the target's stream, whoever is enrolled",
+    "zeroed_db": "enrolment zeroed",
+    "other_db": "another talker enrolled, against the target",
+    "other_to_other_db": "another talker enrolled, against that talker",
+    "oracle_mask_db": "oracle: ideal ratio mask on the same frames",
+    "beamformer_db": "left + right",
+}
+_GROUPS: dict[str, Callable[[Row], str]] = {
+    "talkers": lambda row: str(row["talkers"]),
+    "genders": lambda row: row["genders"] or "unknown",
+    "same corpus": lambda row: "yes" if row["same_corpus"] else "no",
+    "nearest talker": lambda row: _band(row["nearest_deg"], (15, 45, 90, 181), " deg"),
+    "speech over noise": lambda row: _band(row["snr_db"], (5, 10, 15.1), " dB"),
+    "overlap": lambda row: _band(row["overlap_s"], (2.5, 4.0, 5.1), " s"),
+    "people who move": lambda row: "some" if row["moving"] else "nobody",
+    "look error": lambda row: _band(abs(row["look_error_deg"]), (5, 10, 18.1), " deg"),
+    "somebody behind in the look": lambda row: "yes" if row["look_behind"] else "no",
+    "look and mixture of one recording": lambda row: "yes" if row["one_recording"] else "no",
+}
+_DRAWS = 2000  # of the bootstrap
+
+
+def write_report(rows: Sequence[Row], path: Path) -> None:
+    """Write the tables in Markdown.
+
+    Args:
+        rows: As `evaluate.evaluate` wrote them.
+        path: The file.
+    """
+    present = [row for row in rows if "noisy_db" in row]
+    absent = [row["absent_db"] for row in rows if "absent_db" in row]
+    lines = [
+        f"{len(rows)} scenes; in {len(present)} the target talks. Intervals are 95 %, bootstrap over scenes.",
+        "",
+        "| SI-SDRi, dB | mean | 10th percentile | wrong speaker (below 0) |",
+        "|---|---|---|---|",
+    ]
+    for key, name in _SYSTEMS.items():
+        values = np.array([row[key] for row in present])
+        lines.append(
+            f"| {name} | {_mean(values)} | {np.percentile(values, 10):.2f} | {100 * np.mean(values < 0):.1f} % |"
+        )
+    gap = np.array([row["clean_db"] - row["noisy_db"] for row in present])
+    separation = np.array([row["separation_db"] for row in present if row["separation_db"] is not None])
+    lines += [
+        "",
+        "| measure | value |",
+        "|---|---|",
+        f"| SI-SDR of the mixture | {_mean(np.array([row['input_db'] for row in present]))} dB |",
+        f"| trunk alone, everybody, by location | {_mean(separation)} dB |",
+        f"| clean minus noisy look | {_mean(gap)} dB |",
+        f"| target told from the mixture's others, noisy look | {_share(rows, 'told')} |",
+        f"| the same, clean look | {_share(rows, 'told_clean')} |",
+        f"| the same, teacher on what the front head lets through | {_share(rows, 'told_front')} |",
+        f"| the same, teacher on the two-ear mean of the noisy look | {_share(rows, 'told_two_ear_mean')} |",
+        f"| target absent: output over input, mean of {len(absent)} | {np.mean(absent):.1f} dB |",
+        f"| ILD error | {_mean(_column(present, 'ild_error_db'))} dB, median {_median(present, 'ild_error_db')} |",
+        f"| ITD error | {_mean(_column(present, 'itd_error_us'))} us, median {_median(present, 'itd_error_us')} |",
+        "",
+        "| group | | scenes | SI-SDRi, dB | wrong speaker | told |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, group in _GROUPS.items():
+        for value in sorted({group(row) for row in present}):
+            own = [row for row in present if group(row) == value]
+            gains = np.array([row["noisy_db"] for row in own])
+            cells = f"{len(own)} | {_mean(gains)} | {100 * np.mean(gains < 0):.1f} % | {_share(own, 'told')}"
+            lines.append(f"| {name} | {value} | {cells} |")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Draw the improvement by the mixture's SI-SDR, the target's azimuth and the nearest talker, and its spread."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    present = [row for row in rows if "noisy_db" in row]
+    gains = np.array([row["noisy_db"] for row in present])
+    figure, panels = pyplot.subplots(1, 4, figsize=(15, 3.6), sharey=False)
+    axes = {"input_db": "SI-SDR of the mixture, dB", "azimuth": "azimuth of the target, deg"}
+    axes["nearest_deg"] = "nearest other talker, deg"
+    for panel, (key, label) in zip(panels, axes.items(), strict=False):
+        values = np.array([row[key] for row in present])
+        panel.scatter(values, gains, s=3, alpha=0.4)
+        edges = np.quantile(values, np.linspace(0, 1, 9))
+        middles = 0.5 * (edges[1:] + edges[:-1])
+        places = np.clip(np.searchsorted(edges, values) - 1, 0, len(middles) - 1)
+        filled = [n for n in range(len(middles)) if (places == n).any()]
+        panel.plot(middles[filled], [gains[places == n].mean() for n in filled], color="black")
+        panel.axhline(0.0, linewidth=0.8, color="grey")
+        panel.set_xlabel(label)
+    panels[0].set_ylabel("SI-SDRi, dB")
+    panels[3].hist(gains, bins=50)
+    panels[3].set_xlabel("SI-SDRi, dB")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def draw_curves(logs: dict[str, Path], path: Path, measure: str = "si_sdri_db") -> None:
+    """Draw a measure of validations over steps.
+
+    Args:
+        logs: `train.jsonl` of each training by its name.
+        path: The picture.
+        measure: Name of the measure.
+    """
+    import json
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=(6, 3.6))
+    for name, log in logs.items():
+        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        points = [(row["step"], row["validation"][measure]) for row in rows if measure in row.get("validation", {})]
+        panel.plot(*zip(*points, strict=True), marker="o", label=name)
+    panel.set_xlabel("step")
+    panel.set_ylabel("SI-SDRi, dB")
+    panel.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def draw_spectrograms(sounds: dict[str, np.ndarray], path: Path) -> None:
+    """Draw the left ear's spectrogram of several sounds, (2, T) each, one above the other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(len(sounds), 1, figsize=(9, 2.2 * len(sounds)), sharex=True)
+    for panel, (name, sound) in zip(panels, sounds.items(), strict=True):
+        panel.specgram(sound[0] + 1e-9, NFFT=512, Fs=16_000, noverlap=384, vmin=-140, vmax=-40)
+        panel.set_title(name, fontsize=9)
+        panel.set_ylabel("Hz")
+    panels[-1].set_xlabel("s")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _column(rows: Sequence[Row], key: str) -> np.ndarray:
+    return np.array([row[key] for row in rows if key in row])
+
+
+def _median(rows: Sequence[Row], key: str) -> str:
+    return f"{np.median(_column(rows, key)):.2f}"
+
+
+def _mean(values: np.ndarray) -> str:
+    """Return a mean and its interval."""
+    rng = np.random.default_rng(0)
+    means = rng.choice(values, (_DRAWS, len(values))).mean(axis=1)
+    return f"{values.mean():.2f} ({np.percentile(means, 2.5):.2f} to {np.percentile(means, 97.5):.2f})"
+
+
+def _share(rows: Sequence[Row], key: str) -> str:
+    return f"{100 * np.mean([row[key] for row in rows]):.1f} %"
+
+
+def _band(value: float, edges: Sequence[float], unit: str) -> str:
+    """Return the part of a range that a number is in."""
+    below = 0.0
+    for edge in edges:
+        if value < edge:
+            return f"{below:g} to {edge:g}{unit}"
+        below = edge
+    return f"over {below:g}{unit}"

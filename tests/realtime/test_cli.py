@@ -1,0 +1,231 @@
+"""The command line: files in and out, warnings, exit statuses, one JSON object from `bench`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from audio_llm_realtime.cli import main
+
+soundfile = pytest.importorskip("soundfile")
+RATE = 16_000
+
+
+@pytest.fixture
+def files(make_model: Callable[..., Path], tmp_path: Path, sound: np.ndarray) -> Callable[..., list[str]]:
+    """Return a function that writes a recording and gives the words of a command for it."""
+    pytest.importorskip("onnxruntime")
+    soundfile.write(tmp_path / "look.wav", sound.T, RATE)
+    model = make_model()
+
+    def words(waveform: np.ndarray = sound, rate: int = RATE, *more: str, live: str = "") -> list[str]:
+        soundfile.write(tmp_path / "in.wav", waveform.T, rate, subtype="FLOAT")
+        who = ["--enroll-live", live] if live else ["--enroll", str(tmp_path / "look.wav")]
+        where = ["--input-file", str(tmp_path / "in.wav"), "--output-file", str(tmp_path / "out.wav")]
+        return ["--model", str(model), *who, *where, *more]
+
+    return words
+
+
+def test_file_is_aligned_and_as_long(files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray) -> None:
+    waveform = sound[:, :15_001]
+    assert main([*files(waveform), "--report", str(tmp_path / "report.json")]) == 0
+    out, rate = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    assert (out.shape, rate) == ((15_001, 2), RATE)
+    np.testing.assert_array_equal(out.T, waveform)  # the enrolled vector's gain is 1
+    assert soundfile.info(tmp_path / "out.wav").subtype == "FLOAT"
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["latency"]["algorithmic_ms"] == 12.0
+    assert report["latency"]["total_ms"] == pytest.approx(12.0 + report["compute_ms"]["p99"], abs=1e-3)
+    assert (report["misses"], report["enrolments"], report["model"]) == (0, 1, "tiny-model")
+    assert report["chunks"] == (15_001 + 192 + 127) // 128
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_file_at_another_rate_comes_back_at_it(files: Callable[..., list[str]], tmp_path: Path, rate: int) -> None:
+    time_s = np.arange(rate // 2 + 7) / rate
+    tone = 0.3 * np.stack([np.sin(2 * np.pi * 700 * time_s), np.cos(2 * np.pi * 700 * time_s)]).astype(np.float32)
+    assert main(files(tone, rate)) == 0
+    out, out_rate = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    assert (out.shape[0], out_rate) == (tone.shape[1], rate)
+    edge = rate // 50
+    np.testing.assert_allclose(out.T[:, edge:-edge], tone[:, edge:-edge], atol=3e-3)
+
+
+def test_one_channel_goes_to_both_ears_with_a_warning(
+    files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(files(sound[:1])) == 0
+    assert "one channel; both ears get the same" in capsys.readouterr().err
+    out, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    np.testing.assert_array_equal(out.T, np.repeat(sound[:1], 2, axis=0))
+
+
+def test_what_is_no_number_is_counted_and_said(
+    files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = sound.copy()
+    broken[1, 77:80] = np.nan
+    assert main(files(broken)) == 0
+    assert "not finite in: 3" in capsys.readouterr().err
+    assert np.isfinite(soundfile.read(tmp_path / "out.wav")[0]).all()
+
+
+def test_look_from_the_first_seconds_of_the_file(
+    files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(files(np.concatenate([sound, sound], axis=1), live="1")) == 0
+    assert "enrolled from 1.0 s" in capsys.readouterr().err
+    assert main(files(sound[:, :8_000], live="1")) == 1
+    assert "1 s of look are more than the file has" in capsys.readouterr().err
+    assert main(files(np.concatenate([0 * sound, sound], axis=1), live="1")) == 1
+    assert "silent" in capsys.readouterr().err
+
+
+def test_paced_file_equals_the_fast_one_where_nothing_is_late(
+    files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray
+) -> None:
+    waveform = sound[:, : RATE // 10]
+    report = tmp_path / "report.json"
+    assert main([*files(waveform), "--realtime", "--report", str(report)]) == 0
+    out, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    assert out.shape == (RATE // 10, 2)
+    if json.loads(report.read_text())["dry"] == 0:  # a busy machine may be late
+        np.testing.assert_array_equal(out.T, waveform)
+
+
+def test_spare_chunks_are_in_the_report_and_not_in_the_file(
+    files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray
+) -> None:
+    report = tmp_path / "report.json"
+    assert main([*files(sound), "--spare", "2", "--report", str(report)]) == 0
+    np.testing.assert_array_equal(soundfile.read(tmp_path / "out.wav", dtype="float32")[0].T, sound)
+    assert json.loads(report.read_text())["latency"]["spare_ms"] == 16.0
+
+
+def test_mix(files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray) -> None:
+    assert main([*files(sound), "--mix", "0.25"]) == 0
+    np.testing.assert_allclose(soundfile.read(tmp_path / "out.wav")[0].T, sound, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "words, status, said",
+    [
+        (["--input-file", "x.wav"], 2, "go together"),
+        (["--input-file", "x.wav", "--output-file", "y.wav", "--input-device", "0"], 2, "exclude each other"),
+        (["--realtime"], 2, "--realtime is for files"),
+        (["--input-file", "x.wav", "--output-file", "y.wav", "--fifo"], 2, "add --realtime"),
+        (["--mix", "1.5"], 2, "--mix"),
+        (["--mix", "nan"], 2, "--mix"),
+        (["--nonsense"], 2, "--nonsense"),
+        (["--input-file", "x.wav", "--output-file", "y.wav"], 3, "no tse.json"),
+    ],
+)
+def test_wrong_words(
+    words: list[str], status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", str(tmp_path), *words]) == status
+    assert said in capsys.readouterr().err
+
+
+def test_wrong_files(
+    files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = files()
+    cases = [
+        (["--input-file", str(tmp_path / "none.wav")], "none.wav: no such file"),
+        (["--output-file", str(tmp_path / "out.doc")], "out.doc: no sound format"),
+        (["--output-file", str(tmp_path / "no" / "out.wav")], "the folder does not exist"),
+        (["--enroll", str(tmp_path / "one.wav")], "one.wav: the look has 1 channel, not 2"),
+        (["--input-file", str(tmp_path / "text.wav")], "text.wav: not read as sound"),
+        (["--input-file", str(tmp_path / "three.wav")], "three.wav: 3 channels"),
+        (["--input-file", str(tmp_path / "empty.wav")], "empty.wav: holds no samples"),
+    ]
+    soundfile.write(tmp_path / "one.wav", sound[0], RATE)
+    soundfile.write(tmp_path / "three.wav", np.zeros((100, 3)), RATE)
+    soundfile.write(tmp_path / "empty.wav", np.zeros((0, 2)), RATE)
+    (tmp_path / "text.wav").write_text("no sound")
+    for more, said in cases:
+        assert main([*words, *more]) == 1
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out.wav").exists()
+
+
+def test_nobody_enrolled_is_a_wrong_use(
+    files: Callable[..., list[str]], make_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = files()
+    del words[2:4]
+    assert main(words) == 2
+    assert "give --enroll LOOK.wav" in capsys.readouterr().err
+    assert main(["--model", str(make_model("without", enrolment=None)), *files()[2:]]) == 3
+    assert "cannot enrol" in capsys.readouterr().err
+
+
+def test_network_that_takes_nobody_needs_no_look(
+    files: Callable[..., list[str]], make_model: Callable[..., Path], tmp_path: Path, sound: np.ndarray
+) -> None:
+    words = files()[4:]
+    assert main(["--model", str(make_model("open", conditioned=False)), *words]) == 0
+    np.testing.assert_array_equal(soundfile.read(tmp_path / "out.wav", dtype="float32")[0].T, sound)
+
+
+def test_bench_tells_it_in_words(make_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    models = [str(make_model(name)) for name in ("one", "two")]
+    assert main(["bench", "--model", models[0], "--compare", models[1], "--chunks", "50", "--cpu", "100000"]) == 0
+    said = capsys.readouterr()
+    assert "tiny-two takes" in said.out
+    assert "running on core 100000 only was not granted" in said.err
+    words = ["--chunks", "5", "--paced", "--share", "0.5", "--cpu", "100000"]
+    assert main(["bench", "--model", models[0], *words]) == 2
+    assert "a competitor on core 100000 does not run" in capsys.readouterr().err
+
+
+def test_bench_prints_one_object(make_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    models = [str(make_model(name)) for name in ("one", "two")]
+    assert main(["bench", "--model", models[0], "--compare", models[1], "--chunks", "600", "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    for part in (found, found["compare"]):
+        assert set(part["compute_ms"]) == {"p50", "p95", "p99", "p999", "max"}
+        assert part["compute_ms"]["p50"] <= part["compute_ms"]["max"]
+        assert part["chunks"] == part["times_of"] == 600
+        assert part["stalls"] <= part["misses"]
+        assert part["cpu_ms_per_chunk"] > 0
+    assert found["cpu_ratio"] == pytest.approx(found["compare"]["cpu_ms_per_chunk"] / found["cpu_ms_per_chunk"], 0.01)
+    assert (found["paced"], found["share"], found["share_by"]) == (False, 1.0, "whole")
+    assert set(found["machine"]) == {"cpu", "cores", "load", "load_before", "system"}
+    assert {"python", "numpy", "onnxruntime", "audio-llm-realtime"} <= set(found["versions"])
+    assert isinstance(found["memory_growth_bytes"], int)
+
+
+def test_paced_bench_with_a_competitor_says_how_it_was_held(
+    make_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    words = ["--model", str(make_model()), "--chunks", "12", "--paced", "--share", "0.5", "--no-gc", "--json"]
+    assert main(["bench", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["share_by"] in ("fifo", "equal")
+    assert found["paced"] is True
+    assert 11 <= found["chunks"] + found["skipped"] <= 13  # a late one may end behind the first or the last
+
+
+@pytest.mark.parametrize("words", [["--fifo"], ["--share", "0.5"], ["--chunks", "0"], ["--share", "0.7"]])
+def test_bench_that_would_mislead_is_refused(
+    words: list[str], make_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--model", str(make_model()), *words]) == 2
+    assert "audio-llm-hear: error:" in capsys.readouterr().err
+
+
+def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["bench", "--help"], ["devices", "--help"], ["--version"]):
+        assert main(words) == 0
+        assert "audio-llm-hear" in capsys.readouterr().out

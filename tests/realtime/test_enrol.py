@@ -1,0 +1,100 @@
+"""Enrolment: looks that nobody can be enrolled from are refused; looks are recorded while the loop runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from audio_llm_realtime.clock import MeasuredClock
+from audio_llm_realtime.contract import load_contract
+from audio_llm_realtime.enrol import Enroller
+from audio_llm_realtime.errors import ContractError, EnrolmentError, UsageError
+from audio_llm_realtime.ledger import Count
+from audio_llm_realtime.live import LiveEnrolment
+from audio_llm_realtime.loop import FileLoop
+from audio_llm_realtime.worker import Worker
+
+RATE = 16_000
+
+
+@pytest.fixture
+def enroller(contract: Any) -> Enroller:
+    pytest.importorskip("onnxruntime")
+    return Enroller(contract)
+
+
+def test_look_becomes_a_vector(enroller: Enroller, sound: np.ndarray) -> None:
+    found = enroller.enrol(sound + np.float32(0.25), RATE)
+    np.testing.assert_allclose(found.vector, [[1.0, 0.0, np.mean(sound) + 0.25, 0.0]], rtol=1e-5)
+    assert (found.used_s, found.warnings) == (1.0, ())
+
+
+def test_of_a_long_look_the_end_is_used_and_that_is_said(enroller: Enroller, sound: np.ndarray) -> None:
+    found = enroller.enrol(np.concatenate([sound + np.float32(0.4), 0 * sound, sound], axis=1), RATE)
+    np.testing.assert_allclose(found.vector[0, 2], np.mean(sound) / 2, atol=1e-5)
+    assert found.used_s == 2.0
+    assert found.warnings == ("the look lasts 3.0 s; the last 2.0 s are used",)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda x: (x, 48_000), "at 48000 Hz, not 16000 Hz"),
+        (lambda x: (x[:1], RATE), "1 channel, not 2"),
+        (lambda x: (x[0], RATE), "1 channel, not 2"),
+        (lambda x: (x[:, :15_000], RATE), "0.94 s, less than 1.00 s"),
+        (lambda x: (x * 1e-4, RATE), "left ear of the look is silent"),
+        (lambda x: (x * np.array([[1], [0]]), RATE), "right ear of the look is silent"),
+        (lambda x: (np.clip(20 * x, -1, 1), RATE), "of the look is clipped"),
+        (lambda x: (np.where(x == x[0, 9], np.nan, x), RATE), "not finite"),
+    ],
+)
+def test_looks_that_cannot_be_used(
+    enroller: Enroller, sound: np.ndarray, change: Callable[[np.ndarray], tuple[np.ndarray, int]], said: str
+) -> None:
+    look, rate = change(sound)
+    with pytest.raises(EnrolmentError) as caught:
+        enroller.enrol(look, rate)
+    assert said in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_model_without_enrolment_says_so(make_model: Callable[..., Path]) -> None:
+    with pytest.raises(ContractError, match="cannot enrol"):
+        Enroller(load_contract(make_model(enrolment=None)))
+
+
+def test_someone_is_enrolled_while_the_loop_runs(
+    make_engine: Callable[..., Any], enroller: Enroller, sound: np.ndarray
+) -> None:
+    worker, said = Worker(make_engine(0.25)), []
+    live = LiveEnrolment(worker, enroller, 1.0, said.append)
+    loop = FileLoop(worker, MeasuredClock(instant=True), live.poll)
+    loop.run(sound)
+    live.ask()
+    live.ask()
+    again = loop.run(np.concatenate([sound, sound], axis=1))
+    assert worker.ledger[Count.ENROLMENTS] == 1
+    assert said == ["face the person for 1 s", "a look is being recorded", "enrolled from 1.0 s"]
+    late = np.concatenate([sound, sound, sound], axis=1)[:, RATE - 192 : -192]
+    np.testing.assert_array_equal(again[:, 192:15_000], np.float32(0.25) * late[:, 192:15_000])
+    np.testing.assert_array_equal(again[:, 17_000:], late[:, 17_000:])  # the vector's gain is 1
+
+
+def test_look_that_fails_changes_nobody(make_engine: Callable[..., Any], enroller: Enroller, sound: np.ndarray) -> None:
+    worker, said = Worker(make_engine(0.25)), []
+    live = LiveEnrolment(worker, enroller, 1.0, said.append)
+    loop = FileLoop(worker, MeasuredClock(instant=True), live.poll)
+    live.ask()
+    loop.run(0 * sound)
+    assert "silent" in str(live.failure)
+    assert "not enrolled" in said[-1]
+    np.testing.assert_array_equal(loop.run(sound)[:, 384:], np.float32(0.25) * sound[:, 192:-192])
+
+
+def test_look_too_short_to_enrol_is_refused_before_it_is_recorded(make_engine: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match="give 1 s or more"):
+        Worker(make_engine()).recorder.start(0.5)

@@ -1,0 +1,123 @@
+"""The package as a whole: four dependencies, nothing of the library, light to import, no memory that grows."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from audio_llm_realtime import __version__
+from audio_llm_realtime.clock import MeasuredClock
+from audio_llm_realtime.ledger import Count, Ledger
+from audio_llm_realtime.loop import FileLoop
+from audio_llm_realtime.report import percentiles
+from audio_llm_realtime.schedule import Wishes, scheduled
+from audio_llm_realtime.worker import Worker
+
+PROJECT = Path(__file__).resolve().parents[2] / "realtime"
+DEPENDENCIES = {"numpy", "onnxruntime", "soundfile", "sounddevice"}
+
+
+def modules() -> list[tuple[str, ast.Module]]:
+    return [(path.stem, ast.parse(path.read_text())) for path in sorted((PROJECT / "audio_llm_realtime").glob("*.py"))]
+
+
+def test_nothing_else_is_imported() -> None:
+    allowed = DEPENDENCIES | {"audio_llm_realtime"} | set(sys.stdlib_module_names)
+    for name, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found = {(node.module or "").split(".")[0]}
+            else:
+                continue
+            assert found <= allowed, name
+
+
+def test_only_the_command_line_prints() -> None:
+    printing = {
+        name
+        for name, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert printing == {"cli", "competitor"}  # the latter is a program of its own
+
+
+def test_project_file_matches() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    assert {re.split(r"[<>=~!]", line)[0] for line in project["dependencies"]} == DEPENDENCIES
+    assert project["version"] == __version__
+
+
+def test_help_loads_no_runtime_and_no_device() -> None:
+    script = (
+        "import sys; from audio_llm_realtime.cli import main; main(['--help']); "
+        "print('LOADED', *(m for m in ('onnxruntime', 'soundfile', 'sounddevice', 'torch') if m in sys.modules))"
+    )
+    path = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=path, check=True)
+    assert done.stdout.splitlines()[-1] == "LOADED"
+
+
+def test_loop_keeps_no_memory(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
+    loop = FileLoop(Worker(make_engine(0.5, 0.1, ledger=Ledger(1000))), MeasuredClock(instant=True))
+    loop.run(sound)
+    tracemalloc.start()
+    try:
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(10):
+            loop.run(sound)
+        gc.collect()
+        growth = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert growth < 10_000
+
+
+def test_ledger_keeps_the_last_times_and_counts_all() -> None:
+    ledger = Ledger(kept=4)
+    for ms in range(1, 7):
+        ledger.ran(ms * 1_000_000, ms * 500_000, late=ms == 2)
+    ledger.skipped(3)
+    assert sorted(ledger.wall_ms) == [3.0, 4.0, 5.0, 6.0]
+    assert (ledger[Count.CHUNKS], ledger[Count.MISSES], ledger[Count.SKIPPED], ledger[Count.STALLS]) == (6, 4, 3, 4)
+    found = percentiles(ledger.wall_ms)
+    assert (found.p50, found.max) == (4.5, 6.0)
+    ledger.clear()
+    assert ledger.wall_ms.size == 0
+    assert percentiles(ledger.wall_ms).p999 == 0.0
+
+
+def test_skipped_chunks_are_no_stall_where_the_network_is_slow() -> None:
+    ledger = Ledger()
+    ledger.ran(200_000_000, 190_000_000, late=True)
+    ledger.skipped(5)
+    assert (ledger[Count.MISSES], ledger[Count.STALLS]) == (6, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a system without these calls")
+def test_schedule_is_given_back_and_refusals_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    before, interval = os.sched_getaffinity(0), sys.getswitchinterval()
+    refused: list[str] = []
+    with scheduled(Wishes(fifo=True, cpu=min(before), no_gc=True), refused):
+        assert os.sched_getaffinity(0) == {min(before)}
+        assert not gc.isenabled()
+    assert refused == ["SCHED_FIFO was not granted: Operation not permitted"]
+    assert (os.sched_getaffinity(0), sys.getswitchinterval(), gc.isenabled()) == (before, interval, True)
