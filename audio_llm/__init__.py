@@ -7,9 +7,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from audio_llm.pipeline.formats import Transcript
+    from audio_llm.tse.extract import Extraction
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "transcribe"]
+__all__ = ["__version__", "extract", "load", "transcribe"]
+
+
+def extract(
+    mixture: str | os.PathLike[str],
+    enroll: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    mix: float = 0.0,
+    model: str | os.PathLike[str] = "tse-small",
+    device: str = "cpu",
+) -> Extraction:
+    """Write what one person says in a binaural recording, known from a few seconds recorded while facing them.
+
+    Args:
+        mixture: The recording, left ear first.
+        enroll: The look: 1 to 10 s of the person in front.
+        output: The sound file to write, as long as the recording, at its rate, of two channels.
+        mix: 0 is only the person, 1 the recording as it was.
+        model: A model directory or a name.
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        Counts and warnings.
+
+    Raises:
+        AudioFileError: A file cannot be read or written, or the look is too short or silent.
+        ModelNotFoundError: There is no such model.
+    """
+    from audio_llm.tse.extract import extract as extract_file
+
+    return extract_file(mixture, enroll, output, mix, model, device)
 
 
 def load(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:

@@ -10,7 +10,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -106,17 +106,23 @@ class BlockReader:
 
     Args:
         path: The file, or `-` for standard input, which is first copied to a temporary file. So is a pipe.
-        sample_rate: Wanted rate in Hz.
+        sample_rate: Wanted rate in Hz; None takes the file's own.
         block_s: Length of the blocks in seconds; the last may be shorter.
+        mono: Average the channels; otherwise blocks are (T, C).
 
     Raises:
         AudioFileError: The file is missing, unreadable or no sound; while reading: NaN or infinite samples.
     """
 
-    def __init__(self, path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE, block_s: float = 30.0) -> None:
-        self.sample_rate = sample_rate
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        sample_rate: int | None = SAMPLE_RATE,
+        block_s: float = 30.0,
+        mono: bool = True,
+    ) -> None:
+        self._mono = mono
         self._name = "standard input" if str(path) == STDIN else str(path)
-        self._block = max(1, round(block_s * sample_rate))
         self._warnings: list[str] = []
         self._spool = _spool(path)
         self._stream: IO[bytes] | None = None
@@ -130,6 +136,8 @@ class BlockReader:
             self.close()
             raise
         self.info = self._describe(Path(path))
+        self.sample_rate = sample_rate or self.info.sample_rate
+        self._block = max(1, round(block_s * self.sample_rate))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -149,7 +157,7 @@ class BlockReader:
                 thing.close()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield (T,) float32 blocks at `sample_rate`; once only, the reader is used up afterwards."""
+        """Yield (T,) or (T, C) float32 blocks at `sample_rate`; once only, the reader is used up afterwards."""
         waiting: list[np.ndarray] = []
         count = 0
         for piece in self._resampled():
@@ -203,13 +211,14 @@ class BlockReader:
             return
         import soxr
 
-        stream = soxr.ResampleStream(self._file.samplerate, self.sample_rate, 1, dtype="float32")
+        channels = () if self._mono else (self._file.channels,)
+        stream = soxr.ResampleStream(self._file.samplerate, self.sample_rate, *channels or (1,), dtype="float32")
         for piece in self._pieces(self._file):
             yield stream.resample_chunk(piece)
-        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield stream.resample_chunk(np.zeros((0, *channels), np.float32), last=True)
 
     def _pieces(self, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-        """Yield the mean of the channels at the file's own rate, and note what is missing at the end."""
+        """Yield the channels, or their mean, at the file's own rate, and note what is missing at the end."""
         import soundfile
 
         buffer = np.empty((_PIECE, file.channels), np.float32)
@@ -221,9 +230,9 @@ class BlockReader:
             except soundfile.SoundFileError:
                 count = int(np.isnan(buffer[:, -1]).argmax()) if np.isnan(buffer[-1, -1]) else _PIECE
                 broken = True
-            piece = buffer[:count].mean(axis=1)
+            piece = buffer[:count].mean(axis=1) if self._mono else buffer[:count].copy()
             if not np.isfinite(piece).all():
-                self._refuse_not_finite(done + int((~np.isfinite(piece)).argmax()))
+                self._refuse_not_finite(done + int((~np.isfinite(piece.reshape(count, -1)).all(axis=1)).argmax()))
             if count:
                 peak = max(peak, float(np.abs(buffer[:count]).max()))
                 yield piece
@@ -279,21 +288,30 @@ def write(path: str | os.PathLike[str], waveform: np.ndarray, sample_rate: int) 
     Raises:
         AudioFileError: Unknown suffix, NaN or infinite samples, a rate the format has not, or no place to write to.
     """
+    waveform = np.asarray(waveform, dtype=np.float32)
+    write_blocks(path, [waveform], sample_rate, 1 if waveform.ndim == 1 else waveform.shape[1])
+
+
+def write_blocks(
+    path: str | os.PathLike[str], blocks: Iterable[np.ndarray], sample_rate: int, channels: int = 1
+) -> None:
+    """Write a sound file as `write` does, of blocks (T,) or (T, C) as they come."""
     import soundfile
 
     path = Path(path)
-    waveform = np.asarray(waveform, dtype=np.float32)
     if path.suffix.lower() not in _WRITERS:
         raise AudioFileError("no format for this suffix", path=path, remedy=f"use one of {', '.join(_WRITERS)}")
-    if not np.isfinite(waveform).all():
-        raise AudioFileError("NaN or infinite samples are not written", path=path, remedy="mend the waveform")
     kind, subtype = _WRITERS[path.suffix.lower()]
-    channels = 1 if waveform.ndim == 1 else waveform.shape[1]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with soundfile.SoundFile(str(temporary), "w", sample_rate, channels, subtype, format=kind) as file:
-            for start in range(0, len(waveform), _PIECE):  # whole at once, libsndfile's Vorbis overflows the stack
-                file.write(np.clip(waveform[start : start + _PIECE], -1.0, 1.0))
+            for block in blocks:
+                if not np.isfinite(block).all():
+                    raise AudioFileError(
+                        "NaN or infinite samples are not written", path=path, remedy="mend the waveform"
+                    )
+                for start in range(0, len(block), _PIECE):  # whole at once, libsndfile's Vorbis overflows the stack
+                    file.write(np.clip(block[start : start + _PIECE], -1.0, 1.0))
         os.replace(temporary, path)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         raise AudioFileError(

@@ -33,6 +33,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {  # as in pyproject.toml, without those th
     "train": ("accelerate>=1.10,<2", "peft>=0.18,<1"),
     "plot": ("matplotlib>=3.9",),
     "ray": ("ray[data]>=2.50,<3",),
+    "export": ("onnx>=1.17", "onnxruntime>=1.20"),
 }
 PROGRAMS: dict[str, tuple[str, str]] = {
     "flite": ("speech for `audio-llm train dlm`", "apt install flite"),

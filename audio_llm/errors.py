@@ -61,6 +61,10 @@ class ModelFormatError(AudioLLMError):
     exit_status = 3
 
 
+class ParityError(AudioLLMError):
+    """An exported network that does not compute what the trained one does."""
+
+
 class MissingDependencyError(AudioLLMError):
     """An optional package or program that this function needs is not installed."""
 

@@ -13,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import data
 import evaluate
 import report
+import smoke
 import teacher
 
+from audio_llm import cli
 from audio_llm.simulation.scene_plan import SceneConfig
 from audio_llm.simulation.sources import read_sources
 from audio_llm.training.config import load_config
@@ -23,67 +25,87 @@ from audio_llm.tse.teacher_vectors import read_vectors
 from audio_llm.tse.train_hearing import HearingTrainingConfig, train_hearing
 from audio_llm.tse.train_separator import SeparatorTrainingConfig, train_separator
 
-STAGES = ("pack", "teach", "separate", "choose", "hear", "evaluate", "report")
+SETTINGS = Path(__file__).parent / "config"
 
 
 def main() -> int:
-    """Run the stage named on the command line."""
+    """Run the stages named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of a training")
+    parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--data", type=Path, help="pack: folder with audio/speech, audio/noise and audio/rir")
+    parser.add_argument("--output", type=Path, default=Path("exp/tse"), help="folder of everything that is made")
     parser.add_argument("--teacher", type=Path, help="teach: Resemblyzer's pretrained.pt; default: the installed one")
-    parser.add_argument("--output", type=Path, default=Path("exp/tse"))
+    parser.add_argument("--config", type=Path, help=f"settings of a training (default: {SETTINGS.name}/STAGE.yaml)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
     parser.add_argument("--start", type=Path, help="separate, hear: model to start from")
-    parser.add_argument("--config", type=Path, help="YAML file with settings of a training")
-    parser.add_argument("--model", default="tse-small", help="evaluate: name or folder of the model")
+    parser.add_argument("--max-minutes", type=float, help="of a training")
+    parser.add_argument("--resume", action="store_true", help="go on with a training")
+    parser.add_argument("--model", help="evaluate, export: name or folder (default: what `hear` made)")
     parser.add_argument("--scenes", type=int, default=1000, help="evaluate: how many")
     parser.add_argument("--part", default="0/1", help="evaluate: N/COUNT, this one of several processes")
-    parser.add_argument("--measured-room", action="store_true", help="evaluate: in the real room")
-    parser.add_argument("--max-minutes", type=float)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--measured-room", action="store_true", help="evaluate: in a real room")
+    parser.add_argument("--smoke", action="store_true", help="all: tiny, on the sample recordings")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    packed = arguments.output / "packed"
-    if arguments.stage == "pack":
-        data.pack(arguments.data, packed)
-    elif arguments.stage == "teach":
-        teacher.teach(arguments.teacher, packed)
-    elif arguments.stage in ("choose", "hear"):
-        training = load_config(HearingTrainingConfig, arguments.config, arguments.set)
-        train_choice(arguments, packed, training)
-    elif arguments.stage == "evaluate":
-        measure(arguments, packed)
-    elif arguments.stage == "report":
-        write(arguments)
-    elif arguments.stage == "separate":
-        config = load_config(SeparatorTrainingConfig, arguments.config, arguments.set)
-        limits = {"max_minutes": arguments.max_minutes, "resume": arguments.resume}
-        parts = packed / "train", packed / "tune"
-        start = load_separator(arguments.start) if arguments.start else None
-        logging.info("%s", train_separator(*parts, arguments.output / "separator", config, start=start, **limits))
+    if arguments.stage != "all":
+        STAGES[arguments.stage](arguments)
+        return 0
+    for name, run in STAGES.items():
+        logging.info("stage %s", name)
+        if arguments.smoke:
+            arguments.config, arguments.set, arguments.scenes = smoke.CONFIG, smoke.SETTINGS.get(name, []), 3
+        run(arguments)
     return 0
 
 
-def train_choice(arguments: argparse.Namespace, packed: Path, config: HearingTrainingConfig) -> None:
-    """Train the choice on made streams (`choose`), or on the trunk's with the trunk or without (`hear`)."""
-    output, stage = arguments.output, arguments.stage
-    limits = {"max_minutes": arguments.max_minutes, "resume": arguments.resume}
-    parts = packed / "train", packed / "tune", output / stage
-    if stage == "choose":
-        result = train_hearing(*parts, replace(config, streams="made"), teacher=teacher.read_teacher(packed), **limits)
+def pack(arguments: argparse.Namespace) -> None:
+    """Pack speech, noise and heads of training, tuning and test."""
+    if arguments.smoke:
+        smoke.pack(arguments.output / "packed")
     else:
-        start = load_hearing(arguments.start or output / "choose" / "best")
-        trunk = None if arguments.start else load_separator(output / "separator" / "best")
-        result = train_hearing(*parts, config, start=start, trunk=trunk, **limits)
-    logging.info("%s", result)
+        data.pack(arguments.data, arguments.output / "packed")
 
 
-def measure(arguments: argparse.Namespace, packed: Path) -> None:
+def teach(arguments: argparse.Namespace) -> None:
+    """Add the teacher's vectors to the packs."""
+    if not arguments.smoke:
+        teacher.teach(arguments.teacher, arguments.output / "packed")
+
+
+def separate(arguments: argparse.Namespace) -> None:
+    """Train the trunk by location."""
+    config = load_config(SeparatorTrainingConfig, _settings(arguments, "separate"), arguments.set)
+    start = load_separator(arguments.start) if arguments.start else None
+    output = arguments.output / "separator"
+    logging.info("%s", train_separator(*_parts(arguments), output, config, start=start, **_limits(arguments)))
+
+
+def choose(arguments: argparse.Namespace) -> None:
+    """Train the choice on made streams."""
+    config = load_config(HearingTrainingConfig, _settings(arguments, "choose"), arguments.set)
+    known = teacher.read_teacher(arguments.output / "packed")
+    output = arguments.output / "choose"
+    config = replace(config, streams="made")
+    logging.info("%s", train_hearing(*_parts(arguments), output, config, teacher=known, **_limits(arguments)))
+
+
+def hear(arguments: argparse.Namespace) -> None:
+    """Train separation, enrolment and choice together."""
+    config = load_config(HearingTrainingConfig, _settings(arguments, "hear"), arguments.set)
+    start = load_hearing(arguments.start or arguments.output / "choose" / "best")
+    trunk = None if arguments.start else load_separator(arguments.output / "separator" / "best")
+    output = arguments.output / "hear"
+    logging.info(
+        "%s", train_hearing(*_parts(arguments), output, config, start=start, trunk=trunk, **_limits(arguments))
+    )
+
+
+def measure(arguments: argparse.Namespace) -> None:
     """Measure a model on the test's scenes; rows that are there already stay."""
+    packed = arguments.output / "packed"
     sources = read_sources(packed / "test")
     people = read_vectors(packed / "test", sources.voices)
-    judge = evaluate.Judge(load_model(arguments.model), teacher.read_teacher(packed), people)
+    judge = evaluate.Judge(load_model(_model(arguments)), teacher.read_teacher(packed), people)
     number, count = (int(part) for part in arguments.part.split("/"))
     scenes = SceneConfig(measured_room_share=1.0 if arguments.measured_room else 0.0)
     name = f"{'room' if arguments.measured_room else 'scenes'}-{number}.jsonl"
@@ -92,7 +114,7 @@ def measure(arguments: argparse.Namespace, packed: Path) -> None:
 
 
 def write(arguments: argparse.Namespace) -> None:
-    """Write tables and pictures of what was measured."""
+    """Write tables and pictures of what was measured, and the learning curves of `curve-*`."""
     folder = arguments.output / "measures"
     for name in ("scenes", "room"):
         rows = [row for path in sorted(folder.glob(f"{name}-*.jsonl")) for row in evaluate.read_rows(path)]
@@ -102,6 +124,39 @@ def write(arguments: argparse.Namespace) -> None:
     logs = {path.parent.name: path for path in sorted(arguments.output.glob("curve-*/train.jsonl"))}
     if logs:
         report.draw_curves(logs, folder / "curves.png")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Export for a device; needs the package in export/."""
+    cli.main(["export", "tse", "--model", str(_model(arguments)), "-o", str(arguments.output / "export")])
+
+
+STAGES = {
+    "pack": pack,
+    "teach": teach,
+    "separate": separate,
+    "choose": choose,
+    "hear": hear,
+    "evaluate": measure,
+    "report": write,
+    "export": export,
+}
+
+
+def _settings(arguments: argparse.Namespace, stage: str) -> Path:
+    return arguments.config or SETTINGS / f"{stage}.yaml"
+
+
+def _parts(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    return arguments.output / "packed" / "train", arguments.output / "packed" / "tune"
+
+
+def _limits(arguments: argparse.Namespace) -> dict[str, float | bool | None]:
+    return {"max_minutes": arguments.max_minutes, "resume": arguments.resume}
+
+
+def _model(arguments: argparse.Namespace) -> str | Path:
+    return arguments.model or arguments.output / "hear" / "best"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from audio_llm.errors import DataError, MissingDependencyError, ModelFormatError
 from audio_llm.tse.speaker import SpeakerEncoder
 from audio_llm.tse.teacher_vectors import load_teacher, write_vectors
 
-_NAME = "teacher.safetensors"
+NAME = "teacher.safetensors"
 
 
 def teach(weights: Path | None, packed: Path) -> None:
@@ -34,14 +34,14 @@ def teach(weights: Path | None, packed: Path) -> None:
     except (OSError, KeyError, TypeError, RuntimeError) as error:
         raise ModelFormatError(f"no weights: {error}", path=path, remedy="give Resemblyzer's pretrained.pt") from None
     teacher = load_teacher(state)
-    save_file({name: tensor.contiguous() for name, tensor in teacher.state_dict().items()}, packed / _NAME)
+    save_file({name: tensor.contiguous() for name, tensor in teacher.state_dict().items()}, packed / NAME)
     for part in data.PARTS:
         logging.info("%s: vectors of %d people", part, write_vectors(packed / part, teacher))
 
 
 def read_teacher(packed: Path) -> SpeakerEncoder:
     """Return the teacher that `teach` has kept."""
-    path = packed / _NAME
+    path = packed / NAME
     if not path.is_file():
         raise DataError("no teacher", path=path, remedy="run the stage 'teach'")
     return load_teacher(load_file(path))

@@ -1,0 +1,66 @@
+"""`audio-llm extract`: one person out of a binaural mixture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from audio_llm.errors import UsageError
+
+_DESCRIPTION = """Write what one person says in a binaural recording, with both ears' cues, as long as the recording and
+at its rate. LOOK is a few seconds recorded while facing that person; noise and other people may be in it."""
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add_parser(
+        "extract", parents=[common], help="one person out of a binaural mixture", description=_DESCRIPTION
+    )
+    parser.add_argument("mixture", metavar="MIX", help="sound file of two channels, left ear first")
+    parser.add_argument("--enroll", metavar="LOOK", required=True, help="sound file of 1 to 10 s, facing the person")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="sound file to write")
+    parser.add_argument(
+        "--mix",
+        type=_share,
+        default=0.0,
+        metavar="0..1",
+        help="0 (default): only the person; 1: the mixture as it was; between: both blended",
+    )
+    parser.add_argument("--model", metavar="NAME|DIR", default="tse-small", help="model (default: tse-small)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Extract; return the exit status."""
+    if Path(arguments.output).exists() and not arguments.overwrite:
+        raise UsageError("is there already", path=arguments.output, remedy="add --overwrite to replace it")
+    from audio_llm.tse.extract import extract
+
+    began = time.monotonic()
+    done = extract(
+        arguments.mixture, arguments.enroll, arguments.output, arguments.mix, arguments.model, arguments.device
+    )
+    elapsed_s = time.monotonic() - began
+    if not arguments.quiet:
+        for warning in done.warnings:
+            print(f"audio-llm: warning: {warning}", file=sys.stderr)
+        print(
+            f"{done.duration_s:.1f} s of sound in {elapsed_s:.1f} s, real-time factor "
+            f"{elapsed_s / done.duration_s:.2f}; look of {done.look_s:.1f} s",
+            file=sys.stderr,
+        )
+    print(done.output)
+    return 0
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 to 1") from None
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 to 1")
+    return value

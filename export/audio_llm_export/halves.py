@@ -1,0 +1,54 @@
+"""Weights on file as halves: each with a Cast that onnxruntime does once, when it loads the file."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import nn
+
+_SMALL = 256  # numbers of a tensor that stays float32
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def is_half(module: nn.Module) -> bool:
+    """Return whether half precision holds every weight as it is."""
+    return all(torch.equal(part, part.half().float()) for part in module.parameters())
+
+
+def round_to_half(module: M) -> M:
+    """Return a copy whose weights are rounded to half precision."""
+    rounded = copy.deepcopy(module)
+    with torch.no_grad():
+        for part in rounded.parameters():
+            part.copy_(part.half().float())
+    return rounded
+
+
+def store_halves(graph: onnx.GraphProto) -> None:
+    """Store as float16 what loses nothing by it; the graph computes in float32 as before."""
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        if values.size < _SMALL or not np.array_equal(halves.astype(np.float32), values):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(halves, f"{name}.half"))
+        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT))
+    put_first(graph, casts)
+
+
+def put_first(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    """Put nodes before all others: what computes weights comes before what uses them."""
+    nodes = [*nodes, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)

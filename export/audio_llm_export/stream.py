@@ -1,0 +1,151 @@
+"""What runs chunk by chunk on a device, as ONNX: one chunk, the condition and named states in; sound and states out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from audio_llm.tse.frames import CHUNK
+from audio_llm.tse.gridnet import GridNet, GridNetState
+from audio_llm.tse.hearing import HearingState, TargetHearing
+from audio_llm.tse.selector import SelectorState, weigh_chunk
+from audio_llm.tse.speaker import SpeakerEncoder
+from audio_llm_export.extractor_step import EARS, ExtractorStep
+from audio_llm_export.graph import to_onnx
+
+_LAYERED = ("keys", "values", "hidden", "cell")  # states that hold one tensor for each layer or block
+
+S = TypeVar("S", SelectorState, GridNetState)
+SOUND, INPUT, NEXT = "sound", "chunk", "next_"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A network to be run chunk by chunk.
+
+    Attributes:
+        module: Takes a chunk (1, 2, 128), the condition (1, width) and each state; returns the sound (1, 2, 128) and
+            each state anew.
+        model: The network as it was trained, with `initial_state` and `step`.
+        states: Gives the module's states, by name, of a state of the model.
+        condition: Name of the vector of the person wanted.
+        width: Its numbers.
+    """
+
+    module: nn.Module
+    model: Any
+    states: Callable[[Any], dict[str, Tensor]]
+    condition: str
+    width: int
+
+    def initial(self) -> dict[str, Tensor]:
+        """Return the states before the first chunk: zeros."""
+        return self.states(self.model.initial_state())
+
+
+def hearing_stream(hearing: TargetHearing) -> Stream:
+    """Return the stream of a network that separates and chooses."""
+    module = _HearingStep(hearing)
+    return Stream(module, hearing, module.states, "enrolled", 256)
+
+
+def gridnet_stream(gridnet: GridNet) -> Stream:
+    """Return the stream of the reference."""
+    module = _GridNetStep(gridnet)
+    return Stream(module, gridnet, _by_layer, "embedding", gridnet.config.embedding)
+
+
+def write_stream(stream: Stream, path: Path) -> None:
+    """Write the graph of one step."""
+    states = stream.initial()
+    examples = (torch.zeros(1, EARS, CHUNK), torch.ones(1, stream.width), *states.values())
+    to_onnx(
+        stream.module,
+        examples,
+        path,
+        [INPUT, stream.condition, *states],
+        [SOUND, *(f"{NEXT}{name}" for name in states)],
+    )
+
+
+class _HearingStep(nn.Module):
+    def __init__(self, hearing: TargetHearing) -> None:
+        super().__init__()
+        self.extractor, self.selector = ExtractorStep(hearing.extractor), copy.deepcopy(hearing.selector)
+        self.selector.speaker = _LayerByLayer(hearing.selector.speaker)  # type: ignore[assignment]
+        self.own = len(self.extractor.states(hearing.extractor.initial_state()))  # of the states
+
+    def states(self, state: HearingState) -> dict[str, Tensor]:
+        extractor = {f"extractor_{name}": tensor for name, tensor in self.extractor.states(state.extractor).items()}
+        return extractor | {f"selector_{name}": tensor for name, tensor in _by_layer(state.selector).items()}
+
+    def forward(self, chunk: Tensor, enrolled: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        sound, extractor = self.extractor(chunk, None, *states[: self.own])
+        streams = sound.view(1, -1, EARS, CHUNK)
+        before = _from_layers(SelectorState, states[self.own :], self.selector.config.layers)
+        _, after = self.selector.step(streams, enrolled, before)
+        return weigh_chunk(streams, before.weights, after.weights), *extractor, *_by_layer(after).values()
+
+
+class _LayerByLayer(nn.Module):
+    """A speaker encoder whose step has an operation and two states of its own for each layer."""
+
+    def __init__(self, speaker: SpeakerEncoder) -> None:
+        super().__init__()
+        self.speaker, self.layers = speaker, nn.ModuleList()
+        lstm = speaker.lstm
+        for number in range(lstm.num_layers):
+            layer = nn.LSTM(lstm.hidden_size if number else lstm.input_size, lstm.hidden_size)
+            layer.load_state_dict({name: getattr(lstm, f"{name[:-1]}{number}") for name in layer.state_dict()})
+            self.layers.append(layer)
+
+    def project(self, top: Tensor) -> Tensor:
+        return self.speaker.project(top)
+
+    def step(
+        self, x: Tensor, hidden: Sequence[Tensor], cell: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Do as `SpeakerEncoder.step` with x (1, K, 40) and memories (1, K, H) of each layer."""
+        hiddens, cells = [], []
+        for layer, own_hidden, own_cell in zip(self.layers, hidden, cell, strict=True):
+            _, (x, kept) = layer(x, (own_hidden, own_cell))
+            hiddens.append(x)
+            cells.append(kept)
+        return x, hiddens, cells
+
+
+class _GridNetStep(nn.Module):
+    def __init__(self, gridnet: GridNet) -> None:
+        super().__init__()
+        self.gridnet = gridnet
+
+    def forward(self, chunk: Tensor, embedding: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        before = _from_layers(GridNetState, states, self.gridnet.config.blocks)
+        sound, after = self.gridnet.step(chunk, embedding, before)
+        return sound[:, 0], *_by_layer(after).values()
+
+
+def _by_layer(state: SelectorState | GridNetState) -> dict[str, Tensor]:
+    """Return the parts by name, those that hold something of each layer taken apart."""
+    found: dict[str, Tensor] = {}
+    for name, part in state.tensors().items():
+        layers = {f"{name}_{number}": part[number] for number in range(len(part))}
+        found |= layers if name in _LAYERED else {name: part}
+    return found
+
+
+def _from_layers(cls: type[S], parts: Sequence[Tensor], layers: int) -> S:
+    """Return the state of what `_by_layer` gave, the layers in lists."""
+    rest = list(parts)
+    found: dict[str, Any] = {}
+    for part in fields(cls):
+        count = layers if part.name in _LAYERED else 1
+        found[part.name] = rest[:count] if part.name in _LAYERED else rest[0]
+        rest = rest[count:]
+    return cls(**found)
