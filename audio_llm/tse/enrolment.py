@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audio_llm.tse.hearing import TargetHearing
-from audio_llm.tse.speaker import chunk_mel
+from audio_llm.tse.speaker import chunk_features
 
 LEAST_S, MOST_S = 1.0, 10.0  # of a look
 _RISE = 100  # chunks over which what has been heard comes to count in full, 0.8 s
@@ -46,7 +46,7 @@ class EnrolmentEncoder(nn.Module):
         """Return the vectors and the person in front."""
         front = self.hearing.extractor(look, front=True)[:, 0]
         encoder = self.hearing.selector.speaker
-        top = encoder.lstm(chunk_mel(front.mean(dim=1)))[0]
+        top = encoder.lstm(chunk_features(front.mean(dim=1)))[0]
         rising = torch.arange(1, top.shape[1] + 1, device=look.device).clamp_max(_RISE) / _RISE
         weights = torch.sigmoid(self.hearing.selector.counted(top)) * rising[:, None]
         return Enrolled(functional.normalize((encoder.project(top) * weights).sum(dim=1), dim=-1), front)

@@ -17,8 +17,9 @@ from audio_llm.tse.extractor import Extractor, ExtractorConfig
 from audio_llm.tse.gridnet import GridNet, GridNetConfig
 from audio_llm.tse.hearing import HearingConfig, TargetHearing
 from audio_llm.tse.selector import SelectorConfig
+from audio_llm.tse.speaker import SpeakerEncoder
 
-SEPARATOR, GRIDNET, HEARING = "tse-separator", "tse-gridnet", "tse"
+SEPARATOR, GRIDNET, SPEAKER, HEARING = "tse-separator", "tse-gridnet", "tse-speaker", "tse"
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,6 +42,12 @@ def load_gridnet(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Gr
     """Return a reference trained by location; raises as `hub.load_model`."""
     loaded = hub.load_model(name_or_dir, GRIDNET, device)
     return _filled(GridNet(_read(GridNetConfig, loaded.config, loaded.path)), loaded.tensors, loaded.path)
+
+
+def load_speaker(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> SpeakerEncoder:
+    """Return a small speaker encoder; raises as `hub.load_model`."""
+    loaded = hub.load_model(name_or_dir, SPEAKER, device)
+    return _filled(_read(SpeakerEncoder, loaded.config, loaded.path), loaded.tensors, loaded.path)
 
 
 def load_hearing(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> TargetHearing:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from audio_llm.tse.cells import gru_step
 from audio_llm.tse.frames import CHUNK
-from audio_llm.tse.speaker import LEVEL, WINDOW, SpeakerEncoder, frames_to_mel
+from audio_llm.tse.speaker import LEVEL, WINDOW, SpeakerEncoder, compressed_mel
 
 _MEMORY = 128.0  # chunks over which a stream's level is averaged, about one second
 _FLOOR = 1e-8  # of a mean square
@@ -33,8 +33,8 @@ class SelectorConfig:
         evidence: Width of the GRU that gathers it.
     """
 
-    hidden: int = 256
-    layers: int = 3
+    hidden: int = 160
+    layers: int = 2
     hints: int = 8
     evidence: int = 16
 
@@ -115,7 +115,7 @@ class Selector(nn.Module):
         power = mono.unflatten(-1, (-1, CHUNK)).square().mean(-1, keepdim=True)
         level = _running_level(power)
         frames = functional.pad(mono, (WINDOW - CHUNK, 0)).unfold(-1, WINDOW, CHUNK)
-        top = self.speaker.lstm(_mel(frames, level).flatten(0, 1))[0].unflatten(0, mono.shape[:2])
+        top = self.speaker.lstm(_features(frames, level).flatten(0, 1))[0].unflatten(0, mono.shape[:2])
         return Listened(top, self.speaker.project(top), power, level)
 
     def choose(self, listened: Listened, enrolled: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class Selector(nn.Module):
         power = frames[..., WINDOW - CHUNK :].square().mean(-1, keepdim=True)
         count = (state.count + 1.0).clamp_max(_MEMORY)
         level = state.level + (power - state.level) / count
-        x, hidden, cell = self.speaker.step(_mel(frames, level), state.hidden, state.cell)
+        x, hidden, cell = self.speaker.step(_features(frames, level), state.hidden, state.cell)
         vectors = self.speaker.project(x)
         seen = self._evidence(x, vectors, enrolled[:, None], power, level)
         gathered = gru_step(self.gru, seen, state.evidence)
@@ -209,6 +209,6 @@ def _running_level(power: Tensor) -> Tensor:
     return torch.stack(levels, dim=2)
 
 
-def _mel(frames: Tensor, level: Tensor) -> Tensor:
+def _features(frames: Tensor, level: Tensor) -> Tensor:
     """Return what the encoder reads (..., 40) of frames (..., 400), the stream's level brought to the encoder's."""
-    return frames_to_mel(frames * (LEVEL / (level + _FLOOR).sqrt()))
+    return compressed_mel(frames * (LEVEL / (level + _FLOOR).sqrt()))

@@ -23,6 +23,7 @@ EMBEDDING = 256
 PIECE, PIECE_STEP = 160, 80  # frames of a piece, and between the beginnings of two
 LEVEL = 10.0 ** (-30.0 / 20.0)  # RMS that a sound is brought to
 _FLOOR = 1e-8  # of a mean square
+_MEL_FLOOR = 1e-5  # of a mel power at that level
 
 
 class SpeakerEncoder(nn.Module):
@@ -67,9 +68,14 @@ def mel_power(waveforms: Tensor) -> Tensor:
     return frames_to_mel(functional.pad(waveforms, (half, half)).unfold(-1, WINDOW, HOP))
 
 
-def chunk_mel(waveforms: Tensor) -> Tensor:
-    """Return mel powers (..., T / 128, 40) of sounds (..., T), T a multiple of 128: of 25 ms up to each chunk's end."""
-    return frames_to_mel(functional.pad(at_level(waveforms), (WINDOW - CHUNK, 0)).unfold(-1, WINDOW, CHUNK))
+def chunk_features(waveforms: Tensor) -> Tensor:
+    """Return what a small encoder reads of sounds (..., T), T a multiple of 128: (..., T / 128, 40), nothing ahead."""
+    return compressed_mel(functional.pad(at_level(waveforms), (WINDOW - CHUNK, 0)).unfold(-1, WINDOW, CHUNK))
+
+
+def compressed_mel(frames: Tensor) -> Tensor:
+    """Return logarithmic mel powers (..., 40), about -2 to 1.5, of frames (..., 400) at the level of -30 dB."""
+    return 0.25 * (frames_to_mel(frames) + _MEL_FLOOR).log() + 1.0
 
 
 def frames_to_mel(frames: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def train_hearing(
     *,
     start: TargetHearing | None = None,
     trunk: Extractor | None = None,
-    teacher: SpeakerEncoder | None = None,
+    speaker: SpeakerEncoder | None = None,
     max_minutes: float | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -139,7 +139,7 @@ def train_hearing(
         config: How to train.
         start: A model to start from.
         trunk: A separator to start from; takes the place of that in `start`.
-        teacher: Whose weights the selector's encoder starts from, where `start` is None and the size is the same.
+        speaker: A speaker encoder to start from; takes the place of that in `start`.
         max_minutes: Stop after this time.
         resume: Go on from `output/last`.
         device: `auto`, `cpu` or `cuda`.
@@ -154,8 +154,8 @@ def train_hearing(
     model = TargetHearing(config.model)
     if start is not None:
         model.load_state_dict(start.state_dict())
-    elif teacher is not None and _sizes(model.selector.speaker) == _sizes(teacher):
-        model.selector.speaker.load_state_dict(teacher.state_dict())
+    if speaker is not None:
+        model.selector.speaker.load_state_dict(speaker.state_dict())
     if trunk is not None:
         model.extractor.load_state_dict(trunk.state_dict())
     model.extractor.requires_grad_(config.streams == "joint")
@@ -180,10 +180,6 @@ def train_hearing(
             prepare=lambda chosen: scenes.make(make_batch, config, config.seed, chosen),
             count_items=lambda batch: (batch.mixture.numel() + batch.look.numel()) / 2 / SAMPLE_RATE,
         )
-
-
-def _sizes(encoder: SpeakerEncoder) -> list[torch.Size]:
-    return [parameter.shape for parameter in encoder.parameters()]
 
 
 def _whole_chunks(scenes: SceneConfig) -> SceneConfig:

@@ -20,10 +20,11 @@ from audio_llm import cli
 from audio_llm.simulation.scene_plan import SceneConfig
 from audio_llm.simulation.sources import read_sources
 from audio_llm.training.config import load_config
-from audio_llm.tse.models import load_hearing, load_model, load_separator
+from audio_llm.tse.models import load_hearing, load_model, load_separator, load_speaker
 from audio_llm.tse.teacher_vectors import read_vectors
 from audio_llm.tse.train_hearing import HearingTrainingConfig, train_hearing
 from audio_llm.tse.train_separator import SeparatorTrainingConfig, train_separator
+from audio_llm.tse.train_speaker import SpeakerTrainingConfig, train_speaker
 
 SETTINGS = Path(__file__).parent / "config"
 
@@ -37,7 +38,7 @@ def main() -> int:
     parser.add_argument("--teacher", type=Path, help="teach: Resemblyzer's pretrained.pt; default: the installed one")
     parser.add_argument("--config", type=Path, help=f"settings of a training (default: {SETTINGS.name}/STAGE.yaml)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
-    parser.add_argument("--start", type=Path, help="separate, hear: model to start from")
+    parser.add_argument("--start", type=Path, help="speaker, separate, hear: model to start from")
     parser.add_argument("--max-minutes", type=float, help="of a training")
     parser.add_argument("--resume", action="store_true", help="go on with a training")
     parser.add_argument("--model", help="evaluate, export: name or folder (default: what `hear` made)")
@@ -72,6 +73,15 @@ def teach(arguments: argparse.Namespace) -> None:
         teacher.teach(arguments.teacher, arguments.output / "packed")
 
 
+def learn_voices(arguments: argparse.Namespace) -> None:
+    """Train the small speaker encoder."""
+    config = load_config(SpeakerTrainingConfig, _settings(arguments, "speaker"), arguments.set)
+    known = teacher.read_teacher(arguments.output / "packed")
+    start = load_speaker(arguments.start) if arguments.start else None
+    output = arguments.output / "speaker"
+    logging.info("%s", train_speaker(*_parts(arguments), known, output, config, start=start, **_limits(arguments)))
+
+
 def separate(arguments: argparse.Namespace) -> None:
     """Train the trunk by location."""
     config = load_config(SeparatorTrainingConfig, _settings(arguments, "separate"), arguments.set)
@@ -83,10 +93,10 @@ def separate(arguments: argparse.Namespace) -> None:
 def choose(arguments: argparse.Namespace) -> None:
     """Train the choice on made streams."""
     config = load_config(HearingTrainingConfig, _settings(arguments, "choose"), arguments.set)
-    known = teacher.read_teacher(arguments.output / "packed")
+    known = load_speaker(arguments.output / "speaker" / "best")
     output = arguments.output / "choose"
     config = replace(config, streams="made")
-    logging.info("%s", train_hearing(*_parts(arguments), output, config, teacher=known, **_limits(arguments)))
+    logging.info("%s", train_hearing(*_parts(arguments), output, config, speaker=known, **_limits(arguments)))
 
 
 def hear(arguments: argparse.Namespace) -> None:
@@ -134,6 +144,7 @@ def export(arguments: argparse.Namespace) -> None:
 STAGES = {
     "pack": pack,
     "teach": teach,
+    "speaker": learn_voices,
     "separate": separate,
     "choose": choose,
     "hear": hear,

@@ -22,10 +22,12 @@ from audio_llm.tse.teacher_vectors import write_vectors
 SAMPLES = Path(__file__).parents[2] / "samples" / "speech"
 CONFIG = Path(__file__).parent / "config" / "smoke.yaml"
 _TRUNK = ["channels=8", "hidden=8", "blocks=1", "stride=6", "embedding=0", "outputs=3", "front=true"]
-_SHORT = ["scenes.seconds=1.024", "scenes.look_seconds=1.024", "scenes.talkers=[2,2]"]
+_FEW = ["batch_scenes=2", "validation_scenes=2"]
+_SHORT = [*_FEW, "scenes.seconds=1.024", "scenes.look_seconds=1.024", "scenes.talkers=[2,2]"]
 _HEAR = [*_SHORT, *(f"model.extractor.{setting}" for setting in _TRUNK), "model.selector.hidden=16"]
 _HEAR += ["model.selector.layers=1", "noisy_share=0.5"]
 SETTINGS = {
+    "speaker": ["hidden=16", "layers=1", "batch_pieces=4", "validation_pieces=4"],
     "separate": [*_SHORT, *(f"model.{setting}" for setting in _TRUNK), "front_weight=1"],
     "choose": _HEAR,
     "hear": [*_HEAR, "streams=joint"],

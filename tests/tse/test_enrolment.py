@@ -16,11 +16,14 @@ from audio_llm.training.loop import TrainingConfig
 from audio_llm.tse.enrolment import EnrolmentEncoder
 from audio_llm.tse.extractor import ExtractorConfig
 from audio_llm.tse.hearing import HearingConfig, TargetHearing
-from audio_llm.tse.models import load_hearing, load_model, load_separator, save_model
+from audio_llm.tse.models import load_hearing, load_model, load_separator, load_speaker, save_model
+from audio_llm.tse.scene_batches import SceneProcesses
 from audio_llm.tse.selector import SelectorConfig
-from audio_llm.tse.speaker import SpeakerEncoder, at_level, chunk_mel, embed, mel_filters, mel_power
+from audio_llm.tse.speaker import SpeakerEncoder, at_level, chunk_features, embed, mel_filters, mel_power
 from audio_llm.tse.teacher_vectors import load_teacher, read_vectors, write_vectors
 from audio_llm.tse.train_hearing import HearingTrainingConfig, make_batch, train_hearing
+from audio_llm.tse.train_speaker import SpeakerTrainingConfig, train_speaker
+from audio_llm.tse.train_speaker import make_batch as make_pieces
 
 torch.set_num_threads(1)
 SCENES = SceneConfig(seconds=0.512, look_seconds=0.6)
@@ -52,9 +55,8 @@ def test_mel_powers_are_those_of_the_library() -> None:
     tone = torch.sin(2 * torch.pi * 1000 * torch.arange(8000) / 16_000)
     assert int(mel_power(tone)[20].argmax()) == int(mel_filters()[25].argmax())
     last = torch.stft(at_level(sound)[:, -400:], 400, 400, window=window, center=False, return_complex=True)
-    torch.testing.assert_close(
-        chunk_mel(sound)[:, -1], (last.abs().square().mT @ mel_filters())[:, 0], atol=1e-3, rtol=1e-4
-    )
+    wanted = 0.25 * ((last.abs().square().mT @ mel_filters())[:, 0] + 1e-5).log() + 1.0
+    torch.testing.assert_close(chunk_features(sound)[:, -1], wanted, atol=1e-3, rtol=1e-3)
 
 
 def test_vectors_are_unit_and_know_no_level() -> None:
@@ -133,3 +135,23 @@ def test_a_whole_model_comes_back(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded.hearing.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
     with pytest.raises(ModelFormatError):
         load_separator(tmp_path / "model")
+
+
+def test_a_small_encoder_learns_from_the_teacher(taught: Path, tmp_path: Path) -> None:
+    loop = TrainingConfig(20, learning_rate=5e-3, warmup_steps=2, log_every=5, validate_every=10)
+    config = SpeakerTrainingConfig(16, 1, loop, 0.96, batch_pieces=6, epoch_batches=50, validation_pieces=6)
+    train_speaker(taught, taught, make_teacher(), tmp_path / "out", config, device="cpu")
+    rows = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
+    losses = [row["validation"]["loss"] for row in rows if "validation" in row]
+    assert losses[-1] < losses[0]
+    assert load_speaker(tmp_path / "out/best").lstm.hidden_size == 16
+
+
+def test_pieces_do_not_depend_on_who_makes_them(taught: Path) -> None:
+    sources, config = read_sources(taught), SpeakerTrainingConfig(seconds=0.96)
+    whole = make_pieces(sources, config, 1, range(4))
+    with SceneProcesses(taught, 2) as processes:
+        parted = processes.make(make_pieces, config, 1, range(4))
+    for one, other in zip(whole, parted, strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(whole.clean, whole.spoilt)
