@@ -87,6 +87,23 @@ def test_nothing_in_the_package_imports_its_users() -> None:
     assert [n for n, tree in modules() for t in imports(n, tree) if t.split(".")[0] in outside] == []
 
 
+def imported_by(folder: Path) -> set[str]:
+    """Return the first names of everything that the modules of a folder import."""
+    trees = [ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in sorted(folder.rglob("*.py"))]
+    assert trees
+    return {target.split(".")[0] for tree in trees for target in imports("", tree)}
+
+
+def test_the_device_knows_nothing_of_the_library() -> None:
+    found = imported_by(PROJECT / "realtime" / "audio_llm_realtime") - sys.stdlib_module_names
+    assert found <= {"audio_llm_realtime", "numpy", "onnxruntime", "soundfile", "sounddevice"}
+
+
+def test_export_knows_the_library_alone() -> None:
+    found = imported_by(PROJECT / "export" / "audio_llm_export") - sys.stdlib_module_names
+    assert found <= {"audio_llm", "audio_llm_export", "numpy", "onnx", "onnxruntime", "torch"}
+
+
 def test_only_the_command_line_prints() -> None:
     printing = [
         name

@@ -26,25 +26,25 @@ class Bridge:
         wet_delay: Frames that the wet signal lags behind the frames it was made from.
         kept_units: Units of input that are kept for a worker that is behind.
         ledger: Counts what was replaced and what was played dry.
-        mix: Share of the wet signal, 0 to 1.
+        wet: Share of the wet signal, 0 to 1.
         spare: Units that the output waits longer than it must, so that a chunk has as much more time.
 
     Attributes:
         unit: As given.
         heard: What came in, read by the worker.
         made: What the worker gave.
-        playout: Holds the mix and the bypass.
+        playout: Holds the share and the bypass.
         delay: Frames from the input to the same sound in the output.
     """
 
     def __init__(
-        self, unit: int, wet_delay: int, kept_units: int, ledger: Ledger, mix: float = 1.0, spare: int = 0
+        self, unit: int, wet_delay: int, kept_units: int, ledger: Ledger, wet: float = 1.0, spare: int = 0
     ) -> None:
         self.unit = unit
         self.delay = unit * (1 + spare) + wet_delay
         self.heard = Ring(EARS, unit * (kept_units + _PIECE + spare) + wet_delay)
         self.made = Ring(EARS, unit * (kept_units + _PIECE + spare))
-        self.playout = Playout(unit, mix)
+        self.playout = Playout(unit, wet)
         self._wet_delay = wet_delay
         self._ledger = ledger
         self._input = np.zeros((EARS, _PIECE * unit), np.float32)

@@ -96,7 +96,7 @@ def _hear_parser() -> argparse.ArgumentParser:
     where.add_argument("--output-file", type=Path, metavar="OUT", help="as long as IN and aligned to it")
     where.add_argument("--realtime", action="store_true", help="take 8 ms a chunk for a file, and miss what is late")
     parser.add_argument(
-        "--mix", type=_number(0.0, 1.0), default=1.0, metavar="0..1", help="share of the person; the rest is the input"
+        "--mix", type=_number(0.0, 1.0), default=0.0, metavar="0..1", help="0: only the person; 1: the input as it was"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write times, counts and delays as JSON")
     _add_schedule(parser)
@@ -150,7 +150,7 @@ def _hear(arguments: argparse.Namespace) -> int:
         look=arguments.enroll,
         live_s=arguments.enroll_live if arguments.enroll_live is not None else _LOOK_S,
         live_first=arguments.enroll is None and arguments.enroll_live is not None,
-        mix=arguments.mix,
+        wet=1.0 - arguments.mix,
         spare=arguments.spare,
         wishes=_wishes(arguments),
         report=arguments.report,

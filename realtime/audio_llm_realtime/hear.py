@@ -37,7 +37,7 @@ class HearSettings:
         look: A binaural file recorded while facing the person, or None.
         live_s: Seconds of a look that is recorded while the loop runs.
         live_first: Record such a look at the start.
-        mix: Share of the person in what is heard, 0 to 1.
+        wet: Share of the person in what is heard, 0 to 1.
         spare: Chunks that the output waits longer, so that a slow machine is in time.
         wishes: For the thread that runs the chunks.
         report: Where to write the report, or None.
@@ -46,7 +46,7 @@ class HearSettings:
     look: Path | None
     live_s: float
     live_first: bool
-    mix: float = 1.0
+    wet: float = 1.0
     spare: int = 0
     wishes: Wishes = field(default_factory=Wishes)
     report: Path | None = None
@@ -139,7 +139,7 @@ def hear_devices(
 def _prepare(contract: Contract, settings: HearSettings, sample_rate: int, say: Say) -> tuple[Worker, Enroller | None]:
     """Return a worker whose engine knows the person, and what enrols others."""
     engine = Engine(contract)
-    worker = Worker(engine, sample_rate, settings.mix, spare=settings.spare)
+    worker = Worker(engine, sample_rate, settings.wet, spare=settings.spare)
     if not contract.stream.conditions:  # a network that needs nobody named
         return worker, None
     if settings.look is None and not settings.live_first:

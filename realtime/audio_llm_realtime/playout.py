@@ -16,16 +16,16 @@ class Playout:
 
     Args:
         unit: Frames that are mixed at once.
-        mix: Share of the wet signal, 0 to 1.
+        wet: Share of the wet signal, 0 to 1.
 
     Attributes:
-        mix: As given; may be set at any time.
+        wet: As given; may be set at any time.
         bypass: Play the dry signal alone; may be set at any time.
         enrolled: There is somebody to be heard; without, the dry signal is played.
     """
 
-    def __init__(self, unit: int, mix: float = 1.0) -> None:
-        self.mix = mix
+    def __init__(self, unit: int, wet: float = 1.0) -> None:
+        self.wet = wet
         self.bypass = False
         self.enrolled = True
         self._share = 0.0  # of the wet signal at the end of the last unit
@@ -37,7 +37,7 @@ class Playout:
     @property
     def wanted(self) -> float:
         """Share of the wet signal that the listener asked for."""
-        return self.mix if self.enrolled and not self.bypass else 0.0
+        return self.wet if self.enrolled and not self.bypass else 0.0
 
     def play(self, wet: NDArray[np.float32] | None, dry: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Mix one unit.

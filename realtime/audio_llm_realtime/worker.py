@@ -27,7 +27,7 @@ class Worker:
     Args:
         engine: Runs the network.
         sample_rate: Of the device; a whole multiple of the model's.
-        mix: Share of the wet signal, 0 to 1.
+        wet: Share of the wet signal, 0 to 1.
         max_behind: Chunks that may wait before all but the newest are dropped.
         spare: Chunks that the output waits longer, so that each has 8 ms more for every one of them.
 
@@ -46,7 +46,7 @@ class Worker:
         self,
         engine: Engine,
         sample_rate: int | None = None,
-        mix: float = 1.0,
+        wet: float = 1.0,
         max_behind: int = MAX_BEHIND,
         spare: int = 0,
     ) -> None:
@@ -64,7 +64,7 @@ class Worker:
         self.spare_ms = spare * contract.chunk_ms
         chunk = contract.chunk_samples
         wet_delay = contract.lookahead_samples * ratio + delay_frames(ratio)
-        self.bridge = Bridge(chunk * ratio, wet_delay, 4 * max_behind + 8, self.ledger, mix, spare)
+        self.bridge = Bridge(chunk * ratio, wet_delay, 4 * max_behind + 8, self.ledger, wet, spare)
         self.recorder = LookRecorder(contract)
         self._max_behind = max_behind
         self._down = Decimator(ratio, EARS, chunk) if ratio > 1 else None

@@ -189,7 +189,7 @@ def test_network_without_numbers_is_played_dry_with_a_fade(make_engine: Callable
 
 
 def test_bypass_and_mix_fade(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
-    worker = Worker(make_engine(0.5), mix=0.25)
+    worker = Worker(make_engine(0.5), wet=0.25)
     loop = FileLoop(worker, MeasuredClock(instant=True))
     half = 8 * 1000 - 8000 % CHUNK
     first = loop.run(sound[:, :half])

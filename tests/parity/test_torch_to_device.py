@@ -1,0 +1,84 @@
+"""The network as it was trained against the device: the same vector of a look, the same sound of a mixture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("onnxruntime")
+
+from audio_llm_export import export_tse
+from audio_llm_realtime.contract import load_contract
+from audio_llm_realtime.engine import Engine
+from audio_llm_realtime.enrol import Enroller
+from audio_llm_realtime.loop import run_blocks
+from audio_llm_realtime.worker import Worker
+
+from audio_llm.tse.extractor import ExtractorConfig
+from audio_llm.tse.frames import CHUNK, OVERLAP
+from audio_llm.tse.hearing import HearingConfig, TargetHearing
+from audio_llm.tse.models import load_model, save_model
+from audio_llm.tse.selector import SelectorConfig
+
+torch.set_num_threads(1)
+TINY = HearingConfig(
+    ExtractorConfig(channels=16, hidden=16, blocks=2, stride=4, embedding=0, outputs=3, front=True),
+    SelectorConfig(16, 2, 3, 5),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, and its export in `device`."""
+    torch.manual_seed(0)
+    hearing = TargetHearing(TINY)
+    with torch.no_grad():
+        for part in hearing.parameters():
+            part.add_(0.05 * torch.randn_like(part))
+    place = tmp_path_factory.mktemp("model")
+    save_model(place / "model", hearing, "A tiny one.", {})
+    export_tse(place / "model", place / "device")
+    return place
+
+
+def sounds(chunks: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    loudness = 0.5 + 0.5 * np.sin(np.arange(chunks * CHUNK) / 3000.0)
+    return (0.1 * loudness * rng.standard_normal((2, chunks * CHUNK))).astype(np.float32)
+
+
+def compare(folder: Path, chunks: int) -> tuple[float, float]:
+    """Return the largest difference of the vectors of a look and of the sounds of a mixture."""
+    model, contract = load_model(folder / "model"), load_contract(folder / "device")
+    look, mixture = sounds(250), sounds(chunks)
+    with torch.inference_mode():
+        vector = model.enrolment(torch.from_numpy(look)[None])
+        whole = model.hearing(torch.from_numpy(mixture)[None], vector).sound[0].numpy()
+    own = Enroller(contract).enrol(look, 16_000).vector
+    outs = []
+    for sizes in ([CHUNK], [int(size) for size in np.random.default_rng(1).integers(1, 700, 50)]):
+        engine = Engine(contract)
+        engine.set_conditions(vector.numpy())
+        worker = Worker(engine)
+        out = run_blocks(worker, mixture, sizes)
+        outs.append(out[:, worker.bridge.delay :])
+    shortest = min(out.shape[1] for out in outs)
+    np.testing.assert_array_equal(outs[0][:, :shortest], outs[1][:, :shortest])
+    found, wanted = outs[0][:, :shortest], whole[:, OVERLAP : OVERLAP + shortest]
+    size = min(found.shape[1], wanted.shape[1])
+    assert np.abs(wanted[:, :size]).max() > 0.02
+    return float(np.abs(own - vector.numpy()).max()), float(np.abs(found[:, :size] - wanted[:, :size]).max())
+
+
+def test_the_device_hears_what_the_network_hears(folder: Path) -> None:
+    vectors, sound = compare(folder, 600)
+    assert vectors < 1e-5
+    assert sound < 1e-4
+
+
+@pytest.mark.slow
+def test_the_device_hears_it_still_after_ten_thousand_chunks(folder: Path) -> None:
+    assert max(compare(folder, 10_000)) < 1e-4
