@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from dataclasses import replace
@@ -16,11 +17,11 @@ import report
 import smoke
 import teacher
 
-from audio_llm import cli
+from audio_llm import cli, hub
 from audio_llm.simulation.scene_plan import SceneConfig
 from audio_llm.simulation.sources import read_sources
 from audio_llm.training.config import load_config
-from audio_llm.tse.models import load_hearing, load_model, load_separator, load_speaker
+from audio_llm.tse.models import load_hearing, load_model, load_separator, load_speaker, save_model
 from audio_llm.tse.teacher_vectors import read_vectors
 from audio_llm.tse.train_hearing import HearingTrainingConfig, train_hearing
 from audio_llm.tse.train_separator import SeparatorTrainingConfig, train_separator
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--start", type=Path, help="speaker, separate, hear: model to start from")
     parser.add_argument("--max-minutes", type=float, help="of a training")
     parser.add_argument("--resume", action="store_true", help="go on with a training")
-    parser.add_argument("--model", help="evaluate, export: name or folder (default: what `hear` made)")
+    parser.add_argument("--model", help="finish: default what `hear` made; evaluate: default what `finish` made")
     parser.add_argument("--scenes", type=int, default=1000, help="evaluate: how many")
     parser.add_argument("--part", default="0/1", help="evaluate: N/COUNT, this one of several processes")
     parser.add_argument("--measured-room", action="store_true", help="evaluate: in a real room")
@@ -115,7 +116,8 @@ def measure(arguments: argparse.Namespace) -> None:
     packed = arguments.output / "packed"
     sources = read_sources(packed / "test")
     people = read_vectors(packed / "test", sources.voices)
-    judge = evaluate.Judge(load_model(_model(arguments)), teacher.read_teacher(packed), people)
+    model = load_model(arguments.model or arguments.output / "tse-small")
+    judge = evaluate.Judge(model, teacher.read_teacher(packed), people)
     number, count = (int(part) for part in arguments.part.split("/"))
     scenes = SceneConfig(measured_room_share=1.0 if arguments.measured_room else 0.0)
     name = f"{'room' if arguments.measured_room else 'scenes'}-{number}.jsonl"
@@ -136,9 +138,19 @@ def write(arguments: argparse.Namespace) -> None:
         report.draw_curves(logs, folder / "curves.png")
 
 
-def export(arguments: argparse.Namespace) -> None:
-    """Export for a device; needs the package in export/."""
-    cli.main(["export", "tse", "--model", str(_model(arguments)), "-o", str(arguments.output / "export")])
+def finish(arguments: argparse.Namespace) -> None:
+    """Make `tse-small`: the trained networks in half precision, their ONNX files beside them."""
+    folder, trained = arguments.output / "tse-small", _model(arguments)
+    minutes = {path.parent.name: _last_minutes(path) for path in sorted(arguments.output.glob("*/train.jsonl"))}
+    provenance = {"recipe": "recipes/tse", "minutes": minutes, "training": hub.model_info(trained).provenance}
+    save_model(folder, load_hearing(trained), "# tse-small\n", provenance)
+    if cli.main(["export", "tse", "--model", str(folder), "-o", str(folder), "--overwrite"]):
+        raise SystemExit(1)
+
+
+def _last_minutes(path: Path) -> float:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return float(max(row.get("minutes", 0.0) for row in rows))
 
 
 STAGES = {
@@ -148,9 +160,9 @@ STAGES = {
     "separate": separate,
     "choose": choose,
     "hear": hear,
+    "finish": finish,
     "evaluate": measure,
     "report": write,
-    "export": export,
 }
 
 

@@ -21,7 +21,7 @@ def test_every_stage_runs_on_the_samples(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(PROJECT / "export"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    contract = json.loads((tmp_path / "export" / "tse.json").read_text())
+    contract = json.loads((tmp_path / "tse-small" / "tse.json").read_text())
     assert contract["enrolment"]["file"] == "enrolment.onnx"
     rows = [json.loads(line) for line in (tmp_path / "measures" / "scenes-0.jsonl").read_text().splitlines()]
     assert [row["index"] for row in rows] == [0, 1, 2]
