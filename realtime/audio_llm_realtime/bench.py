@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from audio_llm_realtime.clock import Clock, MeasuredClock, RealClock
 from audio_llm_realtime.contract import EARS, Contract
 from audio_llm_realtime.engine import Engine
+from audio_llm_realtime.enrol import Enroller
 from audio_llm_realtime.errors import UsageError
 from audio_llm_realtime.ledger import DEFAULT_KEPT, Ledger
 from audio_llm_realtime.loop import FileLoop
@@ -26,6 +28,7 @@ from audio_llm_realtime.worker import Worker
 
 BLOCK_CHUNKS = 250  # run without a break before the other model has its turn
 SHARES = (1.0, 0.5, 0.25)
+_LOOK_S = 5.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -67,6 +70,7 @@ class BenchResult:
             it, which leaves more than the share to a process that sleeps).
         memory_growth_bytes: Resident memory at the end over that after warming up.
         load_before: Of the machine.
+        enrolment_cpu_s: CPU time to enrol a look of 5 s, or None where the model does not enrol.
     """
 
     report: Report
@@ -76,6 +80,7 @@ class BenchResult:
     share_by: str
     memory_growth_bytes: int
     load_before: float
+    enrolment_cpu_s: float | None
 
     @property
     def cpu_ratio(self) -> float | None:
@@ -96,6 +101,7 @@ class BenchResult:
             "memory_growth_bytes": self.memory_growth_bytes,
             "compare": None if self.other is None else self.other.to_json(),
             "cpu_ratio": self.cpu_ratio,
+            "enrolment_cpu_s": self.enrolment_cpu_s,
             "machine": {**machine(), "load_before": self.load_before},
             "versions": versions(),
         }
@@ -135,10 +141,10 @@ def bench(
             if progress is not None:
                 progress(done)
         growth = _resident_bytes() - before
+    enrolment_cpu_s = _enrolment_cpu_s(contract)
     reports = [make_report(r.worker, refused=tuple(refused)) for r in runners]
-    return BenchResult(
-        reports[0], reports[1] if other is not None else None, settings, core, share_by, growth, load_before
-    )
+    second = reports[1] if other is not None else None
+    return BenchResult(reports[0], second, settings, core, share_by, growth, load_before, enrolment_cpu_s)
 
 
 class _Runner:
@@ -162,6 +168,19 @@ class _Runner:
     def run(self, chunks: int) -> None:
         """Run so many chunks of the same sound."""
         self._loop.run(self._sound[:, : chunks * self.worker.bridge.unit])
+
+
+def _enrolment_cpu_s(contract: Contract) -> float | None:
+    """Return the CPU time of one look, the second, as the first finds nothing ready."""
+    if contract.enrolment is None:
+        return None
+    enroller = Enroller(contract)
+    samples = min(round(_LOOK_S * contract.sample_rate), contract.enrolment.most_samples)
+    look = np.tile(_babble(contract), 3)[:, :samples]
+    enroller.enrol(look, contract.sample_rate)
+    begin = time.process_time()
+    enroller.enrol(look, contract.sample_rate)
+    return round(time.process_time() - begin, 4)
 
 
 def _babble(contract: Contract) -> NDArray[np.float32]:

@@ -198,6 +198,7 @@ def test_bench_prints_one_object(make_model: Callable[..., Path], capsys: pytest
         assert part["chunks"] == part["times_of"] == 600
         assert part["stalls"] <= part["misses"]
         assert part["cpu_ms_per_chunk"] > 0
+    assert found["enrolment_cpu_s"] >= 0.0
     assert found["cpu_ratio"] == pytest.approx(found["compare"]["cpu_ms_per_chunk"] / found["cpu_ms_per_chunk"], 0.01)
     assert (found["paced"], found["share"], found["share_by"]) == (False, 1.0, "whole")
     assert set(found["machine"]) == {"cpu", "cores", "load", "load_before", "system"}
