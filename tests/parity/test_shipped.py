@@ -1,0 +1,83 @@
+"""The model that ships: its ONNX files are its own, and what is said of its delay and of its choice is so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+pytest.importorskip("onnxruntime")
+
+from audio_llm_realtime.contract import load_contract
+from audio_llm_realtime.engine import Engine
+from audio_llm_realtime.enrol import Enroller
+
+from audio_llm import hub
+from audio_llm.tse.extract import read_look
+from audio_llm.tse.frames import CHUNK, OVERLAP
+from audio_llm.tse.models import load_model
+
+torch.set_num_threads(1)
+FOLDER = hub.PRETRAINED / "tse-small"
+SAMPLES = Path(__file__).parents[2] / "samples" / "binaural"
+
+
+@pytest.fixture(scope="module")
+def mixture() -> np.ndarray:
+    sound, rate = soundfile.read(SAMPLES / "mixture.flac", dtype="float32")
+    assert rate == 16_000
+    return np.ascontiguousarray(sound[: 300 * CHUNK].T)
+
+
+@pytest.fixture(scope="module")
+def vector() -> np.ndarray:
+    look = read_look(SAMPLES / "look.flac").waveform.numpy()
+    return Enroller(load_contract(FOLDER)).enrol(look, 16_000).vector
+
+
+def run(sound: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    engine = Engine(load_contract(FOLDER))
+    engine.set_conditions(vector)
+    return np.concatenate([engine.process(chunk).copy() for chunk in np.split(sound, sound.shape[1] // CHUNK, 1)], 1)
+
+
+def test_the_files_belong_together_and_are_small() -> None:
+    contract = json.loads((FOLDER / "tse.json").read_text(encoding="utf-8"))
+    assert contract["model"]["fingerprint"] == hub.fingerprint(FOLDER)
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 6_000_000
+    hub.verify_model(FOLDER)
+
+
+def test_the_device_hears_what_the_network_hears(mixture: np.ndarray, vector: np.ndarray) -> None:
+    model = load_model(FOLDER)
+    look = read_look(SAMPLES / "look.flac").waveform[None]
+    with torch.inference_mode():
+        own = model.enrolment(look)
+        wanted = model.hearing(torch.from_numpy(mixture)[None], own).sound[0].numpy()
+    np.testing.assert_allclose(vector, own.numpy(), atol=1e-4)
+    np.testing.assert_allclose(run(mixture, own.numpy()), wanted, atol=1e-4)
+    assert np.abs(wanted).max() > 0.01
+
+
+@pytest.mark.parametrize("place", [0, 1, 64, 127])
+def test_the_delay_is_192_samples(mixture: np.ndarray, vector: np.ndarray, place: int) -> None:
+    """A change reaches the output from the beginning of its chunk on, which stands for 64 samples before.
+
+    The last sample of a chunk counts 191 samples ahead, so that sound is 192 samples late, 12 ms.
+    """
+    changed = mixture.copy()
+    changed[:, 50 * CHUNK + place :] += 0.05
+    different = np.abs(run(mixture[:, : 60 * CHUNK], vector) - run(changed[:, : 60 * CHUNK], vector)).max(axis=0) > 0
+    assert int(np.argmax(different)) == 50 * CHUNK
+    assert CHUNK + OVERLAP == 192 == load_contract(FOLDER).latency_samples
+
+
+def test_who_is_enrolled_changes_what_is_heard(mixture: np.ndarray, vector: np.ndarray) -> None:
+    generator = np.random.default_rng(0)
+    other = np.abs(generator.standard_normal(vector.shape)).astype(np.float32)
+    heard, else_heard = run(mixture, vector), run(mixture, other / np.linalg.norm(other))
+    assert np.abs(heard - else_heard).max() > 1e-3
