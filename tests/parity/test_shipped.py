@@ -73,7 +73,8 @@ def test_the_delay_is_192_samples(mixture: np.ndarray, vector: np.ndarray, place
     changed[:, 50 * CHUNK + place :] += 0.05
     different = np.abs(run(mixture[:, : 60 * CHUNK], vector) - run(changed[:, : 60 * CHUNK], vector)).max(axis=0) > 0
     assert int(np.argmax(different)) == 50 * CHUNK
-    assert CHUNK + OVERLAP == 192 == load_contract(FOLDER).latency_samples
+    contract = load_contract(FOLDER)
+    assert contract.chunk_samples + contract.lookahead_samples == CHUNK + OVERLAP == 192
 
 
 def test_who_is_enrolled_changes_what_is_heard(mixture: np.ndarray, vector: np.ndarray) -> None:
