@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 Row = dict[str, Any]
 
@@ -144,16 +145,17 @@ def draw_curves(logs: dict[str, Path], path: Path, measure: str = "si_sdri_db") 
     pyplot.close(figure)
 
 
-def draw_spectrograms(sounds: dict[str, np.ndarray], path: Path) -> None:
-    """Draw the left ear's spectrogram of several sounds, (2, T) each, one above the other."""
+def draw_spectrograms(sounds: dict[str, Path], path: Path) -> None:
+    """Draw the left ear's spectrogram of several sound files, one above the other."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(len(sounds), 1, figsize=(9, 2.2 * len(sounds)), sharex=True)
-    for panel, (name, sound) in zip(panels, sounds.items(), strict=True):
-        panel.specgram(sound[0] + 1e-9, NFFT=512, Fs=16_000, noverlap=384, vmin=-140, vmax=-40)
+    for panel, (name, file) in zip(panels, sounds.items(), strict=True):
+        sound, _ = soundfile.read(file, always_2d=True)
+        panel.specgram(sound[:, 0] + 1e-9, NFFT=512, Fs=16_000, noverlap=384, vmin=-140, vmax=-40)
         panel.set_title(name, fontsize=9)
         panel.set_ylabel("Hz")
     panels[-1].set_xlabel("s")

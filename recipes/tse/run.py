@@ -21,6 +21,7 @@ from audio_llm import cli, hub
 from audio_llm.simulation.scene_plan import SceneConfig
 from audio_llm.simulation.sources import read_sources
 from audio_llm.training.config import load_config
+from audio_llm.tse.extract import extract
 from audio_llm.tse.models import load_hearing, load_model, load_separator, load_speaker, save_model
 from audio_llm.tse.teacher_vectors import read_vectors
 from audio_llm.tse.train_hearing import HearingTrainingConfig, train_hearing
@@ -28,6 +29,7 @@ from audio_llm.tse.train_separator import SeparatorTrainingConfig, train_separat
 from audio_llm.tse.train_speaker import SpeakerTrainingConfig, train_speaker
 
 SETTINGS = Path(__file__).parent / "config"
+BINAURAL = Path(__file__).parents[2] / "samples" / "binaural"
 
 
 def main() -> int:
@@ -133,6 +135,11 @@ def write(arguments: argparse.Namespace) -> None:
         if rows:
             report.write_report(rows, folder / f"{name}.md")
             report.draw(rows, folder / f"{name}.png")
+    sounds = {name: BINAURAL / f"{name}.flac" for name in ("mixture", "target", "look")}
+    sounds["extracted"] = folder / "extracted.flac"
+    model = arguments.model or arguments.output / "tse-small"
+    extract(sounds["mixture"], sounds.pop("look"), sounds["extracted"], model=model)
+    report.draw_spectrograms(sounds, folder / "spectrograms.png")
     logs = {path.parent.name: path for path in sorted(arguments.output.glob("curve-*/train.jsonl"))}
     if logs:
         report.draw_curves(logs, folder / "curves.png")
