@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+import torch
 
 for name in ("export", "realtime"):
     folder = str(Path(__file__).parents[2] / name)
     if folder not in sys.path:
         sys.path.insert(0, folder)
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> Iterator[None]:
+    """Bring them back: a session that takes them as zero does so for all that runs in the thread that opened it."""
+    yield
+    torch.set_flush_denormal(False)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 PACKAGE = Path(__file__).resolve().parents[2] / "realtime"
 if str(PACKAGE) not in sys.path:  # the device's package is installed on its own, and not beside the library
@@ -157,3 +158,10 @@ def write_network(path: Path, conditioned: bool = True) -> str:
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> Iterator[None]:
+    """Bring them back: a session that takes them as zero does so for all that runs in the thread that opened it."""
+    yield
+    torch.set_flush_denormal(False)
