@@ -14,7 +14,6 @@ from audio_llm import hub
 from audio_llm.errors import ModelFormatError
 from audio_llm.tse.enrolment import EnrolmentEncoder
 from audio_llm.tse.extractor import Extractor, ExtractorConfig
-from audio_llm.tse.gridnet import GridNet, GridNetConfig
 from audio_llm.tse.hearing import HearingConfig, TargetHearing
 from audio_llm.tse.selector import SelectorConfig
 from audio_llm.tse.speaker import SpeakerEncoder
@@ -36,12 +35,6 @@ def load_separator(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> 
     """Return a trunk trained by location; raises as `hub.load_model`."""
     loaded = hub.load_model(name_or_dir, SEPARATOR, device)
     return _filled(Extractor(_read(ExtractorConfig, loaded.config, loaded.path)), loaded.tensors, loaded.path)
-
-
-def load_gridnet(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> GridNet:
-    """Return a reference trained by location; raises as `hub.load_model`."""
-    loaded = hub.load_model(name_or_dir, GRIDNET, device)
-    return _filled(GridNet(_read(GridNetConfig, loaded.config, loaded.path)), loaded.tensors, loaded.path)
 
 
 def load_speaker(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> SpeakerEncoder:

@@ -16,7 +16,6 @@ from torch import Tensor
 from audio_llm.simulation.heads import level_difference_db, time_difference_s
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import Scene, make_scene
-from audio_llm.tse.extractor import Extractor
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE, analyze, synthesize
 from audio_llm.tse.losses import si_sdr_db
 from audio_llm.tse.models import TargetSpeechModel
@@ -134,14 +133,6 @@ def measure(judge: Judge, scene: Scene) -> dict[str, Any]:
     both = mixture.mean(dim=1, keepdim=True).expand_as(mixture)
     found["beamformer_db"] = _ratio(both[..., :-OVERLAP], target[..., :-OVERLAP]) - before
     return found | _cues(sounds["noisy"][0, :, OVERLAP:].numpy(), target[0, :, :-OVERLAP].numpy())
-
-
-def measure_separation(network: Extractor, scene: Scene, outputs: int) -> float | None:
-    """Return the mean improvement of everybody by a trunk alone, in dB; None where somebody says nothing."""
-    with torch.inference_mode():
-        mixture = _whole(scene.mixture)
-        talkers = torch.from_numpy(talkers_by_stream(scene, outputs))[..., : mixture.shape[-1]]
-        return _separation(network(mixture)[0], talkers, slots(scene, outputs), mixture)
 
 
 def _whole(sound: np.ndarray) -> Tensor:
