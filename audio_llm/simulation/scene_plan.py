@@ -7,7 +7,7 @@ sources, the settings, a seed and an index; `scenes` makes its sound.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -72,6 +72,7 @@ class SceneConfig:
         absent_share: Of scenes where the target is silent for a part of the mixture.
         fully_absent_share: Of scenes where the target says nothing in the mixture.
         measured_room_share: Of scenes in a measured room, where there is one.
+        nobody_share: Of looks at somebody who says nothing.
         overall_db: Level of mixture and look.
         tone_db: Change of tone of every person, so that no recording device gives somebody away.
         head: How heads vary.
@@ -91,6 +92,7 @@ class SceneConfig:
     absent_share: float = 0.1
     fully_absent_share: float = 0.05
     measured_room_share: float = 0.0
+    nobody_share: float = 0.0
     overall_db: tuple[float, float] = (-6.0, 6.0)
     tone_db: float = 3.0
     head: HeadVariation = field(default_factory=HeadVariation)
@@ -174,7 +176,7 @@ def plan_scene(sources: SceneSources, config: SceneConfig, seed: int, index: int
     look += [_beside(config, rng, voice) for voice in _people_of_the_look(sources, rng, chosen)]
     if measured is not None:
         talkers, look = ([_in_measured_room(talker) for talker in people] for people in (talkers, look))
-    return ScenePlan(
+    plan = ScenePlan(
         seed=(seed, index),
         head=int(rng.integers(len(sources.heads))),
         room=room,
@@ -187,6 +189,9 @@ def plan_scene(sources: SceneSources, config: SceneConfig, seed: int, index: int
         absent=talkers[0].starts_s >= config.seconds,
         one_recording=len(sources.voices[chosen[0]].utterances) == 1,
     )
+    if rng.random() >= config.nobody_share:  # drawn last, so that the share changes nothing else
+        return plan
+    return replace(plan, look=(replace(look[0], starts_s=config.look_seconds), *look[1:]))
 
 
 def _target(config: SceneConfig, rng: np.random.Generator, voice: int) -> Talker:

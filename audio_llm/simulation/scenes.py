@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from audio_llm.simulation.binaural import draw_path, path_steps, render, render_moving
+from audio_llm.simulation.binaural import STEP_S, draw_path, path_steps, render, render_moving
 from audio_llm.simulation.filters import colour, slow_waves_db
 from audio_llm.simulation.heads import SAMPLE_RATE, Head, vary
 from audio_llm.simulation.rooms import Room, respond
 from audio_llm.simulation.scene_plan import SceneConfig, ScenePlan, SceneSources, Talker, Voice, plan_scene
 
-_Hear = Callable[[np.ndarray, Talker, np.random.Generator], np.ndarray]
+_Heard = tuple[np.ndarray, float]  # a person in both ears, (2, T), and the mean speed, degrees a second
+_Hear = Callable[[np.ndarray, Talker, np.random.Generator], _Heard]
 
 _TONE_SIZE = 256  # samples of the filter that changes the tone of a source
 _NOISE_DIRECTIONS = 6  # that a noise comes from, so that it has none
@@ -30,6 +31,7 @@ class Scene:
         mixture: (2, T) float32, what the ears get.
         target: (2, T) float32, the target's share of it, with its room; zeros where it is absent.
         others: (K, 2, T) float32, that of each other person.
+        speeds_deg_s: How fast each person turns around the listener in the mixture, on average, the target first.
         look: (2, N) float32, the noisy look.
         look_target: (2, N) float32, the target's share of the look.
         clean: (N,) float32, what the target said in the look, without head, room and noise.
@@ -39,6 +41,7 @@ class Scene:
     mixture: np.ndarray
     target: np.ndarray
     others: np.ndarray
+    speeds_deg_s: tuple[float, ...]
     look: np.ndarray
     look_target: np.ndarray
     clean: np.ndarray
@@ -74,23 +77,24 @@ def render_scene(
 
     def render_people(
         first: np.ndarray, people: Sequence[Talker], snr_db: float, hear: _Hear, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return each person in both ears (K, 2, T), and all with noise (2, T)."""
+    ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+        """Return each person in both ears (K, 2, T), all with noise (2, T), and the speeds."""
         others = [_speech(sources.voices[talker.voice].utterances, rng, first.size) for talker in people[1:]]
         dry = [colour(sound, slow_waves_db(rng, _TONE_SIZE, config.tone_db)) for sound in (first, *others)]
-        heard = [hear(sound, talker, rng) for sound, talker in zip(dry, people, strict=True)]
+        heard, speeds = zip(*(hear(*who, rng) for who in zip(dry, people, strict=True)), strict=True)
         speech = _levelled(heard, people, first.size)
         together = speech.sum(axis=0) + _noise(sources, place.head, rng, first.size, snr_db)
         gain = min(10.0 ** (plan.overall_db / 20.0), 0.99 / max(float(np.abs(together).max()), 1e-9))
-        return np.float32(gain) * speech, np.float32(gain) * together
+        return np.float32(gain) * speech, np.float32(gain) * together, speeds
 
     empty = np.zeros((1, 2, 0), dtype=np.float32)
     (speech, mixture), (looked, look) = (empty, empty[0]), (empty, empty[0])
+    speeds: tuple[float, ...] = ()
     if with_mixture:
-        speech, mixture = render_people(said, plan.talkers, plan.snr_db, place.hear, rng)
+        speech, mixture, speeds = render_people(said, plan.talkers, plan.snr_db, place.hear, rng)
     if with_look:
-        looked, look = render_people(clean, plan.look, plan.look_snr_db, place.look, look_rng)
-    return Scene(plan, mixture, speech[0], speech[1:], look, looked[0], clean)
+        looked, look, _ = render_people(clean, plan.look, plan.look_snr_db, place.look, look_rng)
+    return Scene(plan, mixture, speech[0], speech[1:], speeds, look, looked[0], clean)
 
 
 @dataclass(frozen=True)
@@ -101,27 +105,30 @@ class _Place:
     room: Room
     measured: Head | None
 
-    def hear(self, waveform: np.ndarray, talker: Talker, rng: np.random.Generator) -> np.ndarray:
-        """Return a person of the mixture in both ears, silent outside the person's time; (2, T)."""
+    def hear(self, waveform: np.ndarray, talker: Talker, rng: np.random.Generator) -> _Heard:
+        """Return a person of the mixture, silent outside the person's time."""
         waveform = waveform.copy()
         waveform[: round(talker.starts_s * SAMPLE_RATE)] = 0.0
         waveform[round(talker.ends_s * SAMPLE_RATE) :] = 0.0
         if self.measured is not None:
-            return render(waveform, self.measured.at(talker.azimuth))
+            return render(waveform, self.measured.at(talker.azimuth)), 0.0
         if not talker.moving:
             response = respond(self.head, self.room, talker.azimuth, talker.distance_m, rng)
-            return render(waveform, response.whole)
-        path = draw_path(rng, path_steps(waveform.size), talker.azimuth)
-        return render_moving(waveform, self.head, self.room, path, talker.distance_m, rng)
+            return render(waveform, response.whole), 0.0
+        return self._moving(waveform, talker, draw_path(rng, path_steps(waveform.size), talker.azimuth), rng)
 
-    def look(self, waveform: np.ndarray, talker: Talker, rng: np.random.Generator) -> np.ndarray:
-        """Return a person of the look in both ears; the one looked at sways with the head of the looker; (2, N)."""
+    def look(self, waveform: np.ndarray, talker: Talker, rng: np.random.Generator) -> _Heard:
+        """Return a person of the look; the one looked at sways with the head of the looker."""
         if not talker.moving or self.measured is not None:
             return self.hear(waveform, talker, rng)
         steps = path_steps(waveform.size)
         knots = talker.azimuth * rng.uniform(0.6, 1.0, max(2, steps // 20))
         path = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, knots.size), knots)
-        return render_moving(waveform, self.head, self.room, path, talker.distance_m, rng)
+        return self._moving(waveform, talker, path, rng)
+
+    def _moving(self, waveform: np.ndarray, talker: Talker, path: np.ndarray, rng: np.random.Generator) -> _Heard:
+        heard = render_moving(waveform, self.head, self.room, path, talker.distance_m, rng)
+        return heard, float(np.abs(np.diff(path)).mean() / STEP_S)
 
 
 def _apart(voice: Voice, rng: np.random.Generator, look: int, mixture: int) -> tuple[np.ndarray, np.ndarray]:

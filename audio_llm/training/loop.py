@@ -18,6 +18,7 @@ from torch import nn
 
 from audio_llm.errors import AudioLLMError, ConfigError, MissingDependencyError, UsageError
 from audio_llm.training import checkpoint
+from audio_llm.training.muon import Muon
 from audio_llm.training.stream import Group, group_batches
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,9 @@ class TrainingConfig:
         schedule: `cosine` falls to 5 % of the peak, `constant` stays.
         schedule_by: `steps` falls along max_steps; `time` along whichever of max_steps and max_minutes is nearer to
             its end, so that a run limited in time has also fallen.
-        weight_decay: AdamW's, on matrices only.
+        optimizer: `adamw`, or `muon` for matrices, which wants the same learning rate.
+        muon_except: Parameters with one of these in their names stay AdamW's.
+        weight_decay: On matrices only.
         beta2: AdamW's second decay.
         clip_norm: Gradients are scaled down to this norm; 0 leaves them.
         batches_per_step: Batches whose gradients are averaged in a step, over all processes; rounded up to a
@@ -53,6 +56,8 @@ class TrainingConfig:
     warmup_steps: int = 200
     schedule: Literal["cosine", "constant"] = "cosine"
     schedule_by: Literal["steps", "time"] = "steps"
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_except: tuple[str, ...] = ()
     weight_decay: float = 0.01
     beta2: float = 0.98
     clip_norm: float = 1.0
@@ -197,7 +202,7 @@ class _Run:
         self.loss, self.validate, self.output, self.monitor, self.save = loss, validate, output, monitor, save
         self.accelerator, self.model = accelerator, model
         self.parallel = accelerator.prepare_model(model)
-        self.optimizer = _adamw(model, config)
+        self.optimizer = _optimizer(model, config)
         self.position = _Position()
         self.world = int(accelerator.num_processes)
         size = math.ceil(config.batches_per_step / self.world) * self.world
@@ -374,13 +379,16 @@ def _accelerator(device: str, config: TrainingConfig) -> Any:
     return Accelerator(cpu=not cuda, mixed_precision="bf16" if half else "no")
 
 
-def _adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    betas = (0.9, config.beta2)
+    if config.optimizer == "muon":
+        return Muon(model, config.muon_except, config.learning_rate, betas, config.weight_decay)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2))
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas)
 
 
 def _save(model: nn.Module, folder: Path) -> None:

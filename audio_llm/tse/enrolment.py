@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audio_llm.tse.hearing import TargetHearing
+from audio_llm.tse.losses import leak_db
 from audio_llm.tse.speaker import chunk_features
 
 LEAST_S, MOST_S = 1.0, 10.0  # of a look
+_LEAST_DB = -60.0  # level of a front that holds nothing
 _RISE = 100  # chunks over which what has been heard comes to count in full, 0.8 s
 
 
@@ -25,10 +27,12 @@ class Enrolled(NamedTuple):
     Attributes:
         vector: (B, 256) float32, unit vectors.
         front: (B, 2, T) float32, the person in front, 64 samples later than the look.
+        front_db: (B,) float32, level of that over the look's.
     """
 
     vector: Tensor
     front: Tensor
+    front_db: Tensor
 
 
 class EnrolmentEncoder(nn.Module):
@@ -49,4 +53,5 @@ class EnrolmentEncoder(nn.Module):
         top = encoder.lstm(chunk_features(front.mean(dim=1)))[0]
         rising = torch.arange(1, top.shape[1] + 1, device=look.device).clamp_max(_RISE) / _RISE
         weights = torch.sigmoid(self.hearing.selector.counted(top)) * rising[:, None]
-        return Enrolled(functional.normalize((encoder.project(top) * weights).sum(dim=1), dim=-1), front)
+        vector = functional.normalize((encoder.project(top) * weights).sum(dim=1), dim=-1)
+        return Enrolled(vector, front, leak_db(front, look, least_db=_LEAST_DB).mean(dim=-1))

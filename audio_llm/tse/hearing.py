@@ -18,10 +18,12 @@ class HearingConfig:
     Attributes:
         extractor: As many outputs as there may be talkers, one for the front, and no embedding.
         selector: Of the choice among them.
+        least_front_db: Level of the front over the look's below which nobody seems to talk there.
     """
 
     extractor: ExtractorConfig = field(default_factory=lambda: ExtractorConfig(embedding=0, outputs=3, front=True))
     selector: SelectorConfig = field(default_factory=SelectorConfig)
+    least_front_db: float = -60.0
 
     def __post_init__(self) -> None:
         if self.extractor.embedding or self.extractor.outputs < 2 or not self.extractor.front:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import torch
 from torch import Tensor
 
@@ -39,9 +41,36 @@ def separation_loss(estimate: Tensor, target: Tensor, mixture: Tensor, silent_we
         mixture: (B, 2, T).
         silent_weight: Of the leak.
     """
+    return _loss(estimate, target, mixture, silent_weight).mean()
+
+
+@torch.no_grad()
+def best_order(estimate: Tensor, target: Tensor, mixture: Tensor, silent_weight: float = 0.3) -> Tensor:
+    """Return which target each stream is nearest to, all streams together: (B, K) int64, a permutation in each row.
+
+    Args:
+        estimate: (B, K, 2, T).
+        target: (B, K, 2, T), zeros where there is nobody.
+        mixture: (B, 2, T).
+        silent_weight: As of `separation_loss`, which is least for `in_order(target, order)`.
+    """
+    pairs = _loss(estimate[:, :, None], target[:, None], mixture[:, None], silent_weight)  # (B, K, K)
+    count = estimate.shape[1]
+    orders = torch.tensor(list(permutations(range(count))), device=pairs.device)  # (K!, K)
+    found: Tensor = orders[pairs[:, torch.arange(count), orders].sum(-1).argmin(1)]
+    return found
+
+
+def in_order(values: Tensor, order: Tensor) -> Tensor:
+    """Return values (B, K, ...) in the order (B, K) of `best_order`."""
+    return values[torch.arange(len(order), device=order.device)[:, None], order]
+
+
+def _loss(estimate: Tensor, target: Tensor, mixture: Tensor, silent_weight: float) -> Tensor:
+    """Return (B, K, ...) of (B, K, ..., 2, T) and a mixture (B, ..., 2, T)."""
     ratios = 0.5 * (snr_db(estimate, target) + si_sdr_db(estimate, target)).mean(-1)
     leak = leak_db(estimate, mixture[:, None]).mean(-1)
-    return torch.where(talking(target), -ratios, silent_weight * leak).mean()
+    return torch.where(talking(target), -ratios, silent_weight * leak)
 
 
 def talking(target: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ def load_model(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Targ
 
 def _hearing_config(config: Mapping[str, Any], path: Path) -> HearingConfig:
     extractor = _read(ExtractorConfig, config.get("extractor", {}), path)
-    return HearingConfig(extractor, _read(SelectorConfig, config.get("selector", {}), path))
+    selector = _read(SelectorConfig, config.get("selector", {}), path)
+    return _read(HearingConfig, {**config, "extractor": extractor, "selector": selector}, path)
 
 
 def _read(cls: type[Any], config: Mapping[str, Any], path: Path) -> Any:

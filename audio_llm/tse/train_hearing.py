@@ -24,7 +24,7 @@ from audio_llm.tse.enrolment import Enrolled, EnrolmentEncoder
 from audio_llm.tse.extractor import Extractor
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.hearing import Heard, HearingConfig, TargetHearing
-from audio_llm.tse.losses import leak_db, separation_loss, si_sdr_db, snr_db, talking
+from audio_llm.tse.losses import best_order, in_order, leak_db, separation_loss, si_sdr_db, snr_db, talking
 from audio_llm.tse.models import save_model
 from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcesses, new_scenes, same_scenes
 from audio_llm.tse.selector import weigh
@@ -47,7 +47,9 @@ class HearingTrainingConfig:
         training: The loop's settings.
         scenes: How scenes are drawn.
         streams: `made` of the talkers with leaks, those of the `frozen` trunk, or `joint`: the trunk learns as well.
-        noisy_share: Of scenes whose enrolment is that of the noisy look; the others have the teacher's vector.
+        order: Of the talkers among the streams, as the trunk was trained; `made` streams go from left to right.
+        noisy_share: Of scenes whose enrolment is that of the noisy look; the others have the teacher's vector, as
+            have those where nobody is in front.
         batch_scenes: Scenes in a batch.
         epoch_batches: Batches in an epoch; every epoch draws new scenes.
         validation_scenes: Scenes of the tuning part at each validation.
@@ -65,6 +67,7 @@ class HearingTrainingConfig:
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=5_000, learning_rate=3e-4))
     scenes: SceneConfig = field(default_factory=lambda: SceneConfig(seconds=4.096, look_seconds=4.096))
     streams: Literal["made", "frozen", "joint"] = "made"
+    order: Literal["location", "best"] = "location"
     noisy_share: float = 0.0
     batch_scenes: int = 8
     epoch_batches: int = 1000
@@ -163,7 +166,8 @@ def train_hearing(
     logger.info("%d people, %d parameters", len(sources.voices), sum(p.numel() for p in model.parameters()))
 
     def loss(network: nn.Module, batch: HearingBatch) -> Tensor:
-        return hearing_loss(network(batch, vectors.to(batch.mixture.device)), batch, vectors, config)
+        result = network(batch, vectors.to(batch.mixture.device))
+        return hearing_loss(result, _by_stream(batch, result, config), vectors, config)
 
     with SceneProcesses(pack, config.processes) as scenes:
         return train(
@@ -202,9 +206,9 @@ class _Hear(nn.Module):
             logits, found = self.model.selector(batch.streams, clean)
             return _Result(Heard(weigh(batch.streams, logits), batch.streams, logits, found), None)
         enrolled = EnrolmentEncoder(self.model).encode(batch.look)
-        noisy = round(self.config.noisy_share * len(clean))
-        mixed = torch.cat([enrolled.vector[:noisy].to(clean.dtype), clean[noisy:]])
-        return _Result(self.model(batch.mixture, mixed), enrolled)
+        noisy = torch.arange(len(clean), device=clean.device) < round(self.config.noisy_share * len(clean))
+        person = torch.where((noisy & talking(batch.front))[:, None], enrolled.vector.to(clean.dtype), clean)
+        return _Result(self.model(batch.mixture, person), enrolled)
 
 
 def _model(network: nn.Module) -> TargetHearing:
@@ -240,6 +244,18 @@ def make_batch(sources: SceneSources, config: HearingTrainingConfig, seed: int, 
         torch.from_numpy(np.stack([scene.look for scene in scenes])),
         torch.from_numpy(np.stack([scene.look_target for scene in scenes])),
         torch.from_numpy(beside),
+    )
+
+
+def _by_stream(batch: HearingBatch, result: _Result, config: HearingTrainingConfig) -> HearingBatch:
+    """Return the batch with everybody in the stream that came nearest."""
+    if config.order == "location" or not config.looks:
+        return batch
+    order = best_order(*_aligned(result.heard.streams, batch.talkers, batch.mixture))
+    return batch._replace(
+        talkers=in_order(batch.talkers, order),
+        people=in_order(batch.people, order),
+        place=(order == batch.place[:, None]).int().argmax(1),
     )
 
 
@@ -279,11 +295,13 @@ def _aligned(found: Tensor, wanted: Tensor, mixture: Tensor) -> tuple[Tensor, Te
 
 def _enrolment_loss(found: Tensor, batch: HearingBatch, vectors: Tensor, config: HearingTrainingConfig) -> Tensor:
     """Return the distance (B, 256) to the teacher's vectors, and how badly everybody around is told apart."""
-    distance = 1.0 - (found * vectors[batch.wanted]).sum(-1).mean()
+    there = talking(batch.front).float()
+    distance = ((1.0 - (found * vectors[batch.wanted]).sum(-1)) * there).sum() / there.sum().clamp_min(1.0)
     around = torch.cat([batch.people, batch.beside], dim=1).flatten()
     candidates = around[around >= 0].unique()
     scores = found @ vectors[candidates].T / config.temperature
-    return 2.0 * distance + 0.5 * functional.cross_entropy(scores, torch.searchsorted(candidates, batch.wanted))
+    told = functional.cross_entropy(scores, torch.searchsorted(candidates, batch.wanted), reduction="none")
+    return 2.0 * distance + 0.5 * (told * there).sum() / there.sum().clamp_min(1.0)
 
 
 def _busy(talkers: Tensor) -> Tensor:
@@ -309,7 +327,8 @@ def validate(
     """Return measures on scenes that are always the same.
 
     Loss, the mean weight of the target's stream, the share of scenes where it is above a half, and where looks are
-    heard: the share of looks nearer to their person than to the mixture's others, the SI-SDR improvement of the target
+    heard: the share of looks nearer to their person than to the mixture's others, the level of the front where there
+    is somebody and where there is nobody, the SI-SDR improvement of the target
     with the clean, the noisy, another person's and no enrolment and of the right stream, the share of scenes made
     worse, and the cosine between the outputs for the target and for another person.
     """
@@ -323,6 +342,7 @@ def validate(
     for chosen in same_scenes(config.batch_scenes, config.validation_scenes):
         batch = HearingBatch(*(part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen)))
         result = _Hear(model, replace(config, noisy_share=1.0))(batch, vectors)
+        batch = _by_stream(batch, result, config)
         note("loss", hearing_loss(result, batch, vectors, config).expand(len(chosen)))
         labels, counted = _labels(result.heard, batch)
         weight = torch.softmax(result.heard.logits, -1).gather(2, labels[..., None]).squeeze(-1)
@@ -333,7 +353,10 @@ def validate(
             continue
         near = (result.enrolled.vector[:, None] * vectors[batch.people.clamp_min(0)]).sum(-1)
         others = near.masked_fill((batch.people < 0) | (batch.people == batch.wanted[:, None]), -1.0).amax(1)
-        note("look", ((result.enrolled.vector * vectors[batch.wanted]).sum(-1) > others).float())
+        seen = talking(batch.front)
+        note("look", ((result.enrolled.vector * vectors[batch.wanted]).sum(-1) > others)[seen].float())
+        note("front_db", result.enrolled.front_db[seen])
+        note("nobody_db", result.enrolled.front_db[~seen])
         target = batch.talkers[torch.arange(len(batch.place)), batch.place]
         there = talking(target)
         before = si_sdr_db(batch.mixture[..., :-OVERLAP], target[..., :-OVERLAP])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.tse.extractor import Extractor, ExtractorConfig
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.gridnet import GridNet, GridNetConfig
-from audio_llm.tse.losses import separation_loss, si_sdr_db, talking
+from audio_llm.tse.losses import best_order, in_order, separation_loss, si_sdr_db, talking
 from audio_llm.tse.models import GRIDNET, SEPARATOR
 from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcesses, new_scenes, same_scenes
 
@@ -48,6 +48,8 @@ class SeparatorTrainingConfig:
         scenes: How scenes are drawn.
         batch_scenes: Scenes in a batch.
         front_weight: Of the loss in looks; 0 trains on mixtures alone, in half the time.
+        order: Of the talkers among the streams: from left to right by `location`, or whichever is `best`, for which a
+            trunk must know how to separate.
         epoch_batches: Batches in an epoch; every epoch draws new scenes.
         validation_scenes: Scenes of the tuning part at each validation.
         seed: Of the scenes.
@@ -60,6 +62,7 @@ class SeparatorTrainingConfig:
     scenes: SceneConfig = field(default_factory=_still_pairs)
     batch_scenes: int = 8
     front_weight: float = 0.0
+    order: Literal["location", "best"] = "location"
     epoch_batches: int = 1000
     validation_scenes: int = 48
     seed: int = 1
@@ -163,15 +166,26 @@ def make_batch(sources: SceneSources, config: SeparatorTrainingConfig, seed: int
 
 
 def _loss(network: nn.Module, batch: SeparationBatch, config: SeparatorTrainingConfig) -> Tensor:
-    loss = _separation_loss(network(batch.mixture), batch.talkers, batch.mixture)
+    found = network(batch.mixture)
+    loss = _separation_loss(found, _by_stream(found, batch, config), batch.mixture)
     if not config.front_weight:
         return loss
     front = _separation_loss(network(batch.look, front=True), batch.front, batch.look)
     return loss + config.front_weight * front
 
 
+def _by_stream(found: Tensor, batch: SeparationBatch, config: SeparatorTrainingConfig) -> Tensor:
+    if config.order == "location":
+        return batch.talkers
+    return in_order(batch.talkers, best_order(*_aligned(found, batch.talkers, batch.mixture)))
+
+
 def _separation_loss(found: Tensor, wanted: Tensor, mixture: Tensor) -> Tensor:
-    return separation_loss(found[..., OVERLAP:], wanted[..., :-OVERLAP], mixture[..., :-OVERLAP])
+    return separation_loss(*_aligned(found, wanted, mixture))
+
+
+def _aligned(found: Tensor, wanted: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return found[..., OVERLAP:], wanted[..., :-OVERLAP], mixture[..., :-OVERLAP]
 
 
 def talkers_by_stream(scene: Scene, streams: int) -> np.ndarray:
@@ -202,7 +216,8 @@ def validate(model: nn.Module, sources: SceneSources, config: SeparatorTrainingC
     for chosen in same_scenes(config.batch_scenes, config.validation_scenes):
         batch = SeparationBatch(*(part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen)))
         rows["loss"] += [float(_loss(model, batch, config))] * len(chosen)
-        rows["si_sdri_db"] += _gains(model(batch.mixture), batch.talkers, batch.mixture)
+        found = model(batch.mixture)
+        rows["si_sdri_db"] += _gains(found, _by_stream(found, batch, config), batch.mixture)
         if config.front_weight:
             rows.setdefault("front_db", []).extend(_gains(model(batch.look, front=True), batch.front, batch.look))
     return {name: float(np.mean(values)) for name, values in rows.items()}

@@ -109,6 +109,32 @@ def test_the_look_has_other_words_and_is_in_front(sources: SceneSources) -> None
             assert max(_likeness(u, mixture) for u in said) < 0.1
 
 
+def test_a_look_at_nobody_changes_nothing_else(sources: SceneSources) -> None:
+    for index in range(4):
+        scene, nobody = (make_scene(sources, replace(SHORT, nobody_share=x), 0, index) for x in (0.0, 1.0))
+        assert scene.look_target.any()
+        assert not nobody.look_target.any()
+        np.testing.assert_array_equal(nobody.mixture, scene.mixture)
+        np.testing.assert_array_equal(nobody.clean, scene.clean)
+        assert power_db(nobody.look) > -60.0
+    shares = [make_scene(sources, replace(SHORT, nobody_share=0.5), 0, n).look_target.any() for n in range(12)]
+    assert 2 <= sum(shares) <= 10
+
+
+def test_speeds_are_of_those_who_move(sources: SceneSources) -> None:
+    config = replace(SHORT, seconds=4.0, moving_share=0.5)
+    speeds = []
+    for index in range(8):
+        scene = make_scene(sources, config, 0, index, with_look=False)
+        assert len(scene.speeds_deg_s) == len(scene.plan.talkers)
+        assert all(
+            talker.moving or not speed for talker, speed in zip(scene.plan.talkers, scene.speeds_deg_s, strict=True)
+        )
+        speeds += [speed for talker, speed in zip(scene.plan.talkers, scene.speeds_deg_s, strict=True) if talker.moving]
+    assert 5.0 < np.mean(speeds) < 90.0
+    assert max(speeds) <= 90.0
+
+
 def test_a_single_recording_is_cut_in_two(sources: SceneSources) -> None:
     alone = replace(sources, voices=tuple(voice(number, 1, 3.0) for number in range(3)))
     scene = make_scene(alone, replace(SHORT, fully_absent_share=0.0, absent_share=0.0), 0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,18 +101,30 @@ def test_a_pack_without_vectors_is_refused(taught: Path) -> None:
 
 def test_training_hearing_goes_from_made_streams_to_everything(taught: Path, tmp_path: Path) -> None:
     loop = TrainingConfig(4, warmup_steps=1, log_every=2, validate_every=4)
+    scenes = replace(SCENES, nobody_share=0.3)
     last: TargetHearing | None = None
     names: dict[str, set[str]] = {}
     for streams in ("made", "frozen", "joint"):
         config = HearingTrainingConfig(
-            TINY, loop, SCENES, streams, 0.5, batch_scenes=2, epoch_batches=9, validation_scenes=4
+            TINY, loop, scenes, streams, "best", 0.5, batch_scenes=2, epoch_batches=9, validation_scenes=4
         )
         train_hearing(taught, taught, tmp_path / streams, config, start=last, device="cpu")
         last = load_hearing(tmp_path / streams / "best")
         rows = [json.loads(line) for line in (tmp_path / streams / "train.jsonl").read_text().splitlines()]
         names[streams] = set(next(row["validation"] for row in rows if "validation" in row))
     assert names["made"] == {"loss", "weight", "told"}
-    more = {"look", "right_stream_db", "clean_db", "noisy_db", "swapped_db", "zeroed_db", "wrong", "cosine"}
+    more = {
+        "look",
+        "front_db",
+        "nobody_db",
+        "right_stream_db",
+        "clean_db",
+        "noisy_db",
+        "swapped_db",
+        "zeroed_db",
+        "wrong",
+        "cosine",
+    }
     assert names["joint"] == names["frozen"] == names["made"] | more
 
 

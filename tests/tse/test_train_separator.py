@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from audio_llm.simulation.scenes import make_scene
 from audio_llm.simulation.sources import read_sources
 from audio_llm.training.loop import TrainingConfig
 from audio_llm.tse.extractor import ExtractorConfig
-from audio_llm.tse.losses import leak_db, separation_loss, si_sdr_db, snr_db, talking
+from audio_llm.tse.losses import best_order, in_order, leak_db, separation_loss, si_sdr_db, snr_db, talking
 from audio_llm.tse.train_separator import SeparatorTrainingConfig, slots, talkers_by_stream, train_separator
 
 torch.set_num_threads(1)
@@ -65,11 +66,28 @@ def test_a_silent_stream_is_asked_for_silence() -> None:
     assert talking(target).tolist() == [[True, False]]
 
 
-def test_training_lowers_the_loss_and_leaves_a_model(pack: Path, tmp_path: Path) -> None:
+def test_the_best_order_is_the_one_of_the_least_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(4, 3, 2, 800, generator=generator)
+    target[1:3, 1] = 0.0  # two scenes where one of three is nobody
+    mixture = target.sum(1)
+    orders = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0]])
+    noise = torch.randn(4, 3, 2, 800, generator=generator)
+    found = in_order(target, orders) + 0.3 * noise
+    assert torch.equal(best_order(found, target, mixture), orders)
+    for scene, own in enumerate(orders):
+        one = slice(scene, scene + 1)
+        least = separation_loss(found[one], target[one, own], mixture[one])
+        for other in permutations(range(3)):
+            assert separation_loss(found[one], target[one, list(other)], mixture[one]) >= least
+
+
+@pytest.mark.parametrize("order", ["location", "best"])
+def test_training_lowers_the_loss_and_leaves_a_model(pack: Path, tmp_path: Path, order: str) -> None:
     model = ExtractorConfig(channels=8, hidden=8, blocks=1, stride=6, embedding=0, outputs=3, front=True)
     loop = TrainingConfig(24, learning_rate=5e-3, warmup_steps=3, log_every=5, validate_every=4, save_every=20)
     config = SeparatorTrainingConfig(
-        model, None, loop, PAIRS, batch_scenes=4, front_weight=1.0, epoch_batches=50, validation_scenes=6
+        model, None, loop, PAIRS, 4, front_weight=1.0, order=order, epoch_batches=50, validation_scenes=6
     )
     train_separator(pack, pack, tmp_path / "out", config, device="cpu")
     rows = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
