@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,14 +102,16 @@ def extract(
     device = resolve_device(device)
     loaded = load_model(model, device) if isinstance(model, (str, os.PathLike)) else model
     with torch.inference_mode():
-        enrolled = loaded.enrolment(look.waveform[None].to(device))
+        enrolled = loaded.enrolment.encode(look.waveform[None].to(device))
+    if float(enrolled.front_db) < loaded.hearing.config.least_front_db:
+        look = replace(look, warnings=(*look.warnings, "nobody seems to talk in front: face the person"))
     count = _Count()
     with BlockReader(mixture, None, _BLOCK_S, mono=False) as reader:
         blocks = (_ears(block) for block in reader)
         first = next(blocks, None)
         if first is None:
             raise AudioFileError("holds no sound", path=mixture, remedy="record it again")
-        heard = hear(loaded.hearing, enrolled, itertools.chain([first], blocks), reader.sample_rate, mix)
+        heard = hear(loaded.hearing, enrolled.vector, itertools.chain([first], blocks), reader.sample_rate, mix)
         write_blocks(output, count.through(heard), reader.sample_rate, EARS)
         warnings = (*reader.warnings, *_ear_warnings(reader.info.channels, "where people stand is lost"))
         rate = reader.sample_rate
@@ -199,17 +201,13 @@ def _person(hearing: TargetHearing, enrolled: Tensor, blocks: Iterable[np.ndarra
             came += len(block)
         waiting = np.concatenate([waiting, block])
         whole = len(waiting) // CHUNK * CHUNK
-        heard = []
-        with torch.inference_mode():
-            for chunk in torch.from_numpy(waiting[:whole].T.copy())[None].to(enrolled.device).split(CHUNK, dim=-1):
-                if not chunk.shape[-1]:
-                    continue
-                sound, state = hearing.step(chunk, enrolled, state)
-                heard.append(sound[0].T)
-        waiting = waiting[whole:]
-        if not heard:
+        if not whole:
             continue
-        found = torch.cat(heard).cpu().numpy()[skip:]
+        with torch.inference_mode():
+            chunks = torch.from_numpy(waiting[:whole].T.copy())[None].to(enrolled.device)
+            sound, state = hearing.step(chunks, enrolled, state)
+        waiting = waiting[whole:]
+        found = sound[0].T.cpu().numpy()[skip:]
         skip = 0
         found = found[: came - gone] if last else found
         gone += len(found)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audio_llm.errors import ConfigError
-from audio_llm.tse.cells import gru_step
-from audio_llm.tse.frames import BINS, CHUNK, FRAME, OVERLAP, analyze, inverse, synthesize, transform
+from audio_llm.tse.frames import BINS, CHUNK, FRAME, OVERLAP, inverse, transform
 
 EARS = 2
 _PER_BIN = 8  # features of a bin in one frame
@@ -89,7 +88,7 @@ class ExtractorState:
 
 
 class Extractor(nn.Module):
-    """The network; `forward` for whole mixtures and `step` for chunks give the same."""
+    """The network; whole mixtures and chunks one after the other give the same."""
 
     def __init__(self, config: ExtractorConfig) -> None:
         super().__init__()
@@ -122,13 +121,7 @@ class Extractor(nn.Module):
         Returns:
             (B, outputs, 2, T) float32, 64 samples later than the mixture; (B, 1, 2, T) of the front.
         """
-        spectra = analyze(mixture)  # (B, ears, N, 2, bins)
-        features = _features(spectra.transpose(1, 2))
-        x = self._embed(functional.pad(features, (0, 0, 0, 0, self.config.context - 1, 0))).transpose(0, 1).contiguous()
-        for number, block in enumerate(self.blocks):
-            x = block(x, None if film is None else film[:, number])
-        filters = (self.front if front else self.filters)(self.norm(x).transpose(0, 1))
-        return synthesize(_filter(filters, spectra.transpose(1, 2)).permute(0, 2, 3, 1, 4, 5))
+        return self.step(mixture, film, self.initial_state(len(mixture)), front)[0]
 
     def initial_state(self, batch: int = 1) -> ExtractorState:
         """Return the state before the first chunk."""
@@ -140,38 +133,42 @@ class Extractor(nn.Module):
             like.new_zeros(config.blocks, batch, config.bands, config.hidden),
         )
 
-    def step(self, chunk: Tensor, film: Tensor | None, state: ExtractorState) -> tuple[Tensor, ExtractorState]:
-        """Extract from one chunk.
+    def step(
+        self, sound: Tensor, film: Tensor | None, state: ExtractorState, front: bool = False
+    ) -> tuple[Tensor, ExtractorState]:
+        """Extract from the next chunks.
 
         Args:
-            chunk: (B, 2, 128) float32.
+            sound: (B, 2, T) float32, T a multiple of 128.
             film: As for `forward`.
-            state: From the last call, or `initial_state`.
+            state: From the last call with the same `front`, or `initial_state`.
+            front: As for `forward`.
 
         Returns:
-            (B, outputs, 2, 128) float32, and the next state.
+            (B, outputs, 2, T) float32, and the next state; (B, 1, 2, T) of the front.
         """
-        spectra = transform(torch.cat([state.tail, chunk], dim=-1))[:, None]  # (B, 1, ears, 2, bins)
+        frames = torch.cat([state.tail, sound], dim=-1).unfold(-1, FRAME, CHUNK)
+        spectra = transform(frames).transpose(1, 2)  # (B, N, ears, 2, bins)
         features = torch.cat([state.past, _features(spectra)], dim=1)
-        x = self._embed(features)[:, 0]
+        x = self._embed(features).transpose(0, 1).contiguous()  # time first, which the GRU likes
         hidden = []
         for number, block in enumerate(self.blocks):
-            assert isinstance(block, _Block)
-            x, memory = block.step(x, None if film is None else film[:, number], state.hidden[number])
+            x, memory = block(x, None if film is None else film[:, number], state.hidden[number])
             hidden.append(memory)
-        filters = self.filters(self.norm(x)[:, None])
-        frames = inverse(_filter(filters, spectra)[:, 0]).flatten(1, 2)  # (B, outputs x ears, FRAME)
-        sound = frames[..., :CHUNK] + functional.pad(state.overlap, (0, CHUNK - OVERLAP))
+        filters = (self.front if front else self.filters)(self.norm(x).transpose(0, 1))
+        frames = inverse(_filter(filters, spectra)).flatten(2, 3).transpose(1, 2)  # (B, streams, N, 192)
+        overlap = state.overlap[:, : frames.shape[1]]
+        ends = torch.cat([overlap[:, :, None], frames[..., CHUNK:]], dim=2)
+        found = (frames[..., :CHUNK] + functional.pad(ends[:, :, :-1], (0, CHUNK - OVERLAP))).flatten(-2)
         after = ExtractorState(
-            chunk[..., CHUNK - OVERLAP :], features[:, 1:], frames[..., FRAME - OVERLAP :], torch.stack(hidden)
+            sound[..., -OVERLAP:], features[:, len(spectra[0]) :], ends[:, :, -1], torch.stack(hidden)
         )
-        return sound.unflatten(1, (self.config.outputs, EARS)), after
+        return found.unflatten(1, (-1, EARS)), after
 
     def _embed(self, features: Tensor) -> Tensor:
         """Return bands (B, N, bands, C) of features (B, context - 1 + N, 8, bins)."""
         config = self.config
-        count = features.shape[1] - config.context + 1
-        seen = torch.cat([features[:, n : n + count] for n in range(config.context)], dim=2)
+        seen = torch.cat([features[:, n : n - config.context + 1 or None] for n in range(config.context)], dim=2)
         seen = functional.pad(seen, (0, config.bands * config.stride - BINS))
         seen = seen.unflatten(-1, (config.bands, config.stride)).permute(0, 1, 3, 2, 4).flatten(3)
         embedded: Tensor = self.embed(seen)
@@ -231,17 +228,11 @@ class _Block(nn.Module):
         self.gru = nn.GRU(channels, config.hidden)
         self.out = nn.Linear(config.hidden, channels)
 
-    def forward(self, x: Tensor, film: Tensor | None) -> Tensor:
-        """Transform (N, B, bands, C), time first, which the GRU likes; film (B, 2, C)."""
+    def forward(self, x: Tensor, film: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform (N, B, bands, C), film (B, 2, C), with the memory (B, bands, hidden); return both anew."""
         x = self._bands(x, film)
-        found: Tensor = self.out(self.gru(self.time_norm(x).flatten(1, 2))[0])
-        return x + found.view(x.shape)
-
-    def step(self, x: Tensor, film: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform (B, bands, C) with the memory (B, bands, hidden); return both anew."""
-        x = self._bands(x, film)
-        hidden = gru_step(self.gru, self.time_norm(x), hidden)
-        return x + self.out(hidden), hidden
+        found, memory = self.gru(self.time_norm(x).flatten(1, 2), hidden.flatten(0, 1)[None].to(x.dtype))
+        return x + self.out(found).view(x.shape), memory.view(hidden.shape)
 
     def _bands(self, x: Tensor, film: Tensor | None) -> Tensor:
         """Modulate (..., bands, C) by film (..., 2, C), and mix the bands."""

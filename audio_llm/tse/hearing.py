@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from audio_llm.errors import ConfigError
 from audio_llm.tse.extractor import Extractor, ExtractorConfig, ExtractorState
-from audio_llm.tse.selector import Selector, SelectorConfig, SelectorState, weigh, weigh_chunk
+from audio_llm.tse.selector import Selector, SelectorConfig, SelectorState, crossfade, weigh
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Heard:
 
 
 class TargetHearing(nn.Module):
-    """Both networks; `forward` for whole mixtures and `step` for chunks give the same."""
+    """Both networks; whole mixtures and chunks one after the other give the same."""
 
     def __init__(self, config: HearingConfig) -> None:
         super().__init__()
@@ -92,8 +92,8 @@ class TargetHearing(nn.Module):
             self.selector.initial_state(self.config.extractor.outputs, batch),
         )
 
-    def step(self, chunk: Tensor, enrolled: Tensor, state: HearingState) -> tuple[Tensor, HearingState]:
-        """Hear one person in one chunk (B, 2, 128); return the sound (B, 2, 128) and the next state."""
-        streams, extractor = self.extractor.step(chunk, None, state.extractor)
-        _, selector = self.selector.step(streams, enrolled, state.selector)
-        return weigh_chunk(streams, state.selector.weights, selector.weights), HearingState(extractor, selector)
+    def step(self, sound: Tensor, enrolled: Tensor, state: HearingState) -> tuple[Tensor, HearingState]:
+        """Hear one person in the next chunks (B, 2, T); return the sound (B, 2, T) and the next state."""
+        streams, extractor = self.extractor.step(sound, None, state.extractor)
+        weights, selector = self.selector.follow(streams, enrolled, state.selector)
+        return crossfade(streams, state.selector.weights, weights), HearingState(extractor, selector)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from audio_llm.tse.cells import gru_step
 from audio_llm.tse.frames import CHUNK
@@ -74,16 +73,18 @@ class Listened(NamedTuple):
         vectors: (B, K, N, 256) float32, each stream's vector by each chunk.
         power: (B, K, N, 1) float32, mean square of each chunk.
         level: (B, K, N, 1) float32, mean square so far.
+        memory: (layers, B, K, H) float32 each, `hidden` and `cell` of the next state.
     """
 
     top: Tensor
     vectors: Tensor
     power: Tensor
     level: Tensor
+    memory: tuple[Tensor, Tensor]
 
 
 class Selector(nn.Module):
-    """The network; `forward` for whole streams and `step` for chunks give the same."""
+    """The network; whole streams, chunks one after the other, and `step` give the same."""
 
     def __init__(self, config: SelectorConfig) -> None:
         super().__init__()
@@ -107,22 +108,45 @@ class Selector(nn.Module):
             by then.
         """
         listened = self.listen(streams)
-        return self.choose(listened, enrolled), listened.vectors.transpose(1, 2)
+        return self.choose(listened, enrolled)[0], listened.vectors.transpose(1, 2)
 
-    def listen(self, streams: Tensor) -> Listened:
-        """Return what is known of whole streams (B, K, 2, T), whoever is wanted."""
+    def listen(self, streams: Tensor, state: SelectorState | None = None) -> Listened:
+        """Return what is known of the next chunks of streams (B, K, 2, T), whoever is wanted."""
+        if state is None:
+            state = self.initial_state(streams.shape[1], len(streams))
         mono = streams.mean(dim=2)
         power = mono.unflatten(-1, (-1, CHUNK)).square().mean(-1, keepdim=True)
-        level = _running_level(power)
-        frames = functional.pad(mono, (WINDOW - CHUNK, 0)).unfold(-1, WINDOW, CHUNK)
-        top = self.speaker.lstm(_features(frames, level).flatten(0, 1))[0].unflatten(0, mono.shape[:2])
-        return Listened(top, self.speaker.project(top), power, level)
+        level = _running_level(power, state)
+        frames = torch.cat([state.tail, mono], dim=-1).unfold(-1, WINDOW, CHUNK)
+        features = _features(frames, level).flatten(0, 1)
+        before = tuple(part.flatten(1, 2).to(features.dtype) for part in (state.hidden, state.cell))
+        top, (hidden, cell) = self.speaker.lstm(features, before)
+        top = top.unflatten(0, mono.shape[:2])
+        memory = (hidden.view(state.hidden.shape), cell.view(state.cell.shape))
+        return Listened(top, self.speaker.project(top), power, level, memory)
 
-    def choose(self, listened: Listened, enrolled: Tensor) -> Tensor:
-        """Return the logits (B, N, K + 1) of the choice of people (B, 256)."""
-        evidence = self._evidence(*listened[:2], enrolled[:, None, None], *listened[2:])
-        gathered = self.gru(evidence.flatten(0, 1))[0].unflatten(0, evidence.shape[:2])
-        return self._logits(gathered)
+    def choose(self, listened: Listened, enrolled: Tensor, state: SelectorState | None = None) -> tuple[Tensor, Tensor]:
+        """Return the logits (B, N, K + 1) of the choice of people (B, 256), and the GRU's memory (B, K, E)."""
+        evidence = self._evidence(*listened[:2], enrolled[:, None, None], *listened[2:4])
+        before = None if state is None else state.evidence.flatten(0, 1)[None]
+        gathered, memory = self.gru(evidence.flatten(0, 1), before)
+        return self._logits(gathered.unflatten(0, evidence.shape[:2])), memory[0].unflatten(0, evidence.shape[:2])
+
+    def follow(self, streams: Tensor, enrolled: Tensor, state: SelectorState) -> tuple[Tensor, SelectorState]:
+        """Choose by the next chunks of streams (B, K, 2, T); return the weights (B, N, K) and the next state."""
+        listened = self.listen(streams, state)
+        logits, evidence = self.choose(listened, enrolled, state)
+        weights = torch.softmax(logits, dim=-1)[..., :-1]
+        heard = torch.cat([state.tail, streams.mean(dim=2)], dim=-1)
+        after = SelectorState(
+            heard[..., CHUNK - WINDOW :],
+            listened.level[:, :, -1],
+            (state.count + weights.shape[1]).clamp_max(_MEMORY),
+            *listened.memory,
+            evidence,
+            weights[:, -1],
+        )
+        return weights, after
 
     def initial_state(self, streams: int, batch: int = 1) -> SelectorState:
         """Return the state before the first chunk."""
@@ -139,7 +163,7 @@ class Selector(nn.Module):
         )
 
     def step(self, streams: Tensor, enrolled: Tensor, state: SelectorState) -> tuple[Tensor, SelectorState]:
-        """Choose by one chunk.
+        """Choose by one chunk, in plain operations, for export.
 
         Args:
             streams: (B, K, 2, 128) float32.
@@ -178,33 +202,29 @@ class Selector(nn.Module):
 
 
 def weigh(streams: Tensor, logits: Tensor) -> Tensor:
-    """Return the chosen sound (B, 2, T) of whole streams (B, K, 2, T) and logits (B, N, K + 1).
+    """Return the chosen sound (B, 2, T) of whole streams (B, K, 2, T) and logits (B, N, K + 1)."""
+    weights = torch.softmax(logits, dim=-1)[..., :-1]
+    return crossfade(streams, torch.zeros_like(weights[:, 0]), weights)
 
-    In a chunk, each weight goes evenly from the last choice to the new one, beginning with none.
+
+def crossfade(streams: Tensor, before: Tensor, weights: Tensor) -> Tensor:
+    """Return the sound (B, 2, T) of streams (B, K, 2, T) by weights (B, N, K).
+
+    In a chunk, each weight goes evenly from the last choice, `before` (B, K) in the first, to the new one.
     """
-    weights = torch.softmax(logits, dim=-1)[..., :-1]  # (B, N, K)
-    before = functional.pad(weights, (0, 0, 1, -1))
-    return _crossfade(streams.unflatten(-1, (-1, CHUNK)), before, weights).flatten(-2)
-
-
-def weigh_chunk(streams: Tensor, before: Tensor, weights: Tensor) -> Tensor:
-    """Return the chosen sound (B, 2, 128) of a chunk of streams (B, K, 2, 128), the last weights (B, K) and the new."""
-    return _crossfade(streams[..., None, :], before[:, None], weights[:, None])[..., 0, :]
-
-
-def _crossfade(chunks: Tensor, before: Tensor, weights: Tensor) -> Tensor:
-    """Return (B, 2, N, 128) of chunks (B, K, 2, N, 128) with weights (B, N, K)."""
+    chunks = streams.unflatten(-1, (-1, CHUNK))  # (B, K, 2, N, 128)
     slope = torch.arange(1, CHUNK + 1, device=chunks.device, dtype=chunks.dtype) / CHUNK
-    start, end = (part.transpose(1, 2)[:, :, None, :, None] for part in (before, weights))
-    return (chunks * (start + (end - start) * slope)).sum(dim=1)
+    starts = torch.cat([before[:, None], weights[:, :-1]], dim=1)
+    start, end = (part.transpose(1, 2)[:, :, None, :, None] for part in (starts, weights))
+    return (chunks * (start + (end - start) * slope)).sum(dim=1).flatten(-2)
 
 
 @torch.no_grad()
-def _running_level(power: Tensor) -> Tensor:
+def _running_level(power: Tensor, state: SelectorState) -> Tensor:
     """Return the mean square by each chunk (B, K, N, 1), over all chunks at first and about a second later on."""
-    level, levels = torch.zeros_like(power[:, :, 0]), []
+    level, levels, count = state.level, [], float(state.count.flatten()[0])
     for number in range(power.shape[2]):
-        level = level + (power[:, :, number] - level) / min(number + 1.0, _MEMORY)
+        level = level + (power[:, :, number] - level) / min(count + number + 1.0, _MEMORY)
         levels.append(level)
     return torch.stack(levels, dim=2)
 

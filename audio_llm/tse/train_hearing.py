@@ -368,7 +368,7 @@ def validate(
         listened = model.selector.listen(streams)
         others_wanted, wanted = vectors[_someone_else(batch)], vectors[batch.wanted]
         swapped, clean, zeroed = (
-            weigh(streams, model.selector.choose(listened, people))
+            weigh(streams, model.selector.choose(listened, people)[0])
             for people in (others_wanted, wanted, torch.zeros_like(wanted))
         )
         note("right_stream_db", gain(streams[torch.arange(len(streams)), batch.place]))

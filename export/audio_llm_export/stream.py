@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from audio_llm.tse.frames import CHUNK
 from audio_llm.tse.gridnet import GridNet, GridNetState
 from audio_llm.tse.hearing import HearingState, TargetHearing
-from audio_llm.tse.selector import SelectorState, weigh_chunk
+from audio_llm.tse.selector import SelectorState, crossfade
 from audio_llm.tse.speaker import SpeakerEncoder
 from audio_llm_export.extractor_step import EARS, ExtractorStep
 from audio_llm_export.graph import to_onnx
@@ -90,7 +90,7 @@ class _HearingStep(nn.Module):
         streams = sound.view(1, -1, EARS, CHUNK)
         before = _from_layers(SelectorState, states[self.own :], self.selector.config.layers)
         _, after = self.selector.step(streams, enrolled, before)
-        return weigh_chunk(streams, before.weights, after.weights), *extractor, *_by_layer(after).values()
+        return crossfade(streams, before.weights, after.weights[:, None]), *extractor, *_by_layer(after).values()
 
 
 class _LayerByLayer(nn.Module):

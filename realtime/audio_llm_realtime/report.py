@@ -30,6 +30,14 @@ class Percentiles:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How many chunks took how long: `chunks[n]` from `edges_ms[n]` to the next edge, the last without an end."""
+
+    edges_ms: tuple[float, ...]
+    chunks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Latency:
     """Parts of the delay from a sound at the ear to the same sound in the output, in ms.
 
@@ -72,6 +80,8 @@ class Report:
         counts: By the names of `Count`, in lower case.
         compute_ms: Time of a chunk.
         cpu_ms: CPU time of a chunk, of the thread that ran it.
+        compute_histogram: Of the times of chunks.
+        cpu_histogram: Of their CPU times.
         times_of: Chunks that these times are of, the last ones.
         latency: The delay.
         refused: What the system did not grant, in words.
@@ -82,6 +92,8 @@ class Report:
     counts: dict[str, int]
     compute_ms: Percentiles
     cpu_ms: Percentiles
+    compute_histogram: Histogram
+    cpu_histogram: Histogram
     times_of: int
     latency: Latency
     refused: tuple[str, ...]
@@ -97,6 +109,8 @@ class Report:
             "compute_ms": asdict(self.compute_ms),
             "cpu_ms": asdict(self.cpu_ms),
             "cpu_ms_per_chunk": self.cpu_ms.p50,
+            "compute_histogram": asdict(self.compute_histogram),
+            "cpu_histogram": asdict(self.cpu_histogram),
             "times_of": self.times_of,
             "latency": {key: round(value, 4) for key, value in latency.items()},
             "refused": list(self.refused),
@@ -123,6 +137,8 @@ def make_report(
         counts={what.name.lower(): ledger[what] for what in Count},
         compute_ms=compute,
         cpu_ms=percentiles(ledger.cpu_ms),
+        compute_histogram=histogram(ledger.wall_ms),
+        cpu_histogram=histogram(ledger.cpu_ms),
         times_of=len(ledger.wall_ms),
         latency=Latency(
             contract.chunk_ms,
@@ -142,6 +158,13 @@ def percentiles(times_ms: NDArray[np.float64]) -> Percentiles:
     if not len(times_ms):
         return Percentiles(0.0, 0.0, 0.0, 0.0, 0.0)
     return Percentiles(*(round(float(value), 4) for value in np.percentile(times_ms, [50, 95, 99, 99.9, 100])))
+
+
+def histogram(times_ms: NDArray[np.float64]) -> Histogram:
+    """Return how times (N,) in ms are spread: edges from 0, then from 0.1 ms on, eight to a doubling, to 102.4 ms."""
+    edges = np.concatenate([[0.0], 0.1 * 2.0 ** (np.arange(81) / 8.0)])
+    counts, _ = np.histogram(times_ms, np.append(edges, np.inf))
+    return Histogram(tuple(round(float(edge), 4) for edge in edges), tuple(int(count) for count in counts))
 
 
 def machine() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from audio_llm.simulation.heads import level_difference_db, time_difference_s
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import Scene, make_scene
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE, analyze, synthesize
-from audio_llm.tse.losses import si_sdr_db
+from audio_llm.tse.losses import best_order, si_sdr_db
 from audio_llm.tse.models import TargetSpeechModel
 from audio_llm.tse.selector import weigh
 from audio_llm.tse.speaker import SpeakerEncoder, embed
@@ -86,9 +86,12 @@ def describe(sources: SceneSources, scene: Scene) -> dict[str, Any]:
         "talkers": len(talkers),
         "azimuth": talkers[0].azimuth,
         "nearest_deg": min(abs(turn) for turn in turns),
-        "genders": "".join(sorted({voice.gender for voice in voices})),
+        "gender": voices[0].gender,
+        "other_genders": "".join(sorted({voice.gender for voice in voices[1:]})),
         "same_corpus": any(voice.corpus == voices[0].corpus for voice in voices[1:]),
         "moving": sum(talker.moving for talker in talkers),
+        "speed_deg_s": scene.speeds_deg_s[0],
+        "fastest_deg_s": max(scene.speeds_deg_s),
         "overlap_s": max(0.0, *shared),
         "snr_db": plan.snr_db,
         "look_snr_db": plan.look_snr_db,
@@ -111,16 +114,19 @@ def measure(judge: Judge, scene: Scene) -> dict[str, Any]:
     vectors = _vectors(judge, scene)
 
     def hear(person: str) -> Tensor:
-        return weigh(streams, hearing.selector.choose(listened, vectors[person]))
+        return weigh(streams, hearing.selector.choose(listened, vectors[person])[0])
 
     sounds = {person: hear(person) for person in ("noisy", "clean", "teacher", "other", "zeroed")}
     found: dict[str, Any] = {"told": _told(vectors, "noisy"), "told_clean": _told(vectors, "clean")}
     found |= {"told_two_ear_mean": _told(vectors, "two_ear_mean"), "told_front": _told(vectors, "front")}
+    look, empty = (_whole(sound) for sound in (scene.look, scene.look - scene.look_target))
+    found |= {"seen": _seen(judge, look), "seen_in_empty": _seen(judge, empty)}
     if not target.any():
         level = [_power(sounds["noisy"][..., OVERLAP:]), _power(mixture[..., :-OVERLAP])]
         return found | {"absent_db": 10.0 * float(np.log10((level[0] + _FLOOR) / level[1]))}
     talkers = torch.from_numpy(talkers_by_stream(scene, hearing.config.extractor.outputs))[..., : mixture.shape[-1]]
-    place = slots(scene, hearing.config.extractor.outputs)
+    order = best_order(streams[..., OVERLAP:], talkers[None, ..., :-OVERLAP], mixture[..., :-OVERLAP])[0]
+    place = [int(order.tolist().index(slot)) for slot in slots(scene, hearing.config.extractor.outputs)]
     before = _ratio(mixture[..., :-OVERLAP], target[..., :-OVERLAP])
     found["input_db"] = before
     for person, sound in sounds.items():
@@ -128,7 +134,7 @@ def measure(judge: Judge, scene: Scene) -> dict[str, Any]:
     other = torch.from_numpy(scene.others)[:1, :, : mixture.shape[-1] - OVERLAP]
     found["other_to_other_db"] = _ratio(sounds["other"][..., OVERLAP:], other) - _ratio(mixture[..., :-OVERLAP], other)
     found["right_stream_db"] = _ratio(streams[:, place[0]][..., OVERLAP:], target[..., :-OVERLAP]) - before
-    found["separation_db"] = _separation(streams[0], talkers, place, mixture)
+    found["separation_db"] = _separation(streams[0], talkers[order], place, mixture)
     found["oracle_mask_db"] = _ratio(_oracle_mask(mixture, target)[..., OVERLAP:], target[..., :-OVERLAP]) - before
     both = mixture.mean(dim=1, keepdim=True).expand_as(mixture)
     found["beamformer_db"] = _ratio(both[..., :-OVERLAP], target[..., :-OVERLAP]) - before
@@ -156,6 +162,12 @@ def _vectors(judge: Judge, scene: Scene) -> dict[str, Tensor]:
     }
 
 
+def _seen(judge: Judge, look: Tensor) -> bool:
+    """Return whether somebody seems to talk in front."""
+    enrolled = judge.model.enrolment.encode(look)
+    return float(enrolled.front_db) >= judge.model.hearing.config.least_front_db
+
+
 def _told(vectors: dict[str, Tensor], name: str) -> bool:
     """Return whether a vector is nearer to the target than to every other talker of the mixture."""
     near = [float((vectors[name] * vector).sum()) for person, vector in vectors.items() if person.startswith("person")]
@@ -170,7 +182,7 @@ def _ratio(found: Tensor, wanted: Tensor) -> float:
     return float(si_sdr_db(found, wanted).mean())
 
 
-def _separation(streams: Tensor, talkers: Tensor, place: np.ndarray, mixture: Tensor) -> float | None:
+def _separation(streams: Tensor, talkers: Tensor, place: list[int], mixture: Tensor) -> float | None:
     gains = []
     for stream in place:
         wanted = talkers[stream][None, :, :-OVERLAP]

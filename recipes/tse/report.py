@@ -15,7 +15,7 @@ _SYSTEMS = {  # column of the measures: what it is
     "noisy_db": "**noisy look**",
     "clean_db": "clean look (the same, without noise and other people)",
     "teacher_db": "clean speech of the look, by the teacher",
-    "right_stream_db": "the target's stream, whoever is enrolled",
+    "right_stream_db": "the stream nearest to the target, whoever is enrolled",
     "zeroed_db": "enrolment zeroed",
     "other_db": "another talker enrolled, against the target",
     "other_to_other_db": "another talker enrolled, against that talker",
@@ -24,12 +24,14 @@ _SYSTEMS = {  # column of the measures: what it is
 }
 _GROUPS: dict[str, Callable[[Row], str]] = {
     "talkers": lambda row: str(row["talkers"]),
-    "genders": lambda row: row["genders"] or "unknown",
+    "target among": lambda row: f"{row['gender'] or '?'} among {row['other_genders'] or '?'}",
     "same corpus": lambda row: "yes" if row["same_corpus"] else "no",
     "nearest talker": lambda row: _band(row["nearest_deg"], (15, 45, 90, 181), " deg"),
     "speech over noise": lambda row: _band(row["snr_db"], (5, 10, 15.1), " dB"),
     "overlap": lambda row: _band(row["overlap_s"], (2.5, 4.0, 5.1), " s"),
     "people who move": lambda row: "some" if row["moving"] else "nobody",
+    "speed of the target": lambda row: _band(row["speed_deg_s"], (0.1, 20, 40, 91), " deg/s"),
+    "speed of the fastest": lambda row: _band(row["fastest_deg_s"], (0.1, 20, 40, 91), " deg/s"),
     "look error": lambda row: _band(abs(row["look_error_deg"]), (5, 10, 18.1), " deg"),
     "somebody behind in the look": lambda row: "yes" if row["look_behind"] else "no",
     "look and mixture of one recording": lambda row: "yes" if row["one_recording"] else "no",
@@ -64,12 +66,14 @@ def write_report(rows: Sequence[Row], path: Path) -> None:
         "| measure | value |",
         "|---|---|",
         f"| SI-SDR of the mixture | {_mean(np.array([row['input_db'] for row in present]))} dB |",
-        f"| trunk alone, everybody, by location | {_mean(separation)} dB |",
+        f"| trunk alone, everybody, streams as they fit best | {_mean(separation)} dB |",
         f"| clean minus noisy look | {_mean(gap)} dB |",
         f"| target told from the mixture's others, noisy look | {_share(rows, 'told')} |",
         f"| the same, clean look | {_share(rows, 'told_clean')} |",
         f"| the same, teacher on what the front head lets through | {_share(rows, 'told_front')} |",
         f"| the same, teacher on the two-ear mean of the noisy look | {_share(rows, 'told_two_ear_mean')} |",
+        f"| somebody is noticed in the look | {_share(rows, 'seen')} |",
+        f"| the same, the person in front taken out of it | {_share(rows, 'seen_in_empty')} |",
         f"| target absent: output over input, mean of {len(absent)} | {np.mean(absent):.1f} dB |",
         f"| ILD error | {_mean(_column(present, 'ild_error_db'))} dB, median {_median(present, 'ild_error_db')} |",
         f"| ITD error | {_mean(_column(present, 'itd_error_us'))} us, median {_median(present, 'itd_error_us')} |",
@@ -140,6 +144,42 @@ def draw_curves(logs: dict[str, Path], path: Path, measure: str = "si_sdri_db") 
     panel.set_xlabel("step")
     panel.set_ylabel("SI-SDRi, dB")
     panel.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def draw_latency(runs: dict[str, Path], path: Path) -> None:
+    """Draw how the time of a chunk is spread: the share of chunks that took longer.
+
+    Args:
+        runs: JSON of `audio-llm-hear bench`, by the name of the run.
+        path: The picture.
+    """
+    import json
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=(7, 3.8))
+    for name, file in runs.items():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for label, part in ((name, found), (f"{name}, reference", found["compare"])):
+            if part is None:
+                continue
+            spread = part["compute_histogram"]
+            chunks = np.array(spread["chunks"])
+            longer = 1.0 - (np.cumsum(chunks) - chunks) / chunks.sum()
+            panel.step(spread["edges_ms"], longer, where="post", label=label)
+    panel.axvline(8.0, linewidth=0.8, color="grey")
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_xlim(0.3, 100.0)
+    panel.set_xlabel("time of a chunk, ms")
+    panel.set_ylabel("share of chunks that took longer")
+    panel.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

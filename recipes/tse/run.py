@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import calibrate
 import data
 import evaluate
 import report
@@ -29,6 +30,7 @@ from audio_llm.tse.train_separator import SeparatorTrainingConfig, train_separat
 from audio_llm.tse.train_speaker import SpeakerTrainingConfig, train_speaker
 
 SETTINGS = Path(__file__).parent / "config"
+_LOOKS = 300  # that say when nobody is in front
 BINAURAL = Path(__file__).parents[2] / "samples" / "binaural"
 
 
@@ -128,7 +130,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def write(arguments: argparse.Namespace) -> None:
-    """Write tables and pictures of what was measured, and the learning curves of `curve-*`."""
+    """Write tables and pictures of what was measured, of `bench/*.json` and of the trainings in `curve-*`."""
     folder = arguments.output / "measures"
     for name in ("scenes", "room"):
         rows = [row for path in sorted(folder.glob(f"{name}-*.jsonl")) for row in evaluate.read_rows(path)]
@@ -140,6 +142,9 @@ def write(arguments: argparse.Namespace) -> None:
     model = arguments.model or arguments.output / "tse-small"
     extract(sounds["mixture"], sounds.pop("look"), sounds["extracted"], model=model)
     report.draw_spectrograms(sounds, folder / "spectrograms.png")
+    runs = {path.stem.replace("-", " "): path for path in sorted((arguments.output / "bench").glob("*.json"))}
+    if runs:
+        report.draw_latency(runs, folder / "latency.png")
     logs = {path.parent.name: path for path in sorted(arguments.output.glob("curve-*/train.jsonl"))}
     if logs:
         report.draw_curves(logs, folder / "curves.png")
@@ -150,7 +155,11 @@ def finish(arguments: argparse.Namespace) -> None:
     folder, trained = arguments.output / "tse-small", _model(arguments)
     minutes = {path.parent.name: _last_minutes(path) for path in sorted(arguments.output.glob("*/train.jsonl"))}
     provenance = {"recipe": "recipes/tse", "minutes": minutes, "training": hub.model_info(trained).provenance}
-    save_model(folder, load_hearing(trained), "# tse-small\n", provenance)
+    hearing = load_hearing(trained)
+    tuning = read_sources(arguments.output / "packed" / "tune")
+    level_db = calibrate.least_front_db(hearing, tuning, min(_LOOKS, arguments.scenes))
+    hearing.config = replace(hearing.config, least_front_db=round(level_db, 1))
+    save_model(folder, hearing, "# tse-small\n", provenance)
     if cli.main(["export", "tse", "--model", str(folder), "-o", str(folder), "--overwrite"]):
         raise SystemExit(1)
 

@@ -20,7 +20,7 @@ from audio_llm_realtime import __version__
 from audio_llm_realtime.clock import MeasuredClock
 from audio_llm_realtime.ledger import Count, Ledger
 from audio_llm_realtime.loop import FileLoop
-from audio_llm_realtime.report import percentiles
+from audio_llm_realtime.report import histogram, percentiles
 from audio_llm_realtime.schedule import Wishes, scheduled
 from audio_llm_realtime.worker import Worker
 
@@ -103,6 +103,17 @@ def test_ledger_keeps_the_last_times_and_counts_all() -> None:
     ledger.clear()
     assert ledger.wall_ms.size == 0
     assert percentiles(ledger.wall_ms).p999 == 0.0
+
+
+def test_a_histogram_holds_every_chunk() -> None:
+    times_ms = np.array([0.0, 0.05, 0.1, 0.11, 1.0, 7.9, 8.1, 500.0])
+    found = histogram(times_ms)
+    assert sum(found.chunks) == len(times_ms)
+    assert len(found.edges_ms) == len(found.chunks)
+    assert (found.chunks[0], found.chunks[-1]) == (2, 1)
+    for edge, following, count in zip(found.edges_ms, (*found.edges_ms[1:], np.inf), found.chunks, strict=True):
+        assert count == ((times_ms >= edge) & (times_ms < following)).sum()
+    assert not any(histogram(np.zeros(0)).chunks)
 
 
 def test_skipped_chunks_are_no_stall_where_the_network_is_slow() -> None:

@@ -76,10 +76,12 @@ def test_looks_have_unit_vectors_that_their_level_does_not_change() -> None:
     encoder = EnrolmentEncoder(hearing)
     look = 0.1 * torch.randn(2, 2, 12_800)
     with torch.inference_mode():
-        vector, front = encoder.encode(look)
+        vector, front, front_db = encoder.encode(look)
         assert front.shape == look.shape
         torch.testing.assert_close(vector.norm(dim=-1), torch.ones(2))
         torch.testing.assert_close(front, hearing.extractor(look, front=True)[:, 0])
+        powers = [sound.square().mean(dim=-1).log10().mean(dim=-1) for sound in (front, look)]
+        torch.testing.assert_close(front_db, 10.0 * (powers[0] - powers[1]), atol=0.01, rtol=0)
         assert not torch.allclose(front, hearing.extractor(look)[:, 0], atol=1e-3)
         assert torch.equal(encoder(look[:1]), vector[:1]) or torch.allclose(encoder(look[:1]), vector[:1], atol=1e-5)
 

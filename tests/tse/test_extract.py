@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,15 @@ def test_the_look_matters(model: Path, look: Path, tmp_path: Path) -> None:
     assert (vectors[0] - vectors[1]).abs().max() > 1e-4
     extract(mixture, tmp_path / "tone.wav", tmp_path / "out.flac", model=model)
     assert soundfile.info(tmp_path / "out.flac").format == "FLAC"
+
+
+def test_a_look_at_nobody_is_told(model: Path, look: Path, tmp_path: Path) -> None:
+    mixture = noise(tmp_path / "mix.wav", 0.5)
+    loaded = load_model(model)
+    assert not any("nobody" in line for line in extract(mixture, look, tmp_path / "out.wav", model=loaded).warnings)
+    loaded.hearing.config = replace(loaded.hearing.config, least_front_db=60.0)
+    warned = extract(mixture, look, tmp_path / "out.wav", model=loaded).warnings
+    assert any(line.startswith(str(look)) and "nobody" in line for line in warned)
 
 
 def test_one_channel_works_and_the_loss_is_told(model: Path, tmp_path: Path) -> None:

@@ -51,14 +51,27 @@ def test_chunks_give_what_the_whole_gives() -> None:
     with torch.inference_mode():
         whole = model(x, enrolled)
         state, pieces = model.initial_state(2), []
-        for chunk in x.split(CHUNK, dim=-1):
-            piece, state = model.step(chunk, enrolled, state)
+        for chunks in x.split([CHUNK, 30 * CHUNK, CHUNK, 2 * CHUNK, 116 * CHUNK], dim=-1):
+            piece, state = model.step(chunks, enrolled, state)
             pieces.append(piece)
     assert whole.sound.abs().max() > 1e-3
     torch.testing.assert_close(torch.cat(pieces, dim=-1), whole.sound, atol=1e-5, rtol=1e-4)
     assert all(part.abs().max() > 0 for part in state.tensors().values())
     again = HearingState.from_tensors(state.tensors())
     assert all(torch.equal(again.tensors()[name], part) for name, part in state.tensors().items())
+
+
+def test_a_step_of_plain_operations_is_that_of_the_layers() -> None:
+    selector = make_model().selector
+    streams = 0.1 * torch.randn(2, 3, 2, 150 * CHUNK, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        weights, after = selector.follow(streams, vector(2), selector.initial_state(3, 2))
+        state = selector.initial_state(3, 2)
+        for number, chunk in enumerate(streams.split(CHUNK, dim=-1)):
+            _, state = selector.step(chunk, vector(2), state)
+            torch.testing.assert_close(state.weights, weights[:, number], atol=1e-5, rtol=1e-4)
+    for name, part in after.tensors().items():
+        torch.testing.assert_close(state.tensors()[name], part, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_a_certain_choice_gives_that_stream_and_none_gives_silence() -> None:
