@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -45,12 +46,17 @@ class Judge:
 
 
 def evaluate(
-    judge: Judge, sources: SceneSources, config: SceneConfig, count: int, path: Path, part: tuple[int, int] = (0, 1)
+    measures: Callable[[Scene], dict[str, Any]],
+    sources: SceneSources,
+    config: SceneConfig,
+    count: int,
+    path: Path,
+    part: tuple[int, int] = (0, 1),
 ) -> None:
     """Append the measures of the scenes that the file does not hold yet.
 
     Args:
-        judge: What is measured.
+        measures: Of a scene.
         sources: Of the test.
         config: How scenes are drawn.
         count: Scenes 0 to this.
@@ -64,7 +70,7 @@ def evaluate(
             if index in done:
                 continue
             scene = make_scene(sources, config, SEED, index)
-            file.write(json.dumps({"index": index, **describe(sources, scene), **measure(judge, scene)}) + "\n")
+            file.write(json.dumps({"index": index, **describe(sources, scene), **measures(scene)}) + "\n")
             file.flush()
             if index % 50 == part[0]:
                 logging.info("scene %d of %d", index, count)

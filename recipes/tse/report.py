@@ -91,6 +91,20 @@ def write_report(rows: Sequence[Row], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def write_devices(devices: dict[str, Sequence[Row]], path: Path) -> None:
+    """Write what exported models gain.
+
+    Args:
+        devices: Rows of each by its name.
+        path: The file.
+    """
+    lines = ["| exported model | scenes | SI-SDRi, noisy look, dB |", "|---|---|---|"]
+    for name, rows in devices.items():
+        gains = _column(rows, "noisy_db")
+        lines.append(f"| {name} | {len(gains)} | {_mean(gains)} |")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw the improvement by the mixture's SI-SDR, the target's azimuth and the nearest talker, and its spread."""
     import matplotlib

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import sys
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import calibrate
 import data
+import device
 import evaluate
 import report
 import smoke
@@ -30,6 +32,7 @@ from audio_llm.tse.train_separator import SeparatorTrainingConfig, train_separat
 from audio_llm.tse.train_speaker import SpeakerTrainingConfig, train_speaker
 
 SETTINGS = Path(__file__).parent / "config"
+_ON_DEVICE = 300  # scenes
 _LOOKS = 300  # that say when nobody is in front
 BINAURAL = Path(__file__).parents[2] / "samples" / "binaural"
 
@@ -46,7 +49,9 @@ def main() -> int:
     parser.add_argument("--start", type=Path, help="speaker, separate, hear: model to start from")
     parser.add_argument("--max-minutes", type=float, help="of a training")
     parser.add_argument("--resume", action="store_true", help="go on with a training")
-    parser.add_argument("--model", help="finish: default what `hear` made; evaluate: default what `finish` made")
+    parser.add_argument(
+        "--model", help="finish: default what `hear` made; evaluate, device: default what `finish` made"
+    )
     parser.add_argument("--scenes", type=int, default=1000, help="evaluate: how many")
     parser.add_argument("--part", default="0/1", help="evaluate: N/COUNT, this one of several processes")
     parser.add_argument("--measured-room", action="store_true", help="evaluate: in a real room")
@@ -126,7 +131,17 @@ def measure(arguments: argparse.Namespace) -> None:
     scenes = SceneConfig(measured_room_share=1.0 if arguments.measured_room else 0.0)
     name = f"{'room' if arguments.measured_room else 'scenes'}-{number}.jsonl"
     path = arguments.output / "measures" / name
-    evaluate.evaluate(judge, sources, scenes, arguments.scenes, path, (number, count))
+    measures = functools.partial(evaluate.measure, judge)
+    evaluate.evaluate(measures, sources, scenes, arguments.scenes, path, (number, count))
+
+
+def measure_device(arguments: argparse.Namespace) -> None:
+    """Measure an exported model on the first of the test's scenes, as a device runs it."""
+    folder = Path(arguments.model or arguments.output / "tse-small")
+    path = arguments.output / "measures" / f"device-{folder.name}.jsonl"
+    sources = read_sources(arguments.output / "packed" / "test")
+    found = device.Device(folder).measure
+    evaluate.evaluate(found, sources, SceneConfig(), min(arguments.scenes, _ON_DEVICE), path)
 
 
 def write(arguments: argparse.Namespace) -> None:
@@ -137,6 +152,9 @@ def write(arguments: argparse.Namespace) -> None:
         if rows:
             report.write_report(rows, folder / f"{name}.md")
             report.draw(rows, folder / f"{name}.png")
+    devices = {path.stem.partition("-")[2]: evaluate.read_rows(path) for path in sorted(folder.glob("device-*.jsonl"))}
+    if devices:
+        report.write_devices(devices, folder / "device.md")
     sounds = {name: BINAURAL / f"{name}.flac" for name in ("mixture", "target", "look")}
     sounds["extracted"] = folder / "extracted.flac"
     model = arguments.model or arguments.output / "tse-small"
@@ -178,6 +196,7 @@ STAGES = {
     "hear": hear,
     "finish": finish,
     "evaluate": measure,
+    "device": measure_device,
     "report": write,
 }
 

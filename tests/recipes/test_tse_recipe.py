@@ -18,7 +18,10 @@ PROJECT = Path(__file__).parents[2]
 def test_every_stage_runs_on_the_samples(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     command = [sys.executable, PROJECT / "recipes" / "tse" / "run.py", "all", "--smoke", "--output", tmp_path]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT / "export"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(str(PROJECT / part) for part in ("export", "realtime")),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     contract = json.loads((tmp_path / "tse-small" / "tse.json").read_text())
@@ -28,4 +31,9 @@ def test_every_stage_runs_on_the_samples(tmp_path: Path) -> None:
     oracle = [row["oracle_mask_db"] for row in rows if "oracle_mask_db" in row]
     assert oracle
     assert min(oracle) > 3.0
+    on_device = [
+        json.loads(line) for line in (tmp_path / "measures" / "device-tse-small.jsonl").read_text().splitlines()
+    ]
+    for row, own in zip(on_device, rows, strict=True):
+        assert row.get("noisy_db", 0.0) == pytest.approx(own.get("noisy_db", 0.0), abs=0.05)
     assert "noisy look" in (tmp_path / "measures" / "scenes.md").read_text()

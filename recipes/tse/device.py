@@ -1,0 +1,46 @@
+"""What an exported model makes of the test's scenes, as a device runs it: one look, then chunk by chunk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from audio_llm.simulation.scenes import Scene
+from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
+from audio_llm.tse.losses import si_sdr_db
+
+
+class Device:
+    """An engine and an enrolment of the device's package.
+
+    Args:
+        folder: What `audio-llm export tse` wrote.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from audio_llm_realtime.contract import load_contract
+        from audio_llm_realtime.engine import Engine
+        from audio_llm_realtime.enrol import Enroller
+
+        contract = load_contract(folder)
+        self._engine, self._enroller = Engine(contract), Enroller(contract)
+
+    def measure(self, scene: Scene) -> dict[str, Any]:
+        """Return the SI-SDR improvement of the target with the noisy look, dB; nothing where it is silent."""
+        whole = scene.mixture.shape[1] // CHUNK * CHUNK
+        mixture, target = scene.mixture[:, :whole], scene.target[:, :whole]
+        if not target.any():
+            return {}
+        self._engine.reset()
+        self._engine.set_conditions(self._enroller.enrol(scene.look, SAMPLE_RATE).vector)
+        chunks = np.split(np.ascontiguousarray(mixture), whole // CHUNK, axis=1)
+        heard = np.concatenate([self._engine.process(chunk) for chunk in chunks], axis=1)
+        return {"noisy_db": _ratio(heard[:, OVERLAP:], target) - _ratio(mixture, target)}
+
+
+def _ratio(found: np.ndarray, target: np.ndarray) -> float:
+    wanted = target[:, : target.shape[1] - OVERLAP]
+    return float(si_sdr_db(torch.from_numpy(found[:, : wanted.shape[1]]), torch.from_numpy(wanted)).mean())
