@@ -376,7 +376,7 @@ def validate(
             note(f"{name}_db", gain(sound))
         note("wrong", (gain(result.heard.sound) < 0).float())
         note("cosine", functional.cosine_similarity(clean, swapped, dim=-1).mean(-1))
-    return {name: float(np.mean(values)) for name, values in rows.items()}
+    return {name: float(np.mean(values)) for name, values in rows.items() if values}
 
 
 def _someone_else(batch: HearingBatch) -> Tensor:

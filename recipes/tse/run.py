@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help=f"settings of a training (default: {SETTINGS.name}/STAGE.yaml)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
     parser.add_argument("--start", type=Path, help="speaker, separate, hear: model to start from")
+    parser.add_argument("--trunk", type=Path, help="hear: separator in that model's place (default: what `separate` made)")
     parser.add_argument("--max-minutes", type=float, help="of a training")
     parser.add_argument("--resume", action="store_true", help="go on with a training")
     parser.add_argument(
@@ -113,7 +114,8 @@ def hear(arguments: argparse.Namespace) -> None:
     """Train separation, enrolment and choice together."""
     config = load_config(HearingTrainingConfig, _settings(arguments, "hear"), arguments.set)
     start = load_hearing(arguments.start or arguments.output / "choose" / "best")
-    trunk = None if arguments.start else load_separator(arguments.output / "separator" / "best")
+    made = None if arguments.start else arguments.output / "separator" / "best"
+    trunk = load_separator(arguments.trunk or made) if arguments.trunk or made else None
     output = arguments.output / "hear"
     logging.info(
         "%s", train_hearing(*_parts(arguments), output, config, start=start, trunk=trunk, **_limits(arguments))
