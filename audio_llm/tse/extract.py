@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "tse-small"
 EARS = 2
 _BLOCK_S = 4.0  # that is read at a time
-_SILENT = 1e-4  # largest sample of a look that counts as silent, -80 dB of full scale
+_SILENT = 1e-3  # root mean square of an ear that counts as silent, -60 dB of full scale
 _CLIPPED = 0.999  # of full scale
-_MOST_CLIPPED = 1e-3  # share of a look's samples that passes without a warning
+_MOST_CLIPPED = 1e-2  # share of a look's samples that passes without a warning
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def extract(
         output: The file to write; its suffix names the format.
         mix: 0 is only the person, 1 the mixture as it was.
         model: A model directory or a name, or what `tse.models.load_model` gave.
-        device: `cpu`, `cuda` or `auto`.
+        device: `cpu`, `cuda` or `auto`; a model that was loaded stays where it is.
 
     Raises:
         AudioFileError: A file cannot be read or written, or the look is too short or silent.
@@ -99,10 +99,9 @@ def extract(
     if any(_same(output, path) for path in (mixture, enroll)):
         raise UsageError("is an input as well", path=output, remedy="name another output")
     look = read_look(enroll)
-    device = resolve_device(device)
-    loaded = load_model(model, device) if isinstance(model, (str, os.PathLike)) else model
+    loaded = load_model(model, resolve_device(device)) if isinstance(model, (str, os.PathLike)) else model
     with torch.inference_mode():
-        enrolled = loaded.enrolment.encode(look.waveform[None].to(device))
+        enrolled = loaded.enrolment.encode(look.waveform[None].to(next(loaded.hearing.parameters()).device))
     if float(enrolled.front_db) < loaded.hearing.config.least_front_db:
         look = replace(look, warnings=(*look.warnings, "nobody seems to talk in front: face the person"))
     count = _Count()
@@ -137,14 +136,15 @@ def read_look(path: str | os.PathLike[str]) -> Look:
     remedy = f"record {LEAST_S:g} to {MOST_S:g} s while facing the person"
     if seconds < LEAST_S:
         raise AudioFileError(f"a look of {seconds:.2f} s is too short", path=path, remedy=remedy)
-    if np.abs(waveform).max() < _SILENT:
+    levels = np.sqrt(np.mean(np.square(waveform, dtype=np.float64), axis=0))
+    if levels.max() < _SILENT:
         raise AudioFileError("the look is silent", path=path, remedy=f"check the microphones and {remedy}")
     ears = _ears(waveform)
     loss = "nobody can be told from others by being in front"
     warnings += _ear_warnings(channels, loss)
     if channels >= EARS and np.array_equal(ears[:, 0], ears[:, 1]):
         warnings.append(f"both ears heard exactly the same: {loss}")
-    elif min(np.abs(ears).max(axis=0)) < _SILENT:
+    elif min(levels[:EARS]) < _SILENT:
         warnings.append(f"one ear is silent: {loss}")
     clipped = float((np.abs(ears) >= _CLIPPED).mean())
     if clipped > _MOST_CLIPPED:

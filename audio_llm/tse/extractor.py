@@ -35,7 +35,7 @@ class ExtractorConfig:
         context: Frames of features that are seen at once, this one and those before.
         kernel: Bands that the depthwise convolution sees.
         embedding: Width of the speaker's embedding; 0: the network takes none.
-        outputs: Streams in the output: 1, or one for each talker, left to right.
+        outputs: Streams in the output: 1, or one for each talker.
         front: Whether there is one more head, for whoever is in front.
     """
 

@@ -32,7 +32,7 @@ class GridNetConfig:
         heads: Of the attention.
         window: Frames that it sees.
         embedding: Width of the speaker's embedding; 0: the network takes none.
-        outputs: Streams in the output: 1, or one for each talker, left to right.
+        outputs: Streams in the output: 1, or one for each talker.
     """
 
     channels: int = 64

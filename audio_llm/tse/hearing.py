@@ -59,7 +59,7 @@ class Heard:
 
     Attributes:
         sound: (B, 2, T) float32, the person wanted, 64 samples later than the mixture.
-        streams: (B, K, 2, T) float32, everybody, from left to right, as late.
+        streams: (B, K, 2, T) float32, everybody, as late.
         logits: (B, N, K + 1) float32, of the choice among the streams and silence, by chunk.
         vectors: (B, N, K, 256) float32, the streams' vectors.
     """

@@ -99,11 +99,13 @@ def train_separator(
 
     Raises:
         DataError: A pack is missing or has too few people.
-        ConfigError: There may be more talkers than streams.
+        ConfigError: There may be more talkers than streams, or the reference is asked for the front.
     """
     if config.scenes.talkers[1] > config.outputs:
         remedy = "give the model as many outputs as there may be talkers"
         raise ConfigError(f"{config.scenes.talkers[1]} talkers, {config.outputs} streams", remedy=remedy)
+    if config.gridnet is not None and config.front_weight:
+        raise ConfigError("the reference has no head for the front", remedy="set front_weight to 0")
     sources, held_out = read_sources(pack), read_sources(tuning)
     samples = round(config.scenes.seconds * SAMPLE_RATE) // CHUNK * CHUNK
     seconds = samples / SAMPLE_RATE
@@ -234,6 +236,6 @@ def _gains(found: Tensor, wanted: Tensor, mixture: Tensor) -> list[float]:
 def _save(model: nn.Module, folder: Path, config: SeparatorTrainingConfig) -> None:
     assert isinstance(model, Extractor | GridNet)
     provenance: dict[str, Any] = {"training": asdict(config)}
-    card = "# A trunk trained by location\n\nThe talkers of a binaural mixture, left to right.\n"
+    card = "# A trunk trained by location\n\nThe talkers of a binaural mixture, in a stream each.\n"
     kind = SEPARATOR if isinstance(model, Extractor) else GRIDNET
     hub.save_model(folder, asdict(model.config), model.state_dict(), kind, card, provenance)

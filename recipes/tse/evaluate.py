@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audio_llm.errors import UsageError
 from audio_llm.simulation.heads import level_difference_db, time_difference_s
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import Scene, make_scene
@@ -47,6 +48,7 @@ class Judge:
 
 def evaluate(
     measures: Callable[[Scene], dict[str, Any]],
+    model: str,
     sources: SceneSources,
     config: SceneConfig,
     count: int,
@@ -57,28 +59,43 @@ def evaluate(
 
     Args:
         measures: Of a scene.
+        model: Fingerprint of what is measured.
         sources: Of the test.
         config: How scenes are drawn.
         count: Scenes 0 to this.
         path: JSON lines.
         part: Of several processes, this one's number and how many there are.
+
+    Raises:
+        UsageError: The file holds measures of another model.
     """
-    done = {row["index"] for row in read_rows(path)}
+    rows = read_rows(path)
+    if any(row["model"] != model for row in rows):
+        raise UsageError("these are measures of another model", path=path, remedy="remove them, or measure elsewhere")
+    done = {row["index"] for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         for index in range(part[0], count, part[1]):
             if index in done:
                 continue
             scene = make_scene(sources, config, SEED, index)
-            file.write(json.dumps({"index": index, **describe(sources, scene), **measures(scene)}) + "\n")
+            file.write(
+                json.dumps({"model": model, "index": index, **describe(sources, scene), **measures(scene)}) + "\n"
+            )
             file.flush()
             if index % 50 == part[0]:
                 logging.info("scene %d of %d", index, count)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file, none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """Return the rows of a file, none where there is no file; a row cut off by a kill is removed from it."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+        path.write_text(text, encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def describe(sources: SceneSources, scene: Scene) -> dict[str, Any]:

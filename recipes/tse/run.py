@@ -47,7 +47,9 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help=f"settings of a training (default: {SETTINGS.name}/STAGE.yaml)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
     parser.add_argument("--start", type=Path, help="speaker, separate, hear: model to start from")
-    parser.add_argument("--trunk", type=Path, help="hear: separator in that model's place (default: what `separate` made)")
+    parser.add_argument(
+        "--trunk", type=Path, help="hear: separator in that model's place (default: what `separate` made)"
+    )
     parser.add_argument("--max-minutes", type=float, help="of a training")
     parser.add_argument("--resume", action="store_true", help="go on with a training")
     parser.add_argument(
@@ -127,14 +129,15 @@ def measure(arguments: argparse.Namespace) -> None:
     packed = arguments.output / "packed"
     sources = read_sources(packed / "test")
     people = read_vectors(packed / "test", sources.voices)
-    model = load_model(arguments.model or arguments.output / "tse-small")
+    named = arguments.model or arguments.output / "tse-small"
+    model = load_model(named)
     judge = evaluate.Judge(model, teacher.read_teacher(packed), people)
     number, count = (int(part) for part in arguments.part.split("/"))
     scenes = SceneConfig(measured_room_share=1.0 if arguments.measured_room else 0.0)
     name = f"{'room' if arguments.measured_room else 'scenes'}-{number}.jsonl"
     path = arguments.output / "measures" / name
     measures = functools.partial(evaluate.measure, judge)
-    evaluate.evaluate(measures, sources, scenes, arguments.scenes, path, (number, count))
+    evaluate.evaluate(measures, hub.fingerprint(named), sources, scenes, arguments.scenes, path, (number, count))
 
 
 def measure_device(arguments: argparse.Namespace) -> None:
@@ -143,7 +146,8 @@ def measure_device(arguments: argparse.Namespace) -> None:
     path = arguments.output / "measures" / f"device-{folder.name}.jsonl"
     sources = read_sources(arguments.output / "packed" / "test")
     found = device.Device(folder).measure
-    evaluate.evaluate(found, sources, SceneConfig(), min(arguments.scenes, _ON_DEVICE), path)
+    fingerprint = json.loads((folder / "tse.json").read_text(encoding="utf-8"))["model"]["fingerprint"]
+    evaluate.evaluate(found, fingerprint, sources, SceneConfig(), min(arguments.scenes, _ON_DEVICE), path)
 
 
 def write(arguments: argparse.Namespace) -> None:
