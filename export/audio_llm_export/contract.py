@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-FORMAT, VERSION, NAME = "audio-llm-hearing", 1, "tse.json"
+FORMAT, VERSION, NAME = "audio-llm-hearing", 2, "tse.json"
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,14 @@ class StreamPart:
 
 @dataclass(frozen=True)
 class EnrolmentPart:
-    """What learns from a look who is wanted."""
+    """What learns from a look who is wanted; below the least level of `front` nobody seems to talk there."""
 
     file: str
     sha256: str
     look: Port
     vector: Port
+    front: Port
+    least_front_db: float
     least_samples: int
     most_samples: int
 

@@ -115,7 +115,7 @@ def _export(
             path = temporary / INT8_FILE
             write_int8(temporary / STREAM_FILE, path)
             eight = compare_stream(part, path)
-        document = _contract(part, path, encoder is not None, model)
+        document = _contract(part, path, encoder, model)
         (temporary / contract.NAME).write_text(document.to_json(), encoding="utf-8")
         names = [path.name for path in sorted(temporary.iterdir()) if path.name != contract.NAME] + [contract.NAME]
         size = path.stat().st_size + (0 if encoder is None else (temporary / ENROLMENT_FILE).stat().st_size)
@@ -127,7 +127,9 @@ def _export(
     return Exported(folder, tuple(names), size, found, enrolled, eight, lossless)
 
 
-def _contract(part: stream.Stream, path: Path, enrols: bool, model: contract.Model) -> contract.Contract:
+def _contract(
+    part: stream.Stream, path: Path, encoder: EnrolmentEncoder | None, model: contract.Model
+) -> contract.Contract:
     chunk = (1, EARS, CHUNK)
     states = tuple(
         contract.StatePort(name, f"{stream.NEXT}{name}", tuple(tensor.shape)) for name, tensor in part.initial().items()
@@ -139,10 +141,12 @@ def _contract(part: stream.Stream, path: Path, enrols: bool, model: contract.Mod
             contract.sha256(path.with_name(ENROLMENT_FILE)),
             contract.Port(enrolment.LOOK, (1, EARS, None)),
             contract.Port(enrolment.VECTOR, (1, part.width)),
+            contract.Port(enrolment.FRONT, (1,)),
+            encoder.hearing.config.least_front_db,
             enrolment.LEAST_SAMPLES,
             enrolment.MOST_SAMPLES,
         )
-        if enrols
+        if encoder is not None
         else None
     )
     return contract.Contract(

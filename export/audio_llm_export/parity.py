@@ -14,7 +14,7 @@ from torch.nn import functional
 from audio_llm.errors import ParityError
 from audio_llm.tse.enrolment import EnrolmentEncoder
 from audio_llm.tse.frames import CHUNK
-from audio_llm_export.enrolment import LEAST_SAMPLES, LOOK
+from audio_llm_export.enrolment import FRONT, LEAST_SAMPLES, LOOK, VECTOR
 from audio_llm_export.extractor_step import EARS
 from audio_llm_export.graph import open_session
 from audio_llm_export.stream import INPUT, NEXT, SOUND, Stream
@@ -80,8 +80,9 @@ def compare_enrolment(encoder: EnrolmentEncoder, path: Path, lengths: Sequence[i
     worst = 0.0
     for length in lengths:
         look = 0.1 * torch.randn(1, EARS, length, generator=random)
-        expected = encoder(look[..., : length // CHUNK * CHUNK]).numpy()
-        worst = max(worst, _largest(expected - session.run(None, {LOOK: look.numpy()})[0]))
+        expected = encoder.encode(look[..., : length // CHUNK * CHUNK])
+        vector, front_db = session.run([VECTOR, FRONT], {LOOK: look.numpy()})
+        worst = max(worst, _largest(expected.vector.numpy() - vector), _largest(expected.front_db.numpy() - front_db))
     return Parity(worst, 0.0, len(lengths))
 
 

@@ -54,7 +54,7 @@ class Bridge:
         self._ready = np.zeros((EARS, unit), np.float32)
         self._left = 0  # frames of `_ready` that are not played yet
         self._next = -unit * (1 + spare)  # position among the wet frames of the next unit to be made ready
-        self._gap = (0, 0)  # positions that must not be played wet
+        self._gaps: tuple[tuple[int, int], ...] = ()  # positions that must not be played wet, those ahead, in order
 
     @property
     def next_position(self) -> int:
@@ -63,8 +63,11 @@ class Bridge:
 
     def withhold(self, begin: int, end: int) -> None:
         """Have the frames from `begin` to `end` played dry; the worker calls this before it writes beyond `begin`."""
-        before = self._gap
-        self._gap = (min(begin, before[0]), end) if before[1] >= begin else (begin, end)
+        gaps = [gap for gap in self._gaps if gap[1] > self._next]
+        if gaps and gaps[-1][1] >= begin:
+            before = gaps.pop()
+            begin, end = min(begin, before[0]), max(end, before[1])
+        self._gaps = (*gaps, (begin, end))  # replaced whole: the device's callback reads it meanwhile
 
     def hear(self, block: NDArray[np.float32]) -> None:
         """Take frames from the device: (2, T) float32. What is no number in them counts as zero."""
@@ -93,8 +96,8 @@ class Bridge:
         if position < 0:  # nothing was heard so long ago
             self._ready[:] = 0.0
             return
-        begin, end = self._gap
-        there = not begin <= position < end and self.made.read(position, self._wet)
+        withheld = any(begin <= position < end for begin, end in self._gaps)
+        there = not withheld and self.made.read(position, self._wet)
         if not there and self.playout.wanted:
             self._ledger.add(Count.DRY)
         if not self.heard.read(position - self._wet_delay, self._dry):  # more was heard at once than is kept

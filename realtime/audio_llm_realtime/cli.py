@@ -7,6 +7,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,7 +77,8 @@ def _hear_parser() -> argparse.ArgumentParser:
         prog="audio-llm-hear",
         description="Hear one person: binaural sound in, the enrolled person out. "
         "Other commands: `audio-llm-hear devices`, `audio-llm-hear bench`.",
-        epilog=f"While it runs on devices: e or SIGUSR1 enrols anew, b or SIGUSR2 bypasses, q ends. {_EPILOG}",
+        epilog=f"While it runs on devices: e or SIGUSR1 enrols anew, b or SIGUSR2 bypasses, q or SIGTERM ends. "
+        f"{_EPILOG}",
     )
     parser.add_argument("--version", action="version", version=f"audio-llm-hear {__version__}")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an exported model")
@@ -94,6 +96,7 @@ def _hear_parser() -> argparse.ArgumentParser:
     where.add_argument("--output-device", type=int, metavar="N", help="headphones (default: the system's)")
     where.add_argument("--input-file", type=Path, metavar="IN", help="a binaural recording instead of devices")
     where.add_argument("--output-file", type=Path, metavar="OUT", help="as long as IN and aligned to it")
+    where.add_argument("--overwrite", action="store_true", help="replace OUT if it is there already")
     where.add_argument("--realtime", action="store_true", help="take 8 ms a chunk for a file, and miss what is late")
     parser.add_argument(
         "--mix", type=_number(0.0, 1.0), default=0.0, metavar="0..1", help="0: only the person; 1: the input as it was"
@@ -144,6 +147,8 @@ def _hear(arguments: argparse.Namespace) -> int:
         raise UsageError("files and devices exclude each other")
     if arguments.realtime and files[0] is None:
         raise UsageError("--realtime is for files; devices always run in real time")
+    if arguments.overwrite and files[0] is None:
+        raise UsageError("--overwrite is for files; nothing else is replaced by it")
     if arguments.fifo and files[0] is not None and not arguments.realtime:
         raise UsageError("SCHED_FIFO without pauses is stopped by the kernel", remedy="add --realtime")
     settings = HearSettings(
@@ -154,10 +159,12 @@ def _hear(arguments: argparse.Namespace) -> int:
         spare=arguments.spare,
         wishes=_wishes(arguments),
         report=arguments.report,
+        overwrite=arguments.overwrite,
     )
     contract = load_contract(arguments.model)
     if files[0] is not None:
-        report = hear_file(contract, settings, files[0], files[1], arguments.realtime, _say)
+        progress = _show if sys.stderr.isatty() else None
+        report = hear_file(contract, settings, files[0], files[1], arguments.realtime, _say, progress)
     else:
         report = hear_devices(contract, settings, arguments.input_device, arguments.output_device, _say)
     _say(_summary(report))
@@ -168,7 +175,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     settings = BenchSettings(arguments.chunks, arguments.paced, arguments.share, arguments.spare, _wishes(arguments))
     contract = load_contract(arguments.model)
     other = None if arguments.compare is None else load_contract(arguments.compare)
-    result = bench(contract, other, settings, _progress(arguments.chunks))
+    progress = partial(_show, total=arguments.chunks) if sys.stderr.isatty() else None
+    result = bench(contract, other, settings, progress)
     for line in result.report.refused:
         _say(f"warning: {line}")
     if arguments.json:
@@ -214,10 +222,8 @@ def _times(report: Report) -> str:
     )
 
 
-def _progress(total: int) -> Callable[[int], None] | None:
-    if not sys.stderr.isatty():
-        return None
-    return lambda done: print(f"\r{done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+def _show(done: int, total: int) -> None:
+    print(f"\r{done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _number(least: float, most: float | None) -> Callable[[str], float]:
@@ -241,4 +247,5 @@ def _count(least: int) -> Callable[[str], int]:
 
 
 def _say(line: str) -> None:
-    print(f"audio-llm-hear: {line}", file=sys.stderr, flush=True)
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # where progress may stand
+    print(f"{clear}audio-llm-hear: {line}", file=sys.stderr, flush=True)

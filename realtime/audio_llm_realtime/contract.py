@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from audio_llm_realtime.errors import ContractError, ModelNotFoundError
 
 NAME = "tse.json"
 FORMAT = "audio-llm-hearing"
-VERSION = 1
+VERSION = 2
 EARS = 2
 
 _AGAIN = "export the model again with `audio-llm export tse`"
@@ -91,14 +92,18 @@ class EnrolmentContract:
         sha256: Of that file.
         look: Takes the binaural look.
         vector: Gives what the first condition of the stream takes.
+        front: Gives the level of whoever is in front over that of the look, dB.
+        least_front_db: Below that level nobody seems to talk there.
         least_samples: A shorter look is refused.
-        most_samples: Of a longer look the last so many samples are used.
+        most_samples: Of a longer look the first so many samples are used.
     """
 
     path: Path
     sha256: str
     look: Port
     vector: Port
+    front: Port
+    least_front_db: float
     least_samples: int
     most_samples: int
 
@@ -145,7 +150,7 @@ def load_contract(folder: str | os.PathLike[str]) -> Contract:
         folder: Holds `tse.json` and the ONNX files it names.
 
     Raises:
-        ModelNotFoundError: The folder, the contract or an ONNX file is missing.
+        ModelNotFoundError: The folder or the contract is missing.
         ContractError: The contract is damaged, of another format or version, or contradicts itself.
     """
     folder = Path(folder)
@@ -158,7 +163,8 @@ def load_contract(folder: str | os.PathLike[str]) -> Contract:
         raise ContractError(f"not JSON: {error}", path=path, remedy=_AGAIN) from None
     for key, right in (("format", FORMAT), ("version", VERSION), ("channels", EARS)):
         if found.value(key) != right:
-            raise ContractError(f"{key} is {found.value(key)!r}, not {right!r}", path=path, remedy=_AGAIN)
+            remedy = f"{_AGAIN} of the same version as this package"
+            raise ContractError(f"{key} is {found.value(key)!r}, not {right!r}", path=path, remedy=remedy)
     chunk_samples = found.count("chunk_samples")
     lookahead_samples = found.count("lookahead_samples", least=0)
     if found.count("latency_samples") != chunk_samples + lookahead_samples:
@@ -256,6 +262,12 @@ class _Reader:
             raise self.wrong(key, f"is {value!r}, not a whole number of {least} or more")
         return value
 
+    def number(self, key: str) -> float:
+        value = self.value(key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise self.wrong(key, f"is {value!r}, not a number")
+        return float(value)
+
     def text(self, key: str) -> str:
         value = self.value(key)
         if not isinstance(value, str) or not value:
@@ -324,4 +336,8 @@ def _read_enrolment(part: _Reader, stream: StreamContract) -> EnrolmentContract:
     least, most = part.count("least_samples"), part.count("most_samples")
     if most < least:
         raise part.wrong("most_samples", "is less than least_samples")
-    return EnrolmentContract(part.file(), part.text("sha256"), look, vector, least, most)
+    front = part.part("front").port()
+    if front.shape != (1,):
+        raise part.wrong("front.shape", f"is {list(front.shape)}, not [1]")
+    least_front_db = part.number("least_front_db")
+    return EnrolmentContract(part.file(), part.text("sha256"), look, vector, front, least_front_db, least, most)

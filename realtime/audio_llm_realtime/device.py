@@ -117,16 +117,18 @@ class DeviceLoop:
         worker: At the rate of the devices.
         pair: The devices.
         wishes: For the worker's thread.
+        say: Takes a line for the listener: what the system does not grant, as soon as it is known.
 
     Attributes:
         device_ms: Delays of input and output, as the device states them.
         refused: What the system did not grant.
     """
 
-    def __init__(self, worker: Worker, pair: DevicePair, wishes: Wishes) -> None:
+    def __init__(self, worker: Worker, pair: DevicePair, wishes: Wishes, say: Callable[[str], None]) -> None:
         self._worker = worker
         self._pair = pair
         self._wishes = wishes
+        self._say = say
         self._stop = threading.Event()
         self._errors: list[Exception] = []
         self._last_block_s = 0.0
@@ -194,6 +196,8 @@ class DeviceLoop:
         worker = self._worker
         try:
             with scheduled(self._wishes, self.refused):
+                for line in self.refused:
+                    self._say(f"warning: {line}")
                 while not self._stop.is_set():
                     if not worker.ready:
                         time.sleep(_POLL_S)

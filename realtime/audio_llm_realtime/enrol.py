@@ -36,8 +36,6 @@ class Enrolment:
 class Enroller:
     """Runs the enrolment network of a contract.
 
-    It cannot tell whether anybody is in front: a look at nobody gives the vector of whatever is loudest there.
-
     Args:
         contract: Of the model.
 
@@ -50,7 +48,7 @@ class Enroller:
         self._contract = _enrolment_of(contract)
         self._rate = contract.sample_rate
         found = self._contract
-        self._session = open_session(found.path, found.sha256, (found.look,), (found.vector,))
+        self._session = open_session(found.path, found.sha256, (found.look,), (found.vector, found.front))
 
     def enrol(self, look: NDArray[np.float32], sample_rate: int) -> Enrolment:
         """Enrol the person of a look.
@@ -67,15 +65,18 @@ class Enroller:
         warnings = []
         if look.ndim == 2 and look.shape[1] > most:
             warnings.append(
-                f"the look lasts {look.shape[1] / self._rate:.1f} s; the last {most / self._rate:.1f} s are used"
+                f"the look lasts {look.shape[1] / self._rate:.1f} s; the first {most / self._rate:.1f} s are used"
             )
-            look = look[:, -most:]
+            look = look[:, :most]
         self._check(look, sample_rate)
-        (vector,) = self._session.run([self._contract.vector.name], {self._contract.look.name: look[None]})
+        ports = self._contract
+        vector, front_db = self._session.run([ports.vector.name, ports.front.name], {ports.look.name: look[None]})
         if vector.shape != self._contract.vector.sizes:
             raise ContractError(f"enrolment gave the shape {vector.shape}", path=self._contract.path)
         if not np.isfinite(vector).all() or not vector.any():
             raise EnrolmentError("enrolment found nobody in this look", remedy=_LOOK_AGAIN)
+        if front_db[0] < ports.least_front_db:
+            warnings.append("nobody seems to talk in front: face the person and record the look again")
         return Enrolment(vector, look.shape[1] / self._rate, tuple(warnings))
 
     def _check(self, look: NDArray[np.float32], sample_rate: int) -> None:
@@ -136,15 +137,25 @@ class LookRecorder:
             ContractError: The model has no enrolment network.
             UsageError: The look would be too short.
         """
-        found = _enrolment_of(self._contract)
-        samples = round(seconds * self._contract.sample_rate)
-        if samples < found.least_samples:
-            least_s = found.least_samples / self._contract.sample_rate
-            raise UsageError(f"a look of {seconds:g} s is too short", remedy=f"give {least_s:g} s or more")
+        samples = round(self.fit(seconds) * self._contract.sample_rate)
         if self.recording:
             return
         self._filled = 0
-        self._wanted = min(samples, found.most_samples)
+        self._wanted = samples
+
+    def fit(self, seconds: float) -> float:
+        """Return how many of these seconds `start` would record: no more than the network takes.
+
+        Raises:
+            ContractError: The model has no enrolment network.
+            UsageError: The look would be too short.
+        """
+        found, rate = _enrolment_of(self._contract), self._contract.sample_rate
+        fitting_s = min(seconds, found.most_samples / rate)
+        if round(fitting_s * rate) < found.least_samples:
+            least_s = found.least_samples / rate
+            raise UsageError(f"a look of {seconds:g} s is too short", remedy=f"give {least_s:g} s or more")
+        return fitting_s
 
     def hear(self, chunk: NDArray[np.float32]) -> None:
         """Keep a chunk (2, T) float32, if one is wanted."""

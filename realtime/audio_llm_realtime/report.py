@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audio_llm_realtime import __version__
+from audio_llm_realtime.errors import HearingError, UsageError
 from audio_llm_realtime.ledger import Count
 from audio_llm_realtime.worker import Worker
 
@@ -194,8 +196,30 @@ def versions() -> dict[str, str]:
     return found
 
 
+def check_report(path: Path) -> None:
+    """Find out before the work whether a report of that name can be written.
+
+    Raises:
+        UsageError: It is a folder, or lies in none.
+    """
+    if path.is_dir():
+        raise UsageError("is a folder", path=path, remedy="name a file for the report")
+    if not path.parent.is_dir():
+        raise UsageError("the folder does not exist", path=path, remedy=f"create {path.parent}")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all.
+
+    Raises:
+        HearingError: It cannot be written.
+    """
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise HearingError(f"not written: {error.strerror}", path=path, remedy="give another name") from None
+    finally:
+        with contextlib.suppress(OSError):  # such as a folder that is gone
+            part.unlink(missing_ok=True)

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from audio_llm_realtime.contract import EARS
 from audio_llm_realtime.errors import SoundFileError
 
+_PIECE_FRAMES = 16_384  # libsndfile's Vorbis encoder keeps what it is given at once on the stack
+_KEPT_SUBTYPES = ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
+
 
 @dataclass(frozen=True)
 class Sound:
@@ -52,14 +55,18 @@ def read_sound(path: Path) -> Sound:
     return sound
 
 
-def write_sound(path: Path, waveform: NDArray[np.float32], sample_rate: int, subtype: str) -> None:
+def write_sound(path: Path, waveform: NDArray[np.float32], sample_rate: int, subtype: str) -> int:
     """Write a sound file whole or not at all.
 
     Args:
         path: Its ending says the format.
         waveform: (C, T) float32.
         sample_rate: In Hz.
-        subtype: How samples are stored, where the format can; else its usual way.
+        subtype: How the source's samples are stored; kept where it is PCM of 16 bits or more, or float, and the format
+            can; else the format's usual way.
+
+    Returns:
+        Samples that were beyond full scale and are clipped.
 
     Raises:
         SoundFileError: It cannot be written.
@@ -70,24 +77,31 @@ def write_sound(path: Path, waveform: NDArray[np.float32], sample_rate: int, sub
     kind = path.suffix[1:].upper()
     part = path.with_name(f".{path.name}.part")
     try:
-        chosen = subtype if soundfile.check_format(kind, subtype) else None
-        soundfile.write(part, waveform.T, sample_rate, subtype=chosen, format=kind)
+        kept = subtype in _KEPT_SUBTYPES and soundfile.check_format(kind, subtype)
+        chosen = subtype if kept else soundfile.default_subtype(kind)
+        with soundfile.SoundFile(part, "w", sample_rate, waveform.shape[0], chosen, format=kind) as file:
+            for start in range(0, waveform.shape[1], _PIECE_FRAMES):
+                file.write(waveform[:, start : start + _PIECE_FRAMES].T)
         part.replace(path)
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         raise SoundFileError(f"not written: {' '.join(str(error).split())}", path=path) from None
     finally:
         part.unlink(missing_ok=True)
+    return int(np.count_nonzero(np.abs(waveform) > 1.0)) if chosen.startswith("PCM_") else 0
 
 
 def check_writable(path: Path) -> None:
     """Find out before the work whether a file of that name can be written.
 
     Raises:
-        SoundFileError: The format is unknown or the folder is missing.
+        SoundFileError: The format is unknown, the folder is missing, or it is a folder itself.
     """
     import soundfile
 
-    if path.suffix[1:].upper() not in soundfile.available_formats():
+    kind = path.suffix[1:].upper()
+    if kind not in soundfile.available_formats() or soundfile.default_subtype(kind) is None:
         raise SoundFileError(f"no sound format has the ending {path.suffix!r}", path=path, remedy="write .wav")
     if not path.parent.is_dir():
         raise SoundFileError("the folder does not exist", path=path, remedy=f"create {path.parent}")
+    if path.is_dir():
+        raise SoundFileError("is a folder", path=path, remedy="name a file")

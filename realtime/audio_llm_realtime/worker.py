@@ -1,8 +1,8 @@
 """The worker: runs the engine on what the bridge heard, at the device's rate, and catches up when it is late.
 
-A late chunk is still run, so that the network's state has heard everything. When more than `max_behind` chunks wait,
-all but the newest are dropped, the state is reset, the newest is run but played dry, and the wet signal fades in after
-it.
+A late chunk is still run, so that the network's state has heard everything. When more than `max_behind` chunks wait
+beyond the spare ones, all but the newest are dropped, the state is reset, the newest is run but played dry, and the wet
+signal fades in after it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Worker:
         engine: Runs the network.
         sample_rate: Of the device; a whole multiple of the model's.
         wet: Share of the wet signal, 0 to 1.
-        max_behind: Chunks that may wait before all but the newest are dropped.
+        max_behind: Chunks that may wait, beyond the spare ones, before all but the newest are dropped.
         spare: Chunks that the output waits longer, so that each has 8 ms more for every one of them.
 
     Raises:
@@ -66,7 +66,7 @@ class Worker:
         wet_delay = contract.lookahead_samples * ratio + delay_frames(ratio)
         self.bridge = Bridge(chunk * ratio, wet_delay, 4 * max_behind + 8, self.ledger, wet, spare)
         self.recorder = LookRecorder(contract)
-        self._max_behind = max_behind
+        self._max_behind = max_behind + spare
         self._down = Decimator(ratio, EARS, chunk) if ratio > 1 else None
         self._up = Interpolator(ratio, EARS, chunk) if ratio > 1 else None
         self._input = np.zeros((EARS, chunk * ratio), np.float32)

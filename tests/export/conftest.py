@@ -19,6 +19,7 @@ torch.set_num_threads(1)
 TINY = HearingConfig(
     ExtractorConfig(channels=8, hidden=8, blocks=2, stride=6, embedding=0, outputs=3, front=True),
     SelectorConfig(12, 2, 3, 5),
+    -17.5,
 )
 
 

@@ -82,7 +82,7 @@ def test_looks_of_any_length_give_the_networks_vector(model_folder: Path, export
 
 def test_contract_says_what_the_files_are(model_folder: Path, exported: Path) -> None:
     contract = contract_of(exported)
-    assert (contract["format"], contract["version"]) == ("audio-llm-hearing", 1)
+    assert (contract["format"], contract["version"]) == ("audio-llm-hearing", 2)
     numbers = ("sample_rate", "channels", "chunk_samples", "lookahead_samples", "latency_samples")
     assert [contract[name] for name in numbers] == [16_000, 2, 128, 64, 192]
     assert contract["model"] == {"name": "tiny", "fingerprint": hub.fingerprint(model_folder)}
@@ -101,7 +101,8 @@ def test_contract_says_what_the_files_are(model_folder: Path, exported: Path) ->
     }
     session = onnxruntime.InferenceSession(str(exported / enrolment["file"]))
     assert [i.name for i in session.get_inputs()] == [enrolment["look"]["name"]]
-    assert [o.name for o in session.get_outputs()] == [enrolment["vector"]["name"]]
+    assert [o.name for o in session.get_outputs()] == [enrolment["vector"]["name"], enrolment["front"]["name"]]
+    assert enrolment["least_front_db"] == -17.5
     assert enrolment["look"]["shape"] == [1, 2, None]
     assert (enrolment["least_samples"], enrolment["most_samples"]) == (16_000, 160_000)
     for name in (stream["file"], enrolment["file"]):

@@ -32,7 +32,7 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
             changes = {"stream__conditions": [], "enrolment": None, **changes}
         contract = {
             "format": "audio-llm-hearing",
-            "version": 1,
+            "version": 2,
             "sample_rate": RATE,
             "channels": 2,
             "chunk_samples": CHUNK,
@@ -56,6 +56,8 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
                 "sha256": hashes["enrolment.onnx"],
                 "look": {"name": "look", "shape": [1, 2, None]},
                 "vector": {"name": "enrolled", "shape": [1, WIDTH]},
+                "front": {"name": "front_db", "shape": [1]},
+                "least_front_db": -20.0,
                 "least_samples": RATE,
                 "most_samples": 2 * RATE,
             },
@@ -109,7 +111,7 @@ def write_network(path: Path, conditioned: bool = True) -> str:
     """Write one of the two networks; return its hash.
 
     tse.onnx: sound = gain x input 64 samples before + memory x level; level = level before / 2 + mean of the chunk.
-    enrolment.onnx: enrolled = [1, 0, mean of the look, 0].
+    enrolment.onnx: enrolled = [1, 0, mean of the look, 0]; front_db = that mean in percent.
     """
     onnx = pytest.importorskip("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
@@ -149,10 +151,13 @@ def write_network(path: Path, conditioned: bool = True) -> str:
             node("ReduceMean", ["look", "axes"], ["mean"], keepdims=0),
             node("Reshape", ["mean", "form"], ["column"]),
             node("Concat", ["front", "column", "back"], ["enrolled"], axis=1),
+            node("Mul", ["mean", "hundred"], ["percent"]),
+            node("Reshape", ["percent", "single"], ["front_db"]),
         ]
-        inputs, outputs = [port("look", 1, 2, None)], [port("enrolled", 1, WIDTH)]
+        inputs, outputs = [port("look", 1, 2, None)], [port("enrolled", 1, WIDTH), port("front_db", 1)]
         constants = [numbers("axes", [1, 2], np.int64), numbers("form", [1, 1], np.int64)]
         constants += [numbers("front", [[1.0, 0.0]]), numbers("back", [[0.0]])]
+        constants += [numbers("hundred", 100.0), numbers("single", [1], np.int64)]
     graph = helper.make_graph(nodes, path.stem, inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from audio_llm_realtime import hear
 from audio_llm_realtime.cli import main
+from audio_llm_realtime.enrol import Enroller
 
 soundfile = pytest.importorskip("soundfile")
 RATE = 16_000
@@ -81,10 +86,32 @@ def test_look_from_the_first_seconds_of_the_file(
 ) -> None:
     assert main(files(np.concatenate([sound, sound], axis=1), live="1")) == 0
     assert "enrolled from 1.0 s" in capsys.readouterr().err
-    assert main(files(sound[:, :8_000], live="1")) == 1
-    assert "1 s of look are more than the file has" in capsys.readouterr().err
-    assert main(files(np.concatenate([0 * sound, sound], axis=1), live="1")) == 1
-    assert "silent" in capsys.readouterr().err
+    assert main([*files(sound[:, :8_000], live="1"), "--overwrite"]) == 1
+    said = capsys.readouterr().err
+    assert "in.wav: 1 s of look are more than the file has (give --enroll LOOK.wav, or fewer seconds" in said
+    assert main([*files(np.concatenate([0 * sound, sound], axis=1), live="1"), "--overwrite"]) == 1
+    assert "in.wav: the left ear of the look is silent (check the microphones)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("realtime", [False, True])
+def test_only_a_paced_file_is_enrolled_beside_the_loop(
+    files: Callable[..., list[str]],
+    sound: np.ndarray,
+    realtime: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    threads, enrol = [], Enroller.enrol
+
+    def noted(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return enrol(*arguments)
+
+    monkeypatch.setattr(Enroller, "enrol", noted)
+    waveform = np.concatenate([sound, sound[:, :2_000]], axis=1)
+    assert main([*files(waveform, live="1"), *(["--realtime"] if realtime else [])]) == 0
+    assert "enrolled from 1.0 s" in capsys.readouterr().err
+    assert [thread is threading.main_thread() for thread in threads] == [not realtime]
 
 
 def test_paced_file_equals_the_fast_one_where_nothing_is_late(
@@ -119,6 +146,7 @@ def test_mix(files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray)
         (["--input-file", "x.wav"], 2, "go together"),
         (["--input-file", "x.wav", "--output-file", "y.wav", "--input-device", "0"], 2, "exclude each other"),
         (["--realtime"], 2, "--realtime is for files"),
+        (["--overwrite"], 2, "--overwrite is for files"),
         (["--input-file", "x.wav", "--output-file", "y.wav", "--fifo"], 2, "add --realtime"),
         (["--mix", "1.5"], 2, "--mix"),
         (["--mix", "nan"], 2, "--mix"),
@@ -141,6 +169,7 @@ def test_wrong_files(
         (["--input-file", str(tmp_path / "none.wav")], "none.wav: no such file"),
         (["--output-file", str(tmp_path / "out.doc")], "out.doc: no sound format"),
         (["--output-file", str(tmp_path / "no" / "out.wav")], "the folder does not exist"),
+        (["--output-file", str(tmp_path / "folder.wav")], "folder.wav: is a folder"),
         (["--enroll", str(tmp_path / "one.wav")], "one.wav: the look has 1 channel, not 2"),
         (["--input-file", str(tmp_path / "text.wav")], "text.wav: not read as sound"),
         (["--input-file", str(tmp_path / "three.wav")], "three.wav: 3 channels"),
@@ -150,6 +179,7 @@ def test_wrong_files(
     soundfile.write(tmp_path / "three.wav", np.zeros((100, 3)), RATE)
     soundfile.write(tmp_path / "empty.wav", np.zeros((0, 2)), RATE)
     (tmp_path / "text.wav").write_text("no sound")
+    (tmp_path / "folder.wav").mkdir()
     for more, said in cases:
         assert main([*words, *more]) == 1
         assert said in capsys.readouterr().err
@@ -171,8 +201,108 @@ def test_network_that_takes_nobody_needs_no_look(
     files: Callable[..., list[str]], make_model: Callable[..., Path], tmp_path: Path, sound: np.ndarray
 ) -> None:
     words = files()[4:]
-    assert main(["--model", str(make_model("open", conditioned=False)), *words]) == 0
+    model = ["--model", str(make_model("open", conditioned=False))]
+    assert main([*model, *words]) == 0
     np.testing.assert_array_equal(soundfile.read(tmp_path / "out.wav", dtype="float32")[0].T, sound)
+
+
+@pytest.mark.parametrize("who", [["--enroll", "LOOK"], ["--enroll-live", "1"]])
+def test_network_that_takes_nobody_refuses_a_look(
+    files: Callable[..., list[str]],
+    make_model: Callable[..., Path],
+    who: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = files()
+    model = make_model("open", conditioned=False)
+    who = [words[3] if word == "LOOK" else word for word in who]
+    assert main(["--model", str(model), *who, *words[4:]]) == 2
+    assert f"{model}: this model takes nobody's look (leave out --enroll" in capsys.readouterr().err
+
+
+def test_nothing_is_written_over_unasked(
+    files: Callable[..., list[str]],
+    tmp_path: Path,
+    sound: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = files()
+    (tmp_path / "out.wav").write_bytes(b"mine")
+    os.link(tmp_path / "in.wav", tmp_path / "linked.wav")
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.wav")}
+    with monkeypatch.context() as patch:
+        patch.delattr(hear, "read_sound")  # no work is begun
+        for more, said in (
+            ([], "out.wav: is there already (add --overwrite to replace it)"),
+            (["--overwrite", "--output-file", str(tmp_path / "in.wav")], "in.wav: is the input itself"),
+            (["--overwrite", "--output-file", str(tmp_path / "linked.wav")], "linked.wav: is the input itself"),
+            (["--overwrite", "--output-file", str(tmp_path / "look.wav")], "look.wav: is the look itself"),
+            (["--overwrite", "--report", str(tmp_path / "in.wav")], "in.wav: is the input itself"),
+            (["--overwrite", "--report", str(tmp_path / "x" / ".." / "out.wav")], "out.wav: is the output itself"),
+            (["--overwrite", "--report", str(tmp_path)], f"{tmp_path}: is a folder"),
+            (["--overwrite", "--report", str(tmp_path / "no" / "r.json")], "r.json: the folder does not exist"),
+        ):
+            assert main([*words, *more]) == 2
+            assert said in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.wav")} == before
+    assert main([*words, "--overwrite"]) == 0
+    np.testing.assert_array_equal(soundfile.read(tmp_path / "out.wav", dtype="float32")[0].T, sound)
+
+
+def test_report_that_cannot_be_written_is_named_and_leaves_nothing(
+    files: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace = Path.replace
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == ".report.json.part":
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert main([*files(), "--report", str(tmp_path / "report.json")]) == 1
+    assert "report.json: not written: No space left on device (" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []
+
+
+def test_samples_beyond_full_scale_are_said(
+    files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loud = sound.copy()
+    loud[:, 5_000:5_003] = 1.5
+    words = files(loud)
+    assert main(words) == 0
+    assert "clipped" not in capsys.readouterr().err  # of floats nothing is
+    assert main([*words, "--output-file", str(tmp_path / "out.flac")]) == 0
+    assert "out.flac: 6 samples were beyond full scale and are clipped" in capsys.readouterr().err
+
+
+def test_progress_is_for_a_terminal(
+    files: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = files()
+    assert main(words) == 0
+    assert "/127" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main([*words, "--overwrite"]) == 0
+    said = capsys.readouterr().err
+    assert "\r125/127\r127/127\n" in said
+    assert "\r\x1b[Kaudio-llm-hear: 127 chunks" in said
+
+
+def test_what_is_refused_is_said_once_and_before_the_work(
+    files: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = [*files(), "--cpu", "100000"]
+    assert main(words) == 0
+    assert capsys.readouterr().err.count("core 100000 only was not granted") == 1
+    monkeypatch.setattr(hear, "_run_aligned", stop)
+    assert main([*words, "--overwrite"]) == 130
+    assert "core 100000 only was not granted" in capsys.readouterr().err
 
 
 def test_bench_tells_it_in_words(make_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ def test_contract_is_read(make_model: Callable[..., Path]) -> None:
     "changes, said",
     [
         ({"format": "other"}, "format is 'other'"),
-        ({"version": 2}, "version is 2, not 1"),
+        ({"version": 1}, "version is 1, not 2"),
         ({"channels": 1}, "channels is 1, not 2"),
         ({"latency_samples": 128}, "latency_samples"),
         ({"lookahead_samples": 256, "latency_samples": 384}, "lookahead_samples is more"),
@@ -42,6 +42,9 @@ def test_contract_is_read(make_model: Callable[..., Path]) -> None:
         ({"stream__states": [{"input": "chunk", "output": "x", "shape": [1]}]}, "one name twice"),
         ({"enrolment__vector__shape": [1, 9]}, "enrolment.vector.shape is [1, 9]"),
         ({"enrolment__look__shape": [1, 1, None]}, "enrolment.look.shape"),
+        ({"enrolment__front__shape": [1, 1]}, "enrolment.front.shape is [1, 1]"),
+        ({"enrolment__least_front_db": "low"}, "enrolment.least_front_db is 'low', not a number"),
+        ({"enrolment__least_front_db": float("nan")}, "enrolment.least_front_db is nan, not a number"),
         ({"enrolment__most_samples": 10}, "enrolment.most_samples"),
     ],
 )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +19,12 @@ import pytest
 from audio_llm_realtime import hear, keys
 from audio_llm_realtime.cli import main
 from audio_llm_realtime.device import choose_devices, count_status, list_devices
+from audio_llm_realtime.engine import Engine
 from audio_llm_realtime.errors import DeviceError
 from audio_llm_realtime.ledger import Count, Ledger
 
 CHUNK = 128
+LEVEL = 0.1  # mean of what the microphones hear
 
 
 class PortAudioError(Exception):
@@ -26,7 +32,10 @@ class PortAudioError(Exception):
 
 
 class FakeStream:
-    """Calls back at once for a fixed number of blocks, and waits for the worker; then it is gone."""
+    """Calls back at once for a fixed number of blocks, and waits for the worker.
+
+    What was played must be what was heard, as late as it is to be: the tiny model's gain is 1.
+    """
 
     blocks = 150
     latency = (0.010, 0.020)
@@ -34,26 +43,56 @@ class FakeStream:
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.active = True
+        self.heard: list[np.ndarray] = []
+        self.played: list[np.ndarray] = []
 
     def __enter__(self) -> FakeStream:
+        for block in range(self.blocks):
+            self.exchange(block)
+        return self
+
+    def exchange(self, block: int) -> None:
         frames, channels = self.options["blocksize"], self.options["channels"]
-        noise = np.random.default_rng(0).standard_normal((self.blocks * frames, channels[0])).astype(np.float32)
-        worker = self.options["callback"].__self__._worker
+        time_s = np.arange(block * frames, (block + 1) * frames)[:, None] / self.options["samplerate"]
+        tones = 0.3 * np.sin(2 * np.pi * np.array([500.0, 900.0]) * time_s) + LEVEL  # different at both ears
+        self.heard.append(tones[:, : channels[0]].astype(np.float32))
+        self.played.append(np.full((frames, channels[1]), np.nan, np.float32))
         status = SimpleNamespace(
             input_overflow=True, input_underflow=False, output_overflow=False, output_underflow=True
         )
-        self.played = np.full((self.blocks * frames, channels[1]), np.nan, np.float32)
-        for block in range(self.blocks):
-            part = slice(block * frames, (block + 1) * frames)
-            self.options["callback"](0.1 * noise[part], self.played[part], frames, None, status if block == 3 else None)
-            until = time.monotonic() + 5.0
-            while worker.ready and time.monotonic() < until:
-                time.sleep(0.0002)
-        assert np.isfinite(self.played).all()
-        return self
+        self.options["callback"](self.heard[-1], self.played[-1], frames, None, status if block == 3 else None)
+        worker, until = self.options["callback"].__self__._worker, time.monotonic() + 5.0
+        while worker.ready and time.monotonic() < until:
+            time.sleep(0.0002)
 
     def __exit__(self, *_: object) -> None:
         self.active = False
+        if not self.played:
+            return
+        heard, played = np.concatenate(self.heard), np.concatenate(self.played)
+        delay, begun = 3 * (CHUNK + 64) + 96, 3000  # frames; at the beginning the filters ring
+        expected = np.broadcast_to(heard, played.shape)[begun - delay : -delay]
+        np.testing.assert_allclose(played[begun:], expected, atol=3e-3)
+
+
+class LastingStream(FakeStream):
+    """Sends blocks in a thread of its own until it is closed."""
+
+    def __enter__(self) -> LastingStream:
+        self.thread = threading.Thread(target=self.go_on)
+        self.thread.start()
+        return self
+
+    def go_on(self) -> None:
+        for block in itertools.count():
+            if not self.active:
+                return
+            self.exchange(block)
+
+    def __exit__(self, *_: object) -> None:
+        self.active = False
+        self.thread.join()
+        super().__exit__()
 
 
 @pytest.fixture
@@ -131,7 +170,7 @@ def test_device_that_goes_away_is_an_error_behind_the_report(
     assert main(words) == 1
     assert "'ears' or 'ears' went away" in capsys.readouterr().err
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["chunks"] == 150
+    assert (report["chunks"], report["misses"], report["dry"]) == (150, 0, 0)
     assert (report["input_overflows"], report["output_underflows"], report["input_underflows"]) == (1, 1, 0)
     latency = report["latency"]
     assert (latency["resampling_ms"], latency["device_input_ms"], latency["device_output_ms"]) == (2.0, 10.0, 20.0)
@@ -146,7 +185,95 @@ def test_keys_bypass_enrol_and_quit(
     said = capsys.readouterr().err
     for line in ("'lapel' has one channel", "hear: bypassed", "no longer bypassed", "face the person for 1 s"):
         assert line in said
-    assert "running on core 100000 only was not granted" in said
+    assert said.count("running on core 100000 only was not granted") == 1
+
+
+def test_what_is_refused_is_said_while_it_runs(
+    portaudio: SimpleNamespace, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    def look_and_quit(requests: keys.Requests) -> None:
+        said.append(capsys.readouterr().err)
+        requests.press("q")
+
+    monkeypatch.setattr(hear, "read_keys", look_and_quit)
+    assert main([*words, "--cpu", "100000"]) == 0
+    assert "running on core 100000 only was not granted" in said[0]
+
+
+@pytest.mark.parametrize("first", ["look", "live"])
+def test_someone_is_enrolled_while_blocks_go_on(
+    portaudio: SimpleNamespace,
+    words: list[str],
+    first: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    vectors, set_conditions, until = [], Engine.set_conditions, time.monotonic() + 60.0
+
+    def noted(engine: Engine, vector: np.ndarray) -> None:
+        vectors.append(vector[0])
+        set_conditions(engine, vector)
+
+    def enrol_then_quit(requests: keys.Requests) -> None:
+        if not asked and first == "look":
+            requests.press("e")
+        asked.append(True)
+        if len(vectors) == wanted or time.monotonic() > until:
+            requests.press("q")
+
+    asked, wanted = [], 2 if first == "look" else 1
+    portaudio.Stream = LastingStream
+    monkeypatch.setattr(Engine, "set_conditions", noted)
+    monkeypatch.setattr(hear, "read_keys", enrol_then_quit)
+    who = words if first == "look" else words[:2] + words[4:]
+    assert main([*who, "--enroll-live", "1"]) == 0
+    said = capsys.readouterr().err
+    assert said.index("face the person for 1 s") < said.index("enrolled from 1.0 s")
+    np.testing.assert_allclose(vectors[-1], [1.0, 0.0, LEVEL, 0.0], atol=2e-3)  # the mean of what was heard
+    if first == "look":
+        assert abs(vectors[0][2]) < LEVEL / 2
+    assert json.loads((tmp_path / "report.json").read_text())["enrolments"] == wanted
+
+
+def test_look_of_a_wrong_length_does_not_end_a_session(
+    portaudio: SimpleNamespace, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pressed = iter(["e", "x", "q"])
+    monkeypatch.setattr(hear, "read_keys", lambda requests: requests.press(next(pressed)))
+    assert main([*words, "--enroll-live", "15"]) == 0
+    assert "face the person for 2 s, the most that the model takes" in capsys.readouterr().err
+    portaudio.Stream = None  # no device is opened
+    assert main([*words, "--enroll-live", "0.5"]) == 2
+    assert "a look of 0.5 s is too short (give 1 s or more)" in capsys.readouterr().err
+
+
+def test_report_that_fails_hides_no_lost_device(
+    portaudio: SimpleNamespace, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Gone(FakeStream):
+        def __enter__(self) -> FakeStream:
+            self.active = False
+            (tmp_path / "later").rmdir()
+            return self
+
+    portaudio.Stream = Gone
+    (tmp_path / "later").mkdir()
+    assert main([*words, "--report", str(tmp_path / "later" / "report.json")]) == 1
+    warning, error = capsys.readouterr().err.splitlines()[-2:]
+    assert "warning:" in warning
+    assert "report.json: not written" in warning
+    assert "went away" in error
+
+
+def test_sigterm_ends_it_with_the_report(
+    portaudio: SimpleNamespace, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hear, "read_keys", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(words) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["chunks"] == 150
 
 
 def test_stream_that_cannot_be_opened(
@@ -175,18 +302,15 @@ def test_error_in_the_callback_reaches_the_listener(
     assert "unexpected ValueError: could not broadcast" in capsys.readouterr().err
 
 
-def test_signals_are_requests() -> None:
-    import os
-    import signal
-
-    requests = keys.Requests()
-    before = signal.getsignal(signal.SIGUSR1)
+@pytest.mark.parametrize("name, what", [("SIGUSR1", "enrol"), ("SIGUSR2", "bypass"), ("SIGTERM", "quit")])
+def test_signals_are_requests(name: str, what: str) -> None:
+    requests, number = keys.Requests(), getattr(signal, name)
+    before = signal.getsignal(number)
     with keys.listening(requests):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        os.kill(os.getpid(), signal.SIGUSR2)
+        os.kill(os.getpid(), number)
         time.sleep(0.01)
-    assert (requests.enrol, requests.bypass, requests.quit) == (True, True, False)
-    assert signal.getsignal(signal.SIGUSR1) == before
+    assert vars(requests) == {"enrol": False, "bypass": False, "quit": False, what: True}
+    assert signal.getsignal(number) == before
 
 
 def test_status_is_counted() -> None:

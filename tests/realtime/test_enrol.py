@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,17 @@ def test_look_becomes_a_vector(enroller: Enroller, sound: np.ndarray) -> None:
     assert (found.used_s, found.warnings) == (1.0, ())
 
 
-def test_of_a_long_look_the_end_is_used_and_that_is_said(enroller: Enroller, sound: np.ndarray) -> None:
-    found = enroller.enrol(np.concatenate([sound + np.float32(0.4), 0 * sound, sound], axis=1), RATE)
+def test_a_look_at_nobody_is_told(enroller: Enroller, sound: np.ndarray) -> None:
+    assert not enroller.enrol(sound, 16_000).warnings
+    (warning,) = enroller.enrol(sound - 0.3, 16_000).warnings  # whose mean is the level of the front in the tiny model
+    assert "nobody" in warning
+
+
+def test_of_a_long_look_the_beginning_is_used_and_that_is_said(enroller: Enroller, sound: np.ndarray) -> None:
+    found = enroller.enrol(np.concatenate([sound, 0 * sound, sound + np.float32(0.4)], axis=1), RATE)
     np.testing.assert_allclose(found.vector[0, 2], np.mean(sound) / 2, atol=1e-5)
     assert found.used_s == 2.0
-    assert found.warnings == ("the look lasts 3.0 s; the last 2.0 s are used",)
+    assert found.warnings == ("the look lasts 3.0 s; the first 2.0 s are used",)
 
 
 @pytest.mark.parametrize(
@@ -98,3 +106,60 @@ def test_look_that_fails_changes_nobody(make_engine: Callable[..., Any], enrolle
 def test_look_too_short_to_enrol_is_refused_before_it_is_recorded(make_engine: Callable[..., Any]) -> None:
     with pytest.raises(UsageError, match="give 1 s or more"):
         Worker(make_engine()).recorder.start(0.5)
+
+
+@pytest.mark.parametrize("seconds, said", [(1.5, "1.5 s"), (15.0, "2 s, the most"), (float("inf"), "2 s, the most")])
+def test_look_is_announced_as_long_as_it_is_recorded(
+    make_engine: Callable[..., Any], enroller: Enroller, sound: np.ndarray, seconds: float, said: str
+) -> None:
+    worker, lines = Worker(make_engine()), []
+    live = LiveEnrolment(worker, enroller, seconds, lines.append)
+    live.ask()
+    FileLoop(worker, MeasuredClock(instant=True), live.poll).run(np.concatenate([sound, sound, sound], axis=1))
+    assert lines[0].startswith(f"face the person for {said}")
+    assert lines[1] == f"enrolled from {live.seconds:.1f} s"
+
+
+def test_live_look_too_short_is_refused_before_anything_runs(
+    make_engine: Callable[..., Any], enroller: Enroller
+) -> None:
+    with pytest.raises(UsageError, match=r"0\.5 s is too short \(give 1 s or more\)"):
+        LiveEnrolment(Worker(make_engine()), enroller, 0.5, print)
+
+
+def test_enrolment_beside_the_loop_holds_nothing_up(
+    make_engine: Callable[..., Any], enroller: Enroller, sound: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, said, go_on, enrol = Worker(make_engine(0.25)), [], threading.Event(), enroller.enrol
+
+    def slow(look: np.ndarray, sample_rate: int) -> Any:
+        assert go_on.wait(30)
+        return enrol(look, sample_rate)
+
+    monkeypatch.setattr(enroller, "enrol", slow)
+    with ThreadPoolExecutor(1) as beside:
+        live = LiveEnrolment(worker, enroller, 1.0, said.append, beside)
+        loop = FileLoop(worker, MeasuredClock(instant=True), live.poll)
+        live.ask()
+        loop.run(sound)
+        while_it_runs = loop.run(sound)
+        live.ask()
+        go_on.set()
+        live.poll(wait=True)
+    assert said == ["face the person for 1 s", "a look is being recorded", "enrolled from 1.0 s"]
+    np.testing.assert_array_equal(while_it_runs[:, 192:], np.float32(0.25) * sound[:, :-192])
+    np.testing.assert_array_equal(loop.run(sound)[:, 384:], sound[:, 192:-192])
+
+
+@pytest.mark.parametrize("spare", [0, 6])
+def test_first_person_is_heard_without_a_gap(
+    make_engine: Callable[..., Any], enroller: Enroller, sound: np.ndarray, spare: int
+) -> None:
+    worker = Worker(make_engine(0.0), spare=spare)  # as if for nobody: silence
+    worker.bridge.playout.enrolled = False
+    live = LiveEnrolment(worker, enroller, 1.0, print)
+    live.ask()
+    loop, long = FileLoop(worker, MeasuredClock(instant=True), live.poll), np.concatenate([sound, sound], axis=1)
+    out, delay = loop.run(long), worker.bridge.delay
+    assert worker.bridge.playout.enrolled
+    np.testing.assert_allclose(out[:, delay:], long[:, :-delay], atol=1e-6)

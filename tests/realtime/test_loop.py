@@ -131,6 +131,17 @@ def test_spare_chunks_give_time_and_take_delay(make_engine: Callable[..., Any], 
     np.testing.assert_array_equal(out[:, CHUNK:], expected[:, :-CHUNK])
 
 
+def test_spare_chunks_outlast_a_stall_longer_than_may_wait(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
+    trace = [1.0] * 125
+    trace[30] = 150.0
+    worker = Worker(make_engine(0.5, 0.3), spare=20)
+    out = FileLoop(worker, TraceClock(trace)).run(sound)
+    assert counted(worker) == (0, 0, 0, 0, 0)
+    assert worker.ledger[Count.RESETS] == 0
+    expected = undisturbed(make_engine, sound, gain=0.5, memory=0.3)
+    np.testing.assert_array_equal(out[:, 20 * CHUNK :], expected[:, : -20 * CHUNK])
+
+
 def test_slow_chunks_are_misses_but_no_stalls(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
     worker = Worker(make_engine())
     generator = np.random.default_rng(5)
@@ -186,6 +197,19 @@ def test_network_without_numbers_is_played_dry_with_a_fade(make_engine: Callable
     assert np.isfinite(out).all()
     assert worker.ledger[Count.RESETS] == worker.ledger[Count.NOT_FINITE_OUT] == 1
     assert worker.ledger[Count.SETTLING] == worker.ledger[Count.DRY] == 2
+
+
+@pytest.mark.parametrize("at, dry", [((10, 14), 4), ((10, 11), 3), ((10, 12), 4), ((10, 12, 14, 30), 8)])
+def test_every_chunk_without_numbers_is_played_dry_however_late(
+    make_engine: Callable[..., Any], sound: np.ndarray, at: tuple[int, ...], dry: int
+) -> None:
+    sound = sound.copy()
+    for number in at:
+        sound[:, number * CHUNK + 5] = 3.0
+    worker = Worker(make_engine(3e38), spare=6)
+    FileLoop(worker, MeasuredClock(instant=True)).run(sound)
+    assert worker.ledger[Count.NOT_FINITE_OUT] == len(at)
+    assert worker.ledger[Count.SETTLING] == worker.ledger[Count.DRY] == dry
 
 
 def test_bypass_and_mix_fade(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
