@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,16 @@ def run(arguments: argparse.Namespace) -> int:
     from audio_llm.tse.extract import extract
 
     began = time.monotonic()
-    done = extract(
-        arguments.mixture, arguments.enroll, arguments.output, arguments.mix, arguments.model, arguments.device
-    )
+    with _bar(arguments.quiet) as progress:
+        done = extract(
+            arguments.mixture,
+            arguments.enroll,
+            arguments.output,
+            arguments.mix,
+            arguments.model,
+            arguments.device,
+            progress,
+        )
     elapsed_s = time.monotonic() - began
     if not arguments.quiet:
         for warning in done.warnings:
@@ -54,6 +63,21 @@ def run(arguments: argparse.Namespace) -> int:
         )
     print(done.output)
     return 0
+
+
+@contextlib.contextmanager
+def _bar(quiet: bool) -> Iterator[Callable[[float, float], None]]:
+    """Yield what shows the seconds that are done, on a terminal."""
+    from tqdm import tqdm
+
+    form = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of sound [{elapsed}<{remaining}]"
+    with tqdm(total=1.0, bar_format=form, leave=False, disable=quiet or not sys.stderr.isatty()) as bar:
+
+        def show(done_s: float, whole_s: float) -> None:
+            bar.total = max(whole_s, done_s)
+            bar.update(done_s - bar.n)
+
+        yield show
 
 
 def _share(text: str) -> float:

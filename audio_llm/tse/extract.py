@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +78,7 @@ def extract(
     mix: float = 0.0,
     model: str | os.PathLike[str] | TargetSpeechModel = DEFAULT_MODEL,
     device: str = "cpu",
+    progress: Callable[[float, float], None] | None = None,
 ) -> Extraction:
     """Write what one person says in a mixture, as long as the mixture, at its rate, for two ears.
 
@@ -88,6 +89,7 @@ def extract(
         mix: 0 is only the person, 1 the mixture as it was.
         model: A model directory or a name, or what `tse.models.load_model` gave.
         device: `cpu`, `cuda` or `auto`; a model that was loaded stays where it is.
+        progress: Takes the seconds that are done and those of the mixture, as its header says, after every block.
 
     Raises:
         AudioFileError: A file cannot be read or written, or the look is too short or silent.
@@ -105,13 +107,21 @@ def extract(
     if float(enrolled.front_db) < loaded.hearing.config.least_front_db:
         look = replace(look, warnings=(*look.warnings, "nobody seems to talk in front: face the person"))
     count = _Count()
+
+    def shown(blocks: Iterable[np.ndarray], rate: int, whole_s: float) -> Iterator[np.ndarray]:
+        for block in blocks:
+            yield block
+            if progress is not None:
+                progress(count.samples / rate, whole_s)
+
     with BlockReader(mixture, None, _BLOCK_S, mono=False) as reader:
         blocks = (_ears(block) for block in reader)
         first = next(blocks, None)
         if first is None:
             raise AudioFileError("holds no sound", path=mixture, remedy="record it again")
         heard = hear(loaded.hearing, enrolled.vector, itertools.chain([first], blocks), reader.sample_rate, mix)
-        write_blocks(output, count.through(heard), reader.sample_rate, EARS)
+        heard = shown(count.through(heard), reader.sample_rate, reader.info.duration_s)
+        write_blocks(output, heard, reader.sample_rate, EARS)
         warnings = (*reader.warnings, *_ear_warnings(reader.info.channels, "where people stand is lost"))
         rate = reader.sample_rate
     lines = [f"{mixture}: {line}" for line in warnings] + [f"{enroll}: {line}" for line in look.warnings]

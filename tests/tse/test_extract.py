@@ -111,6 +111,15 @@ def test_a_look_at_nobody_is_told(model: Path, look: Path, tmp_path: Path) -> No
     assert any(line.startswith(str(look)) and "nobody" in line for line in warned)
 
 
+def test_progress_goes_to_the_end(model: Path, look: Path, tmp_path: Path) -> None:
+    seen: list[tuple[float, float]] = []
+    mixture = noise(tmp_path / "mix.wav", 9.0)
+    extract(mixture, look, tmp_path / "out.wav", model=model, progress=lambda *told: seen.append(told))
+    assert seen == sorted(seen)
+    assert len(seen) > 2
+    assert seen[-1] == (9.0, 9.0)
+
+
 def test_one_channel_works_and_the_loss_is_told(model: Path, tmp_path: Path) -> None:
     mixture = noise(tmp_path / "mix.wav", 0.5, channels=1)
     look = noise(tmp_path / "look.wav", 1.0, channels=1, seed=1)
