@@ -18,6 +18,7 @@ from audio_llm.errors import UsageError
 from audio_llm.simulation.heads import level_difference_db, time_difference_s
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import Scene, make_scene
+from audio_llm.tse.enrolment import Enrolled
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE, analyze, synthesize
 from audio_llm.tse.losses import best_order, si_sdr_db
 from audio_llm.tse.models import TargetSpeechModel
@@ -134,7 +135,8 @@ def measure(judge: Judge, scene: Scene) -> dict[str, Any]:
     hearing = judge.model.hearing
     streams = hearing.extractor(mixture)
     listened = hearing.selector.listen(streams)
-    vectors = _vectors(judge, scene)
+    noisy = judge.model.enrolment.encode(_whole(scene.look))
+    vectors = _vectors(judge, scene, noisy)
 
     def hear(person: str) -> Tensor:
         return weigh(streams, hearing.selector.choose(listened, vectors[person])[0])
@@ -142,8 +144,11 @@ def measure(judge: Judge, scene: Scene) -> dict[str, Any]:
     sounds = {person: hear(person) for person in ("noisy", "clean", "teacher", "other", "zeroed")}
     found: dict[str, Any] = {"told": _told(vectors, "noisy"), "told_clean": _told(vectors, "clean")}
     found |= {"told_two_ear_mean": _told(vectors, "two_ear_mean"), "told_front": _told(vectors, "front")}
-    look, empty = (_whole(sound) for sound in (scene.look, scene.look - scene.look_target))
-    found |= {"seen": _seen(judge, look), "seen_in_empty": _seen(judge, empty)}
+    empty = judge.model.enrolment.encode(_whole(scene.look - scene.look_target))
+    found |= {
+        name: float(enrolled.front_db) >= hearing.config.least_front_db
+        for name, enrolled in (("seen", noisy), ("seen_in_empty", empty))
+    }
     if not target.any():
         level = [_power(sounds["noisy"][..., OVERLAP:]), _power(mixture[..., :-OVERLAP])]
         return found | {"absent_db": 10.0 * float(np.log10((level[0] + _FLOOR) / level[1]))}
@@ -169,26 +174,18 @@ def _whole(sound: np.ndarray) -> Tensor:
     return torch.from_numpy(sound[None, :, : sound.shape[-1] // CHUNK * CHUNK].copy())
 
 
-def _vectors(judge: Judge, scene: Scene) -> dict[str, Tensor]:
+def _vectors(judge: Judge, scene: Scene, noisy: Enrolled) -> dict[str, Tensor]:
     """Return everybody's vector, (1, 256) each: of the look in several ways, of others, and by the teacher."""
-    look, encode = _whole(scene.look), judge.model.enrolment.encode
-    noisy = encode(look)
     people = {f"person_{n}": judge.people[talker.voice][None] for n, talker in enumerate(scene.plan.talkers)}
     return people | {
         "noisy": noisy.vector,
-        "clean": encode(_whole(scene.look_target)).vector,
+        "clean": judge.model.enrolment(_whole(scene.look_target)),
         "teacher": embed(judge.teacher, torch.from_numpy(scene.clean)[None]),
         "front": embed(judge.teacher, noisy.front.mean(dim=1)),
-        "two_ear_mean": embed(judge.teacher, look.mean(dim=1)),
+        "two_ear_mean": embed(judge.teacher, _whole(scene.look).mean(dim=1)),
         "other": people["person_1"],
         "zeroed": torch.zeros_like(noisy.vector),
     }
-
-
-def _seen(judge: Judge, look: Tensor) -> bool:
-    """Return whether somebody seems to talk in front."""
-    enrolled = judge.model.enrolment.encode(look)
-    return float(enrolled.front_db) >= judge.model.hearing.config.least_front_db
 
 
 def _told(vectors: dict[str, Tensor], name: str) -> bool:
