@@ -30,7 +30,7 @@ from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcesses, new_sce
 from audio_llm.tse.selector import weigh
 from audio_llm.tse.speaker import SpeakerEncoder
 from audio_llm.tse.teacher_vectors import read_vectors
-from audio_llm.tse.train_separator import slots, talkers_by_stream
+from audio_llm.tse.train_separator import aligned, slots, talkers_by_stream
 
 _QUIET = 1e-7  # mean square of a chunk, about -70 dB: nobody talks in it
 _LOOK_PEOPLE = 3  # in a look, at most
@@ -251,7 +251,7 @@ def _by_stream(batch: HearingBatch, result: _Result, config: HearingTrainingConf
     """Return the batch with everybody in the stream that came nearest."""
     if config.order == "location" or not config.looks:
         return batch
-    order = best_order(*_aligned(result.heard.streams, batch.talkers, batch.mixture))
+    order = best_order(*aligned(result.heard.streams, batch.talkers, batch.mixture))
     return batch._replace(
         talkers=in_order(batch.talkers, order),
         people=in_order(batch.people, order),
@@ -280,17 +280,12 @@ def hearing_loss(result: _Result, batch: HearingBatch, vectors: Tensor, config: 
     if config.streams != "joint" or result.enrolled is None:
         return loss
     target = batch.talkers[torch.arange(len(batch.place)), batch.place]
-    streams = separation_loss(*_aligned(heard.streams, batch.talkers, batch.mixture))
-    front = separation_loss(*_aligned(result.enrolled.front[:, None], batch.front[:, None], batch.look))
-    sound, target, mixture = _aligned(heard.sound, target, batch.mixture)
+    streams = separation_loss(*aligned(heard.streams, batch.talkers, batch.mixture))
+    front = separation_loss(*aligned(result.enrolled.front[:, None], batch.front[:, None], batch.look))
+    sound, target, mixture = aligned(heard.sound, target, batch.mixture)
     ratios = -0.5 * (snr_db(sound, target) + si_sdr_db(sound, target)).mean(-1)
     quality = torch.where(talking(target), ratios, 0.3 * leak_db(sound, mixture).mean(-1)).mean()
     return loss + config.sound_weight * quality + config.separation_weight * (streams + front)
-
-
-def _aligned(found: Tensor, wanted: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return all three without the delay of what was found."""
-    return found.float()[..., OVERLAP:], wanted[..., :-OVERLAP], mixture[..., :-OVERLAP]
 
 
 def _enrolment_loss(found: Tensor, batch: HearingBatch, vectors: Tensor, config: HearingTrainingConfig) -> Tensor:

@@ -179,15 +179,16 @@ def _loss(network: nn.Module, batch: SeparationBatch, config: SeparatorTrainingC
 def _by_stream(found: Tensor, batch: SeparationBatch, config: SeparatorTrainingConfig) -> Tensor:
     if config.order == "location":
         return batch.talkers
-    return in_order(batch.talkers, best_order(*_aligned(found, batch.talkers, batch.mixture)))
+    return in_order(batch.talkers, best_order(*aligned(found, batch.talkers, batch.mixture)))
 
 
 def _separation_loss(found: Tensor, wanted: Tensor, mixture: Tensor) -> Tensor:
-    return separation_loss(*_aligned(found, wanted, mixture))
+    return separation_loss(*aligned(found, wanted, mixture))
 
 
-def _aligned(found: Tensor, wanted: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return found[..., OVERLAP:], wanted[..., :-OVERLAP], mixture[..., :-OVERLAP]
+def aligned(found: Tensor, wanted: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return all three without the delay of what was found."""
+    return found.float()[..., OVERLAP:], wanted[..., :-OVERLAP], mixture[..., :-OVERLAP]
 
 
 def talkers_by_stream(scene: Scene, streams: int) -> np.ndarray:
