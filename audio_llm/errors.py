@@ -71,6 +71,10 @@ class MissingDependencyError(AudioLLMError):
     exit_status = 3
 
 
+class OutOfMemoryError(AudioLLMError):
+    """The memory of the machine or of its GPU does not suffice."""
+
+
 class NoAudioFoundError(AudioLLMError):
     """The inputs exist but hold no sound file."""
 

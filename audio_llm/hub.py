@@ -199,6 +199,11 @@ def model_kind(name_or_dir: str | os.PathLike[str]) -> str:
     return str(_read_config(find_model(name_or_dir))["kind"])
 
 
+def model_settings(name_or_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the settings a model directory was saved with, without reading its weights."""
+    return dict(_read_config(find_model(name_or_dir))["config"])
+
+
 def fingerprint(name_or_dir: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a model's weights as its directory states it, for models that depend on it."""
     return str(_read_config(find_model(name_or_dir))["sha256"][WEIGHTS_NAME])

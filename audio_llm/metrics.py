@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from audio_llm.align import align, count_edits
+from audio_llm.align import align, count_edits, edit_distance, edits
 from audio_llm.errors import DataError
 from audio_llm.nbest import NBest
 from audio_llm.text import DEFAULT_NORMALIZER, Normalizer
@@ -65,8 +66,25 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class TextScores:
+    """How many words of a set are wrong, and how sure that is.
+
+    Attributes:
+        counts: Word errors of the whole set.
+        interval: 95 % bootstrap interval of their rate.
+    """
+
+    counts: ErrorCounts
+    interval: Interval
+
+
+@dataclass(frozen=True)
 class ChangeCounts:
     """What a corrector did to a set of utterances.
+
+    An edit is one stretch in which the output differs from the recogniser's text, with at least one equal word
+    between two of them (`align.edits`). It is harmful if undoing it alone lowers the errors of the output, helpful if
+    that raises them, else neither.
 
     Attributes:
         utterances: How many.
@@ -79,7 +97,12 @@ class ChangeCounts:
         harmed_words: Words that were right before and are wrong after.
         right_words: Words that were right before.
         novel_words: Output words that are in no hypothesis and not in the reference.
+        repeated_words: Output words beyond the most that the reference or any one hypothesis has of them, without
+            the novel ones.
         output_words: Words of the output.
+        edits: Differing stretches.
+        helpful_edits: Those that took errors away.
+        harmful_edits: Those that brought errors.
     """
 
     utterances: int
@@ -92,7 +115,11 @@ class ChangeCounts:
     harmed_words: int
     right_words: int
     novel_words: int
+    repeated_words: int
     output_words: int
+    edits: int
+    helpful_edits: int
+    harmful_edits: int
 
 
 def word_errors(
@@ -108,9 +135,33 @@ def word_errors(
     Raises:
         DataError: The two differ in length.
     """
-    counts = utterance_errors(references, hypotheses, normalizer)
-    s, d, i, n = (int(column) for column in counts.sum(axis=0)) if len(counts) else (0, 0, 0, 0)
+    return sum_errors(utterance_errors(references, hypotheses, normalizer), normalizer)
+
+
+def sum_errors(counts: np.ndarray, normalizer: Normalizer) -> ErrorCounts:
+    """Add up utterances: (N, 4) int64 from `utterance_errors`, with the normaliser that they went through."""
+    s, d, i, n = (int(column) for column in counts.sum(axis=0))
     return ErrorCounts(s, d, i, n, len(counts), normalizer.name)
+
+
+def score_texts(
+    references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer = DEFAULT_NORMALIZER
+) -> TextScores:
+    """Count word errors over a set, with the interval of their rate.
+
+    Args:
+        references: True texts.
+        hypotheses: Texts to judge, in the same order.
+        normalizer: Applied to both.
+
+    Raises:
+        DataError: The two differ in length, or no reference holds a word.
+    """
+    counts = utterance_errors(references, hypotheses, normalizer)
+    total = sum_errors(counts, normalizer)
+    if not total.words:
+        raise DataError("the references hold no words", remedy="there is nothing to score")
+    return TextScores(total, bootstrap_interval(counts))
 
 
 def utterance_errors(
@@ -180,22 +231,25 @@ def count_changes(
         if nbest.reference is None:
             raise DataError(f"list {nbest.id!r} has no reference")
         reference, before, after = (normalizer(t).split() for t in (nbest.reference, nbest.best, output))
-        heard = {word for text in nbest.texts for word in normalizer(text).split()}
         old, new = count_edits(reference, before), count_edits(reference, after)
-        old_errors, new_errors = old.errors, new.errors
-        right_old = len(reference) - old.substitutions - old.deletions
+        made_up = _made_up(after, [reference, *(normalizer(text).split() for text in nbest.texts)])
+        effects = _edit_effects(reference, before, after)
         row = {
             "utterances": 1,
             "changed": before != after,
-            "better": new_errors < old_errors,
-            "worse": new_errors > old_errors,
-            "right_before": old_errors == 0,
-            "broken": old_errors == 0 < new_errors,
-            "fixed": new_errors == 0 < old_errors,
+            "better": new.errors < old.errors,
+            "worse": new.errors > old.errors,
+            "right_before": old.errors == 0,
+            "broken": old.errors == 0 < new.errors,
+            "fixed": new.errors == 0 < old.errors,
             "harmed_words": _harmed(reference, before, after) if before != after else 0,
-            "right_words": right_old,
-            "novel_words": sum(word not in heard and word not in reference for word in after),
+            "right_words": old.hits,
+            "novel_words": made_up.novel,
+            "repeated_words": made_up.repeated,
             "output_words": len(after),
+            "edits": len(effects),
+            "helpful_edits": sum(effect < 0 for effect in effects),
+            "harmful_edits": sum(effect > 0 for effect in effects),
         }
         for name, value in row.items():
             totals[name] += int(value)
@@ -206,7 +260,7 @@ def oracle(nbest: NBest, normalizer: Normalizer = DEFAULT_NORMALIZER, depth: int
     """Return the hypothesis with the fewest errors, the first of equals; depth limits how many are looked at."""
     reference = normalizer(nbest.reference or "").split()
     texts = nbest.texts[:depth] or ("",)
-    return min(texts, key=lambda text: count_edits(reference, normalizer(text).split()).errors)
+    return min(texts, key=lambda text: edit_distance(reference, normalizer(text).split()))
 
 
 def compositional_oracle_errors(lists: Iterable[NBest], normalizer: Normalizer = DEFAULT_NORMALIZER) -> int:
@@ -216,6 +270,33 @@ def compositional_oracle_errors(lists: Iterable[NBest], normalizer: Normalizer =
         heard = {word for text in nbest.texts for word in normalizer(text).split()}
         missing += sum(word not in heard for word in normalizer(nbest.reference or "").split())
     return missing
+
+
+@dataclass(frozen=True)
+class _MadeUp:
+    novel: int
+    repeated: int
+
+
+def _made_up(output: Sequence[str], sources: Sequence[Sequence[str]]) -> _MadeUp:
+    """Count output words beyond the most that any one source has of them: of words in no source, and of others."""
+    most: Counter[str] = Counter()
+    for source in sources:
+        most |= Counter(source)
+    beyond = Counter(output) - most
+    novel = sum(count for word, count in beyond.items() if word not in most)
+    return _MadeUp(novel, beyond.total() - novel)
+
+
+def _edit_effects(reference: Sequence[str], before: Sequence[str], after: Sequence[str]) -> list[int]:
+    """Return for every edit how many errors the output has more than with that edit alone undone."""
+    errors = edit_distance(reference, after)
+    effects = []
+    for edit in edits(before, after):
+        old = before[edit.source_start : edit.source_end]
+        undone = [*after[: edit.target_start], *old, *after[edit.target_end :]]
+        effects.append(errors - edit_distance(reference, undone))
+    return effects
 
 
 def _harmed(reference: Sequence[str], before: Sequence[str], after: Sequence[str]) -> int:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from audio_llm.errors import DataError
+
+_REMEDY = "give objects with 'hypotheses' [{text, score}] or with 'input' [texts] and 'output'"
+_ARRAY_OF_OBJECTS = re.compile(r"\[\s*([{\]]|$)")
+
+OnError = Callable[[DataError], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class NBest:
         return tuple(hypothesis.text for hypothesis in self.hypotheses)
 
 
-def read_nbest(path: str | Path) -> Iterator[NBest]:
+def read_nbest(path: str | Path, on_error: OnError | None = None) -> Iterator[NBest]:
     """Read N-best lists, one after another.
 
     Understands a JSON array in HyPoradise's form (`input`, `output`, and optionally `id`, `am_score` or
@@ -78,22 +85,27 @@ def read_nbest(path: str | Path) -> Iterator[NBest]:
 
     Args:
         path: The file; `-` reads JSON lines from standard input.
+        on_error: Called for a line or entry that is not such a list, which is then left out; the number by which
+            lists without an id are named counts it all the same. None raises the error.
 
     Raises:
-        DataError: The file or one of its entries is not such a list.
+        DataError: The file is not such a file, or (without `on_error`) one of its entries is not such a list.
     """
-    if str(path) == "-":
-        yield from _read_json_lines(sys.stdin, "standard input")
-        return
-    path = Path(path)
+    if on_error is None:
+        on_error = _raise
     try:
-        with path.open(encoding="utf-8") as file:
+        if str(path) == "-":
+            yield from _read_json_lines(sys.stdin, "standard input", on_error)
+            return
+        path = Path(path)
+        # A byte that is no UTF-8 spoils its line, not the file.
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
             if path.suffix == ".tsv":
-                yield from _read_nemo_beams(file, path)
-            elif _first_character(file) == "[":
-                yield from _read_json_array(file, path)
+                yield from _read_nemo_beams(file, path, on_error)
+            elif _starts_array(file, path.suffix == ".json"):
+                yield from _read_json_array(file, path, on_error)
             else:
-                yield from _read_json_lines(file, str(path))
+                yield from _read_json_lines(file, str(path), on_error)
     except FileNotFoundError:
         raise DataError("no such file", path=path, remedy="check the name") from None
     except (UnicodeDecodeError, IsADirectoryError) as error:
@@ -119,87 +131,184 @@ def nbest_to_dict(nbest: NBest) -> dict[str, Any]:
     return row
 
 
-def nbest_from_dict(row: Any, where: str, number: int) -> NBest:
+def nbest_from_dict(row: Any, where: str, number: int, unit: str = "entry") -> NBest:
     """Build a list from one JSON value in either form (see `read_nbest`).
 
     Args:
         row: The JSON value.
         where: Name of the file, for errors.
         number: Count of the entry in it from 1, for errors and as its name where it has none.
+        unit: What the number counts, for errors.
 
     Raises:
         DataError: The value is not an N-best list.
     """
     try:
-        identity = str(row.get("id", number))
+        if not isinstance(row, dict):
+            raise ValueError(f"it is {_kind(row)}, not an object")
+        identity = _identity(row.get("id"), number)
         if "hypotheses" in row:
-            hypotheses = tuple(Hypothesis(str(h["text"]), _score(h.get("score"))) for h in row["hypotheses"])
-            words = tuple(
-                Word(str(w["text"]), float(w["start_s"]), float(w["end_s"]), _score(w.get("confidence")))
-                for w in row.get("words", ())
-            )
-            return NBest(identity, hypotheses, _text_or_none(row.get("reference")), words)
-        texts = row["input"]
-        if isinstance(texts, str):
-            texts = [texts]
-        scores = row.get("am_score", row.get("score")) or [None] * len(texts)
-        if len(scores) != len(texts):
-            raise ValueError(f"{len(texts)} hypotheses but {len(scores)} scores")
-        hypotheses = tuple(Hypothesis(str(t), _score(s)) for t, s in zip(texts, scores, strict=True))
-        return NBest(identity, hypotheses, _text_or_none(row.get("output", row.get("reference"))))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"entry {number} is not an N-best list: {error}",
-            path=where,
-            remedy="give objects with 'hypotheses' [{text, score}] or with 'input' [texts] and 'output'",
-        ) from None
+            return _from_own_form(row, identity)
+        if "input" in row:
+            return _from_hyporadise(row, identity)
+        raise ValueError("neither 'hypotheses' nor 'input' is in it")
+    except ValueError as error:
+        raise DataError(f"{unit} {number} is not an N-best list: {error}", path=where, remedy=_REMEDY) from None
 
 
-def _score(value: Any) -> float | None:
-    return None if value is None else float(value)
+def _from_own_form(row: dict[str, Any], identity: str) -> NBest:
+    hypotheses = []
+    for number, item in enumerate(_array(row["hypotheses"], "'hypotheses'"), 1):
+        item = _object(item, f"hypothesis {number}")
+        text = _text(item.get("text"), f"the text of hypothesis {number}")
+        hypotheses.append(Hypothesis(text, _score(item.get("score"), f"the score of hypothesis {number}")))
+    words = []
+    for number, item in enumerate(_array(row.get("words", []), "'words'"), 1):
+        item, name = _object(item, f"word {number}"), f"of word {number}"
+        start_s, end_s = (_number(item.get(key), f"{key} {name}") for key in ("start_s", "end_s"))
+        confidence = _score(item.get("confidence"), f"the confidence {name}")
+        words.append(Word(_text(item.get("text"), f"the text {name}"), start_s, end_s, confidence))
+    return NBest(identity, tuple(hypotheses), _reference(row.get("reference")), tuple(words))
 
 
-def _text_or_none(value: Any) -> str | None:
-    return None if value is None else str(value)
+def _from_hyporadise(row: dict[str, Any], identity: str) -> NBest:
+    texts = [row["input"]] if isinstance(row["input"], str) else _array(row["input"], "'input'")
+    scores = row.get("am_score", row.get("score"))
+    scores = [None] * len(texts) if scores in (None, []) else _array(scores, "'am_score' or 'score'")
+    if len(scores) != len(texts):
+        raise ValueError(f"{len(texts)} hypotheses but {len(scores)} scores")
+    hypotheses = tuple(
+        Hypothesis(_text(text, f"hypothesis {number}"), _score(score, f"the score of hypothesis {number}"))
+        for number, (text, score) in enumerate(zip(texts, scores, strict=True), 1)
+    )
+    return NBest(identity, hypotheses, _reference(row.get("output", row.get("reference"))))
 
 
-def _first_character(file: TextIO) -> str:
-    head = file.read(256).lstrip()[:1]
+def _identity(value: Any, number: int) -> str:
+    if value is None:
+        return str(number)
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"the id is {_kind(value)}, not text")
+    return _text(str(value), "the id")
+
+
+def _reference(value: Any) -> str | None:
+    return None if value is None else _text(value, "the reference")
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {_kind(value)}, not text")
+    if not _is_unicode(value):
+        raise ValueError(f"{name} is not valid Unicode")
+    return value
+
+
+def _score(value: Any, name: str) -> float | None:
+    return None if value is None else _number(value, name)
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        number = float("" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} is {_kind(value)}, not a number") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}, not a finite number")
+    return number
+
+
+def _array(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is {_kind(value)}, not an array")
+    return value
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {_kind(value)}, not an object")
+    return value
+
+
+def _kind(value: Any) -> str:
+    """Return what a JSON value is, in JSON's words."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    names: dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
+    return names.get(type(value), "a number")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8; one with bytes that were no UTF-8, or half a pair, cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _raise(error: DataError) -> None:
+    raise error
+
+
+def _starts_array(file: TextIO, json_file: bool) -> bool:
+    """Whether the file is one JSON array; in a file of lines, one that starts with a bracket may just be broken."""
+    head = file.read(256).lstrip()
     file.seek(0)
-    return head
+    return head.startswith("[") and (json_file or bool(_ARRAY_OF_OBJECTS.match(head)))
 
 
-def _read_json_array(file: TextIO, path: Path) -> Iterator[NBest]:
+def _read_json_array(file: TextIO, path: Path, on_error: OnError) -> Iterator[NBest]:
     try:
         rows = json.load(file)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}", path=path, remedy="the file may be cut off") from None
     for number, row in enumerate(rows, 1):
-        yield nbest_from_dict(row, str(path), number)
+        try:
+            nbest = nbest_from_dict(row, str(path), number)
+        except DataError as error:
+            on_error(error)
+        else:
+            yield nbest
 
 
-def _read_json_lines(file: TextIO, where: str) -> Iterator[NBest]:
+def _read_json_lines(file: TextIO, where: str, on_error: OnError) -> Iterator[NBest]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"line {number} is not valid JSON: {error}", path=where) from None
-        yield nbest_from_dict(row, where, number)
+            nbest = nbest_from_dict(_parse(line, where, number), where, number, "line")
+        except DataError as error:
+            on_error(error)
+        else:
+            yield nbest
 
 
-def _read_nemo_beams(file: TextIO, path: Path) -> Iterator[NBest]:
+def _parse(line: str, where: str, number: int) -> Any:
+    if not _is_unicode(line):
+        raise DataError(f"line {number} is not UTF-8 text", path=where, remedy=_REMEDY)
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"line {number} is not valid JSON: {error}", path=where, remedy=_REMEDY) from None
+
+
+def _read_nemo_beams(file: TextIO, path: Path, on_error: OnError) -> Iterator[NBest]:
     number = 0
     beam: list[Hypothesis] = []
-    for line in [*file, ""]:
+    broken: DataError | None = None
+    for place, line in enumerate([*file, ""], 1):
         text, _, score = line.rstrip("\n").partition("\t")
         if text or score:
             try:
-                beam.append(Hypothesis(text, float(score)))
-            except ValueError:
-                raise DataError(f"no score behind the tab in {line!r}", path=path) from None
-        elif beam:
+                beam.append(Hypothesis(_text(text, "the text"), _number(score, "what is behind the tab")))
+            except ValueError as error:
+                remedy = "give text, tab, score, and an empty line between utterances"
+                broken = broken or DataError(f"line {place} is no hypothesis: {error}", path=path, remedy=remedy)
+        elif beam or broken:
             number += 1
-            yield NBest(str(number), tuple(beam))
-            beam = []
+            if broken:  # its utterance with it: a list without one of its hypotheses would pass for whole
+                on_error(broken)
+            else:
+                yield NBest(str(number), tuple(beam))
+            beam, broken = [], None

@@ -14,6 +14,7 @@ from audio_llm.metrics import (
     count_changes,
     oracle,
     paired_p_value,
+    score_texts,
     utterance_errors,
     word_errors,
 )
@@ -73,6 +74,16 @@ def test_jiwer_counts_as_many_errors(pairs: list[tuple[str, str]]) -> None:
 def test_character_errors_count_spaces() -> None:
     assert character_error_rate(["ab cd"], ["abcd"]) == pytest.approx(1 / 5)
     assert character_error_rate(["", "abcd"], ["x", "abcd"]) == pytest.approx(1 / 4)
+
+
+def test_scores_of_texts_are_counts_and_interval() -> None:
+    references, hypotheses = ["a b", "c d e", "f"], ["a b", "c x e", "f g"]
+    scores = score_texts(references, hypotheses, RAW)
+    assert scores.counts == word_errors(references, hypotheses, RAW)
+    assert scores.interval == bootstrap_interval(utterance_errors(references, hypotheses, RAW))
+    for nothing in ([], ["", " "]):
+        with pytest.raises(DataError, match="hold no words"):
+            score_texts(nothing, nothing, RAW)
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
@@ -140,8 +151,31 @@ def test_changes_of_a_hand_example() -> None:
         harmed_words=3,  # dog, we, so
         right_words=3 + 2 + 3 + 2 + 2 + 0,
         novel_words=2,  # zebra, see
+        repeated_words=0,
         output_words=3 + 3 + 3 + 3 + 4 + 1,
+        edits=1 + 1 + 1 + 2,
+        helpful_edits=1,  # hat
+        harmful_edits=1 + 2,  # dog; so and another word
     )
+
+
+def test_an_edit_is_judged_by_undoing_it_alone() -> None:
+    # Of four edits two help, one harms, one does neither; the errors of the whole fall by one only.
+    before, after = "it were a gold and windy day on way", "it was a cold and windy night on say"
+    changes = count_changes([nbest("it was a cold and windy day in may", before)], [after], RAW)
+    assert (changes.edits, changes.helpful_edits, changes.harmful_edits) == (4, 2, 1)
+    assert changes.better == 1
+
+
+def test_words_beyond_what_was_heard_or_said_are_made_up() -> None:
+    lists = [nbest("no no more", "oh no", "no oh")]
+    changes = count_changes(lists, ["no no no oh oh my my"], RAW)
+    assert changes.novel_words == 2  # my, twice
+    assert (
+        changes.repeated_words == 2
+    )  # the third `no`: the reference has two; the second `oh`: each hypothesis has one
+    assert count_changes(lists, [lists[0].best], RAW).repeated_words == 0
+    assert count_changes(lists, ["no no more"], RAW).novel_words == 0
 
 
 def test_changes_need_references_and_lists_that_may_be_empty() -> None:

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from audio_llm.errors import UsageError
+from audio_llm.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from audio_llm.nbest import NBest
 
 _DESCRIPTION = """Correct N-best lists without the sound: HyPoradise JSON, JSON lines, NeMo .tsv, or - for JSON lines on
-standard input. One JSON object a line comes out, in the order of the lists."""
+standard input. One JSON object a line comes out, in the order of the lists. Broken lines are named and left out."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -25,9 +25,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "correct", parents=[common], help="N-best lists in, corrections out", description=_DESCRIPTION
     )
     parser.add_argument("lists", metavar="LISTS", help="N-best lists, or - for standard input")
-    parser.add_argument("--with", dest="corrector", choices=("dlm",), default="dlm", help="corrector (default: dlm)")
+    correctors = ("dlm", "ger", "phrase")
+    parser.add_argument("--with", dest="corrector", choices=correctors, default="dlm", help="corrector (default: dlm)")
     parser.add_argument("--model", metavar="NAME|DIR", help="its model")
-    parser.add_argument("--decode", choices=("greedy", "dlm-sum"), default="dlm-sum", help="how it decodes (dlm-sum)")
+    parser.add_argument("--llm", metavar="NAME|DIR", help="ger: its language model, where that has moved")
+    parser.add_argument("--mode", choices=("free", "list", "slots"), help="ger: any text, or the list's words only")
+    parser.add_argument("--decode", choices=("greedy", "dlm-sum"), help="dlm: how it decodes (default: dlm-sum)")
     parser.add_argument("-o", "--output", metavar="OUT.jsonl", help="write there instead of stdout")
     parser.set_defaults(run=run)
 
@@ -40,29 +43,80 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output) if arguments.output else None
     if output is not None and output.exists() and not arguments.overwrite:
         raise UsageError("exists already", path=output, remedy="give --overwrite or another name")
-    # A bad line is found before hours of work, not after; standard input can be read only once.
-    total = None if arguments.lists == "-" else sum(1 for _ in read_nbest(arguments.lists))
-    corrector = load_corrector(arguments.corrector, arguments.model, decode=arguments.decode, device=arguments.device)
-    corrections = correct_lists(_counted(read_nbest(arguments.lists), total, arguments.quiet), corrector)
-    if output is None:
-        _write(map(correction_to_dict, corrections), sys.stdout)
-        return 0
+    broken: list[DataError] = []
+    total = None if arguments.lists == "-" else _count(arguments.lists, broken)
+
+    def note(error: DataError) -> None:
+        if total is None:  # standard input can be read only once; of a file the count has named the broken lines
+            broken.append(error)
+            _name(error)
+
+    corrector = load_corrector(
+        arguments.corrector, arguments.model, decode=_decoding(arguments), device=arguments.device, llm=arguments.llm
+    )
+    lists = _counted(read_nbest(arguments.lists, note), total, arguments.quiet)
+    rows = map(correction_to_dict, correct_lists(lists, corrector))
+    done = _write(rows, sys.stdout) if output is None else _write_file(rows, output)
+    if broken and not arguments.quiet:
+        print(f"{done} done, {len(broken)} failed", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _count(path: str, broken: list[DataError]) -> int:
+    """Count the lists of a file and name its broken lines, before hours of work rather than after.
+
+    Raises:
+        DataError: All its lines are broken, so that it is hardly a file of lists.
+    """
+    from audio_llm.nbest import read_nbest
+
+    total = sum(1 for _ in read_nbest(path, broken.append))
+    if broken and not total:
+        raise broken[0]
+    for error in broken:
+        _name(error)
+    return total
+
+
+def _name(error: DataError) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(f"audio-llm: error: {error}", file=sys.stderr)  # above the bar, if there is one
+
+
+def _write_file(rows: Iterator[dict[str, Any]], output: Path) -> int:
+    """Write rows under a temporary name, then rename; return how many."""
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            _write(map(correction_to_dict, corrections), file)
+            count = _write(rows, file)
         os.replace(temporary, output)
     finally:
         temporary.unlink(missing_ok=True)
-    return 0
+    return count
 
 
-def _write(rows: Iterator[dict[str, Any]], file: TextIO) -> None:
+def _decoding(arguments: argparse.Namespace) -> str | None:
+    """Return how the corrector decodes; lists come without sound, which dlm's own default may need."""
+    if arguments.mode and arguments.corrector != "ger":
+        raise UsageError("--mode belongs to --with ger", remedy="leave it out")
+    if arguments.decode and arguments.corrector != "dlm":
+        raise UsageError("--decode belongs to --with dlm", remedy="ger has --mode")
+    default = "dlm-sum" if arguments.corrector == "dlm" else None
+    decoding: str | None = arguments.mode or arguments.decode or default
+    return decoding
+
+
+def _write(rows: Iterator[dict[str, Any]], file: TextIO) -> int:
+    """Write rows as they come; return how many."""
+    count = 0
     for row in rows:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        count += 1
         if file is sys.stdout:
             file.flush()
+    return count
 
 
 def _counted(lists: Iterator[NBest], total: int | None, quiet: bool) -> Iterator[NBest]:

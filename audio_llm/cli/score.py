@@ -1,84 +1,179 @@
-"""`audio-llm score`: word error rates of texts, or of N-best lists with references."""
+"""`audio-llm score`: error rates of texts, of N-best lists with references, and of corrections of such lists."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import sys
+from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audio_llm.errors import DataError
 
 if TYPE_CHECKING:
+    from audio_llm.list_metrics import CorrectionScores, ListScores
+    from audio_llm.metrics import TextScores
     from audio_llm.nbest import NBest
-    from audio_llm.text import Normalizer
 
-_DESCRIPTION = """Compare two text files line by line (REF HYP), or score N-best lists that hold their references:
-the best hypotheses, and the best that could have been chosen (oracle)."""
+NORMALIZERS = ("spoken", "letters")  # a rate under one normaliser alone may be the normaliser's
+_JSON = (".json", ".jsonl")
+_LISTS = re.compile(r"\s*(\[\s*)?\{")
+_DESCRIPTION = """Compare two text files line by line (REF HYP); score N-best lists that hold their references (LISTS):
+the first hypotheses, and the best that could have been chosen or put together; or score what a corrector made of such
+lists (LISTS CORRECTIONS: the JSON lines of `audio-llm correct`, matched by id, or one text a line)."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parser's commands."""
-    parser = commands.add_parser("score", parents=[common], help="word error rate", description=_DESCRIPTION)
+    parser = commands.add_parser("score", parents=[common], help="word error rates", description=_DESCRIPTION)
     parser.add_argument("reference", metavar="REF|LISTS", help="true texts, one a line; or N-best lists")
-    parser.add_argument("hypothesis", metavar="HYP", nargs="?", help="texts to score, one a line")
-    parser.add_argument("--normalizer", metavar="NAME", default="spoken", help="raw, basic, spoken (default), letters")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("hypothesis", metavar="HYP|CORRECTIONS", nargs="?", help="texts to score")
+    parser.add_argument(
+        "--normalizer",
+        metavar="NAME",
+        action="append",
+        help="raw, basic, spoken or letters; may be given again (default: spoken and letters)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, by normaliser")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Score; return the exit status."""
+    from audio_llm.list_metrics import score_corrections, score_lists
+    from audio_llm.metrics import score_texts
     from audio_llm.text import get_normalizer
 
-    normalizer = get_normalizer(arguments.normalizer)
-    if arguments.hypothesis is not None:
-        references, hypotheses = _read_pair(arguments.reference, arguments.hypothesis)
-        rows = {"text": _score(references, hypotheses, normalizer)}
+    normalizers = [get_normalizer(name) for name in dict.fromkeys(arguments.normalizer or NORMALIZERS)]
+    source, outputs = arguments.reference, arguments.hypothesis
+    broken: list[DataError] = []
+    scores: Sequence[TextScores | ListScores | CorrectionScores]
+    if outputs is not None and not _holds_lists(source):
+        references, hypotheses = _read_pair(source, outputs)
+        scores = [score_texts(references, hypotheses, normalizer) for normalizer in normalizers]
     else:
-        from audio_llm.metrics import oracle
-
-        lists = _read_lists(arguments.reference)
-        references = [nbest.reference or "" for nbest in lists]
-        rows = {
-            "first": _score(references, [nbest.best for nbest in lists], normalizer),
-            "oracle": _score(references, [oracle(nbest, normalizer) for nbest in lists], normalizer),
-        }
+        lists = _read_lists(source, broken)
+        if broken and not arguments.quiet:
+            print(f"{len(lists)} lists scored, {len(broken)} left out", file=sys.stderr)
+        if outputs is None:
+            scores = [score_lists(lists, normalizer) for normalizer in normalizers]
+        else:
+            texts = _read_corrections(outputs, lists, source)
+            scores = [score_corrections(lists, texts, normalizer) for normalizer in normalizers]
     if arguments.json:
-        print(json.dumps({"normalizer": normalizer.name, **{name: asdict(row) for name, row in rows.items()}}))
-        return 0
-    for name, row in rows.items():
-        print(
-            f"{name:<7} WER {100 * row.wer:.2f} % (95 % interval {100 * row.low:.2f} to {100 * row.high:.2f}): "
-            f"{row.words} words in {row.utterances} utterances, {row.substitutions} substituted, "
-            f"{row.deletions} deleted, {row.insertions} inserted; normaliser {normalizer.name}"
-        )
-    return 0
+        print(json.dumps({n.name: _to_json(row) for n, row in zip(normalizers, scores, strict=True)}))
+    else:
+        for normalizer, row in zip(normalizers, scores, strict=True):
+            for line in _to_lines(row):
+                print(f"{line}; normaliser {normalizer.name}")
+    return 1 if broken else 0
 
 
-@dataclass(frozen=True)
-class _Row:
-    wer: float
-    low: float
-    high: float
-    words: int
-    utterances: int
-    substitutions: int
-    deletions: int
-    insertions: int
+def _to_lines(scores: TextScores | ListScores | CorrectionScores) -> list[str]:
+    from audio_llm.list_metrics import CorrectionScores, ListScores
+
+    if isinstance(scores, CorrectionScores):
+        return [*_list_lines(scores.lists), _rate_line("output", scores.output), *_change_lines(scores)]
+    return _list_lines(scores) if isinstance(scores, ListScores) else [_rate_line("text", scores)]
 
 
-def _score(references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer) -> _Row:
-    from audio_llm.metrics import bootstrap_interval, utterance_errors, word_errors
+def _rate_line(name: str, scores: TextScores) -> str:
+    counts, interval = scores.counts, scores.interval
+    return (
+        f"{name:<7} WER {100 * counts.rate:.2f} % "
+        f"(95 % interval {100 * interval.low:.2f} to {100 * interval.high:.2f}): "
+        f"{counts.words} words in {counts.utterances} utterances, {counts.substitutions} substituted, "
+        f"{counts.deletions} deleted, {counts.insertions} inserted"
+    )
 
-    counts = word_errors(references, hypotheses, normalizer)
-    if not counts.words:
-        raise DataError("the references hold no words", remedy="there is nothing to score")
-    interval = bootstrap_interval(utterance_errors(references, hypotheses, normalizer))
-    errors = (counts.substitutions, counts.deletions, counts.insertions)
-    return _Row(counts.rate, interval.low, interval.high, counts.words, counts.utterances, *errors)
+
+def _list_lines(scores: ListScores) -> list[str]:
+    lists = scores.first.counts.utterances
+    return [
+        _rate_line("first", scores.first),
+        _rate_line("oracle", scores.oracle),
+        f"compositional oracle {_percent(scores.compositional_oracle_rate)}: "
+        f"{scores.missing_words} of {scores.first.counts.words} words are in no hypothesis of their list",
+        f"right as they are {_percent(scores.right_rate)}: {scores.right} of {lists} lists",
+        f"distinct hypotheses {scores.distinct_hypotheses} of {scores.hypotheses}: "
+        f"{scores.distinct_hypotheses / lists:.2f} of {scores.hypotheses / lists:.2f} a list",
+    ]
+
+
+def _change_lines(scores: CorrectionScores) -> list[str]:
+    changes = scores.changes
+    wrong = changes.utterances - changes.right_before
+    ratio = "-" if scores.recovered is None else f"{scores.recovered:.3f}"
+    return [
+        f"change {_percent(scores.relative_change, '+')} relative (p {scores.p_value:.4f}, paired, one-sided); "
+        f"of the way to the oracle (RIR) {ratio}",
+        f"lists changed {_percent(scores.changed_rate)}: {changes.changed} of {changes.utterances}, "
+        f"{changes.better} better, {changes.worse} worse",
+        f"right kept {_percent(scores.keep_correct_rate)}: {changes.right_before - changes.broken} of "
+        f"{changes.right_before}; broken {_percent(scores.broken_rate)} of all lists",
+        f"wrong fixed in full {_percent(scores.fix_wrong_rate)}, at least in part "
+        f"{_percent(scores.improve_wrong_rate)}: {changes.fixed} and {changes.better} of {wrong}",
+        f"harmful edits (HER) {_percent(scores.harmful_edit_rate)}: {changes.harmful_edits} harmful, "
+        f"{changes.helpful_edits} helpful, {changes.edits} in all",
+        f"hallucinated words {_percent(scores.hallucinated_rate)}: {changes.novel_words} novel, "
+        f"{changes.repeated_words} repeated of {changes.output_words}; length ratio {scores.length_ratio:.3f}",
+    ]
+
+
+def _percent(share: float | None, sign: str = "") -> str:
+    return "-" if share is None else f"{100 * share:{sign}.2f} %"
+
+
+def _to_json(scores: TextScores | ListScores | CorrectionScores) -> dict[str, Any]:
+    from audio_llm.list_metrics import CorrectionScores, ListScores
+
+    if isinstance(scores, CorrectionScores):
+        return {
+            **_to_json(scores.lists),
+            "output": _rate_json(scores.output),
+            "p_value": scores.p_value,
+            "relative_change": scores.relative_change,
+            "recovered": scores.recovered,
+            "changed_rate": scores.changed_rate,
+            "keep_correct_rate": scores.keep_correct_rate,
+            "fix_wrong_rate": scores.fix_wrong_rate,
+            "improve_wrong_rate": scores.improve_wrong_rate,
+            "broken_rate": scores.broken_rate,
+            "harmful_edit_rate": scores.harmful_edit_rate,
+            "hallucinated_rate": scores.hallucinated_rate,
+            "length_ratio": scores.length_ratio,
+            "changes": asdict(scores.changes),
+        }
+    if isinstance(scores, ListScores):
+        return {
+            "first": _rate_json(scores.first),
+            "oracle": _rate_json(scores.oracle),
+            "compositional_oracle": {"wer": scores.compositional_oracle_rate, "missing_words": scores.missing_words},
+            "lists": scores.first.counts.utterances,
+            "right": scores.right,
+            "right_rate": scores.right_rate,
+            "hypotheses": scores.hypotheses,
+            "distinct_hypotheses": scores.distinct_hypotheses,
+        }
+    return {"text": _rate_json(scores)}
+
+
+def _rate_json(scores: TextScores) -> dict[str, Any]:
+    counts, interval = scores.counts, scores.interval
+    return {
+        "wer": counts.rate,
+        "low": interval.low,
+        "high": interval.high,
+        "words": counts.words,
+        "utterances": counts.utterances,
+        "substitutions": counts.substitutions,
+        "deletions": counts.deletions,
+        "insertions": counts.insertions,
+    }
 
 
 def _read_pair(reference: str, hypothesis: str) -> tuple[list[str], list[str]]:
@@ -91,20 +186,76 @@ def _read_pair(reference: str, hypothesis: str) -> tuple[list[str], list[str]]:
 
 def _read_lines(path: str) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # JSON lines may hold what splitlines() splits at
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path=path, remedy="check the name") from None
     except UnicodeDecodeError:
         raise DataError("is not UTF-8 text", path=path, remedy="give a text file, one utterance a line") from None
+    return lines if lines[-1] else lines[:-1]
 
 
-def _read_lists(path: str) -> list[NBest]:
+def _holds_lists(path: str) -> bool:
+    """Whether the file is one of N-best lists, by its name or by its first characters."""
+    if path == "-" or Path(path).suffix in _JSON:
+        return True
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return bool(_LISTS.match(file.read(256)))
+    except OSError:
+        return False  # whoever reads it says what is wrong
+
+
+def _read_lists(path: str, errors: list[DataError]) -> list[NBest]:
+    """Read the lists; say which of its lines are broken, and add what is wrong to the errors."""
     from audio_llm.nbest import read_nbest
 
     lists = []
-    for number, nbest in enumerate(read_nbest(path), 1):
+    for number, nbest in enumerate(read_nbest(path, errors.append), 1):
         if nbest.reference is None:
             message = f"entry {number} ({nbest.id}) has no reference"
             raise DataError(message, path=path, remedy="add it as 'output' or 'reference'")
         lists.append(nbest)
+    if errors and not lists:
+        raise errors[0]
+    for error in errors:
+        print(f"audio-llm: error: {error}", file=sys.stderr)
     return lists
+
+
+def _read_corrections(path: str, lists: Sequence[NBest], lists_path: str) -> list[str]:
+    """Return the corrected text of each list: JSON lines are matched by id, plain texts by their order."""
+    if Path(path).suffix not in _JSON and not _holds_lists(path):
+        texts = _read_lines(path)
+        if len(texts) != len(lists):
+            message = f"has {len(texts)} lines, {lists_path} has {len(lists)} lists"
+            raise DataError(message, path=path, remedy="give one text a line, in the order of the lists")
+        return texts
+    found: defaultdict[str, deque[str]] = defaultdict(deque)  # lists may share an id: the first takes the first
+    for number, line in enumerate(_read_lines(path), 1):
+        if line.strip():
+            correction = _parse_correction(line, path, number)
+            found[str(correction["id"])].append(correction["text"])
+    outputs: list[str] = []
+    missing: list[str] = []
+    for nbest in lists:
+        if found[nbest.id]:
+            outputs.append(found[nbest.id].popleft())
+        else:
+            missing.append(nbest.id)
+    unknown = [identity for identity, texts in found.items() for _ in texts]
+    if missing or unknown:
+        reasons = [f"{len(missing)} lists of {lists_path} are not in it, first {missing[0]!r}"] if missing else []
+        reasons += [f"{len(unknown)} of its lines belong to no list, first {unknown[0]!r}"] if unknown else []
+        raise DataError("; ".join(reasons), path=path, remedy="give the corrections of these very lists")
+    return outputs
+
+
+def _parse_correction(line: str, path: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not isinstance(row.get("id"), str | int):
+        remedy = "give objects with 'id' and 'text', as audio-llm correct writes them"
+        raise DataError(f"line {number} is no correction", path=path, remedy=remedy)
+    return row

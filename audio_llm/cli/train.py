@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Train on packed data, as the recipes make it. The best model lies in OUT/best, a model directory that
 --model or --correct-model takes. KEY=VALUE words win over the config file: training.max_steps=2000."""
+_GER = """Train a corrector of N-best lists on lists with references: files (HyPoradise JSON, JSON lines) or folders of
+packed lists. By default LoRA and the noise adapter on a causal language model; --kind phrase trains the phrase
+corrector, which needs no language model, in a minute or so for some thousand lists. The model lies in OUT/best."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -28,14 +31,26 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     ):
         parser = models.add_parser(name, parents=[common], help=summary, description=_DESCRIPTION)
         parser.add_argument("words", nargs="+", metavar="DATA|KEY=VALUE", help="folders of packed data, and settings")
-        parser.add_argument("--config", metavar="FILE", help="YAML file (default: the default of every setting)")
-        parser.add_argument("-o", "--output", metavar="OUT", required=True, help="folder of the training")
-        parser.add_argument("--max-minutes", type=_minutes, metavar="N", help="stop after so long; --resume goes on")
-        parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint")
+        _add_loop_options(parser)
         parser.add_argument("--start-from", metavar="NAME|DIR", help="a model to go on from")
         if name == "ctc":
             parser.add_argument("--tuning", metavar="DIR", required=True, help="packed data that choose the best model")
         parser.set_defaults(run=run, log_level=logging.INFO, words_anywhere="words")
+    ger = models.add_parser("ger", parents=[common], help="a corrector of N-best lists", description=_GER)
+    ger.add_argument("words", nargs="*", metavar="KEY=VALUE", help="settings")
+    ger.add_argument("--data", nargs="+", metavar="LISTS", required=True, help="lists with references, packed or not")
+    ger.add_argument("--tuning", nargs="+", metavar="LISTS", help="lists that choose the best model (default: a share)")
+    ger.add_argument("--kind", choices=("neural", "phrase"), default="neural", help="default: neural")
+    ger.add_argument("--llm", metavar="NAME|DIR", help="language model to train on, or a ger model that holds one")
+    _add_loop_options(ger)
+    ger.set_defaults(run=run_ger, log_level=logging.INFO, words_anywhere="words")
+
+
+def _add_loop_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="YAML file (default: the default of every setting)")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="folder of the training")
+    parser.add_argument("--max-minutes", type=_minutes, metavar="N", help="stop after so long; --resume goes on")
+    parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint")
 
 
 def run_dlm(arguments: argparse.Namespace) -> int:
@@ -63,6 +78,47 @@ def run_ctc(arguments: argparse.Namespace) -> int:
     options = {**_loop_options(arguments), "provenance": provenance}
     tuning, output = Path(arguments.tuning), Path(arguments.output)
     return _finish(arguments, lambda: train_ctc(folders, tuning, output, config, **options))
+
+
+def run_ger(arguments: argparse.Namespace) -> int:
+    """Train a corrector of N-best lists; return the exit status."""
+    if arguments.kind == "phrase":
+        return _train_phrase(arguments)
+    from audio_llm import __version__
+    from audio_llm.ger.data import read_data
+    from audio_llm.ger.train import GerTrainConfig, train_ger
+    from audio_llm.training.config import load_config
+
+    if not arguments.llm:
+        raise UsageError("no language model is named", remedy="give --llm NAME|DIR, or --kind phrase")
+    config = load_config(GerTrainConfig, arguments.config, arguments.words)
+    data = read_data([Path(path) for path in arguments.data], config.normalizer)
+    tuning = read_data([Path(path) for path in arguments.tuning], config.normalizer) if arguments.tuning else None
+    options = {name: getattr(arguments, name) for name in ("max_minutes", "resume", "device")}
+    options["provenance"] = {"audio_llm": __version__, "data": [Path(path).name for path in arguments.data]}
+    output = Path(arguments.output)
+    return _finish(arguments, lambda: train_ger(data, arguments.llm, output, config, tuning=tuning, **options))
+
+
+def _train_phrase(arguments: argparse.Namespace) -> int:
+    from audio_llm import __version__
+    from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings
+    from audio_llm.nbest import read_nbest
+    from audio_llm.training.config import load_config
+
+    for name in ("llm", "tuning", "max_minutes", "resume"):
+        if getattr(arguments, name):
+            raise UsageError(f"--{name.replace('_', '-')} is not for --kind phrase", remedy="leave it out")
+    folder = Path(arguments.output) / "best"
+    if folder.exists() and not arguments.overwrite:
+        raise UsageError("there is a model already", path=folder, remedy="give --overwrite or another folder")
+    settings = load_config(PhraseSettings, arguments.config, arguments.words)
+    lists = [nbest for path in arguments.data for nbest in read_nbest(path)]
+    corrector = PhraseCorrector.train(lists, settings=settings)
+    data = [Path(path).name for path in arguments.data]
+    corrector.save(folder, {"audio_llm": __version__, "data": data, "lists": len(lists)})
+    print(f"{folder}: {len(corrector.table)} phrases, margin {corrector.margin:g}")
+    return 0
 
 
 def _folders_and_settings(arguments: argparse.Namespace) -> tuple[list[Path], list[str]]:

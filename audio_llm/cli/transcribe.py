@@ -39,12 +39,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--asr", choices=("sphinx", "ctc", "whisper", "espnet"), default="sphinx", help="recogniser")
     parser.add_argument("--model", metavar="NAME|DIR", help="the recogniser's model")
-    parser.add_argument("--correct", choices=("none", "dlm"), default="none", help="corrector")
+    parser.add_argument("--correct", choices=("none", "dlm", "ger", "phrase"), default="none", help="corrector")
     parser.add_argument("--correct-model", metavar="NAME|DIR", help="the corrector's model")
     parser.add_argument(
         "--decode",
-        choices=("greedy", "dsr", "dlm-sum"),
-        help="how it decodes (default: dsr with sphinx, else dlm-sum)",
+        choices=("greedy", "dsr", "dlm-sum", "free", "list", "slots"),
+        help="how it decodes: dlm greedy, dsr, dlm-sum (default: dsr with sphinx, else dlm-sum); ger free, list, slots",
     )
     parser.add_argument("--words", metavar="FILE", help="names and terms to prefer, one a line")
     parser.set_defaults(run=run)

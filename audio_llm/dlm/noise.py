@@ -8,7 +8,7 @@ import numpy as np
 
 from audio_llm.align import edit_distance
 from audio_llm.dlm import vocab
-from audio_llm.dlm.confusions import MAX_SPAN, Confusions
+from audio_llm.simulation.confusions import MAX_SPAN, Confusions
 
 _SPAN_BOUNDS = (0.68, 0.93)  # probabilities 0.68, 0.25, 0.07 of replacing 1, 2, 3 words at once
 

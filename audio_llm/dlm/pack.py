@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.dlm.confusions import learn_confusions
+from audio_llm.simulation.confusions import learn_confusions
 from audio_llm.training.shards import ShardReader, decode_text, encode_text, write_shards
 
 CONFUSIONS_NAME = "confusions.json"

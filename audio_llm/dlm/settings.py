@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from audio_llm.asr.base import Recognizer
-from audio_llm.dlm.gate import Gate
 from audio_llm.dlm.rescore import Scales
 from audio_llm.errors import ModelFormatError
+from audio_llm.gate import Gate
 
 SETTINGS_NAME = "decoding.json"
 Decoding = Literal["greedy", "dsr", "dlm-sum"]

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from audio_llm.dlm import decode, vocab
-from audio_llm.dlm.confusions import Confusions
 from audio_llm.dlm.model import DenoisingLM, ModelConfig, batch_sources, batch_targets, load, save
 from audio_llm.dlm.noise import NoiseConfig, corrupt, substitute_characters
 from audio_llm.dlm.pack import CONFUSIONS_NAME, PackedPairs, read_packed
 from audio_llm.metrics import word_errors
+from audio_llm.simulation.confusions import Confusions
+from audio_llm.training.buckets import batches_by_length
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
-
-_POOL = 50  # batches that are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -133,31 +132,12 @@ def batches(packed: PackedPairs, config: DlmTrainConfig, epoch: int) -> Iterator
     else:
         count = int(len(texts) * config.pair_share / (1.0 - config.pair_share))
         drawn = np.concatenate([texts, rng.choice(pairs, size=count)])
-    drawn = rng.permutation(drawn)
-    sizes = packed.lengths[drawn]
-    pool = max(1, int(_POOL * config.batch_characters / max(1.0, float(sizes.mean()))))
-    for first in range(0, len(drawn), pool):
-        part = drawn[first : first + pool]
-        part = part[np.argsort(packed.lengths[part] * rng.uniform(0.9, 1.1, size=len(part)), kind="stable")]
-        made = list(_cut(part, packed.lengths, config.batch_characters))
-        for place in rng.permutation(len(made)):
-            seeds = rng.integers(1 << 62, size=len(made[place]))
-            yield list(zip(made[place].tolist(), seeds.tolist(), strict=True))
+    yield from batches_by_length(drawn, packed.lengths, config.batch_characters, rng)
 
 
 def to_tensors(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return source (B, S), source lengths (B,), target input (B, T), wanted (B, T), all int64."""
     return (*batch_sources(hypotheses), *batch_targets(references))
-
-
-def _cut(rows: np.ndarray, lengths: np.ndarray, limit: int) -> Iterator[np.ndarray]:
-    start = 0
-    for end in range(1, len(rows) + 1):
-        longest = int(lengths[rows[start:end]].max())
-        if longest * (end - start) > limit and end - start > 1:
-            yield rows[start : end - 1]
-            start = end - 1
-    yield rows[start:]
 
 
 def _example(

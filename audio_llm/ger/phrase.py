@@ -119,8 +119,20 @@ class PhraseCorrector:
         return save_model(folder, config, tensors, KIND, card, provenance)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> PhraseCorrector:
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        recognizer: Any = None,
+        decode: str | None = None,
+        gate: bool = True,
+        device: str = "cpu",
+    ) -> PhraseCorrector:
         """Read a model directory that `save` wrote, without torch.
+
+        Args:
+            folder: A name of a model, or its folder.
+            recognizer: What makes the lists; of no account, as are `decode` and `device`.
+            gate: Off: the best candidate is taken however little better it is.
 
         Raises:
             ModelNotFoundError: There is no such model.
@@ -144,7 +156,8 @@ class PhraseCorrector:
             lm = NgramLm.from_arrays(arrays, config["unknown_types"])
         except (KeyError, ValueError) as error:
             raise ModelFormatError(f"lacks or garbles {error}", path=path, remedy="train it again") from None
-        return cls(table, lm, LinearReranker(weights), float(config["margin"]), settings)
+        margin = float(config["margin"]) if gate else 0.0
+        return cls(table, lm, LinearReranker(weights), margin, settings)
 
     def _correct_one(self, nbest: NBest) -> Correction:
         texts = list_words(nbest, self.settings.normalizer)

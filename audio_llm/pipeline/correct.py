@@ -17,7 +17,6 @@ from audio_llm.errors import UsageError
 from audio_llm.nbest import NBest
 
 BATCH_SIZE = 32  # lists
-DECODINGS = ("greedy", "dsr", "dlm-sum")
 
 
 @dataclass(frozen=True)
@@ -28,17 +27,36 @@ class CorrectorKind:
         module: Module that holds the class; imported when it is used.
         class_name: Name of the class in it.
         settings: Light module with the class's `list_length`.
-        default_model: Model taken when none is named.
+        default_model: Model taken when none is named; empty: one must be named.
+        decodings: Ways to decode that it knows.
+        takes_llm: It stands on a language model that can be named.
     """
 
     module: str
     class_name: str
     settings: str
     default_model: str
+    decodings: tuple[str, ...] = ()
+    takes_llm: bool = False
 
 
 CORRECTORS = {
-    "dlm": CorrectorKind("audio_llm.dlm.corrector", "DlmCorrector", "audio_llm.dlm.settings", "dlm-small"),
+    "dlm": CorrectorKind(
+        "audio_llm.dlm.corrector",
+        "DlmCorrector",
+        "audio_llm.dlm.settings",
+        "dlm-small",
+        ("greedy", "dsr", "dlm-sum"),
+    ),
+    "ger": CorrectorKind(
+        "audio_llm.ger.corrector",
+        "GerCorrector",
+        "audio_llm.ger.settings",
+        "ger-small",
+        ("free", "list", "slots"),
+        takes_llm=True,
+    ),
+    "phrase": CorrectorKind("audio_llm.ger.phrase", "PhraseCorrector", "audio_llm.ger.settings", ""),
 }
 
 
@@ -49,6 +67,7 @@ def load_corrector(
     decode: str | None = None,
     device: str = "cpu",
     gate: bool = True,
+    llm: str | None = None,
 ) -> Corrector:
     """Load a corrector.
 
@@ -56,9 +75,11 @@ def load_corrector(
         name: One of `CORRECTORS`.
         model: Name or folder of its model; None takes its own.
         recognizer: Asked again by decodings that weigh the sound.
-        decode: One of `DECODINGS`; None: `dsr` with the recogniser that the model was tuned for, else `dlm-sum`.
+        decode: One of the corrector's `decodings`; None: `ger` as its model was tuned; `dlm` with `dsr` where the
+            recogniser is the one that its model was tuned for, else with `dlm-sum`.
         device: `cpu`, `cuda` or `auto`.
         gate: Keep the recogniser's text where the gain is small.
+        llm: For `ger`: the language model, where it lies elsewhere than when the corrector was trained.
 
     Raises:
         UsageError: A name is unknown.
@@ -66,9 +87,12 @@ def load_corrector(
     """
     folder = _find(name, model, decode)
     kind = CORRECTORS[name]
+    if llm is not None and not kind.takes_llm:
+        raise UsageError(f"{name} stands on no language model", remedy="leave out --llm")
+    options = {"llm": llm} if llm is not None else {}
     corrector_class = getattr(importlib.import_module(kind.module), kind.class_name)
     corrector: Corrector = corrector_class.load(
-        folder, recognizer=recognizer, decode=decode, gate=gate, device=resolve_device(device)
+        folder, recognizer=recognizer, decode=decode, gate=gate, device=resolve_device(device), **options
     )
     return corrector
 
@@ -91,9 +115,13 @@ def _find(name: str, model: str | None, decode: str | None) -> Path:
     """Return the folder of a corrector's model."""
     if name not in CORRECTORS:
         raise UsageError(f"no corrector is named {name!r}", remedy=f"use one of {', '.join(CORRECTORS)}")
-    if decode is not None and decode not in DECODINGS:
-        raise UsageError(f"no decoding is named {decode!r}", remedy=f"use one of {', '.join(DECODINGS)}")
-    return hub.find_model(model or CORRECTORS[name].default_model)
+    kind = CORRECTORS[name]
+    if decode is not None and decode not in kind.decodings:
+        choice = f"use one of {', '.join(kind.decodings)}" if kind.decodings else "leave it out"
+        raise UsageError(f"{name} knows no decoding named {decode!r}", remedy=choice)
+    if not (model or kind.default_model):
+        raise UsageError(f"{name} comes without a model", remedy="train one with `audio-llm train ger --kind phrase`")
+    return hub.find_model(model or kind.default_model)
 
 
 def correct_lists(lists: Iterable[NBest], corrector: Corrector, batch_size: int = BATCH_SIZE) -> Iterator[Correction]:

@@ -264,8 +264,9 @@ def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") 
     """Return the ready object of a model directory by its kind (see `audio_llm.load`)."""
     folder = hub.find_model(name_or_dir)
     kind = hub.model_kind(folder)
-    if kind in CORRECTORS:
-        return load_corrector(kind, str(folder), device=device)
+    name = {"ger-phrase": "phrase"}.get(kind, kind)
+    if name in CORRECTORS:
+        return load_corrector(name, str(folder), device=device)
     if kind in engines.ENGINES:
         return engines.load_recognizer(kind, str(folder), device)
     remedy = f"kinds with one: {', '.join([*CORRECTORS, 'ctc'])}; hub.load_model reads any"

@@ -139,6 +139,10 @@ class ShardReader:
             found[name] = np.asarray(data[int(ends[row]) : int(ends[row + 1])])  # an empty tensor has no slices
         return found
 
+    def __contains__(self, name: str) -> bool:
+        """Tell whether the rows have an array of that name."""
+        return bool(self._names) and name in self._shard(0)[1]
+
     def lengths(self, name: str) -> np.ndarray:
         """Return the length of the array of that name in every row: (rows,) int64."""
         return np.concatenate([np.diff(self._shard(number)[1][name]) for number in range(len(self._names))])

@@ -13,10 +13,10 @@ import numpy as np
 
 from audio_llm import metrics
 from audio_llm.dlm.corrector import DlmCorrector, Proposal
-from audio_llm.dlm.gate import Gate, tune_gate
 from audio_llm.dlm.model import DenoisingLM
 from audio_llm.dlm.rescore import Scales, Scored, choose, fit_scales
 from audio_llm.dlm.settings import Decoding, DecodingSettings
+from audio_llm.gate import Gate, tune_gate
 from audio_llm.lm.ngram import NgramLm
 from audio_llm.nbest import Hypothesis, NBest
 

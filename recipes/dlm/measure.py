@@ -31,11 +31,11 @@ from audio_llm import hub
 from audio_llm.asr.ctc import CtcRecognizer
 from audio_llm.dlm.corrector import Proposal
 from audio_llm.dlm.dsr import Pools
-from audio_llm.dlm.gate import Gate, tune_gate
 from audio_llm.dlm.generate import Plan
 from audio_llm.dlm.model import load, save
 from audio_llm.dlm.rescore import Scales, fit_scales
 from audio_llm.dlm.settings import SETTINGS_NAME, DecodingSettings, read_settings, settings_to_json
+from audio_llm.gate import Gate, tune_gate
 from audio_llm.lm.char_lm import CharLm
 from audio_llm.lm.ngram import load_ngram
 from audio_llm.nbest import Hypothesis, NBest

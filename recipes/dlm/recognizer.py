@@ -11,6 +11,7 @@ from typing import Any
 
 import data
 import numpy as np
+from speech_sets import Recording
 
 from audio_llm import hub, metrics
 from audio_llm.align import count_edits
@@ -147,6 +148,6 @@ def _spoken(sentences: Sequence[data.Sentence]) -> list[SpeechItem]:
     return items_from_texts([(s.id, s.text, s.words) for s in sentences], VOICES, data.SEED)
 
 
-def _recorded(recordings: Sequence[data.Recording], copies: int = 1) -> list[SpeechItem]:
+def _recorded(recordings: Sequence[Recording], copies: int = 1) -> list[SpeechItem]:
     rows = [{"path": r.path, "text": r.text, "id": r.id} for r in recordings]
     return items_from_rows(rows, Path(), copies, data.SEED, DEFAULT_NORMALIZER.name)

@@ -11,10 +11,10 @@ from evaluate import NGRAM, SOUND, Proposals, System, gated, ngram_scorer, resco
 
 from audio_llm import metrics
 from audio_llm.dlm.corrector import Proposal, choose_dsr
-from audio_llm.dlm.gate import Gate
 from audio_llm.dlm.model import DenoisingLM
 from audio_llm.dlm.rescore import Scales, Scored, fit_scales
 from audio_llm.dlm.settings import Decoding, DecodingSettings
+from audio_llm.gate import Gate
 from audio_llm.ger.phrase import PhraseCorrector
 from audio_llm.lm.char_lm import CharLm
 from audio_llm.lm.ngram import NgramLm

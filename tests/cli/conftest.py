@@ -69,6 +69,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
         recognizer: Any = None,
         decode: str | None = None,
         device: str = "cpu",
+        llm: str | None = None,
     ) -> Fakes:
         both.corrector_asked.append({"name": name, "model": model, "decode": decode, "device": device})
         return both

@@ -1,4 +1,4 @@
-"""`correct`, `score`, `models`, `doctor`, `train`, and what all commands share."""
+"""`correct`, `models`, `doctor`, `train`, and what all commands share."""
 
 from __future__ import annotations
 
@@ -64,64 +64,66 @@ def test_correct_writes_a_file_and_does_not_replace_it(
     assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
 
 
-@pytest.mark.parametrize("bad", ["nonsense", '{"text": "no list"}', "[1]", '{"input": ["a"], "score": [1, 2]}'])
-def test_bad_line_is_named_with_its_file(
+BAD_LINES = [
+    "nonsense",
+    '{"text": "no list"}',
+    "[1]",
+    '{"input": ["a"], "score": [1, 2]}',
+    '{"hypotheses": null}',
+    '{"input": ["a"], "score": [NaN]}',
+    '{"input": [3]}',
+]
+
+
+@pytest.mark.parametrize("bad", BAD_LINES)
+def test_bad_line_is_named_and_the_others_go_on(
     fakes: Any, lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str
 ) -> None:
-    lists.write_text(lists.read_text() + bad + "\n")
-    assert cli.main(["correct", str(lists), "-o", str(tmp_path / "out.jsonl")]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"audio-llm: error: {lists}: ")
-    assert " 4 " in error
-    assert error.count("\n") == 1
-    assert fakes.corrector_asked == []  # found before the model was loaded
+    first, *others = lists.read_text().splitlines()
+    lists.write_text("\n".join([first, bad, *others]))
+    out = tmp_path / "out.jsonl"
+    assert cli.main(["correct", str(lists), "-o", str(out)]) == 1
+    error, summary = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"audio-llm: error: {lists}: line 2 is not ")
+    assert error.endswith(")")  # the remedy
+    assert summary == "3 done, 1 failed"
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["u1", "3", "u3"]
+    assert [row["text"] for row in rows] == ["he sat it", "all right", ""]
+    assert cli.main(["correct", str(lists), "-q"]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 3
+    assert captured.err.splitlines() == [error]
+
+
+def test_bad_lines_on_standard_input_are_named_as_they_come(
+    fakes: Any, lists: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = lists.read_text()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{{\n{text}\n[\n"))
+    assert cli.main(["correct", "-"]) == 1
+    captured = capsys.readouterr()
+    assert [json.loads(line)["id"] for line in captured.out.splitlines()] == ["u1", "3", "u3"]
+    first, second, summary = captured.err.splitlines()
+    assert first.startswith("audio-llm: error: standard input: line 1 is not valid JSON")
+    assert "line 6 is not valid JSON" in second
+    assert summary == "3 done, 2 failed"
+
+
+def test_file_without_any_list_is_one_error_before_the_model_is_loaded(
+    fakes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prose, cut = tmp_path / "prose.txt", tmp_path / "cut.json"
+    prose.write_text("it was\na cold day\nin may\n")
+    cut.write_text(json.dumps(LISTS)[:-9])
+    for path, message in ((prose, "line 1 is not valid JSON"), (cut, "the file may be cut off")):
+        assert cli.main(["correct", str(path), "-o", str(tmp_path / "out.jsonl")]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"audio-llm: error: {path}: ")
+        assert message in error
+        assert error.count("\n") == 1
+    assert fakes.corrector_asked == []
     assert not (tmp_path / "out.jsonl").exists()
-
-
-def test_score_of_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "ref.txt").write_text("He said: it!\nMr. Brown has 2 dogs\n")
-    (tmp_path / "hyp.txt").write_text("he sad it\nmister brown has two dogs barking\n")
-    files = [str(tmp_path / "ref.txt"), str(tmp_path / "hyp.txt")]
-    (row,) = run_json(capsys, "score", *files, "--json")
-    assert row["normalizer"] == "spoken"
-    text = row["text"]
-    assert (text["substitutions"], text["deletions"], text["insertions"], text["words"]) == (1, 0, 1, 8)
-    assert text["wer"] == pytest.approx(0.25)
-    assert text["low"] <= 0.25 <= text["high"]
-    (row,) = run_json(capsys, "score", *files, "--json", "--normalizer", "raw")
-    assert row["text"]["wer"] > 0.5
-    assert cli.main(["score", *files]) == 0
-    assert "WER 25.00 %" in capsys.readouterr().out
-
-
-def test_score_of_lists(lists: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (row,) = run_json(capsys, "score", str(lists), "--json")
-    assert row["first"]["wer"] == pytest.approx(2 / 6)
-    assert row["oracle"]["wer"] == pytest.approx(1 / 6)
-
-
-@pytest.mark.parametrize(
-    ("reference", "hypothesis", "message"),
-    [("a\nb\n", "a\n", "has 1 lines"), ("", "", "hold no words"), (None, "a\n", "cannot be read")],
-)
-def test_score_errors(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], reference: str | None, hypothesis: str, message: str
-) -> None:
-    if reference is not None:
-        (tmp_path / "ref.txt").write_text(reference)
-    (tmp_path / "hyp.txt").write_text(hypothesis)
-    assert cli.main(["score", str(tmp_path / "ref.txt"), str(tmp_path / "hyp.txt")]) == 1
-    assert message in capsys.readouterr().err
-
-
-def test_score_needs_references_and_a_known_normalizer(
-    tmp_path: Path, lists: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "bare.jsonl").write_text('{"input": ["a"]}\n')
-    assert cli.main(["score", str(tmp_path / "bare.jsonl")]) == 1
-    assert "entry 1 (1) has no reference" in capsys.readouterr().err
-    assert cli.main(["score", str(lists), "--normalizer", "nice"]) == 2
-    assert "use one of raw, basic" in capsys.readouterr().err
 
 
 @pytest.fixture

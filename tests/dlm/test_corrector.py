@@ -20,7 +20,6 @@ from audio_llm.correction import Edit
 from audio_llm.dlm import decode, vocab
 from audio_llm.dlm.corrector import DlmCorrector, find_edits, list_weights
 from audio_llm.dlm.dsr import Heard, Pools
-from audio_llm.dlm.gate import Gate
 from audio_llm.dlm.model import DenoisingLM, ModelConfig, save
 from audio_llm.dlm.rescore import Scales, choose
 from audio_llm.dlm.settings import (
@@ -31,6 +30,7 @@ from audio_llm.dlm.settings import (
     settings_to_json,
 )
 from audio_llm.errors import ModelFormatError, UsageError
+from audio_llm.gate import Gate
 from audio_llm.hub import fingerprint
 from audio_llm.lm.kneser_ney import train_ngram
 from audio_llm.lm.ngram import save_ngram

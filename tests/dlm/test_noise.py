@@ -7,8 +7,8 @@ import pytest
 
 from audio_llm.align import count_edits
 from audio_llm.dlm import vocab
-from audio_llm.dlm.confusions import Confusions
 from audio_llm.dlm.noise import NoiseConfig, corrupt, substitute_characters
+from audio_llm.simulation.confusions import Confusions
 
 WORDS = [f"{a}{b}" for a in "abcdefgh" for b in "klmnop"]
 WORDS_ONLY = NoiseConfig(substitution_share=0.0, clean_share=0.0)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from audio_llm.dlm import vocab
-from audio_llm.dlm.confusions import Confusions
 from audio_llm.dlm.decode import greedy
 from audio_llm.dlm.model import DenoisingLM, ModelConfig, load
 from audio_llm.dlm.noise import NoiseConfig
 from audio_llm.dlm.pack import CONFUSIONS_NAME, PackedPairs, pack, read_packed
 from audio_llm.dlm.train import DlmTrainConfig, _example, batches, sequence_loss, to_tensors, train_dlm
 from audio_llm.errors import DataError
+from audio_llm.simulation.confusions import Confusions
 from audio_llm.training.loop import TrainingConfig
 
 pytest.importorskip("accelerate")

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from audio_llm.align import count_edits
 
-if TYPE_CHECKING:
-    from audio_llm.dlm.decode import Candidate
+
+class Candidate(Protocol):
+    """A correction.
+
+    Attributes:
+        text: Its words.
+        finished: The model ended it by itself.
+    """
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def finished(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -19,20 +31,23 @@ class Gate:
     Attributes:
         margin: The corrected text must be more probable than the unchanged one by this much, in nats.
         max_change: Words changed over words heard, at most.
+        max_novel: Words that are in no hypothesis, at most; None: any number.
         off: Take every correction that is finished.
     """
 
     margin: float = 2.0
     max_change: float = 0.6
     off: bool = False
+    max_novel: int | None = None
 
-    def verdict(self, heard: str, candidate: Candidate, gain: float) -> str:
+    def verdict(self, heard: str, candidate: Candidate, gain: float, others: Sequence[str] = ()) -> str:
         """Return why the recogniser's text is kept, or an empty string where the correction is taken.
 
         Args:
             heard: The recogniser's text, normalised.
             candidate: The correction.
             gain: Its total score minus that of the unchanged text, in nats.
+            others: The list's other hypotheses, normalised.
         """
         if not heard:
             return "nothing was heard"
@@ -47,7 +62,17 @@ class Gate:
         changed = change_ratio(heard, candidate.text)
         if changed > self.max_change:
             return f"{changed:.0%} of the words would change, more than {self.max_change:.0%}"
+        if self.max_novel is not None:
+            novel = novel_words([heard, *others], candidate.text)
+            if len(novel) > self.max_novel:
+                return f"{' '.join(novel[:5])}: in no hypothesis"
         return ""
+
+
+def novel_words(hypotheses: Sequence[str], corrected: str) -> list[str]:
+    """Return the words of a correction that are in no hypothesis."""
+    known = {word for text in hypotheses for word in text.split()}
+    return [word for word in corrected.split() if word not in known]
 
 
 def change_ratio(heard: str, corrected: str) -> float:
@@ -62,6 +87,8 @@ def tune_gate(
     references: Sequence[str],
     margins: Sequence[float] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0),
     max_changes: Sequence[float] = (0.3, 0.45, 0.6, 0.8, 1.0),
+    max_novels: Sequence[int | None] = (None,),
+    others: Sequence[Sequence[str]] = (),
 ) -> tuple[Gate, int]:
     """Return the gate that leaves the fewest word errors on tuning data, the stricter of equals, and the errors.
 
@@ -72,17 +99,22 @@ def tune_gate(
         references: Normalised true texts.
         margins: Margins to try.
         max_changes: Limits to try.
+        max_novels: Limits of words that are in no hypothesis to try, the strictest first.
+        others: The other hypotheses of each list; needed for `max_novels`.
     """
     kept = [count_edits(r.split(), h.split()).errors for r, h in zip(references, heard, strict=True)]
     taken = [count_edits(r.split(), c.text.split()).errors for r, c in zip(references, candidates, strict=True)]
-    best: tuple[int, float, float, Gate] | None = None
-    for margin in margins:
-        for limit in max_changes:
-            gate = Gate(margin, limit)
-            errors = sum(
-                kept[i] if gate.verdict(heard[i], candidates[i], gains[i]) else taken[i] for i in range(len(heard))
-            )
-            if best is None or (errors, -margin, limit) < best[:3]:
-                best = (errors, -margin, limit, gate)
+    rest = others or [()] * len(heard)
+    best: tuple[int, float, float, int, Gate] | None = None
+    for place, novel in enumerate(max_novels):
+        for margin in margins:
+            for limit in max_changes:
+                gate = Gate(margin, limit, max_novel=novel)
+                errors = sum(
+                    kept[i] if gate.verdict(heard[i], candidates[i], gains[i], rest[i]) else taken[i]
+                    for i in range(len(heard))
+                )
+                if best is None or (errors, -margin, limit, place) < best[:4]:
+                    best = (errors, -margin, limit, place, gate)
     assert best is not None
-    return best[3], best[0]
+    return best[4], best[0]

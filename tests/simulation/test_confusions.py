@@ -7,8 +7,8 @@ import pytest
 
 from audio_llm.align import edit_distance
 from audio_llm.asr.pronounce import read_dictionary
-from audio_llm.dlm.confusions import Confusions, learn_confusions
 from audio_llm.errors import AudioLLMError
+from audio_llm.simulation.confusions import Confusions, learn_confusions
 
 TEXTS = [
     "the wreck of a nice beach was there in the night",

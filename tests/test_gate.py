@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from audio_llm.dlm.decode import Candidate
-from audio_llm.dlm.gate import Gate, change_ratio, tune_gate
+from audio_llm.gate import Gate, change_ratio, tune_gate
 
 HEARD = "the cat sat on a mat"
 BETTER = Candidate("the cat sat on the mat", -1.0)

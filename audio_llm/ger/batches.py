@@ -1,0 +1,68 @@
+"""N-best lists -> padded batches for the neural corrector: prompts, labels, noise embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audio_llm.ger.encoders import TextEncoder
+from audio_llm.ger.model import IGNORED, Batch
+from audio_llm.ger.noise import NoiseSettings, noise_embedding
+from audio_llm.ger.prompt import Prompt, PromptEncoder
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Turns lists into batches.
+
+    Attributes:
+        prompts: Makes the prompts.
+        encoder: Makes the noise embedding; None: it is zero and not valid, for a model that does not look at it.
+        noise: How it is made.
+    """
+
+    prompts: PromptEncoder
+    encoder: TextEncoder | None
+    noise: NoiseSettings
+
+    def batch(self, texts: Sequence[Sequence[str]], responses: Sequence[str | None]) -> Batch:
+        """Return the batch of lists and their responses.
+
+        Args:
+            texts: Hypotheses of each list, normalised, best first, with duplicates.
+            responses: The true text of each, or None.
+        """
+        prompts = [self.prompts.encode(t, r) for t, r in zip(texts, responses, strict=True)]
+        return self.pad(prompts, texts)
+
+    def pad(self, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> Batch:
+        """Return the batch of prompts made already, with the noise embeddings of their lists."""
+        ids = _pad([p.ids for p in prompts], self.prompts.pad)
+        labels = [(IGNORED,) * p.response + p.ids[p.response :] for p in prompts]
+        lengths = torch.tensor([len(p.ids) for p in prompts])
+        noise, noise_valid = self.noises(texts)
+        return Batch(
+            ids,
+            _pad([p.positions for p in prompts], 0),
+            _pad([p.segments for p in prompts], 0),
+            torch.arange(ids.shape[1]) < lengths[:, None],
+            _pad(labels, IGNORED),
+            noise,
+            noise_valid,
+        )
+
+    def noises(self, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """Return the noise embeddings of lists, (B, U, d) float32, and their valid rows, (B, U) bool."""
+        if self.encoder is None:
+            return torch.zeros(len(texts), 1, 1), torch.zeros(len(texts), 1, dtype=torch.bool)
+        made = [noise_embedding(t, self.encoder, self.noise) for t in texts]
+        return torch.from_numpy(np.stack([m[0] for m in made])), torch.from_numpy(np.stack([m[1] for m in made]))
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *([value] * (width - len(row)))] for row in rows], dtype=torch.int64)

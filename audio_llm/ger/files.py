@@ -1,0 +1,292 @@
+"""Neural correctors on disk: what was trained, and the language model it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audio_llm import hub
+from audio_llm.errors import ConfigError, ModelFormatError, ModelNotFoundError
+from audio_llm.ger.batches import Collator
+from audio_llm.ger.encoders import EmbeddingEncoder, HashNgramEncoder, SentenceEncoder, TextEncoder
+from audio_llm.ger.model import GerSettings, RobustGer
+from audio_llm.ger.prompt import PromptEncoder
+from audio_llm.ger.settings import GerDecoding
+from audio_llm.training.config import config_from_dict, config_to_dict
+
+KIND = "ger"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of these is a tokenizer
+_SAFE_DOWNLOADS = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_INSIDE = "llm.json"  # configuration of a language model that lies inside the model directory
+
+
+@dataclass(frozen=True)
+class Built:
+    """A corrector in memory.
+
+    Attributes:
+        model: The network.
+        collator: Makes its batches.
+        llm: Name or folder of the language model; empty where its weights lie in the model directory.
+        fingerprint: SHA-256 over the language model's configuration and weights.
+        llm_config: The language model's configuration, plain JSON values.
+        tokenizer: The transformers tokenizer and its files' texts by name.
+        fresh_adapter: The adapter has not been trained yet.
+        normalizer: Name of the normaliser of what comes in.
+        decoding: How it decodes.
+    """
+
+    model: RobustGer
+    collator: Collator
+    llm: str
+    fingerprint: str
+    llm_config: dict[str, Any]
+    tokenizer: tuple[Any, dict[str, str]]
+    fresh_adapter: bool
+    normalizer: str = "spoken"
+    decoding: GerDecoding = field(default_factory=GerDecoding)
+
+
+def build(llm: str | Path, settings: GerSettings) -> Built:
+    """Put a corrector on a language model.
+
+    Args:
+        llm: A transformers folder, a name on the hub, or a `ger` model directory that holds its language model.
+        settings: What is put on it.
+
+    Raises:
+        ModelNotFoundError: There is no such language model.
+        ModelFormatError: It has no tokenizer, or is no decoder.
+    """
+    folder = _find_llm(str(llm))
+    if _is_ger(folder):
+        return _go_on_from(folder, settings)
+    network, tokenizer, files = _load_llm(folder)
+    return _put_together(network, tokenizer, files, settings, str(llm), llm_fingerprint(network))
+
+
+def save(
+    folder: Path, model: RobustGer, built: Built, normalizer: str, provenance: Mapping[str, Any], card: str = ""
+) -> Path:
+    """Write a model directory; it holds the language model itself only where that was trained too, or lay inside."""
+    inside = model.settings.tune == "all" or not built.llm
+    tensors = dict(model.state_dict()) if inside else model.own_tensors()
+    if inside and built.llm_config.get("tie_word_embeddings"):  # the output layer is the input's once more
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("lm_head.weight")}
+    config = {
+        "settings": config_to_dict(model.settings),
+        "llm": "" if inside else built.llm,
+        "llm_fingerprint": built.fingerprint,
+        "normalizer": normalizer,
+        "decoding": config_to_dict(built.decoding),
+    }
+    assets = dict(built.tokenizer[1]) | {_INSIDE: json.dumps(built.llm_config)} if inside else {}
+    return hub.save_model(folder, config, tensors, KIND, card or _CARD, provenance, assets)
+
+
+def load(name_or_dir: str | Path, llm: str | Path | None = None, device: str = "cpu") -> Built:
+    """Read a model directory that `save` wrote.
+
+    Args:
+        name_or_dir: See `hub.find_model`.
+        llm: The language model, where it lies elsewhere than when the model was trained.
+        device: Where it runs.
+
+    Raises:
+        ModelNotFoundError: It or its language model is missing.
+        ModelFormatError: It is damaged, or was trained on another language model.
+    """
+    loaded = hub.load_model(name_or_dir, KIND)
+    config = loaded.config
+    try:
+        settings = config_from_dict(GerSettings, config["settings"], loaded.path / hub.CONFIG_NAME)
+        decoding = config_from_dict(GerDecoding, config["decoding"], loaded.path / hub.CONFIG_NAME)
+        name, expected, normalizer = str(config["llm"]), str(config["llm_fingerprint"]), str(config["normalizer"])
+    except KeyError as error:
+        raise ModelFormatError(f"its config.json lacks {error}", path=loaded.path, remedy="train it again") from None
+    if name:
+        network, tokenizer, files = _load_llm(_find_llm(str(llm or name)))
+        found = llm_fingerprint(network)
+        if found != expected:
+            message = f"was trained on another language model than {llm or name}"
+            raise ModelFormatError(message, path=loaded.path, remedy="name its own with --llm")
+    else:
+        network, tokenizer, files = _read_inside(loaded.path)
+    built = _put_together(network, tokenizer, files, settings, name, expected, normalizer)
+    _fill(built.model, loaded.tensors, loaded.path)
+    built.model.to(device).eval()
+    return replace(built, decoding=decoding)
+
+
+def llm_fingerprint(network: Any) -> str:
+    """Return the SHA-256 over the shapes and a sample of every weight of a language model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_ger(folder: Path) -> bool:
+    try:
+        return hub.model_kind(folder) == KIND
+    except ModelFormatError:
+        return False
+
+
+def _go_on_from(folder: Path, settings: GerSettings) -> Built:
+    """Return a corrector on the language model inside a model directory, what was trained there kept where it fits.
+
+    LoRA of other settings is merged into the language model's weights.
+    """
+    old = load(folder)
+    if old.llm:
+        raise ModelFormatError("holds no language model", path=folder, remedy="name the language model itself")
+    before = old.model.settings
+    same_lora = (before.lora, before.tune) == (settings.lora, settings.tune)
+    old.model.detach()
+    network, tokenizer, files = _read_inside(folder) if same_lora else (_merged(old.model.llm), *old.tokenizer)
+    built = _put_together(network, tokenizer, files, settings, "", llm_fingerprint(network))
+    state = built.model.state_dict()
+    same_adapter = (before.adapter, before.noise) == (settings.adapter, settings.noise)
+    fitting = {
+        name: tensor
+        for name, tensor in old.model.state_dict().items()
+        if name in state
+        and state[name].shape == tensor.shape
+        and (same_lora if name.startswith("llm.") else same_adapter or name.startswith("segments."))
+    }
+    built.model.load_state_dict(fitting, strict=False)
+    fresh = not any(name.startswith("adapter.") for name in fitting)
+    return replace(built, fresh_adapter=fresh)
+
+
+def _merged(llm: Any) -> Any:
+    return llm.merge_and_unload() if hasattr(llm, "merge_and_unload") else llm
+
+
+def _put_together(
+    network: Any,
+    tokenizer: Any,
+    files: dict[str, str],
+    settings: GerSettings,
+    llm: str,
+    fingerprint: str,
+    normalizer: str = "spoken",
+) -> Built:
+    if settings.use_noise and settings.noise.encoder == "llm" and settings.tune == "all":
+        remedy = "use noise.encoder=hash, or tune=adapters"
+        raise ConfigError("the embeddings that the noise is measured by would change in training", remedy=remedy)
+    encoder = _encoder(settings, tokenizer, network) if settings.use_noise else None
+    llm_config = json.loads(network.config.to_json_string(use_diff=False))
+    model = RobustGer(network, encoder.width if encoder else 1, settings)
+    collator = Collator(PromptEncoder(tokenizer, settings.prompt), encoder, settings.noise)
+    return Built(model, collator, llm, fingerprint, llm_config, (tokenizer, files), True, normalizer)
+
+
+def _encoder(settings: GerSettings, tokenizer: Any, network: Any) -> TextEncoder:
+    if settings.noise.encoder == "hash":
+        return HashNgramEncoder(settings.noise.width)
+    if settings.noise.encoder == "llm":
+        return EmbeddingEncoder(tokenizer, network.get_input_embeddings().weight.detach().float().cpu().numpy())
+    return SentenceEncoder(settings.noise.encoder)
+
+
+def _find_llm(llm: str) -> Path:
+    """Return the folder of a language model: a path, a model of this package, one in huggingface's cache or its hub."""
+    if Path(llm).is_dir():
+        return Path(llm)
+    try:
+        return hub.find_model(llm)
+    except ModelNotFoundError:
+        pass
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(llm, local_files_only=hub.is_offline(), allow_patterns=_SAFE_DOWNLOADS))
+    except Exception as error:  # the client's own errors and those of its network library have no common base
+        remedy = "check --llm" + (", or allow downloads" if hub.is_offline() else " and the network")
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelNotFoundError(f"no language model named {llm!r}: {reason}", remedy=remedy) from None
+
+
+def _load_llm(folder: Path) -> tuple[Any, Any, dict[str, str]]:
+    """Return network, tokenizer and the tokenizer's files of a transformers language model."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        network = AutoModelForCausalLM.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelNotFoundError(f"no causal language model: {reason}", path=folder, remedy="check --llm") from None
+    _check_decoder(network, folder)
+    return network, *_load_tokenizer(folder)
+
+
+def _check_decoder(network: Any, folder: Path) -> None:
+    """Raise where a token changes what is predicted before it."""
+    with torch.no_grad():
+        one, other = (network(input_ids=torch.tensor([[0, last]])).logits[0, 0].float() for last in (0, 1))
+    if not torch.allclose(one, other, atol=1e-3):
+        message = "is no decoder: its predictions depend on the tokens that come after"
+        raise ModelFormatError(message, path=folder, remedy="choose a causal language model")
+
+
+def _load_tokenizer(folder: Path) -> tuple[Any, dict[str, str]]:
+    from transformers import AutoTokenizer
+
+    remedy = "put its tokenizer.json beside the weights"
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise ModelFormatError("has no tokenizer", path=folder, remedy=remedy)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelFormatError(f"has no usable tokenizer: {reason}", path=folder, remedy=remedy) from None
+    present = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    return tokenizer, {name: (folder / name).read_text(encoding="utf-8") for name in present}
+
+
+def _read_inside(folder: Path) -> tuple[Any, Any, dict[str, str]]:
+    """Return a network of the configuration that lies in a model directory, its tokenizer, and that one's files."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = json.loads((folder / _INSIDE).read_text(encoding="utf-8"))
+        network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelFormatError(f"its language model is damaged: {error}", path=folder, remedy="get it again") from None
+    return network, *_load_tokenizer(folder)
+
+
+def _fill(model: RobustGer, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    state = model.state_dict()
+    config = model.llm.config
+    tied = (
+        {n for n in state if n.endswith("lm_head.weight")} if getattr(config, "tie_word_embeddings", False) else set()
+    )
+    wrong = [name for name, tensor in tensors.items() if name not in state or state[name].shape != tensor.shape]
+    inside = any(name.startswith("llm.") and "lora_" not in name for name in tensors)
+    own = set(state if inside else model.own_tensors()) - set(tensors) - tied
+    if wrong or own:
+        raise ModelFormatError(f"its weights do not fit its settings: {sorted([*wrong, *own])[:3]}", path=path)
+    model.load_state_dict(dict(tensors), strict=False)
+
+
+_CARD = """# Neural corrector of N-best lists
+
+Made by `audio-llm train ger`; use it with `audio-llm correct LISTS --with ger --model FOLDER`. Its config.json names
+the language model it belongs to and what it was trained on.
+"""

@@ -1,0 +1,245 @@
+"""Training the neural corrector on N-best lists."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audio_llm.doctor import resolve_device
+from audio_llm.errors import UsageError
+from audio_llm.ger import decode
+from audio_llm.ger.batches import Collator
+from audio_llm.ger.data import ListData, split_by_reference
+from audio_llm.ger.files import build, save
+from audio_llm.ger.mine import DistillationSettings, Distiller, language_probe
+from audio_llm.ger.model import Batch, GerSettings, RobustGer
+from audio_llm.metrics import word_errors
+from audio_llm.text import NORMALIZERS
+from audio_llm.training.buckets import batches_by_length
+from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+
+logger = logging.getLogger(__name__)
+
+_RAW = NORMALIZERS["raw"]  # the texts are normalised already
+
+
+@dataclass(frozen=True)
+class GerTrainConfig:
+    """Everything that decides a training, beside the data and the language model.
+
+    Attributes:
+        ger: What is put on the language model.
+        training: Steps, rates, seed.
+        normalizer: Name of the normaliser of hypotheses and references.
+        blind_share: Share of lists shown without any hypothesis, so that a model from scratch learns to write.
+        batch_tokens: Tokens of a batch, padding included, at most.
+        tune_share: Share of the lists, by reference, that choose the best model where no others are given.
+        validation_lists: How many tuning lists are decoded for the validation's word error rate.
+        distillation: Distil noise from sounds into the embedding (see `mine`); needs data with sounds, and one process.
+    """
+
+    ger: GerSettings = field(default_factory=GerSettings)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=2000, learning_rate=5e-4))
+    normalizer: str = "spoken"
+    blind_share: float = 0.0
+    batch_tokens: int = 6000
+    tune_share: float = 0.1
+    validation_lists: int = 100
+    distillation: DistillationSettings | None = None
+
+
+def train_ger(
+    data: ListData,
+    llm: str | Path,
+    output: Path,
+    config: GerTrainConfig,
+    *,
+    tuning: ListData | None = None,
+    max_minutes: float | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    provenance: Mapping[str, Any] | None = None,
+) -> TrainingResult:
+    """Train; leave a model directory in `output/best`.
+
+    Args:
+        data: Lists.
+        llm: Folder of a transformers causal language model, or of a `ger` model to go on from.
+        output: Folder for logs and checkpoints.
+        config: What decides the training.
+        tuning: Lists that choose the best model; None: a share of `data`.
+        max_minutes: Limit of this call.
+        resume: Go on from `output/last`.
+        device: `auto`, `cpu` or `cuda`.
+        provenance: What is recorded in the model, besides seed and language model.
+
+    Raises:
+        UsageError: Distillation is wanted, but the data has no sounds or there is no adapter.
+    """
+    if tuning is None:
+        data, tuning = split_by_reference(data, config.tune_share, config.training.seed)
+    torch.manual_seed(config.training.seed)
+    built = build(llm, config.ger)
+    model, collator = built.model, built.collator
+    if model.adapter is not None and built.fresh_adapter:
+        model.set_noise_size(_noise_size(data, collator, config))
+    if resolve_device(device) == "cpu":  # by a third faster than the fused attention, for texts as short as these
+        model.llm.set_attn_implementation("eager")
+    distiller = _distiller(model, data, config) if config.distillation is not None else None
+    lengths = _lengths(data, config)
+
+    def prepare(batch: Sequence[tuple[int, int]]) -> Batch:
+        examples = [_example(data, row, seed, config) for row, seed in batch]
+        made = collator.batch([e[0] for e in examples], [e[1] for e in examples])
+        return _with_sounds(made, data, [row for row, _ in batch]) if distiller is not None else made
+
+    def keep(m: nn.Module, folder: Path) -> None:
+        save(folder, _plain(m), built, config.normalizer, made)
+
+    made = {"seed": config.training.seed, "lists": len(data), **(provenance or {})}
+    return train(
+        _Training(model, distiller),
+        lambda epoch: _batches(data, lengths, config, epoch),
+        lambda m, batch: m(batch),
+        lambda m: _validate(_plain(m), tuning, collator, config) | _probe(_plain(m), tuning, collator, distiller),
+        output,
+        config.training,
+        max_minutes=max_minutes,
+        resume=resume,
+        device=device,
+        save=keep,
+        prepare=lambda batch: _to_dict(prepare(batch)),
+        count_items=lambda batch: float(batch["valid"].sum()),
+    )
+
+
+class _Training(nn.Module):
+    """The model with its loss as `forward`, as several processes need it.
+
+    Distillation takes its own step, with its own optimiser, before the corrector's (RobustGER, alg. 1).
+    """
+
+    def __init__(self, model: RobustGer, distiller: Distiller | None) -> None:
+        super().__init__()
+        self.model = model
+        self._distiller = distiller
+        self.statistics = distiller.network if distiller is not None else None  # for the checkpoints
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        loss = self.model.loss(Batch(**batch))
+        adapter, distiller = self.model.adapter, self._distiller
+        if distiller is None or adapter is None:
+            return loss
+        noise, valid = self.model.scale_noise(batch["noise"]), batch["noise_valid"]
+        if len(noise) > 1:
+            distiller.update(noise, valid, batch["noisy"], batch.get("clean"))
+        return loss - distiller.settings.weight * distiller.reward(adapter.tuned(noise), valid, batch["noisy"])
+
+
+def _distiller(model: RobustGer, data: ListData, config: GerTrainConfig) -> Distiller:
+    assert config.distillation is not None
+    if model.adapter is None or data.noisy is None:
+        remedy = "give packed lists with sounds and leave use_noise on, or leave distillation out"
+        raise UsageError("distillation needs sounds and a noise adapter", remedy=remedy)
+    if config.distillation.negatives != "shuffle" and data.clean is None:
+        raise UsageError("there are no sounds without noise", remedy="use distillation.negatives=shuffle")
+    widths = model.adapter.noise_width, model.adapter.tuned_width, data.noisy.shape[1]
+    distiller = Distiller(*widths, config.training.learning_rate, config.distillation, seed=config.training.seed)
+    distiller.network.fit_audio(torch.from_numpy(data.noisy))
+    return distiller
+
+
+def _with_sounds(batch: Batch, data: ListData, rows: Sequence[int]) -> Batch:
+    sounds = {"noisy": data.noisy, "clean": data.clean}
+    return replace(
+        batch, **{n: torch.from_numpy(array[list(rows)]) for n, array in sounds.items() if array is not None}
+    )
+
+
+def _probe(model: RobustGer, tuning: ListData, collator: Collator, distiller: Distiller | None) -> dict[str, float]:
+    """Return what the statistics network makes of true and of shuffled texts; see `mine.LanguageProbe`."""
+    if distiller is None or tuning.noisy is None:
+        return {}
+    noise, valid = collator.noises(tuning.hypotheses)
+    sounds = [
+        None if array is None else torch.from_numpy(array).to(model.device) for array in (tuning.noisy, tuning.clean)
+    ]
+    noisy, clean = sounds
+    assert noisy is not None
+    noise, valid = model.scale_noise(noise.to(model.device)), valid.to(model.device)
+    found = language_probe(distiller, noise, valid, noisy, clean, generator=torch.Generator().manual_seed(0))
+    return {"mine": found.true_text, "mine_shuffled": found.shuffled_text}
+
+
+def _to_dict(batch: Batch) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in vars(batch).items() if tensor is not None}
+
+
+def _batches(
+    data: ListData, lengths: np.ndarray, config: GerTrainConfig, epoch: int
+) -> Iterator[list[tuple[int, int]]]:
+    rng = np.random.default_rng((config.training.seed, epoch))
+    return batches_by_length(np.arange(len(data)), lengths, config.batch_tokens, rng)
+
+
+def _example(data: ListData, row: int, seed: int, config: GerTrainConfig) -> tuple[tuple[str, ...], str]:
+    """Return (hypotheses, reference), drawn from the seed alone."""
+    blind = np.random.default_rng(seed).random() < config.blind_share
+    return () if blind else data.hypotheses[row], data.references[row]
+
+
+def _lengths(data: ListData, config: GerTrainConfig) -> np.ndarray:
+    """Return about how many tokens each row takes: four characters each."""
+    count = config.ger.prompt.hypotheses
+    shown = [set(h[:count]) if config.ger.prompt.form == "compact" else h[:count] for h in data.hypotheses]
+    letters = [sum(map(len, s)) + len(r) for s, r in zip(shown, data.references, strict=True)]
+    return np.array(letters) // 4 + 8
+
+
+def _noise_size(data: ListData, collator: Collator, config: GerTrainConfig) -> Tensor:
+    """Return the root mean square of the rows of whole texts and of those of words, over some lists: (2,)."""
+    rng = np.random.default_rng(config.training.seed)
+    rows = rng.permutation(len(data))[:500]
+    noise, _ = collator.noises([data.hypotheses[row] for row in rows])
+    halves = noise.unflatten(1, (2, -1)).pow(2).mean(dim=(0, 2, 3)).sqrt()
+    return halves.clamp_min(1e-6)
+
+
+def _validate(model: RobustGer, tuning: ListData, collator: Collator, config: GerTrainConfig) -> dict[str, float]:
+    total = count = 0.0
+    rows = np.arange(len(tuning))
+    rng = np.random.default_rng(0)
+    for batch in batches_by_length(rows, _lengths(tuning, config), config.batch_tokens, rng):
+        made = collator.batch([tuning.hypotheses[r] for r, _ in batch], [tuning.references[r] for r, _ in batch])
+        made = made.to(model.device)
+        learned = float((made.labels >= 0).sum())
+        total += float(model.loss(made)) * learned
+        count += learned
+    picked = rows[: config.validation_lists]
+    heard = [tuning.hypotheses[row] for row in picked]
+    written = decode.greedy(model, collator, heard)
+    references = [tuning.references[row] for row in picked]
+    first = [texts[0] for texts in heard]
+    right = [w.text for w, f, r in zip(written, first, references, strict=True) if f == r]
+    kept = [
+        text == f for text, f in zip(right, (f for f, r in zip(first, references, strict=True) if f == r), strict=True)
+    ]
+    return {
+        "loss": total / max(1.0, count),
+        "wer_before": word_errors(references, first, _RAW).rate,
+        "wer": word_errors(references, [w.text for w in written], _RAW).rate,
+        "kept": float(np.mean(kept)) if kept else 1.0,
+    }
+
+
+def _plain(model: Any) -> RobustGer:
+    """Return the model itself where a wrapper for several processes surrounds it."""
+    inner = getattr(model, "module", model)
+    return inner.model  # type: ignore[no-any-return]

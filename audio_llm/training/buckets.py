@@ -1,0 +1,41 @@
+"""Batches of rows of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+_POOL = 50  # batches that are sorted by length together
+
+
+def batches_by_length(
+    rows: np.ndarray, lengths: np.ndarray, limit: int, rng: np.random.Generator
+) -> Iterator[list[tuple[int, int]]]:
+    """Yield batches of (row, seed) in random order, rows of like length together.
+
+    Args:
+        rows: (N,) int64, what is drawn, in any order.
+        lengths: Length by row.
+        limit: Longest length times rows of a batch, at most; a longer row comes alone.
+        rng: Source of all draws.
+    """
+    rows = rng.permutation(rows)
+    pool = max(1, int(_POOL * limit / max(1.0, float(lengths[rows].mean()))))
+    for first in range(0, len(rows), pool):
+        part = rows[first : first + pool]
+        part = part[np.argsort(lengths[part] * rng.uniform(0.9, 1.1, size=len(part)), kind="stable")]
+        made = list(_cut(part, lengths, limit))
+        for place in rng.permutation(len(made)):
+            seeds = rng.integers(1 << 62, size=len(made[place]))
+            yield list(zip(made[place].tolist(), seeds.tolist(), strict=True))
+
+
+def _cut(rows: np.ndarray, lengths: np.ndarray, limit: int) -> Iterator[np.ndarray]:
+    start = 0
+    for end in range(1, len(rows) + 1):
+        longest = int(lengths[rows[start:end]].max())
+        if longest * (end - start) > limit and end - start > 1:
+            yield rows[start : end - 1]
+            start = end - 1
+    yield rows[start:]

@@ -1,0 +1,79 @@
+"""Tables of systems on sets of lists."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from systems import System
+
+from audio_llm.list_metrics import CorrectionScores, score_corrections
+from audio_llm.metrics import paired_p_value, utterance_errors
+from audio_llm.nbest import NBest
+from audio_llm.text import get_normalizer
+
+HEADER = (
+    "| system | WER % (95 %) | letters joined | relative % | p | changed % | keep-correct % | fix-wrong % | "
+    "HER % | hallucinated % | RIR | ms a list |\n" + "|---" * 12 + "|\n"
+)
+
+
+def measure(systems: Mapping[str, System], lists: Sequence[NBest], store: Path) -> dict[str, list[str]]:
+    """Run systems on one set of lists, keep their texts in a JSON file, and return them by system."""
+    found: dict[str, list[str]] = json.loads(store.read_text()) if store.exists() else {}
+    for name, system in systems.items():
+        begin = time.perf_counter()
+        texts = system(lists)
+        found[name] = texts
+        found[f"{name}/ms"] = [str(1000 * (time.perf_counter() - begin) / max(1, len(lists)))]
+        store.parent.mkdir(parents=True, exist_ok=True)
+        store.write_text(json.dumps(found))
+    return found
+
+
+def table(lists: Sequence[NBest], found: Mapping[str, Sequence[str]]) -> str:
+    """Return the table of a set of lists."""
+    rows = [HEADER]
+    for name, texts in found.items():
+        if name.endswith("/ms"):
+            continue
+        spoken, letters = (score_corrections(lists, texts, get_normalizer(n)) for n in ("spoken", "letters"))
+        rows.append(_row(name, spoken, letters, float(found[f"{name}/ms"][0])))
+    return "".join(rows)
+
+
+def against(lists: Sequence[NBest], before: Sequence[str], after: Sequence[str]) -> float:
+    """Return the one-sided p of a paired bootstrap: `after` has fewer errors than `before`."""
+    references = [nbest.reference or "" for nbest in lists]
+    return paired_p_value(utterance_errors(references, before), utterance_errors(references, after))
+
+
+def as_json(scores: CorrectionScores) -> str:
+    """Return the counts of a row."""
+    return json.dumps(asdict(scores))
+
+
+def _row(name: str, spoken: CorrectionScores, letters: CorrectionScores, ms: float) -> str:
+    interval = spoken.output.interval
+    cells = [
+        name,
+        f"{100 * spoken.output.counts.rate:.2f} ({100 * interval.low:.2f}-{100 * interval.high:.2f})",
+        f"{100 * letters.output.counts.rate:.2f}",
+        _number(spoken.relative_change, 100, "+.1f"),
+        f"{spoken.p_value:.3f}",
+        f"{100 * spoken.changed_rate:.1f}",
+        _number(spoken.keep_correct_rate, 100, ".1f"),
+        _number(spoken.fix_wrong_rate, 100, ".1f"),
+        _number(spoken.harmful_edit_rate, 100, ".1f"),
+        _number(spoken.hallucinated_rate, 100, ".2f"),
+        _number(spoken.recovered, 1, ".2f"),
+        f"{ms:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _number(value: float | None, factor: float, form: str) -> str:
+    return "-" if value is None else format(factor * value, form)

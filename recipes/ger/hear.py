@@ -1,0 +1,147 @@
+"""Recordings, with noise at given SNRs, to the project's own recognisers' lists and what is known of their sound."""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from speech_sets import Recording
+
+from audio_llm import audio
+from audio_llm.ger.data import ListData, from_lists
+from audio_llm.ger.sound import NoiseStatistics
+from audio_llm.nbest import NBest, nbest_from_dict, nbest_to_dict
+from audio_llm.simulation.mono import add_noise
+from audio_llm.text import DEFAULT_NORMALIZER
+
+CLEAN = "clean"
+SNRS_DB = (20, 10, 5, 0)  # of the reported sets
+TRAIN_SNR_DB = (0.0, 20.0)  # drawn for each recording of the training sets
+TEST_NOISE_SHARE = 0.3  # of the noise recordings; the others are for training and tuning
+DEPTH = 20  # hypotheses asked for
+
+_state: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One recording to be heard once.
+
+    Attributes:
+        recording: What.
+        condition: `clean`, or the SNR in dB as text.
+        part: `train` or `test`: which noises may be added.
+    """
+
+    recording: Recording
+    condition: str
+    part: str
+
+
+def plan(recordings: Sequence[Recording], part: str, conditions: Sequence[str]) -> list[Task]:
+    """Return what is to be heard; the condition `any` draws an SNR for each recording."""
+    return [Task(recording, condition, part) for condition in conditions for recording in recordings]
+
+
+def hear(tasks: Sequence[Task], folder: Path, asr: str, output: Path, workers: int) -> int:
+    """Recognise what the file does not hold yet and append it; return how many lists it holds.
+
+    Args:
+        tasks: What to hear.
+        folder: The data, for its noises.
+        asr: Name of the recogniser.
+        output: JSON lines, a list with its sound a line.
+        workers: Processes.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    done = {row["id"] for row in _rows(output)}
+    missing = [task for task in tasks if _name(task) not in done]
+    start = (folder, asr)
+    with output.open("a", encoding="utf-8") as file, ProcessPoolExecutor(workers, None, _start, start) as pool:
+        for number, row in enumerate(pool.map(_hear_one, missing, chunksize=4), 1):
+            file.write(json.dumps(row) + "\n")
+            if number % 50 == 0:
+                file.flush()
+                logging.info("%s: %d of %d", output.name, number, len(missing))
+    return len(done) + len(missing)
+
+
+def read(path: Path, condition: str | None = None) -> list[NBest]:
+    """Return the lists of a file, normalised, those without a word left out.
+
+    Args:
+        path: As `hear` wrote it.
+        condition: Only these.
+    """
+    return [nbest for nbest, _ in _read(path, condition)]
+
+
+def read_data(path: Path, condition: str | None = None) -> ListData:
+    """Return the lists of a file with their sounds, as training data."""
+    found = _read(path, condition)
+    data = from_lists([nbest for nbest, _ in found], DEFAULT_NORMALIZER.name)
+    sounds = {name: np.array([row[name] for _, row in found], dtype=np.float32) for name in ("noisy", "clean")}
+    return ListData(data.references, data.hypotheses, **sounds)
+
+
+def _read(path: Path, condition: str | None) -> list[tuple[NBest, dict[str, Any]]]:
+    found = []
+    for number, row in enumerate(_rows(path), 1):
+        nbest = nbest_from_dict(row, str(path), number)
+        if nbest.best and (condition is None or row["condition"] == condition):
+            found.append((nbest, row))
+    return found
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield json.loads(line)
+
+
+def _name(task: Task) -> str:
+    return f"{task.recording.id}@{task.condition}"
+
+
+def _start(folder: Path, asr: str) -> None:
+    import torch
+
+    from audio_llm.asr.engines import load_recognizer
+
+    torch.set_num_threads(1)
+    _state.update(recognizer=load_recognizer(asr), noises={part: noises(folder, part) for part in ("train", "test")})
+
+
+def noises(folder: Path, part: str) -> list[np.ndarray]:
+    """Return the noises of a part, each (T,) float32; which part a recording is in depends on its name alone."""
+    found = []
+    for manifest in sorted((folder / "audio" / "noise").glob("*/manifest.jsonl")):
+        for line in manifest.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            for_test = zlib.crc32(row["id"].encode()) % 100 < 100 * TEST_NOISE_SHARE
+            if for_test == (part == "test"):
+                found.append(audio.read(folder / "audio" / row["path"]))
+    return found
+
+
+def _hear_one(task: Task) -> dict[str, Any]:
+    rng = np.random.default_rng(zlib.crc32(_name(task).encode()))
+    clean = audio.read(task.recording.path)
+    waveform, condition = clean, task.condition
+    if condition != CLEAN:
+        snr_db = rng.uniform(*TRAIN_SNR_DB) if condition == "any" else float(condition)
+        pool = _state["noises"][task.part]
+        noise = pool[int(rng.integers(len(pool)))]
+        waveform = add_noise(clean, np.roll(noise, -int(rng.integers(len(noise)))), snr_db)
+    nbest = _state["recognizer"].recognize(waveform, DEPTH, _name(task))
+    statistics = NoiseStatistics()
+    row = nbest_to_dict(NBest(nbest.id, nbest.hypotheses, DEFAULT_NORMALIZER(task.recording.text)))
+    sounds = {"noisy": statistics.encode(waveform), "clean": statistics.encode(clean)}
+    return row | {"condition": condition} | {n: [round(float(x), 3) for x in v] for n, v in sounds.items()}

@@ -1,0 +1,108 @@
+"""Tiny language models, a tokenizer trained on the fly, and a corrector that knows a few lists by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SENTENCES = (
+    "the cat sat on the mat",
+    "a big dog ran home",
+    "we went to the sea",
+    "it rains in the night",
+    "i see you there",
+    "write two letters to the mayor",
+    "don't wake the baby",
+    "she sells shells",
+)
+HEARD = (
+    ("the hat sat on the mat", "the cat sad on the mat", "the hat sat on the mat"),
+    ("a big dock ran home", "a pig dog ran home", "a big dog ran home"),
+    ("we when to the sea", "we went to the see"),
+    ("it reigns in the knight", "it rains in the knight", "it reigns in the night"),
+    ("i sea you there",),
+    ("right two letters to the mayor", "write to letters to the mare", "right to letters"),
+    ("don't wake the babe", "dont wake the baby"),
+    ("she sells shells", "she sells shells", "she sells shells"),
+)
+
+
+@pytest.fixture(scope="session")
+def memorised() -> list[tuple[tuple[str, ...], str]]:
+    """(hypotheses, true text) of the lists that `trained` knows."""
+    return list(zip(HEARD, SENTENCES, strict=True))
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder: byte-level BPE tokenizer with the compact prompt's tokens, Llama of random weights."""
+    from audio_llm.ger.small_lm import SmallLmSettings, create_small_lm
+
+    settings = SmallLmSettings(vocabulary=340, width=48, layers=2, heads=4, feed_forward=64, max_positions=512)
+    texts = [*SENTENCES, *(text for heard in HEARD for text in heard)]
+    return create_small_lm(texts, tmp_path_factory.mktemp("llm") / "small", settings)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(small_folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(small_folder)
+
+
+@pytest.fixture(scope="session")
+def make_llm() -> Callable[..., Any]:
+    """Kind, size, seed -> a random causal language model in eval mode."""
+    import torch
+    import transformers as hf
+
+    def make(kind: str = "llama", vocabulary: int = 64, layers: int = 3, seed: int = 0, **changes: Any) -> Any:
+        common = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4}
+        llama = {**common, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 512}
+        gpt2 = {"vocab_size": vocabulary, "n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 512}
+        config, network, values = {
+            "llama": (hf.LlamaConfig, hf.LlamaForCausalLM, llama),
+            "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM, llama),
+            "qwen3": (hf.Qwen3Config, hf.Qwen3ForCausalLM, {**llama, "head_dim": 8}),
+            "mistral": (hf.MistralConfig, hf.MistralForCausalLM, llama),
+            "gpt2": (hf.GPT2Config, hf.GPT2LMHeadModel, gpt2),
+            "falcon": (hf.FalconConfig, hf.FalconForCausalLM, common),
+        }[kind]
+        special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+        torch.manual_seed(seed)
+        return network(config(**{**values, **special, **changes})).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(small_folder: Path, memorised: list[tuple[tuple[str, ...], str]]) -> Any:
+    """A corrector, `files.Built`, that knows the memorised lists; leave it as it is."""
+    import torch
+
+    from audio_llm.ger.files import build
+    from audio_llm.ger.model import GerSettings
+    from audio_llm.ger.noise import NoiseSettings
+    from audio_llm.ger.prompt import PromptSettings
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    prompt = PromptSettings("compact", hypotheses=3, restart_positions=True)
+    noise = NoiseSettings(hypotheses=3, width=16)
+    built = build(small_folder, GerSettings(prompt, noise, number_hypotheses=True, tune="all"))
+    batch = built.collator.batch([heard for heard, _ in memorised], [true for _, true in memorised])
+    optimizer = torch.optim.AdamW(built.model.parameters(), lr=1e-2, weight_decay=0.0)
+    built.model.train()
+    for _ in range(200):
+        loss = built.model.loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(built.model.parameters(), 1.0)
+        optimizer.step()
+        if float(loss.detach()) < 0.01:
+            break
+    built.model.eval().requires_grad_(False)
+    return built
