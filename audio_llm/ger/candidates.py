@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from audio_llm.align import edits
 from audio_llm.ger.phrase_table import PhraseTable, Words
 from audio_llm.lm.ngram import END, NgramLm
 
@@ -99,6 +100,15 @@ class _Partial:
     log_odds: float
     phrases: int
     evidence: float
+
+
+def add_written(candidates: Sequence[Candidate], written: Words, lm: NgramLm) -> list[Candidate]:
+    """Return the candidates and a text from elsewhere, as if its differences from the first were phrases unheard of."""
+    if not written or any(candidate.words == written for candidate in candidates):
+        return list(candidates)
+    changes = len(edits(candidates[0].words, written))
+    derivation = Derivation(0, -float(changes), changes, 0.0, lm.log_prob(written))
+    return [*candidates, Candidate(written, (derivation,))]
 
 
 def _search(

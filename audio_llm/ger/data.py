@@ -84,8 +84,15 @@ def read_data(paths: Sequence[Path], normalizer: str) -> ListData:
 
 
 def split_by_reference(data: ListData, share: float, seed: int) -> tuple[ListData, ListData]:
-    """Return (the rest, a share of the lists); no reference is in both."""
+    """Return (the rest, a share of the lists); no reference is in both.
+
+    Raises:
+        DataError: There is only one reference.
+    """
     references = sorted(set(data.references))
+    if len(references) < 2:
+        remedy = "give lists of more utterances, or tuning lists of their own"
+        raise DataError("lists of one reference cannot be split into training and tuning", remedy=remedy)
     order = np.random.default_rng(seed).permutation(len(references))
     chosen = {references[i] for i in order[: max(1, int(len(references) * share))]}
     inside = [row for row in range(len(data)) if data.references[row] in chosen]

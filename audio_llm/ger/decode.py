@@ -126,6 +126,36 @@ def log_probs(
     return [float(total) for total in (chosen * (wanted != IGNORED)).sum(dim=1)]
 
 
+@torch.no_grad()
+def score_candidates(
+    model: RobustGer, collator: Collator, texts: Sequence[str], candidates: Sequence[str]
+) -> list[float]:
+    """Return the natural log probability of several texts for one list, the prompt being read only once.
+
+    Args:
+        model: In eval mode.
+        collator: Makes its prompts.
+        texts: Hypotheses of the list, normalised, best first, with duplicates.
+        candidates: Texts to score, normalised.
+    """
+    if not candidates:
+        return []
+    writer = _Writer(model, collator, [texts])
+    wanted = [[*collator.prompts.response_ids(text), collator.prompts.end] for text in candidates]
+    with writer.condition():
+        first = writer.read().log_softmax(-1)[0]
+        writer.select(torch.zeros(len(candidates), dtype=torch.int64, device=model.device))
+        longest = max(map(len, wanted))
+        ids = torch.tensor([row + [collator.prompts.pad] * (longest - len(row)) for row in wanted], device=model.device)
+        totals = first[ids[:, 0]]
+        if longest > 1:
+            after = writer.write_many(ids[:, :-1]).log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]
+            lengths = torch.tensor([len(row) for row in wanted], device=model.device)
+            there = torch.arange(1, longest, device=model.device) < lengths[:, None]
+            totals = totals + (after * there).sum(dim=1)
+    return [float(total) for total in totals]
+
+
 class _Writer:
     """Prompts read once, then one token at a time."""
 
@@ -163,6 +193,16 @@ class _Writer:
         logits = self.model(column, self._position[:, None], segments, self._valid, cache=self._cache)
         self._position = self._position + 1
         return logits[:, -1].float()
+
+    def write_many(self, tokens: Tensor) -> Tensor:
+        """Add tokens to each text, (B, T) int64; return the logits after each, (B, T, V) float32."""
+        count, length = tokens.shape
+        self._valid = torch.cat([self._valid, self._valid.new_ones(count, length)], dim=1)
+        positions = self._position[:, None] + torch.arange(length, device=tokens.device)
+        segments = torch.zeros_like(tokens)
+        logits = self.model(tokens, positions, segments, self._valid, cache=self._cache)
+        self._position = self._position + length
+        return logits.float()
 
     def select(self, rows: Tensor) -> None:
         """Keep these texts, in this order; one may be kept several times."""

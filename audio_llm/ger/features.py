@@ -38,6 +38,12 @@ FEATURES = (
     "length_change",  # letters, from the hypothesis it began with
 )
 
+NEURAL_FEATURES = (
+    "neural",  # log p(text | list) of the neural corrector, against the first hypothesis'
+    "neural_mean",  # the same over the words of the text
+    "neural_written",  # it is what the neural corrector writes by itself
+)
+
 
 @dataclass(frozen=True)
 class ListView:
@@ -113,3 +119,20 @@ def measure(view: ListView, candidates: Sequence[Candidate], lm: NgramLm) -> np.
             len(letters[number]) - len(letters[start]),
         )
     return rows
+
+
+def add_neural(
+    rows: np.ndarray, candidates: Sequence[Candidate], log_probs: Sequence[float], written: Words
+) -> np.ndarray:
+    """Return (candidates, len(FEATURES) + len(NEURAL_FEATURES)) float64.
+
+    Args:
+        rows: What `measure` gave for the candidates.
+        candidates: The first one is the first hypothesis.
+        log_probs: The neural corrector's, of each candidate.
+        written: What it writes by itself.
+    """
+    gains = np.array(log_probs) - log_probs[0]
+    words = np.array([max(1, len(candidate.words)) for candidate in candidates])
+    own = np.array([candidate.words == written for candidate in candidates], dtype=np.float64)
+    return np.column_stack([rows, gains, gains / words, own])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from audio_llm import hub
@@ -35,7 +36,7 @@ class Built:
         model: The network.
         collator: Makes its batches.
         llm: Name or folder of the language model; empty where its weights lie in the model directory.
-        fingerprint: SHA-256 over the language model's configuration and weights.
+        fingerprint: See `llm_fingerprint`.
         llm_config: The language model's configuration, plain JSON values.
         tokenizer: The transformers tokenizer and its files' texts by name.
         fresh_adapter: The adapter has not been trained yet.
@@ -72,22 +73,9 @@ def build(llm: str | Path, settings: GerSettings) -> Built:
     return _put_together(network, tokenizer, files, settings, str(llm), llm_fingerprint(network))
 
 
-def save(
-    folder: Path, model: RobustGer, built: Built, normalizer: str, provenance: Mapping[str, Any], card: str = ""
-) -> Path:
+def save(folder: Path, built: Built, provenance: Mapping[str, Any], card: str = "") -> Path:
     """Write a model directory; it holds the language model itself only where that was trained too, or lay inside."""
-    inside = model.settings.tune == "all" or not built.llm
-    tensors = dict(model.state_dict()) if inside else model.own_tensors()
-    if inside and built.llm_config.get("tie_word_embeddings"):  # the output layer is the input's once more
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("lm_head.weight")}
-    config = {
-        "settings": config_to_dict(model.settings),
-        "llm": "" if inside else built.llm,
-        "llm_fingerprint": built.fingerprint,
-        "normalizer": normalizer,
-        "decoding": config_to_dict(built.decoding),
-    }
-    assets = dict(built.tokenizer[1]) | {_INSIDE: json.dumps(built.llm_config)} if inside else {}
+    config, tensors, assets = to_parts(built)
     return hub.save_model(folder, config, tensors, KIND, card or _CARD, provenance, assets)
 
 
@@ -104,23 +92,59 @@ def load(name_or_dir: str | Path, llm: str | Path | None = None, device: str = "
         ModelFormatError: It is damaged, or was trained on another language model.
     """
     loaded = hub.load_model(name_or_dir, KIND)
-    config = loaded.config
+    return from_parts(loaded.config, loaded.tensors, loaded.path, device, llm)
+
+
+def to_parts(built: Built) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, str]]:
+    """Return configuration, weights and text files of a corrector, for a model directory of any kind."""
+    model = built.model
+    inside = model.settings.tune == "all" or not built.llm
+    tensors = dict(model.state_dict()) if inside else model.own_tensors()
+    if inside and built.llm_config.get("tie_word_embeddings"):  # the output layer is the input's once more
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("lm_head.weight")}
+    config = {
+        "settings": config_to_dict(model.settings),
+        "llm": "" if inside else built.llm,
+        "llm_fingerprint": built.fingerprint,
+        "normalizer": built.normalizer,
+        "decoding": config_to_dict(built.decoding),
+    }
+    assets = dict(built.tokenizer[1]) | {_INSIDE: json.dumps(built.llm_config)} if inside else {}
+    return config, tensors, assets
+
+
+def from_parts(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor | np.ndarray],
+    folder: Path,
+    device: str = "cpu",
+    llm: str | Path | None = None,
+) -> Built:
+    """Build a corrector from what `to_parts` gave; arguments and errors as `load`.
+
+    Args:
+        config: Its configuration.
+        tensors: Its weights.
+        folder: The model directory that holds its text files.
+        device: Where it runs.
+        llm: See `load`.
+    """
     try:
-        settings = config_from_dict(GerSettings, config["settings"], loaded.path / hub.CONFIG_NAME)
-        decoding = config_from_dict(GerDecoding, config["decoding"], loaded.path / hub.CONFIG_NAME)
+        settings = config_from_dict(GerSettings, config["settings"], folder / hub.CONFIG_NAME)
+        decoding = config_from_dict(GerDecoding, config["decoding"], folder / hub.CONFIG_NAME)
         name, expected, normalizer = str(config["llm"]), str(config["llm_fingerprint"]), str(config["normalizer"])
     except KeyError as error:
-        raise ModelFormatError(f"its config.json lacks {error}", path=loaded.path, remedy="train it again") from None
+        raise ModelFormatError(f"its config.json lacks {error}", path=folder, remedy="train it again") from None
     if name:
         network, tokenizer, files = _load_llm(_find_llm(str(llm or name)))
         found = llm_fingerprint(network)
         if found != expected:
             message = f"was trained on another language model than {llm or name}"
-            raise ModelFormatError(message, path=loaded.path, remedy="name its own with --llm")
+            raise ModelFormatError(message, path=folder, remedy="name its own with --llm")
     else:
-        network, tokenizer, files = _read_inside(loaded.path)
+        network, tokenizer, files = _read_inside(folder)
     built = _put_together(network, tokenizer, files, settings, name, expected, normalizer)
-    _fill(built.model, loaded.tensors, loaded.path)
+    _fill(built.model, {name: torch.as_tensor(tensor).float() for name, tensor in tensors.items()}, folder)
     built.model.to(device).eval()
     return replace(built, decoding=decoding)
 

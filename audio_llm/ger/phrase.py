@@ -7,22 +7,27 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from audio_llm.align import edits
 from audio_llm.correction import Correction, Edit
-from audio_llm.errors import ModelFormatError
-from audio_llm.ger.candidates import BeamSettings, make_candidates
-from audio_llm.ger.features import FEATURES, ListView, measure
+from audio_llm.errors import ModelFormatError, UsageError
+from audio_llm.ger.candidates import BeamSettings, add_written, make_candidates
+from audio_llm.ger.features import FEATURES, NEURAL_FEATURES, ListView, add_neural, measure
 from audio_llm.ger.phrase_table import PhraseTable, Replacement, TableSettings, Words
 from audio_llm.ger.reranker import LinearReranker
 from audio_llm.lm.ngram import NgramLm
 from audio_llm.nbest import NBest
 from audio_llm.text import get_normalizer
 
+if TYPE_CHECKING:  # they need torch
+    from audio_llm.ger.neural import NeuralOpinion
+    from audio_llm.ger.phrase_training import NeuralFolds
+
 KIND = "ger-phrase"
+_NEURAL = "neural."  # begins the names of a neural corrector's weights
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class PhraseSettings:
         order: Of the n-gram model.
         folds: The reranker learns from candidates that tables of the other folds made.
         reranker_lists: Lists it learns from at most.
+        shortlist: Candidates that a neural corrector judges.
         table: How the phrase table is learned.
         beam: How candidates are searched.
     """
@@ -42,6 +48,7 @@ class PhraseSettings:
     order: int = 3
     folds: int = 5
     reranker_lists: int = 4000
+    shortlist: int = 10
     table: TableSettings = field(default_factory=TableSettings)
     beam: BeamSettings = field(default_factory=BeamSettings)
 
@@ -59,6 +66,8 @@ class PhraseCorrector:
         settings: How it was trained.
         name: What `Edit.source` calls words that are in no hypothesis.
         hypotheses: Of a list that are looked at.
+        neural: A neural corrector, whose text is one more candidate and whose opinion counts in the choice.
+        second: With `neural`: chooses among the `settings.shortlist` candidates that the reranker likes best.
     """
 
     table: PhraseTable
@@ -68,6 +77,8 @@ class PhraseCorrector:
     settings: PhraseSettings = field(default_factory=PhraseSettings)
     name: str = "phrase"
     hypotheses: int = 20
+    neural: NeuralOpinion | None = None
+    second: LinearReranker | None = None
 
     @classmethod
     def train(
@@ -76,6 +87,7 @@ class PhraseCorrector:
         seed: int = 0,
         settings: PhraseSettings | None = None,
         text: Sequence[str] = (),
+        neural: NeuralFolds | None = None,
     ) -> PhraseCorrector:
         """Learn from lists with references, in a minute or so for some thousands; needs scipy.
 
@@ -84,17 +96,24 @@ class PhraseCorrector:
             seed: For the folds.
             settings: See `PhraseSettings`.
             text: Further sentences for the language model, besides the references.
+            neural: Neural correctors that have not seen the lists whose candidates they judge.
 
         Raises:
             DataError: Fewer lists with different references than folds.
         """
         from audio_llm.ger.phrase_training import train_phrase_corrector
 
-        return train_phrase_corrector(lists, seed, settings or PhraseSettings(), text)
+        return train_phrase_corrector(lists, seed, settings or PhraseSettings(), text, neural)
 
     def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
         """Correct each list, in order; the waveforms are not needed."""
-        return [self._correct_one(nbest) for nbest in lists]
+        texts = [list_words(nbest, self.settings.normalizer)[: self.hypotheses] for nbest in lists]
+        written: list[Words] = [()] * len(lists)
+        if self.neural is not None:
+            rows = [row for row, heard in enumerate(texts) if any(heard)]
+            for row, words in zip(rows, self.neural.write([texts[row] for row in rows]), strict=True):
+                written[row] = words
+        return [self._correct_one(*one) for one in zip(lists, texts, written, strict=True)]
 
     def save(self, folder: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None) -> Path:
         """Write a model directory (see `audio_llm.hub`); return it.
@@ -115,8 +134,15 @@ class PhraseCorrector:
         }
         arrays = {**self.lm.to_arrays(), **_table_to_arrays(self.table)}
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        assets: dict[str, str] = {}
+        if self.neural is not None and self.second is not None:
+            from audio_llm.ger.files import to_parts
+
+            config["second"] = dict(zip((*FEATURES, *NEURAL_FEATURES), map(float, self.second.weights), strict=True))
+            config["neural"], network, assets = to_parts(self.neural.built)
+            tensors |= {f"{_NEURAL}{name}": tensor.half() for name, tensor in network.items()}
         card = _CARD.format(phrases=len(self.table), words=len(self.lm.vocabulary), settings=self.settings)
-        return save_model(folder, config, tensors, KIND, card, provenance)
+        return save_model(folder, config, tensors, KIND, card, provenance, assets)
 
     @classmethod
     def load(
@@ -131,10 +157,13 @@ class PhraseCorrector:
 
         Args:
             folder: A name of a model, or its folder.
-            recognizer: What makes the lists; of no account, as are `decode` and `device`.
+            recognizer: What makes the lists; of no account.
+            decode: There is one way only.
             gate: Off: the best candidate is taken however little better it is.
+            device: Where a neural corrector inside runs.
 
         Raises:
+            UsageError: A way to decode is named.
             ModelNotFoundError: There is no such model.
             ModelFormatError: It is damaged or of another kind.
         """
@@ -143,6 +172,8 @@ class PhraseCorrector:
         from audio_llm.hub import CONFIG_NAME, WEIGHTS_NAME, find_model, verify_model
         from audio_llm.training.config import config_from_dict
 
+        if decode is not None:
+            raise UsageError(f"this model chooses among candidates; it knows no {decode!r}", remedy="leave it out")
         path = find_model(folder)
         info = verify_model(path)
         if info.kind != KIND:
@@ -154,18 +185,34 @@ class PhraseCorrector:
             weights = np.array([config["weights"][name] for name in FEATURES])
             table = _table_from_arrays(arrays, settings.table.discount)
             lm = NgramLm.from_arrays(arrays, config["unknown_types"])
+            second, neural = None, None
+            if "neural" in config:
+                from audio_llm.ger.files import from_parts
+                from audio_llm.ger.neural import NeuralOpinion
+
+                second = LinearReranker(np.array([config["second"][n] for n in (*FEATURES, *NEURAL_FEATURES)]))
+                network = {n.removeprefix(_NEURAL): a for n, a in arrays.items() if n.startswith(_NEURAL)}
+                neural = NeuralOpinion(from_parts(config["neural"], network, path, device))
         except (KeyError, ValueError) as error:
             raise ModelFormatError(f"lacks or garbles {error}", path=path, remedy="train it again") from None
         margin = float(config["margin"]) if gate else 0.0
-        return cls(table, lm, LinearReranker(weights), margin, settings)
+        chooser = LinearReranker(weights)
+        return cls(table, lm, chooser, margin, settings, neural=neural, second=second)
 
-    def _correct_one(self, nbest: NBest) -> Correction:
-        texts = list_words(nbest, self.settings.normalizer)
+    def _correct_one(self, nbest: NBest, texts: Sequence[Words], written: Words) -> Correction:
         if not any(texts):
             return Correction(nbest.id, nbest.best, nbest.best, True, "no words", (), None)
-        view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses])
+        view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses[: self.hypotheses]])
         candidates = make_candidates(view.hypotheses, self.table, self.lm, self.settings.beam)
-        scores = self.reranker.scores(measure(view, candidates, self.lm))
+        if self.neural is not None:
+            candidates = add_written(candidates, written, self.lm)
+        rows = measure(view, candidates, self.lm)
+        scores = self.reranker.scores(rows)
+        if self.neural is not None and self.second is not None:
+            kept = shortlist(scores, self.settings.shortlist)
+            candidates, rows = [candidates[number] for number in kept], rows[kept]
+            log_probs = self.neural.log_probs(texts, [candidate.words for candidate in candidates])
+            scores = self.second.scores(add_neural(rows, candidates, log_probs, written))
         best = int(np.argmax(scores))
         gain = float(scores[best] - scores[0])
         chosen = best if gain > self.margin else 0
@@ -176,6 +223,12 @@ class PhraseCorrector:
         words = candidates[chosen].words
         changes = describe_edits(view.hypotheses, words, self.name)
         return Correction(nbest.id, " ".join(words), nbest.best, False, f"gain {gain:.2f}", changes, confidence)
+
+
+def shortlist(scores: np.ndarray, count: int) -> list[int]:
+    """Return the first candidate and the best of the others, `count` in all."""
+    others = np.argsort(-scores[1:], kind="stable")[: max(0, count - 1)] + 1
+    return [0, *others.tolist()]
 
 
 def list_words(nbest: NBest, normalizer: str) -> list[Words]:

@@ -107,7 +107,7 @@ class PromptEncoder:
             texts = [text for text in texts if text != last]
             pieces = self._pieces(texts)
         if sum(map(len, pieces)) > room and len(set(texts)) == 1:
-            texts = texts[:1]
+            texts = texts[:1] if self.settings.form == "paper" else texts  # which shows copies, not only their number
             pieces = self._pieces(texts, cut=max(0, room - sum(map(len, self._pieces([""])))))
         surplus = sum(map(len, pieces)) - room
         if surplus > 0:  # not even the instruction fits

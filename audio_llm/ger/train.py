@@ -86,7 +86,7 @@ def train_ger(
     if tuning is None:
         data, tuning = split_by_reference(data, config.tune_share, config.training.seed)
     torch.manual_seed(config.training.seed)
-    built = build(llm, config.ger)
+    built = replace(build(llm, config.ger), normalizer=config.normalizer)
     model, collator = built.model, built.collator
     if model.adapter is not None and built.fresh_adapter:
         model.set_noise_size(_noise_size(data, collator, config))
@@ -101,7 +101,7 @@ def train_ger(
         return _with_sounds(made, data, [row for row, _ in batch]) if distiller is not None else made
 
     def keep(m: nn.Module, folder: Path) -> None:
-        save(folder, _plain(m), built, config.normalizer, made)
+        save(folder, replace(built, model=_plain(m)), made)
 
     made = {"seed": config.training.seed, "lists": len(data), **(provenance or {})}
     return train(
@@ -196,11 +196,12 @@ def _example(data: ListData, row: int, seed: int, config: GerTrainConfig) -> tup
 
 
 def _lengths(data: ListData, config: GerTrainConfig) -> np.ndarray:
-    """Return about how many tokens each row takes: four characters each."""
+    """Return about how many tokens each row takes: a quarter of its letters, and what frames them."""
     count = config.ger.prompt.hypotheses
-    shown = [set(h[:count]) if config.ger.prompt.form == "compact" else h[:count] for h in data.hypotheses]
+    compact = config.ger.prompt.form == "compact"
+    shown = [set(h[:count]) if compact else h[:count] for h in data.hypotheses]
     letters = [sum(map(len, s)) + len(r) for s, r in zip(shown, data.references, strict=True)]
-    return np.array(letters) // 4 + 8
+    return np.array(letters) // 4 + (8 if compact else 80)
 
 
 def _noise_size(data: ListData, collator: Collator, config: GerTrainConfig) -> Tensor:

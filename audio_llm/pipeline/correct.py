@@ -86,7 +86,7 @@ def load_corrector(
         ModelNotFoundError: There is no such model.
     """
     folder = _find(name, model, decode)
-    kind = CORRECTORS[name]
+    kind = CORRECTORS["phrase" if name == "ger" and hub.model_kind(folder) == "ger-phrase" else name]
     if llm is not None and not kind.takes_llm:
         raise UsageError(f"{name} stands on no language model", remedy="leave out --llm")
     options = {"llm": llm} if llm is not None else {}

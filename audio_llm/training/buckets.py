@@ -20,6 +20,8 @@ def batches_by_length(
         limit: Longest length times rows of a batch, at most; a longer row comes alone.
         rng: Source of all draws.
     """
+    if not len(rows):
+        return
     rows = rng.permutation(rows)
     pool = max(1, int(_POOL * limit / max(1.0, float(lengths[rows].mean()))))
     for first in range(0, len(rows), pool):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from speech_sets import recordings
 
 from audio_llm.dlm.corpus import drop_shared, read_book
 from audio_llm.errors import DataError
@@ -44,9 +48,11 @@ def sentences(data: Path) -> tuple[list[str], list[str]]:
 
 
 def scored_texts(data: Path) -> list[str]:
-    """Return the normalised references of every list that is reported on."""
+    """Return the normalised references of every list, and of every recording, that is tuned or reported on."""
     names = [name for name in (ATIS_TEST, *REPORTED) if (data / "nbest" / f"{name}.json").exists()]
-    return [DEFAULT_NORMALIZER(nbest.reference or "") for name in names for nbest in lists(data, name)]
+    texts = [nbest.reference or "" for name in names for nbest in lists(data, name)]
+    texts += [r.text for name, found in recordings(data).items() if name != "train" for r in found]
+    return [DEFAULT_NORMALIZER(text) for text in texts]
 
 
 def atis_parts(data: Path) -> dict[str, list[NBest]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from audio_llm.ger.batches import Collator
-from audio_llm.ger.decode import _new_tokens, _Writer, greedy, log_probs, search
+from audio_llm.ger.decode import _new_tokens, _Writer, greedy, log_probs, score_candidates, search
 from audio_llm.ger.encoders import HashNgramEncoder
 from audio_llm.ger.model import GerSettings, LoraSettings, RobustGer
 from audio_llm.ger.noise import NoiseSettings
@@ -132,6 +132,20 @@ def test_scores_together_are_those_one_by_one_and_rank_the_truth_first(
     assert together == pytest.approx(alone, abs=1e-3)
     right = log_probs(trained.model, trained.collator, lists, [true for _, true in memorised])
     assert all(score > other for score, other in zip(right, together, strict=True))
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_for_one_list_are_scored_together_as_each_alone(
+    random_model: Callable[..., Case], kind: str, restart: bool
+) -> None:
+    model, collator = random_model(kind, restart)
+    texts = ["the cat sat on the mat", "", "a dog", "the"]
+    for heard in (LISTS[0], LISTS[1]):
+        alone = [log_probs(model, collator, [heard], [text])[0] for text in texts]
+        assert score_candidates(model, collator, heard, texts) == pytest.approx(alone, abs=1e-3)
+        assert score_candidates(model, collator, heard, [""]) == pytest.approx(alone[1:2], abs=1e-3)
+    assert score_candidates(model, collator, LISTS[0], []) == []
 
 
 def test_the_probability_of_nothing_is_that_of_the_end(random_model: Callable[..., Case]) -> None:

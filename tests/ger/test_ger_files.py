@@ -77,7 +77,7 @@ def logits(built: Built) -> Tensor:
 
 
 def saved(built: Built, folder: Path) -> Path:
-    return save(folder, built.model, built, "raw", {"seed": 0})
+    return save(folder, replace(built, normalizer="raw"), {"seed": 0})
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -292,6 +292,22 @@ def llm_weights(built: Built) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in built.model.llm.state_dict().items() if "lora_" not in name}
 
 
+def test_lora_of_other_settings_is_merged_when_going_on(small_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    settings = replace(ADAPTERS, number_hypotheses=True)
+    first = saved(shaken(build(small_folder, WHOLE)), tmp_path / "first")
+    second = shaken(build(first, settings), seed=1)
+    folder = saved(second, tmp_path / "second")
+    for number, other in enumerate(
+        (replace(settings, lora=LoraSettings(rank=4)), replace(settings, tune="all"), WHOLE)
+    ):
+        third = build(folder, other)
+        assert not third.fresh_adapter
+        torch.testing.assert_close(logits(third), logits(second), atol=1e-5, rtol=0)
+        back = load(saved(shaken(third, seed=2), tmp_path / f"third{number}"))
+        assert torch.equal(logits(back), logits(third))
+
+
 def test_adapters_alone_cannot_be_gone_on_from(small_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     folder = saved(build(small_folder, ADAPTERS), tmp_path / "made")
@@ -302,6 +318,20 @@ def test_adapters_alone_cannot_be_gone_on_from(small_folder: Path, tmp_path: Pat
 def test_noise_is_not_measured_by_embeddings_that_are_trained(small_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"noise\.encoder=hash"):
         build(small_folder, replace(WHOLE, noise=NoiseSettings(hypotheses=3, encoder="llm")))
+
+
+def test_the_language_models_own_embeddings_measure_the_noise_the_same_after_training(
+    small_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    built = build(small_folder, replace(ADAPTERS, noise=NoiseSettings(hypotheses=3, encoder="llm")))
+    before = built.collator.noises(LISTS)[0].clone()
+    assert before.abs().max() > 0
+    shaken(built)
+    assert torch.equal(built.collator.noises(LISTS)[0], before)
+    back = load(saved(built, tmp_path / "made"))
+    assert torch.equal(back.collator.noises(LISTS)[0], before)
+    assert torch.equal(logits(back), logits(built))
 
 
 def test_fingerprints_tell_models_apart(make_llm: MakeLlm) -> None:

@@ -68,7 +68,7 @@ def test_edits_are_summed_or_averaged_over_the_edited_places() -> None:
 
 
 @given(TEXTS, TEXTS)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_the_mean_divides_the_sum_by_the_edit_distance(better: str, worse: str) -> None:
     two = NoiseSettings(hypotheses=2)
     summed, _ = embed([better, worse], two)
@@ -78,7 +78,7 @@ def test_the_mean_divides_the_sum_by_the_edit_distance(better: str, worse: str) 
 
 
 @given(st.lists(TEXTS, min_size=4, max_size=4), st.permutations(range(4)))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_reordering_the_list_permutes_the_rows_and_turns_their_signs(texts: list[str], order: list[int]) -> None:
     four = NoiseSettings(hypotheses=4)
     before, _ = embed(texts, four)

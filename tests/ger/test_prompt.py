@@ -191,6 +191,12 @@ def test_a_list_of_two_thousand_words_is_cut_to_the_limit(tokenizer: Any, form: 
         assert short or len(prompt.ids) == 600  # no more of the first is lost than needed
 
 
+def test_a_list_that_is_cut_keeps_the_number_of_its_copies(tokenizer: Any) -> None:
+    prompt = encoder(tokenizer, "compact", max_tokens=100).encode([LONG] * 3)
+    assert prompt.ids[0] == tokenizer.get_vocab()["<x3>"]
+    assert len(prompt.ids) == 100
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_response_longer_than_the_limit_stays_whole(tokenizer: Any, form: str) -> None:
     prompts = encoder(tokenizer, form, max_tokens=200)

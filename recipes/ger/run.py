@@ -1,0 +1,202 @@
+"""The recipe: made-up lists, a language model from scratch, its adaptation to a domain, and what it is worth.
+
+python recipes/ger/run.py STAGE --data DATA [--output exp/ger] ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import data
+import evaluate
+import hear
+import numpy as np
+import speech_sets
+import systems
+
+from audio_llm.asr.pronounce import read_dictionary
+from audio_llm.ger import files
+from audio_llm.ger.corrector import GerCorrector
+from audio_llm.ger.data import pack_data
+from audio_llm.ger.neural import NeuralOpinion
+from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings
+from audio_llm.ger.phrase_training import NeuralFolds, fold_of_reference
+from audio_llm.ger.small_lm import SmallLmSettings, create_small_lm
+from audio_llm.ger.train import GerTrainConfig, train_ger
+from audio_llm.lm.kneser_ney import train_ngram
+from audio_llm.nbest import NBest
+from audio_llm.simulation.confusions import learn_confusions
+from audio_llm.simulation.lists import ListNoise, simulate_list
+from audio_llm.text import DEFAULT_NORMALIZER
+from audio_llm.training.config import load_config
+
+CONFIG = Path(__file__).resolve().parent / "config"
+COPIES = 3  # lists made up of each sentence
+SHORT_SHARE = 0.1  # of the lists have 1 to 4 hypotheses
+FOLDS = 5
+ARMS = {  # of the neural corrector: settings over config/adapt.yaml
+    "ger": ["ger.use_noise=false"],
+    "ger+E": [],
+}
+
+
+def stage_simulate(folder: Path, output: Path) -> None:
+    """Make up lists for the sentences of books and pack them, with the tokenizer and the random model beside."""
+    texts, tuning = data.sentences(folder)
+    data.check_no_leak(texts, data.scored_texts(folder))
+    confusions = learn_confusions([], texts, read_dictionary())
+    rng = np.random.default_rng(data.SEED)
+
+    def make(sentences: Sequence[str], copies: int) -> Iterator[NBest]:
+        for number, text in enumerate([*sentences] * copies):
+            count = 5 if rng.random() >= SHORT_SHARE else int(rng.integers(1, 5))
+            yield simulate_list(str(number), text, confusions, ListNoise(hypotheses=count), rng)
+
+    pack_data(data.as_data(make(tuning, 1)), output / "made-up" / "tune")
+    count = pack_data(data.as_data(make(texts, COPIES)), output / "made-up" / "train")
+    create_small_lm(texts, output / "small", SmallLmSettings(), data.SEED)
+    logging.info("%d lists of %d sentences", count, len(texts))
+
+
+def stage_hear(
+    folder: Path, output: Path, sets: Sequence[str], conditions: Sequence[str], asr: str, workers: int, limit: int
+) -> None:
+    """Let a recogniser of the project hear recordings, with noise or without."""
+    recordings = speech_sets.recordings(folder)
+    for name in sets:
+        part = "train" if name.startswith(("train", "tune")) else "test"
+        tasks = hear.plan(recordings[name][:limit], part, conditions)
+        count = hear.hear(tasks, folder, asr, output / "heard" / f"{asr}-{name}.jsonl", workers)
+        logging.info("%s: %d lists", name, count)
+
+
+def stage_atis(folder: Path, output: Path, base: Path, arm: str, fold: str, minutes: float, resume: bool) -> None:
+    """Adapt the base model to ATIS.
+
+    Args:
+        folder: The data.
+        output: Where the models go, under `atis/`.
+        base: The base model.
+        arm: One of `ARMS`.
+        fold: `held-out`: without the held-out fifth; `all`: with it; `0`, `1`: without that half of the
+            folds, for the phrase corrector's second opinion.
+        minutes: Limit.
+        resume: Go on.
+    """
+    parts = data.atis_parts(folder)
+    lists = parts["train"] if fold == "held-out" else [*parts["train"], *parts["held-out"]]
+    if fold in ("0", "1"):
+        fold_of = _folds([*lists, *parts["tune"]])
+        lists = [nbest for nbest in lists if _half(fold_of[_words(nbest)]) != int(fold)]
+    config = load_config(GerTrainConfig, CONFIG / "adapt.yaml", ARMS[arm])
+    made = {"recipe": "recipes/ger", "arm": arm, "part": fold}
+    tuning = data.as_data(parts["tune"])
+    target = output / "atis" / f"{arm}-{fold}"
+    options = {"max_minutes": minutes, "resume": resume, "provenance": made}
+    logging.info("%s", train_ger(data.as_data(lists), base, target, config, tuning=tuning, **options))
+
+
+def stage_atis_report(folder: Path, output: Path) -> None:
+    """Compare everything on ATIS: the held-out fifth of the training lists, and the test lists."""
+    parts = data.atis_parts(folder)
+    for part, train, fold in (
+        ("held-out", parts["train"], "held-out"),
+        ("test", [*parts["train"], *parts["held-out"]], "all"),
+    ):
+        rescoring = systems.tune_rescoring(train_ngram([" ".join(_words(n)) for n in train]), parts["tune"])
+        phrase = PhraseCorrector.train([*train, *parts["tune"]])
+        found: dict[str, systems.System] = {
+            "1-best": systems.first,
+            "oracle of 5": systems.best_possible,
+            "MBR": systems.minimum_risk,
+            "ROVER": systems.vote,
+            "trigram rescoring": rescoring,
+            "phrase": _texts(phrase),
+        }
+        for arm in ARMS:
+            model = output / "atis" / f"{arm}-{fold}" / "best"
+            if model.exists():
+                found |= _neural_systems(model, arm)
+        store = output / "out" / f"atis-{part}.json"
+        print(f"### ATIS, {part}: {len(parts[part])} lists\n")
+        print(evaluate.table(parts[part], evaluate.measure(found, parts[part], store)))
+
+
+def stage_atis_both(folder: Path, output: Path, arm: str) -> None:
+    """Train the phrase corrector with the neural one's second opinion on ATIS, and compare."""
+    parts = data.atis_parts(folder)
+    train = [*parts["train"], *parts["held-out"], *parts["tune"]]
+    halves = [NeuralOpinion(files.load(output / "atis" / f"{arm}-{half}" / "best")) for half in (0, 1)]
+    final = NeuralOpinion(files.load(output / "atis" / f"{arm}-all" / "best"))
+    by_fold = tuple(halves[_half(fold)] for fold in range(FOLDS))
+    both = PhraseCorrector.train(train, data.SEED, PhraseSettings(folds=FOLDS), neural=NeuralFolds(by_fold, final))
+    both.save(output / "atis" / "both", {"recipe": "recipes/ger"})
+    plain = replace(both, neural=None, second=None)
+    store = output / "out" / "atis-both.json"
+    found = {"phrase": _texts(plain), "phrase + neural": _texts(both)}
+    print(evaluate.table(parts["test"], evaluate.measure(found, parts["test"], store)))
+
+
+def _neural_systems(model: Path, name: str) -> dict[str, systems.System]:
+    built = files.load(model)
+    return {
+        f"{name}, {mode}": _texts(GerCorrector(built, mode, gate=False))  # type: ignore[arg-type]
+        for mode in ("free", "slots")
+    }
+
+
+def _texts(corrector: GerCorrector | PhraseCorrector) -> systems.System:
+    return lambda lists: [correction.text for correction in corrector.correct(lists)]
+
+
+def _words(nbest: NBest) -> tuple[str, ...]:
+    return tuple(DEFAULT_NORMALIZER(nbest.reference or "").split())
+
+
+def _folds(lists: Sequence[NBest]) -> dict[tuple[str, ...], int]:
+    return fold_of_reference([_words(nbest) for nbest in lists], FOLDS, data.SEED)
+
+
+def _half(fold: int) -> int:
+    return 0 if fold < 2 else 1
+
+
+def main() -> int:
+    """Run the stage named on the command line."""
+    stages: dict[str, Callable[[argparse.Namespace], None]] = {
+        "simulate": lambda a: stage_simulate(a.data, a.output),
+        "hear": lambda a: stage_hear(a.data, a.output, a.sets, a.conditions, a.asr, a.workers, a.limit),
+        "atis": lambda a: stage_atis(a.data, a.output, a.base, a.arm, a.fold, a.max_minutes, a.resume),
+        "atis-report": lambda a: stage_atis_report(a.data, a.output),
+        "atis-both": lambda a: stage_atis_both(a.data, a.output, a.arm),
+    }
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=stages)
+    parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
+    parser.add_argument("--output", type=Path, default=Path("exp/ger"))
+    parser.add_argument("--base", type=Path, help="atis: the base model")
+    parser.add_argument("--arm", choices=tuple(ARMS), default="ger+E")
+    parser.add_argument(
+        "--fold", choices=("held-out", "all", "0", "1"), default="held-out", help="atis: what is left out"
+    )
+    parser.add_argument("--max-minutes", type=float, default=10.0)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--sets", nargs="*", default=["train"], help="hear: sets of recordings")
+    parser.add_argument("--conditions", nargs="*", default=["clean"], help="hear: clean, any, or SNRs in dB")
+    parser.add_argument("--asr", default="sphinx", help="hear: the recogniser")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--limit", type=int, default=100_000, help="hear: recordings of a set")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    stages[arguments.stage](arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
