@@ -1,0 +1,196 @@
+"""Tests of the neural corrector as a whole, and as the phrase corrector's second opinion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from audio_llm.cli import main
+from audio_llm.errors import OutOfMemoryError, UsageError
+from audio_llm.gate import Gate
+from audio_llm.ger import decode, files
+from audio_llm.ger.corrector import GerCorrector
+from audio_llm.ger.neural import NeuralOpinion
+from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings, shortlist
+from audio_llm.ger.phrase_table import Words
+from audio_llm.ger.phrase_training import NeuralFolds, fold_of_reference
+from audio_llm.ger.settings import GerDecoding
+from audio_llm.nbest import Hypothesis, NBest, write_nbest
+from audio_llm.pipeline.correct import list_length, load_corrector
+
+Memorised = list[tuple[tuple[str, ...], str]]
+
+
+def as_lists(memorised: Memorised, copies: int = 1) -> list[NBest]:
+    return [
+        NBest(f"{copy}-{number}", tuple(Hypothesis(text) for text in heard), true)
+        for copy in range(copies)
+        for number, (heard, true) in enumerate(memorised)
+    ]
+
+
+def open_gate(built: files.Built) -> files.Built:
+    gates = dict.fromkeys(("free", "list", "slots"), Gate(0.0, 1.0))
+    return replace(built, decoding=GerDecoding(gates=gates))
+
+
+def test_what_was_learned_is_corrected_and_told(trained: Any, memorised: Memorised) -> None:
+    corrections = GerCorrector(open_gate(trained)).correct(as_lists(memorised))
+    assert [correction.text for correction in corrections] == [true for _, true in memorised]
+    first = corrections[0]
+    assert (first.input, first.kept) == ("the hat sat on the mat", False)
+    assert [(e.before, e.after, e.source) for e in first.edits] == [("hat", "cat", "hypothesis 2")]
+    assert first.confidence is not None
+    assert first.confidence > 0.9
+    assert corrections[-1].kept
+    assert corrections[-1].reason == "no change proposed"
+
+
+@pytest.mark.parametrize("mode", ["list", "slots"])
+def test_restricted_modes_write_words_of_the_list_only(trained: Any, memorised: Memorised, mode: Any) -> None:
+    for correction, (heard, _) in zip(
+        GerCorrector(trained, mode, gate=False).correct(as_lists(memorised)), memorised, strict=True
+    ):
+        assert set(correction.text.split()) <= {word for text in heard for word in text.split()}
+
+
+def test_gate_keeps_and_says_why(trained: Any) -> None:
+    nbest = NBest("x", (Hypothesis("i sea you there"),))
+    for gate, reason in (
+        (Gate(1e9), "below the margin"),
+        (Gate(0.0, 0.1), "of the words would change"),
+        (Gate(0.0, 1.0, max_novel=0), "see: in no hypothesis"),
+    ):
+        built = replace(trained, decoding=GerDecoding(gates={"free": gate}))
+        (correction,) = GerCorrector(built).correct([nbest])
+        assert correction.kept
+        assert correction.text == "i sea you there"
+        assert reason in correction.reason
+    (correction,) = GerCorrector(built, gate=False).correct([nbest])
+    assert correction.text == "i see you there"
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", "", ""], ["ünï çödé 日本語"], ["word " * 2000], ["a b"] * 20])
+def test_lists_of_every_kind_are_answered(trained: Any, texts: list[str]) -> None:
+    nbest = NBest("x", tuple(Hypothesis(text) for text in texts))
+    (correction,) = GerCorrector(trained).correct([nbest])
+    assert correction.id == "x"
+    assert bool(correction.text) == any(texts)
+    assert correction.input == nbest.best if any(texts) else correction.kept
+
+
+def test_too_little_memory_is_told_with_a_remedy(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def burst(*arguments: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(decode, "greedy", burst)
+    with pytest.raises(OutOfMemoryError, match="--device cpu"):
+        GerCorrector(trained).correct([NBest("x", (Hypothesis("a"),))])
+
+
+def test_unknown_mode(trained: Any) -> None:
+    with pytest.raises(UsageError, match="free, list, slots"):
+        GerCorrector(trained, "all")  # type: ignore[arg-type]
+
+
+def test_command_line_corrects_with_a_saved_model(
+    trained: Any, memorised: Memorised, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = files.save(tmp_path / "model", open_gate(trained), {})
+    with (tmp_path / "lists.jsonl").open("w") as file:
+        write_nbest(as_lists(memorised), file)
+    lists = str(tmp_path / "lists.jsonl")
+    assert main(["correct", lists, "--with", "ger", "--model", str(folder), "--mode", "free"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == [true for _, true in memorised]
+    assert list_length("ger", str(folder)) == 3
+    assert main(["correct", lists, "--with", "phrase"]) == 2
+    assert "train" in capsys.readouterr().err
+    assert main(["correct", lists, "--with", "dlm", "--mode", "free"]) == 2
+    assert main(["correct", lists, "--with", "dlm", "--llm", "x"]) == 2
+
+
+def test_command_line_trains_a_phrase_corrector(
+    memorised: Memorised, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "lists.jsonl").open("w") as file:
+        write_nbest(as_lists(memorised, 4), file)
+    lists, out = str(tmp_path / "lists.jsonl"), str(tmp_path / "out")
+    command = ["train", "ger", "--kind", "phrase", "--data", lists, "-o", out, "folds=2"]
+    assert main(command) == 0
+    assert main(command) == 2  # it is there already
+    assert main([*command, "--llm", "x"]) == 2
+    capsys.readouterr()
+    assert main(["correct", lists, "--with", "phrase", "--model", f"{out}/best"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(as_lists(memorised, 4))
+    assert main(["train", "ger", "--data", lists, "-o", out]) == 2
+    assert "--llm" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Knowing:
+    """A neural corrector that has been told the true texts."""
+
+    true: dict[tuple[Words, ...], Words]
+
+    def write(self, lists: Sequence[Sequence[Words]]) -> list[Words]:
+        return [self.true[tuple(texts)] for texts in lists]
+
+    def log_probs(self, hypotheses: Sequence[Words], candidates: Sequence[Words]) -> list[float]:
+        return [-1.0 if words == self.true[tuple(hypotheses)] else -20.0 for words in candidates]
+
+
+def random_lists(count: int) -> list[NBest]:
+    """Lists whose errors follow no rule: without help nothing can be learned."""
+    rng = np.random.default_rng(0)
+    words = [a + b for a in "bcdfg" for b in ("am", "el", "in", "ob", "ug", "ot")]
+    lists = []
+    for number in range(count):
+        true = [str(word) for word in rng.choice(words, size=6)]
+        heard = [str(rng.choice(words)) if rng.random() < 0.3 else word for word in true]
+        lists.append(NBest(str(number), (Hypothesis(" ".join(heard)),), " ".join(true)))
+    return lists
+
+
+def test_a_second_opinion_that_knows_is_listened_to() -> None:
+    lists = random_lists(90)
+    words = [tuple((nbest.reference or "").split()) for nbest in lists]
+    opinion: Any = Knowing({(tuple(n.best.split()),): w for n, w in zip(lists, words, strict=True)})
+    folds = NeuralFolds((opinion,) * 2, opinion)
+    learned = PhraseCorrector.train(lists[:60], settings=PhraseSettings(folds=2), neural=folds)
+    assert [c.text for c in learned.correct(lists[60:])] == [nbest.reference for nbest in lists[60:]]
+    alone = PhraseCorrector.train(lists[:60], settings=PhraseSettings(folds=2))
+    assert sum(c.text == n.reference for c, n in zip(alone.correct(lists[60:]), lists[60:], strict=True)) < 15
+
+
+def test_with_a_second_opinion_it_comes_back_from_its_folder(
+    trained: Any, memorised: Memorised, tmp_path: Path
+) -> None:
+    opinion = NeuralOpinion(trained)
+    lists = as_lists(memorised, 4)
+    settings = PhraseSettings(folds=2, shortlist=4)
+    learned = PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds((opinion, opinion), opinion))
+    folder = learned.save(tmp_path / "model")
+    before, after = learned.correct(lists), load_corrector("ger", str(folder)).correct(lists)
+    assert [c.text for c in after] == [c.text for c in before]
+    assert sum(c.text == nbest.reference for c, nbest in zip(before, lists, strict=True)) > 0.8 * len(lists)
+    with pytest.raises(UsageError, match="leave it out"):
+        load_corrector("ger", str(folder), decode="slots")
+
+
+def test_shortlist_always_holds_the_first() -> None:
+    assert shortlist(np.array([0.0, 3.0, 1.0, 2.0]), 3) == [0, 1, 3]
+    assert shortlist(np.array([9.0]), 3) == [0]
+
+
+def test_folds_keep_a_reference_together() -> None:
+    references = [("a",), ("b",), ("a",), ("c",), ("d",)]
+    folds = fold_of_reference(references, 2, 0)
+    assert folds == fold_of_reference(references[::-1], 2, 0)
+    assert sorted(folds.values()) == [0, 0, 1, 1]
