@@ -15,6 +15,7 @@ from audio_llm.ger.model import IGNORED, RobustGer
 from audio_llm.ger.word_graph import States, TokenGraph, WordGraph
 
 _LEAST_NEW = 12  # tokens that may always be written
+_AT_ONCE = 32  # lists that are written together
 _LONGER = 1.5  # times the longest hypothesis may be written
 
 
@@ -42,8 +43,15 @@ def greedy(model: RobustGer, collator: Collator, lists: Sequence[Sequence[str]])
         collator: Makes its prompts.
         lists: Hypotheses of each list, normalised, best first, with duplicates.
     """
-    if not lists:
-        return []
+    order = sorted(range(len(lists)), key=lambda row: sum(map(len, lists[row])))  # those of like length together
+    found: dict[int, Written] = {}
+    for start in range(0, len(order), _AT_ONCE):
+        rows = order[start : start + _AT_ONCE]
+        found |= zip(rows, _greedy(model, collator, [lists[row] for row in rows]), strict=True)
+    return [found[row] for row in range(len(lists))]
+
+
+def _greedy(model: RobustGer, collator: Collator, lists: Sequence[Sequence[str]]) -> list[Written]:
     end = collator.prompts.end
     written: list[list[int]] = [[] for _ in lists]
     logs = torch.zeros(len(lists), device=model.device)

@@ -18,7 +18,7 @@ from audio_llm.ger.candidates import BeamSettings, add_written, make_candidates
 from audio_llm.ger.features import FEATURES, NEURAL_FEATURES, ListView, add_neural, measure
 from audio_llm.ger.phrase_table import PhraseTable, Replacement, TableSettings, Words
 from audio_llm.ger.reranker import LinearReranker
-from audio_llm.lm.ngram import NgramLm
+from audio_llm.lm.ngram import NgramLm, load_ngram
 from audio_llm.nbest import NBest
 from audio_llm.text import get_normalizer
 
@@ -68,6 +68,7 @@ class PhraseCorrector:
         hypotheses: Of a list that are looked at.
         neural: A neural corrector, whose text is one more candidate and whose opinion counts in the choice.
         second: With `neural`: chooses among the `settings.shortlist` candidates that the reranker likes best.
+        language_model: Name of the model that `lm` is; empty: it is the corrector's own.
     """
 
     table: PhraseTable
@@ -79,6 +80,7 @@ class PhraseCorrector:
     hypotheses: int = 20
     neural: NeuralOpinion | None = None
     second: LinearReranker | None = None
+    language_model: str = ""
 
     @classmethod
     def train(
@@ -88,6 +90,7 @@ class PhraseCorrector:
         settings: PhraseSettings | None = None,
         text: Sequence[str] = (),
         neural: NeuralFolds | None = None,
+        language_model: str = "",
     ) -> PhraseCorrector:
         """Learn from lists with references, in a minute or so for some thousands; needs scipy.
 
@@ -97,13 +100,15 @@ class PhraseCorrector:
             settings: See `PhraseSettings`.
             text: Further sentences for the language model, besides the references.
             neural: Neural correctors that have not seen the lists whose candidates they judge.
+            language_model: Name of an n-gram model to take instead of one of the references and `text`; it is not
+                saved with the corrector, which then needs it.
 
         Raises:
             DataError: Fewer lists with different references than folds.
         """
         from audio_llm.ger.phrase_training import train_phrase_corrector
 
-        return train_phrase_corrector(lists, seed, settings or PhraseSettings(), text, neural)
+        return train_phrase_corrector(lists, seed, settings or PhraseSettings(), text, neural, language_model)
 
     def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
         """Correct each list, in order; the waveforms are not needed."""
@@ -124,15 +129,19 @@ class PhraseCorrector:
         """
         import torch
 
-        from audio_llm.hub import save_model
+        from audio_llm.hub import fingerprint, save_model
 
-        config = {
+        config: dict[str, Any] = {
             "settings": asdict(self.settings),
             "margin": self.margin,
             "weights": dict(zip(FEATURES, map(float, self.reranker.weights), strict=True)),
             "unknown_types": self.lm.unknown_types,
         }
-        arrays = {**self.lm.to_arrays(), **_table_to_arrays(self.table)}
+        arrays = _table_to_arrays(self.table)
+        if self.language_model:
+            config["language_model"] = {"name": self.language_model, "sha256": fingerprint(self.language_model)}
+        else:
+            arrays |= self.lm.to_arrays()
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         assets: dict[str, str] = {}
         if self.neural is not None and self.second is not None:
@@ -169,7 +178,7 @@ class PhraseCorrector:
         """
         from safetensors.numpy import load_file
 
-        from audio_llm.hub import CONFIG_NAME, WEIGHTS_NAME, find_model, verify_model
+        from audio_llm.hub import CONFIG_NAME, WEIGHTS_NAME, find_companion, find_model, verify_model
         from audio_llm.training.config import config_from_dict
 
         if decode is not None:
@@ -184,7 +193,11 @@ class PhraseCorrector:
             settings = config_from_dict(PhraseSettings, config["settings"], path / CONFIG_NAME)
             weights = np.array([config["weights"][name] for name in FEATURES])
             table = _table_from_arrays(arrays, settings.table.discount)
-            lm = NgramLm.from_arrays(arrays, config["unknown_types"])
+            companion = config.get("language_model")
+            if companion is None:
+                lm = NgramLm.from_arrays(arrays, config["unknown_types"])
+            else:
+                lm = load_ngram(find_companion(path, companion["name"], companion["sha256"]))
             second, neural = None, None
             if "neural" in config:
                 from audio_llm.ger.files import from_parts
@@ -197,7 +210,8 @@ class PhraseCorrector:
             raise ModelFormatError(f"lacks or garbles {error}", path=path, remedy="train it again") from None
         margin = float(config["margin"]) if gate else 0.0
         chooser = LinearReranker(weights)
-        return cls(table, lm, chooser, margin, settings, neural=neural, second=second)
+        named = companion["name"] if companion is not None else ""
+        return cls(table, lm, chooser, margin, settings, neural=neural, second=second, language_model=named)
 
     def _correct_one(self, nbest: NBest, texts: Sequence[Words], written: Words) -> Correction:
         if not any(texts):

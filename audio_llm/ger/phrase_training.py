@@ -17,7 +17,7 @@ from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings, list_words, sh
 from audio_llm.ger.phrase_table import PhraseTable, Words, learn_phrases
 from audio_llm.ger.reranker import LinearReranker, train_reranker
 from audio_llm.lm.kneser_ney import train_ngram
-from audio_llm.lm.ngram import NgramLm
+from audio_llm.lm.ngram import NgramLm, load_ngram
 from audio_llm.nbest import NBest
 from audio_llm.text import get_normalizer
 
@@ -73,6 +73,7 @@ def train_phrase_corrector(
     settings: PhraseSettings,
     text: Sequence[str],
     neural: NeuralFolds | None = None,
+    language_model: str = "",
 ) -> PhraseCorrector:
     """Train; see `PhraseCorrector.train`."""
     examples = _examples(lists, settings)
@@ -84,6 +85,7 @@ def train_phrase_corrector(
         )
     fold_of = fold_of_reference(references, settings.folds, seed)
     normalize = get_normalizer(settings.normalizer)
+    ready = load_ngram(language_model) if language_model else None
     sentences = [tuple(normalize(line).split()) for line in text]
     asked = set(np.random.default_rng(seed + 1).permutation(len(examples))[: settings.reranker_lists].tolist())
     scored: list[list[_Scored]] = []
@@ -92,7 +94,7 @@ def train_phrase_corrector(
         held_out = [e for number, e in enumerate(examples) if fold_of[e.reference] == fold and number in asked]
         others = [e for e in examples if fold_of[e.reference] != fold]
         hidden = {e.reference for e in held_out}
-        table, lm = _fit(others, [words for words in sentences if words not in hidden], settings)
+        table, lm = _fit(others, [words for words in sentences if words not in hidden], settings, ready)
         written = neural.by_fold[fold].write([e.texts for e in held_out]) if neural else [()] * len(held_out)
         pairs = [_score(e, words, table, lm, settings) for e, words in zip(held_out, written, strict=True)]
         scored.append([pair[0] for pair in pairs])
@@ -107,10 +109,12 @@ def train_phrase_corrector(
         ]
         second = _train(scored)
     margin = _choose_margin(scored)
-    table, lm = _fit(examples, sentences, settings)
+    table, lm = _fit(examples, sentences, settings, ready)
     logger.info("%d phrases, %d words, margin %.2f", len(table), len(lm.vocabulary), margin)
     opinion = neural.final if neural is not None else None
-    return PhraseCorrector(table, lm, reranker, margin, settings, neural=opinion, second=second)
+    return PhraseCorrector(
+        table, lm, reranker, margin, settings, neural=opinion, second=second, language_model=language_model
+    )
 
 
 def fold_of_reference(references: Sequence[Words], folds: int, seed: int) -> dict[Words, int]:
@@ -145,9 +149,11 @@ def _examples(lists: Sequence[NBest], settings: PhraseSettings) -> list[_Example
 
 
 def _fit(
-    examples: Sequence[_Example], sentences: Sequence[Words], settings: PhraseSettings
+    examples: Sequence[_Example], sentences: Sequence[Words], settings: PhraseSettings, ready: NgramLm | None
 ) -> tuple[PhraseTable, NgramLm]:
     table = learn_phrases([(e.view.hypotheses, e.reference) for e in examples], settings.table)
+    if ready is not None:
+        return table, ready
     texts = [" ".join(e.reference) for e in examples] + [" ".join(words) for words in sentences]
     return table, train_ngram(texts, order=settings.order)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from audio_llm.align import edit_distance
+from audio_llm.ger.files import Built
+from audio_llm.ger.neural import NeuralOpinion
+from audio_llm.ger.phrase_table import Words
 from audio_llm.ger.word_graph import align_slots
 from audio_llm.lm.ngram import NgramLm
 from audio_llm.metrics import oracle
@@ -67,27 +70,57 @@ class Rescoring:
     word_bonus: float
 
     def __call__(self, found: Sequence[NBest]) -> list[str]:
-        chosen = []
-        for nbest in found:
-            texts = words_of(nbest)
-            lms = self.lm.log_probs(texts)
-            totals = [
-                _sound(nbest, rank, text) + self.lm_weight * lm + self.word_bonus * len(text)
-                for rank, (text, lm) in enumerate(zip(texts, lms, strict=True))
-            ]
-            chosen.append(" ".join(texts[int(np.argmax(totals))]))
-        return chosen
+        return [" ".join(self.choose(*_measured(nbest, self.lm))) for nbest in found]
+
+    def choose(self, texts: Sequence[Words], parts: np.ndarray) -> Words:
+        """Return the best of the texts by what `_measured` tells of them."""
+        return texts[int(np.argmax(parts @ np.array([1.0, self.lm_weight, self.word_bonus])))]
 
 
 def tune_rescoring(lm: NgramLm, found: Sequence[NBest]) -> Rescoring:
     """Return the weights with the fewest word errors on tuning lists."""
     grid = itertools.product((0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8), (0.0, 0.5, 1.0, 2.0))
     references = [tuple(DEFAULT_NORMALIZER(nbest.reference or "").split()) for nbest in found]
+    measured = [_measured(nbest, lm) for nbest in found]
 
     def errors(system: Rescoring) -> int:
-        return sum(edit_distance(r, t.split()) for r, t in zip(references, system(found), strict=True))
+        return sum(edit_distance(r, system.choose(*one)) for r, one in zip(references, measured, strict=True))
 
     return min((Rescoring(lm, *weights) for weights in grid), key=errors)
+
+
+def _measured(nbest: NBest, lm: NgramLm) -> tuple[list[Words], np.ndarray]:
+    """Return the texts of a list and (texts, 3) the recogniser's score, the log-probability and the words of each."""
+    texts = words_of(nbest)
+    sounds = [_sound(nbest, rank, text) for rank, text in enumerate(texts)]
+    return texts, np.column_stack([sounds, lm.log_probs(texts), [len(text) for text in texts]])
+
+
+@dataclass(frozen=True)
+class Remembering:
+    """A second opinion that is asked the same again and again, fold after fold; see `NeuralOpinion`."""
+
+    opinion: NeuralOpinion
+    _written: dict[tuple[Words, ...], Words] = field(default_factory=dict)
+    _logs: dict[tuple[tuple[Words, ...], Words], float] = field(default_factory=dict)
+
+    @property
+    def built(self) -> Built:
+        """The neural corrector."""
+        return self.opinion.built
+
+    def write(self, lists: Sequence[Sequence[Words]]) -> list[Words]:
+        """Do as `NeuralOpinion.write`."""
+        new = list(dict.fromkeys(key for key in map(tuple, lists) if key not in self._written))
+        self._written.update(zip(new, self.opinion.write(new), strict=True))
+        return [self._written[tuple(texts)] for texts in lists]
+
+    def log_probs(self, hypotheses: Sequence[Words], candidates: Sequence[Words]) -> list[float]:
+        """Do as `NeuralOpinion.log_probs`."""
+        own = tuple(hypotheses)
+        new = [words for words in candidates if (own, words) not in self._logs]
+        self._logs.update(zip([(own, words) for words in new], self.opinion.log_probs(own, new), strict=True))
+        return [self._logs[own, words] for words in candidates]
 
 
 def _sound(nbest: NBest, rank: int, text: Sequence[str]) -> float:
