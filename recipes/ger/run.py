@@ -42,6 +42,10 @@ CONFIG = Path(__file__).resolve().parent / "config"
 COPIES = 3  # lists made up of each sentence
 SHORT_SHARE = 0.1  # of the lists have 1 to 4 hypotheses
 FOLDS = 5
+OWN_TRAIN, OWN_TEST = (
+    ("train", "tune-kathleen", "tune-dev-clean"),
+    ("kathleen", "dev-clean", "dev-clean-60", "test-other"),
+)
 LANGUAGE_MODEL = "novels-3gram"  # of the package; its text holds nothing that is scored
 _ALL_WEIGHTS = [
     "ger.tune=all",
@@ -188,6 +192,33 @@ def stage_domains(folder: Path, output: Path, base: Path) -> None:
         print(evaluate.table(lists, evaluate.measure(found, lists, store)))
 
 
+def stage_own(folder: Path, output: Path, base: Path, asr: str) -> None:
+    """Correct lists that one of the project's own recognisers made of real speech."""
+    heard = output / "heard"
+    opinion: Any = systems.Remembering(NeuralOpinion(files.load(base)))
+    train = [nbest for name in OWN_TRAIN for nbest in hear.read(heard / f"{asr}-{name}.jsonl")]
+    sets = {name: hear.read(heard / f"{asr}-{name}.jsonl", hear.CLEAN) for name in OWN_TEST}
+    data.check_no_leak(
+        [nbest.reference or "" for nbest in train], [n.reference or "" for lists in sets.values() for n in lists]
+    )
+    correctors = _open_domain(train, opinion)
+    correctors["phrase + neural"].save(output / f"own-{asr}", {"recipe": "recipes/ger", "lists": len(train)})
+    rescoring = systems.tune_rescoring(load_ngram(LANGUAGE_MODEL), train)
+    sets["all of them"] = list({nbest.id: nbest for lists in sets.values() for nbest in lists}.values())
+    for name, lists in sets.items():
+        found: dict[str, systems.System] = {
+            "1-best": systems.first,
+            "oracle of 20": systems.best_possible,
+            "MBR": systems.minimum_risk,
+            "ROVER": systems.vote,
+            "trigram rescoring": rescoring,
+            **{system: _texts(corrector) for system, corrector in correctors.items()},
+        }
+        store = output / "out" / f"{asr}-{name}.json"
+        print(f"### {asr}, {name}: {len(lists)} lists\n")
+        print(evaluate.table(lists, evaluate.measure(found, lists, store)))
+
+
 def _open_domain(lists: Sequence[NBest], opinion: Any) -> dict[str, PhraseCorrector]:
     """Return correctors trained on lists with the novels' trigram, without and with a second opinion."""
     settings = PhraseSettings(folds=FOLDS)
@@ -234,12 +265,13 @@ def main() -> int:
         "atis-report": lambda a: stage_atis_report(a.data, a.output),
         "atis-both": lambda a: stage_atis_both(a.data, a.output, a.arm),
         "domains": lambda a: stage_domains(a.data, a.output, a.base),
+        "own": lambda a: stage_own(a.data, a.output, a.base, a.asr),
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
     parser.add_argument("--output", type=Path, default=Path("exp/ger"))
-    parser.add_argument("--base", type=Path, help="atis: the base model")
+    parser.add_argument("--base", type=Path, help="atis, domains, own: the base model")
     parser.add_argument("--arm", choices=tuple(ARMS), default="ger+E")
     parser.add_argument(
         "--fold", choices=("held-out", "all", "0", "1"), default="held-out", help="atis: what is left out"
@@ -248,7 +280,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--sets", nargs="*", default=["train"], help="hear: sets of recordings")
     parser.add_argument("--conditions", nargs="*", default=["clean"], help="hear: clean, any, or SNRs in dB")
-    parser.add_argument("--asr", default="sphinx", help="hear: the recogniser")
+    parser.add_argument("--asr", default="sphinx", help="hear, own: the recogniser")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--limit", type=int, default=100_000, help="hear: recordings of a set")
     arguments = parser.parse_args()

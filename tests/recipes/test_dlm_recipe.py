@@ -6,49 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-SAMPLES = PROJECT / "samples"
-NOUNS = ("river", "garden", "window", "letter", "captain", "morning", "carriage", "brother")
-VERBS = ("watched", "opened", "remembered", "forgot", "followed", "praised")
-
-
-def make_data(folder: Path) -> Path:
-    """Write a data folder in the recipe's layout: three books of made-up sentences and the sample recordings."""
-    (folder / "text").mkdir(parents=True)
-    for offset, book in enumerate(("dracula", "persuasion", "other")):
-        lines = [
-            f"The {NOUNS[(i + offset) % 8]} of the {NOUNS[(3 * i + offset) % 8]} {VERBS[i % 6]} {book} at last."
-            for i in range(6)
-        ]
-        (folder / "text" / f"{book}.txt").write_text("\n\n".join(lines))
-    rows = [json.loads(line) for line in (SAMPLES / "speech" / "manifest.jsonl").read_text().splitlines()]
-    rows.sort(key=lambda row: row["duration"])
-    corpora = {
-        "kathleen": (rows[:3], ("train", "train", "dev")),
-        "librispeech_dev_clean_mp3": (rows[3:4], ("dev",)),
-        "speechocean762": (rows[4:5], ("dev",)),
-        "librispeech_test_other": (rows[5:6], ("train",)),
-        "librispeech_test_clean_few": (rows[6:7], ("train",)),
-    }
-    for corpus, (own, splits) in corpora.items():
-        place = folder / "audio" / "speech" / corpus
-        place.mkdir(parents=True)
-        lines = []
-        for row, split in zip(own, splits, strict=True):
-            shutil.copy(SAMPLES / "speech" / row["audio_filepath"], place)
-            path = f"speech/{corpus}/{row['audio_filepath']}"
-            kept = {"path": path, "id": Path(path).stem, "text": row["text"], "speaker": row["speaker"], "split": split}
-            lines.append(json.dumps(kept))
-        (place / "manifest.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / "nbest").mkdir()
-    for name, source in (("test_ls_clean", "ls_other"), ("test_ls_other", "ls_other"), ("test_cv", "cv")):
-        lists = json.loads((SAMPLES / "nbest" / f"{source}.json").read_text())[:4]
-        (folder / "nbest" / f"{name}.json").write_text(json.dumps(lists))
-    return folder
 
 
 def stage(name: str, data: Path, output: Path, *options: str) -> str:
@@ -68,8 +31,8 @@ def train(name: str, *words: object) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(shutil.which("flite") is None or shutil.which("festival") is None, reason="no flite or festival")
-def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path) -> None:
-    data, output = make_data(tmp_path / "data"), tmp_path / "exp"
+def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path, tiny_data: Callable[[Path], Path]) -> None:
+    data, output = tiny_data(tmp_path / "data"), tmp_path / "exp"
     stage("generate", data, output)
     made = {path.name for path in (output / "pairs").iterdir()}
     assert {"synthetic-train", "synthetic-tune", "synthetic-book", "real-kathleen", "real-train"} <= made

@@ -1,0 +1,56 @@
+"""A data folder of a few sentences, in the layout that the recipes want."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+SAMPLES = PROJECT / "samples"
+NOUNS = ("river", "garden", "window", "letter", "captain", "morning", "carriage", "brother")
+VERBS = ("watched", "opened", "remembered", "forgot", "followed", "praised")
+
+
+def make_data(folder: Path) -> Path:
+    """Write a data folder in the recipe's layout: three books of made-up sentences and the sample recordings."""
+    (folder / "text").mkdir(parents=True)
+    for offset, book in enumerate(("dracula", "persuasion", "other")):
+        lines = [
+            f"The {NOUNS[(i + offset) % 8]} of the {NOUNS[(3 * i + offset) % 8]} {VERBS[i % 6]} {book} at last."
+            for i in range(6)
+        ]
+        (folder / "text" / f"{book}.txt").write_text("\n\n".join(lines))
+    rows = [json.loads(line) for line in (SAMPLES / "speech" / "manifest.jsonl").read_text().splitlines()]
+    rows.sort(key=lambda row: row["duration"])
+    corpora = {
+        "kathleen": (rows[:3], ("train", "train", "dev")),
+        "librispeech_dev_clean_mp3": (rows[3:4], ("dev",)),
+        "speechocean762": (rows[4:5], ("dev",)),
+        "librispeech_test_other": (rows[5:6], ("train",)),
+        "librispeech_test_clean_few": (rows[6:7], ("train",)),
+    }
+    for corpus, (own, splits) in corpora.items():
+        place = folder / "audio" / "speech" / corpus
+        place.mkdir(parents=True)
+        lines = []
+        for row, split in zip(own, splits, strict=True):
+            shutil.copy(SAMPLES / "speech" / row["audio_filepath"], place)
+            path = f"speech/{corpus}/{row['audio_filepath']}"
+            kept = {"path": path, "id": Path(path).stem, "text": row["text"], "speaker": row["speaker"], "split": split}
+            lines.append(json.dumps(kept))
+        (place / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "nbest").mkdir()
+    for name, source in (("test_ls_clean", "ls_other"), ("test_ls_other", "ls_other"), ("test_cv", "cv")):
+        lists = json.loads((SAMPLES / "nbest" / f"{source}.json").read_text())[:4]
+        (folder / "nbest" / f"{name}.json").write_text(json.dumps(lists))
+    return folder
+
+
+@pytest.fixture
+def tiny_data() -> Callable[[Path], Path]:
+    """Return a function that makes such a folder at a path."""
+    return make_data
