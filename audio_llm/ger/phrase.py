@@ -40,6 +40,7 @@ class PhraseSettings:
         folds: The reranker learns from candidates that tables of the other folds made.
         reranker_lists: Lists it learns from at most.
         shortlist: Candidates that a neural corrector judges.
+        margin_cost: The margin is as wide as this share of the errors allows, so that right texts stay as they are.
         table: How the phrase table is learned.
         beam: How candidates are searched.
     """
@@ -49,6 +50,7 @@ class PhraseSettings:
     folds: int = 5
     reranker_lists: int = 4000
     shortlist: int = 10
+    margin_cost: float = 0.005
     table: TableSettings = field(default_factory=TableSettings)
     beam: BeamSettings = field(default_factory=BeamSettings)
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # it needs torch
 logger = logging.getLogger(__name__)
 
 _MARGINS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 1e9)  # the last one keeps everything
-_FREE = 1.005  # a wider margin may cost this much of the errors: right texts stay as they are
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def train_phrase_corrector(
             for part, texts, opinion in zip(scored, judged, neural.by_fold, strict=True)
         ]
         second = _train(scored)
-    margin = _choose_margin(scored)
+    margin = _choose_margin(scored, settings.margin_cost)
     table, lm = _fit(examples, sentences, settings, ready)
     logger.info("%d phrases, %d words, margin %.2f", len(table), len(lm.vocabulary), margin)
     opinion = neural.final if neural is not None else None
@@ -177,8 +176,8 @@ def _judge(
     return _Scored(features, one.errors[kept])
 
 
-def _choose_margin(folds: Sequence[Sequence[_Scored]]) -> float:
-    """Return the widest margin that costs next to no errors on lists whose reranker did not see them."""
+def _choose_margin(folds: Sequence[Sequence[_Scored]], cost: float) -> float:
+    """Return the widest margin that costs no more than that share of the errors, on lists the reranker did not see."""
     errors = np.zeros(len(_MARGINS))
     for part in range(2):
         learned = [one for fold in folds[part::2] for one in fold]
@@ -191,4 +190,4 @@ def _choose_margin(folds: Sequence[Sequence[_Scored]]) -> float:
             best = int(np.argmax(scores))
             changes = scores[best] - scores[0] > np.array(_MARGINS)
             errors += np.where(changes, one.errors[best], one.errors[0])
-    return max(margin for margin, wrong in zip(_MARGINS, errors, strict=True) if wrong <= errors.min() * _FREE)
+    return max(margin for margin, wrong in zip(_MARGINS, errors, strict=True) if wrong <= errors.min() * (1 + cost))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from systems import System
 
 from audio_llm.list_metrics import CorrectionScores, score_corrections
-from audio_llm.metrics import paired_p_value, utterance_errors
+from audio_llm.metrics import RESAMPLES, utterance_errors
 from audio_llm.nbest import NBest
 from audio_llm.text import get_normalizer
 
@@ -45,15 +45,14 @@ def table(lists: Sequence[NBest], found: Mapping[str, Sequence[str]]) -> str:
     return "".join(rows)
 
 
-def against(lists: Sequence[NBest], before: Sequence[str], after: Sequence[str]) -> float:
-    """Return the one-sided p of a paired bootstrap: `after` has fewer errors than `before`."""
+def difference(lists: Sequence[NBest], before: Sequence[str], after: Sequence[str]) -> tuple[float, float]:
+    """Return the 95 % interval of the difference of two word error rates, after minus before, in points; paired."""
     references = [nbest.reference or "" for nbest in lists]
-    return paired_p_value(utterance_errors(references, before), utterance_errors(references, after))
-
-
-def as_json(scores: CorrectionScores) -> str:
-    """Return the counts of a row."""
-    return json.dumps(asdict(scores))
+    one, other = (utterance_errors(references, texts) for texts in (before, after))
+    draws = np.random.default_rng(1).integers(len(lists), size=(RESAMPLES, len(lists)))
+    change = (other[:, :3].sum(axis=1) - one[:, :3].sum(axis=1))[draws].sum(axis=1) / one[:, 3][draws].sum(axis=1)
+    low, high = np.quantile(100 * change, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _row(name: str, spoken: CorrectionScores, letters: CorrectionScores, ms: float) -> str:

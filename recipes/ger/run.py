@@ -6,6 +6,7 @@ python recipes/ger/run.py STAGE --data DATA [--output exp/ger] ...
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from audio_llm.ger.small_lm import SmallLmSettings, create_small_lm
 from audio_llm.ger.train import GerTrainConfig, train_ger
 from audio_llm.lm.kneser_ney import train_ngram
 from audio_llm.lm.ngram import load_ngram
+from audio_llm.metrics import word_errors
 from audio_llm.nbest import NBest
 from audio_llm.simulation.confusions import learn_confusions
 from audio_llm.simulation.lists import ListNoise, simulate_list
@@ -42,6 +44,11 @@ CONFIG = Path(__file__).resolve().parent / "config"
 COPIES = 3  # lists made up of each sentence
 SHORT_SHARE = 0.1  # of the lists have 1 to 4 hypotheses
 FOLDS = 5
+NOISE_ARMS = {
+    "ger": ["ger.use_noise=false"],
+    "ger+E": [],
+    "ger+E+MINE": ["distillation.negatives=both"],
+}
 OWN_TRAIN, OWN_TEST = (
     ("train", "tune-kathleen", "tune-dev-clean"),
     ("kathleen", "dev-clean", "dev-clean-60", "test-other"),
@@ -219,6 +226,59 @@ def stage_own(folder: Path, output: Path, base: Path, asr: str) -> None:
         print(evaluate.table(lists, evaluate.measure(found, lists, store)))
 
 
+def stage_noise(folder: Path, output: Path, base: Path, arm: str, minutes: float, asr: str, resume: bool) -> None:
+    """Adapt the base model to a recogniser's lists of noisy speech."""
+    heard = output / "heard"
+    config = load_config(GerTrainConfig, CONFIG / "adapt.yaml", NOISE_ARMS[arm])
+    train = hear.read_data(heard / f"{asr}-train.jsonl", "any")
+    tuning = hear.read_data(heard / f"{asr}-tune-kathleen.jsonl", "any")
+    tuning += hear.read_data(heard / f"{asr}-tune-dev-clean.jsonl", "any")
+    target = output / "noise" / f"{asr}-{arm}"
+    options: dict[str, Any] = {"max_minutes": minutes, "resume": resume}
+    options["provenance"] = {"recipe": "recipes/ger", "arm": arm}
+    logging.info("%s", train_ger(train, base, target, config, tuning=tuning, **options))
+
+
+def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
+    """Compare the arms on noisy speech: with the noise embedding, without, and with a wrong one."""
+    found: dict[str, systems.System] = {"1-best": systems.first, "oracle of 20": systems.best_possible}
+    for arm in NOISE_ARMS:
+        model = output / "noise" / f"{asr}-{arm}" / "best"
+        if not model.exists():
+            continue
+        built = files.load(model)
+        found |= _neural_systems(model, arm)
+        if built.collator.encoder is not None:
+            for control in ("zero", "shuffled", "random"):
+                other = replace(built, collator=systems.WrongNoise.of(built.collator, control))
+                found[f"{arm}, free, E {control}"] = _texts(GerCorrector(other, "free", gate=False))
+    sets = {
+        (name, condition): hear.read(output / "heard" / f"{asr}-{name}.jsonl", condition)
+        for name in ("kathleen", "dev-clean")
+        for condition in (hear.CLEAN, *map(str, hear.SNRS_DB))
+    }
+    chosen = {key: lists for key, lists in sets.items() if lists and 0.1 <= _first_rate(lists) <= 0.6}
+    lists = [nbest for some in chosen.values() for nbest in some]
+    texts = evaluate.measure(found, lists, output / "out" / f"{asr}-noise.json")
+    print(f"### {asr}, where 10 to 60 % of the words are wrong: {len(lists)} lists\n")
+    print(evaluate.table(lists, texts))
+    for (name, condition), some in chosen.items():
+        ids = {nbest.id for nbest in some}
+        rows = [row for row, nbest in enumerate(lists) if nbest.id in ids]
+        part = {n: t if n.endswith("/ms") else [t[row] for row in rows] for n, t in texts.items()}
+        print(f"### {asr}, {name}, {condition}: {len(rows)} lists\n")
+        print(evaluate.table([lists[row] for row in rows], part))
+    for before, after in itertools.permutations(
+        [name for name in texts if name.startswith("ger") and "free" in name], 2
+    ):
+        low, high = evaluate.difference(lists, texts[before], texts[after])
+        print(f"{after} against {before}: {low:+.2f} to {high:+.2f} points of WER (95 %)")
+
+
+def _first_rate(lists: Sequence[NBest]) -> float:
+    return word_errors([nbest.reference or "" for nbest in lists], [nbest.best for nbest in lists]).rate
+
+
 def _open_domain(lists: Sequence[NBest], opinion: Any) -> dict[str, PhraseCorrector]:
     """Return correctors trained on lists with the novels' trigram, without and with a second opinion."""
     settings = PhraseSettings(folds=FOLDS)
@@ -265,6 +325,8 @@ def main() -> int:
         "atis-report": lambda a: stage_atis_report(a.data, a.output),
         "atis-both": lambda a: stage_atis_both(a.data, a.output, a.arm),
         "domains": lambda a: stage_domains(a.data, a.output, a.base),
+        "noise": lambda a: stage_noise(a.data, a.output, a.base, a.noise_arm, a.max_minutes, a.asr, a.resume),
+        "noise-report": lambda a: stage_noise_report(a.data, a.output, a.asr),
         "own": lambda a: stage_own(a.data, a.output, a.base, a.asr),
     }
     parser = argparse.ArgumentParser(description=__doc__)
@@ -276,6 +338,7 @@ def main() -> int:
     parser.add_argument(
         "--fold", choices=("held-out", "all", "0", "1"), default="held-out", help="atis: what is left out"
     )
+    parser.add_argument("--noise-arm", choices=tuple(NOISE_ARMS), default="ger+E", help="noise: what is trained")
     parser.add_argument("--max-minutes", type=float, default=10.0)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--sets", nargs="*", default=["train"], help="hear: sets of recordings")

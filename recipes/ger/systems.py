@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from audio_llm.align import edit_distance
+from audio_llm.ger.batches import Collator
 from audio_llm.ger.files import Built
 from audio_llm.ger.neural import NeuralOpinion
 from audio_llm.ger.phrase_table import Words
@@ -121,6 +124,28 @@ class Remembering:
         new = [words for words in candidates if (own, words) not in self._logs]
         self._logs.update(zip([(own, words) for words in new], self.opinion.log_probs(own, new), strict=True))
         return [self._logs[own, words] for words in candidates]
+
+
+@dataclass(frozen=True)
+class WrongNoise(Collator):
+    """Makes batches whose noise embeddings are not those of their lists: the controls."""
+
+    control: str = "zero"
+
+    @classmethod
+    def of(cls, collator: Collator, control: str) -> WrongNoise:
+        """Return the same collator with `zero`, `shuffled` (another list's) or `random` noise embeddings."""
+        return cls(collator.prompts, collator.encoder, collator.noise, control)
+
+    def noises(self, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """Return noise embeddings as `Collator.noises`, but wrong ones."""
+        noise, valid = super().noises(texts)
+        if self.control == "zero":
+            return torch.zeros_like(noise), valid
+        if self.control == "shuffled":
+            return noise.roll(1, dims=0), valid.roll(1, dims=0)
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(noise.shape, generator=generator) * noise.pow(2).mean().sqrt(), valid
 
 
 def _sound(nbest: NBest, rank: int, text: Sequence[str]) -> float:
