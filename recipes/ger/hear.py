@@ -15,6 +15,7 @@ import numpy as np
 from speech_sets import Recording
 
 from audio_llm import audio
+from audio_llm.align import count_edits
 from audio_llm.ger.data import ListData, from_lists
 from audio_llm.ger.sound import NoiseStatistics
 from audio_llm.nbest import NBest, nbest_from_dict, nbest_to_dict
@@ -26,6 +27,7 @@ SNRS_DB = (20, 10, 5, 0)  # of the reported sets
 TRAIN_SNR_DB = (0.0, 20.0)  # drawn for each recording of the training sets
 TEST_NOISE_SHARE = 0.3  # of the noise recordings; the others are for training and tuning
 DEPTH = 20  # hypotheses asked for
+MOST_WRONG = 0.6  # of the words of a list that is trained on
 
 _state: dict[str, Any] = {}
 
@@ -83,9 +85,15 @@ def read(path: Path, condition: str | None = None) -> list[NBest]:
     return [nbest for nbest, _ in _read(path, condition)]
 
 
-def read_data(path: Path, condition: str | None = None) -> ListData:
-    """Return the lists of a file with their sounds, as training data."""
-    found = _read(path, condition)
+def read_data(path: Path, condition: str | None = None, most_wrong: float = MOST_WRONG) -> ListData:
+    """Return the lists of a file with their sounds, as training data.
+
+    Args:
+        path: As `hear` wrote it.
+        condition: Only these.
+        most_wrong: Share of wrong words in the best hypothesis, at most: what is nearly all wrong teaches to invent.
+    """
+    found = [one for one in _read(path, condition) if _share_wrong(one[0]) <= most_wrong]
     data = from_lists([nbest for nbest, _ in found], DEFAULT_NORMALIZER.name)
     sounds = {name: np.array([row[name] for _, row in found], dtype=np.float32) for name in ("noisy", "clean")}
     return ListData(data.references, data.hypotheses, **sounds)
@@ -98,6 +106,10 @@ def _read(path: Path, condition: str | None) -> list[tuple[NBest, dict[str, Any]
         if nbest.best and (condition is None or row["condition"] == condition):
             found.append((nbest, row))
     return found
+
+
+def _share_wrong(nbest: NBest) -> float:
+    return count_edits((nbest.reference or "").split(), nbest.best.split()).error_rate
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
