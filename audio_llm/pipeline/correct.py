@@ -52,7 +52,7 @@ CORRECTORS = {
         "audio_llm.ger.corrector",
         "GerCorrector",
         "audio_llm.ger.settings",
-        "ger-small",
+        "",
         ("free", "list", "slots"),
         takes_llm=True,
     ),
@@ -120,7 +120,7 @@ def _find(name: str, model: str | None, decode: str | None) -> Path:
         choice = f"use one of {', '.join(kind.decodings)}" if kind.decodings else "leave it out"
         raise UsageError(f"{name} knows no decoding named {decode!r}", remedy=choice)
     if not (model or kind.default_model):
-        raise UsageError(f"{name} comes without a model", remedy="train one with `audio-llm train ger --kind phrase`")
+        raise UsageError(f"{name} comes without a model", remedy="train one with `audio-llm train ger` and name it")
     return hub.find_model(model or kind.default_model)
 
 

@@ -268,9 +268,8 @@ def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
         part = {n: t if n.endswith("/ms") else [t[row] for row in rows] for n, t in texts.items()}
         print(f"### {asr}, {name}, {condition}: {len(rows)} lists\n")
         print(evaluate.table([lists[row] for row in rows], part))
-    for before, after in itertools.permutations(
-        [name for name in texts if name.startswith("ger") and "free" in name], 2
-    ):
+    free = [name for name in texts if "free" in name and not name.endswith("/ms")]
+    for before, after in itertools.permutations(free, 2):
         low, high = evaluate.difference(lists, texts[before], texts[after])
         print(f"{after} against {before}: {low:+.2f} to {high:+.2f} points of WER (95 %)")
 
