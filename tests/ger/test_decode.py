@@ -248,8 +248,10 @@ def test_prompt_and_what_is_written_stay_within_the_positions_of_the_model(rando
     """GPT-2 has no position beyond its table; `max_tokens` is of prompt and response together."""
     model, collator = random_model("gpt2", restart=False, max_tokens=64, n_positions=64)
     texts = ["the cat sat on the mat " * 20, "a cat sat " * 20]
-    greedy(model, collator, [texts])
-    search(model, collator, texts, any_words(split(texts)))
+    room = 64 - len(collator.prompts.encode(texts).ids)
+    (free,) = greedy(model, collator, [texts])
+    for written in (free, search(model, collator, texts, any_words(split(texts)))):
+        assert len(collator.prompts.response_ids(written.text)) <= max(0, room)
 
 
 def test_nothing_to_write_is_nothing_written(random_model: Callable[..., Case]) -> None:
