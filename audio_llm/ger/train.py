@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,7 +82,7 @@ def train_ger(
         provenance: What is recorded in the model, besides seed and language model.
 
     Raises:
-        UsageError: Distillation is wanted, but the data has no sounds or there is no adapter.
+        UsageError: Distillation is wanted, but the data has no sounds, there is no adapter or more than one process.
     """
     if tuning is None:
         data, tuning = split_by_reference(data, config.tune_share, config.training.seed)
@@ -148,6 +149,8 @@ def _distiller(model: RobustGer, data: ListData, config: GerTrainConfig) -> Dist
     if model.adapter is None or data.noisy is None:
         remedy = "give packed lists with sounds and leave use_noise on, or leave distillation out"
         raise UsageError("distillation needs sounds and a noise adapter", remedy=remedy)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("distillation runs in one process only", remedy="start it without torchrun")
     if config.distillation.negatives != "shuffle" and data.clean is None:
         raise UsageError("there are no sounds without noise", remedy="use distillation.negatives=shuffle")
     widths = model.adapter.noise_width, model.adapter.tuned_width, data.noisy.shape[1]
@@ -228,10 +231,7 @@ def _validate(model: RobustGer, tuning: ListData, collator: Collator, config: Ge
     written = decode.greedy(model, collator, heard)
     references = [tuning.references[row] for row in picked]
     first = [texts[0] for texts in heard]
-    right = [w.text for w, f, r in zip(written, first, references, strict=True) if f == r]
-    kept = [
-        text == f for text, f in zip(right, (f for f, r in zip(first, references, strict=True) if f == r), strict=True)
-    ]
+    kept = [w.text == f for w, f, r in zip(written, first, references, strict=True) if f == r]
     return {
         "loss": total / max(1.0, count),
         "wer_before": word_errors(references, first, _RAW).rate,
