@@ -9,10 +9,12 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from audio_llm.errors import AudioLLMError, ModelFormatError, ModelNotFoundError, UsageError
 
@@ -50,6 +52,21 @@ class LoadedModel:
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedArrays:
+    """One model directory in memory, without torch.
+
+    Attributes:
+        path: As in `LoadedModel`.
+        config: The settings.
+        arrays: Weights by name; half precision is widened to float32.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    arrays: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -179,19 +196,40 @@ def load_model(name_or_dir: str | os.PathLike[str], kind: str | None = None, dev
         ModelFormatError: It is damaged, of another kind or version, or holds pickles.
     """
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = find_model(name_or_dir)
-    document = _read_config(folder, kind)
-    _check_files(folder, document, except_for={CARD_NAME})
-    try:
-        tensors = load_file(folder / WEIGHTS_NAME, device=device)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(folder / WEIGHTS_NAME, f"not readable as safetensors: {error}") from None
+    folder, document = _open(name_or_dir, kind)
+    tensors = _read_weights(folder, lambda path: load_file(path, device=device))
     half = (torch.float16, torch.bfloat16)
     tensors = {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in tensors.items()}
     return LoadedModel(folder, document["kind"], document["config"], tensors, document["provenance"])
+
+
+def load_arrays(name_or_dir: str | os.PathLike[str], kind: str | None = None) -> LoadedArrays:
+    """Do as `load_model`, without torch: weights as arrays."""
+    from safetensors.numpy import load_file
+
+    folder, document = _open(name_or_dir, kind)
+    arrays = _read_weights(folder, load_file)
+    arrays = {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in arrays.items()}
+    return LoadedArrays(folder, document["config"], arrays)
+
+
+def _open(name_or_dir: str | os.PathLike[str], kind: str | None) -> tuple[Path, dict[str, Any]]:
+    """Return folder and config.json of a model directory, its files checked."""
+    folder = find_model(name_or_dir)
+    document = _read_config(folder, kind)
+    _check_files(folder, document, except_for={CARD_NAME})
+    return folder, document
+
+
+def _read_weights(folder: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    from safetensors import SafetensorError
+
+    try:
+        return read(folder / WEIGHTS_NAME)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(folder / WEIGHTS_NAME, f"not readable as safetensors: {error}") from None
 
 
 def model_kind(name_or_dir: str | os.PathLike[str]) -> str:

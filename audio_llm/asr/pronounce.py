@@ -45,6 +45,21 @@ def read_dictionary() -> dict[str, tuple[str, ...]]:
     return entries
 
 
+@functools.cache
+def phones_of(word: str) -> tuple[str, ...]:
+    """Return the phones of a word: the dictionary's, else guessed; where there is no guess, its letters."""
+    known = _known_words()
+    found = known.get(word)
+    if found is None:
+        found = tuple(pronounce(word, lambda part: " ".join(known[part]) if part in known else None).split())
+    return found or tuple(word)
+
+
+@functools.cache
+def _known_words() -> dict[str, tuple[str, ...]]:
+    return read_dictionary()
+
+
 def pronounce(word: str, lookup: Callable[[str], str | None] | None = None) -> str:
     """Guess how an English speaker says a word that no dictionary has: a name, a term, an acronym.
 

@@ -117,7 +117,7 @@ def _train_phrase(arguments: argparse.Namespace) -> int:
     corrector = PhraseCorrector.train(lists, settings=settings)
     data = [Path(path).name for path in arguments.data]
     corrector.save(folder, {"audio_llm": __version__, "data": data, "lists": len(lists)})
-    print(f"{folder}: {len(corrector.table)} phrases, margin {corrector.margin:g}")
+    print(f"{folder}: {len(corrector.knowledge.table)} phrases, margin {corrector.margin:g}")
     return 0
 
 

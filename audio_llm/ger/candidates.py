@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from audio_llm.align import edits
 from audio_llm.ger.phrase_table import PhraseTable, Words
-from audio_llm.lm.ngram import END, NgramLm
+from audio_llm.lm.ngram import END
+
+
+class LanguageModel(Protocol):
+    """What guides the search; see `NgramLm`, `MixedLm`."""
+
+    def score(self, history: Sequence[str], word: str) -> float: ...
+
+    def log_prob(self, words: Sequence[str]) -> float: ...
+
+    def log_probs(self, sentences: Iterable[Sequence[str]]) -> list[float]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,7 @@ class BeamSettings:
 
 
 def make_candidates(
-    hypotheses: Sequence[Words], table: PhraseTable, lm: NgramLm, settings: BeamSettings
+    hypotheses: Sequence[Words], table: PhraseTable, lm: LanguageModel, settings: BeamSettings
 ) -> list[Candidate]:
     """Return the texts to choose from, the hypotheses first and in their order.
 
@@ -102,7 +113,7 @@ class _Partial:
     evidence: float
 
 
-def add_written(candidates: Sequence[Candidate], written: Words, lm: NgramLm) -> list[Candidate]:
+def add_written(candidates: Sequence[Candidate], written: Words, lm: LanguageModel) -> list[Candidate]:
     """Return the candidates and a text from elsewhere, as if its differences from the first were phrases unheard of."""
     if not written or any(candidate.words == written for candidate in candidates):
         return list(candidates)
@@ -112,7 +123,7 @@ def add_written(candidates: Sequence[Candidate], written: Words, lm: NgramLm) ->
 
 
 def _search(
-    words: Words, start: int, table: PhraseTable, lm: NgramLm, settings: BeamSettings
+    words: Words, start: int, table: PhraseTable, lm: LanguageModel, settings: BeamSettings
 ) -> list[tuple[float, Words, Derivation]]:
     """Return (score, text, derivation) of the best ways to copy words or to replace phrases, left to right."""
     beams: list[dict[Words, _Partial]] = [{} for _ in range(len(words) + 1)]
@@ -141,7 +152,7 @@ def _extend(
     log_odds: float,
     phrases: int,
     evidence: float,
-    lm: NgramLm,
+    lm: LanguageModel,
     settings: BeamSettings,
 ) -> None:
     """Put `text + added` into the beam, unless it is there already with a better score."""

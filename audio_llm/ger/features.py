@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -9,14 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from audio_llm.ger.candidates import Candidate
-from audio_llm.ger.phrase_table import Words
+from audio_llm.align import edits
+from audio_llm.asr.pronounce import phones_of
+from audio_llm.ger.candidates import Candidate, LanguageModel
+from audio_llm.ger.phrase_table import PhraseTable, Words
+from audio_llm.lm.mixture import MixedLm
 from audio_llm.lm.ngram import NgramLm
 
 FEATURES = (
-    "lm",  # log p(text)
+    "lm",  # log p(text) of the models that follow, mixed
+    "reference_lm",  # log p(text) of the model of true texts of lists
+    "general_lm",  # log p(text) of the model of English in general
     "words",
-    "unknown_words",  # words the language model has not seen
+    "new_to_references",  # words that are in no true text of a list
+    "new_to_general",  # words that the model of English in general has not seen
     "log_odds",  # of the phrases used, for the best derivation
     "phrases",
     "evidence",
@@ -32,6 +39,11 @@ FEATURES = (
     "support_log_odds",  # log of the mean over the list's entries of exp(log odds / 4)
     "distance_to_list",  # words to change, mean over the list's entries
     "distance_to_first",
+    "sound",  # phones to change from the first hypothesis
+    "changes",  # stretches that differ from the first hypothesis
+    "changes_seen",  # those that were right more often than wrong where first hypotheses were learned from
+    "changes_seen_again",  # those that were right at least twice more often
+    "changes_listed",  # those whose new words are all in one other hypothesis
     "changed",  # it is not the first hypothesis
     "changed_sure",  # the same times the share of the list's entries that are the first hypothesis
     "letters_changed",  # from the hypothesis it began with
@@ -70,13 +82,33 @@ class ListView:
         return cls(tuple(first), tuple(counts[text] for text in first), tuple(first.values()))
 
 
-def measure(view: ListView, candidates: Sequence[Candidate], lm: NgramLm) -> np.ndarray:
+@dataclass(frozen=True)
+class Knowledge:
+    """What the features of a candidate are looked up in.
+
+    Attributes:
+        table: Phrases learned from lists.
+        references: n-gram model of the true texts of these lists.
+        general: n-gram model of English in general, where there is one.
+    """
+
+    table: PhraseTable
+    references: NgramLm
+    general: NgramLm | None = None
+
+    @functools.cached_property
+    def lm(self) -> LanguageModel:
+        """Both models mixed, to search with."""
+        return self.references if self.general is None else MixedLm((self.references, self.general))
+
+
+def measure(view: ListView, candidates: Sequence[Candidate], knowledge: Knowledge) -> np.ndarray:
     """Return (candidates, len(FEATURES)) float64.
 
     Args:
         view: The list.
         candidates: As `make_candidates` returns them for its hypotheses.
-        lm: The same model as there.
+        knowledge: The same as there.
     """
     from rapidfuzz.distance import Levenshtein
     from rapidfuzz.process import cdist
@@ -87,6 +119,11 @@ def measure(view: ListView, candidates: Sequence[Candidate], lm: NgramLm) -> np.
     texts = [candidate.words for candidate in candidates]
     distances = cdist(texts, view.hypotheses, scorer=Levenshtein.distance, dtype=np.int32)
     letters = [" ".join(text) for text in texts]  # the first ones are the hypotheses
+    references, general = knowledge.references, knowledge.general
+    reference_lm = references.log_probs(texts)
+    general_lm = general.log_probs(texts) if general is not None else [0.0] * len(texts)
+    others = [frozenset(text) for text in view.hypotheses[1:]]
+    sounds = [[phone for word in text for phone in phones_of(word)] for text in texts]
     rows = np.empty((len(candidates), len(FEATURES)))
     for number, candidate in enumerate(candidates):
         best = max(candidate.derivations, key=lambda d: d.log_odds - 0.5 * d.start)
@@ -96,8 +133,11 @@ def measure(view: ListView, candidates: Sequence[Candidate], lm: NgramLm) -> np.
         support = sum(shares[d.start] * math.exp(min(0.0, d.log_odds) / 4) for d in candidate.derivations)
         rows[number] = (
             best.lm,
+            reference_lm[number],
+            general_lm[number],
             len(candidate.words),
-            sum(word not in lm for word in candidate.words),
+            sum(word not in references for word in candidate.words),
+            sum(word not in general for word in candidate.words) if general is not None else 0,
             best.log_odds,
             best.phrases,
             best.evidence,
@@ -113,12 +153,27 @@ def measure(view: ListView, candidates: Sequence[Candidate], lm: NgramLm) -> np.
             math.log(support + 1e-3),
             distances[number] @ shares,
             distances[number, 0],
+            Levenshtein.distance(sounds[number], sounds[0]),
+            *_changes(view.hypotheses[0], candidate.words, others, knowledge.table),
             number > 0,
             shares[0] if number > 0 else 0.0,
             Levenshtein.distance(letters[number], letters[start]),
             len(letters[number]) - len(letters[start]),
         )
     return rows
+
+
+def _changes(
+    first: Words, words: Words, others: Sequence[frozenset[str]], table: PhraseTable
+) -> tuple[int, int, int, int]:
+    """Return `changes`, `changes_seen`, `changes_seen_again` and `changes_listed` of a candidate."""
+    ops = edits(first, words) if words != first else []
+    balances, listed = [], 0
+    for op in ops:
+        new = words[op.target_start : op.target_end]
+        balances.append(table.balance(first, op.source_start, op.source_end, new))
+        listed += any(other.issuperset(new) for other in others)
+    return len(ops), sum(b >= 1 for b in balances), sum(b >= 2 for b in balances), listed
 
 
 def add_neural(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,9 +14,10 @@ from audio_llm.align import align, edits
 from audio_llm.correction import Correction, Edit
 from audio_llm.errors import ModelFormatError, UsageError
 from audio_llm.ger.candidates import BeamSettings, add_written, make_candidates
-from audio_llm.ger.features import FEATURES, NEURAL_FEATURES, ListView, add_neural, measure
+from audio_llm.ger.familiar import ListKind
+from audio_llm.ger.features import FEATURES, NEURAL_FEATURES, Knowledge, ListView, add_neural, measure
 from audio_llm.ger.phrase_table import PhraseTable, Replacement, TableSettings, Words
-from audio_llm.ger.reranker import LinearReranker
+from audio_llm.ger.reranker import LinearReranker, expected_errors
 from audio_llm.lm.ngram import NgramLm, load_ngram
 from audio_llm.nbest import NBest
 from audio_llm.text import get_normalizer
@@ -36,21 +36,25 @@ class PhraseSettings:
 
     Attributes:
         normalizer: Name of the normaliser of hypotheses and references (see `audio_llm.text`).
-        order: Of the n-gram model.
+        order: Of the n-gram model of the references.
+        language_model: Name of an n-gram model of English in general, or its folder; empty: none. It is not saved with
+            the corrector, which then needs it.
         folds: The reranker learns from candidates that tables of the other folds made.
         reranker_lists: Lists it learns from at most.
         shortlist: Candidates that a neural corrector judges.
-        margin_cost: The margin is as wide as this share of the errors allows, so that right texts stay as they are.
+        margin_cost: The margin is as wide as this share of the errors that are gained allows, so that right texts stay
+            as they are.
         table: How the phrase table is learned.
         beam: How candidates are searched.
     """
 
     normalizer: str = "spoken"
     order: int = 3
+    language_model: str = "novels-3gram"
     folds: int = 5
     reranker_lists: int = 4000
     shortlist: int = 10
-    margin_cost: float = 0.005
+    margin_cost: float = 0.05
     table: TableSettings = field(default_factory=TableSettings)
     beam: BeamSettings = field(default_factory=BeamSettings)
 
@@ -60,29 +64,27 @@ class PhraseCorrector:
     """Corrects N-best lists of one recogniser and domain.
 
     Attributes:
-        table: Replacements by phrase.
-        lm: n-gram model of true texts.
-        reranker: Chooses among candidates.
-        margin: A text must beat the first hypothesis by this much of the reranker's score; with
-            `dataclasses.replace(corrector, margin=0.0)` the gate is off.
+        knowledge: Phrase table and n-gram models.
+        reranker: Tells how likely candidates are to be the true text; that with the fewest errors to expect is chosen.
+        margin: A text must save this many of the word errors to expect of the first hypothesis; with
+            `dataclasses.replace(corrector, margin=0.0)` this gate is off.
         settings: How it was trained.
+        kind: What lists it learned from; others are kept as they are.
         name: What `Edit.source` calls words that are in no hypothesis.
         hypotheses: Of a list that are looked at.
         neural: A neural corrector, whose text is one more candidate and whose opinion counts in the choice.
-        second: With `neural`: chooses among the `settings.shortlist` candidates that the reranker likes best.
-        language_model: Name of the model that `lm` is; empty: it is the corrector's own.
+        second: With `neural`: judges the `settings.shortlist` candidates that the reranker likes best.
     """
 
-    table: PhraseTable
-    lm: NgramLm
+    knowledge: Knowledge
     reranker: LinearReranker
     margin: float
     settings: PhraseSettings = field(default_factory=PhraseSettings)
+    kind: ListKind | None = None
     name: str = "phrase"
     hypotheses: int = 20
     neural: NeuralOpinion | None = None
     second: LinearReranker | None = None
-    language_model: str = ""
 
     @classmethod
     def train(
@@ -92,7 +94,6 @@ class PhraseCorrector:
         settings: PhraseSettings | None = None,
         text: Sequence[str] = (),
         neural: NeuralFolds | None = None,
-        language_model: str = "",
     ) -> PhraseCorrector:
         """Learn from lists with references, in a minute or so for some thousands; needs scipy.
 
@@ -100,17 +101,15 @@ class PhraseCorrector:
             lists: Those without a reference or without a hypothesis are left out, and their number is logged.
             seed: For the folds.
             settings: See `PhraseSettings`.
-            text: Further sentences for the language model, besides the references.
+            text: Further sentences for the n-gram model of the references.
             neural: Neural correctors that have not seen the lists whose candidates they judge.
-            language_model: Name of an n-gram model to take instead of one of the references and `text`; it is not
-                saved with the corrector, which then needs it.
 
         Raises:
             DataError: Fewer lists with different references than folds.
         """
         from audio_llm.ger.phrase_training import train_phrase_corrector
 
-        return train_phrase_corrector(lists, seed, settings or PhraseSettings(), text, neural, language_model)
+        return train_phrase_corrector(lists, seed, settings or PhraseSettings(), text, neural)
 
     def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
         """Correct each list, in order; the waveforms are not needed."""
@@ -137,13 +136,13 @@ class PhraseCorrector:
             "settings": asdict(self.settings),
             "margin": self.margin,
             "weights": dict(zip(FEATURES, map(float, self.reranker.weights), strict=True)),
-            "unknown_types": self.lm.unknown_types,
+            "unknown_types": self.knowledge.references.unknown_types,
         }
-        arrays = _table_to_arrays(self.table)
-        if self.language_model:
-            config["language_model"] = {"name": self.language_model, "sha256": fingerprint(self.language_model)}
-        else:
-            arrays |= self.lm.to_arrays()
+        if self.kind is not None:
+            config["kind"] = asdict(self.kind)
+        if self.settings.language_model:
+            config["general_sha256"] = fingerprint(self.settings.language_model)
+        arrays = _table_to_arrays(self.knowledge.table) | self.knowledge.references.to_arrays()
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         assets: dict[str, str] = {}
         if self.neural is not None and self.second is not None:
@@ -152,7 +151,8 @@ class PhraseCorrector:
             config["second"] = dict(zip((*FEATURES, *NEURAL_FEATURES), map(float, self.second.weights), strict=True))
             config["neural"], network, assets = to_parts(self.neural.built)
             tensors |= {f"{_NEURAL}{name}": tensor.half() for name, tensor in network.items()}
-        card = _CARD.format(phrases=len(self.table), words=len(self.lm.vocabulary), settings=self.settings)
+        words = len(self.knowledge.references.vocabulary)
+        card = _CARD.format(phrases=len(self.knowledge.table), words=words, settings=self.settings)
         return save_model(folder, config, tensors, KIND, card, provenance, assets)
 
     @classmethod
@@ -170,7 +170,7 @@ class PhraseCorrector:
             folder: A name of a model, or its folder.
             recognizer: What makes the lists; of no account.
             decode: There is one way only.
-            gate: Off: the best candidate is taken however little better it is.
+            gate: Off: the best candidate is taken however little better it is and whatever the list is like.
             device: Where a neural corrector inside runs.
 
         Raises:
@@ -178,28 +178,22 @@ class PhraseCorrector:
             ModelNotFoundError: There is no such model.
             ModelFormatError: It is damaged or of another kind.
         """
-        from safetensors.numpy import load_file
-
-        from audio_llm.hub import CONFIG_NAME, WEIGHTS_NAME, find_companion, find_model, verify_model
+        from audio_llm.hub import CONFIG_NAME, find_companion, load_arrays
         from audio_llm.training.config import config_from_dict
 
         if decode is not None:
             raise UsageError(f"this model chooses among candidates; it knows no {decode!r}", remedy="leave it out")
-        path = find_model(folder)
-        info = verify_model(path)
-        if info.kind != KIND:
-            raise ModelFormatError(f"is a model of kind {info.kind}, not {KIND}", path=path)
-        config = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))["config"]
-        arrays = load_file(path / WEIGHTS_NAME)
+        loaded = load_arrays(folder, KIND)
+        path, config, arrays = loaded.path, loaded.config, loaded.arrays
         try:
             settings = config_from_dict(PhraseSettings, config["settings"], path / CONFIG_NAME)
             weights = np.array([config["weights"][name] for name in FEATURES])
-            table = _table_from_arrays(arrays, settings.table.discount)
-            companion = config.get("language_model")
-            if companion is None:
-                lm = NgramLm.from_arrays(arrays, config["unknown_types"])
-            else:
-                lm = load_ngram(find_companion(path, companion["name"], companion["sha256"]))
+            general = None
+            if settings.language_model:
+                general = load_ngram(find_companion(path, settings.language_model, config["general_sha256"]))
+            references = NgramLm.from_arrays(arrays, config["unknown_types"])
+            knowledge = Knowledge(_table_from_arrays(arrays, settings.table.discount), references, general)
+            kind = ListKind(**config["kind"]) if "kind" in config and gate else None
             second, neural = None, None
             if "neural" in config:
                 from audio_llm.ger.files import from_parts
@@ -208,37 +202,38 @@ class PhraseCorrector:
                 second = LinearReranker(np.array([config["second"][n] for n in (*FEATURES, *NEURAL_FEATURES)]))
                 network = {n.removeprefix(_NEURAL): a for n, a in arrays.items() if n.startswith(_NEURAL)}
                 neural = NeuralOpinion(from_parts(config["neural"], network, path, device))
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise ModelFormatError(f"lacks or garbles {error}", path=path, remedy="train it again") from None
         margin = float(config["margin"]) if gate else 0.0
-        chooser = LinearReranker(weights)
-        named = companion["name"] if companion is not None else ""
-        return cls(table, lm, chooser, margin, settings, neural=neural, second=second, language_model=named)
+        return cls(knowledge, LinearReranker(weights), margin, settings, kind, neural=neural, second=second)
 
     def _correct_one(self, nbest: NBest, texts: Sequence[Words], written: Words) -> Correction:
-        if not any(texts):
-            return Correction(nbest.id, nbest.best, nbest.best, True, "no words", (), None)
+        objection = "no words" if not any(texts) else self.kind.objection(nbest) if self.kind is not None else ""
+        if objection:
+            return Correction(nbest.id, nbest.best, nbest.best, True, objection, (), None)
         view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses[: self.hypotheses]])
-        candidates = make_candidates(view.hypotheses, self.table, self.lm, self.settings.beam)
+        candidates = make_candidates(view.hypotheses, self.knowledge.table, self.knowledge.lm, self.settings.beam)
         if self.neural is not None:
-            candidates = add_written(candidates, written, self.lm)
-        rows = measure(view, candidates, self.lm)
+            candidates = add_written(candidates, written, self.knowledge.lm)
+        rows = measure(view, candidates, self.knowledge)
         scores = self.reranker.scores(rows)
         if self.neural is not None and self.second is not None:
             kept = shortlist(scores, self.settings.shortlist)
             candidates, rows = [candidates[number] for number in kept], rows[kept]
             log_probs = self.neural.log_probs(texts, [candidate.words for candidate in candidates])
             scores = self.second.scores(add_neural(rows, candidates, log_probs, written))
-        best = int(np.argmax(scores))
-        gain = float(scores[best] - scores[0])
+        errors = expected_errors(scores, [candidate.words for candidate in candidates])
+        best = int(np.argmin(errors))
+        gain = float(errors[0] - errors[best])
         chosen = best if gain > self.margin else 0
         confidence = float(1.0 / np.exp(scores - scores[chosen]).sum())
+        told = f"{gain:.2f} fewer errors to expect"
         if chosen == 0:
-            reason = "best as it is" if best == 0 else f"gain {gain:.2f} is not above the margin {self.margin:.2f}"
+            reason = "best as it is" if best == 0 else f"{told}, not above the margin of {self.margin:.2f}"
             return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), confidence)
         words = candidates[chosen].words
         changes = describe_edits(view.hypotheses, words, self.name)
-        return Correction(nbest.id, " ".join(words), nbest.best, False, f"gain {gain:.2f}", changes, confidence)
+        return Correction(nbest.id, " ".join(words), nbest.best, False, told, changes, confidence)
 
 
 def shortlist(scores: np.ndarray, count: int) -> list[int]:
@@ -304,7 +299,7 @@ class _Aligned:
 _CARD = """# Phrase corrector
 
 Corrects N-best lists of the recogniser and the domain whose lists it was trained on: {phrases} phrase replacements,
-an n-gram model of {words} words, a linear reranker with a margin.
+an n-gram model of {words} words, a linear reranker and a margin of the errors that a change must save.
 
 Load it with `audio_llm.ger.phrase.PhraseCorrector.load(folder)`.
 
@@ -319,16 +314,17 @@ def _table_to_arrays(table: PhraseTable) -> dict[str, np.ndarray]:
         "phrase_targets": _pack([" ".join(replacement.target) for _, replacement in rows]),
         "phrase_counts": np.array([replacement.count for _, replacement in rows], dtype=np.int32),
         "phrase_kept": np.array([replacement.kept for _, replacement in rows], dtype=np.int32),
+        "phrase_balances": np.array([replacement.balance for _, replacement in rows], dtype=np.int32),
     }
 
 
 def _table_from_arrays(arrays: Mapping[str, np.ndarray], discount: float) -> PhraseTable:
     entries: dict[Words, list[Replacement]] = {}
     columns = [_unpack(arrays["phrase_sources"]), _unpack(arrays["phrase_targets"])]
-    counts, kept = arrays["phrase_counts"].tolist(), arrays["phrase_kept"].tolist()
+    counts, *numbers = (arrays[f"phrase_{name}"].tolist() for name in ("counts", "kept", "balances"))
     if counts:
-        for source, target, count, right in zip(*columns, counts, kept, strict=True):
-            replacement = Replacement.of(tuple(target.split()), count, right, discount)
+        for source, target, count, right, balance in zip(*columns, counts, *numbers, strict=True):
+            replacement = Replacement.of(tuple(target.split()), count, right, discount, balance)
             entries.setdefault(tuple(source.split()), []).append(replacement)
     return PhraseTable(entries)
 

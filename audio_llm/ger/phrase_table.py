@@ -11,6 +11,8 @@ from audio_llm.align import Op, edits
 
 Words = tuple[str, ...]
 
+_CONTEXT = 2  # words on either side that a change is looked up with
+
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
@@ -21,17 +23,19 @@ class Replacement:
         count: Lists in which the stretch was these words.
         kept: Lists in which it was right as it stood.
         log_odds: Smoothed log of count against kept.
+        balance: Count minus kept, first hypotheses alone.
     """
 
     target: Words
     count: int
     kept: int
     log_odds: float
+    balance: int = 0
 
     @classmethod
-    def of(cls, target: Words, count: int, kept: int, discount: float) -> Replacement:
+    def of(cls, target: Words, count: int, kept: int, discount: float, balance: int = 0) -> Replacement:
         """Build one from its counts, `discount` taken off the one and added to the other."""
-        return cls(target, count, kept, math.log(count - discount) - math.log(kept + discount))
+        return cls(target, count, kept, math.log(count - discount) - math.log(kept + discount), balance)
 
     @property
     def evidence(self) -> float:
@@ -45,6 +49,7 @@ class PhraseTable:
     def __init__(self, entries: Mapping[Words, Sequence[Replacement]]) -> None:
         self.entries = {source: tuple(replacements) for source, replacements in entries.items()}
         self.longest = max((len(source) for source in self.entries), default=0)
+        self._balances = {(source, r.target): r.balance for source, found in self.entries.items() for r in found}
 
     def __len__(self) -> int:
         return sum(len(replacements) for replacements in self.entries.values())
@@ -54,6 +59,25 @@ class PhraseTable:
         for end in range(start + 1, min(start + self.longest, len(words)) + 1):
             for replacement in self.entries.get(words[start:end], ()):
                 yield end, replacement
+
+    def balance(self, words: Words, start: int, end: int, target: Words) -> int:
+        """Return how much oftener a change was right than wrong, by the first hypotheses learned from.
+
+        The change is looked up as it is and with the words around it, and what speaks for it most counts; 0 where
+        nothing does.
+
+        Args:
+            words: What is changed.
+            start: First word replaced.
+            end: After the last; equal to `start` for an insertion.
+            target: The new words.
+        """
+        best = 0
+        for begin in range(max(0, start - _CONTEXT), start + 1):
+            for stop in range(end, min(len(words), end + _CONTEXT) + 1):
+                whole = (*words[begin:start], *target, *words[end:stop])
+                best = max(best, self._balances.get((words[begin:stop], whole), 0))
+        return best
 
 
 @dataclass(frozen=True)
@@ -91,15 +115,20 @@ def learn_phrases(lists: Sequence[tuple[Sequence[Words], Words]], settings: Tabl
         for hypotheses, reference in lists
     ]
     counts: Counter[tuple[Words, Words]] = Counter()
+    of_first: Counter[tuple[Words, Words]] = Counter()
     for alignments in aligned:
-        counts.update({pair for one in alignments for pair in _changed_phrases(*one, settings.longest)})
+        changed = [set(_changed_phrases(*one, settings.longest)) for one in alignments]
+        counts.update(set().union(*changed))
+        of_first.update(changed[0] if changed else ())
     counts = Counter({pair: count for pair, count in counts.items() if count >= settings.min_count})
     kept = _count_kept(aligned, {source for source, _ in counts}, settings.longest)
+    kept_first = _count_kept([some[:1] for some in aligned], {source for source, _ in of_first}, settings.longest)
     entries: dict[Words, list[Replacement]] = {}
     for (source, target), count in counts.items():
         if count < settings.min_rate * (count + kept[source]):
             continue
-        entries.setdefault(source, []).append(Replacement.of(target, count, kept[source], settings.discount))
+        balance = of_first[source, target] - kept_first[source]
+        entries.setdefault(source, []).append(Replacement.of(target, count, kept[source], settings.discount, balance))
     for replacements in entries.values():
         replacements.sort(key=lambda r: (-r.count, r.target))
         del replacements[settings.alternatives :]

@@ -12,10 +12,11 @@ import numpy as np
 from audio_llm.align import edit_distance
 from audio_llm.errors import DataError
 from audio_llm.ger.candidates import Candidate, add_written, make_candidates
-from audio_llm.ger.features import ListView, add_neural, measure
+from audio_llm.ger.familiar import ListKind
+from audio_llm.ger.features import Knowledge, ListView, add_neural, measure
 from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings, list_words, shortlist
-from audio_llm.ger.phrase_table import PhraseTable, Words, learn_phrases
-from audio_llm.ger.reranker import LinearReranker, train_reranker
+from audio_llm.ger.phrase_table import Words, learn_phrases
+from audio_llm.ger.reranker import LinearReranker, expected_errors, train_reranker
 from audio_llm.lm.kneser_ney import train_ngram
 from audio_llm.lm.ngram import NgramLm, load_ngram
 from audio_llm.nbest import NBest
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # it needs torch
 
 logger = logging.getLogger(__name__)
 
-_MARGINS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 1e9)  # the last one keeps everything
+_MARGINS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 1e9)  # the last one keeps everything
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,11 @@ class _Example:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Candidates of one list: features (C, F) float64, errors (C,) int64, the first hypothesis first."""
+    """Candidates of one list: features (C, F) float64, errors (C,) int64, texts, the first hypothesis first."""
 
     features: np.ndarray
     errors: np.ndarray
+    texts: tuple[Words, ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,6 @@ def train_phrase_corrector(
     settings: PhraseSettings,
     text: Sequence[str],
     neural: NeuralFolds | None = None,
-    language_model: str = "",
 ) -> PhraseCorrector:
     """Train; see `PhraseCorrector.train`."""
     examples = _examples(lists, settings)
@@ -84,7 +85,7 @@ def train_phrase_corrector(
         )
     fold_of = fold_of_reference(references, settings.folds, seed)
     normalize = get_normalizer(settings.normalizer)
-    ready = load_ngram(language_model) if language_model else None
+    general = load_ngram(settings.language_model) if settings.language_model else None
     sentences = [tuple(normalize(line).split()) for line in text]
     asked = set(np.random.default_rng(seed + 1).permutation(len(examples))[: settings.reranker_lists].tolist())
     scored: list[list[_Scored]] = []
@@ -93,9 +94,9 @@ def train_phrase_corrector(
         held_out = [e for number, e in enumerate(examples) if fold_of[e.reference] == fold and number in asked]
         others = [e for e in examples if fold_of[e.reference] != fold]
         hidden = {e.reference for e in held_out}
-        table, lm = _fit(others, [words for words in sentences if words not in hidden], settings, ready)
+        knowledge = _learn(others, [words for words in sentences if words not in hidden], settings, general)
         written = neural.by_fold[fold].write([e.texts for e in held_out]) if neural else [()] * len(held_out)
-        pairs = [_score(e, words, table, lm, settings) for e, words in zip(held_out, written, strict=True)]
+        pairs = [_score(e, words, knowledge, settings) for e, words in zip(held_out, written, strict=True)]
         scored.append([pair[0] for pair in pairs])
         judged.append([pair[1] for pair in pairs])
         logger.info("fold %d of %d: candidates for %d lists", fold + 1, settings.folds, len(held_out))
@@ -108,12 +109,10 @@ def train_phrase_corrector(
         ]
         second = _train(scored)
     margin = _choose_margin(scored, settings.margin_cost)
-    table, lm = _fit(examples, sentences, settings, ready)
-    logger.info("%d phrases, %d words, margin %.2f", len(table), len(lm.vocabulary), margin)
+    knowledge = _learn(examples, sentences, settings, general)
+    logger.info("%d phrases, margin %.2f", len(knowledge.table), margin)
     opinion = neural.final if neural is not None else None
-    return PhraseCorrector(
-        table, lm, reranker, margin, settings, neural=opinion, second=second, language_model=language_model
-    )
+    return PhraseCorrector(knowledge, reranker, margin, settings, ListKind.of(lists), neural=opinion, second=second)
 
 
 def fold_of_reference(references: Sequence[Words], folds: int, seed: int) -> dict[Words, int]:
@@ -147,22 +146,22 @@ def _examples(lists: Sequence[NBest], settings: PhraseSettings) -> list[_Example
     return examples
 
 
-def _fit(
-    examples: Sequence[_Example], sentences: Sequence[Words], settings: PhraseSettings, ready: NgramLm | None
-) -> tuple[PhraseTable, NgramLm]:
+def _learn(
+    examples: Sequence[_Example], sentences: Sequence[Words], settings: PhraseSettings, general: NgramLm | None
+) -> Knowledge:
     table = learn_phrases([(e.view.hypotheses, e.reference) for e in examples], settings.table)
-    if ready is not None:
-        return table, ready
     texts = [" ".join(e.reference) for e in examples] + [" ".join(words) for words in sentences]
-    return table, train_ngram(texts, order=settings.order)
+    return Knowledge(table, train_ngram(texts, order=settings.order), general)
 
 
 def _score(
-    example: _Example, written: Words, table: PhraseTable, lm: NgramLm, settings: PhraseSettings
+    example: _Example, written: Words, knowledge: Knowledge, settings: PhraseSettings
 ) -> tuple[_Scored, _Judged]:
-    candidates = add_written(make_candidates(example.view.hypotheses, table, lm, settings.beam), written, lm)
-    errors = np.array([edit_distance(example.reference, candidate.words) for candidate in candidates])
-    scored = _Scored(measure(example.view, candidates, lm), errors)
+    candidates = make_candidates(example.view.hypotheses, knowledge.table, knowledge.lm, settings.beam)
+    candidates = add_written(candidates, written, knowledge.lm)
+    texts = tuple(candidate.words for candidate in candidates)
+    errors = np.array([edit_distance(example.reference, words) for words in texts])
+    scored = _Scored(measure(example.view, candidates, knowledge), errors, texts)
     return scored, _Judged(example, tuple(candidates), written)
 
 
@@ -171,23 +170,24 @@ def _judge(
 ) -> _Scored:
     kept = shortlist(reranker.scores(one.features), settings.shortlist)
     candidates = [judged.candidates[number] for number in kept]
-    log_probs = opinion.log_probs(judged.example.texts, [candidate.words for candidate in candidates])
+    texts = tuple(candidate.words for candidate in candidates)
+    log_probs = opinion.log_probs(judged.example.texts, texts)
     features = add_neural(one.features[kept], candidates, log_probs, judged.written)
-    return _Scored(features, one.errors[kept])
+    return _Scored(features, one.errors[kept], texts)
 
 
 def _choose_margin(folds: Sequence[Sequence[_Scored]], cost: float) -> float:
-    """Return the widest margin that costs no more than that share of the errors, on lists the reranker did not see."""
+    """Return the widest margin that costs no more than that share of the gain, on lists the reranker did not see."""
     errors = np.zeros(len(_MARGINS))
-    for part in range(2):
-        learned = [one for fold in folds[part::2] for one in fold]
-        judged = [one for fold in folds[1 - part :: 2] for one in fold]
+    for held_out, judged in enumerate(folds):
+        learned = [part for number, part in enumerate(folds) if number != held_out and part]
         if not learned or not judged:
-            return 0.0
-        reranker = _train([learned])
+            continue
+        reranker = _train(learned)
         for one in judged:
-            scores = reranker.scores(one.features)
-            best = int(np.argmax(scores))
-            changes = scores[best] - scores[0] > np.array(_MARGINS)
+            expected = expected_errors(reranker.scores(one.features), one.texts)
+            best = int(np.argmin(expected))
+            changes = expected[0] - expected[best] > np.array(_MARGINS)
             errors += np.where(changes, one.errors[best], one.errors[0])
-    return max(margin for margin, wrong in zip(_MARGINS, errors, strict=True) if wrong <= errors.min() * (1 + cost))
+    allowed = errors.min() + cost * (errors[-1] - errors.min())
+    return max(margin for margin, wrong in zip(_MARGINS, errors, strict=True) if wrong <= allowed)

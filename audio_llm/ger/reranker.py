@@ -23,8 +23,25 @@ class LinearReranker:
         return np.asarray(features @ self.weights)
 
 
+def expected_errors(scores: np.ndarray, texts: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return (C,) the word errors to expect of each text, the true one being among them with softmax probability.
+
+    The text with the fewest is the minimum Bayes risk choice; it need not be the likeliest one.
+
+    Args:
+        scores: (C,) of the texts.
+        texts: The texts as words.
+    """
+    from rapidfuzz.distance import Levenshtein
+    from rapidfuzz.process import cdist
+
+    p = np.exp(scores - scores.max())
+    distances = cdist(texts, texts, scorer=Levenshtein.distance, dtype=np.int32)
+    return np.asarray(distances @ (p / p.sum()))
+
+
 def train_reranker(
-    features: Sequence[np.ndarray], errors: Sequence[np.ndarray], cross_entropy: float = 0.2, decay: float = 1e-4
+    features: Sequence[np.ndarray], errors: Sequence[np.ndarray], cross_entropy: float = 0.2, decay: float = 0.5
 ) -> LinearReranker:
     """Fit the weights by L-BFGS on expected word errors plus some cross-entropy towards the best candidates.
 
@@ -35,7 +52,8 @@ def train_reranker(
         features: Per list (candidates, F).
         errors: Per list (candidates,) word errors of each candidate.
         cross_entropy: Its weight beside the expected errors per list.
-        decay: Weight of the squared length of the weights, on features scaled to unit spread within a list.
+        decay: Weight of the squared length of the weights beside the sum over all lists, on features scaled to unit
+            spread within a list.
     """
     from scipy.optimize import minimize
 
@@ -48,6 +66,8 @@ def train_reranker(
     x *= scale
     wrong = np.concatenate(errors).astype(np.float64)
     is_best = (wrong == np.minimum.reduceat(wrong, starts)[owner]).astype(np.float64)
+
+    decay /= len(sizes)
 
     def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
         log_p = _log_softmax(x @ weights, starts, owner)

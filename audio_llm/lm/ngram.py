@@ -20,7 +20,7 @@ START_ID, END_ID, UNKNOWN_ID = 0, 1, 2
 SPECIAL_WORDS = (START, END, UNKNOWN)
 KIND = "ngram"  # of its model directory
 _FORMAT = "audio-llm n-gram 1"
-_MEMO_SIZE = 2_000_000  # remembered queries; a beam asks for the same few again and again
+MEMO_SIZE = 2_000_000  # remembered queries; a beam asks for the same few again and again
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class NgramLm:
         key = (*history[len(history) - needed :], word) if len(history) >= needed else (START, *history, word)
         value = self._memo.get(key)
         if value is None:
-            if len(self._memo) >= _MEMO_SIZE:
+            if len(self._memo) >= MEMO_SIZE:
                 self._memo.clear()
             value = self._memo[key] = self._score_key(key)
         return value
@@ -222,17 +222,16 @@ def save_ngram(
 
 
 def load_ngram(name_or_dir: str | os.PathLike[str]) -> NgramLm:
-    """Load a model directory that `save_ngram` wrote.
+    """Load a model directory that `save_ngram` wrote, without torch.
 
     Raises:
-        ModelNotFoundError, ModelFormatError: As `hub.load_model`.
+        ModelNotFoundError, ModelFormatError: As `hub.load_arrays`.
     """
     from audio_llm import hub
 
-    loaded = hub.load_model(name_or_dir, KIND)
-    arrays = {name: tensor.numpy() for name, tensor in loaded.tensors.items()}
+    loaded = hub.load_arrays(name_or_dir, KIND)
     try:
-        return NgramLm.from_arrays(arrays, int(loaded.config["unknown_types"]))
+        return NgramLm.from_arrays(loaded.arrays, int(loaded.config["unknown_types"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFormatError(
             f"not an n-gram model: {error}", path=loaded.path, remedy="get or make it again"

@@ -53,7 +53,8 @@ OWN_TRAIN, OWN_TEST = (
     ("train", "tune-kathleen", "tune-dev-clean"),
     ("kathleen", "dev-clean", "dev-clean-60", "test-other"),
 )
-LANGUAGE_MODEL = "novels-3gram"  # of the package; its text holds nothing that is scored
+LANGUAGE_MODEL = PhraseSettings().language_model  # of the package; its text holds nothing that is scored
+DOMAINS = {"LibriSpeech": ("test_ls_clean", "test_ls_other"), "Common Voice": ("test_cv",)}
 _ALL_WEIGHTS = [
     "ger.tune=all",
     "training.optimizer=muon",
@@ -130,16 +131,10 @@ def stage_atis_report(folder: Path, output: Path) -> None:
         ("held-out", parts["train"], "held-out"),
         ("test", [*parts["train"], *parts["held-out"]], "all"),
     ):
-        rescoring = systems.tune_rescoring(train_ngram([" ".join(_words(n)) for n in train]), parts["tune"])
+        rescoring = systems.train_rescoring(train_ngram([" ".join(_words(n)) for n in train]), parts["tune"])
         phrase = PhraseCorrector.train([*train, *parts["tune"]])
-        found: dict[str, systems.System] = {
-            "1-best": systems.first,
-            "oracle of 5": systems.best_possible,
-            "MBR": systems.minimum_risk,
-            "ROVER": systems.vote,
-            "trigram rescoring": rescoring,
-            "phrase": _texts(phrase),
-        }
+        found = systems.baselines("oracle of 5")
+        found |= {"trigram rescoring": rescoring, "phrase": systems.Texts(phrase)}
         for arm in ARMS:
             model = output / "atis" / f"{arm}-{fold}" / "best"
             if model.exists():
@@ -153,77 +148,66 @@ def stage_atis_both(folder: Path, output: Path, arm: str) -> None:
     """Train the phrase corrector with the neural one's second opinion on ATIS, and compare."""
     parts = data.atis_parts(folder)
     train = [*parts["train"], *parts["held-out"], *parts["tune"]]
-    halves = [NeuralOpinion(files.load(output / "atis" / f"{arm}-{half}" / "best")) for half in (0, 1)]
-    final = NeuralOpinion(files.load(output / "atis" / f"{arm}-all" / "best"))
-    by_fold = tuple(halves[_half(fold)] for fold in range(FOLDS))
-    both = PhraseCorrector.train(train, data.SEED, PhraseSettings(folds=FOLDS), neural=NeuralFolds(by_fold, final))
-    both.save(output / "atis" / "both", {"recipe": "recipes/ger"})
-    plain = replace(both, neural=None, second=None)
+    found = _correctors(train, _neural_folds(output / "atis", arm))
+    found["phrase + neural"].corrector.save(output / "atis" / "both", {"recipe": "recipes/ger"})
     store = output / "out" / "atis-both.json"
-    found = {"phrase": _texts(plain), "phrase + neural": _texts(both)}
     print(evaluate.table(parts["test"], evaluate.measure(found, parts["test"], store)))
 
 
 def stage_domains(folder: Path, output: Path, base: Path) -> None:
-    """Correct lists of other domains: LibriSpeech and Common Voice out of fold, the others unseen."""
+    """Correct lists of other domains: LibriSpeech and Common Voice out of fold, each by itself; the others unseen."""
     opinion: Any = systems.Remembering(NeuralOpinion(files.load(base)))
-    rescoring = load_ngram(LANGUAGE_MODEL)
     train = {name: data.lists(folder, name) for name in data.SHIPPABLE}
     everything = [nbest for found in train.values() for nbest in found]
-    corrected: dict[str, dict[str, str]] = {"trigram rescoring": {}, "phrase": {}, "phrase + neural": {}}
+    corrected: dict[str, dict[str, str]] = {name: {} for name in ("trigram rescoring", "phrase", "phrase + neural")}
     for number, held_out in enumerate(data.folds(everything)):
         ids = {nbest.id for nbest in held_out}
-        others = [nbest for nbest in everything if nbest.id not in ids]
-        chosen = systems.tune_rescoring(rescoring, others)(held_out)
-        corrected["trigram rescoring"] |= dict(zip((nbest.id for nbest in held_out), chosen, strict=True))
-        for name, corrector in _open_domain(others, opinion).items():
-            corrected[name] |= {c.id: c.text for c in corrector.correct(held_out)}
+        for names in DOMAINS.values():
+            own = [nbest for name in names for nbest in train[name]]
+            others, judged = [n for n in own if n.id not in ids], [n for n in own if n.id in ids]
+            found = _correctors(others, NeuralFolds((opinion,) * FOLDS, opinion))
+            for name, system in found.items():
+                corrected[name] |= dict(zip((nbest.id for nbest in judged), system(judged), strict=True))
         logging.info("fold %d is done", number + 1)
-    unseen = _open_domain(everything, opinion)
-    unseen["phrase + neural"].save(output / "domains", {"recipe": "recipes/ger", "lists": list(data.SHIPPABLE)})
+    unseen = _correctors(everything, NeuralFolds((opinion,) * FOLDS, opinion))
     for name in data.REPORTED:
         lists = train.get(name) or data.lists(folder, name)
-        found: dict[str, systems.System] = {
-            "1-best": systems.first,
-            "oracle of 5": systems.best_possible,
-            "MBR": systems.minimum_risk,
-            "ROVER": systems.vote,
-        }
-        if name in train:
-            found |= {system: _looked_up(texts) for system, texts in corrected.items()}
-        else:
-            found |= {"trigram rescoring": systems.tune_rescoring(rescoring, everything)}
-            found |= {system: _texts(corrector) for system, corrector in unseen.items()}
+        found = systems.baselines("oracle of 5")
+        found |= {system: _looked_up(texts) for system, texts in corrected.items()} if name in train else unseen
         store = output / "out" / f"{name}.json"
         print(f"### {name}: {len(lists)} lists\n")
         print(evaluate.table(lists, evaluate.measure(found, lists, store)))
 
 
-def stage_own(folder: Path, output: Path, base: Path, asr: str) -> None:
-    """Correct lists that one of the project's own recognisers made of real speech."""
+def stage_adapt(output: Path, base: Path, asr: str, arm: str, fold: str, minutes: float, resume: bool) -> None:
+    """Adapt the base model to a recogniser's lists of real speech; `fold` as in stage atis, without `held-out`."""
+    found = [hear.read_data(output / "heard" / f"{asr}-{name}.jsonl") for name in OWN_TRAIN]
+    lists = sum(found[1:], found[0])
+    fold_of = _folds(_own_lists(output, asr))
+    if fold in ("0", "1"):
+        halves = [_half(fold_of[tuple(reference.split())]) for reference in lists.references]
+        lists = lists.rows(row for row, half in enumerate(halves) if half != int(fold))
+    config = load_config(GerTrainConfig, CONFIG / "adapt.yaml", ARMS[arm])
+    options: dict[str, Any] = {"max_minutes": minutes, "resume": resume}
+    options["provenance"] = {"recipe": "recipes/ger", "arm": arm, "part": fold, "lists of": asr}
+    logging.info("%s", train_ger(lists, base, output / "own" / f"{asr}-{arm}-{fold}", config, **options))
+
+
+def stage_own(output: Path, asr: str, arm: str) -> None:
+    """Correct lists that one of the project's own recognisers made of real speech; keep the corrector."""
     heard = output / "heard"
-    opinion: Any = systems.Remembering(NeuralOpinion(files.load(base)))
-    train = [nbest for name in OWN_TRAIN for nbest in hear.read(heard / f"{asr}-{name}.jsonl")]
+    train = _own_lists(output, asr)
     sets = {name: hear.read(heard / f"{asr}-{name}.jsonl", hear.CLEAN) for name in OWN_TEST}
     data.check_no_leak(
         [nbest.reference or "" for nbest in train], [n.reference or "" for lists in sets.values() for n in lists]
     )
-    correctors = _open_domain(train, opinion)
-    correctors["phrase + neural"].save(output / f"own-{asr}", {"recipe": "recipes/ger", "lists": len(train)})
-    rescoring = systems.tune_rescoring(load_ngram(LANGUAGE_MODEL), train)
+    found = _correctors(train, _neural_folds(output / "own", f"{asr}-{arm}"))
+    found["phrase + neural"].corrector.save(output / f"own-{asr}", {"recipe": "recipes/ger", "lists": len(train)})
     sets["all of them"] = list({nbest.id: nbest for lists in sets.values() for nbest in lists}.values())
     for name, lists in sets.items():
-        found: dict[str, systems.System] = {
-            "1-best": systems.first,
-            "oracle of 20": systems.best_possible,
-            "MBR": systems.minimum_risk,
-            "ROVER": systems.vote,
-            "trigram rescoring": rescoring,
-            **{system: _texts(corrector) for system, corrector in correctors.items()},
-        }
         store = output / "out" / f"{asr}-{name}.json"
         print(f"### {asr}, {name}: {len(lists)} lists\n")
-        print(evaluate.table(lists, evaluate.measure(found, lists, store)))
+        print(evaluate.table(lists, evaluate.measure(systems.baselines("oracle of 20") | found, lists, store)))
 
 
 def stage_noise(folder: Path, output: Path, base: Path, arm: str, minutes: float, asr: str, resume: bool) -> None:
@@ -251,7 +235,7 @@ def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
         if built.collator.encoder is not None:
             for control in ("zero", "shuffled", "random"):
                 other = replace(built, collator=systems.WrongNoise.of(built.collator, control))
-                found[f"{arm}, free, E {control}"] = _texts(GerCorrector(other, "free", gate=False))
+                found[f"{arm}, free, E {control}"] = systems.Texts(GerCorrector(other, "free", gate=False))
     sets = {
         (name, condition): hear.read(output / "heard" / f"{asr}-{name}.jsonl", condition)
         for name in ("kathleen", "dev-clean")
@@ -278,13 +262,26 @@ def _first_rate(lists: Sequence[NBest]) -> float:
     return word_errors([nbest.reference or "" for nbest in lists], [nbest.best for nbest in lists]).rate
 
 
-def _open_domain(lists: Sequence[NBest], opinion: Any) -> dict[str, PhraseCorrector]:
-    """Return correctors trained on lists with the novels' trigram, without and with a second opinion."""
-    settings = PhraseSettings(folds=FOLDS)
-    folds = NeuralFolds((opinion,) * FOLDS, opinion)  # it has seen none of the lists
-    both = PhraseCorrector.train(lists, data.SEED, settings, neural=folds, language_model=LANGUAGE_MODEL)
-    plain = PhraseCorrector.train(lists, data.SEED, settings, language_model=LANGUAGE_MODEL)
-    return {"phrase": plain, "phrase + neural": both}
+def _correctors(lists: Sequence[NBest], neural: NeuralFolds) -> dict[str, Any]:
+    """Return what is trained on lists: rescoring, and the phrase corrector without and with a second opinion."""
+    both = PhraseCorrector.train(lists, data.SEED, PhraseSettings(folds=FOLDS), neural=neural)
+    plain = PhraseCorrector.train(lists, data.SEED, PhraseSettings(folds=FOLDS))
+    return {
+        "trigram rescoring": systems.train_rescoring(load_ngram(LANGUAGE_MODEL), lists),
+        "phrase": systems.Texts(plain),
+        "phrase + neural": systems.Texts(both),
+    }
+
+
+def _neural_folds(folder: Path, name: str) -> NeuralFolds:
+    """Return the neural correctors NAME-0, NAME-1 (trained without that half of the folds) and NAME-all of a folder."""
+    halves = [NeuralOpinion(files.load(folder / f"{name}-{half}" / "best")) for half in (0, 1)]
+    final = NeuralOpinion(files.load(folder / f"{name}-all" / "best"))
+    return NeuralFolds(tuple(halves[_half(fold)] for fold in range(FOLDS)), final)
+
+
+def _own_lists(output: Path, asr: str) -> list[NBest]:
+    return [nbest for name in OWN_TRAIN for nbest in hear.read(output / "heard" / f"{asr}-{name}.jsonl")]
 
 
 def _looked_up(texts: Mapping[str, str]) -> systems.System:
@@ -294,13 +291,9 @@ def _looked_up(texts: Mapping[str, str]) -> systems.System:
 def _neural_systems(model: Path, name: str) -> dict[str, systems.System]:
     built = files.load(model)
     return {
-        f"{name}, {mode}": _texts(GerCorrector(built, mode, gate=False))  # type: ignore[arg-type]
+        f"{name}, {mode}": systems.Texts(GerCorrector(built, mode, gate=False))  # type: ignore[arg-type]
         for mode in ("free", "slots")
     }
-
-
-def _texts(corrector: GerCorrector | PhraseCorrector) -> systems.System:
-    return lambda lists: [correction.text for correction in corrector.correct(lists)]
 
 
 def _words(nbest: NBest) -> tuple[str, ...]:
@@ -326,16 +319,17 @@ def main() -> int:
         "domains": lambda a: stage_domains(a.data, a.output, a.base),
         "noise": lambda a: stage_noise(a.data, a.output, a.base, a.noise_arm, a.max_minutes, a.asr, a.resume),
         "noise-report": lambda a: stage_noise_report(a.data, a.output, a.asr),
-        "own": lambda a: stage_own(a.data, a.output, a.base, a.asr),
+        "adapt": lambda a: stage_adapt(a.output, a.base, a.asr, a.arm, a.fold, a.max_minutes, a.resume),
+        "own": lambda a: stage_own(a.output, a.asr, a.arm),
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
     parser.add_argument("--output", type=Path, default=Path("exp/ger"))
-    parser.add_argument("--base", type=Path, help="atis, domains, own: the base model")
+    parser.add_argument("--base", type=Path, help="atis, domains, adapt, noise: the base model")
     parser.add_argument("--arm", choices=tuple(ARMS), default="ger+E")
     parser.add_argument(
-        "--fold", choices=("held-out", "all", "0", "1"), default="held-out", help="atis: what is left out"
+        "--fold", choices=("held-out", "all", "0", "1"), default="held-out", help="atis, adapt: what is left out"
     )
     parser.add_argument("--noise-arm", choices=tuple(NOISE_ARMS), default="ger+E", help="noise: what is trained")
     parser.add_argument("--max-minutes", type=float, default=10.0)

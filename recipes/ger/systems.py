@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from audio_llm.ger.batches import Collator
 from audio_llm.ger.files import Built
 from audio_llm.ger.neural import NeuralOpinion
 from audio_llm.ger.phrase_table import Words
+from audio_llm.ger.reranker import LinearReranker, train_reranker
 from audio_llm.ger.word_graph import align_slots
 from audio_llm.lm.ngram import NgramLm
 from audio_llm.metrics import oracle
@@ -58,45 +59,59 @@ def vote(found: Sequence[NBest]) -> list[str]:
     ]
 
 
+def baselines(oracle_name: str) -> dict[str, System]:
+    """Return what needs no training, by name."""
+    return {"1-best": first, oracle_name: best_possible, "MBR": minimum_risk, "ROVER": vote}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A corrector as a system.
+
+    Attributes:
+        corrector: What corrects.
+    """
+
+    corrector: Any
+
+    def __call__(self, found: Sequence[NBest]) -> list[str]:
+        return [correction.text for correction in self.corrector.correct(found)]
+
+
 @dataclass(frozen=True)
 class Rescoring:
-    """Choice by recogniser and n-gram model.
+    """Choice among the hypotheses by recogniser and n-gram model.
 
     Attributes:
         lm: The n-gram model.
-        lm_weight: Of its log-probability, beside the recogniser's score times the words.
-        word_bonus: For each word.
+        reranker: Weighs what `measure` tells.
     """
 
     lm: NgramLm
-    lm_weight: float
-    word_bonus: float
+    reranker: LinearReranker
 
     def __call__(self, found: Sequence[NBest]) -> list[str]:
-        return [" ".join(self.choose(*_measured(nbest, self.lm))) for nbest in found]
-
-    def choose(self, texts: Sequence[Words], parts: np.ndarray) -> Words:
-        """Return the best of the texts by what `_measured` tells of them."""
-        return texts[int(np.argmax(parts @ np.array([1.0, self.lm_weight, self.word_bonus])))]
+        return [" ".join(words_of(n)[int(np.argmax(self.reranker.scores(_measure(n, self.lm))))]) for n in found]
 
 
-def tune_rescoring(lm: NgramLm, found: Sequence[NBest]) -> Rescoring:
-    """Return the weights with the fewest word errors on tuning lists."""
-    grid = itertools.product((0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8), (0.0, 0.5, 1.0, 2.0))
-    references = [tuple(DEFAULT_NORMALIZER(nbest.reference or "").split()) for nbest in found]
-    measured = [_measured(nbest, lm) for nbest in found]
-
-    def errors(system: Rescoring) -> int:
-        return sum(edit_distance(r, system.choose(*one)) for r, one in zip(references, measured, strict=True))
-
-    return min((Rescoring(lm, *weights) for weights in grid), key=errors)
+def train_rescoring(lm: NgramLm, found: Sequence[NBest]) -> Rescoring:
+    """Find the weights with the fewest expected word errors on lists."""
+    references = [DEFAULT_NORMALIZER(nbest.reference or "").split() for nbest in found]
+    errors = [
+        np.array([edit_distance(reference, text) for text in words_of(nbest)])
+        for reference, nbest in zip(references, found, strict=True)
+    ]
+    return Rescoring(lm, train_reranker([_measure(nbest, lm) for nbest in found], errors))
 
 
-def _measured(nbest: NBest, lm: NgramLm) -> tuple[list[Words], np.ndarray]:
-    """Return the texts of a list and (texts, 3) the recogniser's score, the log-probability and the words of each."""
+def _measure(nbest: NBest, lm: NgramLm) -> np.ndarray:
+    """Return (texts, 6): score (which may be a total or a mean of a word), score times words, rank, ..."""
     texts = words_of(nbest)
-    sounds = [_sound(nbest, rank, text) for rank, text in enumerate(texts)]
-    return texts, np.column_stack([sounds, lm.log_probs(texts), [len(text) for text in texts]])
+    lengths = np.array([len(text) for text in texts], dtype=np.float64)
+    scores = [hypothesis.score for hypothesis in nbest.hypotheses]
+    known = np.zeros(len(texts)) if None in scores else np.array(scores, dtype=np.float64)
+    ranks = np.arange(len(texts))
+    return np.column_stack([known, known * lengths, ranks, ranks == 0, lm.log_probs(texts), lengths])
 
 
 @dataclass(frozen=True)
@@ -146,9 +161,3 @@ class WrongNoise(Collator):
             return noise.roll(1, dims=0), valid.roll(1, dims=0)
         generator = torch.Generator().manual_seed(0)
         return torch.randn(noise.shape, generator=generator) * noise.pow(2).mean().sqrt(), valid
-
-
-def _sound(nbest: NBest, rank: int, text: Sequence[str]) -> float:
-    """Return the recogniser's score of a whole text, its rank where it gives none."""
-    score = nbest.hypotheses[rank].score
-    return -0.5 * rank if score is None else score * max(1, len(text))

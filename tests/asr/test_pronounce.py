@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from audio_llm.asr import pronounce as module
-from audio_llm.asr.pronounce import learn_rules, pronounce, read_dictionary
+from audio_llm.asr.pronounce import learn_rules, phones_of, pronounce, read_dictionary
 
 LETTERS = set("abcdefghijklmnopqrstuvwxyz")
 
@@ -93,3 +93,11 @@ def test_the_dictionary_is_read_in_its_first_readings(dictionary: dict[str, tupl
     assert not any("(" in word for word in dictionary)
     assert module._NAMES["w"].split() == list(dictionary["w."])
     assert all(module._NAMES[letter].split() == list(dictionary[f"{letter}."]) for letter in LETTERS)
+
+
+def test_phones_of_known_guessed_and_unsayable_words() -> None:
+    assert phones_of("cat") == ("K", "AE", "T")
+    assert phones_of("murdoch") == phones_of("murdock")
+    assert phones_of("brillig") == tuple(pronounce("brillig").split())
+    assert phones_of("日本") == ("日", "本")
+    assert phones_of("42nd") == tuple(pronounce("42nd").split())

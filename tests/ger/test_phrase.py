@@ -15,7 +15,7 @@ from audio_llm.align import EditCounts, count_edits
 from audio_llm.correction import Correction
 from audio_llm.errors import DataError, ModelFormatError, ModelNotFoundError
 from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings, describe_edits
-from audio_llm.ger.reranker import train_reranker
+from audio_llm.ger.reranker import expected_errors, train_reranker
 from audio_llm.nbest import Hypothesis, NBest
 
 CONFUSIONS = {
@@ -170,13 +170,13 @@ def test_training_twice_gives_the_same() -> None:
     first, second = (PhraseCorrector.train(make_lists(60, 0)) for _ in range(2))
     assert np.array_equal(first.reranker.weights, second.reranker.weights)
     assert first.margin == second.margin
-    assert first.table.entries == second.table.entries
+    assert first.knowledge.table.entries == second.knowledge.table.entries
 
 
 def test_more_text_reaches_the_language_model() -> None:
     corrector = PhraseCorrector.train(make_lists(60, 0), text=["A wholly different sentence."])
-    assert "wholly" in corrector.lm
-    assert "boston" in corrector.lm
+    assert "wholly" in corrector.knowledge.references
+    assert "boston" in corrector.knowledge.references
 
 
 def test_saved_corrector_is_the_same_and_loads_without_torch(corrector: PhraseCorrector, tmp_path: Path) -> None:
@@ -240,3 +240,27 @@ def test_reranker_finds_the_feature_that_tells() -> None:
     assert np.mean(chosen) < 0.1
     assert abs(reranker.weights[0]) < 30 * abs(reranker.weights[1])
     assert reranker.weights[2] == 0
+
+
+def test_fewest_expected_errors_may_choose_another_text_than_the_likeliest() -> None:
+    texts = [("a", "b", "c"), ("x", "y", "z"), ("x", "y", "w"), ("x", "y")]
+    p = np.array([0.4, 0.2, 0.2, 0.2])
+    errors = expected_errors(np.log(p) + 7, texts)
+    assert errors == pytest.approx([1.8, 0.4 * 3 + 0.2 + 0.2, 1.6, 1.6])
+    assert int(np.argmin(errors)) == 1
+    assert expected_errors(np.array([5.0]), texts[:1]) == pytest.approx([0.0])
+
+
+def test_a_language_model_of_english_is_needed_where_one_was_learned_with(tmp_path: Path) -> None:
+    lists = make_lists(60, 0)
+    alone = PhraseCorrector.train(lists, settings=PhraseSettings(language_model=""))
+    assert alone.knowledge.general is None
+    loaded = PhraseCorrector.load(alone.save(tmp_path / "alone"))
+    assert loaded.knowledge.general is None
+    assert loaded.correct(lists) == alone.correct(lists)
+    folder = PhraseCorrector.train(lists).save(tmp_path / "both")
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["general_sha256"] = "0" * 64
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelFormatError, match="another model"):
+        PhraseCorrector.load(folder)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from audio_llm.ger.candidates import BeamSettings, make_candidates
-from audio_llm.ger.features import FEATURES, ListView, measure
+from audio_llm.ger.features import FEATURES, Knowledge, ListView, measure
 from audio_llm.ger.phrase_table import PhraseTable, Replacement, TableSettings, Words, learn_phrases
 from audio_llm.lm.kneser_ney import train_ngram
 
@@ -64,6 +64,22 @@ def test_no_stretch_is_longer_than_allowed() -> None:
 def test_hypotheses_of_one_list_count_once() -> None:
     table = learn(("a fights|b fights|c fights", "a flights"), ("d fights|e fights", "d fights"))
     assert targets(table, "fights") == {"flights": (1, 1)}
+
+
+def test_balance_counts_first_hypotheses_alone_and_looks_at_the_words_around() -> None:
+    table = learn(
+        ("show fights now|x", "show flights now"),
+        ("he fights", "he fights"),
+        ("a fights b", "a flights b"),
+        ("c fights d|c fares d", "c flights d"),
+        ("flights|fights", "flights"),
+    )
+    assert table.balance(words("fights"), 0, 1, words("flights")) == 2  # three times right, once wrong
+    assert table.balance(words("a fights b"), 1, 2, words("flights")) == 2
+    assert table.balance(words("x fights"), 1, 2, words("fares")) == 0
+    assert table.balance(words("c fares d"), 1, 2, words("flights")) == 0  # no first hypothesis had it
+    inserted = learn(("a b", "a x b"), ("a b", "a x b"))
+    assert inserted.balance(words("a b"), 1, 1, words("x")) == 2
 
 
 def test_limits_on_alternatives_counts_rates_and_size() -> None:
@@ -147,7 +163,7 @@ def test_features_of_a_hand_made_list() -> None:
     assert view.copies == (2, 1)
     assert view.scores == (-0.5, -1.0)
     candidates = make_candidates(view.hypotheses, table, lm, BeamSettings())
-    rows = dict(zip((c.words for c in candidates), measure(view, candidates, lm), strict=True))
+    rows = dict(zip((c.words for c in candidates), measure(view, candidates, Knowledge(table, lm)), strict=True))
     made = dict(zip(FEATURES, rows[words("show me flights")], strict=True))
     assert made["lm"] == pytest.approx(lm.log_prob(words("show me flights")), abs=1e-4)
     assert made["share_of_start"] == pytest.approx(2 / 3)
@@ -161,6 +177,27 @@ def test_features_of_a_hand_made_list() -> None:
     assert second["mean_score"] == pytest.approx(-0.5)
     assert (second["rank"], second["from_first"], second["untouched"]) == (1, 0, 1)
     assert second["share_of_list"] == pytest.approx(1 / 3)
+
+
+def test_features_of_changes_sounds_and_both_language_models() -> None:
+    table = learn(("met murdock now", "met murdoch now"), ("saw murdock", "saw murdoch"))
+    references, general = train_ngram(["met murdoch now"]), train_ngram(["met him now", "met murdock"])
+    hypotheses = [words("murdock ran"), words("murdoch run")]
+    view = ListView.of(hypotheses, [None, None])
+    candidates = make_candidates(view.hypotheses, table, references, BeamSettings())
+    knowledge = Knowledge(table, references, general)
+    rows = dict(zip((c.words for c in candidates), measure(view, candidates, knowledge), strict=True))
+    made = dict(zip(FEATURES, rows[words("murdoch ran")], strict=True))
+    assert made["reference_lm"] == pytest.approx(references.log_prob(words("murdoch ran")), abs=1e-4)
+    assert made["general_lm"] == pytest.approx(general.log_prob(words("murdoch ran")), abs=1e-4)
+    assert (made["new_to_references"], made["new_to_general"]) == (1, 2)
+    assert (made["changes"], made["changes_seen"], made["changes_seen_again"], made["changes_listed"]) == (1, 1, 1, 1)
+    assert made["sound"] == 0  # murdock and murdoch are said alike
+    second = dict(zip(FEATURES, rows[words("murdoch run")], strict=True))
+    assert (second["changes"], second["changes_seen"]) == (1, 0)  # one stretch, never seen as a whole
+    assert second["sound"] == 1
+    first = dict(zip(FEATURES, rows[words("murdock ran")], strict=True))
+    assert first["changes"] == first["sound"] == first["changes_listed"] == 0
 
 
 def test_lists_with_missing_scores_use_none() -> None:
