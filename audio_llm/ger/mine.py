@@ -212,11 +212,6 @@ class Distiller:
         self._generator = torch.Generator().manual_seed(seed)
         self._log_average: Tensor | None = None
 
-    def follow(self, learning_rate: float) -> None:
-        """Take a new rate of the corrector, as its schedule moves."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate_factor * learning_rate
-
     def update(self, noise: Tensor, valid: Tensor, noisy: Tensor, clean: Tensor | None = None) -> float:
         """Step M: move the network, and nothing else, towards a higher bound.
 

@@ -28,6 +28,7 @@ from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
 
+_DISTILLER = "distiller."  # begins the names of the distiller's tensors in a checkpoint
 _RAW = NORMALIZERS["raw"]  # the texts are normalised already
 
 
@@ -124,14 +125,14 @@ def train_ger(
 class _Training(nn.Module):
     """The model with its loss as `forward`, as several processes need it.
 
-    Distillation takes its own step, with its own optimiser, before the corrector's (RobustGER, alg. 1).
+    Distillation takes its own step, with its own optimiser, before the corrector's (RobustGER, alg. 1); its state is
+    in the checkpoints.
     """
 
     def __init__(self, model: RobustGer, distiller: Distiller | None) -> None:
         super().__init__()
         self.model = model
         self._distiller = distiller
-        self.statistics = distiller.network if distiller is not None else None  # for the checkpoints
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         loss = self.model.loss(Batch(**batch))
@@ -142,6 +143,18 @@ class _Training(nn.Module):
         if len(noise) > 1:
             distiller.update(noise, valid, batch["noisy"], batch.get("clean"))
         return loss - distiller.settings.weight * distiller.reward(adapter.tuned(noise), valid, batch["noisy"])
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._distiller is not None:
+            destination.update({f"{prefix}{_DISTILLER}{n}": t for n, t in self._distiller.state_dict().items()})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        own = {name: name[len(prefix + _DISTILLER) :] for name in state_dict if name.startswith(prefix + _DISTILLER)}
+        tensors = {own[name]: state_dict.pop(name) for name in own}
+        if self._distiller is not None:
+            self._distiller.load_state_dict(tensors)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def _distiller(model: RobustGer, data: ListData, config: GerTrainConfig) -> Distiller:
@@ -178,7 +191,11 @@ def _probe(model: RobustGer, tuning: ListData, collator: Collator, distiller: Di
     assert noisy is not None
     noise, valid = model.scale_noise(noise.to(model.device)), valid.to(model.device)
     found = language_probe(distiller, noise, valid, noisy, clean, generator=torch.Generator().manual_seed(0))
-    return {"mine": found.true_text, "mine_shuffled": found.shuffled_text}
+    return {
+        "mine": found.true_text,
+        "mine_shuffled": found.shuffled_text,
+        "mine_reads_sound_only": float(found.reads_audio_only),
+    }
 
 
 def _to_dict(batch: Batch) -> dict[str, Tensor]:

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from audio_llm import hub
@@ -17,6 +19,7 @@ from audio_llm.ger.adapter import AdapterSettings
 from audio_llm.ger.data import ListData, split_by_reference
 from audio_llm.ger.decode import greedy
 from audio_llm.ger.files import Built, build, llm_fingerprint, load, save
+from audio_llm.ger.mine import DistillationSettings
 from audio_llm.ger.model import GerSettings, LoraSettings
 from audio_llm.ger.noise import NoiseSettings
 from audio_llm.ger.prompt import PromptSettings
@@ -385,6 +388,28 @@ def test_a_training_learns_goes_on_and_leaves_a_model(small_folder: Path, tmp_pa
     assert len(greedy(best.model, best.collator, data.hypotheses)) == len(data)
     provenance = hub.load_model(parts / "best").provenance
     assert (provenance["seed"], provenance["lists"]) == (0, len(data))
+
+
+def test_distillation_goes_on_where_it_stopped_and_says_what_it_reads(
+    small_folder: Path, tmp_path: Path, data: ListData
+) -> None:
+    pytest.importorskip("accelerate")
+    rng = np.random.default_rng(0)
+    noisy, clean = (rng.normal(size=(len(data), 6)).astype(np.float32) for _ in range(2))
+    data = replace(data, noisy=noisy, clean=clean)
+    settings = DistillationSettings(negatives="both", hidden=16, learning_rate_factor=2.0)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_ger(data, small_folder, whole, config(12, distillation=settings), tuning=data, device="cpu")
+    train_ger(data, small_folder, parts, config(5, distillation=settings), tuning=data, device="cpu")
+    train_ger(data, small_folder, parts, config(12, distillation=settings), tuning=data, device="cpu", resume=True)
+    losses = [[row["loss"] for row in log_rows(folder) if "loss" in row] for folder in (whole, parts)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    one, two = (load_file(folder / "last" / "model.safetensors") for folder in (whole, parts))
+    own = [name for name in one if name.startswith("distiller.")]
+    assert any("optimizer" in name for name in own)
+    assert all(torch.allclose(one[name].float(), two[name].float(), atol=1e-5) for name in own)
+    seen = [row["validation"] for row in log_rows(whole) if "validation" in row][-1]
+    assert {"mine", "mine_shuffled", "mine_reads_sound_only"} < set(seen)
 
 
 def test_validation_says_what_the_model_changes(small_folder: Path, tmp_path: Path, data: ListData) -> None:
