@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from audio_llm.align import edits
-from audio_llm.ger.phrase_table import PhraseTable, Words
+from audio_llm.ger.phrase_table import PhraseTable, Replacement, Words
 from audio_llm.lm.ngram import END
 
 
 class LanguageModel(Protocol):
     """What guides the search; see `NgramLm`, `MixedLm`."""
+
+    @property
+    def order(self) -> int: ...
 
     def score(self, history: Sequence[str], word: str) -> float: ...
 
@@ -93,8 +96,9 @@ def make_candidates(
         for start, (words, lm) in enumerate(zip(hypotheses, lm.log_probs(hypotheses), strict=True))
     }
     best: dict[Words, float] = {}
+    gains = _Gains(lm)
     for start, words in enumerate(hypotheses[: settings.starts]):
-        for score, text, derivation in _search(words, start, table, lm, settings):
+        for score, text, derivation in _search(words, start, table, gains, settings):
             if text != words:
                 found.setdefault(text, []).append(derivation)
                 best[text] = max(score, best.get(text, score))
@@ -102,15 +106,6 @@ def make_candidates(
     made = heapq.nlargest(settings.total, ((score, text) for text, score in best.items() if text not in known))
     chosen = [*hypotheses, *(text for _, text in made)]
     return [Candidate(words, tuple(sorted(found[words], key=lambda d: d.start))) for words in chosen]
-
-
-@dataclass(frozen=True, slots=True)
-class _Partial:
-    score: float
-    lm: float
-    log_odds: float
-    phrases: int
-    evidence: float
 
 
 def add_written(candidates: Sequence[Candidate], written: Words, lm: LanguageModel) -> list[Candidate]:
@@ -122,53 +117,64 @@ def add_written(candidates: Sequence[Candidate], written: Words, lm: LanguageMod
     return [*candidates, Candidate(written, (derivation,))]
 
 
+@dataclass(frozen=True, slots=True)
+class _Partial:
+    """What is known of the beginning of a text: score, log p, and `Derivation` so far."""
+
+    score: float
+    lm: float
+    log_odds: float
+    phrases: int
+    evidence: float
+
+
+class _Gains:
+    """Log p of words behind others, looked up where they came before: in a beam the same few come again and again."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = lm
+        self._seen = lm.order - 1
+        self._known: dict[tuple[Words, Words], float] = {}
+
+    def of(self, text: Words, added: Words) -> float:
+        """Return log p(added | text)."""
+        key = (text[-self._seen :] if self._seen else (), added)
+        gain = self._known.get(key)
+        if gain is None:
+            whole = (*text, *added)
+            start = len(text)
+            gain = sum(self._lm.score(whole[: start + place], word) for place, word in enumerate(added))
+            self._known[key] = gain
+        return gain
+
+
 def _search(
-    words: Words, start: int, table: PhraseTable, lm: LanguageModel, settings: BeamSettings
+    words: Words, start: int, table: PhraseTable, gains: _Gains, settings: BeamSettings
 ) -> list[tuple[float, Words, Derivation]]:
     """Return (score, text, derivation) of the best ways to copy words or to replace phrases, left to right."""
     beams: list[dict[Words, _Partial]] = [{} for _ in range(len(words) + 1)]
     beams[0][()] = _Partial(0.0, 0.0, 0.0, 0, 0.0)
     for at in range(len(words)):
-        options = [(end, replacement) for end, replacement in table.starting_at(words, at)]
-        copied = words[at : at + 1]
+        copied = Replacement(words[at : at + 1], 0, 0, 0.0)
+        options = [(at + 1, copied, 0), *((end, found, 1) for end, found in table.starting_at(words, at))]
         for text, partial in heapq.nlargest(settings.width, beams[at].items(), key=lambda item: item[1].score):
-            _extend(beams[at + 1], text, copied, partial, 0.0, 0, 0.0, lm, settings)
-            for end, replacement in options:
-                odds = replacement.log_odds
-                _extend(beams[end], text, replacement.target, partial, odds, 1, replacement.evidence, lm, settings)
+            for end, found, is_phrase in options:
+                gain = gains.of(text, found.target)
+                score = partial.score + settings.lm_weight * gain + settings.odds_weight * found.log_odds
+                score += settings.word_bonus * len(found.target)
+                longer = text + found.target
+                known = beams[end].get(longer)
+                if known is None or score > known.score:
+                    beams[end][longer] = _Partial(
+                        score,
+                        partial.lm + gain,
+                        partial.log_odds + found.log_odds,
+                        partial.phrases + is_phrase,
+                        partial.evidence + is_phrase * found.evidence,
+                    )
     results = []
     for text, partial in beams[-1].items():
-        ending = lm.score(text, END)
+        ending = gains.of(text, (END,))
         derivation = Derivation(start, partial.log_odds, partial.phrases, partial.evidence, partial.lm + ending)
         results.append((partial.score + settings.lm_weight * ending, text, derivation))
     return heapq.nlargest(settings.per_start, results, key=lambda result: result[:2])
-
-
-def _extend(
-    beam: dict[Words, _Partial],
-    text: Words,
-    added: Words,
-    partial: _Partial,
-    log_odds: float,
-    phrases: int,
-    evidence: float,
-    lm: LanguageModel,
-    settings: BeamSettings,
-) -> None:
-    """Put `text + added` into the beam, unless it is there already with a better score."""
-    gained = 0.0
-    for word in added:
-        gained += lm.score(text, word)
-        text = (*text, word)
-    score = (
-        partial.score + settings.lm_weight * gained + settings.word_bonus * len(added) + settings.odds_weight * log_odds
-    )
-    known = beam.get(text)
-    if known is None or score > known.score:
-        beam[text] = _Partial(
-            score,
-            partial.lm + gained,
-            partial.log_odds + log_odds,
-            partial.phrases + phrases,
-            partial.evidence + evidence,
-        )

@@ -60,20 +60,33 @@ class PhraseSettings:
 
 
 @dataclass(frozen=True)
+class SecondOpinion:
+    """A neural corrector, whose text is one more candidate and whose opinion counts in the choice.
+
+    Attributes:
+        neural: The neural corrector.
+        reranker: Judges the `PhraseSettings.shortlist` candidates that the phrase corrector's own likes best.
+        margin: As the phrase corrector's own.
+    """
+
+    neural: NeuralOpinion
+    reranker: LinearReranker
+    margin: float
+
+
+@dataclass(frozen=True)
 class PhraseCorrector:
     """Corrects N-best lists of one recogniser and domain.
 
     Attributes:
         knowledge: Phrase table and n-gram models.
         reranker: Tells how likely candidates are to be the true text; that with the fewest errors to expect is chosen.
-        margin: A text must save this many of the word errors to expect of the first hypothesis; with
-            `dataclasses.replace(corrector, margin=0.0)` this gate is off.
+        margin: A text must save more than so many of the word errors to expect of the first hypothesis.
         settings: How it was trained.
         kind: What lists it learned from; others are kept as they are.
         name: What `Edit.source` calls words that are in no hypothesis.
         hypotheses: Of a list that are looked at.
-        neural: A neural corrector, whose text is one more candidate and whose opinion counts in the choice.
-        second: With `neural`: judges the `settings.shortlist` candidates that the reranker likes best.
+        second: A second opinion; without it no network is run.
     """
 
     knowledge: Knowledge
@@ -83,8 +96,7 @@ class PhraseCorrector:
     kind: ListKind | None = None
     name: str = "phrase"
     hypotheses: int = 20
-    neural: NeuralOpinion | None = None
-    second: LinearReranker | None = None
+    second: SecondOpinion | None = None
 
     @classmethod
     def train(
@@ -115,9 +127,9 @@ class PhraseCorrector:
         """Correct each list, in order; the waveforms are not needed."""
         texts = [list_words(nbest, self.settings.normalizer)[: self.hypotheses] for nbest in lists]
         written: list[Words] = [()] * len(lists)
-        if self.neural is not None:
-            rows = [row for row, heard in enumerate(texts) if any(heard)]
-            for row, words in zip(rows, self.neural.write([texts[row] for row in rows]), strict=True):
+        if self.second is not None:
+            rows = [row for row, nbest in enumerate(lists) if not self._objection(nbest, texts[row])]
+            for row, words in zip(rows, self.second.neural.write([texts[row] for row in rows]), strict=True):
                 written[row] = words
         return [self._correct_one(*one) for one in zip(lists, texts, written, strict=True)]
 
@@ -145,11 +157,13 @@ class PhraseCorrector:
         arrays = _table_to_arrays(self.knowledge.table) | self.knowledge.references.to_arrays()
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         assets: dict[str, str] = {}
-        if self.neural is not None and self.second is not None:
+        if self.second is not None:
             from audio_llm.ger.files import to_parts
 
-            config["second"] = dict(zip((*FEATURES, *NEURAL_FEATURES), map(float, self.second.weights), strict=True))
-            config["neural"], network, assets = to_parts(self.neural.built)
+            weights = map(float, self.second.reranker.weights)
+            config["second"] = dict(zip((*FEATURES, *NEURAL_FEATURES), weights, strict=True))
+            config["second_margin"] = self.second.margin
+            config["neural"], network, assets = to_parts(self.second.neural.built)
             tensors |= {f"{_NEURAL}{name}": tensor.half() for name, tensor in network.items()}
         words = len(self.knowledge.references.vocabulary)
         card = _CARD.format(phrases=len(self.knowledge.table), words=words, settings=self.settings)
@@ -163,8 +177,9 @@ class PhraseCorrector:
         decode: str | None = None,
         gate: bool = True,
         device: str = "cpu",
+        neural: bool = True,
     ) -> PhraseCorrector:
-        """Read a model directory that `save` wrote, without torch.
+        """Read a model directory that `save` wrote, without torch where no neural corrector is wanted.
 
         Args:
             folder: A name of a model, or its folder.
@@ -172,6 +187,7 @@ class PhraseCorrector:
             decode: There is one way only.
             gate: Off: the best candidate is taken however little better it is and whatever the list is like.
             device: Where a neural corrector inside runs.
+            neural: Ask it, if there is one.
 
         Raises:
             UsageError: A way to decode is named.
@@ -194,42 +210,48 @@ class PhraseCorrector:
             references = NgramLm.from_arrays(arrays, config["unknown_types"])
             knowledge = Knowledge(_table_from_arrays(arrays, settings.table.discount), references, general)
             kind = ListKind(**config["kind"]) if "kind" in config and gate else None
-            second, neural = None, None
-            if "neural" in config:
+            second = None
+            if neural and "neural" in config:
                 from audio_llm.ger.files import from_parts
                 from audio_llm.ger.neural import NeuralOpinion
 
-                second = LinearReranker(np.array([config["second"][n] for n in (*FEATURES, *NEURAL_FEATURES)]))
+                chooser = LinearReranker(np.array([config["second"][n] for n in (*FEATURES, *NEURAL_FEATURES)]))
                 network = {n.removeprefix(_NEURAL): a for n, a in arrays.items() if n.startswith(_NEURAL)}
-                neural = NeuralOpinion(from_parts(config["neural"], network, path, device))
+                opinion = NeuralOpinion(from_parts(config["neural"], network, path, device))
+                second = SecondOpinion(opinion, chooser, float(config["second_margin"]) if gate else 0.0)
         except (KeyError, ValueError, TypeError) as error:
             raise ModelFormatError(f"lacks or garbles {error}", path=path, remedy="train it again") from None
         margin = float(config["margin"]) if gate else 0.0
-        return cls(knowledge, LinearReranker(weights), margin, settings, kind, neural=neural, second=second)
+        return cls(knowledge, LinearReranker(weights), margin, settings, kind, second=second)
+
+    def _objection(self, nbest: NBest, texts: Sequence[Words]) -> str:
+        """Return why a list is not even looked at, or an empty string."""
+        if not any(texts):
+            return "no words"
+        return self.kind.objection(nbest) if self.kind is not None else ""
 
     def _correct_one(self, nbest: NBest, texts: Sequence[Words], written: Words) -> Correction:
-        objection = "no words" if not any(texts) else self.kind.objection(nbest) if self.kind is not None else ""
-        if objection:
+        if objection := self._objection(nbest, texts):
             return Correction(nbest.id, nbest.best, nbest.best, True, objection, (), None)
         view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses[: self.hypotheses]])
         candidates = make_candidates(view.hypotheses, self.knowledge.table, self.knowledge.lm, self.settings.beam)
-        if self.neural is not None:
-            candidates = add_written(candidates, written, self.knowledge.lm)
+        candidates = add_written(candidates, written, self.knowledge.lm)
         rows = measure(view, candidates, self.knowledge)
-        scores = self.reranker.scores(rows)
-        if self.neural is not None and self.second is not None:
+        scores, margin = self.reranker.scores(rows), self.margin
+        if self.second is not None:
             kept = shortlist(scores, self.settings.shortlist)
             candidates, rows = [candidates[number] for number in kept], rows[kept]
-            log_probs = self.neural.log_probs(texts, [candidate.words for candidate in candidates])
-            scores = self.second.scores(add_neural(rows, candidates, log_probs, written))
+            log_probs = self.second.neural.log_probs(texts, [candidate.words for candidate in candidates])
+            scores = self.second.reranker.scores(add_neural(rows, candidates, log_probs, written))
+            margin = self.second.margin
         errors = expected_errors(scores, [candidate.words for candidate in candidates])
         best = int(np.argmin(errors))
         gain = float(errors[0] - errors[best])
-        chosen = best if gain > self.margin else 0
+        chosen = best if gain > margin else 0
         confidence = float(1.0 / np.exp(scores - scores[chosen]).sum())
         told = f"{gain:.2f} fewer errors to expect"
         if chosen == 0:
-            reason = "best as it is" if best == 0 else f"{told}, not above the margin of {self.margin:.2f}"
+            reason = "best as it is" if best == 0 else f"{told}, not above the margin of {margin:.2f}"
             return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), confidence)
         words = candidates[chosen].words
         changes = describe_edits(view.hypotheses, words, self.name)

@@ -14,7 +14,7 @@ from audio_llm.errors import DataError
 from audio_llm.ger.candidates import Candidate, add_written, make_candidates
 from audio_llm.ger.familiar import ListKind
 from audio_llm.ger.features import Knowledge, ListView, add_neural, measure
-from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings, list_words, shortlist
+from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings, SecondOpinion, list_words, shortlist
 from audio_llm.ger.phrase_table import Words, learn_phrases
 from audio_llm.ger.reranker import LinearReranker, expected_errors, train_reranker
 from audio_llm.lm.kneser_ney import train_ngram
@@ -100,19 +100,17 @@ def train_phrase_corrector(
         scored.append([pair[0] for pair in pairs])
         judged.append([pair[1] for pair in pairs])
         logger.info("fold %d of %d: candidates for %d lists", fold + 1, settings.folds, len(held_out))
-    reranker = _train(scored)
+    reranker, margin = _train(scored), _choose_margin(scored, settings.margin_cost)
     second = None
     if neural is not None:
         scored = [
             [_judge(*one, reranker, opinion, settings) for one in zip(part, texts, strict=True)]
             for part, texts, opinion in zip(scored, judged, neural.by_fold, strict=True)
         ]
-        second = _train(scored)
-    margin = _choose_margin(scored, settings.margin_cost)
+        second = SecondOpinion(neural.final, _train(scored), _choose_margin(scored, settings.margin_cost))
     knowledge = _learn(examples, sentences, settings, general)
     logger.info("%d phrases, margin %.2f", len(knowledge.table), margin)
-    opinion = neural.final if neural is not None else None
-    return PhraseCorrector(knowledge, reranker, margin, settings, ListKind.of(lists), neural=opinion, second=second)
+    return PhraseCorrector(knowledge, reranker, margin, settings, ListKind.of(lists), second=second)
 
 
 def fold_of_reference(references: Sequence[Words], folds: int, seed: int) -> dict[Words, int]:

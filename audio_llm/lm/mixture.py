@@ -17,7 +17,8 @@ class MixedLm:
 
     def __init__(self, models: Sequence[NgramLm]) -> None:
         self.models = tuple(models)
-        self._needed = max(model.order for model in self.models) - 1
+        self.order = max(model.order for model in self.models)
+        self._needed = self.order - 1
         self._memo: dict[tuple[str, ...], float] = {}
 
     def __contains__(self, word: str) -> bool:

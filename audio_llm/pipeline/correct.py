@@ -27,7 +27,7 @@ class CorrectorKind:
         module: Module that holds the class; imported when it is used.
         class_name: Name of the class in it.
         settings: Light module with the class's `list_length`.
-        default_model: Model taken when none is named; empty: one must be named.
+        default_model: Model taken when none is named.
         decodings: Ways to decode that it knows.
         takes_llm: It stands on a language model that can be named.
     """
@@ -52,11 +52,11 @@ CORRECTORS = {
         "audio_llm.ger.corrector",
         "GerCorrector",
         "audio_llm.ger.settings",
-        "",
+        "ger-small",
         ("free", "list", "slots"),
         takes_llm=True,
     ),
-    "phrase": CorrectorKind("audio_llm.ger.phrase", "PhraseCorrector", "audio_llm.ger.settings", ""),
+    "phrase": CorrectorKind("audio_llm.ger.phrase", "PhraseCorrector", "audio_llm.ger.settings", "ger-small"),
 }
 
 
@@ -73,7 +73,7 @@ def load_corrector(
 
     Args:
         name: One of `CORRECTORS`.
-        model: Name or folder of its model; None takes its own.
+        model: Name or folder of its model; None takes its own. `phrase` leaves out what neural corrector is inside.
         recognizer: Asked again by decodings that weigh the sound.
         decode: One of the corrector's `decodings`; None: `ger` as its model was tuned; `dlm` with `dsr` where the
             recogniser is the one that its model was tuned for, else with `dlm-sum`.
@@ -89,7 +89,9 @@ def load_corrector(
     kind = CORRECTORS["phrase" if name == "ger" and hub.model_kind(folder) == "ger-phrase" else name]
     if llm is not None and not kind.takes_llm:
         raise UsageError(f"{name} stands on no language model", remedy="leave out --llm")
-    options = {"llm": llm} if llm is not None else {}
+    options: dict[str, Any] = {"llm": llm} if llm is not None else {}
+    if kind is CORRECTORS["phrase"]:
+        options["neural"] = name == "ger"
     corrector_class = getattr(importlib.import_module(kind.module), kind.class_name)
     corrector: Corrector = corrector_class.load(
         folder, recognizer=recognizer, decode=decode, gate=gate, device=resolve_device(device), **options
@@ -119,8 +121,6 @@ def _find(name: str, model: str | None, decode: str | None) -> Path:
     if decode is not None and decode not in kind.decodings:
         choice = f"use one of {', '.join(kind.decodings)}" if kind.decodings else "leave it out"
         raise UsageError(f"{name} knows no decoding named {decode!r}", remedy=choice)
-    if not (model or kind.default_model):
-        raise UsageError(f"{name} comes without a model", remedy="train one with `audio-llm train ger` and name it")
     return hub.find_model(model or kind.default_model)
 
 

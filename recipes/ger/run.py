@@ -265,10 +265,9 @@ def _first_rate(lists: Sequence[NBest]) -> float:
 def _correctors(lists: Sequence[NBest], neural: NeuralFolds) -> dict[str, Any]:
     """Return what is trained on lists: rescoring, and the phrase corrector without and with a second opinion."""
     both = PhraseCorrector.train(lists, data.SEED, PhraseSettings(folds=FOLDS), neural=neural)
-    plain = PhraseCorrector.train(lists, data.SEED, PhraseSettings(folds=FOLDS))
     return {
         "trigram rescoring": systems.train_rescoring(load_ngram(LANGUAGE_MODEL), lists),
-        "phrase": systems.Texts(plain),
+        "phrase": systems.Texts(replace(both, second=None)),
         "phrase + neural": systems.Texts(both),
     }
 
