@@ -16,11 +16,13 @@ from audio_llm.ger.candidates import Candidate, LanguageModel
 from audio_llm.ger.phrase_table import PhraseTable, Words
 from audio_llm.lm.mixture import MixedLm
 from audio_llm.lm.ngram import NgramLm
+from audio_llm.lm.pocketsphinx_lm import PocketsphinxLm
 
 FEATURES = (
     "lm",  # log p(text) of the models that follow, mixed
     "reference_lm",  # log p(text) of the model of true texts of lists
     "general_lm",  # log p(text) of the model of English in general
+    "recognizer_lm",  # log p(text) of the recogniser's own model, to weigh that part of its score anew
     "words",
     "new_to_references",  # words that are in no true text of a list
     "new_to_general",  # words that the model of English in general has not seen
@@ -90,11 +92,13 @@ class Knowledge:
         table: Phrases learned from lists.
         references: n-gram model of the true texts of these lists.
         general: n-gram model of English in general, where there is one.
+        recognizer: The recogniser's own, where it is known.
     """
 
     table: PhraseTable
     references: NgramLm
     general: NgramLm | None = None
+    recognizer: PocketsphinxLm | None = None
 
     @functools.cached_property
     def lm(self) -> LanguageModel:
@@ -122,6 +126,7 @@ def measure(view: ListView, candidates: Sequence[Candidate], knowledge: Knowledg
     references, general = knowledge.references, knowledge.general
     reference_lm = references.log_probs(texts)
     general_lm = general.log_probs(texts) if general is not None else [0.0] * len(texts)
+    recognizer_lm = knowledge.recognizer.log_probs(texts) if knowledge.recognizer is not None else [0.0] * len(texts)
     others = [frozenset(text) for text in view.hypotheses[1:]]
     sounds = [[phone for word in text for phone in phones_of(word)] for text in texts]
     rows = np.empty((len(candidates), len(FEATURES)))
@@ -135,6 +140,7 @@ def measure(view: ListView, candidates: Sequence[Candidate], knowledge: Knowledg
             best.lm,
             reference_lm[number],
             general_lm[number],
+            recognizer_lm[number],
             len(candidate.words),
             sum(word not in references for word in candidate.words),
             sum(word not in general for word in candidate.words) if general is not None else 0,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from audio_llm.ger.features import FEATURES, NEURAL_FEATURES, Knowledge, ListVie
 from audio_llm.ger.phrase_table import PhraseTable, Replacement, TableSettings, Words
 from audio_llm.ger.reranker import LinearReranker, expected_errors
 from audio_llm.lm.ngram import NgramLm, load_ngram
+from audio_llm.lm.pocketsphinx_lm import PocketsphinxLm
 from audio_llm.nbest import NBest
 from audio_llm.text import get_normalizer
 
@@ -39,6 +40,7 @@ class PhraseSettings:
         order: Of the n-gram model of the references.
         language_model: Name of an n-gram model of English in general, or its folder; empty: none. It is not saved with
             the corrector, which then needs it.
+        recognizer_lm: `pocketsphinx` for lists of that recogniser: its own n-gram model, which is part of its scores.
         folds: The reranker learns from candidates that tables of the other folds made.
         reranker_lists: Lists it learns from at most.
         shortlist: Candidates that a neural corrector judges.
@@ -51,6 +53,7 @@ class PhraseSettings:
     normalizer: str = "spoken"
     order: int = 3
     language_model: str = "novels-3gram"
+    recognizer_lm: Literal["", "pocketsphinx"] = ""
     folds: int = 5
     reranker_lists: int = 4000
     shortlist: int = 10
@@ -208,7 +211,8 @@ class PhraseCorrector:
             if settings.language_model:
                 general = load_ngram(find_companion(path, settings.language_model, config["general_sha256"]))
             references = NgramLm.from_arrays(arrays, config["unknown_types"])
-            knowledge = Knowledge(_table_from_arrays(arrays, settings.table.discount), references, general)
+            table = _table_from_arrays(arrays, settings.table.discount)
+            knowledge = Knowledge(table, references, general, load_recognizer_lm(settings))
             kind = ListKind(**config["kind"]) if "kind" in config and gate else None
             second = None
             if neural and "neural" in config:
@@ -256,6 +260,11 @@ class PhraseCorrector:
         words = candidates[chosen].words
         changes = describe_edits(view.hypotheses, words, self.name)
         return Correction(nbest.id, " ".join(words), nbest.best, False, told, changes, confidence)
+
+
+def load_recognizer_lm(settings: PhraseSettings) -> PocketsphinxLm | None:
+    """Return the recogniser's own n-gram model, where the settings name one."""
+    return PocketsphinxLm() if settings.recognizer_lm == "pocketsphinx" else None
 
 
 def shortlist(scores: np.ndarray, count: int) -> list[int]:

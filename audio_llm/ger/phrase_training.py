@@ -14,7 +14,14 @@ from audio_llm.errors import DataError
 from audio_llm.ger.candidates import Candidate, add_written, make_candidates
 from audio_llm.ger.familiar import ListKind
 from audio_llm.ger.features import Knowledge, ListView, add_neural, measure
-from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings, SecondOpinion, list_words, shortlist
+from audio_llm.ger.phrase import (
+    PhraseCorrector,
+    PhraseSettings,
+    SecondOpinion,
+    list_words,
+    load_recognizer_lm,
+    shortlist,
+)
 from audio_llm.ger.phrase_table import Words, learn_phrases
 from audio_llm.ger.reranker import LinearReranker, expected_errors, train_reranker
 from audio_llm.lm.kneser_ney import train_ngram
@@ -149,7 +156,7 @@ def _learn(
 ) -> Knowledge:
     table = learn_phrases([(e.view.hypotheses, e.reference) for e in examples], settings.table)
     texts = [" ".join(e.reference) for e in examples] + [" ".join(words) for words in sentences]
-    return Knowledge(table, train_ngram(texts, order=settings.order), general)
+    return Knowledge(table, train_ngram(texts, order=settings.order), general, load_recognizer_lm(settings))
 
 
 def _score(

@@ -201,7 +201,8 @@ def stage_own(output: Path, asr: str, arm: str) -> None:
     data.check_no_leak(
         [nbest.reference or "" for nbest in train], [n.reference or "" for lists in sets.values() for n in lists]
     )
-    found = _correctors(train, _neural_folds(output / "own", f"{asr}-{arm}"))
+    own_lm = "pocketsphinx" if asr == "sphinx" else ""
+    found = _correctors(train, _neural_folds(output / "own", f"{asr}-{arm}"), own_lm)
     found["phrase + neural"].corrector.save(output / f"own-{asr}", {"recipe": "recipes/ger", "lists": len(train)})
     sets["all of them"] = list({nbest.id: nbest for lists in sets.values() for nbest in lists}.values())
     for name, lists in sets.items():
@@ -262,9 +263,10 @@ def _first_rate(lists: Sequence[NBest]) -> float:
     return word_errors([nbest.reference or "" for nbest in lists], [nbest.best for nbest in lists]).rate
 
 
-def _correctors(lists: Sequence[NBest], neural: NeuralFolds) -> dict[str, Any]:
+def _correctors(lists: Sequence[NBest], neural: NeuralFolds, recognizer_lm: Any = "") -> dict[str, Any]:
     """Return what is trained on lists: rescoring, and the phrase corrector without and with a second opinion."""
-    both = PhraseCorrector.train(lists, data.SEED, PhraseSettings(folds=FOLDS), neural=neural)
+    settings = PhraseSettings(folds=FOLDS, recognizer_lm=recognizer_lm)
+    both = PhraseCorrector.train(lists, data.SEED, settings, neural=neural)
     return {
         "trigram rescoring": systems.train_rescoring(load_ngram(LANGUAGE_MODEL), lists),
         "phrase": systems.Texts(replace(both, second=None)),
