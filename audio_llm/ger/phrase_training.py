@@ -182,7 +182,7 @@ def _judge(
 
 
 def _choose_margin(folds: Sequence[Sequence[_Scored]], cost: float) -> float:
-    """Return the widest margin that costs no more than that share of the gain, on lists the reranker did not see."""
+    """Return the widest margin that costs no more than `PhraseSettings.margin_cost`, on lists not learned from."""
     errors = np.zeros(len(_MARGINS))
     for held_out, judged in enumerate(folds):
         learned = [part for number, part in enumerate(folds) if number != held_out and part]
@@ -194,5 +194,5 @@ def _choose_margin(folds: Sequence[Sequence[_Scored]], cost: float) -> float:
             best = int(np.argmin(expected))
             changes = expected[0] - expected[best] > np.array(_MARGINS)
             errors += np.where(changes, one.errors[best], one.errors[0])
-    allowed = errors.min() + cost * (errors[-1] - errors.min())
+    allowed = errors.min() + cost * min(errors.min(), errors[-1] - errors.min())
     return max(margin for margin, wrong in zip(_MARGINS, errors, strict=True) if wrong <= allowed)
