@@ -44,8 +44,8 @@ class PhraseSettings:
         folds: The reranker learns from candidates that tables of the other folds made.
         reranker_lists: Lists it learns from at most.
         shortlist: Candidates that a neural corrector judges.
-        margin_cost: The margin is as wide as this share of the errors that are gained, or of those that remain where they
-            are fewer, allows; so that right texts stay as they are.
+        margin_cost: The margin is so wide that it costs this share of the errors that are gained, or of those that
+            remain where they are fewer; so that right texts stay as they are.
         table: How the phrase table is learned.
         beam: How candidates are searched.
     """

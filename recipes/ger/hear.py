@@ -23,8 +23,8 @@ from audio_llm.simulation.mono import add_noise
 from audio_llm.text import DEFAULT_NORMALIZER
 
 CLEAN = "clean"
-SNRS_DB = (20, 10, 5, 0)  # of the reported sets
-TRAIN_SNR_DB = (0.0, 20.0)  # drawn for each recording of the training sets
+SNRS_DB = {"ctc": (20, 10, 5, 0), "sphinx": (30, 20, 10)}  # of the reported sets
+TRAIN_SNR_DB = {"ctc": (0.0, 20.0), "sphinx": (15.0, 40.0)}  # drawn for each recording of the training sets
 TEST_NOISE_SHARE = 0.3  # of the noise recordings; the others are for training and tuning
 DEPTH = 20  # hypotheses asked for
 MOST_WRONG = 0.6  # of the words of a list that is trained on
@@ -128,7 +128,7 @@ def _start(folder: Path, asr: str) -> None:
     from audio_llm.asr.engines import load_recognizer
 
     torch.set_num_threads(1)
-    _state.update(recognizer=load_recognizer(asr), noises={part: noises(folder, part) for part in ("train", "test")})
+    _state.update(asr=asr, recognizer=load_recognizer(asr), noises={part: noises(folder, part) for part in ("train", "test")})
 
 
 def noises(folder: Path, part: str) -> list[np.ndarray]:
@@ -148,7 +148,7 @@ def _hear_one(task: Task) -> dict[str, Any]:
     clean = audio.read(task.recording.path)
     waveform, condition = clean, task.condition
     if condition != CLEAN:
-        snr_db = rng.uniform(*TRAIN_SNR_DB) if condition == "any" else float(condition)
+        snr_db = rng.uniform(*TRAIN_SNR_DB[_state["asr"]]) if condition == "any" else float(condition)
         pool = _state["noises"][task.part]
         noise = pool[int(rng.integers(len(pool)))]
         waveform = add_noise(clean, np.roll(noise, -int(rng.integers(len(noise)))), snr_db)

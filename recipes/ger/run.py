@@ -240,7 +240,7 @@ def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
     sets = {
         (name, condition): hear.read(output / "heard" / f"{asr}-{name}.jsonl", condition)
         for name in ("kathleen", "dev-clean")
-        for condition in (hear.CLEAN, *map(str, hear.SNRS_DB))
+        for condition in (hear.CLEAN, *map(str, hear.SNRS_DB[asr]))
     }
     chosen = {key: lists for key, lists in sets.items() if lists and 0.1 <= _first_rate(lists) <= 0.6}
     lists = [nbest for some in chosen.values() for nbest in some]
