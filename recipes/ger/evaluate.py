@@ -55,6 +55,13 @@ def difference(lists: Sequence[NBest], before: Sequence[str], after: Sequence[st
     return float(low), float(high)
 
 
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of (lists,) values."""
+    draws = np.random.default_rng(1).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
 def _row(name: str, spoken: CorrectionScores, letters: CorrectionScores, ms: float) -> str:
     interval = spoken.output.interval
     cells = [

@@ -128,7 +128,9 @@ def _start(folder: Path, asr: str) -> None:
     from audio_llm.asr.engines import load_recognizer
 
     torch.set_num_threads(1)
-    _state.update(asr=asr, recognizer=load_recognizer(asr), noises={part: noises(folder, part) for part in ("train", "test")})
+    _state.update(
+        asr=asr, recognizer=load_recognizer(asr), noises={part: noises(folder, part) for part in ("train", "test")}
+    )
 
 
 def noises(folder: Path, part: str) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import data
 import evaluate
 import hear
 import numpy as np
+import plot
 import speech_sets
 import systems
 
@@ -33,6 +35,7 @@ from audio_llm.ger.small_lm import SmallLmSettings, create_small_lm
 from audio_llm.ger.train import GerTrainConfig, train_ger
 from audio_llm.lm.kneser_ney import train_ngram
 from audio_llm.lm.ngram import load_ngram
+from audio_llm.list_metrics import score_corrections
 from audio_llm.metrics import word_errors
 from audio_llm.nbest import NBest
 from audio_llm.simulation.confusions import learn_confusions
@@ -44,6 +47,8 @@ CONFIG = Path(__file__).resolve().parent / "config"
 COPIES = 3  # lists made up of each sentence
 SHORT_SHARE = 0.1  # of the lists have 1 to 4 hypotheses
 FOLDS = 5
+CURVE = (250, 500, 1000, 2000, 10_000)  # lists
+PICTURE = Path(__file__).resolve().parent / "results.png"
 NOISE_ARMS = {
     "ger": ["ger.use_noise=false"],
     "ger+E": [],
@@ -181,7 +186,7 @@ def stage_domains(folder: Path, output: Path, base: Path) -> None:
 
 def stage_adapt(output: Path, base: Path, asr: str, arm: str, fold: str, minutes: float, resume: bool) -> None:
     """Adapt the base model to a recogniser's lists of real speech; `fold` as in stage atis, without `held-out`."""
-    found = [hear.read_data(output / "heard" / f"{asr}-{name}.jsonl") for name in OWN_TRAIN]
+    found = [hear.read_data(output / "heard" / f"{asr}-{name}.jsonl", hear.CLEAN, 1.0) for name in OWN_TRAIN]
     lists = sum(found[1:], found[0])
     fold_of = _folds(_own_lists(output, asr))
     if fold in ("0", "1"):
@@ -195,16 +200,14 @@ def stage_adapt(output: Path, base: Path, asr: str, arm: str, fold: str, minutes
 
 def stage_own(output: Path, asr: str, arm: str) -> None:
     """Correct lists that one of the project's own recognisers made of real speech; keep the corrector."""
-    heard = output / "heard"
-    train = _own_lists(output, asr)
-    sets = {name: hear.read(heard / f"{asr}-{name}.jsonl", hear.CLEAN) for name in OWN_TEST}
+    train, sets = _own_lists(output, asr), _own_sets(output, asr)
     data.check_no_leak(
         [nbest.reference or "" for nbest in train], [n.reference or "" for lists in sets.values() for n in lists]
     )
     own_lm = "pocketsphinx" if asr == "sphinx" else ""
     found = _correctors(train, _neural_folds(output / "own", f"{asr}-{arm}"), own_lm)
     found["phrase + neural"].corrector.save(output / f"own-{asr}", {"recipe": "recipes/ger", "lists": len(train)})
-    sets["all of them"] = list({nbest.id: nbest for lists in sets.values() for nbest in lists}.values())
+    sets["all of them"] = _all_of(sets)
     for name, lists in sets.items():
         store = output / "out" / f"{asr}-{name}.json"
         print(f"### {asr}, {name}: {len(lists)} lists\n")
@@ -227,16 +230,19 @@ def stage_noise(folder: Path, output: Path, base: Path, arm: str, minutes: float
 def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
     """Compare the arms on noisy speech: with the noise embedding, without, and with a wrong one."""
     found: dict[str, systems.System] = {"1-best": systems.first, "oracle of 20": systems.best_possible}
+    correctors: dict[str, files.Built] = {}
     for arm in NOISE_ARMS:
         model = output / "noise" / f"{asr}-{arm}" / "best"
         if not model.exists():
             continue
-        built = files.load(model)
-        found |= _neural_systems(model, arm)
+        correctors[arm] = built = files.load(model)
         if built.collator.encoder is not None:
             for control in ("zero", "shuffled", "random"):
                 other = replace(built, collator=systems.WrongNoise.of(built.collator, control))
-                found[f"{arm}, free, E {control}"] = systems.Texts(GerCorrector(other, "free", gate=False))
+                correctors[f"{arm}, E {control}"] = other
+    for name, built in correctors.items():
+        for mode in ("free", "slots"):
+            found[f"{name}, {mode}"] = systems.Texts(GerCorrector(built, mode, gate=False))  # type: ignore[arg-type]
     sets = {
         (name, condition): hear.read(output / "heard" / f"{asr}-{name}.jsonl", condition)
         for name in ("kathleen", "dev-clean")
@@ -253,10 +259,52 @@ def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
         part = {n: t if n.endswith("/ms") else [t[row] for row in rows] for n, t in texts.items()}
         print(f"### {asr}, {name}, {condition}: {len(rows)} lists\n")
         print(evaluate.table([lists[row] for row in rows], part))
-    free = [name for name in texts if "free" in name and not name.endswith("/ms")]
-    for before, after in itertools.permutations(free, 2):
-        low, high = evaluate.difference(lists, texts[before], texts[after])
-        print(f"{after} against {before}: {low:+.2f} to {high:+.2f} points of WER (95 %)")
+    for mode in ("free", "slots"):
+        names = [f"{name}, {mode}" for name in correctors]
+        for before, after in itertools.combinations(names, 2):
+            low, high = evaluate.difference(lists, texts[before], texts[after])
+            print(f"{before} against {after}: {-high:+.2f} to {-low:+.2f} points of WER (95 %)")
+    surprises = {name: systems.surprise(built, lists) for name, built in correctors.items()}
+    for name, values in surprises.items():
+        print(f"{name}: {values.mean():.3f} nats a word of the true text")
+    for before, after in itertools.combinations(surprises, 2):
+        low, high = evaluate.mean_interval(surprises[before] - surprises[after])
+        print(f"{before} against {after}: {low:+.3f} to {high:+.3f} nats a word (95 %)")
+
+
+def stage_curve(folder: Path, output: Path) -> None:
+    """Train the phrase corrector on more and more of ATIS' lists; write and print what it makes of the test."""
+    parts = data.atis_parts(folder)
+    train = [*parts["train"], *parts["held-out"], *parts["tune"]]
+    order = np.random.default_rng(data.SEED).permutation(len(train))
+    references = [nbest.reference or "" for nbest in parts["test"]]
+    rates: dict[str, float] = {}
+    for count in CURVE:
+        corrector = PhraseCorrector.train([train[i] for i in order[:count]], data.SEED, PhraseSettings(folds=FOLDS))
+        texts = systems.Texts(corrector)(parts["test"])
+        rates[str(min(count, len(train)))] = rate = word_errors(references, texts).rate
+        print(f"{min(count, len(train))} lists: {100 * rate:.2f} %")
+    (output / "curve.json").write_text(json.dumps(rates))
+
+
+def stage_plot(folder: Path, output: Path) -> None:
+    """Draw the curves and the sets that the other stages have left in the output folder."""
+    sets = {name: data.lists(folder, name) for name in (data.ATIS_TEST, *data.REPORTED)}
+    sets["own recogniser"] = _all_of(_own_sets(output, "sphinx"))
+    stores = {data.ATIS_TEST: "atis-both", "own recogniser": "sphinx-all of them"}
+    rows = {}
+    for name, lists in sets.items():
+        texts = json.loads((output / "out" / f"{stores.get(name, name)}.json").read_text())["phrase + neural"]
+        rows[name] = score_corrections(lists, texts, DEFAULT_NORMALIZER)
+    plot.draw(json.loads((output / "curve.json").read_text()), output / "base" / "train.jsonl", rows, PICTURE)
+
+
+def _own_sets(output: Path, asr: str) -> dict[str, list[NBest]]:
+    return {name: hear.read(output / "heard" / f"{asr}-{name}.jsonl", hear.CLEAN) for name in OWN_TEST}
+
+
+def _all_of(sets: Mapping[str, Sequence[NBest]]) -> list[NBest]:
+    return list({nbest.id: nbest for lists in sets.values() for nbest in lists}.values())
 
 
 def _first_rate(lists: Sequence[NBest]) -> float:
@@ -282,7 +330,7 @@ def _neural_folds(folder: Path, name: str) -> NeuralFolds:
 
 
 def _own_lists(output: Path, asr: str) -> list[NBest]:
-    return [nbest for name in OWN_TRAIN for nbest in hear.read(output / "heard" / f"{asr}-{name}.jsonl")]
+    return [nbest for name in OWN_TRAIN for nbest in hear.read(output / "heard" / f"{asr}-{name}.jsonl", hear.CLEAN)]
 
 
 def _looked_up(texts: Mapping[str, str]) -> systems.System:
@@ -321,6 +369,8 @@ def main() -> int:
         "noise": lambda a: stage_noise(a.data, a.output, a.base, a.noise_arm, a.max_minutes, a.asr, a.resume),
         "noise-report": lambda a: stage_noise_report(a.data, a.output, a.asr),
         "adapt": lambda a: stage_adapt(a.output, a.base, a.asr, a.arm, a.fold, a.max_minutes, a.resume),
+        "curve": lambda a: stage_curve(a.data, a.output),
+        "plot": lambda a: stage_plot(a.data, a.output),
         "own": lambda a: stage_own(a.output, a.asr, a.arm),
     }
     parser = argparse.ArgumentParser(description=__doc__)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from audio_llm.align import edit_distance
+from audio_llm.ger import decode
 from audio_llm.ger.batches import Collator
 from audio_llm.ger.files import Built
 from audio_llm.ger.neural import NeuralOpinion
@@ -22,6 +23,8 @@ from audio_llm.lm.ngram import NgramLm
 from audio_llm.metrics import oracle
 from audio_llm.nbest import NBest
 from audio_llm.text import DEFAULT_NORMALIZER
+
+_BATCH = 64  # lists; their shuffled noise embeddings are each other's
 
 System = Callable[[Sequence[NBest]], list[str]]
 
@@ -139,6 +142,18 @@ class Remembering:
         new = [words for words in candidates if (own, words) not in self._logs]
         self._logs.update(zip([(own, words) for words in new], self.opinion.log_probs(own, new), strict=True))
         return [self._logs[own, words] for words in candidates]
+
+
+def surprise(built: Built, lists: Sequence[NBest]) -> np.ndarray:
+    """Return (lists,) -log p(true text | list) over its words, its end counted as one, in nats."""
+    values = []
+    for begin in range(0, len(lists), _BATCH):
+        some = lists[begin : begin + _BATCH]
+        heard = [[" ".join(words) for words in words_of(nbest)] for nbest in some]
+        references = [DEFAULT_NORMALIZER(nbest.reference or "") for nbest in some]
+        logs = decode.log_probs(built.model, built.collator, heard, references)
+        values += [-log / (1 + len(text.split())) for log, text in zip(logs, references, strict=True)]
+    return np.array(values)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""What the stages found as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from audio_llm.list_metrics import CorrectionScores
+
+
+def draw(curve: Mapping[str, float], log: Path, rows: Mapping[str, CorrectionScores], path: Path) -> None:
+    """Draw three panels: rates by number of lists, the base model's loss by tokens, rates before and after by set.
+
+    Args:
+        curve: Number of lists -> word error rate of the phrase corrector.
+        log: train.jsonl of the base model.
+        rows: Set -> what correction changed there.
+        path: The picture; its ending says the form.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (lists, loss, sets) = pyplot.subplots(1, 3, figsize=(13, 3.8))
+    lists.plot([int(count) for count in curve], [100 * rate for rate in curve.values()], "o-")
+    lists.set(xscale="log", xlabel="training lists", ylabel="word error rate, %", title="ATIS, phrase corrector")
+    logged = [json.loads(line) for line in log.read_text().splitlines()]
+    seen = [(row["step"], row["validation"]["loss"]) for row in logged if "validation" in row]
+    loss.plot(*zip(*seen, strict=True), "o-")
+    loss.set(yscale="log", xlabel="steps", ylabel="loss, nats a token", title="base model, made-up lists")
+    for place, scores in enumerate(rows.values()):
+        before, after = 100 * scores.lists.first.counts.rate, 100 * scores.output.counts.rate
+        interval = scores.output.interval
+        sets.plot([before, after], [place, place], color="grey", linewidth=1)
+        sets.plot(before, place, "o", color="grey")
+        sets.errorbar(
+            after, place, xerr=[[after - 100 * interval.low], [100 * interval.high - after]], fmt="o", color="C0"
+        )
+    sets.set_yticks(range(len(rows)), [name.removeprefix("test_") for name in rows])
+    sets.invert_yaxis()
+    sets.set(xscale="log", xlabel="word error rate, %", title="before (grey) and after, 95 %")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
