@@ -1,4 +1,4 @@
-"""What a corrector returns, and the protocol that every corrector follows."""
+"""What a corrector returns, where its changes come from, and the protocol that every corrector follows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from audio_llm.align import align, edits
 from audio_llm.nbest import NBest
 
 
@@ -51,6 +52,54 @@ class Correction:
     reason: str
     edits: tuple[Edit, ...]
     confidence: float | None
+
+
+def describe_edits(hypotheses: Sequence[tuple[str, ...]], words: tuple[str, ...], name: str) -> tuple[Edit, ...]:
+    """Return where `words` differs from the first hypothesis, and which hypothesis has the new words there.
+
+    Args:
+        hypotheses: Hypotheses as words, best first.
+        words: The corrected text.
+        name: Source of words that no hypothesis has in that place.
+    """
+    first = hypotheses[0]
+    others = [_Aligned.of(first, other) for other in hypotheses[1:]]
+    described = []
+    for op in edits(first, words):
+        before, after = first[op.source_start : op.source_end], words[op.target_start : op.target_end]
+        sources = (n for n, other in enumerate(others, 2) if other.has(op.source_start, op.source_end, after))
+        number = next(sources, None)
+        source = name if number is None else f"hypothesis {number}"
+        described.append(Edit(op.source_start, op.source_end, " ".join(before), " ".join(after), source))
+    return tuple(described)
+
+
+@dataclass(frozen=True)
+class _Aligned:
+    """One hypothesis laid along the first: what it has for each word, and what it puts in between."""
+
+    own: tuple[tuple[str, ...], ...]
+    between: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, first: tuple[str, ...], other: tuple[str, ...]) -> _Aligned:
+        own: list[tuple[str, ...]] = [()] * len(first)
+        between: list[tuple[str, ...]] = [()] * (len(first) + 1)
+        for op in align(first, other):
+            new = other[op.target_start : op.target_end]
+            if op.kind == "insert":
+                between[op.source_start] = (*between[op.source_start], *new)
+            else:
+                own[op.source_start] = new
+        return cls(tuple(own), tuple(between))
+
+    def has(self, start: int, end: int, words: tuple[str, ...]) -> bool:
+        """Tell whether the hypothesis has these words for the words [start, end) of the first."""
+        if start == end:
+            return self.between[start] == words
+        inner = [*self.own[start], *(w for i in range(start + 1, end) for w in (*self.between[i], *self.own[i]))]
+        before, after = self.between[start], self.between[end]
+        return any(words == (*b, *inner, *a) for b in {(), before} for a in {(), after})
 
 
 class Corrector(Protocol):

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from audio_llm import hub
-from audio_llm.align import edits
 from audio_llm.asr.base import Recognizer
-from audio_llm.correction import Correction, Edit
+from audio_llm.correction import Correction, describe_edits
 from audio_llm.dlm import decode
 from audio_llm.dlm.decode import Candidate
 from audio_llm.dlm.dsr import Heard, Pools
@@ -157,7 +156,8 @@ class DlmCorrector:
         if reason:
             confidence = _certainty(-gain) if candidate.text != proposal.heard else _probability(candidate)
             return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), confidence if nbest.best else None)
-        found = tuple(find_edits(proposal.heard, candidate.text, proposal.texts, self.name))
+        heard = [tuple(text.split()) for text in (proposal.heard, *proposal.texts[1:])]
+        found = describe_edits(heard, tuple(candidate.text.split()), self.name)
         return Correction(nbest.id, candidate.text, nbest.best, False, f"gain {gain:.1f}", found, _certainty(gain))
 
     def _greedy(self, heard: Sequence[tuple[str, ...]]) -> list[Proposal]:
@@ -252,22 +252,6 @@ def _prior(texts: Sequence[str], language_model: NgramLm | None) -> list[float]:
     if language_model is None:
         return [0.0] * len(texts)
     return language_model.log_probs([text.split() for text in texts])
-
-
-def find_edits(heard: str, corrected: str, texts: Sequence[str], name: str) -> list[Edit]:
-    """Return the differences, each with the first hypothesis that has the new words in a row, or `name`."""
-    before, after = heard.split(), corrected.split()
-    found = []
-    for op in edits(before, after):
-        new = " ".join(after[op.target_start : op.target_end])
-        source = name
-        for rank, text in enumerate(texts[1:], 2):
-            if new and f" {new} " in f" {text} ":
-                source = f"hypothesis {rank}"
-                break
-        old = " ".join(before[op.source_start : op.source_end])
-        found.append(Edit(op.source_start, op.source_end, old, new, source))
-    return found
 
 
 def _load_language_model(folder: Path, settings: DecodingSettings) -> NgramLm | None:

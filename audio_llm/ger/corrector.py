@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.correction import Correction
+from audio_llm.correction import Correction, describe_edits
 from audio_llm.errors import OutOfMemoryError, UsageError
 from audio_llm.ger import decode, files
 from audio_llm.ger.decode import Written
-from audio_llm.ger.phrase import describe_edits
 from audio_llm.ger.settings import MODES, Mode
 from audio_llm.ger.word_graph import any_words, slots
 from audio_llm.nbest import NBest

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from audio_llm.align import align, edits
-from audio_llm.correction import Correction, Edit
+from audio_llm.correction import Correction, describe_edits
 from audio_llm.errors import ModelFormatError, UsageError
 from audio_llm.ger.candidates import BeamSettings, add_written, make_candidates
 from audio_llm.ger.familiar import ListKind
@@ -277,54 +276,6 @@ def list_words(nbest: NBest, normalizer: str) -> list[Words]:
     """Return the words of every hypothesis of a list, normalised."""
     normalize = get_normalizer(normalizer)
     return [tuple(normalize(text).split()) for text in nbest.texts]
-
-
-def describe_edits(hypotheses: Sequence[Words], words: Words, name: str) -> tuple[Edit, ...]:
-    """Return where `words` differs from the first hypothesis, and which hypothesis has the new words there.
-
-    Args:
-        hypotheses: Distinct hypotheses, best first.
-        words: The corrected text.
-        name: Source of words that no hypothesis has in that place.
-    """
-    first = hypotheses[0]
-    others = [_Aligned.of(first, other) for other in hypotheses[1:]]
-    described = []
-    for op in edits(first, words):
-        before, after = first[op.source_start : op.source_end], words[op.target_start : op.target_end]
-        sources = (n for n, other in enumerate(others, 2) if other.has(op.source_start, op.source_end, after))
-        number = next(sources, None)
-        source = name if number is None else f"hypothesis {number}"
-        described.append(Edit(op.source_start, op.source_end, " ".join(before), " ".join(after), source))
-    return tuple(described)
-
-
-@dataclass(frozen=True)
-class _Aligned:
-    """One hypothesis laid along the first: what it has for each word, and what it puts in between."""
-
-    own: tuple[Words, ...]
-    between: tuple[Words, ...]
-
-    @classmethod
-    def of(cls, first: Words, other: Words) -> _Aligned:
-        own: list[Words] = [()] * len(first)
-        between: list[Words] = [()] * (len(first) + 1)
-        for op in align(first, other):
-            new = other[op.target_start : op.target_end]
-            if op.kind == "insert":
-                between[op.source_start] = (*between[op.source_start], *new)
-            else:
-                own[op.source_start] = new
-        return cls(tuple(own), tuple(between))
-
-    def has(self, start: int, end: int, words: Words) -> bool:
-        """Tell whether the hypothesis has these words for the words [start, end) of the first."""
-        if start == end:
-            return self.between[start] == words
-        inner = [*self.own[start], *(w for i in range(start + 1, end) for w in (*self.between[i], *self.own[i]))]
-        before, after = self.between[start], self.between[end]
-        return any(words == (*b, *inner, *a) for b in {(), before} for a in {(), after})
 
 
 _CARD = """# Phrase corrector

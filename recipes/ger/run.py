@@ -48,7 +48,6 @@ COPIES = 3  # lists made up of each sentence
 SHORT_SHARE = 0.1  # of the lists have 1 to 4 hypotheses
 FOLDS = 5
 CURVE = (250, 500, 1000, 2000, 10_000)  # lists
-PICTURE = Path(__file__).resolve().parent / "results.png"
 NOISE_ARMS = {
     "ger": ["ger.use_noise=false"],
     "ger+E": [],
@@ -296,7 +295,7 @@ def stage_plot(folder: Path, output: Path) -> None:
     for name, lists in sets.items():
         texts = json.loads((output / "out" / f"{stores.get(name, name)}.json").read_text())["phrase + neural"]
         rows[name] = score_corrections(lists, texts, DEFAULT_NORMALIZER)
-    plot.draw(json.loads((output / "curve.json").read_text()), output / "base" / "train.jsonl", rows, PICTURE)
+    plot.draw(json.loads((output / "curve.json").read_text()), output / "base" / "train.jsonl", rows, output / "results.png")
 
 
 def _own_sets(output: Path, asr: str) -> dict[str, list[NBest]]:

@@ -18,7 +18,7 @@ from audio_llm.asr.ctc import CtcRecognizer
 from audio_llm.asr.ctc_model import CtcConfig, CtcModel
 from audio_llm.correction import Edit
 from audio_llm.dlm import decode, vocab
-from audio_llm.dlm.corrector import DlmCorrector, find_edits, list_weights
+from audio_llm.dlm.corrector import DlmCorrector, list_weights
 from audio_llm.dlm.dsr import Heard, Pools
 from audio_llm.dlm.model import DenoisingLM, ModelConfig, save
 from audio_llm.dlm.rescore import Scales, choose
@@ -344,29 +344,6 @@ def test_weights_come_from_scores_where_all_have_one_else_from_ranks() -> None:
     assert list_weights(scored, ["a mat", "a hat"], spoken, settings) == [-4.0, -6.0]
     missing = nbest("a mat", "a hat", "a cat", scores=[-4.0, None, -9.0])
     assert list_weights(missing, ["a mat", "a hat", "a cat"], spoken, settings) == [0.0, -0.25, -0.5]
-
-
-@pytest.mark.parametrize(
-    "heard, corrected, edits",
-    [
-        ("a b c", "a b c", []),
-        ("a b c", "a x c", [Edit(1, 2, "b", "x", "dlm")]),
-        ("a b c", "a c", [Edit(1, 2, "b", "", "dlm")]),
-        ("a c", "a b c", [Edit(1, 1, "", "b", "hypothesis 2")]),
-        ("a b c d e", "x b y z", [Edit(0, 1, "a", "x", "dlm"), Edit(2, 5, "c d e", "y z", "hypothesis 3")]),
-        ("art", "a r", [Edit(0, 1, "art", "a r", "dlm")]),
-    ],
-)
-def test_edits_are_at_words_and_name_the_first_hypothesis_that_has_them(
-    heard: str, corrected: str, edits: list[Edit]
-) -> None:
-    texts = [heard, "b or cart", "y z b", "y z"]
-    found = find_edits(heard, corrected, texts, "dlm")
-    assert found == edits
-    words = heard.split()
-    for edit in reversed(found):  # the edits turn the one into the other
-        words[edit.start : edit.end] = edit.after.split()
-    assert words == corrected.split()
 
 
 def test_edits_rebuild_the_correction_from_the_normalised_input() -> None:

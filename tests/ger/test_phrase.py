@@ -14,7 +14,7 @@ import pytest
 from audio_llm.align import EditCounts, count_edits
 from audio_llm.correction import Correction
 from audio_llm.errors import DataError, ModelFormatError, ModelNotFoundError
-from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings, describe_edits
+from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings
 from audio_llm.ger.reranker import expected_errors, train_reranker
 from audio_llm.nbest import Hypothesis, NBest
 
@@ -123,13 +123,6 @@ def test_edits_rebuild_the_text_and_name_their_source(corrector: PhraseCorrector
         assert correction.confidence is not None
         assert 0 < correction.confidence <= 1
     assert sources == {"hypothesis", "phrase"}
-
-
-def test_sources_of_edits_by_hand() -> None:
-    hypotheses = [("a", "b", "c"), ("a", "x", "c"), ("a", "x", "d")]
-    first, second = describe_edits(hypotheses, ("a", "x", "c", "d"), "phrase")
-    assert (first.start, first.end, first.before, first.after, first.source) == (1, 2, "b", "x", "hypothesis 2")
-    assert (second.start, second.end, second.before, second.after, second.source) == (3, 3, "", "d", "phrase")
 
 
 def test_kept_texts_are_returned_as_they_were_written(corrector: PhraseCorrector) -> None:

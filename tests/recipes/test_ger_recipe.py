@@ -33,7 +33,7 @@ def add_lists(data: Path) -> None:
     for name in ("test_wsj_score", "test_lrs2", "test_swbd"):
         (data / "nbest" / f"{name}.json").write_text(json.dumps(lists[70:74]))
     for name, source in (("test_ls_clean", "ls_other"), ("test_ls_other", "ls_other"), ("test_cv", "cv")):
-        some = json.loads((SAMPLES / f"{source}.json").read_text())[10:16]
+        some = json.loads((SAMPLES / f"{source}.json").read_text())[10:26]
         (data / "nbest" / f"{name}.json").write_text(json.dumps(some))
     folder = data / "audio" / "noise" / "few"
     folder.mkdir(parents=True)
@@ -53,9 +53,10 @@ def hear_by_hand(output: Path) -> None:
     for number, name in enumerate(names):
         rows = [
             {"id": f"{name}-{i}", "hypotheses": [{"text": t, "score": -r} for r, t in enumerate(entry["input"])]}
-            | {"reference": entry["output"], "condition": "clean", "noisy": [0.0], "clean": [0.0]}
+            | {"reference": entry["output"], "condition": "clean", "noisy": [0.1 * i, 1.0], "clean": [0.0, i]}
             for i, entry in enumerate(lists[10 * number : 10 * number + 10])
         ]
+        rows += [row | {"id": f"{row['id']}@any", "condition": "any"} for row in rows]
         (output / "heard" / f"sphinx-{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -88,5 +89,16 @@ def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path, tiny_data: Call
     assert "### test_swbd: 4 lists" in domains
     assert "| trigram rescoring |" in domains
     hear_by_hand(output)
-    assert "### sphinx, all of them: 40 lists" in stage("own", *base)
+    for fold in ("0", "1", "all"):
+        stage("adapt", *base, "--arm", "all+E", "--fold", fold)
+    assert "### sphinx, all of them: 40 lists" in stage("own", "--arm", "all+E")
+    assert (output / "own-sphinx" / "model.safetensors").exists()
+    assert stage("curve").endswith("%\n")
+    stage("plot")
+    assert (output / "results.png").stat().st_size > 10_000
+    for arm in ("ger", "ger+E", "ger+E+MINE"):
+        stage("noise", *base, "--noise-arm", arm)
+    report = stage("noise-report")
+    assert "| ger+E, E shuffled, slots |" in report
+    assert "ger against ger+E: " in report
     shutil.rmtree(output)
