@@ -104,7 +104,7 @@ class SentenceEncoder:
             self._model = SentenceTransformer(folder, device="cpu", local_files_only=True)
         except (OSError, ValueError) as error:
             raise ModelNotFoundError(f"not a sentence-transformers model: {error}", path=folder) from None
-        self.width = int(self._model.get_sentence_embedding_dimension() or 0)
+        self.width = int(self._model.encode(["a"], show_progress_bar=False).shape[1])
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return (len(texts), d) float32."""

@@ -217,9 +217,10 @@ def stage_noise(folder: Path, output: Path, base: Path, arm: str, minutes: float
     """Adapt the base model to a recogniser's lists of noisy speech."""
     heard = output / "heard"
     config = load_config(GerTrainConfig, CONFIG / "adapt.yaml", NOISE_ARMS[arm])
-    train = hear.read_data(heard / f"{asr}-train.jsonl", "any")
-    tuning = hear.read_data(heard / f"{asr}-tune-kathleen.jsonl", "any")
-    tuning += hear.read_data(heard / f"{asr}-tune-dev-clean.jsonl", "any")
+    train = hear.read_data(heard / f"{asr}-train.jsonl")
+    tuning = hear.read_data(heard / f"{asr}-tune-kathleen.jsonl") + hear.read_data(
+        heard / f"{asr}-tune-dev-clean.jsonl"
+    )
     target = output / "noise" / f"{asr}-{arm}"
     options: dict[str, Any] = {"max_minutes": minutes, "resume": resume}
     options["provenance"] = {"recipe": "recipes/ger", "arm": arm}
@@ -295,7 +296,9 @@ def stage_plot(folder: Path, output: Path) -> None:
     for name, lists in sets.items():
         texts = json.loads((output / "out" / f"{stores.get(name, name)}.json").read_text())["phrase + neural"]
         rows[name] = score_corrections(lists, texts, DEFAULT_NORMALIZER)
-    plot.draw(json.loads((output / "curve.json").read_text()), output / "base" / "train.jsonl", rows, output / "results.png")
+    plot.draw(
+        json.loads((output / "curve.json").read_text()), output / "base" / "train.jsonl", rows, output / "results.png"
+    )
 
 
 def _own_sets(output: Path, asr: str) -> dict[str, list[NBest]]:

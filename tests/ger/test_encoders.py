@@ -87,9 +87,6 @@ class _Sentences:
         if not Path(folder).is_dir():
             raise OSError(f"no file in {folder}")
 
-    def get_sentence_embedding_dimension(self) -> int:
-        return 2
-
     def encode(self, texts: list[str], show_progress_bar: bool) -> np.ndarray:
         assert all(texts)
         return np.array([[len(text), 1] for text in texts], dtype=np.float32)
