@@ -56,6 +56,7 @@ NEURAL_FEATURES = (
     "neural",  # log p(text | list) of the neural corrector, against the first hypothesis'
     "neural_mean",  # the same over the words of the text
     "neural_written",  # it is what the neural corrector writes by itself
+    "neural_alone",  # log p(text) without a list, against the first hypothesis'
 )
 
 
@@ -183,7 +184,11 @@ def _changes(
 
 
 def add_neural(
-    rows: np.ndarray, candidates: Sequence[Candidate], log_probs: Sequence[float], written: Words
+    rows: np.ndarray,
+    candidates: Sequence[Candidate],
+    log_probs: Sequence[float],
+    alone: Sequence[float],
+    written: Words,
 ) -> np.ndarray:
     """Return (candidates, len(FEATURES) + len(NEURAL_FEATURES)) float64.
 
@@ -191,9 +196,10 @@ def add_neural(
         rows: What `measure` gave for the candidates.
         candidates: The first one is the first hypothesis.
         log_probs: The neural corrector's, of each candidate.
+        alone: The same without the list.
         written: What it writes by itself.
     """
-    gains = np.array(log_probs) - log_probs[0]
+    gains, by_itself = (np.array(logs) - logs[0] for logs in (log_probs, alone))
     words = np.array([max(1, len(candidate.words)) for candidate in candidates])
     own = np.array([candidate.words == written for candidate in candidates], dtype=np.float64)
-    return np.column_stack([rows, gains, gains / words, own])
+    return np.column_stack([rows, gains, gains / words, own, by_itself])

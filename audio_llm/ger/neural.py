@@ -40,6 +40,10 @@ class NeuralOpinion:
         texts = [" ".join(words) for words in candidates]
         return decode.score_candidates(self.built.model, self.built.collator, self._shown(hypotheses), texts)
 
+    def log_probs_alone(self, candidates: Sequence[Words]) -> list[float]:
+        """Return the natural log probability of each candidate where nothing was heard: as English of the domain."""
+        return self.log_probs([()], candidates)
+
     def _shown(self, hypotheses: Sequence[Words]) -> list[str]:
         count = self.built.model.settings.prompt.hypotheses
         return [" ".join(words) for words in hypotheses[:count]]

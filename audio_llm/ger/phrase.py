@@ -12,7 +12,7 @@ import numpy as np
 
 from audio_llm.correction import Correction, describe_edits
 from audio_llm.errors import ModelFormatError, UsageError
-from audio_llm.ger.candidates import BeamSettings, add_written, make_candidates
+from audio_llm.ger.candidates import BeamSettings, Candidate, add_written, make_candidates
 from audio_llm.ger.familiar import ListKind
 from audio_llm.ger.features import FEATURES, NEURAL_FEATURES, Knowledge, ListView, add_neural, measure
 from audio_llm.ger.phrase_table import PhraseTable, Replacement, TableSettings, Words
@@ -244,8 +244,8 @@ class PhraseCorrector:
         if self.second is not None:
             kept = shortlist(scores, self.settings.shortlist)
             candidates, rows = [candidates[number] for number in kept], rows[kept]
-            log_probs = self.second.neural.log_probs(texts, [candidate.words for candidate in candidates])
-            scores = self.second.reranker.scores(add_neural(rows, candidates, log_probs, written))
+            rows = add_opinion(rows, candidates, self.second.neural, texts, written)
+            scores = self.second.reranker.scores(rows)
             margin = self.second.margin
         errors = expected_errors(scores, [candidate.words for candidate in candidates])
         best = int(np.argmin(errors))
@@ -259,6 +259,22 @@ class PhraseCorrector:
         words = candidates[chosen].words
         changes = describe_edits(view.hypotheses, words, self.name)
         return Correction(nbest.id, " ".join(words), nbest.best, False, told, changes, confidence)
+
+
+def add_opinion(
+    rows: np.ndarray, candidates: Sequence[Candidate], neural: NeuralOpinion, heard: Sequence[Words], written: Words
+) -> np.ndarray:
+    """Return `features.add_neural` with what a neural corrector says of each candidate.
+
+    Args:
+        rows: What `features.measure` gave for the candidates.
+        candidates: The first hypothesis first.
+        neural: The neural corrector.
+        heard: The list's hypotheses as words, best first, with duplicates.
+        written: What it writes by itself.
+    """
+    texts = [candidate.words for candidate in candidates]
+    return add_neural(rows, candidates, neural.log_probs(heard, texts), neural.log_probs_alone(texts), written)
 
 
 def load_recognizer_lm(settings: PhraseSettings) -> PocketsphinxLm | None:

@@ -13,11 +13,12 @@ from audio_llm.align import edit_distance
 from audio_llm.errors import DataError
 from audio_llm.ger.candidates import Candidate, add_written, make_candidates
 from audio_llm.ger.familiar import ListKind
-from audio_llm.ger.features import Knowledge, ListView, add_neural, measure
+from audio_llm.ger.features import Knowledge, ListView, measure
 from audio_llm.ger.phrase import (
     PhraseCorrector,
     PhraseSettings,
     SecondOpinion,
+    add_opinion,
     list_words,
     load_recognizer_lm,
     shortlist,
@@ -176,8 +177,7 @@ def _judge(
     kept = shortlist(reranker.scores(one.features), settings.shortlist)
     candidates = [judged.candidates[number] for number in kept]
     texts = tuple(candidate.words for candidate in candidates)
-    log_probs = opinion.log_probs(judged.example.texts, texts)
-    features = add_neural(one.features[kept], candidates, log_probs, judged.written)
+    features = add_opinion(one.features[kept], candidates, opinion, judged.example.texts, judged.written)
     return _Scored(features, one.errors[kept], texts)
 
 

@@ -143,6 +143,10 @@ class Remembering:
         self._logs.update(zip([(own, words) for words in new], self.opinion.log_probs(own, new), strict=True))
         return [self._logs[own, words] for words in candidates]
 
+    def log_probs_alone(self, candidates: Sequence[Words]) -> list[float]:
+        """Do as `NeuralOpinion.log_probs_alone`."""
+        return self.log_probs([()], candidates)
+
 
 def surprise(built: Built, lists: Sequence[NBest]) -> np.ndarray:
     """Return (lists,) -log p(true text | list) over its words, its end counted as one, in nats."""
