@@ -158,22 +158,30 @@ def stage_atis_both(folder: Path, output: Path, arm: str) -> None:
     print(evaluate.table(parts["test"], evaluate.measure(found, parts["test"], store)))
 
 
-def stage_domains(folder: Path, output: Path, base: Path) -> None:
-    """Correct lists of other domains: LibriSpeech and Common Voice out of fold, each by itself; the others unseen."""
-    opinion: Any = systems.Remembering(NeuralOpinion(files.load(base)))
+def stage_domains(folder: Path, output: Path, base: Path | None) -> None:
+    """Correct lists of other domains: LibriSpeech and Common Voice out of fold, each by itself; the others unseen.
+
+    Args:
+        folder: The data.
+        output: Where texts go.
+        base: The base model, for a second opinion; it has seen none of the lists.
+    """
+    neural = None
+    if base is not None:
+        opinion: Any = systems.Remembering(NeuralOpinion(files.load(base)))
+        neural = NeuralFolds((opinion,) * FOLDS, opinion)
     train = {name: data.lists(folder, name) for name in data.SHIPPABLE}
     everything = [nbest for found in train.values() for nbest in found]
-    corrected: dict[str, dict[str, str]] = {name: {} for name in ("trigram rescoring", "phrase", "phrase + neural")}
+    corrected: dict[str, dict[str, str]] = {}
     for number, held_out in enumerate(data.folds(everything)):
         ids = {nbest.id for nbest in held_out}
         for names in DOMAINS.values():
             own = [nbest for name in names for nbest in train[name]]
             others, judged = [n for n in own if n.id not in ids], [n for n in own if n.id in ids]
-            found = _correctors(others, NeuralFolds((opinion,) * FOLDS, opinion))
-            for name, system in found.items():
-                corrected[name] |= dict(zip((nbest.id for nbest in judged), system(judged), strict=True))
+            for name, system in _correctors(others, neural).items():
+                corrected.setdefault(name, {}).update(zip((nbest.id for nbest in judged), system(judged), strict=True))
         logging.info("fold %d is done", number + 1)
-    unseen = _correctors(everything, NeuralFolds((opinion,) * FOLDS, opinion))
+    unseen = _correctors(everything, neural)
     for name in data.REPORTED:
         lists = train.get(name) or data.lists(folder, name)
         found = systems.baselines("oracle of 5")
@@ -294,7 +302,8 @@ def stage_plot(folder: Path, output: Path) -> None:
     stores = {data.ATIS_TEST: "atis-both", "own recogniser": "sphinx-all of them"}
     rows = {}
     for name, lists in sets.items():
-        texts = json.loads((output / "out" / f"{stores.get(name, name)}.json").read_text())["phrase + neural"]
+        found = json.loads((output / "out" / f"{stores.get(name, name)}.json").read_text())
+        texts = found.get("phrase + neural", found["phrase"])
         rows[name] = score_corrections(lists, texts, DEFAULT_NORMALIZER)
     plot.draw(
         json.loads((output / "curve.json").read_text()), output / "base" / "train.jsonl", rows, output / "results.png"
@@ -313,15 +322,15 @@ def _first_rate(lists: Sequence[NBest]) -> float:
     return word_errors([nbest.reference or "" for nbest in lists], [nbest.best for nbest in lists]).rate
 
 
-def _correctors(lists: Sequence[NBest], neural: NeuralFolds, recognizer_lm: Any = "") -> dict[str, Any]:
+def _correctors(lists: Sequence[NBest], neural: NeuralFolds | None, recognizer_lm: Any = "") -> dict[str, Any]:
     """Return what is trained on lists: rescoring, and the phrase corrector without and with a second opinion."""
     settings = PhraseSettings(folds=FOLDS, recognizer_lm=recognizer_lm)
-    both = PhraseCorrector.train(lists, data.SEED, settings, neural=neural)
-    return {
+    trained = PhraseCorrector.train(lists, data.SEED, settings, neural=neural)
+    found: dict[str, Any] = {
         "trigram rescoring": systems.train_rescoring(load_ngram(LANGUAGE_MODEL), lists),
-        "phrase": systems.Texts(replace(both, second=None)),
-        "phrase + neural": systems.Texts(both),
+        "phrase": systems.Texts(replace(trained, second=None)),
     }
+    return found if neural is None else found | {"phrase + neural": systems.Texts(trained)}
 
 
 def _neural_folds(folder: Path, name: str) -> NeuralFolds:
