@@ -21,7 +21,8 @@ class Edit:
         end: Index after the last replaced word; equal to `start` for an insertion.
         before: The replaced words, empty for an insertion.
         after: The new words, empty for a deletion.
-        source: Where the new words come from: `hypothesis 3`, or the corrector's name for words in no hypothesis.
+        source: Where the new words come from: `hypothesis 3`, the third of the list's different ones, or the
+            corrector's name for words that none has in that place.
     """
 
     start: int
@@ -63,7 +64,7 @@ def describe_edits(hypotheses: Sequence[tuple[str, ...]], words: tuple[str, ...]
         name: Source of words that no hypothesis has in that place.
     """
     first = hypotheses[0]
-    others = [_Aligned.of(first, other) for other in hypotheses[1:]]
+    others = [Alongside.of(first, other) for other in hypotheses[1:]]
     described = []
     for op in edits(first, words):
         before, after = first[op.source_start : op.source_end], words[op.target_start : op.target_end]
@@ -75,14 +76,20 @@ def describe_edits(hypotheses: Sequence[tuple[str, ...]], words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _Aligned:
-    """One hypothesis laid along the first: what it has for each word, and what it puts in between."""
+class Alongside:
+    """One hypothesis laid along the first.
+
+    Attributes:
+        own: What it has for each word of the first.
+        between: What it puts before each word, and behind the last.
+    """
 
     own: tuple[tuple[str, ...], ...]
     between: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def of(cls, first: tuple[str, ...], other: tuple[str, ...]) -> _Aligned:
+    def of(cls, first: tuple[str, ...], other: tuple[str, ...]) -> Alongside:
+        """Align two texts."""
         own: list[tuple[str, ...]] = [()] * len(first)
         between: list[tuple[str, ...]] = [()] * (len(first) + 1)
         for op in align(first, other):

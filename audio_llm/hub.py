@@ -206,7 +206,7 @@ def load_model(name_or_dir: str | os.PathLike[str], kind: str | None = None, dev
 
 
 def load_arrays(name_or_dir: str | os.PathLike[str], kind: str | None = None) -> LoadedArrays:
-    """Do as `load_model`, without torch: weights as arrays."""
+    """Do as `load_model`, without torch: weights as arrays, of which none may be bfloat16."""
     from safetensors.numpy import load_file
 
     folder, document = _open(name_or_dir, kind)
@@ -228,7 +228,7 @@ def _read_weights(folder: Path, read: Callable[[Path], dict[str, Any]]) -> dict[
 
     try:
         return read(folder / WEIGHTS_NAME)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError) as error:  # numpy knows no bfloat16
         raise _damaged(folder / WEIGHTS_NAME, f"not readable as safetensors: {error}") from None
 
 

@@ -56,6 +56,16 @@ def test_half_precision_is_widened(tmp_path: Path, dtype: torch.dtype) -> None:
     assert torch.equal(loaded.tensors["w"], values)
 
 
+def test_weights_are_read_without_torch_too(tmp_path: Path) -> None:
+    values = torch.tensor([0.5, -2.0, 3.0])
+    loaded = hub.load_arrays(hub.save_model(tmp_path / "half", {"a": 1}, {"w": values.half()}, "ctc", ""), "ctc")
+    assert loaded.arrays["w"].dtype == "float32"
+    assert loaded.arrays["w"].tolist() == values.tolist()
+    assert loaded.config == {"a": 1}
+    with pytest.raises(ModelFormatError, match="safetensors"):  # numpy has no such numbers
+        hub.load_arrays(hub.save_model(tmp_path / "brain", {}, {"w": values.bfloat16()}, "ctc", ""))
+
+
 def test_tied_and_strided_tensors_are_saved(tmp_path: Path) -> None:
     weight = torch.arange(6.0).reshape(2, 3)
     loaded = hub.load_model(hub.save_model(tmp_path / "m", {}, {"a": weight, "b": weight, "t": weight.T}, "dlm", ""))

@@ -45,7 +45,7 @@ def read_dictionary() -> dict[str, tuple[str, ...]]:
     return entries
 
 
-@functools.cache
+@functools.lru_cache(maxsize=100_000)
 def phones_of(word: str) -> tuple[str, ...]:
     """Return the phones of a word: the dictionary's, else guessed; where there is no guess, its letters."""
     known = _known_words()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ class ListKind:
     """What the scores of the lists that a corrector learned from are like.
 
     Attributes:
-        scored: Nearly all of them have scores.
+        scored: Nearly all of them have scores, and those of first hypotheses are not all 0.
         low: Size of the first hypothesis' score over its words, where 5 % of them are below.
         high: Where 5 % are above.
     """
@@ -33,7 +34,7 @@ class ListKind:
         if len(sizes) < 0.9 * len(lists) or not sizes:
             return cls()
         low, high = np.quantile(sizes, [0.05, 0.95])
-        return cls(True, float(low), float(high))
+        return cls(bool(high > 0), float(low), float(high))
 
     def objection(self, nbest: NBest) -> str:
         """Return why the list is not of this kind, or an empty string."""
@@ -50,6 +51,6 @@ class ListKind:
 def _size(nbest: NBest) -> float | None:
     """Return the size of the first hypothesis' score over its words; None where the list lacks a score."""
     scores = [hypothesis.score for hypothesis in nbest.hypotheses]
-    if not scores or scores[0] is None or None in scores:
+    if not scores or scores[0] is None or not all(score is not None and math.isfinite(score) for score in scores):
         return None
     return abs(scores[0]) / max(1, len(nbest.best.split()))

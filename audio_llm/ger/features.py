@@ -12,6 +12,7 @@ import numpy as np
 
 from audio_llm.align import edits
 from audio_llm.asr.pronounce import phones_of
+from audio_llm.correction import Alongside
 from audio_llm.ger.candidates import Candidate, LanguageModel
 from audio_llm.ger.phrase_table import PhraseTable, Words
 from audio_llm.lm.mixture import MixedLm
@@ -45,7 +46,7 @@ FEATURES = (
     "changes",  # stretches that differ from the first hypothesis
     "changes_seen",  # those that were right more often than wrong where first hypotheses were learned from
     "changes_seen_again",  # those that were right at least twice more often
-    "changes_listed",  # those whose new words are all in one other hypothesis
+    "changes_listed",  # those that another hypothesis has in the same place
     "changed",  # it is not the first hypothesis
     "changed_sure",  # the same times the share of the list's entries that are the first hypothesis
     "letters_changed",  # from the hypothesis it began with
@@ -128,7 +129,7 @@ def measure(view: ListView, candidates: Sequence[Candidate], knowledge: Knowledg
     reference_lm = references.log_probs(texts)
     general_lm = general.log_probs(texts) if general is not None else [0.0] * len(texts)
     recognizer_lm = knowledge.recognizer.log_probs(texts) if knowledge.recognizer is not None else [0.0] * len(texts)
-    others = [frozenset(text) for text in view.hypotheses[1:]]
+    others = [Alongside.of(view.hypotheses[0], text) for text in view.hypotheses[1:]]
     sounds = [[phone for word in text for phone in phones_of(word)] for text in texts]
     rows = np.empty((len(candidates), len(FEATURES)))
     for number, candidate in enumerate(candidates):
@@ -170,16 +171,14 @@ def measure(view: ListView, candidates: Sequence[Candidate], knowledge: Knowledg
     return rows
 
 
-def _changes(
-    first: Words, words: Words, others: Sequence[frozenset[str]], table: PhraseTable
-) -> tuple[int, int, int, int]:
+def _changes(first: Words, words: Words, others: Sequence[Alongside], table: PhraseTable) -> tuple[int, int, int, int]:
     """Return `changes`, `changes_seen`, `changes_seen_again` and `changes_listed` of a candidate."""
     ops = edits(first, words) if words != first else []
     balances, listed = [], 0
     for op in ops:
         new = words[op.target_start : op.target_end]
         balances.append(table.balance(first, op.source_start, op.source_end, new))
-        listed += any(other.issuperset(new) for other in others)
+        listed += any(other.has(op.source_start, op.source_end, new) for other in others)
     return len(ops), sum(b >= 1 for b in balances), sum(b >= 2 for b in balances), listed
 
 

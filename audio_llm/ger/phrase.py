@@ -1,4 +1,4 @@
-"""The phrase corrector: phrase table, n-gram beam and linear reranker; numpy only, a few milliseconds a list."""
+"""The phrase corrector: phrase table, n-gram beam and linear reranker; without torch, some milliseconds a list."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # they need torch
     from audio_llm.ger.phrase_training import NeuralFolds
 
 KIND = "ger-phrase"
+_LOOKED_AT = 20  # hypotheses of a list
 _NEURAL = "neural."  # begins the names of a neural corrector's weights
 
 
@@ -87,7 +88,7 @@ class PhraseCorrector:
         settings: How it was trained.
         kind: What lists it learned from; others are kept as they are.
         name: What `Edit.source` calls words that are in no hypothesis.
-        hypotheses: Of a list that are looked at.
+        hypotheses: Of a list that are looked at, in training too.
         second: A second opinion; without it no network is run.
     """
 
@@ -97,7 +98,7 @@ class PhraseCorrector:
     settings: PhraseSettings = field(default_factory=PhraseSettings)
     kind: ListKind | None = None
     name: str = "phrase"
-    hypotheses: int = 20
+    hypotheses: int = _LOOKED_AT
     second: SecondOpinion | None = None
 
     @classmethod
@@ -127,7 +128,7 @@ class PhraseCorrector:
 
     def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
         """Correct each list, in order; the waveforms are not needed."""
-        texts = [list_words(nbest, self.settings.normalizer)[: self.hypotheses] for nbest in lists]
+        texts = [list_words(nbest, self.settings.normalizer) for nbest in lists]
         written: list[Words] = [()] * len(lists)
         if self.second is not None:
             rows = [row for row, nbest in enumerate(lists) if not self._objection(nbest, texts[row])]
@@ -236,13 +237,14 @@ class PhraseCorrector:
     def _correct_one(self, nbest: NBest, texts: Sequence[Words], written: Words) -> Correction:
         if objection := self._objection(nbest, texts):
             return Correction(nbest.id, nbest.best, nbest.best, True, objection, (), None)
-        view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses[: self.hypotheses]])
+        view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses[: len(texts)]])
         candidates = make_candidates(view.hypotheses, self.knowledge.table, self.knowledge.lm, self.settings.beam)
+        own = len(candidates)
         candidates = add_written(candidates, written, self.knowledge.lm)
         rows = measure(view, candidates, self.knowledge)
-        scores, margin = self.reranker.scores(rows), self.margin
+        scores, margin = self.reranker.scores(rows[:own]), self.margin
         if self.second is not None:
-            kept = shortlist(scores, self.settings.shortlist)
+            kept = shortlist(scores, self.settings.shortlist, len(candidates))
             candidates, rows = [candidates[number] for number in kept], rows[kept]
             rows = add_opinion(rows, candidates, self.second.neural, texts, written)
             scores = self.second.reranker.scores(rows)
@@ -282,16 +284,22 @@ def load_recognizer_lm(settings: PhraseSettings) -> PocketsphinxLm | None:
     return PocketsphinxLm() if settings.recognizer_lm == "pocketsphinx" else None
 
 
-def shortlist(scores: np.ndarray, count: int) -> list[int]:
-    """Return the first candidate and the best of the others, `count` in all."""
+def shortlist(scores: np.ndarray, count: int, total: int) -> list[int]:
+    """Return the first candidate and the best of the others, `count` in all, and those that have no score.
+
+    Args:
+        scores: (C,) of the phrase corrector's own candidates.
+        count: How many of them.
+        total: Candidates in all; those behind the own ones were written by the neural corrector.
+    """
     others = np.argsort(-scores[1:], kind="stable")[: max(0, count - 1)] + 1
-    return [0, *others.tolist()]
+    return [0, *others.tolist(), *range(len(scores), total)]
 
 
 def list_words(nbest: NBest, normalizer: str) -> list[Words]:
-    """Return the words of every hypothesis of a list, normalised."""
+    """Return the words of the hypotheses of a list that are looked at, normalised."""
     normalize = get_normalizer(normalizer)
-    return [tuple(normalize(text).split()) for text in nbest.texts]
+    return [tuple(normalize(text).split()) for text in nbest.texts[:_LOOKED_AT]]
 
 
 _CARD = """# Phrase corrector

@@ -69,10 +69,14 @@ class _Scored:
 
 @dataclass(frozen=True)
 class _Judged:
-    """Candidates of one list before they are judged: the list, the candidates, and the text that was written."""
+    """Candidates of one list before they are judged: the list, the candidates, what is known of them, what was written.
+
+    The written text is the last candidate, where it is none of the others.
+    """
 
     example: _Example
     candidates: tuple[Candidate, ...]
+    everything: _Scored
     written: Words
 
 
@@ -121,6 +125,11 @@ def train_phrase_corrector(
     return PhraseCorrector(knowledge, reranker, margin, settings, ListKind.of(lists), second=second)
 
 
+def fold_of_lists(lists: Sequence[NBest], seed: int, settings: PhraseSettings) -> dict[Words, int]:
+    """Return the fold in which training has the lists of each reference, for neural correctors that leave some out."""
+    return fold_of_reference([example.reference for example in _examples(lists, settings)], settings.folds, seed)
+
+
 def fold_of_reference(references: Sequence[Words], folds: int, seed: int) -> dict[Words, int]:
     """Return the fold of each reference.
 
@@ -145,7 +154,7 @@ def _examples(lists: Sequence[NBest], settings: PhraseSettings) -> list[_Example
     for nbest in lists:
         texts = list_words(nbest, settings.normalizer)
         if nbest.reference is not None and any(texts):
-            view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses])
+            view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses[: len(texts)]])
             examples.append(_Example(tuple(texts), view, tuple(normalize(nbest.reference).split())))
     if len(examples) < len(lists):
         logger.warning("%d of %d lists left out: no reference or no words", len(lists) - len(examples), len(lists))
@@ -163,22 +172,25 @@ def _learn(
 def _score(
     example: _Example, written: Words, knowledge: Knowledge, settings: PhraseSettings
 ) -> tuple[_Scored, _Judged]:
+    """Return the phrase corrector's own candidates, and what a second opinion is asked about."""
     candidates = make_candidates(example.view.hypotheses, knowledge.table, knowledge.lm, settings.beam)
+    own = len(candidates)
     candidates = add_written(candidates, written, knowledge.lm)
     texts = tuple(candidate.words for candidate in candidates)
     errors = np.array([edit_distance(example.reference, words) for words in texts])
-    scored = _Scored(measure(example.view, candidates, knowledge), errors, texts)
-    return scored, _Judged(example, tuple(candidates), written)
+    rows = measure(example.view, candidates, knowledge)
+    judged = _Judged(example, tuple(candidates), _Scored(rows, errors, texts), written)
+    return _Scored(rows[:own], errors[:own], texts[:own]), judged
 
 
 def _judge(
     one: _Scored, judged: _Judged, reranker: LinearReranker, opinion: NeuralOpinion, settings: PhraseSettings
 ) -> _Scored:
-    kept = shortlist(reranker.scores(one.features), settings.shortlist)
+    everything = judged.everything
+    kept = shortlist(reranker.scores(one.features), settings.shortlist, len(everything.texts))
     candidates = [judged.candidates[number] for number in kept]
-    texts = tuple(candidate.words for candidate in candidates)
-    features = add_opinion(one.features[kept], candidates, opinion, judged.example.texts, judged.written)
-    return _Scored(features, one.errors[kept], texts)
+    features = add_opinion(everything.features[kept], candidates, opinion, judged.example.texts, judged.written)
+    return _Scored(features, everything.errors[kept], tuple(candidate.words for candidate in candidates))
 
 
 def _choose_margin(folds: Sequence[Sequence[_Scored]], cost: float) -> float:

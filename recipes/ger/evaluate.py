@@ -22,15 +22,18 @@ HEADER = (
 
 
 def measure(systems: Mapping[str, System], lists: Sequence[NBest], store: Path) -> dict[str, list[str]]:
-    """Run systems on one set of lists, keep their texts in a JSON file, and return them by system."""
-    found: dict[str, list[str]] = json.loads(store.read_text()) if store.exists() else {}
+    """Run systems on one set of lists, keep their texts in a JSON file, and return them by system.
+
+    Returns:
+        Texts by system, and under the system's name and `/ms` how many milliseconds a list took.
+    """
+    found: dict[str, list[str]] = {}
     for name, system in systems.items():
         begin = time.perf_counter()
-        texts = system(lists)
-        found[name] = texts
+        found[name] = system(lists)
         found[f"{name}/ms"] = [str(1000 * (time.perf_counter() - begin) / max(1, len(lists)))]
-        store.parent.mkdir(parents=True, exist_ok=True)
-        store.write_text(json.dumps(found))
+    store.parent.mkdir(parents=True, exist_ok=True)
+    store.write_text(json.dumps({"ids": [nbest.id for nbest in lists], "texts": found}))
     return found
 
 
@@ -46,20 +49,31 @@ def table(lists: Sequence[NBest], found: Mapping[str, Sequence[str]]) -> str:
 
 
 def difference(lists: Sequence[NBest], before: Sequence[str], after: Sequence[str]) -> tuple[float, float]:
-    """Return the 95 % interval of the difference of two word error rates, after minus before, in points; paired."""
+    """Return the 95 % interval of the difference of two word error rates, after minus before, in points.
+
+    Paired; recordings are drawn, each with all its conditions.
+    """
     references = [nbest.reference or "" for nbest in lists]
     one, other = (utterance_errors(references, texts) for texts in (before, after))
-    draws = np.random.default_rng(1).integers(len(lists), size=(RESAMPLES, len(lists)))
-    change = (other[:, :3].sum(axis=1) - one[:, :3].sum(axis=1))[draws].sum(axis=1) / one[:, 3][draws].sum(axis=1)
-    low, high = np.quantile(100 * change, [0.025, 0.975])
+    return _interval(lists, 100.0 * (other[:, :3].sum(axis=1) - one[:, :3].sum(axis=1)), one[:, 3])
+
+
+def mean_interval(lists: Sequence[NBest], values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of (lists,) values; recordings are drawn, each with all its conditions."""
+    return _interval(lists, values, np.ones(len(values)))
+
+
+def _interval(lists: Sequence[NBest], sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    names = {name: row for row, name in enumerate(dict.fromkeys(_recording(nbest) for nbest in lists))}
+    owners = np.array([names[_recording(nbest)] for nbest in lists])
+    totals, sizes = (np.bincount(owners, weights=values) for values in (sums, counts))
+    draws = np.random.default_rng(1).integers(len(names), size=(RESAMPLES, len(names)))
+    low, high = np.quantile(totals[draws].sum(axis=1) / sizes[draws].sum(axis=1), [0.025, 0.975])
     return float(low), float(high)
 
 
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of (lists,) values."""
-    draws = np.random.default_rng(1).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
+def _recording(nbest: NBest) -> str:
+    return nbest.id.split("@")[0]
 
 
 def _row(name: str, spoken: CorrectionScores, letters: CorrectionScores, ms: float) -> str:

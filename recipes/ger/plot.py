@@ -10,7 +10,7 @@ from audio_llm.list_metrics import CorrectionScores
 
 
 def draw(curve: Mapping[str, float], log: Path, rows: Mapping[str, CorrectionScores], path: Path) -> None:
-    """Draw three panels: rates by number of lists, the base model's loss by tokens, rates before and after by set.
+    """Draw three panels: rates by number of lists, the base model's loss by steps, rates before and after by set.
 
     Args:
         curve: Number of lists -> word error rate of the phrase corrector.

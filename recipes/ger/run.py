@@ -27,15 +27,15 @@ import systems
 from audio_llm.asr.pronounce import read_dictionary
 from audio_llm.ger import files
 from audio_llm.ger.corrector import GerCorrector
-from audio_llm.ger.data import pack_data
+from audio_llm.ger.data import ListData, pack_data, read_data
 from audio_llm.ger.neural import NeuralOpinion
 from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings
-from audio_llm.ger.phrase_training import NeuralFolds, fold_of_reference
+from audio_llm.ger.phrase_training import NeuralFolds, fold_of_lists
 from audio_llm.ger.small_lm import SmallLmSettings, create_small_lm
 from audio_llm.ger.train import GerTrainConfig, train_ger
+from audio_llm.list_metrics import score_corrections
 from audio_llm.lm.kneser_ney import train_ngram
 from audio_llm.lm.ngram import load_ngram
-from audio_llm.list_metrics import score_corrections
 from audio_llm.metrics import word_errors
 from audio_llm.nbest import NBest
 from audio_llm.simulation.confusions import learn_confusions
@@ -47,6 +47,7 @@ CONFIG = Path(__file__).resolve().parent / "config"
 COPIES = 3  # lists made up of each sentence
 SHORT_SHARE = 0.1  # of the lists have 1 to 4 hypotheses
 FOLDS = 5
+ENGLISH_LISTS = 8000  # made-up lists among the sentences by themselves, so that lists are not forgotten
 CURVE = (250, 500, 1000, 2000, 10_000)  # lists
 NOISE_ARMS = {
     "ger": ["ger.use_noise=false"],
@@ -55,7 +56,7 @@ NOISE_ARMS = {
 }
 OWN_TRAIN, OWN_TEST = (
     ("train", "tune-kathleen", "tune-dev-clean"),
-    ("kathleen", "dev-clean", "dev-clean-60", "test-other"),
+    ("kathleen", "dev-clean", "dev-clean-60", "test-other", "speechocean"),
 )
 LANGUAGE_MODEL = PhraseSettings().language_model  # of the package; its text holds nothing that is scored
 DOMAINS = {"LibriSpeech": ("test_ls_clean", "test_ls_other"), "Common Voice": ("test_cv",)}
@@ -90,6 +91,17 @@ def stage_simulate(folder: Path, output: Path) -> None:
     logging.info("%d lists of %d sentences", count, len(texts))
 
 
+def stage_english(folder: Path, output: Path) -> None:
+    """Pack sentences of books by themselves and some of the made-up lists, for a model that knows more English."""
+    texts, tuning = data.sentences(folder)
+    data.check_no_leak(texts, data.scored_texts(folder))
+    for name, sentences, count in (("tune", tuning, ENGLISH_LISTS // 40), ("train", texts, ENGLISH_LISTS)):
+        lists = read_data([output / "made-up" / name], DEFAULT_NORMALIZER.name)
+        some = np.random.default_rng(data.SEED).permutation(len(lists))[:count]
+        alone = ListData(tuple(sentences), (("",),) * len(sentences))  # as if nothing was heard
+        pack_data(alone + lists.rows(some.tolist()), output / "english" / name)
+
+
 def stage_hear(
     folder: Path, output: Path, sets: Sequence[str], conditions: Sequence[str], asr: str, workers: int, limit: int
 ) -> None:
@@ -117,15 +129,16 @@ def stage_atis(folder: Path, output: Path, base: Path, arm: str, fold: str, minu
     """
     parts = data.atis_parts(folder)
     lists = parts["train"] if fold == "held-out" else [*parts["train"], *parts["held-out"]]
+    tuning = parts["tune"]
     if fold in ("0", "1"):
-        fold_of = _folds([*lists, *parts["tune"]])
-        lists = [nbest for nbest in lists if _half(fold_of[_words(nbest)]) != int(fold)]
+        fold_of = fold_of_lists([*lists, *tuning], data.SEED, PhraseSettings(folds=FOLDS))
+        lists, tuning = ([n for n in some if _half(fold_of[_words(n)]) != int(fold)] for some in (lists, tuning))
     config = load_config(GerTrainConfig, CONFIG / "adapt.yaml", ARMS[arm])
     made = {"recipe": "recipes/ger", "arm": arm, "part": fold}
-    tuning = data.as_data(parts["tune"])
     target = output / "atis" / f"{arm}-{fold}"
-    options = {"max_minutes": minutes, "resume": resume, "provenance": made}
-    logging.info("%s", train_ger(data.as_data(lists), base, target, config, tuning=tuning, **options))
+    options: dict[str, Any] = {"max_minutes": minutes, "resume": resume, "provenance": made}
+    options["tuning"] = data.as_data(tuning)
+    logging.info("%s", train_ger(data.as_data(lists), base, target, config, **options))
 
 
 def stage_atis_report(folder: Path, output: Path) -> None:
@@ -136,9 +149,9 @@ def stage_atis_report(folder: Path, output: Path) -> None:
         ("test", [*parts["train"], *parts["held-out"]], "all"),
     ):
         rescoring = systems.train_rescoring(train_ngram([" ".join(_words(n)) for n in train]), parts["tune"])
-        phrase = PhraseCorrector.train([*train, *parts["tune"]])
+        phrase = PhraseCorrector.train([*train, *parts["tune"]], data.SEED)
         found = systems.baselines("oracle of 5")
-        found |= {"trigram rescoring": rescoring, "phrase": systems.Texts(phrase)}
+        found |= {"trigram of references, rescoring": rescoring, "phrase": systems.Texts(phrase)}
         for arm in ARMS:
             model = output / "atis" / f"{arm}-{fold}" / "best"
             if model.exists():
@@ -166,10 +179,7 @@ def stage_domains(folder: Path, output: Path, base: Path | None) -> None:
         output: Where texts go.
         base: The base model, for a second opinion; it has seen none of the lists.
     """
-    neural = None
-    if base is not None:
-        opinion: Any = systems.Remembering(NeuralOpinion(files.load(base)))
-        neural = NeuralFolds((opinion,) * FOLDS, opinion)
+    neural = _unseen(base)
     train = {name: data.lists(folder, name) for name in data.SHIPPABLE}
     everything = [nbest for found in train.values() for nbest in found]
     corrected: dict[str, dict[str, str]] = {}
@@ -191,29 +201,15 @@ def stage_domains(folder: Path, output: Path, base: Path | None) -> None:
         print(evaluate.table(lists, evaluate.measure(found, lists, store)))
 
 
-def stage_adapt(output: Path, base: Path, asr: str, arm: str, fold: str, minutes: float, resume: bool) -> None:
-    """Adapt the base model to a recogniser's lists of real speech; `fold` as in stage atis, without `held-out`."""
-    found = [hear.read_data(output / "heard" / f"{asr}-{name}.jsonl", hear.CLEAN, 1.0) for name in OWN_TRAIN]
-    lists = sum(found[1:], found[0])
-    fold_of = _folds(_own_lists(output, asr))
-    if fold in ("0", "1"):
-        halves = [_half(fold_of[tuple(reference.split())]) for reference in lists.references]
-        lists = lists.rows(row for row, half in enumerate(halves) if half != int(fold))
-    config = load_config(GerTrainConfig, CONFIG / "adapt.yaml", ARMS[arm])
-    options: dict[str, Any] = {"max_minutes": minutes, "resume": resume}
-    options["provenance"] = {"recipe": "recipes/ger", "arm": arm, "part": fold, "lists of": asr}
-    logging.info("%s", train_ger(lists, base, output / "own" / f"{asr}-{arm}-{fold}", config, **options))
-
-
-def stage_own(output: Path, asr: str, arm: str) -> None:
+def stage_own(output: Path, base: Path | None, asr: str) -> None:
     """Correct lists that one of the project's own recognisers made of real speech; keep the corrector."""
     train, sets = _own_lists(output, asr), _own_sets(output, asr)
     data.check_no_leak(
         [nbest.reference or "" for nbest in train], [n.reference or "" for lists in sets.values() for n in lists]
     )
     own_lm = "pocketsphinx" if asr == "sphinx" else ""
-    found = _correctors(train, _neural_folds(output / "own", f"{asr}-{arm}"), own_lm)
-    found["phrase + neural"].corrector.save(output / f"own-{asr}", {"recipe": "recipes/ger", "lists": len(train)})
+    found = _correctors(train, _unseen(base), own_lm)
+    list(found.values())[-1].corrector.save(output / f"own-{asr}", {"recipe": "recipes/ger", "lists": len(train)})
     sets["all of them"] = _all_of(sets)
     for name, lists in sets.items():
         store = output / "out" / f"{asr}-{name}.json"
@@ -276,7 +272,7 @@ def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
     for name, values in surprises.items():
         print(f"{name}: {values.mean():.3f} nats a word of the true text")
     for before, after in itertools.combinations(surprises, 2):
-        low, high = evaluate.mean_interval(surprises[before] - surprises[after])
+        low, high = evaluate.mean_interval(lists, surprises[before] - surprises[after])
         print(f"{before} against {after}: {low:+.3f} to {high:+.3f} nats a word (95 %)")
 
 
@@ -302,7 +298,7 @@ def stage_plot(folder: Path, output: Path) -> None:
     stores = {data.ATIS_TEST: "atis-both", "own recogniser": "sphinx-all of them"}
     rows = {}
     for name, lists in sets.items():
-        found = json.loads((output / "out" / f"{stores.get(name, name)}.json").read_text())
+        found = json.loads((output / "out" / f"{stores.get(name, name)}.json").read_text())["texts"]
         texts = found.get("phrase + neural", found["phrase"])
         rows[name] = score_corrections(lists, texts, DEFAULT_NORMALIZER)
     plot.draw(
@@ -327,10 +323,18 @@ def _correctors(lists: Sequence[NBest], neural: NeuralFolds | None, recognizer_l
     settings = PhraseSettings(folds=FOLDS, recognizer_lm=recognizer_lm)
     trained = PhraseCorrector.train(lists, data.SEED, settings, neural=neural)
     found: dict[str, Any] = {
-        "trigram rescoring": systems.train_rescoring(load_ngram(LANGUAGE_MODEL), lists),
+        "trigram of novels, rescoring": systems.train_rescoring(load_ngram(LANGUAGE_MODEL), lists),
         "phrase": systems.Texts(replace(trained, second=None)),
     }
     return found if neural is None else found | {"phrase + neural": systems.Texts(trained)}
+
+
+def _unseen(base: Path | None) -> NeuralFolds | None:
+    """Return a neural corrector that has seen none of the lists, for every fold; None where none is named."""
+    if base is None:
+        return None
+    opinion: Any = systems.Remembering(NeuralOpinion(files.load(base)))
+    return NeuralFolds((opinion,) * FOLDS, opinion)
 
 
 def _neural_folds(folder: Path, name: str) -> NeuralFolds:
@@ -360,10 +364,6 @@ def _words(nbest: NBest) -> tuple[str, ...]:
     return tuple(DEFAULT_NORMALIZER(nbest.reference or "").split())
 
 
-def _folds(lists: Sequence[NBest]) -> dict[tuple[str, ...], int]:
-    return fold_of_reference([_words(nbest) for nbest in lists], FOLDS, data.SEED)
-
-
 def _half(fold: int) -> int:
     return 0 if fold < 2 else 1
 
@@ -372,6 +372,7 @@ def main() -> int:
     """Run the stage named on the command line."""
     stages: dict[str, Callable[[argparse.Namespace], None]] = {
         "simulate": lambda a: stage_simulate(a.data, a.output),
+        "english": lambda a: stage_english(a.data, a.output),
         "hear": lambda a: stage_hear(a.data, a.output, a.sets, a.conditions, a.asr, a.workers, a.limit),
         "atis": lambda a: stage_atis(a.data, a.output, a.base, a.arm, a.fold, a.max_minutes, a.resume),
         "atis-report": lambda a: stage_atis_report(a.data, a.output),
@@ -379,19 +380,18 @@ def main() -> int:
         "domains": lambda a: stage_domains(a.data, a.output, a.base),
         "noise": lambda a: stage_noise(a.data, a.output, a.base, a.noise_arm, a.max_minutes, a.asr, a.resume),
         "noise-report": lambda a: stage_noise_report(a.data, a.output, a.asr),
-        "adapt": lambda a: stage_adapt(a.output, a.base, a.asr, a.arm, a.fold, a.max_minutes, a.resume),
         "curve": lambda a: stage_curve(a.data, a.output),
         "plot": lambda a: stage_plot(a.data, a.output),
-        "own": lambda a: stage_own(a.output, a.asr, a.arm),
+        "own": lambda a: stage_own(a.output, a.base, a.asr),
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
     parser.add_argument("--output", type=Path, default=Path("exp/ger"))
-    parser.add_argument("--base", type=Path, help="atis, domains, adapt, noise: the base model")
+    parser.add_argument("--base", type=Path, help="atis, domains, own, noise: the base model")
     parser.add_argument("--arm", choices=tuple(ARMS), default="ger+E")
     parser.add_argument(
-        "--fold", choices=("held-out", "all", "0", "1"), default="held-out", help="atis, adapt: what is left out"
+        "--fold", choices=("held-out", "all", "0", "1"), default="held-out", help="atis: what is left out"
     )
     parser.add_argument("--noise-arm", choices=tuple(NOISE_ARMS), default="ger+E", help="noise: what is trained")
     parser.add_argument("--max-minutes", type=float, default=10.0)

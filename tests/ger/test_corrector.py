@@ -19,7 +19,7 @@ from audio_llm.ger.corrector import GerCorrector
 from audio_llm.ger.neural import NeuralOpinion
 from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings, shortlist
 from audio_llm.ger.phrase_table import Words
-from audio_llm.ger.phrase_training import NeuralFolds, fold_of_reference
+from audio_llm.ger.phrase_training import NeuralFolds, fold_of_lists, fold_of_reference
 from audio_llm.ger.settings import GerDecoding
 from audio_llm.nbest import Hypothesis, NBest, write_nbest
 from audio_llm.pipeline.correct import list_length, load_corrector
@@ -170,6 +170,32 @@ def test_a_second_opinion_that_knows_is_listened_to() -> None:
     assert sum(c.text == n.reference for c, n in zip(alone.correct(lists[60:]), lists[60:], strict=True)) < 15
 
 
+@dataclass(frozen=True)
+class Overheard(Knowing):
+    """The same, which remembers whose lists it was asked about."""
+
+    asked: set[Words]
+
+    def log_probs(self, hypotheses: Sequence[Words], candidates: Sequence[Words]) -> list[float]:
+        self.asked.add(self.true[tuple(hypotheses)])
+        return super().log_probs(hypotheses, candidates)
+
+
+def test_each_fold_is_judged_by_its_own_opinion_and_the_plain_choice_is_learned_without_any() -> None:
+    lists, settings = random_lists(40), PhraseSettings(folds=2, language_model="")
+    true = {(tuple(n.best.split()),): tuple((n.reference or "").split()) for n in lists}
+    opinions: Any = [Overheard(true, set()) for _ in range(2)]
+    learned = PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds(tuple(opinions), opinions[0]))
+    fold_of = fold_of_lists(lists, 0, settings)
+    assert fold_of == fold_of_reference(list(true.values()), 2, 0)
+    for fold, opinion in enumerate(opinions):
+        assert opinion.asked == {words for words in true.values() if fold_of[words] == fold}
+    alone = PhraseCorrector.train(lists, settings=settings)
+    assert np.array_equal(alone.reranker.weights, learned.reranker.weights)
+    assert alone.margin == learned.margin
+    assert replace(learned, second=None).correct(lists) == alone.correct(lists)
+
+
 def test_with_a_second_opinion_it_comes_back_from_its_folder(
     trained: Any, memorised: Memorised, tmp_path: Path
 ) -> None:
@@ -186,8 +212,9 @@ def test_with_a_second_opinion_it_comes_back_from_its_folder(
 
 
 def test_shortlist_always_holds_the_first() -> None:
-    assert shortlist(np.array([0.0, 3.0, 1.0, 2.0]), 3) == [0, 1, 3]
-    assert shortlist(np.array([9.0]), 3) == [0]
+    assert shortlist(np.array([0.0, 3.0, 1.0, 2.0]), 3, 4) == [0, 1, 3]
+    assert shortlist(np.array([0.0, 3.0, 1.0]), 2, 4) == [0, 1, 3]  # the last was written by another
+    assert shortlist(np.array([9.0]), 3, 1) == [0]
 
 
 def test_folds_keep_a_reference_together() -> None:

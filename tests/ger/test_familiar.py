@@ -33,6 +33,13 @@ def test_scores_of_another_size_or_none_are_objected_to() -> None:
     assert objections(lists(300.0), [NBest("x", ())]) == {"the list lacks score"}
 
 
+def test_numbers_that_tell_nothing_are_not_taken_for_scores() -> None:
+    broken = [NBest("x", (Hypothesis("a", float("nan")),)), *lists(300.0)]
+    assert objections(broken, lists(300.0)) == {""}
+    zero = [NBest(str(n), (Hypothesis("a", 0.0), Hypothesis("b", -1.0))) for n in range(9)]
+    assert objections(zero, [*lists(300.0), *lists(None)]) == {""}
+
+
 def test_who_learned_without_scores_takes_any_list() -> None:
     for judged in (lists(None), lists(300.0)):
         assert objections(lists(None), judged) == {""}

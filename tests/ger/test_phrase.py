@@ -52,7 +52,7 @@ def make_lists(count: int, seed: int, size: int = 5, scores: bool = True) -> lis
     for number in range(count):
         reference = sentence(generator)
         texts = [hear(reference, generator) for _ in range(size)]
-        hypotheses = tuple(Hypothesis(text, -0.1 * rank if scores else None) for rank, text in enumerate(texts))
+        hypotheses = tuple(Hypothesis(text, -1.0 - 0.1 * rank if scores else None) for rank, text in enumerate(texts))
         lists.append(NBest(str(number), hypotheses, reference))
     return lists
 
@@ -99,14 +99,16 @@ def test_shuffled_references_give_no_gain() -> None:
     corrector = PhraseCorrector.train(shuffled, settings=PhraseSettings(folds=2))
     judged = make_lists(100, 1)
     before, after = word_errors(judged, corrector.correct(judged))
-    assert after.errors >= 0.97 * before.errors
+    assert 0.97 * before.errors <= after.errors <= 1.1 * before.errors
 
 
 def test_perfect_lists_stay_as_they_are(corrector: PhraseCorrector) -> None:
     generator = np.random.default_rng(5)
     texts = [sentence(generator) for _ in range(200)]
-    lists = [NBest(text, (Hypothesis(text, -0.1),) * 5) for text in texts]
-    assert sum(c.kept for c in corrector.correct(lists)) >= 198
+    lists = [NBest(text, (Hypothesis(text, -1.0),) * 5) for text in texts]
+    corrections = corrector.correct(lists)
+    assert sum(c.kept for c in corrections) >= 198
+    assert not any("scores" in c.reason for c in corrections)
 
 
 def test_edits_rebuild_the_text_and_name_their_source(corrector: PhraseCorrector) -> None:
@@ -127,8 +129,9 @@ def test_edits_rebuild_the_text_and_name_their_source(corrector: PhraseCorrector
 
 def test_kept_texts_are_returned_as_they_were_written(corrector: PhraseCorrector) -> None:
     written = "Show me the cheap fares from Denver to Miami."
-    (correction,) = corrector.correct([NBest("x", (Hypothesis(written),) * 5)])
+    (correction,) = corrector.correct([NBest("x", (Hypothesis(written, -1.0),) * 5)])
     assert correction.kept
+    assert correction.confidence is not None  # it was looked at
     assert correction.text == correction.input == written
     assert correction.edits == ()
 
@@ -141,7 +144,7 @@ def test_empty_and_odd_lists(corrector: PhraseCorrector) -> None:
         NBest("foreign", (Hypothesis("ça va très bien merci 42", -3e5),)),
         NBest("long", (Hypothesis("show me fights " * 200, -1.0),)),
     ]
-    corrections = corrector.correct(lists)
+    corrections = dataclasses.replace(corrector, kind=None).correct(lists)
     assert [c.id for c in corrections] == [nbest.id for nbest in lists]
     assert (corrections[0].text, corrections[0].kept, corrections[0].confidence) == ("", True, None)
     assert corrections[1].kept
@@ -180,7 +183,8 @@ def test_saved_corrector_is_the_same_and_loads_without_torch(corrector: PhraseCo
     code = (
         "import sys; from audio_llm.ger.phrase import PhraseCorrector; from audio_llm.nbest import Hypothesis, NBest;"
         f"corrector = PhraseCorrector.load({str(folder)!r});"
-        "corrector.correct([NBest('a', (Hypothesis('show me fights'),))]);"
+        "(told,) = corrector.correct([NBest('a', (Hypothesis('show me the cheap fights from boston', -1.0),))]);"
+        "assert 'flights' in told.text, told;"
         "print([name for name in ('torch', 'transformers', 'scipy') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from audio_llm.ger.candidates import BeamSettings, make_candidates
+from audio_llm.ger.candidates import BeamSettings, Candidate, Derivation, make_candidates
 from audio_llm.ger.features import FEATURES, Knowledge, ListView, measure
 from audio_llm.ger.phrase_table import PhraseTable, Replacement, TableSettings, Words, learn_phrases
 from audio_llm.lm.kneser_ney import train_ngram
@@ -196,6 +196,9 @@ def test_features_of_changes_sounds_and_both_language_models() -> None:
     second = dict(zip(FEATURES, rows[words("murdoch run")], strict=True))
     assert (second["changes"], second["changes_seen"]) == (1, 0)  # one stretch, never seen as a whole
     assert second["sound"] == 1
+    assert second["changes_listed"] == 1
+    gone = measure(view, [*candidates[:1], Candidate(words("ran"), (Derivation(0, 0.0, 0, 0.0, 0.0),))], knowledge)
+    assert dict(zip(FEATURES, gone[1], strict=True))["changes_listed"] == 0  # no hypothesis drops the word
     first = dict(zip(FEATURES, rows[words("murdock ran")], strict=True))
     assert first["changes"] == first["sound"] == first["changes_listed"] == 0
 
