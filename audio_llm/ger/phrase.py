@@ -46,6 +46,7 @@ class PhraseSettings:
         shortlist: Candidates that a neural corrector judges.
         margin_cost: The margin is so wide that it costs this share of the errors that are gained, or of those that
             remain where they are fewer; so that right texts stay as they are.
+        least_kept: Share of the right first hypotheses that must be kept, for whom a wrong change is worst.
         table: How the phrase table is learned.
         beam: How candidates are searched.
     """
@@ -58,6 +59,7 @@ class PhraseSettings:
     reranker_lists: int = 4000
     shortlist: int = 10
     margin_cost: float = 0.01
+    least_kept: float = 0.0
     table: TableSettings = field(default_factory=TableSettings)
     beam: BeamSettings = field(default_factory=BeamSettings)
 

@@ -112,14 +112,14 @@ def train_phrase_corrector(
         scored.append([pair[0] for pair in pairs])
         judged.append([pair[1] for pair in pairs])
         logger.info("fold %d of %d: candidates for %d lists", fold + 1, settings.folds, len(held_out))
-    reranker, margin = _train(scored), _choose_margin(scored, settings.margin_cost)
+    reranker, margin = _train(scored), _choose_margin(scored, settings)
     second = None
     if neural is not None:
         scored = [
             [_judge(*one, reranker, opinion, settings) for one in zip(part, texts, strict=True)]
             for part, texts, opinion in zip(scored, judged, neural.by_fold, strict=True)
         ]
-        second = SecondOpinion(neural.final, _train(scored), _choose_margin(scored, settings.margin_cost))
+        second = SecondOpinion(neural.final, _train(scored), _choose_margin(scored, settings))
     knowledge = _learn(examples, sentences, settings, general)
     logger.info("%d phrases, margin %.2f", len(knowledge.table), margin)
     return PhraseCorrector(knowledge, reranker, margin, settings, ListKind.of(lists), second=second)
@@ -193,9 +193,10 @@ def _judge(
     return _Scored(features, everything.errors[kept], tuple(candidate.words for candidate in candidates))
 
 
-def _choose_margin(folds: Sequence[Sequence[_Scored]], cost: float) -> float:
-    """Return the widest margin that costs no more than `PhraseSettings.margin_cost`, on lists not learned from."""
+def _choose_margin(folds: Sequence[Sequence[_Scored]], settings: PhraseSettings) -> float:
+    """Return the widest margin that costs no more than the settings allow, on lists not learned from."""
     errors = np.zeros(len(_MARGINS))
+    broken, right = np.zeros(len(_MARGINS)), 0
     for held_out, judged in enumerate(folds):
         learned = [part for number, part in enumerate(folds) if number != held_out and part]
         if not learned or not judged:
@@ -206,5 +207,10 @@ def _choose_margin(folds: Sequence[Sequence[_Scored]], cost: float) -> float:
             best = int(np.argmin(expected))
             changes = expected[0] - expected[best] > np.array(_MARGINS)
             errors += np.where(changes, one.errors[best], one.errors[0])
-    allowed = errors.min() + cost * min(errors.min(), errors[-1] - errors.min())
-    return max(margin for margin, wrong in zip(_MARGINS, errors, strict=True) if wrong <= allowed)
+            if one.errors[0] == 0:
+                right += 1
+                broken += changes
+    careful = broken <= (1.0 - settings.least_kept) * right
+    fewest = errors[careful].min()
+    allowed = fewest + settings.margin_cost * min(fewest, errors[-1] - fewest)
+    return max(m for m, wrong, kept in zip(_MARGINS, errors, careful, strict=True) if kept and wrong <= allowed)

@@ -47,6 +47,7 @@ CONFIG = Path(__file__).resolve().parent / "config"
 COPIES = 3  # lists made up of each sentence
 SHORT_SHARE = 0.1  # of the lists have 1 to 4 hypotheses
 FOLDS = 5
+LEAST_KEPT = 0.998  # of the right texts, by the careful corrector
 ENGLISH_LISTS = 8000  # made-up lists among the sentences by themselves, so that lists are not forgotten
 CURVE = (250, 500, 1000, 2000, 10_000)  # lists
 NOISE_ARMS = {
@@ -188,10 +189,10 @@ def stage_domains(folder: Path, output: Path, base: Path | None) -> None:
         for names in DOMAINS.values():
             own = [nbest for name in names for nbest in train[name]]
             others, judged = [n for n in own if n.id not in ids], [n for n in own if n.id in ids]
-            for name, system in _correctors(others, neural).items():
+            for name, system in (_correctors(others, neural) | _careful(others)).items():
                 corrected.setdefault(name, {}).update(zip((nbest.id for nbest in judged), system(judged), strict=True))
         logging.info("fold %d is done", number + 1)
-    unseen = _correctors(everything, neural)
+    unseen = {"phrase, margin for strangers": systems.Texts(_for_strangers(train))}
     for name in data.REPORTED:
         lists = train.get(name) or data.lists(folder, name)
         found = systems.baselines("oracle of 5")
@@ -327,6 +328,24 @@ def _correctors(lists: Sequence[NBest], neural: NeuralFolds | None, recognizer_l
         "phrase": systems.Texts(replace(trained, second=None)),
     }
     return found if neural is None else found | {"phrase + neural": systems.Texts(trained)}
+
+
+def _careful(lists: Sequence[NBest]) -> dict[str, systems.System]:
+    settings = PhraseSettings(folds=FOLDS, least_kept=LEAST_KEPT)
+    return {"phrase, careful": systems.Texts(PhraseCorrector.train(lists, data.SEED, settings))}
+
+
+def _for_strangers(train: Mapping[str, Sequence[NBest]]) -> PhraseCorrector:
+    """Return a corrector of all the lists, its margin found on domains that are left out of training in turn."""
+    domains = [[nbest for name in names for nbest in train[name]] for names in DOMAINS.values()]
+    judged = []
+    for number, strangers in enumerate(domains):
+        others = [nbest for other, lists in enumerate(domains) if other != number for nbest in lists]
+        corrector = PhraseCorrector.train(others, data.SEED, PhraseSettings(folds=FOLDS))
+        judged.append((replace(corrector, kind=None), strangers))
+    everything = [nbest for lists in domains for nbest in lists]
+    corrector = PhraseCorrector.train(everything, data.SEED, PhraseSettings(folds=FOLDS))
+    return replace(corrector, kind=None, margin=systems.find_margin(judged))
 
 
 def _unseen(base: Path | None) -> NeuralFolds | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,16 @@ from audio_llm.ger import decode
 from audio_llm.ger.batches import Collator
 from audio_llm.ger.files import Built
 from audio_llm.ger.neural import NeuralOpinion
+from audio_llm.ger.phrase import PhraseCorrector
 from audio_llm.ger.phrase_table import Words
 from audio_llm.ger.reranker import LinearReranker, train_reranker
 from audio_llm.ger.word_graph import align_slots
 from audio_llm.lm.ngram import NgramLm
-from audio_llm.metrics import oracle
+from audio_llm.metrics import oracle, word_errors
 from audio_llm.nbest import NBest
 from audio_llm.text import DEFAULT_NORMALIZER
 
+_MARGINS = (0.1, 0.3, 0.5, 1.0, 1e9)  # of errors to expect; the last one keeps everything
 _BATCH = 64  # lists; their shuffled noise embeddings are each other's
 
 System = Callable[[Sequence[NBest]], list[str]]
@@ -79,6 +81,17 @@ class Texts:
 
     def __call__(self, found: Sequence[NBest]) -> list[str]:
         return [correction.text for correction in self.corrector.correct(found)]
+
+
+def find_margin(judged: Sequence[tuple[PhraseCorrector, Sequence[NBest]]]) -> float:
+    """Return the margin with which correctors leave the fewest errors on lists of strangers, the widest of equals."""
+    references = [[nbest.reference or "" for nbest in lists] for _, lists in judged]
+
+    def errors(margin: float) -> int:
+        texts = [Texts(replace(corrector, margin=margin))(lists) for corrector, lists in judged]
+        return sum(word_errors(r, t).errors for r, t in zip(references, texts, strict=True))
+
+    return min(sorted(_MARGINS, reverse=True), key=errors)
 
 
 @dataclass(frozen=True)

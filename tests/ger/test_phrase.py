@@ -162,6 +162,19 @@ def test_the_gate_only_ever_keeps_more(corrector: PhraseCorrector) -> None:
     assert not all(kept[0])
 
 
+def test_a_careful_corrector_keeps_more_of_what_was_right() -> None:
+    lists = make_lists(150, 0)
+    bold, careful, timid = (
+        PhraseCorrector.train(lists, settings=PhraseSettings(least_kept=share, folds=2)) for share in (0.0, 0.995, 1.0)
+    )
+    assert bold.margin <= careful.margin <= timid.margin
+    judged = make_lists(200, 1)
+    right = [n for n in judged if n.best == n.reference]
+    kept = [sum(c.kept for c in corrector.correct(right)) for corrector in (bold, careful, timid)]
+    assert kept[0] <= kept[1] <= kept[2]
+    assert kept[2] >= 0.99 * len(right)
+
+
 def test_training_twice_gives_the_same() -> None:
     first, second = (PhraseCorrector.train(make_lists(60, 0)) for _ in range(2))
     assert np.array_equal(first.reranker.weights, second.reranker.weights)
