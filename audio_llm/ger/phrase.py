@@ -111,6 +111,7 @@ class PhraseCorrector:
         settings: PhraseSettings | None = None,
         text: Sequence[str] = (),
         neural: NeuralFolds | None = None,
+        groups: Sequence[str] = (),
     ) -> PhraseCorrector:
         """Learn from lists with references, in a minute or so for some thousands; needs scipy.
 
@@ -120,13 +121,16 @@ class PhraseCorrector:
             settings: See `PhraseSettings`.
             text: Further sentences for the n-gram model of the references.
             neural: Neural correctors that have not seen the lists whose candidates they judge.
+            groups: The group of each list, such as its speaker or corpus. Each group is then a fold, so that the choice
+                is learned for groups that phrase table and references know nothing of. Without groups it is learned
+                for other texts of the same.
 
         Raises:
             DataError: Fewer lists with different references than folds.
         """
         from audio_llm.ger.phrase_training import train_phrase_corrector
 
-        return train_phrase_corrector(lists, seed, settings or PhraseSettings(), text, neural)
+        return train_phrase_corrector(lists, seed, settings or PhraseSettings(), text, neural, groups)
 
     def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
         """Correct each list, in order; the waveforms are not needed."""

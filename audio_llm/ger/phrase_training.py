@@ -43,7 +43,7 @@ class NeuralFolds:
     """Neural correctors for training and use.
 
     Attributes:
-        by_fold: For each fold of `fold_of_reference` one that has not seen its lists.
+        by_fold: For each fold of `fold_of_lists`, or for each group in order of names, one that has not seen its lists.
         final: The one that is used afterwards.
     """
 
@@ -56,6 +56,7 @@ class _Example:
     texts: tuple[Words, ...]
     view: ListView
     reference: Words
+    group: str
 
 
 @dataclass(frozen=True)
@@ -86,32 +87,35 @@ def train_phrase_corrector(
     settings: PhraseSettings,
     text: Sequence[str],
     neural: NeuralFolds | None = None,
+    groups: Sequence[str] = (),
 ) -> PhraseCorrector:
     """Train; see `PhraseCorrector.train`."""
-    examples = _examples(lists, settings)
+    if groups and len(groups) != len(lists):
+        raise DataError(f"{len(groups)} groups for {len(lists)} lists", remedy="give the group of each list")
+    examples = _examples(lists, settings, groups)
     references = sorted({example.reference for example in examples})
     if len(references) < settings.folds:
         raise DataError(
             f"{len(references)} different references are too few to train on",
             remedy=f"give lists with at least {settings.folds} different references",
         )
-    fold_of = fold_of_reference(references, settings.folds, seed)
+    fold_of = _folds(examples, settings, seed)
     normalize = get_normalizer(settings.normalizer)
     general = load_ngram(settings.language_model) if settings.language_model else None
     sentences = [tuple(normalize(line).split()) for line in text]
     asked = set(np.random.default_rng(seed + 1).permutation(len(examples))[: settings.reranker_lists].tolist())
     scored: list[list[_Scored]] = []
     judged: list[list[_Judged]] = []
-    for fold in range(settings.folds):
-        held_out = [e for number, e in enumerate(examples) if fold_of[e.reference] == fold and number in asked]
-        others = [e for e in examples if fold_of[e.reference] != fold]
+    for fold in range(max(fold_of) + 1):
+        held_out = [e for number, e in enumerate(examples) if fold_of[number] == fold and number in asked]
+        others = [e for number, e in enumerate(examples) if fold_of[number] != fold]
         hidden = {e.reference for e in held_out}
         knowledge = _learn(others, [words for words in sentences if words not in hidden], settings, general)
         written = neural.by_fold[fold].write([e.texts for e in held_out]) if neural else [()] * len(held_out)
         pairs = [_score(e, words, knowledge, settings) for e, words in zip(held_out, written, strict=True)]
         scored.append([pair[0] for pair in pairs])
         judged.append([pair[1] for pair in pairs])
-        logger.info("fold %d of %d: candidates for %d lists", fold + 1, settings.folds, len(held_out))
+        logger.info("fold %d of %d: candidates for %d lists", fold + 1, max(fold_of) + 1, len(held_out))
     reranker, margin = _train(scored), _choose_margin(scored, settings)
     second = None
     if neural is not None:
@@ -123,6 +127,15 @@ def train_phrase_corrector(
     knowledge = _learn(examples, sentences, settings, general)
     logger.info("%d phrases, margin %.2f", len(knowledge.table), margin)
     return PhraseCorrector(knowledge, reranker, margin, settings, ListKind.of(lists), second=second)
+
+
+def _folds(examples: Sequence[_Example], settings: PhraseSettings, seed: int) -> list[int]:
+    """Return the fold of each example: that of its group, or where there are no groups that of its reference."""
+    names = sorted({example.group for example in examples})
+    if len(names) > 1:
+        return [names.index(example.group) for example in examples]
+    fold_of = fold_of_reference([example.reference for example in examples], settings.folds, seed)
+    return [fold_of[example.reference] for example in examples]
 
 
 def fold_of_lists(lists: Sequence[NBest], seed: int, settings: PhraseSettings) -> dict[Words, int]:
@@ -148,14 +161,14 @@ def _train(folds: Sequence[Sequence[_Scored]]) -> LinearReranker:
     return train_reranker([one.features for one in everything], [one.errors for one in everything])
 
 
-def _examples(lists: Sequence[NBest], settings: PhraseSettings) -> list[_Example]:
+def _examples(lists: Sequence[NBest], settings: PhraseSettings, groups: Sequence[str] = ()) -> list[_Example]:
     normalize = get_normalizer(settings.normalizer)
     examples = []
-    for nbest in lists:
+    for nbest, group in zip(lists, groups or [""] * len(lists), strict=True):
         texts = list_words(nbest, settings.normalizer)
         if nbest.reference is not None and any(texts):
             view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses[: len(texts)]])
-            examples.append(_Example(tuple(texts), view, tuple(normalize(nbest.reference).split())))
+            examples.append(_Example(tuple(texts), view, tuple(normalize(nbest.reference).split()), group))
     if len(examples) < len(lists):
         logger.warning("%d of %d lists left out: no reference or no words", len(lists) - len(examples), len(lists))
     return examples

@@ -209,7 +209,7 @@ def stage_own(output: Path, base: Path | None, asr: str) -> None:
         [nbest.reference or "" for nbest in train], [n.reference or "" for lists in sets.values() for n in lists]
     )
     own_lm = "pocketsphinx" if asr == "sphinx" else ""
-    found = _correctors(train, _unseen(base), own_lm)
+    found = _correctors(train, _unseen(base), own_lm, _own_groups(output, asr))
     list(found.values())[-1].corrector.save(output / f"own-{asr}", {"recipe": "recipes/ger", "lists": len(train)})
     sets["all of them"] = _all_of(sets)
     for name, lists in sets.items():
@@ -319,10 +319,12 @@ def _first_rate(lists: Sequence[NBest]) -> float:
     return word_errors([nbest.reference or "" for nbest in lists], [nbest.best for nbest in lists]).rate
 
 
-def _correctors(lists: Sequence[NBest], neural: NeuralFolds | None, recognizer_lm: Any = "") -> dict[str, Any]:
+def _correctors(
+    lists: Sequence[NBest], neural: NeuralFolds | None, recognizer_lm: Any = "", groups: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return what is trained on lists: rescoring, and the phrase corrector without and with a second opinion."""
     settings = PhraseSettings(folds=FOLDS, recognizer_lm=recognizer_lm)
-    trained = PhraseCorrector.train(lists, data.SEED, settings, neural=neural)
+    trained = PhraseCorrector.train(lists, data.SEED, settings, neural=neural, groups=groups)
     found: dict[str, Any] = {
         "trigram of novels, rescoring": systems.train_rescoring(load_ngram(LANGUAGE_MODEL), lists),
         "phrase": systems.Texts(replace(trained, second=None)),
@@ -361,6 +363,16 @@ def _neural_folds(folder: Path, name: str) -> NeuralFolds:
     halves = [NeuralOpinion(files.load(folder / f"{name}-{half}" / "best")) for half in (0, 1)]
     final = NeuralOpinion(files.load(folder / f"{name}-all" / "best"))
     return NeuralFolds(tuple(halves[_half(fold)] for fold in range(FOLDS)), final)
+
+
+def _own_groups(output: Path, asr: str) -> list[str]:
+    """Return the group of each own list: Kathleen, speechocean762, or one of three of LibriSpeech's speakers."""
+    groups = []
+    for nbest in _own_lists(output, asr):
+        speaker = nbest.id.split("-")[0]
+        kathleen = speaker.startswith("arctic")
+        groups.append("kathleen" if kathleen else f"libri{int(speaker) % 3}" if "-" in nbest.id else "ocean")
+    return groups
 
 
 def _own_lists(output: Path, asr: str) -> list[NBest]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from audio_llm.cli import main
-from audio_llm.errors import OutOfMemoryError, UsageError
+from audio_llm.errors import DataError, OutOfMemoryError, UsageError
 from audio_llm.gate import Gate
 from audio_llm.ger import decode, files
 from audio_llm.ger.corrector import GerCorrector
@@ -168,6 +168,20 @@ def test_a_second_opinion_that_knows_is_listened_to() -> None:
     assert [c.text for c in learned.correct(lists[60:])] == [nbest.reference for nbest in lists[60:]]
     alone = PhraseCorrector.train(lists[:60], settings=PhraseSettings(folds=2))
     assert sum(c.text == n.reference for c, n in zip(alone.correct(lists[60:]), lists[60:], strict=True)) < 15
+
+
+def test_groups_are_folds_of_their_own() -> None:
+    lists = random_lists(40)
+    groups = ["b" if number % 4 else "a" for number in range(len(lists))]
+    true = {(tuple(n.best.split()),): tuple((n.reference or "").split()) for n in lists}
+    opinions: Any = [Overheard(true, set()) for _ in range(2)]
+    settings = PhraseSettings(language_model="")
+    PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds(tuple(opinions), opinions[0]), groups=groups)
+    for name, opinion in zip("ab", opinions, strict=True):
+        own = [n for n, group in zip(lists, groups, strict=True) if group == name]
+        assert opinion.asked == {tuple((n.reference or "").split()) for n in own}
+    with pytest.raises(DataError, match="39 groups for 40 lists"):
+        PhraseCorrector.train(lists, settings=settings, groups=groups[1:])
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,10 @@ def hear_by_hand(output: Path) -> None:
     (output / "heard").mkdir(exist_ok=True)
     for number, name in enumerate(names):
         rows = [
-            {"id": f"{name}-{i}", "hypotheses": [{"text": t, "score": -r} for r, t in enumerate(entry["input"])]}
+            {
+                "id": f"{number}{i}-{name}",
+                "hypotheses": [{"text": t, "score": -r} for r, t in enumerate(entry["input"])],
+            }
             | {"reference": entry["output"], "condition": "clean", "noisy": [0.1 * i, 1.0], "clean": [0.0, i]}
             for i, entry in enumerate(lists[10 * number : 10 * number + 10])
         ]
