@@ -142,12 +142,13 @@ class PhraseCorrector:
                 written[row] = words
         return [self._correct_one(*one) for one in zip(lists, texts, written, strict=True)]
 
-    def save(self, folder: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None) -> Path:
+    def save(self, folder: str | os.PathLike[str], provenance: Mapping[str, Any] | None = None, card: str = "") -> Path:
         """Write a model directory (see `audio_llm.hub`); return it.
 
         Args:
             folder: The directory to make.
             provenance: Recipe, seed, commit, data: what made it.
+            card: Text of its README.md; empty: one that tells what any such model is.
         """
         import torch
 
@@ -175,7 +176,7 @@ class PhraseCorrector:
             config["neural"], network, assets = to_parts(self.second.neural.built)
             tensors |= {f"{_NEURAL}{name}": tensor.half() for name, tensor in network.items()}
         words = len(self.knowledge.references.vocabulary)
-        card = _CARD.format(phrases=len(self.knowledge.table), words=words, settings=self.settings)
+        card = card or _CARD.format(phrases=len(self.knowledge.table), words=words, settings=self.settings)
         return save_model(folder, config, tensors, KIND, card, provenance, assets)
 
     @classmethod
