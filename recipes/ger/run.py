@@ -210,7 +210,8 @@ def stage_own(output: Path, base: Path | None, asr: str) -> None:
     )
     own_lm = "pocketsphinx" if asr == "sphinx" else ""
     found = _correctors(train, _unseen(base), own_lm, _own_groups(output, asr))
-    list(found.values())[-1].corrector.save(output / f"own-{asr}", {"recipe": "recipes/ger", "lists": len(train)})
+    made = {"recipe": "recipes/ger", "stage": "own", "seed": data.SEED, "lists of": asr, "lists": len(train)}
+    found["phrase"].corrector.save(output / f"own-{asr}", made)
     sets["all of them"] = _all_of(sets)
     for name, lists in sets.items():
         store = output / "out" / f"{asr}-{name}.json"
