@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from audio_llm.align import edit_distance
-from audio_llm.errors import DataError
+from audio_llm.errors import DataError, UsageError
 from audio_llm.ger.candidates import Candidate, add_written, make_candidates
 from audio_llm.ger.familiar import ListKind
 from audio_llm.ger.features import Knowledge, ListView, measure
@@ -100,6 +100,9 @@ def train_phrase_corrector(
             remedy=f"give lists with at least {settings.folds} different references",
         )
     fold_of = _folds(examples, settings, seed)
+    if neural is not None and len(neural.by_fold) != max(fold_of) + 1:
+        message = f"{len(neural.by_fold)} neural correctors for {max(fold_of) + 1} folds"
+        raise UsageError(message, remedy="give one for each")
     normalize = get_normalizer(settings.normalizer)
     general = load_ngram(settings.language_model) if settings.language_model else None
     sentences = [tuple(normalize(line).split()) for line in text]

@@ -209,7 +209,8 @@ def stage_own(output: Path, base: Path | None, asr: str) -> None:
         [nbest.reference or "" for nbest in train], [n.reference or "" for lists in sets.values() for n in lists]
     )
     own_lm = "pocketsphinx" if asr == "sphinx" else ""
-    found = _correctors(train, _unseen(base), own_lm, _own_groups(output, asr))
+    groups = _own_groups(output, asr)
+    found = _correctors(train, _unseen(base, len(set(groups))), own_lm, groups)
     made = {"recipe": "recipes/ger", "stage": "own", "seed": data.SEED, "lists of": asr, "lists": len(train)}
     found["phrase"].corrector.save(output / f"own-{asr}", made)
     sets["all of them"] = _all_of(sets)
@@ -351,12 +352,12 @@ def _for_strangers(train: Mapping[str, Sequence[NBest]]) -> PhraseCorrector:
     return replace(corrector, kind=None, margin=systems.find_margin(judged))
 
 
-def _unseen(base: Path | None) -> NeuralFolds | None:
+def _unseen(base: Path | None, folds: int = FOLDS) -> NeuralFolds | None:
     """Return a neural corrector that has seen none of the lists, for every fold; None where none is named."""
     if base is None:
         return None
     opinion: Any = systems.Remembering(NeuralOpinion(files.load(base)))
-    return NeuralFolds((opinion,) * FOLDS, opinion)
+    return NeuralFolds((opinion,) * folds, opinion)
 
 
 def _neural_folds(folder: Path, name: str) -> NeuralFolds:

@@ -180,6 +180,8 @@ def test_groups_are_folds_of_their_own() -> None:
     for name, opinion in zip("ab", opinions, strict=True):
         own = [n for n, group in zip(lists, groups, strict=True) if group == name]
         assert opinion.asked == {tuple((n.reference or "").split()) for n in own}
+    with pytest.raises(UsageError, match="1 neural correctors for 2 folds"):
+        PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds((opinions[0],), opinions[0]), groups=groups)
     with pytest.raises(DataError, match="39 groups for 40 lists"):
         PhraseCorrector.train(lists, settings=settings, groups=groups[1:])
 
