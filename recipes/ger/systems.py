@@ -25,7 +25,7 @@ from audio_llm.metrics import oracle, word_errors
 from audio_llm.nbest import NBest
 from audio_llm.text import DEFAULT_NORMALIZER
 
-_MARGINS = (0.1, 0.3, 0.5, 1.0, 1e9)  # of errors to expect; the last one keeps everything
+_MARGINS = (0.1, 0.3, 0.5, 1.0)  # of errors to expect; else everything is kept
 _BATCH = 64  # lists; their shuffled noise embeddings are each other's
 
 System = Callable[[Sequence[NBest]], list[str]]
@@ -91,7 +91,9 @@ def find_margin(judged: Sequence[tuple[PhraseCorrector, Sequence[NBest]]]) -> fl
         texts = [Texts(replace(corrector, margin=margin))(lists) for corrector, lists in judged]
         return sum(word_errors(r, t).errors for r, t in zip(references, texts, strict=True))
 
-    return min(sorted(_MARGINS, reverse=True), key=errors)
+    kept = sum(word_errors(r, first(lists)).errors for r, (_, lists) in zip(references, judged, strict=True))
+    rates = {1e9: kept, **{margin: errors(margin) for margin in sorted(_MARGINS, reverse=True)}}
+    return min(rates, key=lambda margin: rates[margin])
 
 
 @dataclass(frozen=True)
