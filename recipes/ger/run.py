@@ -25,6 +25,7 @@ import speech_sets
 import systems
 
 from audio_llm.asr.pronounce import read_dictionary
+from audio_llm.errors import DataError
 from audio_llm.ger import files
 from audio_llm.ger.corrector import GerCorrector
 from audio_llm.ger.data import ListData, pack_data, read_data
@@ -250,14 +251,17 @@ def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
                 other = replace(built, collator=systems.WrongNoise.of(built.collator, control))
                 correctors[f"{arm}, E {control}"] = other
     for name, built in correctors.items():
-        for mode in ("free", "slots"):
-            found[f"{name}, {mode}"] = systems.Texts(GerCorrector(built, mode, gate=False))  # type: ignore[arg-type]
+        found[f"{name}, slots"] = systems.Texts(GerCorrector(built, "slots", gate=False))
     sets = {
         (name, condition): hear.read(output / "heard" / f"{asr}-{name}.jsonl", condition)
         for name in ("kathleen", "dev-clean")
         for condition in (hear.CLEAN, *map(str, hear.SNRS_DB[asr]))
     }
     chosen = {key: lists for key, lists in sets.items() if lists and 0.1 <= _first_rate(lists) <= 0.6}
+    if not chosen:
+        raise DataError(
+            "no set has 10 to 60 % wrong words", remedy="hear kathleen and dev-clean with more noise or less"
+        )
     lists = [nbest for some in chosen.values() for nbest in some]
     texts = evaluate.measure(found, lists, output / "out" / f"{asr}-noise.json")
     print(f"### {asr}, where 10 to 60 % of the words are wrong: {len(lists)} lists\n")
@@ -268,11 +272,9 @@ def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
         part = {n: t if n.endswith("/ms") else [t[row] for row in rows] for n, t in texts.items()}
         print(f"### {asr}, {name}, {condition}: {len(rows)} lists\n")
         print(evaluate.table([lists[row] for row in rows], part))
-    for mode in ("free", "slots"):
-        names = [f"{name}, {mode}" for name in correctors]
-        for before, after in itertools.combinations(names, 2):
-            low, high = evaluate.difference(lists, texts[before], texts[after])
-            print(f"{before} against {after}: {-high:+.2f} to {-low:+.2f} points of WER (95 %)")
+    for before, after in itertools.combinations(correctors, 2):
+        low, high = evaluate.difference(lists, texts[f"{before}, slots"], texts[f"{after}, slots"])
+        print(f"{before} against {after}, slots: {-high:+.2f} to {-low:+.2f} points of WER (95 %)")
     surprises = {name: systems.surprise(built, lists) for name, built in correctors.items()}
     for name, values in surprises.items():
         print(f"{name}: {values.mean():.3f} nats a word of the true text")

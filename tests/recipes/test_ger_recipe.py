@@ -65,7 +65,12 @@ def hear_by_hand(output: Path) -> None:
                 "id": f"{number}{i}-{name}",
                 "hypotheses": [{"text": t, "score": -r} for r, t in enumerate(entry["input"])],
             }
-            | {"reference": entry["output"], "condition": "clean", "noisy": [0.1 * i, 1.0], "clean": [0.0, i]}
+            | {
+                "reference": " ".join(entry["output"].split()[:-2]),
+                "condition": "clean",
+                "noisy": [0.1 * i, 1.0],
+                "clean": [0.0, i],
+            }
             for i, entry in enumerate(lists[10 * number : 10 * number + 10])
         ]
         rows += [row | {"id": f"{row['id']}@any", "condition": "any"} for row in rows]
