@@ -206,12 +206,13 @@ def load_model(name_or_dir: str | os.PathLike[str], kind: str | None = None, dev
 
 
 def load_arrays(name_or_dir: str | os.PathLike[str], kind: str | None = None) -> LoadedArrays:
-    """Do as `load_model`, without torch: weights as arrays, of which none may be bfloat16."""
+    """Do as `load_model`, without torch: weights as arrays. bfloat16 needs the package ml_dtypes; without it, an error."""
     from safetensors.numpy import load_file
 
     folder, document = _open(name_or_dir, kind)
     arrays = _read_weights(folder, load_file)
-    arrays = {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in arrays.items()}
+    half = ("float16", "bfloat16")
+    arrays = {name: a.astype(np.float32) if a.dtype.name in half else a for name, a in arrays.items()}
     return LoadedArrays(folder, document["config"], arrays)
 
 
