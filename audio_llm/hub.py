@@ -206,7 +206,7 @@ def load_model(name_or_dir: str | os.PathLike[str], kind: str | None = None, dev
 
 
 def load_arrays(name_or_dir: str | os.PathLike[str], kind: str | None = None) -> LoadedArrays:
-    """Do as `load_model`, without torch: weights as arrays. bfloat16 needs the package ml_dtypes; without it, an error."""
+    """Do as `load_model`, without torch: weights as arrays. Those in bfloat16 need the package ml_dtypes."""
     from safetensors.numpy import load_file
 
     folder, document = _open(name_or_dir, kind)
