@@ -25,11 +25,14 @@ def draw(curve: Mapping[str, float], log: Path, rows: Mapping[str, CorrectionSco
 
     figure, (lists, loss, sets) = pyplot.subplots(1, 3, figsize=(13, 3.8))
     lists.plot([int(count) for count in curve], [100 * rate for rate in curve.values()], "o-")
-    lists.set(xscale="log", xlabel="training lists", ylabel="word error rate, %", title="ATIS, phrase corrector")
+    lists.set_xscale("log")
+    lists.set_xticks([int(count) for count in curve], list(curve))
+    lists.minorticks_off()
+    lists.set(xlabel="training lists", ylabel="word error rate, %", title="ATIS, phrase corrector")
     logged = [json.loads(line) for line in log.read_text().splitlines()]
     seen = [(row["step"], row["validation"]["loss"]) for row in logged if "validation" in row]
     loss.plot(*zip(*seen, strict=True), "o-")
-    loss.set(yscale="log", xlabel="steps", ylabel="loss, nats a token", title="base model, made-up lists")
+    loss.set(ylim=0, xlabel="steps", ylabel="loss, nats a token", title="base model, made-up lists")
     for place, scores in enumerate(rows.values()):
         before, after = 100 * scores.lists.first.counts.rate, 100 * scores.output.counts.rate
         interval = scores.output.interval
@@ -38,9 +41,10 @@ def draw(curve: Mapping[str, float], log: Path, rows: Mapping[str, CorrectionSco
         sets.errorbar(
             after, place, xerr=[[after - 100 * interval.low], [100 * interval.high - after]], fmt="o", color="C0"
         )
+        sets.annotate(f"{scores.relative_change or 0:+.1%}", (before, place), (8, -3), textcoords="offset points")
     sets.set_yticks(range(len(rows)), [name.removeprefix("test_") for name in rows])
     sets.invert_yaxis()
-    sets.set(xscale="log", xlabel="word error rate, %", title="before (grey) and after, 95 %")
+    sets.set(xscale="log", xlim=(0.8, 200), xlabel="word error rate, %", title="before (grey) and after, 95 %")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
