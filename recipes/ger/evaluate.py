@@ -32,8 +32,8 @@ def measure(systems: Mapping[str, System], lists: Sequence[NBest], store: Path) 
         begin = time.perf_counter()
         found[name] = system(lists)
         found[f"{name}/ms"] = [str(1000 * (time.perf_counter() - begin) / max(1, len(lists)))]
-    store.parent.mkdir(parents=True, exist_ok=True)
-    store.write_text(json.dumps({"ids": [nbest.id for nbest in lists], "texts": found}))
+        store.parent.mkdir(parents=True, exist_ok=True)
+        store.write_text(json.dumps({"ids": [nbest.id for nbest in lists], "texts": found}))
     return found
 
 

@@ -263,6 +263,12 @@ def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
             "no set has 10 to 60 % wrong words", remedy="hear kathleen and dev-clean with more noise or less"
         )
     lists = [nbest for some in chosen.values() for nbest in some]
+    surprises = {name: systems.surprise(built, lists) for name, built in correctors.items()}
+    for name, values in surprises.items():
+        print(f"{name}: {values.mean():.3f} nats a word of the true text")
+    for before, after in itertools.combinations(surprises, 2):
+        low, high = evaluate.mean_interval(lists, surprises[before] - surprises[after])
+        print(f"{before} against {after}: {low:+.3f} to {high:+.3f} nats a word (95 %)")
     texts = evaluate.measure(found, lists, output / "out" / f"{asr}-noise.json")
     print(f"### {asr}, where 10 to 60 % of the words are wrong: {len(lists)} lists\n")
     print(evaluate.table(lists, texts))
@@ -275,12 +281,6 @@ def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
     for before, after in itertools.combinations(correctors, 2):
         low, high = evaluate.difference(lists, texts[f"{before}, slots"], texts[f"{after}, slots"])
         print(f"{before} against {after}, slots: {-high:+.2f} to {-low:+.2f} points of WER (95 %)")
-    surprises = {name: systems.surprise(built, lists) for name, built in correctors.items()}
-    for name, values in surprises.items():
-        print(f"{name}: {values.mean():.3f} nats a word of the true text")
-    for before, after in itertools.combinations(surprises, 2):
-        low, high = evaluate.mean_interval(lists, surprises[before] - surprises[after])
-        print(f"{before} against {after}: {low:+.3f} to {high:+.3f} nats a word (95 %)")
 
 
 def stage_curve(folder: Path, output: Path) -> None:
