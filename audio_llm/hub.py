@@ -12,14 +12,17 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from audio_llm.errors import AudioLLMError, ModelFormatError, ModelNotFoundError, UsageError
+from audio_llm.errors import AudioLLMError, ConfigError, ModelFormatError, ModelNotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+S = TypeVar("S")
+N = TypeVar("N", bound="nn.Module")
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
@@ -203,6 +206,33 @@ def load_model(name_or_dir: str | os.PathLike[str], kind: str | None = None, dev
     half = (torch.float16, torch.bfloat16)
     tensors = {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in tensors.items()}
     return LoadedModel(folder, document["kind"], document["config"], tensors, document["provenance"])
+
+
+def load_network(
+    name_or_dir: str | os.PathLike[str], kind: str, settings: type[S], build: Callable[[S], N], device: str = "cpu"
+) -> N:
+    """Return the network of a model directory, in eval mode.
+
+    Args:
+        name_or_dir: See `find_model`.
+        kind: The kind it must have.
+        settings: Dataclass of its settings.
+        build: Settings -> network, a torch module.
+        device: Where it goes.
+
+    Raises:
+        ModelNotFoundError, ModelFormatError: As `load_model`, or the weights do not fit the settings.
+    """
+    from audio_llm.training.config import config_from_dict
+
+    loaded = load_model(name_or_dir, kind, device)
+    try:
+        network = build(config_from_dict(settings, loaded.config, loaded.path / CONFIG_NAME))
+        network.load_state_dict(loaded.tensors)
+    except (ConfigError, RuntimeError) as error:
+        remedy = "get the model again, or a version of audio-llm that knows it"
+        raise ModelFormatError(f"its weights or settings do not fit: {error}", path=loaded.path, remedy=remedy) from None
+    return network.to(device).eval()
 
 
 def load_arrays(name_or_dir: str | os.PathLike[str], kind: str | None = None) -> LoadedArrays:

@@ -37,8 +37,30 @@ def coloured_noise(samples: int, rng: np.random.Generator, exponent: float) -> n
     return (noise / (np.sqrt(np.mean(noise**2)) + 1e-12)).astype(np.float32)
 
 
+def room_response(rng: np.random.Generator, rt60_s: float, direct_to_reverb_db: float) -> np.ndarray:
+    """Return a direct path of 1 and an exponentially decaying diffuse tail.
+
+    Args:
+        rng: Source of the tail.
+        rt60_s: Time in seconds after which the tail is 60 dB down.
+        direct_to_reverb_db: Level of the direct path over the whole tail.
+
+    Returns:
+        (N,) float64 at 16 kHz; (1,) for times too short for a tail.
+    """
+    length = int(rt60_s * SAMPLE_RATE)
+    if length < 2:
+        return np.ones(1)
+    time_s = np.arange(length) / SAMPLE_RATE
+    tail = rng.standard_normal(length) * np.exp(-6.9078 * time_s / rt60_s)
+    tail[: int(0.003 * SAMPLE_RATE)] = 0.0  # the first reflection comes a metre later than the direct sound
+    tail *= np.sqrt(10.0 ** (-direct_to_reverb_db / 10.0) / max(float(np.sum(tail**2)), 1e-12))
+    tail[0] = 1.0
+    return tail
+
+
 def add_room(waveform: np.ndarray, rng: np.random.Generator, rt60_s: float, direct_to_reverb_db: float) -> np.ndarray:
-    """Convolve with a direct path and an exponentially decaying diffuse tail.
+    """Convolve with a room's response, see `room_response`.
 
     Args:
         waveform: (T,) float32 at 16 kHz.
@@ -49,17 +71,26 @@ def add_room(waveform: np.ndarray, rng: np.random.Generator, rt60_s: float, dire
     Returns:
         (T,) float32, aligned with the input.
     """
+    return convolve(waveform, room_response(rng, rt60_s, direct_to_reverb_db)) if waveform.size else waveform
+
+
+def convolve(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """Return (T,) float32: a waveform (T,) convolved with a response (N,), cut at its end."""
+    if response.size == 1:
+        return (waveform * response[0]).astype(np.float32)
     from scipy.signal import fftconvolve
 
-    length = int(rt60_s * SAMPLE_RATE)
-    if length < 2 or not waveform.size:
-        return waveform
-    time_s = np.arange(length) / SAMPLE_RATE
-    tail = rng.standard_normal(length) * np.exp(-6.9078 * time_s / rt60_s)
-    tail[: int(0.003 * SAMPLE_RATE)] = 0.0  # the first reflection comes a metre later than the direct sound
-    tail *= np.sqrt(10.0 ** (-direct_to_reverb_db / 10.0) / max(float(np.sum(tail**2)), 1e-12))
-    tail[0] = 1.0
-    return fftconvolve(waveform, tail)[: waveform.size].astype(np.float32)
+    return fftconvolve(waveform, response)[: waveform.size].astype(np.float32)
+
+
+def active_power(waveform: np.ndarray, below_db: float = 40.0) -> float:
+    """Return the mean power of the frames of 20 ms that are within `below_db` dB of the loudest; 0 for silence."""
+    frame = SAMPLE_RATE // 50
+    count = waveform.size // frame
+    if not count:
+        return float(np.mean(np.square(waveform, dtype=np.float64))) if waveform.size else 0.0
+    powers = np.mean(np.square(waveform[: count * frame].reshape(count, frame), dtype=np.float64), axis=1)
+    return float(powers[powers >= powers.max() * 10.0 ** (-below_db / 10.0)].mean())
 
 
 def set_level(waveform: np.ndarray, level_db: float) -> np.ndarray:

@@ -32,7 +32,7 @@ def write_sources(
     """
     rows = {
         SPEECH: (_speech_row(voice, sound) for voice in voices for sound in voice.utterances),
-        NOISE: ({"pcm": _pcm(sound)} for sound in noises),
+        NOISE: ({"pcm": to_pcm(sound)} for sound in noises),
         HEADS: (_head_row(head) for head in heads),
         ROOMS: (_head_row(head) for head in rooms),
     }
@@ -62,7 +62,7 @@ def read_sources(*folders: str | Path) -> SceneSources:
 
 def _speech_row(voice: Voice, sound: np.ndarray) -> dict[str, np.ndarray]:
     names = {"speaker": voice.name, "corpus": voice.corpus, "gender": voice.gender}
-    return {"pcm": _pcm(sound), **{key: encode_text(text) for key, text in names.items()}}
+    return {"pcm": to_pcm(sound), **{key: encode_text(text) for key, text in names.items()}}
 
 
 def _head_row(head: Head) -> dict[str, np.ndarray]:
@@ -75,7 +75,8 @@ def _head(row: dict[str, np.ndarray]) -> Head:
     return Head(decode_text(row["name"]), azimuths, row["responses"].reshape(len(azimuths), 2, -1))
 
 
-def _pcm(waveform: np.ndarray) -> np.ndarray:
+def to_pcm(waveform: np.ndarray) -> np.ndarray:
+    """Return 16-bit sound (..., T) of float32 in -1..1; 16-bit sound as it is."""
     if waveform.dtype == np.int16:
         return waveform
     return np.rint(np.clip(waveform, -1.0, 32767.0 / 32768.0) * 32768.0).astype(np.int16)

@@ -7,23 +7,9 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from audio_llm.sound_metrics import si_sdr_db, snr_db
+
 _FLOOR = 1e-8  # of an energy
-
-
-def snr_db(estimate: Tensor, target: Tensor) -> Tensor:
-    """Return the target's energy over that of the error: (...,) for (..., T); level counts."""
-    error = (estimate - target).square().sum(-1)
-    return 10.0 * torch.log10((target.square().sum(-1) + _FLOOR) / (error + _FLOOR))
-
-
-def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
-    """Return the scale-invariant signal-to-distortion ratio (Le Roux et al. 2019): (...,) for (..., T)."""
-    estimate = estimate - estimate.mean(-1, keepdim=True)
-    target = target - target.mean(-1, keepdim=True)
-    scale = (estimate * target).sum(-1, keepdim=True) / (target.square().sum(-1, keepdim=True) + _FLOOR)
-    wanted = scale * target
-    error = (estimate - wanted).square().sum(-1)
-    return 10.0 * torch.log10((wanted.square().sum(-1) + _FLOOR) / (error + _FLOOR))
 
 
 def leak_db(estimate: Tensor, mixture: Tensor, least_db: float = -20.0) -> Tensor:

@@ -1,0 +1,185 @@
+"""Training of the mask network: pairs drawn from packed speech and noise, compressed spectra compared at three scales."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audio_llm import hub
+from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
+from audio_llm.gense.models import MASK, load_mask
+from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
+from audio_llm.simulation.speech_pack import SpeechPack
+from audio_llm.sound_metrics import si_sdr_db, snr_db
+from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+
+logger = logging.getLogger(__name__)
+
+_VALIDATION_SEED = 1 << 40  # of the pairs that decide which model is the best
+_SCALES = (256, 512, 1024)  # samples of the frames that are compared
+_COMPRESSION = 0.3  # exponent of the magnitudes that are compared
+_FLOOR = 1e-8  # of a power, of waveforms with an RMS near 1
+_LEAST_SPEECH = 1e-7  # mean power of a target that counts as speech
+CARD = "# A mask network\n\nStreaming speech enhancement at 16 kHz.\n"
+
+
+@dataclass(frozen=True)
+class MaskTrainingConfig:
+    """How to train the mask network.
+
+    Attributes:
+        model: Its size.
+        training: The loop's settings.
+        pairs: How noisy speech is drawn.
+        batch_pairs: Pairs in a batch.
+        epoch_batches: Batches in an epoch; every epoch draws new pairs.
+        least_dynamics_db: Recordings with a smaller spread of levels are too noisy to be a target.
+        complex_share: Of the complex spectra in the loss, the magnitudes have the rest.
+        ratio_weight: Of the signal-to-error ratio in dB.
+        validation_pairs: Of the tuning part, at each validation.
+    """
+
+    model: MaskConfig = field(default_factory=MaskConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=50_000))
+    pairs: NoisyConfig = field(default_factory=NoisyConfig)
+    batch_pairs: int = 8
+    epoch_batches: int = 1000
+    least_dynamics_db: float = 26.0
+    complex_share: float = 0.3
+    ratio_weight: float = 0.002
+    validation_pairs: int = 64
+
+
+class PairBatch(NamedTuple):
+    """Pairs of noisy and clean speech.
+
+    Attributes:
+        noisy: (B, T) float32 at 16 kHz.
+        clean: (B, T) float32 at 16 kHz.
+    """
+
+    noisy: Tensor
+    clean: Tensor
+
+
+def train_mask(
+    pack: Path,
+    tuning: Path,
+    output: Path,
+    config: MaskTrainingConfig,
+    *,
+    max_minutes: float | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    provenance: dict[str, Any] | None = None,
+    start_from: str | Path | None = None,
+) -> TrainingResult:
+    """Train a mask network; `output/best` becomes a model directory with the lowest loss on the tuning part.
+
+    Args:
+        pack: Packed speech and noise to learn from.
+        tuning: The same, of other people and noises, which decides which model is the best.
+        output: Folder of the training.
+        config: How to train.
+        max_minutes: Stop after this time.
+        resume: Go on from `output/last`.
+        device: `auto`, `cpu` or `cuda`.
+        provenance: What made the model, for its directory.
+        start_from: A model to start from instead of random weights; of the configured size.
+
+    Raises:
+        DataError: A pack is missing or holds nothing clean enough.
+    """
+    speech = NoisySpeech(SpeechPack(pack, config.least_dynamics_db), config.pairs)
+    held_out = NoisySpeech(SpeechPack(tuning, config.least_dynamics_db), config.pairs)
+    torch.manual_seed(config.training.seed)
+    model = MaskNetwork(config.model)
+    if start_from is not None:
+        model.load_state_dict(load_mask(start_from).state_dict())
+    size = sum(parameter.numel() for parameter in model.parameters())
+    logger.info("%.1f h of %d utterances, %d noises, %.2f M parameters", speech.pack.hours, len(speech.pack), len(speech.pack.noises), size / 1e6)
+    validation = [
+        make_batch(held_out, range(first, min(first + config.batch_pairs, config.validation_pairs)), _VALIDATION_SEED)
+        for first in range(0, config.validation_pairs, config.batch_pairs)
+    ]
+
+    def save(network: nn.Module, folder: Path) -> None:
+        assert isinstance(network, MaskNetwork)
+        made_by = {**(provenance or {}), "training": asdict(config)}
+        hub.save_model(folder, asdict(network.config), network.state_dict(), MASK, CARD, made_by)
+
+    return train(
+        model,
+        lambda epoch: _batches(epoch, config),
+        lambda network, batch: mask_loss(network(batch.noisy), batch, config),
+        lambda network: _validate(network, validation, config),
+        output,
+        config.training,
+        max_minutes=max_minutes,
+        resume=resume,
+        device=device,
+        save=save,
+        prepare=lambda chosen: make_batch(speech, chosen),
+        count_items=lambda batch: batch.noisy.numel() / 16_000,
+    )
+
+
+def make_batch(speech: NoisySpeech, seeds: range, offset: int = 0) -> PairBatch:
+    """Return the pairs of some seeds."""
+    pairs = [speech.pair(seed + offset) for seed in seeds]
+    noisy, clean = (np.stack([getattr(pair, name) for pair in pairs]) for name in ("noisy", "clean"))
+    return PairBatch(torch.from_numpy(noisy), torch.from_numpy(clean))
+
+
+def mask_loss(enhanced: Tensor, batch: PairBatch, config: MaskTrainingConfig) -> Tensor:
+    """Return how far the enhanced waveforms (B, T) are from the clean ones, whatever their level; a scalar."""
+    level = batch.noisy.square().mean(-1, keepdim=True).sqrt() + 1e-6
+    enhanced, clean = enhanced.float() / level, batch.clean / level
+    loss = enhanced.new_zeros(())
+    for size in _SCALES:
+        loss = loss + _spectral_loss(enhanced, clean, size, config.complex_share) / len(_SCALES)
+    speech = clean.square().mean(-1) > _LEAST_SPEECH
+    if config.ratio_weight and bool(speech.any()):
+        loss = loss - config.ratio_weight * snr_db(enhanced[speech], clean[speech]).clamp_max(30.0).mean()
+    return loss
+
+
+def _spectral_loss(enhanced: Tensor, clean: Tensor, size: int, complex_share: float) -> Tensor:
+    window = torch.hann_window(size, device=clean.device)
+    both = torch.stft(torch.cat([enhanced, clean]), size, size // 4, window=window, return_complex=True)
+    both = both / (0.375 * size) ** 0.5
+    power = both.real.square() + both.imag.square() + _FLOOR
+    magnitude = power ** (0.5 * _COMPRESSION)
+    scale = power ** (0.5 * (_COMPRESSION - 1.0))
+    one, other = magnitude.chunk(2)
+    loss = (1.0 - complex_share) * (one - other).square().mean()
+    for part in (both.real * scale, both.imag * scale):
+        one, other = part.chunk(2)
+        loss = loss + complex_share * (one - other).square().mean()
+    return loss
+
+
+def _batches(epoch: int, config: MaskTrainingConfig) -> list[range]:
+    first = epoch * config.epoch_batches * config.batch_pairs
+    return [range(first + i * config.batch_pairs, first + (i + 1) * config.batch_pairs) for i in range(config.epoch_batches)]
+
+
+def _validate(network: nn.Module, batches: list[PairBatch], config: MaskTrainingConfig) -> dict[str, float]:
+    """Return the loss and the mean gain in SI-SDR where somebody talks over noise."""
+    device = next(network.parameters()).device
+    losses, gains = [], []
+    for cpu_batch in batches:
+        batch = PairBatch(*(part.to(device) for part in cpu_batch))
+        enhanced = network(batch.noisy).float()
+        losses.append((float(mask_loss(enhanced, batch, config)), len(enhanced)))
+        before = si_sdr_db(batch.noisy, batch.clean)
+        used = (batch.clean.square().mean(-1) > _LEAST_SPEECH) & (before < 40.0)
+        gains += (si_sdr_db(enhanced, batch.clean) - before)[used].tolist()
+    total = sum(count for _, count in losses)
+    return {"loss": sum(loss * count for loss, count in losses) / total, "si_sdri_db": float(np.mean(gains))}

@@ -1,0 +1,234 @@
+"""Clean utterances to pairs of noisy and clean speech: rooms, noises, tones, levels, narrow bands, as drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from audio_llm.simulation import mono
+from audio_llm.simulation.speech_pack import FULL_BAND_HZ, SpeechPack
+
+SAMPLE_RATE = 16_000  # Hz
+_POINTS_HZ = np.array([60.0, 200.0, 500.0, 1200.0, 2500.0, 4500.0, 8000.0])  # where a change of tone is drawn
+_BABBLE = (3, 9)  # fewest people, and one more than the most
+_QUIET = 1e-7  # power of a stretch of noise that counts as none
+_SPARE = 640  # samples more than a change of speed should need
+
+
+@dataclass(frozen=True)
+class NoisyConfig:
+    """How pairs are drawn; pairs of numbers are the ends of an even draw.
+
+    Attributes:
+        seconds: Length of a pair.
+        voice_shift: Factor on pitch and formants together, in half of the pairs.
+        snr_db: Speech where somebody talks over noise.
+        clean_share: Of pairs without noise.
+        silent_share: Of pairs in which nobody talks.
+        babble_share: Of noises that are many people talking.
+        coloured_share: Of noises that are made, white to brown.
+        second_noise_share: Of pairs with a second noise over the first.
+        burst_share: Of noises that sound for a part of the pair only.
+        room_share: Of pairs in a room.
+        rt60_s: Reverberation time.
+        direct_to_reverb_db: Direct over reverberant level.
+        early_s: Reflections up to here belong to the clean side; later ones are to be taken away.
+        tone_db: Change of tone, of speech and noise apart, up and down.
+        narrow_share: Of pairs in which nothing is heard above a cut-off.
+        cutoff_hz: The cut-off.
+        clipped_share: Of pairs whose noisy side is clipped.
+        level_db: Level of the noisy side below full scale.
+    """
+
+    seconds: float = 3.0
+    voice_shift: tuple[float, float] = (0.87, 1.15)
+    snr_db: tuple[float, float] = (-5.0, 25.0)
+    clean_share: float = 0.04
+    silent_share: float = 0.04
+    babble_share: float = 0.2
+    coloured_share: float = 0.15
+    second_noise_share: float = 0.3
+    burst_share: float = 0.15
+    room_share: float = 0.3
+    rt60_s: tuple[float, float] = (0.15, 0.8)
+    direct_to_reverb_db: tuple[float, float] = (-3.0, 12.0)
+    early_s: float = 0.05
+    tone_db: float = 5.0
+    narrow_share: float = 0.08
+    cutoff_hz: tuple[float, float] = (3000.0, 7000.0)
+    clipped_share: float = 0.03
+    level_db: tuple[float, float] = (-45.0, -15.0)
+
+
+@dataclass(frozen=True)
+class NoisyPair:
+    """Noisy speech and what it should have been, aligned.
+
+    Attributes:
+        noisy: (T,) float32 at 16 kHz.
+        clean: (T,) float32 at 16 kHz, the direct sound and its early reflections at the level it has in `noisy`.
+        snr_db: As drawn; infinite without noise, minus infinite without speech.
+        cutoff_hz: Above it neither side holds anything.
+    """
+
+    noisy: np.ndarray = field(repr=False)
+    clean: np.ndarray = field(repr=False)
+    snr_db: float
+    cutoff_hz: float
+
+
+class NoisySpeech:
+    """Draws pairs of noisy and clean speech out of a pack.
+
+    Args:
+        pack: Clean utterances and noises.
+        config: How pairs are drawn.
+    """
+
+    def __init__(self, pack: SpeechPack, config: NoisyConfig) -> None:
+        self.pack, self.config = pack, config
+        by_speaker: dict[str, list[int]] = {}
+        for number, speaker in enumerate(pack.speakers):
+            by_speaker.setdefault(speaker, []).append(number)
+        self._utterances = [np.array(numbers) for numbers in by_speaker.values()]
+        # square roots, so that neither one voice with an hour nor many with a sentence each have all the say
+        weights = np.sqrt([pack.samples[numbers].sum() for numbers in self._utterances])
+        self._weights = weights / weights.sum()
+
+    def pair(self, seed: int) -> NoisyPair:
+        """Return the pair of a seed."""
+        rng = np.random.default_rng(seed)
+        size = round(self.config.seconds * SAMPLE_RATE)
+        speech, bandwidth_hz = self._talk(rng, size)
+        return degrade(speech, lambda: self._noise(rng, size), self.config, rng, bandwidth_hz)
+
+    def _talk(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, float]:
+        """Return one person's speech (size,) float32 and up to which frequency it reaches."""
+        numbers = self._utterances[int(rng.choice(len(self._utterances), p=self._weights))]
+        shift = float(rng.uniform(*self.config.voice_shift)) if rng.random() < 0.5 else 1.0
+        wanted = int(size * shift) + _SPARE
+        out = np.zeros(wanted, np.float32)
+        bandwidth_hz = float(FULL_BAND_HZ)
+        place = 0
+        while place < wanted:
+            number = int(numbers[int(rng.integers(len(numbers)))])
+            pcm = self.pack.pcm(number)
+            start = int(rng.integers(max(1, len(pcm) - wanted))) if place == 0 else 0
+            piece = pcm[start : start + wanted - place].astype(np.float32) / 32768.0
+            out[place : place + len(piece)] = piece
+            bandwidth_hz = min(bandwidth_hz, float(self.pack.bandwidths_hz[number]))
+            place += len(piece) + int(rng.uniform(0.05, 0.4) * SAMPLE_RATE)
+        return mono.shift_voice(out, shift)[:size], min(bandwidth_hz * shift, float(FULL_BAND_HZ))
+
+    def _noise(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        noise = self._one_noise(rng, size)
+        if rng.random() < self.config.second_noise_share:
+            noise = noise + 10.0 ** (rng.uniform(-10.0, 0.0) / 20.0) * self._one_noise(rng, size)
+        return noise
+
+    def _one_noise(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """Return (size,) noise of unit power."""
+        config, kind = self.config, rng.random()
+        if kind < config.babble_share:
+            noise = np.zeros(size, np.float32)
+            for _ in range(int(rng.integers(*_BABBLE))):
+                other = self._talk(rng, size)[0]
+                noise += other * float(rng.uniform(0.3, 1.0) / np.sqrt(mono.active_power(other) + 1e-9))
+        elif kind < config.babble_share + config.coloured_share or not self.pack.noises:
+            noise = mono.coloured_noise(size, rng, float(rng.uniform(0.0, 2.0)))
+        else:
+            noise = self._recorded(rng, size)
+        if rng.random() < config.burst_share:
+            noise = noise * _burst(rng, size)
+        power = float(np.mean(np.square(noise)))
+        return noise / np.sqrt(power) if power > 0.0 else noise
+
+    def _recorded(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """Return a stretch of a recording in which there is sound, played faster or slower."""
+        for _ in range(4):
+            pcm = self.pack.noises[int(rng.integers(len(self.pack.noises)))]
+            speed = float(rng.uniform(0.8, 1.25))
+            wanted = int(size * speed) + _SPARE
+            start = int(rng.integers(max(1, len(pcm) - wanted)))
+            noise = np.resize(pcm[start : start + wanted], wanted).astype(np.float32) / 32768.0
+            if float(np.mean(np.square(noise))) > _QUIET:
+                return mono.shift_voice(noise, speed)[:size]
+        return mono.coloured_noise(size, rng, 1.0)
+
+
+def degrade(
+    speech: np.ndarray,
+    draw_noise: Callable[[], np.ndarray],
+    config: NoisyConfig,
+    rng: np.random.Generator,
+    bandwidth_hz: float = FULL_BAND_HZ,
+) -> NoisyPair:
+    """Return speech made noisy as drawn.
+
+    Args:
+        speech: (T,) float32 at 16 kHz.
+        draw_noise: Called without arguments, returns (T,) float32 noise of unit power.
+        config: How.
+        rng: Source of all draws but the noise's.
+        bandwidth_hz: Up to where the speech reaches.
+    """
+    kind = rng.random()
+    silent, clean_only = kind < config.silent_share, kind > 1.0 - config.clean_share
+    speech = np.zeros_like(speech) if silent else _change_tone(speech, config.tone_db, rng)
+    clean = wet = speech
+    if rng.random() < config.room_share:
+        response = mono.room_response(rng, rng.uniform(*config.rt60_s), rng.uniform(*config.direct_to_reverb_db))
+        wet = mono.convolve(speech, response)
+        clean = mono.convolve(speech, response[: max(1, round(config.early_s * SAMPLE_RATE))])
+    noisy, snr_db = wet, np.inf
+    if not clean_only:
+        noise = _change_tone(draw_noise(), config.tone_db, rng)
+        snr_db = rng.uniform(*config.snr_db)
+        power = mono.active_power(wet) or 1e-2
+        noise_power = float(np.mean(np.square(noise, dtype=np.float64))) or 1.0
+        noisy = wet + noise * np.sqrt(power / noise_power / 10.0 ** (snr_db / 10.0))
+    cutoff_hz = bandwidth_hz
+    if rng.random() < config.narrow_share:
+        cutoff_hz = min(cutoff_hz, float(rng.uniform(*config.cutoff_hz)))
+    if cutoff_hz < FULL_BAND_HZ:
+        clean, noisy = _low_pass(clean, cutoff_hz), _low_pass(noisy, cutoff_hz)
+    rms = float(np.sqrt(np.mean(np.square(noisy, dtype=np.float64)))) or 1.0
+    peak = float(np.abs(noisy).max()) or 1.0
+    gain = min(10.0 ** (rng.uniform(*config.level_db) / 20.0) / rms, 0.99 / peak)
+    clean, noisy = gain * clean, gain * noisy
+    if rng.random() < config.clipped_share:
+        limit = float(rng.uniform(0.2, 0.8)) * float(np.abs(noisy).max())
+        noisy = np.clip(noisy, -limit, limit)
+    snr_db = -np.inf if silent else snr_db
+    return NoisyPair(noisy.astype(np.float32), clean.astype(np.float32), float(snr_db), cutoff_hz)
+
+
+def _change_tone(waveform: np.ndarray, tone_db: float, rng: np.random.Generator) -> np.ndarray:
+    gains_db = rng.uniform(-tone_db, tone_db, len(_POINTS_HZ))
+    spectrum = np.fft.rfft(waveform)
+    frequencies = np.fft.rfftfreq(len(waveform), 1.0 / SAMPLE_RATE)
+    gain = 10.0 ** (np.interp(np.log(frequencies + 1.0), np.log(_POINTS_HZ), gains_db) / 20.0)
+    return np.fft.irfft(spectrum * gain, len(waveform)).astype(np.float32)
+
+
+def _low_pass(waveform: np.ndarray, cutoff_hz: float) -> np.ndarray:
+    """Cut what lies above, over a tenth of the cut-off."""
+    spectrum = np.fft.rfft(waveform)
+    frequencies = np.fft.rfftfreq(len(waveform), 1.0 / SAMPLE_RATE)
+    gain = np.clip((cutoff_hz - frequencies) / (0.1 * cutoff_hz) + 1.0, 0.0, 1.0)
+    return np.fft.irfft(spectrum * gain, len(waveform))
+
+
+def _burst(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Return (size,) gains: 1 over a stretch, faded over 20 ms, 0 elsewhere."""
+    length = int(rng.uniform(0.2, 0.8) * size)
+    start = int(rng.integers(size - length + 1))
+    fade = min(320, length // 2)
+    gains = np.zeros(size, np.float32)
+    gains[start : start + length] = 1.0
+    ramp = np.linspace(0.0, 1.0, fade, dtype=np.float32)
+    gains[start : start + fade] *= ramp
+    gains[start + length - fade : start + length] *= ramp[::-1]
+    return gains

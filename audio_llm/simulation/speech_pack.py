@@ -1,0 +1,111 @@
+"""Utterances and noises, packed: 16-bit sound with speaker and words, in shards that are read by memory map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from audio_llm.errors import DataError
+from audio_llm.simulation.sources import NOISE, SPEECH, to_pcm
+from audio_llm.training.shards import ShardReader, decode_text, encode_text, write_shards
+
+FULL_BAND_HZ = 8000  # of sound at 16 kHz
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recorded utterance.
+
+    Attributes:
+        id: Its name.
+        speaker: Who talks.
+        corpus: Where it comes from.
+        words: Normalised text; empty where none is known.
+        bandwidth_hz: Above this frequency the recording holds nothing.
+        dynamics_db: Spread of its frame levels, which tells how clean it is; 0 where unknown.
+        waveform: (T,) at 16 kHz, float32 in -1..1 or int16.
+    """
+
+    id: str
+    speaker: str
+    corpus: str
+    words: str
+    bandwidth_hz: int
+    dynamics_db: float
+    waveform: np.ndarray = field(repr=False)
+
+
+def write_speech_pack(folder: Path, utterances: Iterable[Utterance], noises: Iterable[np.ndarray]) -> dict[str, int]:
+    """Write a pack; return how many utterances and noises it holds.
+
+    Args:
+        folder: The pack.
+        utterances: Read one after another, so that they need not all be in memory.
+        noises: Each (N,) float32 at 16 kHz or int16.
+    """
+    rows = {SPEECH: map(_row, utterances), NOISE: ({"pcm": to_pcm(noise)} for noise in noises)}
+    return {name: write_shards(own, folder / name) for name, own in rows.items()}
+
+
+class SpeechPack:
+    """The utterances of a pack.
+
+    Args:
+        folder: As written by `write_speech_pack`.
+        least_dynamics_db: Utterances below it are left out; those where it is unknown stay.
+        labelled: Leave out utterances without words.
+
+    Attributes:
+        samples: (N,) int64, length of every utterance.
+        speakers: Who talks, by utterance.
+        corpora: Where each comes from.
+        words: Its normalised text.
+        bandwidths_hz: (N,) float64.
+        noises: Recordings, each (T,) int16.
+
+    Raises:
+        DataError: The pack is missing or damaged, or nothing is left.
+    """
+
+    def __init__(self, folder: str | Path, least_dynamics_db: float = 0.0, labelled: bool = False) -> None:
+        self._reader = reader = ShardReader(Path(folder) / SPEECH)
+        dynamics = np.concatenate(reader.column("dynamics_db"))
+        words = [decode_text(text) for text in reader.column("words")]
+        kept = (dynamics >= least_dynamics_db) | (dynamics == 0.0)
+        if labelled:
+            kept &= np.array([bool(text) for text in words])
+        self._rows = np.flatnonzero(kept)
+        if not len(self._rows):
+            raise DataError("no utterance is left of this pack", path=folder, remedy="lower the demands, or pack more")
+        self.samples = reader.lengths("pcm")[self._rows]
+        self.speakers = self._texts("speaker")
+        self.corpora = self._texts("corpus")
+        self.ids = self._texts("id")
+        self.words = [words[row] for row in self._rows]
+        self.bandwidths_hz = np.concatenate(reader.column("bandwidth_hz"))[self._rows].astype(np.float64)
+        self.noises = [row["pcm"] for row in ShardReader(Path(folder) / NOISE)]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def hours(self) -> float:
+        """Sound in hours."""
+        return float(self.samples.sum()) / 16_000 / 3600
+
+    def pcm(self, number: int) -> np.ndarray:
+        """Return the sound of an utterance: (T,) int16 at 16 kHz."""
+        return self._reader[int(self._rows[number])]["pcm"]
+
+    def _texts(self, name: str) -> list[str]:
+        column = self._reader.column(name)
+        return [decode_text(column[row]) for row in self._rows]
+
+
+def _row(utterance: Utterance) -> dict[str, np.ndarray]:
+    texts = {name: encode_text(getattr(utterance, name)) for name in ("id", "speaker", "corpus", "words")}
+    numbers = {"bandwidth_hz": np.array([utterance.bandwidth_hz]), "dynamics_db": np.array([utterance.dynamics_db])}
+    return {"pcm": to_pcm(utterance.waveform), **texts, **numbers}
