@@ -104,6 +104,13 @@ class NoisySpeech:
         speech, bandwidth_hz = self._talk(rng, size)
         return degrade(speech, lambda: self._noise(rng, size), self.config, rng, bandwidth_hz)
 
+    def utterance(self, number: int, seed: int) -> NoisyPair:
+        """Return a whole utterance of the pack as a pair, neither faster nor slower."""
+        rng = np.random.default_rng(seed)
+        speech = self.pack.pcm(number).astype(np.float32) / 32768.0
+        bandwidth_hz = float(self.pack.bandwidths_hz[number])
+        return degrade(speech, lambda: self._noise(rng, len(speech)), self.config, rng, bandwidth_hz)
+
     def _talk(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, float]:
         """Return one person's speech (size,) float32 and up to which frequency it reaches."""
         numbers = self._utterances[int(rng.choice(len(self._utterances), p=self._weights))]

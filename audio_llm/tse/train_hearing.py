@@ -19,12 +19,12 @@ from torch.nn import functional
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import make_scene
 from audio_llm.simulation.sources import read_sources
+from audio_llm.sound_metrics import si_sdr_db, snr_db
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.tse.enrolment import Enrolled, EnrolmentEncoder
 from audio_llm.tse.extractor import Extractor
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.hearing import Heard, HearingConfig, TargetHearing
-from audio_llm.sound_metrics import si_sdr_db, snr_db
 from audio_llm.tse.losses import best_order, in_order, leak_db, separation_loss, talking
 from audio_llm.tse.models import save_model
 from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcesses, new_scenes, same_scenes

@@ -20,11 +20,11 @@ from audio_llm.errors import ConfigError
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import Scene, make_scene
 from audio_llm.simulation.sources import read_sources
+from audio_llm.sound_metrics import si_sdr_db
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.tse.extractor import Extractor, ExtractorConfig
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.gridnet import GridNet, GridNetConfig
-from audio_llm.sound_metrics import si_sdr_db
 from audio_llm.tse.losses import best_order, in_order, separation_loss, talking
 from audio_llm.tse.models import GRIDNET, SEPARATOR
 from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcesses, new_scenes, same_scenes

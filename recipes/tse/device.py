@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from audio_llm.simulation.scenes import Scene
-from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.sound_metrics import si_sdr_db
+from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 
 
 class Device:

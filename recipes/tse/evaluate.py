@@ -18,9 +18,9 @@ from audio_llm.errors import UsageError
 from audio_llm.simulation.heads import level_difference_db, time_difference_s
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import Scene, make_scene
+from audio_llm.sound_metrics import si_sdr_db
 from audio_llm.tse.enrolment import Enrolled
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE, analyze, synthesize
-from audio_llm.sound_metrics import si_sdr_db
 from audio_llm.tse.losses import best_order
 from audio_llm.tse.models import TargetSpeechModel
 from audio_llm.tse.selector import weigh

@@ -15,9 +15,9 @@ from audio_llm import hub
 from audio_llm.simulation.scene_plan import SceneConfig
 from audio_llm.simulation.scenes import make_scene
 from audio_llm.simulation.sources import read_sources
+from audio_llm.sound_metrics import si_sdr_db, snr_db
 from audio_llm.training.loop import TrainingConfig
 from audio_llm.tse.extractor import ExtractorConfig
-from audio_llm.sound_metrics import si_sdr_db, snr_db
 from audio_llm.tse.losses import best_order, in_order, leak_db, separation_loss, talking
 from audio_llm.tse.train_separator import SeparatorTrainingConfig, slots, talkers_by_stream, train_separator
 

@@ -1,0 +1,1 @@
+"""Speech to one stream of acoustic codes and back."""

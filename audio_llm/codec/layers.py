@@ -1,0 +1,49 @@
+"""ConvNeXt blocks over time (Liu et al. 2022, as Vocos uses them), for codecs and vocoders."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+KERNEL = 7  # frames
+
+
+class ConvNeXtStack(nn.Module):
+    """Blocks one behind the other, with a normalisation at the end.
+
+    Args:
+        width: Channels.
+        blocks: How many.
+        expansion: Inner channels over channels.
+        causal: Look at the past alone.
+    """
+
+    def __init__(self, width: int, blocks: int, expansion: int, causal: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_ConvNeXtBlock(width, expansion, causal) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return (B, N, C) of (B, N, C); mask (B, N) bool, True where valid: beyond it nothing has an influence."""
+        keep = mask[:, :, None].to(x.dtype)
+        x = x * keep
+        for block in self.blocks:
+            x = block(x, keep)
+        out: Tensor = self.norm(x)
+        return out
+
+
+class _ConvNeXtBlock(nn.Module):
+    def __init__(self, width: int, expansion: int, causal: bool) -> None:
+        super().__init__()
+        self.pad = (KERNEL - 1, 0) if causal else (KERNEL // 2, KERNEL // 2)
+        self.depthwise = nn.Conv1d(width, width, KERNEL, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
+        self.scale = nn.Parameter(torch.full((width,), 0.2))
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        y = self.depthwise(functional.pad(x.transpose(1, 2), self.pad)).transpose(1, 2)
+        y = self.down(functional.gelu(self.up(self.norm(y))))
+        return (x + self.scale * y) * keep

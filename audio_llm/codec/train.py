@@ -1,0 +1,221 @@
+"""Training of the codec: stretches of packed speech, some of them noisy, that are to come out as they went in."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audio_llm import hub
+from audio_llm.codec.codec import KIND, load_codec_network
+from audio_llm.codec.discriminators import Discriminators
+from audio_llm.codec.losses import adversarial_loss, discriminator_loss, feature_distance, spectral_distance
+from audio_llm.codec.model import CodecConfig, CodecNetwork
+from audio_llm.quantizers.group_reorg import GroupVQ, reorganize
+from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
+from audio_llm.simulation.speech_pack import SpeechPack
+from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+
+logger = logging.getLogger(__name__)
+
+_VALIDATION_SEED = 1 << 40
+CARD = "# A codec\n\nSpeech at 16 kHz as one stream of codes.\n"
+
+
+def _mostly_clean() -> NoisyConfig:
+    return NoisyConfig(
+        seconds=1.5, clean_share=0.75, silent_share=0.01, snr_db=(0.0, 25.0), room_share=0.15, clipped_share=0.0,
+        narrow_share=0.05, level_db=(-32.0, -18.0),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CodecTrainingConfig:
+    """How to train the codec.
+
+    Attributes:
+        model: Its size.
+        training: The loop's settings.
+        speech: How stretches are drawn; what comes out should be what goes in, noise and all.
+        batch: Stretches in a batch.
+        epoch_batches: Batches in an epoch.
+        quantizer_weight: Of the quantizer's own loss.
+        adversarial_from: Optimiser step from which discriminators take part; -1: never.
+        adversarial_weight: Of deceiving them.
+        feature_weight: Of the likeness of their inner layers.
+        channels: Of the discriminators.
+        validation: Stretches of the tuning part at each validation, all without noise.
+    """
+
+    model: CodecConfig = field(default_factory=CodecConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=100_000))
+    speech: NoisyConfig = field(default_factory=_mostly_clean)
+    batch: int = 12
+    epoch_batches: int = 1000
+    quantizer_weight: float = 1.0
+    adversarial_from: int = -1
+    adversarial_weight: float = 0.05
+    feature_weight: float = 0.1
+    channels: int = 16
+    validation: int = 64
+
+
+class SpeechBatch(NamedTuple):
+    """Stretches of speech: (B, T) float32 at 16 kHz."""
+
+    waveforms: Tensor
+
+
+class _Training(nn.Module):
+    """The codec, and from a set step on the discriminators, as one thing to optimise.
+
+    The codec learns from the discriminators as they are, they from what it gives: no gradient goes both ways.
+    """
+
+    steps: Tensor
+
+    def __init__(self, config: CodecTrainingConfig, codec: CodecNetwork) -> None:
+        super().__init__()
+        self.config, self.codec = config, codec
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.discriminators = Discriminators(config.channels) if config.adversarial_from >= 0 else None
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Return the loss of (B, T) float32; a scalar."""
+        config = self.config
+        lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
+        output = self.codec(waveforms, lengths)
+        decoded = output.waveforms.float()
+        loss = spectral_distance(decoded, waveforms) + config.quantizer_weight * output.quantized.loss
+        if self.training:
+            self.steps += 1
+        if self.discriminators is None or int(self.steps) < config.adversarial_from * config.training.batches_per_step:
+            return loss
+        fixed = {name: parameter.detach() for name, parameter in self.discriminators.named_parameters()}
+        of_real, of_fake = self.discriminators(waveforms), self.discriminators(decoded.detach())
+        seen = torch.func.functional_call(self.discriminators, fixed, (decoded,))
+        loss = loss + config.adversarial_weight * adversarial_loss(seen.scores)
+        loss = loss + config.feature_weight * feature_distance(of_real.layers, seen.layers)
+        return loss + discriminator_loss(of_real.scores, of_fake.scores)
+
+
+def train_codec(
+    pack: Path,
+    tuning: Path,
+    output: Path,
+    config: CodecTrainingConfig,
+    *,
+    max_minutes: float | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    provenance: dict[str, Any] | None = None,
+    start_from: str | Path | None = None,
+) -> TrainingResult:
+    """Train a codec; `output/best` becomes a model directory with the smallest spectral distance.
+
+    Args:
+        pack: Packed speech and noise to learn from.
+        tuning: The same, of other people, which decides which model is the best.
+        output: Folder of the training.
+        config: How to train.
+        max_minutes: Stop after this time.
+        resume: Go on from `output/last`.
+        device: `auto`, `cpu` or `cuda`.
+        provenance: What made the model, for its directory.
+        start_from: A codec to start from; its size counts, not the configuration's. One with `group` codebooks under
+            a configuration with a `reorganized` one is reorganised: stage 2 of the method.
+
+    Raises:
+        DataError: A pack is missing.
+    """
+    speech = NoisySpeech(SpeechPack(pack), config.speech)
+    held_out = NoisySpeech(SpeechPack(tuning), replace(config.speech, clean_share=1.0, silent_share=0.0))
+    torch.manual_seed(config.training.seed)
+    codec = CodecNetwork(config.model) if start_from is None else _start(start_from, config.model)
+    config = replace(config, model=codec.config)
+    size = sum(parameter.numel() for parameter in codec.parameters())
+    logger.info("%.1f h of %d utterances, %.2f M parameters", speech.pack.hours, len(speech.pack), size / 1e6)
+    validation = [
+        make_batch(held_out, range(first, min(first + config.batch, config.validation)), _VALIDATION_SEED)
+        for first in range(0, config.validation, config.batch)
+    ]
+
+    def save(module: nn.Module, folder: Path) -> None:
+        network = module.codec
+        assert isinstance(network, CodecNetwork)
+        made_by = {**(provenance or {}), "training": asdict(config)}
+        hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, made_by)
+
+    return train(
+        _Training(config, codec),
+        lambda epoch: _batches(epoch, config),
+        lambda module, batch: module(batch.waveforms),
+        lambda module: _validate(module, validation),
+        output,
+        config.training,
+        max_minutes=max_minutes,
+        resume=resume,
+        device=device,
+        save=save,
+        prepare=lambda chosen: make_batch(speech, chosen),
+        count_items=lambda batch: batch.waveforms.numel() / 16_000,
+    )
+
+
+def make_batch(speech: NoisySpeech, seeds: range, offset: int = 0) -> SpeechBatch:
+    """Return the stretches of some seeds."""
+    return SpeechBatch(torch.from_numpy(np.stack([speech.pair(seed + offset).noisy for seed in seeds])))
+
+
+def reorganized(codec: CodecNetwork, config: CodecConfig) -> CodecNetwork:
+    """Return stage 2's codec: one codebook of the pairs of the most used codes, everything else as in stage 1.
+
+    Args:
+        codec: As trained with `group` codebooks.
+        config: Of stage 2; its number of codes is split evenly between the halves, the first gets the odd factor of 2.
+    """
+    groups = codec.quantizer
+    assert isinstance(groups, GroupVQ)
+    first = 1 << -(-(config.codes.bit_length() - 1) // 2)
+    new = CodecNetwork(replace(codec.config, quantizer="reorganized", codes=config.codes))
+    weights = {name: value for name, value in codec.state_dict().items() if not name.startswith("quantizer.")}
+    new.load_state_dict(weights, strict=False)
+    new.quantizer = reorganize(groups, first, config.codes // first)
+    return new
+
+
+def _start(name: str | Path, config: CodecConfig) -> CodecNetwork:
+    codec = load_codec_network(name).train()
+    if codec.config.quantizer == "group" and config.quantizer == "reorganized":
+        return reorganized(codec, config)
+    return codec
+
+
+def _batches(epoch: int, config: CodecTrainingConfig) -> list[range]:
+    first, size = epoch * config.epoch_batches * config.batch, config.batch
+    return [range(first + i * size, first + (i + 1) * size) for i in range(config.epoch_batches)]
+
+
+def _validate(module: nn.Module, batches: list[SpeechBatch]) -> dict[str, float]:
+    """Return the spectral distance, and how many codes are in use in these few seconds."""
+    codec = module.codec
+    assert isinstance(codec, CodecNetwork)
+    device = codec.enter.weight.device
+    distances, codes = [], []
+    for batch in batches:
+        waveforms = batch.waveforms.to(device)
+        lengths = torch.full((len(waveforms),), waveforms.shape[1], device=device)
+        output = codec(waveforms, lengths)
+        distances.append((float(spectral_distance(output.waveforms.float(), waveforms)), len(waveforms)))
+        codes.append(output.quantized.codes.flatten())
+    total = sum(count for _, count in distances)
+    uses = torch.bincount(torch.cat(codes), minlength=codec.quantizer.size).float()
+    shares = uses[uses > 0] / uses.sum()
+    perplexity = float((-(shares * shares.log()).sum()).exp())
+    loss = sum(value * count for value, count in distances) / total
+    return {"loss": loss, "codes_used": float((uses > 0).sum()), "perplexity": perplexity}

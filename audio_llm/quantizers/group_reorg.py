@@ -1,0 +1,117 @@
+"""The codebook reorganisation of GenSE's SimCodec: two small codebooks side by side become one large one.
+
+Stage 1 cuts each half of the channels with a codebook of its own and counts how often each entry is used. `reorganize`
+takes the most used entries of both and forms every pair: a single codebook of full vectors, with which training goes on.
+It is a way to train a large codebook that has no dead entries to begin with.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from audio_llm.errors import UsageError
+from audio_llm.quantizers.base import Quantized
+
+_COMMIT = 0.25
+_APART = 0.1  # weight of what pushes the codebook's entries apart
+_SHARPNESS = 3.0  # of that: the codebook's products times this should tell each entry from the others
+_APART_ROWS = 1024  # entries that are compared at a time
+
+
+class GradientVQ(nn.Module):
+    """Vector quantization by distance with a codebook learned by gradient, as SimCodec's.
+
+    Args:
+        size: Codes.
+        width: Of a vector.
+    """
+
+    uses: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.size, self.width = size, width
+        self.codebook = nn.Parameter(torch.randn(size, width) / width**0.5)
+        self.register_buffer("uses", torch.zeros(size, dtype=torch.int64))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Quantized:
+        """Cut vectors (B, N, D) float32; mask (B, N) bool, True where valid."""
+        x = x.float()
+        with torch.no_grad():
+            flat = x.flatten(0, 1)
+            codes = (self.codebook.square().sum(-1) - 2.0 * flat @ self.codebook.T).argmin(-1).view(x.shape[:2])
+        found = self.codebook[codes]
+        if self.training:
+            self.uses += torch.bincount(codes[mask], minlength=self.size)
+        loss = x.new_zeros(())
+        if bool(mask.any()):
+            loss = (x.detach() - found)[mask].square().mean() + _COMMIT * (x - found.detach())[mask].square().mean()
+        if self.training:
+            loss = loss + _APART * self._alike()
+        return Quantized(x + (found - x).detach(), codes, loss, x)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the values (..., D) of codes (...) int64."""
+        return self.codebook[codes]
+
+    def most_used(self, count: int) -> Tensor:
+        """Return the numbers of the most used codes: (count,) int64, the most used first."""
+        return self.uses.argsort(descending=True, stable=True)[:count]
+
+    def _alike(self) -> Tensor:
+        """Return how hard it is to tell an entry from the others by its products with them."""
+        rows = self.codebook
+        if self.size > _APART_ROWS:
+            rows = rows[torch.randperm(self.size, device=rows.device)[:_APART_ROWS]]
+        wanted = torch.arange(len(rows), device=rows.device)
+        return nn.functional.cross_entropy(_SHARPNESS * rows @ rows.T, wanted)
+
+
+class GroupVQ(nn.Module):
+    """Stage 1: each half of the channels is cut by itself; a code is a pair.
+
+    Args:
+        sizes: Codes of the first and of the second half.
+        width: Of a whole vector, even.
+    """
+
+    def __init__(self, sizes: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.size, self.width = sizes[0] * sizes[1], width
+        self.halves = nn.ModuleList(GradientVQ(size, width // 2) for size in sizes)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Quantized:
+        """Cut vectors (B, N, D) float32; mask (B, N) bool, True where valid."""
+        first, second = (half(part, mask) for half, part in zip(self.halves, x.chunk(2, dim=-1), strict=True))
+        values = torch.cat([first.values, second.values], dim=-1)
+        codes = first.codes * self.halves[1].size + second.codes
+        return Quantized(values, codes, first.loss + second.loss, x)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the values (..., D) of codes (...) int64."""
+        size = self.halves[1].size
+        return torch.cat([self.halves[0].decode(codes // size), self.halves[1].decode(codes % size)], dim=-1)
+
+
+def reorganize(groups: GroupVQ, first: int, second: int) -> GradientVQ:
+    """Return stage 2's quantizer: all pairs of the most used codes of both halves.
+
+    Args:
+        groups: As trained in stage 1.
+        first: Codes that are taken of the first half.
+        second: Codes of the second; code i x second + j of the result is the pair (i, j), by use.
+
+    Raises:
+        UsageError: A half has fewer codes.
+    """
+    halves = groups.halves
+    if first > halves[0].size or second > halves[1].size:
+        remedy = "take as many at most"
+        raise UsageError(f"{first} and {second} codes of {halves[0].size} and {halves[1].size}", remedy=remedy)
+    chosen = [half.codebook.detach()[half.most_used(n)] for half, n in zip(halves, (first, second), strict=True)]
+    single = GradientVQ(first * second, groups.width).to(chosen[0].device)
+    with torch.no_grad():
+        rows = [chosen[0].repeat_interleave(second, dim=0), chosen[1].repeat(first, 1)]
+        single.codebook.copy_(torch.cat(rows, dim=-1))
+    return single

@@ -1,0 +1,1 @@
+"""Speech to semantic tokens: what is said, with little of who says it and where."""

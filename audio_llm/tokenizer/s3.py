@@ -1,0 +1,66 @@
+"""Speech to semantic tokens by a trained supervised tokenizer, and tokens to the words they stand for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from audio_llm import hub
+from audio_llm.asr.ctc import CtcHearing
+from audio_llm.features import valid_mask
+from audio_llm.tokenizer.base import Tokens
+from audio_llm.tokenizer.s3_model import TOKEN_RATE, S3Config, S3Network, log_mel
+
+KIND = "s3-tokenizer"
+_LEAST_FRAMES = 1  # of features; shorter sounds have no token
+
+
+class S3Tokenizer:
+    """The tokenizer.
+
+    Args:
+        network: In eval mode from here on.
+        fingerprint: Of its weights.
+    """
+
+    frame_rate = TOKEN_RATE
+
+    def __init__(self, network: S3Network, fingerprint: str) -> None:
+        self.network, self.fingerprint = network.eval(), fingerprint
+
+    @classmethod
+    def load(cls, name_or_dir: str | os.PathLike[str], device: str = "cpu") -> S3Tokenizer:
+        """Return the tokenizer of a model directory; raises as `hub.load_network`."""
+        network = load_s3_network(name_or_dir, device)
+        return cls(network, hub.fingerprint(name_or_dir))
+
+    @property
+    def size(self) -> int:
+        """How many different tokens there are."""
+        return self.network.quantizer.size
+
+    @torch.inference_mode()
+    def encode(self, waveforms: Tensor, lengths: Tensor) -> Tokens:
+        """Return tokens (see `SemanticTokenizer.encode`)."""
+        mel, frames = log_mel(waveforms, lengths)
+        if not len(frames) or int(frames.max()) < _LEAST_FRAMES:
+            return Tokens(torch.zeros(len(frames), 0, dtype=torch.int64), torch.zeros_like(frames))
+        quantized, counts = self.network.quantize(mel, frames.clamp_min(1))
+        counts = counts * (frames > 0)
+        return Tokens(quantized.codes * valid_mask(counts, quantized.codes.shape[1]), counts)
+
+    @torch.inference_mode()
+    def words(self, tokens: Tokens) -> list[str]:
+        """Return the text of the best alignment of each utterance's tokens: what they still say."""
+        if not tokens.tokens.shape[1]:
+            return [""] * len(tokens.lengths)
+        rows = self.network.write(tokens.tokens, tokens.lengths.clamp_min(1)).double().cpu().numpy()
+        return [CtcHearing(row[: int(count)]).spell() for row, count in zip(rows, tokens.lengths, strict=True)]
+
+
+def load_s3_network(name_or_dir: str | os.PathLike[str] | Path, device: str = "cpu") -> S3Network:
+    """Return a tokenizer's network in eval mode; raises as `hub.load_network`."""
+    return hub.load_network(name_or_dir, KIND, S3Config, S3Network, device)
