@@ -46,6 +46,8 @@ _WRITERS = {
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
 
+WRITABLE = tuple(_WRITERS)  # suffixes
+
 _log = logging.getLogger(__name__)
 
 

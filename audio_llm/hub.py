@@ -231,7 +231,9 @@ def load_network(
         network.load_state_dict(loaded.tensors)
     except (ConfigError, RuntimeError) as error:
         remedy = "get the model again, or a version of audio-llm that knows it"
-        raise ModelFormatError(f"its weights or settings do not fit: {error}", path=loaded.path, remedy=remedy) from None
+        raise ModelFormatError(
+            f"its weights or settings do not fit: {error}", path=loaded.path, remedy=remedy
+        ) from None
     return network.to(device).eval()
 
 
@@ -276,6 +278,17 @@ def model_settings(name_or_dir: str | os.PathLike[str]) -> dict[str, Any]:
 def fingerprint(name_or_dir: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a model's weights as its directory states it, for models that depend on it."""
     return str(_read_config(find_model(name_or_dir))["sha256"][WEIGHTS_NAME])
+
+
+def model_stamp(name: str | None) -> str | None:
+    """Return the name and, for a model that lies here, a hash of its config with the hashes of its weights."""
+    if name is None:
+        return None
+    try:
+        config = (find_model(name) / CONFIG_NAME).read_bytes()
+    except (AudioLLMError, OSError):  # whoever loads it says what is wrong
+        return name
+    return f"{name}:{hashlib.sha256(config).hexdigest()[:16]}"
 
 
 def find_companion(name_or_dir: str | os.PathLike[str], name: str, sha256: str) -> Path:

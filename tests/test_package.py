@@ -22,9 +22,9 @@ HEAVY = ("torch", "transformers", "scipy", "soundfile", "soxr", "pocketsphinx", 
 
 _BASE = [
     *("errors", "audio", "features", "text", "nbest", "manifest", "hub", "metrics", "training"),
-    *("align", "correction", "doctor", "gate", "list_metrics", "sound_metrics"),
+    *("align", "correction", "doctor", "gate", "list_metrics", "sound_metrics", "audio_stream"),
 ]
-_PARTS = ["simulation", "asr", "tts", "tokenizer", "codec", "lm"]
+_PARTS = ["quantizers", "simulation", "asr", "tts", "tokenizer", "codec", "lm"]
 _SYSTEMS = ["ger", "dlm", "gense", "touchtts", "tse"]
 RANKS = {
     **dict.fromkeys(_BASE, 0),

@@ -13,6 +13,7 @@ from audio_llm.align import edits
 
 if TYPE_CHECKING:
     from audio_llm.pipeline.batch import FileResult
+    from audio_llm.pipeline.files import AudioInput
 
 _RED = "\x1b[31;9m"  # and struck through
 _GREEN = "\x1b[32m"
@@ -45,6 +46,22 @@ def mark_changes(before: str, after: str, colors: bool) -> str:
 def use_colors(stream: IO[str]) -> bool:
     """True on a terminal, unless NO_COLOR is set."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def total_seconds(inputs: list[AudioInput]) -> float | None:
+    """Return the seconds of sound in all inputs as their headers claim them; None where one does not say."""
+    from audio_llm.audio import STDIN, probe
+    from audio_llm.errors import AudioFileError
+
+    total = 0.0
+    for item in inputs:
+        if str(item.path) == STDIN:
+            return None
+        try:
+            total += probe(item.path).duration_s
+        except AudioFileError:
+            continue  # it will be reported when its turn comes
+    return total if total != float("inf") else None
 
 
 class Progress:

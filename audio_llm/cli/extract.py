@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from audio_llm.cli.options import share
 from audio_llm.errors import UsageError
 
 _DESCRIPTION = """Write what one person says in a binaural recording, with both ears' cues, as long as the recording and
@@ -26,7 +27,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="sound file to write")
     parser.add_argument(
         "--mix",
-        type=_share,
+        type=share,
         default=0.0,
         metavar="0..1",
         help="0 (default): only the person; 1: the mixture as it was; between: both blended",
@@ -78,13 +79,3 @@ def _bar(quiet: bool) -> Iterator[Callable[[float, float], None]]:
             bar.update(done_s - bar.n)
 
         yield show
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 to 1") from None
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 to 1")
-    return value

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audio_llm.cli.options import whole_number
-from audio_llm.errors import AudioLLMError, UsageError
+from audio_llm.errors import UsageError
 
 if TYPE_CHECKING:
     from audio_llm.cli.console import Progress
-    from audio_llm.pipeline.files import AudioInput
     from audio_llm.pipeline.formats import Transcript
     from audio_llm.pipeline.transcribe import Transcriber
 
@@ -52,7 +50,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Transcribe the inputs; return the exit status."""
-    from audio_llm.cli.console import Progress
+    from audio_llm.cli.console import Progress, total_seconds
     from audio_llm.pipeline.batch import run_batch
     from audio_llm.pipeline.files import find_audio
 
@@ -63,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     formats = arguments.format or ["txt"]
     if arguments.output is None:
         _check_stdout(formats, len(inputs))
-    total_s = _total_seconds(inputs) if sys.stderr.isatty() and not arguments.quiet else None
+    total_s = total_seconds(inputs) if sys.stderr.isatty() and not arguments.quiet else None
     lines = arguments.output is not None
     count: Counter[str] = Counter()
     with Progress(len(inputs), total_s, arguments.quiet, arguments.verbose > 0, lines) as progress:
@@ -123,44 +121,16 @@ def _load(arguments: argparse.Namespace, words: list[str], progress: Progress) -
 def _settings(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     """Return what decides the text: a file done with other settings is done again."""
     from audio_llm.asr.engines import ENGINES
+    from audio_llm.hub import model_stamp
     from audio_llm.pipeline.correct import CORRECTORS
 
     settings: dict[str, Any] = {"asr": arguments.asr, "nbest": arguments.nbest, "words": words}
-    settings["model"] = _model_stamp(arguments.model or ENGINES[arguments.asr].default_model)
+    settings["model"] = model_stamp(arguments.model or ENGINES[arguments.asr].default_model)
     if arguments.correct != "none":
         model = arguments.correct_model or CORRECTORS[arguments.correct].default_model
         settings |= {"correct": arguments.correct, "decode": arguments.decode or "default"}
-        settings["correct_model"] = _model_stamp(model)
+        settings["correct_model"] = model_stamp(model)
     return settings
-
-
-def _model_stamp(name: str | None) -> str | None:
-    """Return the name and, for a model that lies here, a hash of its config with the hashes of its weights."""
-    from audio_llm import hub
-
-    if name is None:
-        return None
-    try:
-        config = (hub.find_model(name) / hub.CONFIG_NAME).read_bytes()
-    except (AudioLLMError, OSError):  # whoever loads it says what is wrong
-        return name
-    return f"{name}:{hashlib.sha256(config).hexdigest()[:16]}"
-
-
-def _total_seconds(inputs: list[AudioInput]) -> float | None:
-    """Return the seconds of sound in all inputs as their headers claim them; None where one does not say."""
-    from audio_llm.audio import STDIN, probe
-    from audio_llm.errors import AudioFileError
-
-    total = 0.0
-    for item in inputs:
-        if str(item.path) == STDIN:
-            return None
-        try:
-            total += probe(item.path).duration_s
-        except AudioFileError:
-            continue  # it will be reported when its turn comes
-    return total if total != float("inf") else None
 
 
 def _check_stdout(formats: list[str], files: int) -> None:

@@ -3,18 +3,77 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from audio_llm import hub
 from audio_llm.codec.model import CodecConfig, CodecNetwork
+from audio_llm.features import valid_mask
 
 KIND = "codec"
+LEVEL_DB = -25.0  # root mean square below full scale that codecs are best fed with
 
 
-def load_codec_network(name_or_dir: str | os.PathLike[str] | Path, device: str = "cpu") -> CodecNetwork:
-    """Return a codec's network in eval mode.
+class Codes(NamedTuple):
+    """Acoustic codes of a batch.
 
-    Raises:
-        ModelNotFoundError, ModelFormatError: As `hub.load_model`.
+    Attributes:
+        codes: (B, N) int64, 0 behind each end.
+        lengths: (B,) int64, codes of each.
     """
+
+    codes: Tensor
+    lengths: Tensor
+
+
+class SpeechCodec:
+    """The codec.
+
+    Args:
+        network: In eval mode from here on.
+        fingerprint: Of its weights, for models that depend on it.
+    """
+
+    def __init__(self, network: CodecNetwork, fingerprint: str) -> None:
+        self.network, self.fingerprint = network.eval(), fingerprint
+
+    @classmethod
+    def load(cls, name_or_dir: str | os.PathLike[str], device: str = "cpu") -> SpeechCodec:
+        """Return the codec of a model directory; raises as `hub.load_network`."""
+        return cls(load_codec_network(name_or_dir, device), hub.fingerprint(name_or_dir))
+
+    @property
+    def size(self) -> int:
+        """How many different codes there are."""
+        return self.network.quantizer.size
+
+    @property
+    def frame_rate(self) -> float:
+        """Codes per second."""
+        return self.network.config.frame_rate
+
+    @torch.inference_mode()
+    def encode(self, waveforms: Tensor, lengths: Tensor) -> Codes:
+        """Return the codes of waveforms (B, T) float32 at 16 kHz, zeros behind each end; lengths (B,) int64 samples.
+
+        How many there are depends on the length alone: one for each 10 ms begun (20 ms at 50 codes a second).
+        """
+        if not waveforms.shape[1]:
+            return Codes(torch.zeros(len(lengths), 0, dtype=torch.int64), torch.zeros_like(lengths))
+        quantized, mask = self.network.quantize(waveforms, lengths)
+        return Codes(quantized.codes * mask, mask.sum(1))
+
+    @torch.inference_mode()
+    def decode(self, codes: Codes, samples: Tensor) -> Tensor:
+        """Return the waveforms (B, T) float32 at 16 kHz of codes; samples (B,) int64 says how long each is."""
+        if not codes.codes.shape[1]:
+            return torch.zeros(len(samples), int(samples.max()) if len(samples) else 0)
+        sound = self.network.decode(codes.codes, codes.lengths)[:, : int(samples.max())]
+        return sound * valid_mask(samples, sound.shape[1])
+
+
+def load_codec_network(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> CodecNetwork:
+    """Return a codec's network in eval mode; raises as `hub.load_network`."""
     return hub.load_network(name_or_dir, KIND, CodecConfig, CodecNetwork, device)

@@ -173,7 +173,10 @@ class _Block(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.over_time = nn.LSTM(width, width, batch_first=True)
         self.time_out = nn.Linear(width, width)
-        self.bands_up, self.bands_down = nn.Linear(BANDS, config.expansion * BANDS), nn.Linear(config.expansion * BANDS, BANDS)
+        self.bands_up, self.bands_down = (
+            nn.Linear(BANDS, config.expansion * BANDS),
+            nn.Linear(config.expansion * BANDS, BANDS),
+        )
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:

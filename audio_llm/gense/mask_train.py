@@ -103,7 +103,13 @@ def train_mask(
     if start_from is not None:
         model.load_state_dict(load_mask(start_from).state_dict())
     size = sum(parameter.numel() for parameter in model.parameters())
-    logger.info("%.1f h of %d utterances, %d noises, %.2f M parameters", speech.pack.hours, len(speech.pack), len(speech.pack.noises), size / 1e6)
+    logger.info(
+        "%.1f h of %d utterances, %d noises, %.2f M parameters",
+        speech.pack.hours,
+        len(speech.pack),
+        len(speech.pack.noises),
+        size / 1e6,
+    )
     validation = [
         make_batch(held_out, range(first, min(first + config.batch_pairs, config.validation_pairs)), _VALIDATION_SEED)
         for first in range(0, config.validation_pairs, config.batch_pairs)
@@ -167,7 +173,9 @@ def _spectral_loss(enhanced: Tensor, clean: Tensor, size: int, complex_share: fl
 
 def _batches(epoch: int, config: MaskTrainingConfig) -> list[range]:
     first = epoch * config.epoch_batches * config.batch_pairs
-    return [range(first + i * config.batch_pairs, first + (i + 1) * config.batch_pairs) for i in range(config.epoch_batches)]
+    return [
+        range(first + i * config.batch_pairs, first + (i + 1) * config.batch_pairs) for i in range(config.epoch_batches)
+    ]
 
 
 def _validate(network: nn.Module, batches: list[PairBatch], config: MaskTrainingConfig) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Transcribe many files: finished outputs are safe, a failed file does not stop the rest, a stopped run resumes."""
+"""Work on many files: finished outputs are safe, a failed file does not stop the rest, a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ JOURNAL_NAME = ".audio-llm-journal.jsonl"
 logger = logging.getLogger(__name__)
 
 
-class FileTranscriber(Protocol):
-    """What a batch needs of `pipeline.transcribe.Transcriber`."""
+class FileWorker(Protocol):
+    """What a batch needs of `pipeline.transcribe.Transcriber`, or of what works on sound."""
 
     @property
     def ahead(self) -> int:
@@ -42,15 +42,32 @@ class FileTranscriber(Protocol):
 
 
 class FinishesLater(Protocol):
-    """What `FileTranscriber.begin` returns."""
+    """What `FileWorker.begin` returns."""
 
     def done(self) -> bool:
         """Return whether `finish` need not wait."""
         ...
 
-    def finish(self) -> Transcript:
-        """Return the transcript."""
+    def finish(self) -> Any:
+        """Return what is written then: a transcript, say."""
         ...
+
+
+class Finished(Protocol):
+    """What is known of a file once its outputs are written."""
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of sound."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was odd about it."""
+        ...
+
+
+Write = Callable[[Any, Sequence[Path]], Finished]  # what was finished and where to -> what is known of it
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,7 @@ class FileResult:
     Attributes:
         path: The input.
         status: `done`, `skipped` (an earlier run with the same options did it) or `failed`.
-        transcript: What was said; None unless `done`.
+        transcript: What was said, or done to the sound; None unless `done`.
         outputs: Files that hold it.
         elapsed_s: Seconds it took.
         reason: Why it failed, in one line.
@@ -69,7 +86,7 @@ class FileResult:
 
     path: Path
     status: Literal["done", "skipped", "failed"]
-    transcript: Transcript | None = None
+    transcript: Any = None
     outputs: tuple[Path, ...] = ()
     elapsed_s: float = 0.0
     reason: str = ""
@@ -78,26 +95,28 @@ class FileResult:
 
 def run_batch(
     inputs: Sequence[AudioInput],
-    make_transcriber: Callable[[], FileTranscriber],
+    make_worker: Callable[[], FileWorker],
     out_dir: str | os.PathLike[str] | None = None,
-    formats: Sequence[str] = ("txt",),
+    formats: Sequence[str] | Callable[[AudioInput], Sequence[str]] = ("txt",),
     options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: Callable[[float], None] | None = None,
+    write: Write | None = None,
 ) -> Iterator[FileResult]:
-    """Transcribe files one after another.
+    """Transcribe files, or work on their sound, one after another.
 
     Each output is written to a temporary name and renamed as its file finishes; a journal in the output folder
     remembers what is done, so that the same call later goes on where this one stopped.
 
     Args:
         inputs: The files.
-        make_transcriber: Called once, and only if there is work.
+        make_worker: Called once, and only if there is work.
         out_dir: Where the outputs go, mirroring the tree of the inputs; None writes nothing.
-        formats: Names of output formats, one file each.
+        formats: Names of output formats, one file each, of all inputs or of each.
         options: Plain values that decide what the text will be; a file done with others is done again.
         overwrite: Do files again that are done, and replace outputs that no earlier run has made.
         progress: Called with the seconds of sound just finished, several times per file.
+        write: Writes what a file's work gave to its outputs, each whole or not at all; default: a transcript.
 
     Yields:
         One result per input, in order.
@@ -105,19 +124,22 @@ def run_batch(
     Raises:
         UsageError: The output folder cannot be used.
     """
-    settings = _fingerprint({**(options or {}), "formats": list(formats)})
+    formats_of = formats if callable(formats) else lambda _: formats
+    write = write or write_transcript
+    settings = _fingerprint({**(options or {}), "formats": None if callable(formats) else list(formats)})
     journal = _Journal(Path(out_dir), settings) if out_dir is not None else None
-    transcriber: FileTranscriber | None = None
+    worker: FileWorker | None = None
     begun: deque[_Job] = deque()
     try:
         for item, stem in zip(inputs, output_stems(inputs), strict=True):
-            outputs = tuple(Path(out_dir) / f"{stem}.{kind}" for kind in formats) if out_dir is not None else ()
-            job = _Job(item.path, outputs, formats, journal)
+            names = (f"{stem}.{kind}" for kind in formats_of(item))
+            outputs = tuple(Path(out_dir) / name for name in names) if out_dir is not None else ()
+            job = _Job(item.path, outputs, write, journal)
             begun.append(job)
             if not (journal and not overwrite and journal.is_done(item.path, outputs)):
-                transcriber = transcriber or make_transcriber()
-                job.begin(transcriber, overwrite, progress)
-            while begun and (begun[0].done() or transcriber is None or len(begun) > transcriber.ahead):
+                worker = worker or make_worker()
+                job.begin(worker, overwrite, progress)
+            while begun and (begun[0].done() or worker is None or len(begun) > worker.ahead):
                 yield begun.popleft().finish()
         while begun:
             yield begun.popleft().finish()
@@ -146,6 +168,13 @@ def output_stems(inputs: Sequence[AudioInput]) -> list[str]:
     return stems
 
 
+def write_transcript(transcript: Transcript, outputs: Sequence[Path]) -> Transcript:
+    """Write a transcript to files, each in the format that its suffix names."""
+    for path in outputs:
+        write_whole(path, render(transcript, path.suffix[1:]))
+    return transcript
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file under a temporary name and rename it, so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,23 +201,23 @@ def one_line(error: BaseException) -> str:
 class _Job:
     """One file of a batch."""
 
-    def __init__(self, path: Path, outputs: tuple[Path, ...], formats: Sequence[str], journal: _Journal | None) -> None:
+    def __init__(self, path: Path, outputs: tuple[Path, ...], write: Write, journal: _Journal | None) -> None:
         self._path = path
         self._outputs = outputs
-        self._formats = formats
+        self._write_outputs = write
         self._journal = journal
         self._result: FileResult | None = FileResult(path, "skipped", outputs=outputs)
         self._begun: FinishesLater | None = None
         self._seconds = 0.0
 
-    def begin(self, transcriber: FileTranscriber, overwrite: bool, progress: Callable[[float], None] | None) -> None:
+    def begin(self, worker: FileWorker, overwrite: bool, progress: Callable[[float], None] | None) -> None:
         """Recognise the file; it is `skipped` where this is not called."""
         began = time.monotonic()
-        self._transcriber, self._result = transcriber, None
+        self._worker, self._result = worker, None
         try:
             if self._journal:
                 self._journal.claim(self._path, self._outputs, overwrite)
-            self._begun = transcriber.begin(self._path, progress=progress)
+            self._begun = worker.begin(self._path, progress=progress)
         except Exception as error:  # whatever goes wrong in one file must not end the batch
             self._fail(error)
         self._seconds = time.monotonic() - began
@@ -201,7 +230,7 @@ class _Job:
         """Write the outputs; return what became of the file."""
         if self._result is None:
             assert self._begun is not None
-            self._transcriber.ready()  # where the models are missing no file will do
+            self._worker.ready()  # where the models are missing no file will do
             began = time.monotonic()
             try:
                 self._result = self._write(self._begun.finish())
@@ -211,12 +240,11 @@ class _Job:
         assert self._result is not None
         return replace(self._result, elapsed_s=self._seconds)
 
-    def _write(self, transcript: Transcript) -> FileResult:
-        for path, kind in zip(self._outputs, self._formats, strict=False):
-            write_whole(path, render(transcript, kind))
+    def _write(self, finished: Any) -> FileResult:
+        known = self._write_outputs(finished, self._outputs)
         if self._journal:
-            self._journal.add(self._path, self._outputs, "done", duration_s=round(transcript.duration_s, 3))
-        return FileResult(self._path, "done", transcript, self._outputs)
+            self._journal.add(self._path, self._outputs, "done", duration_s=round(known.duration_s, 3))
+        return FileResult(self._path, "done", known, self._outputs)
 
     def _fail(self, error: Exception) -> None:
         reason = one_line(error)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from audio_llm.audio import BlockReader, write_blocks
+from audio_llm.audio_stream import in_chunks, through_rate
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
 from audio_llm.tse.enrolment import LEAST_S, MOST_S
@@ -180,69 +181,18 @@ def hear(
     Yields:
         (T', 2) float32: in all as many samples as came, aligned with them.
     """
-    dry: list[np.ndarray] = []
-
-    def kept() -> Iterator[np.ndarray]:
-        for block in blocks:
-            dry.append(block)
-            yield block
-
-    at_model = _resampled(kept(), sample_rate, SAMPLE_RATE)
-    for wet in _resampled(_person(hearing, enrolled, at_model), SAMPLE_RATE, sample_rate):
-        waiting = np.concatenate(dry) if dry else np.zeros((0, EARS), np.float32)
-        count = min(len(wet), len(waiting))  # rates that do not divide give a sample more at the end
-        dry[:] = [waiting[count:]]
-        yield (1.0 - mix) * wet[:count] + mix * waiting[:count]
-    rest = np.concatenate(dry) if dry else np.zeros((0, EARS), np.float32)
-    if len(rest):  # or a sample less
-        yield mix * rest
-
-
-def _person(hearing: TargetHearing, enrolled: Tensor, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the person alone of blocks (T, 2) at 16 kHz: as many samples, aligned."""
     state = hearing.initial_state()
-    skip, came, gone = OVERLAP, 0, 0
-    waiting = np.zeros((0, EARS), np.float32)
-    for block in _with_end(blocks):
-        last = block is None
-        if block is None:  # what the lookahead still holds, and a whole chunk
-            block = np.zeros((-(came + OVERLAP) % CHUNK + OVERLAP, EARS), np.float32)
-        else:
-            came += len(block)
-        waiting = np.concatenate([waiting, block])
-        whole = len(waiting) // CHUNK * CHUNK
-        if not whole:
-            continue
+
+    def step(chunks: np.ndarray) -> np.ndarray:
+        nonlocal state
         with torch.inference_mode():
-            chunks = torch.from_numpy(waiting[:whole].T.copy())[None].to(enrolled.device)
-            sound, state = hearing.step(chunks, enrolled, state)
-        waiting = waiting[whole:]
-        found = sound[0].T.cpu().numpy()[skip:]
-        skip = 0
-        found = found[: came - gone] if last else found
-        gone += len(found)
-        if len(found):
-            yield found
+            sound, state = hearing.step(torch.from_numpy(chunks.T.copy())[None].to(enrolled.device), enrolled, state)
+        found: np.ndarray = sound[0].T.cpu().numpy()
+        return found
 
-
-def _with_end(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:
-    yield from blocks
-    yield None
-
-
-def _resampled(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
-    """Yield blocks (T, 2) at another rate, none of them empty."""
-    if from_rate == to_rate:
-        yield from blocks
-        return
-    import soxr
-
-    stream = soxr.ResampleStream(from_rate, to_rate, EARS, dtype="float32")
-    for block in _with_end(blocks):
-        rest = np.zeros((0, EARS), np.float32) if block is None else np.ascontiguousarray(block)
-        found = stream.resample_chunk(rest, last=block is None)
-        if len(found):
-            yield found
+    return through_rate(
+        blocks, sample_rate, SAMPLE_RATE, lambda at_model: in_chunks(at_model, CHUNK, OVERLAP, step), mix
+    )
 
 
 class _Count:

@@ -54,9 +54,7 @@ def utterances(folder: Path, part: str) -> Iterator[Utterance]:
         if waveform.size >= LEAST_S * audio.SAMPLE_RATE:
             bandwidth_hz = int(row.get("bandwidth_hz") or FULL_BAND_HZ)
             dynamics_db = float(row.get("dyn_db") or 0.0)
-            yield Utterance(
-                row["id"], row["speaker"], row["corpus"], words(row), bandwidth_hz, dynamics_db, waveform
-            )
+            yield Utterance(row["id"], row["speaker"], row["corpus"], words(row), bandwidth_hz, dynamics_db, waveform)
 
 
 def noises(folder: Path, part: str) -> Iterator[np.ndarray]:

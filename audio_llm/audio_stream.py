@@ -1,0 +1,106 @@
+"""Blocks of a recording through something that works at its own rate, in whole chunks and with a delay: aligned again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+
+def through_rate(
+    blocks: Iterable[np.ndarray],
+    sample_rate: int,
+    model_rate: int,
+    process: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]],
+    mix: float = 0.0,
+) -> Iterator[np.ndarray]:
+    """Process a recording at another sample rate.
+
+    Args:
+        blocks: (T, C) float32 of any lengths.
+        sample_rate: Of the blocks, Hz.
+        model_rate: Of what `process` takes and gives, Hz.
+        process: Blocks (T, C) to blocks (T', C), in all as many samples, aligned with them.
+        mix: 0 is only what was processed, 1 the recording as it was.
+
+    Yields:
+        (T', C) float32: in all as many samples as came, aligned with them.
+    """
+    dry: list[np.ndarray] = []
+
+    def kept() -> Iterator[np.ndarray]:
+        for block in blocks:
+            dry.append(block)
+            yield block
+
+    at_model = resampled(kept(), sample_rate, model_rate)
+    for wet in resampled(process(at_model), model_rate, sample_rate):
+        waiting = np.concatenate(dry) if dry else wet[:0]
+        count = min(len(wet), len(waiting))  # rates that do not divide give a sample more at the end
+        dry[:] = [waiting[count:]]
+        yield (1.0 - mix) * wet[:count] + mix * waiting[:count]
+    if dry and len(rest := np.concatenate(dry)):  # or a sample less
+        yield mix * rest
+
+
+def in_chunks(
+    blocks: Iterable[np.ndarray], chunk: int, delay: int, step: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Feed whole chunks to a step whose output comes late.
+
+    Args:
+        blocks: (T, C) float32 of any lengths.
+        chunk: Samples that a step takes a multiple of.
+        delay: Samples by which its output is late.
+        step: (T, C) -> (T, C), remembering what came before.
+
+    Yields:
+        (T', C) float32: in all as many samples as came, aligned with them.
+    """
+    skip, came, gone = delay, 0, 0
+    waiting: np.ndarray | None = None
+    for block in with_end(blocks):
+        last = block is None
+        if block is None:  # what the delay still holds, and a whole chunk
+            if waiting is None:
+                return
+            block = np.zeros((-(came + delay) % chunk + delay, waiting.shape[1]), np.float32)
+        else:
+            came += len(block)
+        waiting = block if waiting is None else np.concatenate([waiting, block])
+        whole = len(waiting) // chunk * chunk
+        if not whole:
+            continue
+        found = step(waiting[:whole])
+        waiting = waiting[whole:]
+        found, skip = found[skip:], max(0, skip - len(found))
+        found = found[: came - gone] if last else found
+        gone += len(found)
+        if len(found):
+            yield found
+
+
+def resampled(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
+    """Yield blocks (T, C) float32 at another rate, none of them empty."""
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    import soxr
+
+    stream = None
+    rest = None
+    for block in with_end(blocks):
+        if block is not None and stream is None:
+            stream = soxr.ResampleStream(from_rate, to_rate, block.shape[1], dtype="float32")
+            rest = block[:0]
+        if stream is None:
+            return
+        found = stream.resample_chunk(np.ascontiguousarray(rest if block is None else block), last=block is None)
+        if len(found):
+            yield found
+
+
+def with_end(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:
+    """Yield the blocks, then None."""
+    yield from blocks
+    yield None

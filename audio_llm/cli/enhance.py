@@ -1,0 +1,73 @@
+"""`audio-llm enhance`: noisy speech in, clean speech out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from audio_llm.cli.options import share
+
+_DESCRIPTION = """Write recordings without their noise: as long, at their rate, of their channels, in their format where
+that can be written (else wav). Names mirror the input tree. A run that was stopped goes on where it was: give the same
+command again. What is recognised is often better from the recording as it was: see `transcribe --enhance`."""
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add_parser(
+        "enhance", parents=[common], help="noisy speech in, clean speech out", description=_DESCRIPTION
+    )
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="sound file, folder, glob, or - for standard input")
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder of the enhanced files")
+    parser.add_argument("--model", metavar="NAME|DIR", default="mask-small", help="model (default: mask-small)")
+    parser.add_argument(
+        "--mix",
+        type=share,
+        default=0.0,
+        metavar="0..1",
+        help="0 (default): only the enhanced sound; 1: the recording as it was; between: both blended",
+    )
+    parser.add_argument("--report", metavar="FILE", help="write what was done to each stretch, as JSON lines")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Enhance; return the exit status."""
+    from audio_llm.cli.console import Progress, total_seconds
+    from audio_llm.gense.enhance import Enhancer
+    from audio_llm.hub import model_stamp
+    from audio_llm.pipeline.batch import run_batch, write_whole
+    from audio_llm.pipeline.enhance import EnhanceWorker, formats_of, write_enhanced
+    from audio_llm.pipeline.files import find_audio
+
+    inputs = find_audio(arguments.inputs)
+    total_s = total_seconds(inputs) if sys.stderr.isatty() and not arguments.quiet else None
+    settings = {"enhance": model_stamp(arguments.model), "mix": arguments.mix}
+    count: Counter[str] = Counter()
+    lines: list[str] = []
+    with Progress(len(inputs), total_s, arguments.quiet, arguments.verbose > 0, lines=True) as progress:
+        for result in run_batch(
+            inputs,
+            lambda: EnhanceWorker(Enhancer.load(arguments.model, arguments.device), arguments.mix),
+            arguments.output,
+            formats_of,
+            settings,
+            arguments.overwrite,
+            progress.advance,
+            write_enhanced,
+        ):
+            count[result.status] += 1
+            progress.finished(result)
+            if result.status == "done":
+                progress.show(str(result.outputs[0]))
+                row = {"input": str(result.path), "output": str(result.outputs[0])}
+                lines += [json.dumps({**row, **dataclasses.asdict(chunk)}) for chunk in result.transcript.chunks]
+    if arguments.report:
+        write_whole(Path(arguments.report), "".join(line + "\n" for line in lines))
+    progress.summary(count["done"], count["skipped"], count["failed"])
+    return 1 if count["failed"] else 0

@@ -1,0 +1,96 @@
+"""`audio-llm tokenize` and `detokenize`: sound files to tokens, codes to sound files."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from audio_llm.errors import AudioLLMError, UsageError
+
+_TOKENIZE = """Write the tokens of sound files as JSON lines, a file a line: semantic tokens of a tokenizer (25 a second,
+what is said) or acoustic codes of a codec (100 a second, how it sounds)."""
+_DETOKENIZE = """Write the sound of acoustic codes, a wav file for each line of TOKENS, at 16 kHz."""
+
+logger = logging.getLogger(__name__)
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the commands to the parser's commands."""
+    parser = commands.add_parser("tokenize", parents=[common], help="sound files to tokens", description=_TOKENIZE)
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="sound file, folder, glob, or - for standard input")
+    parser.add_argument("-o", "--output", metavar="TOKENS", required=True, help="JSON lines to write")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--tokenizer", metavar="NAME|DIR", help="semantic tokens, such as of tokenizer-s3-small")
+    which.add_argument("--codec", metavar="NAME|DIR", help="acoustic codes, such as of codec-small")
+    parser.set_defaults(run=run_tokenize)
+    parser = commands.add_parser(
+        "detokenize", parents=[common], help="acoustic codes to sound", description=_DETOKENIZE
+    )
+    parser.add_argument("tokens", metavar="TOKENS", help="what `tokenize --codec` wrote")
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder of the sound files")
+    parser.add_argument("--codec", metavar="NAME|DIR", help="default: the one that the file names")
+    parser.set_defaults(run=run_detokenize)
+
+
+def run_tokenize(arguments: argparse.Namespace) -> int:
+    """Tokenize; return the exit status."""
+    from audio_llm.cli.console import Progress, total_seconds
+    from audio_llm.codec.codec import SpeechCodec
+    from audio_llm.doctor import resolve_device
+    from audio_llm.pipeline.batch import FileResult, one_line
+    from audio_llm.pipeline.files import find_audio
+    from audio_llm.pipeline.tokens import tokenize
+    from audio_llm.tokenizer.s3 import S3Tokenizer
+
+    output = Path(arguments.output)
+    if output.exists() and not arguments.overwrite:
+        raise UsageError("is there already", path=output, remedy="add --overwrite to replace it")
+    inputs = find_audio(arguments.inputs)
+    name, device = arguments.codec or arguments.tokenizer, resolve_device(arguments.device)
+    model = SpeechCodec.load(name, device) if arguments.codec else S3Tokenizer.load(name, device)
+    failed = 0
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    total_s = total_seconds(inputs) if sys.stderr.isatty() and not arguments.quiet else None
+    shown = (len(inputs), total_s, arguments.quiet, arguments.verbose > 0)
+    try:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file, Progress(*shown, False) as bar:
+            for item in inputs:
+                try:
+                    file.write(tokenize(item.path, model, name, bar.advance).to_line() + "\n")
+                except AudioLLMError as error:
+                    failed += 1
+                    bar.finished(FileResult(item.path, "failed", reason=one_line(error), error=error))
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    bar.summary(len(inputs) - failed, 0, failed)
+    print(output)
+    return 1 if failed else 0
+
+
+def run_detokenize(arguments: argparse.Namespace) -> int:
+    """Decode; return the exit status."""
+    from audio_llm.codec.codec import SpeechCodec
+    from audio_llm.doctor import resolve_device
+    from audio_llm.pipeline.tokens import detokenize, read_tokens, write_sound
+
+    rows = read_tokens(arguments.tokens)
+    folder, taken, failed = Path(arguments.output), set[str](), 0
+    if folder.is_dir() and any(folder.iterdir()) and not arguments.overwrite:
+        raise UsageError("is not empty", path=folder, remedy="give --overwrite or another folder")
+    codecs: dict[str, SpeechCodec] = {}
+    for row in rows:
+        name = arguments.codec or row.model
+        try:
+            if row.kind == "acoustic" and name not in codecs:
+                codecs[name] = SpeechCodec.load(name, resolve_device(arguments.device))
+            print(write_sound(folder, row, detokenize(row, codecs.get(name)), taken))
+        except AudioLLMError as error:
+            failed += 1
+            logger.error("%s", error)
+    return 1 if failed else 0

@@ -1,0 +1,90 @@
+"""Figures of enhanced speech beside the clean: PESQ, STOI, ESTOI, SI-SDR, DNSMOS."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from audio_llm import audio
+from audio_llm.errors import DataError
+from audio_llm.sound_metrics import dnsmos, pesq_wb, si_sdr_db, stoi
+
+REPORTED = "voicebank_demand_few"  # never trained or tuned on
+Enhance = Callable[[np.ndarray], np.ndarray]  # (T,) float32 at 16 kHz to the same
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A recording with noise, and without.
+
+    Attributes:
+        id: Its name.
+        noisy: (T,) float32 at 16 kHz.
+        clean: (T,) float32 at 16 kHz.
+        words: What is said, as written.
+    """
+
+    id: str
+    noisy: np.ndarray
+    clean: np.ndarray
+    words: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Means over a set."""
+
+    pesq_wb: float
+    stoi: float
+    estoi: float
+    si_sdr_db: float
+    sig: float
+    bak: float
+    ovrl: float
+
+
+def reported_pairs(data: Path) -> list[Pair]:
+    """Return the pairs of VoiceBank-DEMAND."""
+    path = data / "audio" / "speech" / REPORTED / "manifest.jsonl"
+    if not path.exists():
+        raise DataError("no manifest", path=path, remedy="see the recipe's README for the layout of a data folder")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        Pair(row["id"], *(audio.read(data / "audio" / row[key]) for key in ("noisy_path", "path")), row["text"] or "")
+        for row in rows
+    ]
+
+
+def measure(pair: Pair, enhanced: np.ndarray) -> Figures:
+    """Return the figures of one pair."""
+    both = torch.from_numpy(np.stack([enhanced, pair.clean]))
+    opinion = dnsmos(enhanced)
+    return Figures(
+        pesq_wb(pair.clean, enhanced),
+        stoi(pair.clean, enhanced),
+        stoi(pair.clean, enhanced, extended=True),
+        float(si_sdr_db(both[0], both[1])),
+        opinion.sig,
+        opinion.bak,
+        opinion.ovrl,
+    )
+
+
+def mean(rows: Sequence[Figures]) -> Figures:
+    """Return the means of a set."""
+    return Figures(*(float(np.mean([getattr(row, field.name) for row in rows])) for field in fields(Figures)))
+
+
+def table(systems: dict[str, Enhance], pairs: Sequence[Pair]) -> Iterator[str]:
+    """Yield the lines of a table, a system a line."""
+    names = [field.name for field in fields(Figures)]
+    yield f"| system | {' | '.join(names)} |"
+    yield "|---" * (1 + len(names)) + "|"
+    for name, enhance in systems.items():
+        found = mean([measure(pair, enhance(pair.noisy)) for pair in pairs])
+        yield f"| {name} | " + " | ".join(f"{getattr(found, key):.3f}" for key in names) + " |"
