@@ -1,4 +1,4 @@
-"""Blocks of a recording through something that works at its own rate, in whole chunks and with a delay: aligned again."""
+"""Blocks of a recording through what works at its own rate, in whole chunks and with a delay; aligned again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures for sound: ratios in dB, PESQ, STOI, DNSMOS; the last three with optional packages (`pip install '.[metrics]'`)."""
+"""Figures for sound: ratios in dB, PESQ, STOI, DNSMOS; the last three with the packages of the extra `metrics`."""
 
 from __future__ import annotations
 

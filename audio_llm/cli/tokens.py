@@ -11,8 +11,8 @@ from typing import Any
 
 from audio_llm.errors import AudioLLMError, UsageError
 
-_TOKENIZE = """Write the tokens of sound files as JSON lines, a file a line: semantic tokens of a tokenizer (25 a second,
-what is said) or acoustic codes of a codec (100 a second, how it sounds)."""
+_TOKENIZE = """Write the tokens of sound files as JSON lines, a file a line: semantic tokens of a tokenizer (what is
+said, 25 a second) or acoustic codes of a codec (how it sounds, 100 a second)."""
 _DETOKENIZE = """Write the sound of acoustic codes, a wav file for each line of TOKENS, at 16 kHz."""
 
 logger = logging.getLogger(__name__)

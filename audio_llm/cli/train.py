@@ -36,6 +36,23 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         if name == "ctc":
             parser.add_argument("--tuning", metavar="DIR", required=True, help="packed data that choose the best model")
         parser.set_defaults(run=run, log_level=logging.INFO, words_anywhere="words")
+    for name, run, summary in (
+        ("mask", run_mask, "the mask network that takes noise away"),
+        ("codec", run_codec, "the codec: speech to one stream of codes and back"),
+        ("tokenizer", run_tokenizer, "the supervised tokenizer of semantic tokens"),
+        ("gense", run_gense, "GenSE's language models, on packed tokens"),
+    ):
+        parser = models.add_parser(name, parents=[common], help=summary, description=_DESCRIPTION)
+        parser.add_argument("words", nargs="+", metavar="DATA|KEY=VALUE", help="folder of packed data, and settings")
+        _add_loop_options(parser)
+        parser.add_argument("--start-from", metavar="NAME|DIR", help="a model to go on from")
+        parser.add_argument("--tuning", metavar="DIR", required=True, help="packed data that choose the best model")
+        if name == "tokenizer":
+            parser.add_argument("--teacher", metavar="DIR", help="a recogniser's letters of DATA, packed")
+        if name == "gense":
+            parser.add_argument("--tokenizer", metavar="NAME|DIR", required=True, help="that made the semantic tokens")
+            parser.add_argument("--codec", metavar="NAME|DIR", required=True, help="that made the acoustic codes")
+        parser.set_defaults(run=run, log_level=logging.INFO, words_anywhere="words")
     ger = models.add_parser("ger", parents=[common], help="a corrector of N-best lists", description=_GER)
     ger.add_argument("words", nargs="*", metavar="KEY=VALUE", help="settings")
     ger.add_argument("--data", nargs="+", metavar="LISTS", required=True, help="lists with references, packed or not")
@@ -58,12 +75,10 @@ def run_dlm(arguments: argparse.Namespace) -> int:
     from audio_llm.dlm.train import DlmTrainConfig, train_dlm
     from audio_llm.training.config import load_config
 
-    folders, overrides = _folders_and_settings(arguments)
-    if len(folders) != 1:
-        raise UsageError(f"{len(folders)} folders of data are named", remedy="name the one that holds train and tune")
+    folder, overrides = _one_folder_and_settings(arguments)
     config = load_config(DlmTrainConfig, arguments.config, overrides)
     options = _loop_options(arguments)
-    return _finish(arguments, lambda: train_dlm(folders[0], Path(arguments.output), config, **options))
+    return _finish(arguments, lambda: train_dlm(folder, Path(arguments.output), config, **options))
 
 
 def run_ctc(arguments: argparse.Namespace) -> int:
@@ -78,6 +93,52 @@ def run_ctc(arguments: argparse.Namespace) -> int:
     options = {**_loop_options(arguments), "provenance": provenance}
     tuning, output = Path(arguments.tuning), Path(arguments.output)
     return _finish(arguments, lambda: train_ctc(folders, tuning, output, config, **options))
+
+
+def run_mask(arguments: argparse.Namespace) -> int:
+    """Train the mask network; return the exit status."""
+    from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
+
+    return _run_on_pack(arguments, MaskTrainingConfig, train_mask)
+
+
+def run_codec(arguments: argparse.Namespace) -> int:
+    """Train the codec; return the exit status."""
+    from audio_llm.codec.train import CodecTrainingConfig, train_codec
+
+    return _run_on_pack(arguments, CodecTrainingConfig, train_codec)
+
+
+def run_tokenizer(arguments: argparse.Namespace) -> int:
+    """Train the supervised tokenizer; return the exit status."""
+    from audio_llm.tokenizer.s3_train import S3TrainingConfig, train_s3
+
+    teacher = Path(arguments.teacher) if arguments.teacher else None
+    return _run_on_pack(arguments, S3TrainingConfig, train_s3, teacher=teacher)
+
+
+def run_gense(arguments: argparse.Namespace) -> int:
+    """Train GenSE's language models; return the exit status."""
+    from audio_llm.gense.models import load_parts
+    from audio_llm.gense.train import GenseTrainingConfig, train_gense
+
+    parts = load_parts(arguments.tokenizer, arguments.codec)
+    return _run_on_pack(arguments, GenseTrainingConfig, train_gense, parts=parts)
+
+
+def _run_on_pack(
+    arguments: argparse.Namespace, cls: type[Any], train: Callable[..., TrainingResult], **more: Any
+) -> int:
+    """Call a training function that takes a pack, a tuning pack, an output folder and a configuration."""
+    from audio_llm import __version__
+    from audio_llm.training.config import load_config
+
+    folder, overrides = _one_folder_and_settings(arguments)
+    config = load_config(cls, arguments.config, overrides)
+    provenance = {"audio_llm": __version__, "data": [folder.name]}
+    options = {**_loop_options(arguments), "provenance": provenance, **more}
+    tuning, output = Path(arguments.tuning), Path(arguments.output)
+    return _finish(arguments, lambda: train(folder, tuning, output=output, config=config, **options))
 
 
 def run_ger(arguments: argparse.Namespace) -> int:
@@ -119,6 +180,13 @@ def _train_phrase(arguments: argparse.Namespace) -> int:
     corrector.save(folder, {"audio_llm": __version__, "data": data, "lists": len(lists)})
     print(f"{folder}: {len(corrector.knowledge.table)} phrases, margin {corrector.margin:g}")
     return 0
+
+
+def _one_folder_and_settings(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
+    folders, overrides = _folders_and_settings(arguments)
+    if len(folders) != 1:
+        raise UsageError(f"{len(folders)} folders of data are named", remedy="name the one that holds the data")
+    return folders[0], overrides
 
 
 def _folders_and_settings(arguments: argparse.Namespace) -> tuple[list[Path], list[str]]:

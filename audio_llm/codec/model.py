@@ -162,7 +162,7 @@ def _synthesize(out: Tensor, mask: Tensor) -> Tensor:
     magnitude, phase = out.chunk(2, dim=-1)
     magnitude = magnitude.clamp_max(_LOUDEST).exp() * mask[:, :, None]
     frames = torch.fft.irfft(torch.polar(magnitude, phase), N_FFT) * _window().to(out)
-    batch, count, _ = frames.shape
+    count = frames.shape[1]
     size = count * HOP_LENGTH + 2 * _SIDE
     sound = functional.fold(frames.transpose(1, 2), (1, size), (1, N_FFT), stride=(1, HOP_LENGTH))[:, 0, 0]
     return sound[:, _SIDE : size - _SIDE] / _overlap(count).to(out)

@@ -85,6 +85,7 @@ class MaskNetwork(nn.Module):
             _PerBand(count, 2 * config.width, 2 * config.taps * bins) for count, bins in BAND_GROUPS
         )
         for layer in self.leave:  # at first each bin passes through
+            assert isinstance(layer, _PerBand)
             nn.init.zeros_(layer.weight)
             layer.bias.data.unflatten(1, (config.taps, 2, -1))[:, config.taps - 1 - LOOKAHEAD, 0] = 1.0
 
@@ -240,13 +241,13 @@ def _split(x: Tensor) -> list[Tensor]:
 
 def _filter(spectra: Tensor, filters: Tensor) -> Tensor:
     """Return (B, N, 2, BINS): spectra (B, N + taps - 1, 2, BINS) under complex filters (B, N, taps, 2, BINS)."""
-    real, imag = 0.0, 0.0
     count = filters.shape[1]
+    real = imag = torch.zeros_like(spectra[:, :count, 0])
     for tap in range(filters.shape[2]):
         x, y = spectra[:, tap : tap + count, 0], spectra[:, tap : tap + count, 1]
         a, b = filters[:, :, tap, 0], filters[:, :, tap, 1]
         real, imag = real + a * x - b * y, imag + a * y + b * x
-    return torch.stack([real, imag], dim=2)  # type: ignore[list-item]
+    return torch.stack([real, imag], dim=2)
 
 
 @functools.cache

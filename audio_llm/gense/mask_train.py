@@ -1,4 +1,4 @@
-"""Training of the mask network: pairs drawn from packed speech and noise, compressed spectra compared at three scales."""
+"""Training of the mask network: pairs drawn from packed speech and noise, compared at three scales."""
 
 from __future__ import annotations
 

@@ -1,19 +1,105 @@
-"""Model directories of speech enhancement."""
+"""Model directories of speech enhancement: the mask network; GenSE's language models and what they speak through."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from audio_llm import hub
+from audio_llm.codec.codec import SpeechCodec
+from audio_llm.errors import ModelFormatError
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
+from audio_llm.gense.network import GenseConfig, GenseNetwork
+from audio_llm.gense.prompts import ACOUSTIC, SEMANTIC
+from audio_llm.quantizers.fsq import FSQ
+from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.training.config import config_from_dict
 
-MASK = "mask"
+MASK, GENSE = "mask", "gense"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the language models speak through.
+
+    Attributes:
+        tokenizer: Of semantic tokens.
+        codec: Of acoustic codes.
+        tokenizer_name: Name of its model.
+        codec_name: Name of its model.
+    """
+
+    tokenizer: S3Tokenizer
+    codec: SpeechCodec
+    tokenizer_name: str
+    codec_name: str
+
+    @property
+    def ratio(self) -> int:
+        """Acoustic codes per semantic token.
+
+        Raises:
+            ModelFormatError: That is no whole number.
+        """
+        ratio = self.codec.frame_rate / self.tokenizer.frame_rate
+        if ratio != round(ratio):
+            remedy = "choose a codec whose rate is a multiple of the tokenizer's"
+            raise ModelFormatError(f"{ratio:.3f} codes of {self.codec_name} to a token", remedy=remedy)
+        return round(ratio)
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Return what the tokens stand for, by range, (R, D) float32."""
+        quantizers = {SEMANTIC: self.tokenizer.network.quantizer, ACOUSTIC: self.codec.network.quantizer}
+        return {name: q.decode(torch.arange(q.size)).float() for name, q in quantizers.items() if isinstance(q, FSQ)}
+
+    def names(self) -> dict[str, dict[str, str]]:
+        """Return names and fingerprints, as a model directory keeps them."""
+        return {
+            "tokenizer": {"name": self.tokenizer_name, "fingerprint": self.tokenizer.fingerprint},
+            "codec": {"name": self.codec_name, "fingerprint": self.codec.fingerprint},
+        }
+
+
+@dataclass(frozen=True)
+class GenseModel:
+    """GenSE: the language models, in eval mode, and their parts."""
+
+    network: GenseNetwork
+    parts: Parts
 
 
 def load_mask(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> MaskNetwork:
-    """Return a mask network in eval mode.
+    """Return a mask network in eval mode; raises as `hub.load_network`."""
+    return hub.load_network(name_or_dir, MASK, MaskConfig, MaskNetwork, device)
+
+
+def load_parts(tokenizer: str | os.PathLike[str], codec: str | os.PathLike[str], device: str = "cpu") -> Parts:
+    """Return tokenizer and codec of two model directories; raises as `hub.load_network`."""
+    names = [hub.find_model(name).resolve().name for name in (tokenizer, codec)]
+    return Parts(S3Tokenizer.load(tokenizer, device), SpeechCodec.load(codec, device), *names)
+
+
+def load_gense(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> GenseModel:
+    """Return the language models of a directory, with the tokenizer and the codec that it names.
 
     Raises:
-        ModelNotFoundError, ModelFormatError: As `hub.load_model`.
+        ModelNotFoundError: It is not there, or one of its parts is not: beside it, or by name.
+        ModelFormatError: It is damaged, or a part is another one than it was trained with.
     """
-    return hub.load_network(name_or_dir, MASK, MaskConfig, MaskNetwork, device)
+    loaded = hub.load_model(name_or_dir, GENSE, device)
+    try:
+        needed = [(loaded.config[key]["name"], loaded.config[key]["fingerprint"]) for key in ("tokenizer", "codec")]
+        config = config_from_dict(GenseConfig, loaded.config["network"], loaded.path / hub.CONFIG_NAME)
+    except (KeyError, TypeError) as error:
+        raise ModelFormatError(f"its settings are not GenSE's: {error}", path=loaded.path) from None
+    folders = [hub.find_companion(loaded.path, name, fingerprint) for name, fingerprint in needed]
+    parts = load_parts(folders[0], folders[1], device)
+    network = GenseNetwork(config, parts.vectors())
+    try:
+        network.load_state_dict(loaded.tensors)
+    except RuntimeError as error:
+        raise ModelFormatError(f"its weights do not fit its settings: {error}", path=loaded.path) from None
+    return GenseModel(network.to(device).eval(), parts)

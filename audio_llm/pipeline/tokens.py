@@ -108,7 +108,7 @@ def detokenize(row: TokenFile, codec: SpeechCodec | None) -> np.ndarray:
         remedy = f"decode with {row.model!r} as it was then, or tokenize again"
         raise ModelFormatError("another codec made these codes", path=row.audio_filepath, remedy=remedy)
     codes = np.array(row.tokens, dtype=np.int64)
-    if len(codes) and not (0 <= codes.min() and codes.max() < codec.size):
+    if len(codes) and not (codes.min() >= 0 and codes.max() < codec.size):
         raise DataError(f"a code is outside 0..{codec.size - 1}", path=row.audio_filepath, remedy="tokenize again")
     step = round(SAMPLE_RATE / codec.frame_rate)
     size, margin = round(WINDOW_S * codec.frame_rate), round(MARGIN_S * codec.frame_rate)
@@ -184,7 +184,7 @@ def _gain(path: str | os.PathLike[str]) -> float:
 
 
 def write_sound(folder: Path, row: TokenFile, sound: np.ndarray, taken: set[str]) -> Path:
-    """Write a decoded recording as `<stem>.wav`, with a number where that name is taken in this run; return the path."""
+    """Write a decoded recording as `<stem>.wav`, numbered where this run has taken that name; return the path."""
     stem = name = Path(row.audio_filepath).stem or "sound"
     number = 2
     while name in taken:

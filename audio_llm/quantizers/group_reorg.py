@@ -1,8 +1,8 @@
 """The codebook reorganisation of GenSE's SimCodec: two small codebooks side by side become one large one.
 
 Stage 1 cuts each half of the channels with a codebook of its own and counts how often each entry is used. `reorganize`
-takes the most used entries of both and forms every pair: a single codebook of full vectors, with which training goes on.
-It is a way to train a large codebook that has no dead entries to begin with.
+takes the most used entries of both and forms every pair: one codebook of full vectors, with which training goes on. It
+is a way to train a large codebook that has no dead entries to begin with.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class GradientVQ(nn.Module):
 
     def _alike(self) -> Tensor:
         """Return how hard it is to tell an entry from the others by its products with them."""
-        rows = self.codebook
+        rows: Tensor = self.codebook
         if self.size > _APART_ROWS:
             rows = rows[torch.randperm(self.size, device=rows.device)[:_APART_ROWS]]
         wanted = torch.arange(len(rows), device=rows.device)
@@ -79,19 +79,23 @@ class GroupVQ(nn.Module):
     def __init__(self, sizes: tuple[int, int], width: int) -> None:
         super().__init__()
         self.size, self.width = sizes[0] * sizes[1], width
-        self.halves = nn.ModuleList(GradientVQ(size, width // 2) for size in sizes)
+        self.first, self.second = (GradientVQ(size, width // 2) for size in sizes)
 
     def forward(self, x: Tensor, mask: Tensor) -> Quantized:
         """Cut vectors (B, N, D) float32; mask (B, N) bool, True where valid."""
-        first, second = (half(part, mask) for half, part in zip(self.halves, x.chunk(2, dim=-1), strict=True))
+        first, second = (half(part, mask) for half, part in zip(self._halves, x.chunk(2, dim=-1), strict=True))
         values = torch.cat([first.values, second.values], dim=-1)
-        codes = first.codes * self.halves[1].size + second.codes
+        codes = first.codes * self.second.size + second.codes
         return Quantized(values, codes, first.loss + second.loss, x)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the values (..., D) of codes (...) int64."""
-        size = self.halves[1].size
-        return torch.cat([self.halves[0].decode(codes // size), self.halves[1].decode(codes % size)], dim=-1)
+        size = self.second.size
+        return torch.cat([self.first.decode(codes // size), self.second.decode(codes % size)], dim=-1)
+
+    @property
+    def _halves(self) -> tuple[GradientVQ, GradientVQ]:
+        return self.first, self.second
 
 
 def reorganize(groups: GroupVQ, first: int, second: int) -> GradientVQ:
@@ -105,11 +109,11 @@ def reorganize(groups: GroupVQ, first: int, second: int) -> GradientVQ:
     Raises:
         UsageError: A half has fewer codes.
     """
-    halves = groups.halves
-    if first > halves[0].size or second > halves[1].size:
+    halves = ((groups.first, first), (groups.second, second))
+    if any(count > half.size for half, count in halves):
         remedy = "take as many at most"
-        raise UsageError(f"{first} and {second} codes of {halves[0].size} and {halves[1].size}", remedy=remedy)
-    chosen = [half.codebook.detach()[half.most_used(n)] for half, n in zip(halves, (first, second), strict=True)]
+        raise UsageError(f"{first} and {second} codes of {groups.first.size} and {groups.second.size}", remedy=remedy)
+    chosen = [half.codebook.detach()[half.most_used(count)] for half, count in halves]
     single = GradientVQ(first * second, groups.width).to(chosen[0].device)
     with torch.no_grad():
         rows = [chosen[0].repeat_interleave(second, dim=0), chosen[1].repeat(first, 1)]

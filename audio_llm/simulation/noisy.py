@@ -102,14 +102,14 @@ class NoisySpeech:
         rng = np.random.default_rng(seed)
         size = round(self.config.seconds * SAMPLE_RATE)
         speech, bandwidth_hz = self._talk(rng, size)
-        return degrade(speech, lambda: self._noise(rng, size), self.config, rng, bandwidth_hz)
+        return degrade(speech, lambda: self.noise(rng, size), self.config, rng, bandwidth_hz)
 
     def utterance(self, number: int, seed: int) -> NoisyPair:
         """Return a whole utterance of the pack as a pair, neither faster nor slower."""
         rng = np.random.default_rng(seed)
         speech = self.pack.pcm(number).astype(np.float32) / 32768.0
         bandwidth_hz = float(self.pack.bandwidths_hz[number])
-        return degrade(speech, lambda: self._noise(rng, len(speech)), self.config, rng, bandwidth_hz)
+        return degrade(speech, lambda: self.noise(rng, len(speech)), self.config, rng, bandwidth_hz)
 
     def _talk(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, float]:
         """Return one person's speech (size,) float32 and up to which frequency it reaches."""
@@ -129,7 +129,8 @@ class NoisySpeech:
             place += len(piece) + int(rng.uniform(0.05, 0.4) * SAMPLE_RATE)
         return mono.shift_voice(out, shift)[:size], min(bandwidth_hz * shift, float(FULL_BAND_HZ))
 
-    def _noise(self, rng: np.random.Generator, size: int) -> np.ndarray:
+    def noise(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """Return (size,) float32 noise as drawn, recorded, made, or of many people."""
         noise = self._one_noise(rng, size)
         if rng.random() < self.config.second_noise_share:
             noise = noise + 10.0 ** (rng.uniform(-10.0, 0.0) / 20.0) * self._one_noise(rng, size)

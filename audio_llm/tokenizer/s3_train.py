@@ -1,4 +1,4 @@
-"""Training of the supervised tokenizer: letters from tokens, of clean and of spoilt speech, and the same tokens of both.
+"""Training of the supervised tokenizer: letters from tokens of clean and of spoilt speech, and like tokens of both.
 
 Each utterance is seen twice, as it is and with noise and rooms. Both have to be written down from their tokens; what is
 cut into the spoilt one's tokens is drawn towards the clean one's. A recogniser may help as a teacher: its letters frame
@@ -20,9 +20,10 @@ from torch.nn import functional
 
 from audio_llm import hub
 from audio_llm.asr.conformer import output_lengths
-from audio_llm.asr.ctc import CtcHearing, CtcRecognizer
-from audio_llm.asr.ctc_model import BLANK, SYMBOLS, encode_symbols, frames_needed
-from audio_llm.errors import DataError
+from audio_llm.asr.ctc import KIND as CTC
+from audio_llm.asr.ctc import CtcHearing, CtcRecognizer, load_network
+from audio_llm.asr.ctc_model import BLANK, SYMBOLS, CtcModel, encode_symbols, frames_needed
+from audio_llm.errors import ConfigError, DataError
 from audio_llm.features import frame_lengths, valid_mask
 from audio_llm.metrics import word_errors
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
@@ -124,7 +125,8 @@ def train_s3(
         resume: Go on from `output/last`.
         device: `auto`, `cpu` or `cuda`.
         provenance: What made the model, for its directory.
-        start_from: A tokenizer to start from; its size counts, not the configuration's.
+        start_from: A tokenizer to start from, whose size counts, not the configuration's; or a CTC recogniser of the
+            configured width, whose layers the tokenizer then starts with.
 
     Raises:
         DataError: A pack is missing, has no words, or the teacher's is another one's.
@@ -132,7 +134,7 @@ def train_s3(
     data = _Utterances(pack, config, teacher)
     held_out = _Utterances(tuning, config)
     torch.manual_seed(config.training.seed)
-    model = S3Network(config.model) if start_from is None else load_s3_network(start_from).train()
+    model = S3Network(config.model) if start_from is None else _start(start_from, config.model)
     size = sum(parameter.numel() for parameter in model.parameters())
     logger.info("%.1f h of %d utterances, %.2f M parameters", data.hours, len(data.rows), size / 1e6)
     validation = held_out.in_order(config.validation_items, config.batch_seconds)
@@ -156,6 +158,43 @@ def train_s3(
         prepare=data.collate,
         count_items=lambda batch: float(batch.lengths.sum()) / 100.0,
     )
+
+
+def _start(name: str | Path, config: S3Config) -> S3Network:
+    folder = hub.find_model(name)
+    if hub.model_kind(folder) != CTC:
+        return load_s3_network(folder).train()
+    network = S3Network(config)
+    adopt(network, load_network(folder))
+    return network
+
+
+def adopt(network: S3Network, recognizer: CtcModel) -> None:
+    """Give a tokenizer the layers of a recogniser, its blocks in order; what lies at the quantizer stays as it is.
+
+    A recogniser that handles two frames as one has its first and last layer averaged over them: a beginning, not more.
+
+    Raises:
+        ConfigError: The two differ in width, or the recogniser has fewer blocks.
+    """
+    old, new = recognizer.config, network.config
+    alike = ("channels", "width", "heads", "feedforward", "kernel")
+    if any(getattr(old, name) != getattr(new, name) for name in alike) or old.layers < new.before + new.after:
+        remedy = "give model.before, model.after and the widths of the recogniser"
+        raise ConfigError(f"a tokenizer {new} cannot start with the layers of {old}", remedy=remedy)
+    blocks = [*network.before, *network.after]
+    for own, other in zip(blocks, recognizer.blocks, strict=False):
+        own.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        for own, other in (
+            (network.front.first, recognizer.front.first),
+            (network.front.second, recognizer.front.second),
+        ):
+            own.load_state_dict(other.state_dict())
+        network.front.project.weight.copy_(recognizer.front.project.weight.unflatten(1, (old.fold, -1)).sum(1))
+        network.front.project.bias.copy_(recognizer.front.project.bias)
+        network.output.weight.copy_(recognizer.output.weight.unflatten(0, (old.fold, -1)).mean(0))
+        network.output.bias.copy_(recognizer.output.bias.unflatten(0, (old.fold, -1)).mean(0))
 
 
 class _Utterances:

@@ -1,0 +1,150 @@
+"""GenSE's two language models, N2S and S2S, as one thing to train, store and ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from audio_llm.gense.prompts import (
+    ACOUSTIC,
+    SEMANTIC,
+    Segment,
+    join,
+    n2s_prompt,
+    n2s_target,
+    s2s_prompt,
+    s2s_target,
+)
+from audio_llm.lm.sampling import GREEDY, Sampling
+from audio_llm.lm.token_lm import Continuation, Sequence, TokenLm, TokenLmConfig
+
+
+@dataclass(frozen=True)
+class GenseConfig:
+    """Size of the models.
+
+    Attributes:
+        semantic: How many semantic tokens there are.
+        acoustic: How many acoustic codes.
+        ratio: Acoustic codes per semantic token.
+        n2s: Size of the model of semantic tokens; its ranges and segments are set here.
+        s2s: Size of the model of acoustic codes.
+    """
+
+    semantic: int = 1000
+    acoustic: int = 8192
+    ratio: int = 4
+    n2s: TokenLmConfig = field(default_factory=lambda: TokenLmConfig(width=160, layers=3, feed_forward=432))
+    s2s: TokenLmConfig = field(default_factory=TokenLmConfig)
+
+    def __post_init__(self) -> None:
+        ranges = {SEMANTIC: self.semantic}
+        object.__setattr__(self, "n2s", replace(self.n2s, ranges=ranges, segments=len(Segment)))
+        ranges = {SEMANTIC: self.semantic, ACOUSTIC: self.acoustic}
+        object.__setattr__(self, "s2s", replace(self.s2s, ranges=ranges, segments=len(Segment)))
+
+
+class TokenPairs(NamedTuple):
+    """Tokens of noisy speech, and of the same speech without noise.
+
+    Attributes:
+        noisy_semantic: (B, T) int64.
+        clean_semantic: (B, T) int64.
+        noisy_acoustic: (B, T x ratio) int64.
+        clean_acoustic: (B, T x ratio) int64.
+    """
+
+    noisy_semantic: Tensor
+    clean_semantic: Tensor
+    noisy_acoustic: Tensor
+    clean_acoustic: Tensor
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What S2S is told; every arm of the method is one of these.
+
+    Attributes:
+        noisy_semantic: Whether the noisy semantic tokens are there.
+        clean_semantic: `oracle`, `predicted` by N2S, or `none`: without hierarchy.
+        noisy_acoustic: Whether the noisy acoustic codes are there: without them nothing tells who talks.
+    """
+
+    noisy_semantic: bool = True
+    clean_semantic: str = "predicted"
+    noisy_acoustic: bool = True
+
+
+class GenseNetwork(nn.Module):
+    """The two models.
+
+    Args:
+        config: Their sizes.
+        vectors: What tokens stand for, by range (see `TokenLm`).
+    """
+
+    def __init__(self, config: GenseConfig, vectors: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        vectors = vectors or {}
+        self.n2s = TokenLm(config.n2s, {k: v for k, v in vectors.items() if k == SEMANTIC})
+        self.s2s = TokenLm(config.s2s, vectors)
+
+    def forward(self, pairs: TokenPairs, chain: Chain) -> dict[str, Tensor]:
+        """Return cross-entropies in nats per token of what is to be generated, `n2s` and `s2s`, and N2S's `errors`.
+
+        N2S is asked with the true tokens before; where the chain wants predicted ones, S2S gets the likeliest of these.
+        """
+        ratio = self.config.ratio
+        prompt = n2s_prompt(pairs.noisy_semantic, self.n2s.vocabulary, ratio)
+        target = n2s_target(pairs.clean_semantic, self.n2s.vocabulary, ratio)
+        logits = _next(self.n2s, prompt, target, SEMANTIC)
+        n2s = functional.cross_entropy(logits.flatten(0, 1), pairs.clean_semantic.flatten())
+        predicted = logits.detach().argmax(-1)
+        clean = {"oracle": pairs.clean_semantic, "predicted": predicted, "none": None}[chain.clean_semantic]
+        prompt = s2s_prompt(
+            pairs.noisy_semantic if chain.noisy_semantic else None,
+            clean,
+            pairs.noisy_acoustic if chain.noisy_acoustic else None,
+            self.s2s.vocabulary,
+            ratio,
+        )
+        logits = _next(self.s2s, prompt, s2s_target(pairs.clean_acoustic, self.s2s.vocabulary), ACOUSTIC)
+        s2s = functional.cross_entropy(logits.flatten(0, 1), pairs.clean_acoustic.flatten())
+        return {"n2s": n2s, "s2s": s2s, "errors": (predicted != pairs.clean_semantic).float().mean()}
+
+    def clean_tokens(
+        self, noisy: Tensor, sampling: Sampling = GREEDY, generator: torch.Generator | None = None
+    ) -> Continuation:
+        """Return N2S's clean tokens (as `ids`, 0.. of the range) for noisy semantic tokens (B, T) int64."""
+        prompt = n2s_prompt(noisy, self.n2s.vocabulary, self.config.ratio)
+        target = n2s_target(torch.zeros_like(noisy), self.n2s.vocabulary, self.config.ratio)
+        found = self.n2s.generate(prompt, target, SEMANTIC, sampling, generator)
+        return Continuation(self.n2s.vocabulary.decode(SEMANTIC, found.ids), found.log_probs)
+
+    def clean_codes(
+        self,
+        noisy_semantic: Tensor | None,
+        clean_semantic: Tensor | None,
+        noisy_acoustic: Tensor | None,
+        count: int,
+        sampling: Sampling,
+        generator: torch.Generator | None = None,
+    ) -> Continuation:
+        """Return S2S's clean codes (B, count), 0.. of the range; parts of the prompt as for `s2s_prompt`."""
+        vocabulary, ratio = self.s2s.vocabulary, self.config.ratio
+        prompt = s2s_prompt(noisy_semantic, clean_semantic, noisy_acoustic, vocabulary, ratio)
+        target = s2s_target(prompt.ids.new_zeros(len(prompt.ids), count), vocabulary)
+        found = self.s2s.generate(prompt, target, ACOUSTIC, sampling, generator)
+        return Continuation(vocabulary.decode(ACOUSTIC, found.ids), found.log_probs)
+
+
+def _next(lm: TokenLm, prompt: Sequence, target: Sequence, name: str) -> Tensor:
+    """Return logits (B, T, R) float32 of each target token, told the prompt and the true tokens before it."""
+    hidden = lm(join([prompt, Sequence(*(part[:, :-1] for part in target))]))
+    return lm.logits(hidden[:, prompt.ids.shape[1] - 1 :], name).float()

@@ -1,0 +1,111 @@
+"""The sequences of GenSE: what the two language models are given and what they continue.
+
+N2S: noisy semantic tokens, then the clean ones. S2S, the token chain: noisy semantic, clean semantic, noisy acoustic
+codes, then the clean ones. Positions are times, in acoustic codes: what belongs to one moment has one position in every
+stream, at any ratio of the rates (the public code counts on 100 and 50 a second, and on less than 10 s).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from audio_llm.errors import UsageError
+from audio_llm.lm.token_lm import Sequence
+from audio_llm.lm.vocabulary import BOS, PAD, SEP, Vocabulary
+
+SEMANTIC, ACOUSTIC = "semantic", "acoustic"  # ranges of tokens
+
+
+class Segment(IntEnum):
+    """The streams."""
+
+    NOISY_SEMANTIC = 0
+    CLEAN_SEMANTIC = 1
+    NOISY_ACOUSTIC = 2
+    CLEAN_ACOUSTIC = 3
+
+
+def n2s_prompt(noisy: Tensor, vocabulary: Vocabulary, ratio: float) -> Sequence:
+    """Return [noisy semantic, BOS].
+
+    Args:
+        noisy: (B, T) int64 tokens.
+        vocabulary: With the range `semantic`.
+        ratio: Acoustic codes per semantic token.
+    """
+    return join(
+        [
+            _stream(vocabulary.encode(SEMANTIC, noisy), Segment.NOISY_SEMANTIC, ratio),
+            _mark(len(noisy), BOS, Segment.CLEAN_SEMANTIC),
+        ]
+    )
+
+
+def n2s_target(clean: Tensor, vocabulary: Vocabulary, ratio: float) -> Sequence:
+    """Return the clean semantic tokens (B, T) int64 as what follows `n2s_prompt`."""
+    return _stream(vocabulary.encode(SEMANTIC, clean), Segment.CLEAN_SEMANTIC, ratio)
+
+
+def s2s_prompt(
+    noisy_semantic: Tensor | None,
+    clean_semantic: Tensor | None,
+    noisy_acoustic: Tensor | None,
+    vocabulary: Vocabulary,
+    ratio: float,
+) -> Sequence:
+    """Return [noisy semantic, clean semantic, SEP, noisy acoustic, BOS], without the parts that are None.
+
+    Args:
+        noisy_semantic: (B, T) int64 tokens.
+        clean_semantic: (B, T) int64 tokens; None: without hierarchy.
+        noisy_acoustic: (B, A) int64 codes; None: without what the voice sounded like.
+        vocabulary: With the ranges `semantic` and `acoustic`.
+        ratio: Acoustic codes per semantic token.
+
+    Raises:
+        UsageError: Nothing is given.
+    """
+    given = [part for part in (noisy_semantic, clean_semantic, noisy_acoustic) if part is not None]
+    if not given:
+        raise UsageError("a prompt of nothing", remedy="give at least one stream")
+    batch = len(given[0])
+    parts = []
+    if noisy_semantic is not None:
+        parts.append(_stream(vocabulary.encode(SEMANTIC, noisy_semantic), Segment.NOISY_SEMANTIC, ratio))
+    if clean_semantic is not None:
+        parts.append(_stream(vocabulary.encode(SEMANTIC, clean_semantic), Segment.CLEAN_SEMANTIC, ratio))
+    parts.append(_mark(batch, SEP, Segment.NOISY_ACOUSTIC))
+    if noisy_acoustic is not None:
+        parts.append(_stream(vocabulary.encode(ACOUSTIC, noisy_acoustic), Segment.NOISY_ACOUSTIC, 1.0))
+    parts.append(_mark(batch, BOS, Segment.CLEAN_ACOUSTIC))
+    return join(parts)
+
+
+def s2s_target(clean: Tensor, vocabulary: Vocabulary) -> Sequence:
+    """Return the clean acoustic codes (B, A) int64 as what follows `s2s_prompt`."""
+    return _stream(vocabulary.encode(ACOUSTIC, clean), Segment.CLEAN_ACOUSTIC, 1.0)
+
+
+def join(parts: list[Sequence]) -> Sequence:
+    """Return sequences one behind the other."""
+    return Sequence(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
+
+
+def pad_left(sequence: Sequence, size: int) -> Sequence:
+    """Return a sequence (B, N) filled up to `size` in front."""
+    missing = size - sequence.ids.shape[1]
+    ids = torch.nn.functional.pad(sequence.ids, (missing, 0), value=PAD)
+    return Sequence(ids, *(torch.nn.functional.pad(part, (missing, 0)) for part in sequence[1:]))
+
+
+def _stream(ids: Tensor, segment: Segment, step: float) -> Sequence:
+    positions = torch.arange(ids.shape[1], device=ids.device, dtype=torch.float32) * step
+    return Sequence(ids, torch.full_like(ids, int(segment)), positions.expand(ids.shape))
+
+
+def _mark(batch: int, token: int, segment: Segment) -> Sequence:
+    ids = torch.full((batch, 1), token)
+    return Sequence(ids, torch.full_like(ids, int(segment)), torch.zeros(batch, 1))

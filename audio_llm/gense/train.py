@@ -1,0 +1,251 @@
+"""Training of GenSE's language models on packed tokens; and the packing: noisy and clean speech through both codes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audio_llm import hub
+from audio_llm.codec.codec import LEVEL_DB, SpeechCodec
+from audio_llm.errors import DataError
+from audio_llm.gense.models import GENSE, Parts, load_gense
+from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, TokenPairs
+from audio_llm.simulation.mono import active_power
+from audio_llm.simulation.noisy import NoisyConfig, NoisyPair, NoisySpeech
+from audio_llm.simulation.speech_pack import SpeechPack
+from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+from audio_llm.training.shards import ShardReader, write_shards
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = ("noisy_semantic", "clean_semantic", "noisy_acoustic", "clean_acoustic")
+_PACK_BATCH = 16
+CARD = "# GenSE\n\nSpeech enhancement by token language models, at 16 kHz.\n"
+
+
+@dataclass(frozen=True)
+class GenseTrainingConfig:
+    """How to train the language models.
+
+    Attributes:
+        model: Their sizes; the numbers of tokens are those of tokenizer and codec.
+        training: The loop's settings.
+        batch: Stretches in a batch.
+        least_tokens: Shortest part of a stretch that is learned from, in semantic tokens; the longest is all of it.
+        predicted_share: Of batches in which S2S is told N2S's tokens instead of the true ones.
+        no_hierarchy_share: Of batches in which it is told none.
+        no_voice_share: Of batches in which it is told no acoustic codes.
+        no_noisy_share: Of batches in which it is told no noisy semantic tokens.
+        identity_share: Of batches with clean speech in the noisy one's place: do no harm.
+        validation: Stretches of the tuning part at each validation.
+    """
+
+    model: GenseConfig = field(default_factory=GenseConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=100_000))
+    batch: int = 6
+    least_tokens: int = 50
+    predicted_share: float = 0.5
+    no_hierarchy_share: float = 0.1
+    no_voice_share: float = 0.1
+    no_noisy_share: float = 0.1
+    identity_share: float = 0.05
+    validation: int = 48
+
+
+@dataclass(frozen=True)
+class TokenPackConfig:
+    """What is packed.
+
+    Attributes:
+        pairs: How noisy speech is drawn; the clean side is dry.
+        count: Stretches.
+        seed: Of the first; the others follow it.
+    """
+
+    pairs: NoisyConfig = field(
+        default_factory=lambda: NoisyConfig(
+            seconds=4.0, early_s=0.0, silent_share=0.03, clipped_share=0.05, narrow_share=0.1, room_share=0.4
+        )
+    )
+    count: int = 20_000
+    seed: int = 0
+
+
+def pack_tokens(pack: Path, tokenizer: S3Tokenizer, codec: SpeechCodec, output: Path, config: TokenPackConfig) -> int:
+    """Write the tokens of noisy and clean speech; return how many stretches there are.
+
+    Args:
+        pack: Packed speech and noise.
+        tokenizer: Of semantic tokens.
+        codec: Of acoustic codes.
+        output: Folder of the token pack.
+        config: How.
+    """
+    speech = NoisySpeech(SpeechPack(pack, least_dynamics_db=24.0), config.pairs)
+    ratio = round(codec.frame_rate / tokenizer.frame_rate)
+
+    def rows() -> Iterator[dict[str, np.ndarray]]:
+        for first in range(0, config.count, _PACK_BATCH):
+            seeds = range(config.seed + first, config.seed + min(first + _PACK_BATCH, config.count))
+            pairs = [speech.pair(seed) for seed in seeds]
+            yield from _token_rows(pairs, tokenizer, codec, ratio)
+            if first % (64 * _PACK_BATCH) == 0:
+                logger.info("%d of %d stretches", first, config.count)
+
+    return write_shards(rows(), output)
+
+
+def train_gense(
+    pack: Path,
+    tuning: Path,
+    parts: Parts,
+    output: Path,
+    config: GenseTrainingConfig,
+    *,
+    max_minutes: float | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    provenance: dict[str, Any] | None = None,
+    start_from: str | Path | None = None,
+) -> TrainingResult:
+    """Train N2S and S2S side by side; `output/best` becomes a model directory with the lowest cross-entropies.
+
+    Args:
+        pack: Packed tokens to learn from.
+        tuning: The same, of other people and noises, which decides which model is the best.
+        parts: Tokenizer and codec that made them.
+        output: Folder of the training.
+        config: How to train.
+        max_minutes: Stop after this time.
+        resume: Go on from `output/last`.
+        device: `auto`, `cpu` or `cuda`.
+        provenance: What made the model, for its directory.
+        start_from: A model to start from; its size counts, not the configuration's.
+
+    Raises:
+        DataError: A pack is missing, or not of these parts.
+    """
+    reader, held_out = ShardReader(pack), ShardReader(tuning)
+    model_config = replace(config.model, semantic=parts.tokenizer.size, acoustic=parts.codec.size, ratio=parts.ratio)
+    torch.manual_seed(config.training.seed)
+    network = GenseNetwork(model_config, parts.vectors()) if start_from is None else load_gense(start_from).network
+    config = replace(config, model=network.config)
+    network.train()
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()}
+    logger.info("%d stretches, parameters %s", len(reader), sizes)
+    validation = [
+        _collate(held_out, range(first, min(first + config.batch, config.validation, len(held_out))))
+        for first in range(0, min(config.validation, len(held_out)), config.batch)
+    ]
+    largest = max(int(part.max()) for part in (validation[0].noisy_acoustic, validation[0].clean_acoustic))
+    if largest >= parts.codec.size:
+        remedy = "pack the tokens again"
+        raise DataError(f"code {largest} is beyond the codec's {parts.codec.size}", path=tuning, remedy=remedy)
+
+    def save(module: nn.Module, folder: Path) -> None:
+        assert isinstance(module, GenseNetwork)
+        made_by = {**(provenance or {}), "training": asdict(config)}
+        settings = {"network": asdict(module.config), **parts.names()}
+        hub.save_model(folder, settings, module.state_dict(), GENSE, CARD, made_by)
+
+    return train(
+        network,
+        lambda epoch: _batches(len(reader), epoch, config),
+        lambda module, batch: _loss(module(*batch)),
+        lambda module: _validate(module, validation),
+        output,
+        config.training,
+        max_minutes=max_minutes,
+        resume=resume,
+        device=device,
+        save=save,
+        prepare=lambda drawn: _drawn(reader, drawn, config),
+        count_items=lambda batch: batch[0].clean_semantic.numel() / parts.tokenizer.frame_rate,
+    )
+
+
+def to_level(noisy: np.ndarray) -> float:
+    """Return the gain that brings the speech of (T,) float32 to the level that codecs want; 1 for silence."""
+    power = active_power(noisy)
+    return 10.0 ** (LEVEL_DB / 20.0) / power**0.5 if power > 0.0 else 1.0
+
+
+def _token_rows(
+    pairs: list[NoisyPair], tokenizer: S3Tokenizer, codec: SpeechCodec, ratio: int
+) -> Iterator[dict[str, np.ndarray]]:
+    gains = np.array([to_level(pair.noisy) for pair in pairs], dtype=np.float32)[:, None]
+    sounds = {name: np.stack([getattr(pair, name) for pair in pairs]) * gains for name in ("noisy", "clean")}
+    found = {}
+    for name, sound in sounds.items():
+        waveforms = torch.from_numpy(sound)
+        lengths = torch.full((len(pairs),), waveforms.shape[1])
+        found[f"{name}_semantic"] = tokenizer.encode(waveforms, lengths).tokens.numpy().astype(np.int16)
+        found[f"{name}_acoustic"] = codec.encode(waveforms, lengths).codes.numpy().astype(np.int16)
+    count = min(found["noisy_semantic"].shape[1], found["noisy_acoustic"].shape[1] // ratio)
+    for place in range(len(pairs)):
+        yield {name: found[name][place, : count * (ratio if name.endswith("acoustic") else 1)] for name in _COLUMNS}
+
+
+def _batches(count: int, epoch: int, config: GenseTrainingConfig) -> list[tuple[list[int], int]]:
+    """Return the batches of an epoch: stretches, and a seed for what is drawn."""
+    rng = np.random.default_rng([config.training.seed, epoch])
+    order = rng.permutation(count).tolist()
+    starts = range(0, count - config.batch + 1, config.batch) if count >= config.batch else range(1)
+    return [(order[start : start + config.batch], int(rng.integers(1 << 62))) for start in starts]
+
+
+def _drawn(reader: ShardReader, drawn: tuple[list[int], int], config: GenseTrainingConfig) -> tuple[TokenPairs, Chain]:
+    numbers, seed = drawn
+    rng = np.random.default_rng(seed)
+    pairs = _collate(reader, numbers)
+    size = pairs.clean_semantic.shape[1]
+    count = int(rng.integers(min(config.least_tokens, size), size + 1))
+    start, ratio = int(rng.integers(size - count + 1)), config.model.ratio
+    pairs = TokenPairs(
+        *(part[:, start : start + count] for part in pairs[:2]),
+        *(part[:, start * ratio : (start + count) * ratio] for part in pairs[2:]),
+    )
+    if rng.random() < config.identity_share:
+        pairs = pairs._replace(noisy_semantic=pairs.clean_semantic, noisy_acoustic=pairs.clean_acoustic)
+    no_hierarchy, no_voice, no_noisy = (
+        rng.random() < share for share in (config.no_hierarchy_share, config.no_voice_share, config.no_noisy_share)
+    )
+    clean = "none" if no_hierarchy else "predicted" if rng.random() < config.predicted_share else "oracle"
+    return pairs, Chain(not no_noisy or (no_hierarchy and no_voice), clean, not no_voice)
+
+
+def _collate(reader: ShardReader, numbers: Any) -> TokenPairs:
+    rows = [reader[number] for number in numbers]
+    return TokenPairs(*(torch.from_numpy(np.stack([row[name] for row in rows]).astype(np.int64)) for name in _COLUMNS))
+
+
+def _loss(found: dict[str, Tensor]) -> Tensor:
+    return found["n2s"] + found["s2s"]
+
+
+def _validate(module: nn.Module, batches: list[TokenPairs]) -> dict[str, float]:
+    """Return cross-entropies, the share of wrong semantic tokens before and after, and S2S's with parts left out."""
+    device = next(module.parameters()).device
+    rows: dict[str, list[float]] = {}
+    chains = {
+        "s2s_oracle": Chain(clean_semantic="oracle"),
+        "s2s_no_hierarchy": Chain(clean_semantic="none"),
+        "s2s_no_voice": Chain(noisy_acoustic=False),
+    }
+    for cpu_pairs in batches:
+        pairs = TokenPairs(*(part.to(device) for part in cpu_pairs))
+        found = module(pairs, Chain())
+        values = {"loss": _loss(found), "n2s": found["n2s"], "s2s": found["s2s"], "token_errors": found["errors"]}
+        values["token_errors_before"] = (pairs.noisy_semantic != pairs.clean_semantic).float().mean()
+        values |= {name: module(pairs, chain)["s2s"] for name, chain in chains.items()}
+        for name, value in values.items():
+            rows.setdefault(name, []).append(float(value))
+    return {name: float(np.mean(values)) for name, values in rows.items()}

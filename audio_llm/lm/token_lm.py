@@ -1,0 +1,211 @@
+"""A decoder-only language model over ranges of tokens: transformers' Llama, built from a configuration.
+
+Positions are given, not counted: tokens of different streams that belong to the same moment share a position, which
+tells the model what goes with what; a learned vector for each segment tells the streams apart. Attention masks are
+additive (0 and the least number), the one form that hides the future under every attention of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from audio_llm.errors import ConfigError
+from audio_llm.lm.sampling import GREEDY, Sampling, draw
+from audio_llm.lm.vocabulary import PAD, Vocabulary
+
+_FEW_LEVELS = 32
+
+
+@dataclass(frozen=True)
+class TokenLmConfig:
+    """Size of the model.
+
+    Attributes:
+        ranges: Name of each range of tokens and how many it has.
+        segments: How many streams are told apart.
+        width: Of the hidden states.
+        layers: Transformer blocks.
+        heads: Attention heads; a divisor of the width.
+        feed_forward: Width inside a block's gated feed-forward part.
+        dropout: Of the embeddings while training.
+    """
+
+    ranges: dict[str, int] = field(default_factory=dict)
+    segments: int = 4
+    width: int = 176
+    layers: int = 6
+    heads: int = 4
+    feed_forward: int = 480
+    dropout: float = 0.1
+
+
+class Sequence(NamedTuple):
+    """Tokens with what the model is told of them.
+
+    Attributes:
+        ids: (B, N) int64, `PAD` where there is none.
+        segments: (B, N) int64.
+        positions: (B, N) float32.
+    """
+
+    ids: Tensor
+    segments: Tensor
+    positions: Tensor
+
+
+class Continuation(NamedTuple):
+    """What was generated.
+
+    Attributes:
+        ids: (B, T) int64.
+        log_probs: (B, T) float32, natural logarithm of each token's probability before it was drawn (temperature 1).
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+
+
+class TokenLm(nn.Module):
+    """The model.
+
+    Args:
+        config: Its size; weights are drawn from torch's global generator.
+        vectors: What the tokens of a range stand for, (R, D) float32 by name of the range (`Quantizer.decode` of all of
+            them): tokens with vectors in common then share what is learned of them. Not stored with the weights.
+    """
+
+    def __init__(self, config: TokenLmConfig, vectors: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        from transformers import LlamaConfig, LlamaModel
+
+        self.config, self.vocabulary = config, Vocabulary(config.ranges)
+        self.network = LlamaModel(
+            LlamaConfig(  # type: ignore[call-arg]
+                vocab_size=self.vocabulary.size,
+                hidden_size=config.width,
+                intermediate_size=config.feed_forward,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.heads,
+                pad_token_id=PAD,
+                attn_implementation="sdpa",
+            )
+        )
+        # its name changed within transformers 5
+        self._cache_name = "cache" if "cache" in signature(self.network.forward).parameters else "past_key_values"
+        self.segments = nn.Embedding(config.segments, config.width)
+        nn.init.normal_(self.segments.weight, std=0.02)
+        self.dropout = nn.Dropout(config.dropout)
+        self.shared = nn.ModuleDict()
+        for name, table in (vectors or {}).items():
+            features = _features(table, len(self.vocabulary.span(name)))
+            self.register_buffer(f"features_{name}", features, persistent=False)
+            layer = nn.Linear(features.shape[1], config.width, bias=False)
+            nn.init.normal_(layer.weight, std=0.02)
+            self.shared[name] = layer
+
+    def forward(self, sequence: Sequence) -> Tensor:
+        """Return hidden states (B, N, width) float32; each depends on itself and on what is before it alone."""
+        mask = additive_mask(sequence.ids != PAD)
+        return self._run(sequence, self.embeddings(), mask, None)
+
+    def logits(self, hidden: Tensor, name: str) -> Tensor:
+        """Return logits (..., R) of a range's tokens to come next, for hidden states (..., width)."""
+        span = self.vocabulary.span(name)
+        return hidden @ self.embeddings()[span.start : span.stop].T
+
+    def embeddings(self) -> Tensor:
+        """Return the vectors (V, width) that stand for the tokens, where they come in and where they come out."""
+        weight: Tensor = self.network.embed_tokens.weight
+        for name, layer in self.shared.items():
+            span = self.vocabulary.span(name)
+            own = weight[span.start : span.stop] + layer(getattr(self, f"features_{name}"))
+            weight = torch.cat([weight[: span.start], own, weight[span.stop :]])
+        return weight
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: Sequence,
+        target: Sequence,
+        name: str,
+        sampling: Sampling = GREEDY,
+        generator: torch.Generator | None = None,
+    ) -> Continuation:
+        """Continue prompts by tokens of one range; how many is known beforehand.
+
+        Args:
+            prompt: What is given; rows may be padded on the left.
+            target: Segments and positions (B, T) of what is to come; its ids do not count.
+            name: The range to draw from.
+            sampling: How to draw.
+            generator: Source of the draws.
+        """
+        from transformers import DynamicCache
+
+        span = self.vocabulary.span(name)
+        valid = prompt.ids != PAD
+        cache, embeddings = DynamicCache(), self.embeddings()
+        table = embeddings[span.start : span.stop]
+        hidden = self._run(prompt, embeddings, additive_mask(valid), cache)[:, -1]
+        ids, log_probs = [], []
+        for step in range(target.positions.shape[1]):
+            logits = (hidden @ table.T).float()
+            drawn = draw(logits, sampling, generator)
+            ids.append(drawn + span.start)
+            log_probs.append(logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0])
+            if step + 1 == target.positions.shape[1]:
+                break
+            valid = torch.cat([valid, valid.new_ones(len(valid), 1)], dim=1)
+            own = Sequence(ids[-1][:, None], *(part[:, step : step + 1] for part in target[1:]))
+            hidden = self._run(own, embeddings, _hidden_padding(valid)[:, None, None, :], cache)[:, -1]
+        empty = prompt.ids.new_zeros(len(prompt.ids), 0)
+        if not ids:
+            return Continuation(empty, empty.float())
+        return Continuation(torch.stack(ids, dim=1), torch.stack(log_probs, dim=1))
+
+    def _run(self, sequence: Sequence, embeddings: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        x = embeddings[sequence.ids] + self.segments(sequence.segments)
+        out = self.network(
+            inputs_embeds=self.dropout(x),
+            attention_mask=mask.to(x.dtype),
+            position_ids=sequence.positions,
+            use_cache=cache is not None,
+            **{self._cache_name: cache},
+        )
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+
+def _features(vectors: Tensor, size: int) -> Tensor:
+    """Return (R, D) features of tokens: which level each number of the vectors has, where it has few; else the numbers.
+
+    Raises:
+        ConfigError: There are vectors for more or fewer tokens than the range has.
+    """
+    if len(vectors) != size:
+        raise ConfigError(f"{len(vectors)} vectors for {size} tokens", remedy="give those of the same quantizer")
+    columns = []
+    for column in vectors.detach().float().T:
+        levels = column.unique()
+        columns.append((column[:, None] == levels).float() if len(levels) <= _FEW_LEVELS else column[:, None])
+    return torch.cat(columns, dim=1)
+
+
+def additive_mask(valid: Tensor) -> Tensor:
+    """Return (B, 1, N, N) float32: 0 where a position may look, at itself and the past; valid (B, N) bool."""
+    size = valid.shape[1]
+    past = torch.ones(size, size, dtype=torch.bool, device=valid.device).tril()
+    # a padded position looks at itself, else its softmax would be over nothing
+    seen = (past & valid[:, None, :]) | torch.eye(size, dtype=torch.bool, device=valid.device)
+    return torch.where(seen, 0.0, torch.finfo(torch.float32).min)[:, None]
+
+
+def _hidden_padding(valid: Tensor) -> Tensor:
+    return torch.where(valid, 0.0, torch.finfo(torch.float32).min)

@@ -1,0 +1,148 @@
+"""The recipe of the shared tokenizer and codec: stages as plain functions, run one by one."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import evaluate
+import noisy_sets
+
+from audio_llm import hub
+from audio_llm.asr.ctc import CtcRecognizer
+from audio_llm.codec.train import CodecTrainingConfig, train_codec
+from audio_llm.tokenizer.s3_train import S3TrainingConfig, pack_teacher, train_s3
+from audio_llm.training.config import load_config
+
+HERE = Path(__file__).parent
+TEACHER = "ctc-small"  # whose letters help to train the tokenizer
+NEVER_SPOILT = {"clean_share": 1.0, "silent_share": 0.0, "room_share": 0.0, "clipped_share": 0.0, "narrow_share": 0.0}
+
+
+def main() -> int:
+    """Run the stage named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--data", type=Path, help="pack: folder with audio/speech and audio/noise")
+    parser.add_argument("--output", type=Path, default=Path("exp/codec"), help="folder of everything that is made")
+    parser.add_argument("--name", help="codec: folder of this training (default: codec); reports: one more model")
+    parser.add_argument("--config", type=Path, help="settings of a training (default: config/STAGE.yaml)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
+    parser.add_argument("--start", type=Path, help="model to start from")
+    parser.add_argument("--max-minutes", type=float, help="of a training")
+    parser.add_argument("--resume", action="store_true", help="go on with a training")
+    parser.add_argument("--models", nargs="+", default=[], help="codec-report, tokenizer-report: models to compare")
+    parser.add_argument("--limit", type=int, default=200, help="reports: utterances of a set at most")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    STAGES[arguments.stage](arguments)
+    return 0
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    """Pack speech and noise of training, tuning and test, half a minute."""
+    noisy_sets.pack(arguments.data, arguments.output / "packed")
+
+
+def teach(arguments: argparse.Namespace) -> None:
+    """Write down the letters that a recogniser hears, frame by frame, as a teacher of the tokenizer."""
+    recognizer = CtcRecognizer.load(TEACHER, search=False)
+    count = pack_teacher(arguments.output / "packed" / "train", recognizer, arguments.output / "teacher")
+    logging.info("letters of %d utterances", count)
+
+
+def tokenizer(arguments: argparse.Namespace) -> None:
+    """Train the tokenizer on clean and spoilt speech."""
+    _train_tokenizer(arguments, arguments.name or "tokenizer", [])
+
+
+def tokenizer_clean(arguments: argparse.Namespace) -> None:
+    """Train its twin, which never hears noise or rooms: all else is the same."""
+    never = [f"spoilt.{key}={value}" for key, value in NEVER_SPOILT.items()]
+    _train_tokenizer(arguments, arguments.name or "tokenizer-clean", never)
+
+
+def codec(arguments: argparse.Namespace) -> None:
+    """Train a codec; `--set model.quantizer=vq` and `--name codec-vq` make another arm."""
+    config = load_config(CodecTrainingConfig, arguments.config or HERE / "config" / "codec.yaml", arguments.set)
+    output = arguments.output / (arguments.name or "codec")
+    train, tune = (arguments.output / "packed" / part for part in ("train", "tune"))
+    train_codec(train, tune, output, config, start_from=arguments.start, **_limits(arguments))
+
+
+def finish_tokenizer(arguments: argparse.Namespace) -> None:
+    """Make `tokenizer-s3-small` of the tokenizer trained: half precision, with its card."""
+    trained = arguments.output / (arguments.name or "tokenizer") / "best"
+    _finish(trained, arguments.output / "tokenizer-s3-small", HERE / "cards" / "tokenizer-s3-small.md")
+
+
+def finish_codec(arguments: argparse.Namespace) -> None:
+    """Make `codec-small` of the codec trained: half precision, with its card."""
+    trained = arguments.output / (arguments.name or "codec") / "best"
+    _finish(trained, arguments.output / "codec-small", HERE / "cards" / "codec-small.md")
+
+
+def report_tokenizer(arguments: argparse.Namespace) -> None:
+    """Print how robust tokenizers are: words from the ids, ids changed, entropy, in several noises."""
+    models = arguments.models or [str(arguments.output / name / "best") for name in ("tokenizer", "tokenizer-clean")]
+    for line in evaluate.tokenizer_table(models, arguments.output / "packed" / "test", arguments.limit):
+        print(line, flush=True)
+
+
+def report_codec(arguments: argparse.Namespace) -> None:
+    """Print how speech of unseen people comes out of codecs, and how many codes are used."""
+    models = arguments.models or [str(arguments.output / "codec" / "best")]
+    for line in evaluate.codec_table(models, arguments.output / "packed", arguments.limit):
+        print(line, flush=True)
+
+
+STAGES = {
+    "pack": pack,
+    "teach": teach,
+    "tokenizer": tokenizer,
+    "tokenizer-clean": tokenizer_clean,
+    "codec": codec,
+    "tokenizer-finish": finish_tokenizer,
+    "codec-finish": finish_codec,
+    "tokenizer-report": report_tokenizer,
+    "codec-report": report_codec,
+}
+
+
+def _train_tokenizer(arguments: argparse.Namespace, name: str, more: list[str]) -> None:
+    path = arguments.config or HERE / "config" / "tokenizer.yaml"
+    config = load_config(S3TrainingConfig, path, [*more, *arguments.set])
+    teacher = arguments.output / "teacher"
+    if not teacher.exists():
+        config = replace(config, teacher_weight=0.0)
+    train_s3(
+        arguments.output / "packed" / "train",
+        arguments.output / "packed" / "tune",
+        arguments.output / name,
+        config,
+        teacher=teacher if teacher.exists() else None,
+        start_from=arguments.start,
+        **_limits(arguments),
+    )
+
+
+def _finish(trained: Path, folder: Path, card: Path) -> None:
+    loaded = hub.load_model(trained)
+    provenance = {"recipe": "recipes/codec", "training": loaded.provenance}
+    tensors = {name: t.half() if t.is_floating_point() else t for name, t in loaded.tensors.items()}
+    hub.save_model(folder, loaded.config, tensors, loaded.kind, card.read_text(encoding="utf-8"), provenance)
+    logging.info("%s: %s", folder, hub.fingerprint(folder))
+
+
+def _limits(arguments: argparse.Namespace) -> dict[str, float | bool | None]:
+    return {"max_minutes": arguments.max_minutes, "resume": arguments.resume}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
