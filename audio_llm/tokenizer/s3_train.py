@@ -186,11 +186,8 @@ def adopt(network: S3Network, recognizer: CtcModel) -> None:
     for own, other in zip(blocks, recognizer.blocks, strict=False):
         own.load_state_dict(other.state_dict())
     with torch.no_grad():
-        for own, other in (
-            (network.front.first, recognizer.front.first),
-            (network.front.second, recognizer.front.second),
-        ):
-            own.load_state_dict(other.state_dict())
+        network.front.first.load_state_dict(recognizer.front.first.state_dict())
+        network.front.second.load_state_dict(recognizer.front.second.state_dict())
         network.front.project.weight.copy_(recognizer.front.project.weight.unflatten(1, (old.fold, -1)).sum(1))
         network.front.project.bias.copy_(recognizer.front.project.bias)
         network.output.weight.copy_(recognizer.output.weight.unflatten(0, (old.fold, -1)).mean(0))

@@ -41,9 +41,7 @@ def tokenizer_table(models: Sequence[str], test: Path, limit: int) -> Iterator[s
     pack = SpeechPack(test, labelled=True)
     chosen = _chosen(pack, limit)
     references = [pack.words[number] for number in chosen]
-    tokenizers = {
-        Path(name).parent.name if Path(name).name == "best" else name: S3Tokenizer.load(name) for name in models
-    }
+    tokenizers = {_label(name): S3Tokenizer.load(name) for name in models}
     yield f"{len(chosen)} utterances of {len({pack.speakers[number] for number in chosen})} people"
     head = [f"{name}: WER % | ids changed % | level distance" for name in tokenizers]
     yield f"| condition | {' | '.join(head)} |"
@@ -69,8 +67,8 @@ def tokenizer_table(models: Sequence[str], test: Path, limit: int) -> Iterator[s
         entropy = float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum())
         order = np.random.default_rng(_SEED).permutation(len(chosen))
         shuffled = word_errors([references[place] for place in order], clean[name].words).rate
-        used = int((shares > 0).sum())
-        yield f"{name}: {entropy:.2f} bits a token, {used} of {tokenizer.size} ids used, WER of other texts {100 * shuffled:.1f} %"
+        used = f"{int((shares > 0).sum())} of {tokenizer.size} ids used"
+        yield f"{name}: {entropy:.2f} bits a token, {used}, WER of other texts {100 * shuffled:.1f} %"
 
 
 def codec_table(models: Sequence[str], packs: Path, limit: int) -> Iterator[str]:
@@ -80,7 +78,7 @@ def codec_table(models: Sequence[str], packs: Path, limit: int) -> Iterator[str]
     chosen = _chosen(pack, limit, names)
     sounds = {number: _leveled(_sound(pack, number)) for number in chosen}
     yield f"{len(chosen)} utterances of {len({pack.speakers[number] for number in chosen})} unseen people"
-    yield "| codec | codes a second | PESQ-WB | STOI | ESTOI | OVRL (original) | codes used % | perplexity | x real time |"
+    yield "| codec | codes a second | PESQ-WB | STOI | ESTOI | OVRL (original) | codes used | perplexity | x real time |"
     yield "|---" * 9 + "|"
     for name in models:
         codec = SpeechCodec.load(name)
@@ -101,12 +99,16 @@ def codec_table(models: Sequence[str], packs: Path, limit: int) -> Iterator[str]
         perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
         pesq, short, extended = np.mean(rows, axis=0)
         opinion = np.mean(ovrl, axis=0)
-        label = Path(name).parent.name if Path(name).name == "best" else name
-        yield (
-            f"| {label} | {codec.frame_rate:.0f} | {pesq:.2f} | {short:.3f} | {extended:.3f} | "
-            f"{opinion[0]:.2f} ({opinion[1]:.2f}) | {100 * (uses > 0).mean():.0f} of {len(np.concatenate(codes))} codes | "
-            f"{perplexity:.0f} | {1.0 / _seconds_per_second(codec):.0f} |"
-        )
+        cells = [f"{codec.frame_rate:.0f}", f"{pesq:.2f}", f"{short:.3f}", f"{extended:.3f}"]
+        cells += [f"{opinion[0]:.2f} ({opinion[1]:.2f})", f"{100 * (uses > 0).mean():.0f} %, {int(uses.sum())} frames"]
+        cells += [f"{perplexity:.0f}", f"{1.0 / _seconds_per_second(codec):.0f}"]
+        yield f"| {_label(name)} | {' | '.join(cells)} |"
+
+
+def _label(name: str) -> str:
+    """Return how a table names a model: the folder of its training, or its own."""
+    path = Path(name)
+    return path.parent.name if path.name == "best" else path.name
 
 
 def round_trip(codec: SpeechCodec, waveform: np.ndarray) -> np.ndarray:
