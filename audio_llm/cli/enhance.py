@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from audio_llm.cli.options import share
+from audio_llm.cli.options import share, whole_number
 
 _DESCRIPTION = """Write recordings without their noise: as long, at their rate, of their channels, in their format where
 that can be written (else wav). Names mirror the input tree. A run that was stopped goes on where it was: give the same
@@ -25,6 +25,14 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IN", help="sound file, folder, glob, or - for standard input")
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder of the enhanced files")
     parser.add_argument("--model", metavar="NAME|DIR", default="mask-small", help="model (default: mask-small)")
+    parser.add_argument(
+        "--mode",
+        choices=("safe", "balanced", "generative"),
+        help="safe: take noise out; generative: speak anew; balanced: anew only what is too noisy "
+        "(default: balanced where the model can, else safe)",
+    )
+    parser.add_argument("--no-guards", action="store_true", help="let everything be heard that was spoken anew")
+    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of what is drawn (0)")
     parser.add_argument(
         "--mix",
         type=share,
@@ -47,13 +55,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     inputs = find_audio(arguments.inputs)
     total_s = total_seconds(inputs) if sys.stderr.isatty() and not arguments.quiet else None
-    settings = {"enhance": model_stamp(arguments.model), "mix": arguments.mix}
+    names = ("mix", "mode", "no_guards", "seed")
+    settings = {"enhance": model_stamp(arguments.model), **{name: getattr(arguments, name) for name in names}}
+    options = (arguments.mode, not arguments.no_guards, arguments.seed, arguments.device)
     count: Counter[str] = Counter()
     lines: list[str] = []
     with Progress(len(inputs), total_s, arguments.quiet, arguments.verbose > 0, lines=True) as progress:
         for result in run_batch(
             inputs,
-            lambda: EnhanceWorker(Enhancer.load(arguments.model, arguments.device), arguments.mix),
+            lambda: EnhanceWorker(Enhancer.load(arguments.model, *options), arguments.mix),
             arguments.output,
             formats_of,
             settings,

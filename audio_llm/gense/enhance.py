@@ -11,39 +11,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from audio_llm import hub
 from audio_llm.audio import BlockReader, write_blocks
 from audio_llm.audio_stream import in_chunks, through_rate
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
+from audio_llm.gense.chunks import ChunkedEnhancement, ChunkReport, Mode, Policy
+from audio_llm.gense.generate import SpeechGenerator
 from audio_llm.gense.mask_model import HOP_LENGTH, LOOKAHEAD, N_FFT, SAMPLE_RATE, MaskNetwork
-from audio_llm.gense.models import load_mask
+from audio_llm.gense.models import GENSE, load_gense, load_mask
 
 DEFAULT_MODEL = "mask-small"
-CHUNK_S = 6.0  # of a line of the report
 _BLOCK_S = 4.0  # that is read at a time
 _DELAY = N_FFT - HOP_LENGTH + LOOKAHEAD * HOP_LENGTH  # samples that the mask network's output is late
-_SILENT_DB = -100.0  # level that stands for silence
-
-
-@dataclass(frozen=True)
-class ChunkReport:
-    """What was done to a stretch of one channel.
-
-    Attributes:
-        channel: From 0.
-        start_s: Where it begins.
-        end_s: Where it ends.
-        action: `mask`: noise was taken away by the mask network; `silent`: there was nothing.
-        input_db: Level before, below full scale.
-        output_db: Level after.
-    """
-
-    channel: int
-    start_s: float
-    end_s: float
-    action: str
-    input_db: float
-    output_db: float
 
 
 @dataclass(frozen=True)
@@ -75,19 +55,54 @@ class Enhancement:
 
 
 class Enhancer:
-    """Takes noise out of speech.
+    """Takes noise out of speech, or speaks noisy speech anew.
 
     Args:
-        network: The mask network, in eval mode.
+        network: The mask network.
+        generator: Speaks anew; None where only noise is taken out.
+        policy: How much may be spoken anew.
+
+    Raises:
+        UsageError: The policy wants speech spoken anew and there is no generator.
     """
 
-    def __init__(self, network: MaskNetwork) -> None:
-        self.network = network.eval()
+    def __init__(
+        self, network: MaskNetwork, generator: SpeechGenerator | None = None, policy: Policy | None = None
+    ) -> None:
+        self.network, self.generator, self.policy = network.eval(), generator, policy or Policy()
+        if self.policy.mode != "safe" and generator is None:
+            remedy = "give a model that speaks, such as gense-small, or the mode safe"
+            raise UsageError(f"the mode {self.policy.mode} needs language models", remedy=remedy)
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str] = DEFAULT_MODEL, device: str = "cpu") -> Enhancer:
-        """Return the enhancer of a model directory or a name; raises as `hub.load_model`."""
-        return cls(load_mask(model, resolve_device(device)))
+    def load(
+        cls,
+        model: str | os.PathLike[str] = DEFAULT_MODEL,
+        mode: Mode | None = None,
+        guards: bool = True,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> Enhancer:
+        """Return the enhancer of a model directory or a name.
+
+        Args:
+            model: A mask network, or GenSE's language models.
+            mode: How much may be spoken anew; None: `balanced` where the model can, else `safe`.
+            guards: Whether what was spoken is looked at before it may be heard.
+            seed: Of all draws.
+            device: `cpu`, `cuda` or `auto`.
+
+        Raises:
+            ModelNotFoundError, ModelFormatError: As `hub.load_model`.
+            UsageError: The mode needs language models and this is a mask network.
+        """
+        device = resolve_device(device)
+        folder = hub.find_model(model)
+        if hub.model_kind(folder) != GENSE:
+            return cls(load_mask(folder, device), None, Policy(mode or "safe", guards, seed=seed))
+        loaded = load_gense(folder, device)
+        policy = Policy(mode or "balanced", guards, loaded.limits, loaded.balanced_below_db, seed)
+        return cls(load_mask(loaded.mask, device), SpeechGenerator(loaded), policy)
 
     def enhance(
         self,
@@ -120,8 +135,9 @@ class Enhancer:
             if first is None:
                 raise AudioFileError("holds no sound", path=path, remedy="record it again")
             meter = _Meter(reader.sample_rate, progress)
-            sound = self.stream(meter.before(itertools.chain([first], blocks)), reader.sample_rate, mix)
-            write_blocks(output, meter.after(sound), reader.sample_rate, reader.info.channels)
+            chunks: list[ChunkReport] = []
+            sound = self.stream(itertools.chain([first], blocks), reader.sample_rate, mix, chunks.append)
+            write_blocks(output, meter.through(sound), reader.sample_rate, reader.info.channels)
             warnings = list(reader.warnings)
             rate, channels = reader.sample_rate, reader.info.channels
         if rate < SAMPLE_RATE:
@@ -130,23 +146,45 @@ class Enhancer:
             warnings.append(f"the enhanced sound holds nothing above {SAMPLE_RATE // 2} Hz")
         if meter.clipped:
             warnings.append(f"{meter.clipped} samples of the output were clipped to full scale")
-        chunks = tuple(meter.chunks)
-        return Enhancement(Path(output), rate, channels, meter.samples, meter.clipped, chunks, tuple(warnings))
+        counts = (meter.samples, meter.clipped)
+        return Enhancement(Path(output), rate, channels, *counts, tuple(chunks), tuple(warnings))
 
-    def stream(self, blocks: Iterable[np.ndarray], sample_rate: int, mix: float = 0.0) -> Iterator[np.ndarray]:
+    def stream(
+        self,
+        blocks: Iterable[np.ndarray],
+        sample_rate: int,
+        mix: float = 0.0,
+        report: Callable[[ChunkReport], None] | None = None,
+    ) -> Iterator[np.ndarray]:
         """Enhance a recording that comes block by block.
 
         Args:
             blocks: (T, C) float32 of any lengths.
             sample_rate: Of the blocks, Hz.
             mix: 0 is only the enhanced sound, 1 the recording as it was.
+            report: Takes what was done to each stretch.
 
         Yields:
             (T', C) float32: in all as many samples as came, aligned with them.
         """
-        return through_rate(blocks, sample_rate, SAMPLE_RATE, self._enhance_blocks, mix)
+        chunked = ChunkedEnhancement(self.policy, self.generator, report or (lambda chunk: None))
+        return through_rate(blocks, sample_rate, SAMPLE_RATE, lambda own: chunked.run(self._pairs(own)), mix)
 
-    def _enhance_blocks(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def _pairs(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield blocks of the recording with the mask network's sound of them."""
+        waiting: list[np.ndarray] = []
+
+        def kept() -> Iterator[np.ndarray]:
+            for block in blocks:
+                waiting.append(block)
+                yield block
+
+        for masked in self._masked(kept()):
+            noisy = np.concatenate(waiting)
+            waiting[:] = [noisy[len(masked) :]]
+            yield noisy[: len(masked)], masked
+
+    def _masked(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         device = self.network.norm.weight.device
         state = None
 
@@ -161,50 +199,16 @@ class Enhancer:
 
 
 class _Meter:
-    """Counts what goes through and describes it, stretch by stretch."""
+    """Counts what goes through."""
 
     def __init__(self, sample_rate: int, progress: Callable[[float], None] | None) -> None:
         self.samples = self.clipped = 0
-        self.chunks: list[ChunkReport] = []
         self._rate, self._progress = sample_rate, progress
-        self._size = round(CHUNK_S * sample_rate)
-        self._waiting: list[np.ndarray] = []  # of the input, not yet gone out
-        self._energies: list[np.ndarray] = []  # of input and output of the stretch so far, (2, C) each
-        self._begun = 0
 
-    def before(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def through(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for block in blocks:
-            self._waiting.append(block)
+            self.samples += len(block)
+            self.clipped += int((np.abs(block) > 1.0).sum())
             yield block
-
-    def after(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        for block in blocks:
-            yield block
-            self._count(block)
             if self._progress is not None:
                 self._progress(len(block) / self._rate)
-        self._finish_chunk()
-
-    def _count(self, block: np.ndarray) -> None:
-        self.clipped += int((np.abs(block) > 1.0).sum())
-        dry = np.concatenate(self._waiting)
-        self._waiting = [dry[len(block) :]]
-        place = 0
-        while place < len(block):
-            size = min(len(block) - place, self._begun + self._size - self.samples)
-            parts = (dry[place : place + size], block[place : place + size])
-            self._energies.append(np.stack([np.square(part, dtype=np.float64).sum(axis=0) for part in parts]))
-            place, self.samples = place + size, self.samples + size
-            if self.samples == self._begun + self._size:
-                self._finish_chunk()
-
-    def _finish_chunk(self) -> None:
-        if self.samples == self._begun:
-            return
-        powers = np.sum(self._energies, axis=0) / (self.samples - self._begun)
-        levels = np.maximum(10.0 * np.log10(np.maximum(powers, 1e-30)), _SILENT_DB).round(1)
-        start_s, end_s = self._begun / self._rate, self.samples / self._rate
-        for channel, (before, after) in enumerate(levels.T.tolist()):
-            action = "silent" if before == _SILENT_DB else "mask"
-            self.chunks.append(ChunkReport(channel, start_s, end_s, action, before, after))
-        self._energies, self._begun = [], self.samples

@@ -11,6 +11,7 @@ from torch import Tensor
 from audio_llm import hub
 from audio_llm.codec.codec import SpeechCodec
 from audio_llm.errors import ModelFormatError
+from audio_llm.gense.guards import Limits
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
 from audio_llm.gense.network import GenseConfig, GenseNetwork
 from audio_llm.gense.prompts import ACOUSTIC, SEMANTIC
@@ -19,6 +20,7 @@ from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.training.config import config_from_dict
 
 MASK, GENSE = "mask", "gense"
+DEFAULT_MASK = "mask-small"
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,21 @@ class Parts:
 
 @dataclass(frozen=True)
 class GenseModel:
-    """GenSE: the language models, in eval mode, and their parts."""
+    """GenSE.
+
+    Attributes:
+        network: The language models, in eval mode.
+        parts: What they speak through.
+        mask: Folder or name of the mask network that goes with them.
+        limits: Of the guards, as found on tuning speech.
+        balanced_below_db: Estimated signal-to-noise ratio below which the mode `balanced` speaks anew.
+    """
 
     network: GenseNetwork
     parts: Parts
+    mask: str
+    limits: Limits
+    balanced_below_db: float
 
 
 def load_mask(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> MaskNetwork:
@@ -102,4 +115,9 @@ def load_gense(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Gens
         network.load_state_dict(loaded.tensors)
     except RuntimeError as error:
         raise ModelFormatError(f"its weights do not fit its settings: {error}", path=loaded.path) from None
-    return GenseModel(network.to(device).eval(), parts)
+    limits = config_from_dict(Limits, loaded.config.get("limits", {}), loaded.path / hub.CONFIG_NAME)
+    mask = DEFAULT_MASK
+    if (own := loaded.config.get("mask")) is not None:
+        mask = str(hub.find_companion(loaded.path, own["name"], own["fingerprint"]))
+    below_db = float(loaded.config.get("balanced_below_db", -100.0))
+    return GenseModel(network.to(device).eval(), parts, mask, limits, below_db)

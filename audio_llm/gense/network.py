@@ -119,29 +119,65 @@ class GenseNetwork(nn.Module):
         return {"n2s": n2s, "s2s": s2s, "errors": (predicted != pairs.clean_semantic).float().mean()}
 
     def clean_tokens(
-        self, noisy: Tensor, sampling: Sampling = GREEDY, generator: torch.Generator | None = None
+        self,
+        noisy: Tensor,
+        given: Tensor | None = None,
+        sampling: Sampling = GREEDY,
+        generator: torch.Generator | None = None,
     ) -> Continuation:
-        """Return N2S's clean tokens (as `ids`, 0.. of the range) for noisy semantic tokens (B, T) int64."""
-        prompt = n2s_prompt(noisy, self.n2s.vocabulary, self.config.ratio)
-        target = n2s_target(torch.zeros_like(noisy), self.n2s.vocabulary, self.config.ratio)
-        found = self.n2s.generate(prompt, target, SEMANTIC, sampling, generator)
-        return Continuation(self.n2s.vocabulary.decode(SEMANTIC, found.ids), found.log_probs)
+        """Return N2S's clean tokens (as `ids`, 0.. of the range) for noisy semantic tokens (B, T) int64.
+
+        Args:
+            noisy: What was heard.
+            given: (B, G) int64, the first of the clean tokens, where they are known already.
+            sampling: How to draw.
+            generator: Source of the draws.
+        """
+        vocabulary = self.n2s.vocabulary
+        prompt = n2s_prompt(noisy, vocabulary, self.config.ratio)
+        known = noisy[:, :0] if given is None else given
+        count = noisy.shape[1] - known.shape[1]
+        whole = n2s_target(functional.pad(known, (0, count)), vocabulary, self.config.ratio)
+        found = _continue(self.n2s, prompt, whole, known.shape[1], SEMANTIC, sampling, generator)
+        return Continuation(vocabulary.decode(SEMANTIC, found.ids), found.log_probs)
 
     def clean_codes(
         self,
-        noisy_semantic: Tensor | None,
-        clean_semantic: Tensor | None,
-        noisy_acoustic: Tensor | None,
+        prompt: Sequence,
         count: int,
         sampling: Sampling,
+        given: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Continuation:
-        """Return S2S's clean codes (B, count), 0.. of the range; parts of the prompt as for `s2s_prompt`."""
-        vocabulary, ratio = self.s2s.vocabulary, self.config.ratio
-        prompt = s2s_prompt(noisy_semantic, clean_semantic, noisy_acoustic, vocabulary, ratio)
-        target = s2s_target(prompt.ids.new_zeros(len(prompt.ids), count), vocabulary)
-        found = self.s2s.generate(prompt, target, ACOUSTIC, sampling, generator)
+        """Return S2S's clean codes (B, count), 0.. of the range.
+
+        Args:
+            prompt: Of `s2s_prompt`.
+            count: Codes in all.
+            sampling: How to draw.
+            given: (B, G) int64, the first of the clean codes, where they are known already.
+            generator: Source of the draws.
+        """
+        vocabulary = self.s2s.vocabulary
+        known = prompt.ids[:, :0] if given is None else given
+        whole = s2s_target(functional.pad(known, (0, count - known.shape[1])), vocabulary)
+        found = _continue(self.s2s, prompt, whole, known.shape[1], ACOUSTIC, sampling, generator)
         return Continuation(vocabulary.decode(ACOUSTIC, found.ids), found.log_probs)
+
+
+def _continue(
+    lm: TokenLm,
+    prompt: Sequence,
+    whole: Sequence,
+    known: int,
+    name: str,
+    sampling: Sampling,
+    generator: torch.Generator | None,
+) -> Continuation:
+    """Generate what follows the first `known` tokens of `whole`; return the ids of all of it."""
+    first, rest = (Sequence(*(part[:, cut] for part in whole)) for cut in (slice(known), slice(known, None)))
+    found = lm.generate(join([prompt, first]), rest, name, sampling, generator)
+    return Continuation(torch.cat([first.ids, found.ids], dim=1), found.log_probs)
 
 
 def _next(lm: TokenLm, prompt: Sequence, target: Sequence, name: str) -> Tensor:

@@ -233,7 +233,7 @@ class _Run:
         else:
             torch.manual_seed(self.config.seed + rank + self.position.step)
             logger.warning("resumed with %d processes after %d: dropout differs", self.world, len(random))
-        now = asdict(self.config)
+        now = json.loads(json.dumps(asdict(self.config)))  # as it was stored: lists for tuples
         changed = [
             f"{key} {value} -> {now.get(key)}" for key, value in state["config"].items() if now.get(key) != value
         ]

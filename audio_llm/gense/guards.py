@@ -1,0 +1,100 @@
+"""What is asked of a generated stretch before it may be heard: no other words, no other voice, no invented speech."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from audio_llm.gense import measures
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From where on a stretch is refused; `recipes/gense` finds them on tuning speech and stores them with the model.
+
+    Attributes:
+        good_db: Estimated signal-to-noise ratio from which the input is left as it is.
+        level_distance: Between the tokens that were meant and those of what came out, mean over the tokens' numbers.
+        input_distance: The same between what was meant and the input's own tokens, where the input is good enough
+            (`trusted_db`) to be believed.
+        trusted_db: Estimated signal-to-noise ratio from which the input's tokens are believed.
+        least_confidence: Mean log-probability of the clean tokens, in nats.
+        longest_run: Of one token, as a share of the stretch.
+        tone_db: Difference of the long-term spectra.
+        pitch_octaves: Difference of the median pitch.
+        invented: Share of frames with speech where the mask network leaves none.
+        lost: Share of the mask network's speech that is missing.
+    """
+
+    good_db: float = 20.0
+    level_distance: float = 0.6
+    input_distance: float = 0.9
+    trusted_db: float = 10.0
+    least_confidence: float = -4.0
+    longest_run: float = 0.5
+    tone_db: float = 8.0
+    pitch_octaves: float = 0.35
+    invented: float = 0.2
+    lost: float = 0.35
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a generated stretch; names as in `Limits`, NaN where something cannot be told."""
+
+    snr_db: float
+    level_distance: float
+    input_distance: float
+    confidence: float
+    longest_run: float
+    tone_db: float
+    pitch_octaves: float
+    invented: float
+    lost: float
+
+    def rounded(self) -> dict[str, float | None]:
+        """Return plain values for a report."""
+        return {name: None if np.isnan(value) else round(value, 3) for name, value in asdict(self).items()}
+
+
+def refusals(evidence: Evidence, limits: Limits) -> tuple[str, ...]:
+    """Return why a stretch may not be heard, one phrase each; none: it may."""
+    checks = {
+        "its tokens are not those that were meant": evidence.level_distance > limits.level_distance,
+        "it says something else than the input": evidence.snr_db >= limits.trusted_db
+        and evidence.input_distance > limits.input_distance,
+        "the clean tokens are guesses": evidence.confidence < limits.least_confidence,
+        "a token is repeated": evidence.longest_run > limits.longest_run,
+        "the voice has another tone": evidence.tone_db > limits.tone_db,
+        "the voice has another pitch": evidence.pitch_octaves > limits.pitch_octaves,
+        "there is speech where there was none": evidence.invented > limits.invented,
+        "speech is missing": evidence.lost > limits.lost,
+    }
+    return tuple(phrase for phrase, broken in checks.items() if broken)  # NaN breaks nothing
+
+
+def sound_evidence(generated: np.ndarray, masked: np.ndarray) -> dict[str, float]:
+    """Return what comparing with the mask network's sound tells: tone, pitch, invented and lost speech.
+
+    Args:
+        generated: (T,) float32 at 16 kHz.
+        masked: (T,) float32 at 16 kHz, the same stretch by the mask network.
+    """
+    speaks, spoke = measures.active_frames(generated), measures.active_frames(masked)
+    near = np.convolve(spoke, np.ones(7), "same") > 0  # 60 ms to either side are not counted
+    pitches = measures.pitch_hz(generated), measures.pitch_hz(masked)
+    return {
+        "tone_db": measures.tone_distance_db(generated, masked),
+        "pitch_octaves": abs(float(np.log2(pitches[0] / pitches[1]))),
+        "invented": float((speaks & ~near).mean()) if len(near) else 0.0,
+        "lost": float((spoke & ~(np.convolve(speaks, np.ones(7), "same") > 0)).sum() / max(1, spoke.sum())),
+    }
+
+
+def longest_run(tokens: np.ndarray) -> float:
+    """Return the longest run of one token over the number of tokens (N,) int64."""
+    if not len(tokens):
+        return 0.0
+    ends = np.flatnonzero(np.diff(tokens, append=tokens[-1] + 1))
+    return float(np.diff(ends, prepend=-1).max() / len(tokens))
