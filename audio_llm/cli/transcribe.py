@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ from audio_llm.errors import UsageError
 if TYPE_CHECKING:
     from audio_llm.cli.console import Progress
     from audio_llm.pipeline.formats import Transcript
+    from audio_llm.pipeline.front import Front
     from audio_llm.pipeline.transcribe import Transcriber
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json", "nbest")
@@ -44,6 +46,11 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         choices=("greedy", "dsr", "dlm-sum", "free", "list", "slots"),
         help="how it decodes: dlm greedy, dsr, dlm-sum (default: dsr with sphinx, else dlm-sum); ger free, list, slots",
     )
+    front = parser.add_mutually_exclusive_group()
+    front.add_argument(
+        "--enhance", metavar="NAME|DIR", help="take noise out first, by mask-small, say; often costs words: see README"
+    )
+    front.add_argument("--extract", metavar="LOOK", help="keep one person of a binaural recording only, see `extract`")
     parser.add_argument("--words", metavar="FILE", help="names and terms to prefer, one a line")
     parser.set_defaults(run=run)
 
@@ -100,6 +107,9 @@ def _show(progress: Progress, transcript: Transcript, arguments: argparse.Namesp
 def _load(arguments: argparse.Namespace, words: list[str], progress: Progress) -> Transcriber:
     from audio_llm.pipeline.transcribe import load_transcriber
 
+    front = _front(arguments)
+    for warning in front.warnings if front is not None and not arguments.quiet else ():
+        progress.say(f"audio-llm: warning: {warning}")
     transcriber = load_transcriber(
         arguments.asr,
         arguments.model,
@@ -111,11 +121,20 @@ def _load(arguments: argparse.Namespace, words: list[str], progress: Progress) -
         arguments.device,
         arguments.offline,
         beside=True,
+        front=front,
     )
     if transcriber.refused and not arguments.quiet:
         refused = ", ".join(transcriber.refused)
         progress.say(f"audio-llm: warning: {arguments.words}: {arguments.asr} cannot prefer: {refused}")
     return transcriber
+
+
+def _front(arguments: argparse.Namespace) -> Front | None:
+    from audio_llm.pipeline.front import EnhancedFront, ExtractedFront
+
+    if arguments.enhance:
+        return EnhancedFront(arguments.enhance, arguments.device)
+    return ExtractedFront(arguments.extract, device=arguments.device) if arguments.extract else None
 
 
 def _settings(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
@@ -126,6 +145,10 @@ def _settings(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]
 
     settings: dict[str, Any] = {"asr": arguments.asr, "nbest": arguments.nbest, "words": words}
     settings["model"] = model_stamp(arguments.model or ENGINES[arguments.asr].default_model)
+    if arguments.enhance:
+        settings["enhance"] = model_stamp(arguments.enhance)
+    if arguments.extract:
+        settings["extract"] = os.path.abspath(arguments.extract)
     if arguments.correct != "none":
         model = arguments.correct_model or CORRECTORS[arguments.correct].default_model
         settings |= {"correct": arguments.correct, "decode": arguments.decode or "default"}

@@ -21,6 +21,7 @@ from audio_llm.nbest import NBest, Word
 from audio_llm.pipeline.beside import CorrectorBeside, load_beside
 from audio_llm.pipeline.correct import CORRECTORS, list_length, load_corrector
 from audio_llm.pipeline.formats import Transcript, TranscriptSegment, align_words
+from audio_llm.pipeline.front import Front
 from audio_llm.text import DEFAULT_NORMALIZER
 
 _AHEAD = 8  # recordings
@@ -35,6 +36,7 @@ class Transcriber:
         nbest: Hypotheses to ask for.
         protected: Words and terms that a correction must not take away.
         refused: Those of them that the recogniser could not take, for the record.
+        front: Changes the sound before it is recognised.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class Transcriber:
         nbest: int = 5,
         protected: Iterable[str] = (),
         refused: Sequence[str] = (),
+        front: Front | None = None,
     ) -> None:
         self.refused = tuple(refused)
         self._recognizer = recognizer
         self._corrector = corrector
         self._nbest = nbest
+        self._front = front
         self._protected = frozenset(protected)
 
     @property
@@ -96,11 +100,16 @@ class Transcriber:
     ) -> Begun:
         """Recognise one recording, and have it corrected; arguments and errors as for `transcribe`."""
         if isinstance(source, str | os.PathLike):
-            with BlockReader(source) as reader:
-                begun = self._begin_blocks(reader, name or os.fspath(source), progress)
+            with BlockReader(source, mono=self._front is None or self._front.mono) as reader:
+                begun = self._begin_blocks(self._through_front(reader), name or os.fspath(source), progress)
                 begun.warnings = tuple(reader.warnings)
                 return begun
-        return self._begin_blocks(source, name, progress)
+        return self._begin_blocks(self._through_front(source), name, progress)
+
+    def _through_front(self, blocks: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+        if self._front is None:
+            return blocks
+        return self._front.through(block if block.ndim == 2 else block[:, None] for block in blocks)
 
     def _begin_blocks(self, blocks: Iterable[np.ndarray], name: str, progress: Callable[[float], None] | None) -> Begun:
         meter = _Meter(progress)
@@ -228,6 +237,7 @@ def load_transcriber(
     device: str = "cpu",
     offline: bool = False,
     beside: bool = False,
+    front: Front | None = None,
 ) -> Transcriber:
     """Load a recogniser and a corrector by name.
 
@@ -243,6 +253,7 @@ def load_transcriber(
         offline: Download nothing.
         beside: Correct in a process of its own where that saves time: beside pocketsphinx, with two cores or more. A
             program that asks for it must guard its main module (see `multiprocessing`).
+        front: Changes the sound before it is recognised.
 
     Raises:
         UsageError: A name is unknown.
@@ -257,7 +268,7 @@ def load_transcriber(
     elif correct != "none":
         corrector = load_corrector(correct, correct_model, recognizer, decode, device)
     refused = tuple(recognizer.prefer(words)) if words else ()
-    return Transcriber(recognizer, corrector, nbest, protected=words, refused=refused)
+    return Transcriber(recognizer, corrector, nbest, protected=words, refused=refused, front=front)
 
 
 def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:

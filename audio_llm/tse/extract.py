@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,44 @@ class Extraction:
         return self.samples / self.sample_rate
 
 
+@dataclass(frozen=True)
+class Person:
+    """Somebody to hear, known from a look.
+
+    Attributes:
+        hearing: The networks.
+        vector: (1, 256) unit vector of the person.
+        look_s: Seconds of the look that were used.
+        warnings: What is amiss with it, one line each.
+    """
+
+    hearing: TargetHearing
+    vector: Tensor
+    look_s: float
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def from_look(
+        cls,
+        look: str | os.PathLike[str],
+        model: str | os.PathLike[str] | TargetSpeechModel = DEFAULT_MODEL,
+        device: str = "cpu",
+    ) -> Person:
+        """Return who is in front in a look; arguments and errors as of `extract`."""
+        seen = read_look(look)
+        loaded = load_model(model, resolve_device(device)) if isinstance(model, (str, os.PathLike)) else model
+        with torch.inference_mode():
+            enrolled = loaded.enrolment.encode(seen.waveform[None].to(next(loaded.hearing.parameters()).device))
+        warnings = seen.warnings
+        if float(enrolled.front_db) < loaded.hearing.config.least_front_db:
+            warnings = (*warnings, "nobody seems to talk in front: face the person")
+        return cls(loaded.hearing, enrolled.vector, seen.waveform.shape[-1] / SAMPLE_RATE, warnings)
+
+    def hear(self, blocks: Iterable[np.ndarray], sample_rate: int, mix: float = 0.0) -> Iterator[np.ndarray]:
+        """Yield the person in both ears, (T', 2) float32, of blocks (T, C) float32, as `hear` does."""
+        return hear(self.hearing, self.vector, (_ears(block) for block in blocks), sample_rate, mix)
+
+
 def extract(
     mixture: str | os.PathLike[str],
     enroll: str | os.PathLike[str],
@@ -101,12 +139,7 @@ def extract(
         raise UsageError(f"a mix of {mix} is outside 0 to 1", remedy="0 is only the person, 1 the mixture as it was")
     if any(_same(output, path) for path in (mixture, enroll)):
         raise UsageError("is an input as well", path=output, remedy="name another output")
-    look = read_look(enroll)
-    loaded = load_model(model, resolve_device(device)) if isinstance(model, (str, os.PathLike)) else model
-    with torch.inference_mode():
-        enrolled = loaded.enrolment.encode(look.waveform[None].to(next(loaded.hearing.parameters()).device))
-    if float(enrolled.front_db) < loaded.hearing.config.least_front_db:
-        look = replace(look, warnings=(*look.warnings, "nobody seems to talk in front: face the person"))
+    person = Person.from_look(enroll, model, device)
     count = _Count()
 
     def shown(blocks: Iterable[np.ndarray], rate: int, whole_s: float) -> Iterator[np.ndarray]:
@@ -116,20 +149,19 @@ def extract(
                 progress(count.samples / rate, whole_s)
 
     with BlockReader(mixture, None, _BLOCK_S, mono=False) as reader:
-        blocks = (_ears(block) for block in reader)
+        blocks = iter(reader)
         first = next(blocks, None)
         if first is None:
             raise AudioFileError("holds no sound", path=mixture, remedy="record it again")
-        heard = hear(loaded.hearing, enrolled.vector, itertools.chain([first], blocks), reader.sample_rate, mix)
+        heard = person.hear(itertools.chain([first], blocks), reader.sample_rate, mix)
         heard = shown(count.through(heard), reader.sample_rate, reader.info.duration_s)
         write_blocks(output, heard, reader.sample_rate, EARS)
         warnings = (*reader.warnings, *_ear_warnings(reader.info.channels, "where people stand is lost"))
         rate = reader.sample_rate
-    lines = [f"{mixture}: {line}" for line in warnings] + [f"{enroll}: {line}" for line in look.warnings]
+    lines = [f"{mixture}: {line}" for line in warnings] + [f"{enroll}: {line}" for line in person.warnings]
     if count.clipped:
         lines.append(f"{output}: {count.clipped} samples were clipped to full scale")
-    look_s = look.waveform.shape[-1] / SAMPLE_RATE
-    return Extraction(Path(output), rate, count.samples, look_s, count.clipped, tuple(lines))
+    return Extraction(Path(output), rate, count.samples, person.look_s, count.clipped, tuple(lines))
 
 
 def read_look(path: str | os.PathLike[str]) -> Look:

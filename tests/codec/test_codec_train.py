@@ -1,0 +1,150 @@
+"""Training of the codec on made-up voices: it learns, resumes, and goes on with a reorganised codebook."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from audio_llm import hub
+from audio_llm.codec.codec import SpeechCodec, load_codec_network
+from audio_llm.codec.losses import spectral_distance
+from audio_llm.codec.model import CodecConfig, CodecNetwork
+from audio_llm.codec.train import CodecTrainingConfig, make_batch, reorganized, train_codec
+from audio_llm.errors import DataError
+from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
+from audio_llm.simulation.speech_pack import SpeechPack
+from audio_llm.training.loop import TrainingConfig
+
+torch.set_num_threads(1)
+SPEECH = NoisyConfig(seconds=0.25, clean_share=0.75, silent_share=0.0, room_share=0.1, clipped_share=0.0)
+
+
+def settings(model: CodecConfig, steps: int, **changes: object) -> CodecTrainingConfig:
+    loop = TrainingConfig(steps, learning_rate=1e-2, warmup_steps=2, log_every=2, validate_every=10)
+    config = CodecTrainingConfig(model, loop, SPEECH, batch=3, epoch_batches=8, channels=4, validation=5)
+    return replace(config, **changes)
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+
+
+def validated(folder: Path) -> list[dict[str, float]]:
+    return [row["validation"] for row in rows(folder) if "validation" in row]
+
+
+def test_training_lowers_the_distance_and_leaves_a_model(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
+    out = tmp_path / "out"
+    result = train_codec(speech_pack, speech_pack, out, settings(tiny, 30), device="cpu", provenance={"made": "here"})
+    assert (result.steps, result.stopped_by) == (30, "steps")
+    losses = [values["loss"] for values in validated(out)]
+    assert len(losses) == 3
+    assert losses[-1] < 0.7 * losses[0]
+    assert result.best_value == min(losses)
+    assert validated(out)[-1].keys() == {"loss", "codes_used", "perplexity"}
+    assert 1.0 <= validated(out)[-1]["perplexity"] <= validated(out)[-1]["codes_used"] <= 200
+
+    codec = SpeechCodec.load(out / "best")
+    assert codec.network.config == tiny
+    provenance = hub.load_model(out / "best").provenance
+    assert provenance["made"] == "here"
+    assert provenance["training"]["batch"] == 3
+    batch = make_batch(NoisySpeech(SpeechPack(speech_pack), replace(SPEECH, clean_share=1.0)), range(100, 104))
+    lengths = torch.full((4,), batch.waveforms.shape[1])
+    codes = codec.encode(batch.waveforms, lengths)
+    trained = spectral_distance(codec.decode(codes, lengths), batch.waveforms)
+    torch.manual_seed(0)
+    fresh = CodecNetwork(tiny).eval()
+    with torch.no_grad():
+        assert trained < 0.7 * spectral_distance(fresh(batch.waveforms, lengths).waveforms, batch.waveforms)
+
+
+def test_training_with_discriminators_goes_on_after_a_stop(
+    speech_pack: Path, tmp_path: Path, tiny: CodecConfig
+) -> None:
+    config = settings(tiny, 4, adversarial_from=2)
+    train_codec(speech_pack, speech_pack, tmp_path / "out", config, device="cpu")
+    config = replace(config, training=replace(config.training, max_steps=8))
+    again = train_codec(speech_pack, speech_pack, tmp_path / "out", config, device="cpu", resume=True)
+    assert again.steps == 8
+    assert [row["step"] for row in rows(tmp_path / "out") if "loss" in row] == [2, 4, 6, 8]
+    losses = [row["loss"] for row in rows(tmp_path / "out") if "loss" in row]
+    assert losses[1] > losses[0]  # from here on what the discriminators learn by counts too
+    # the discriminators are no part of the model
+    assert not [name for name in hub.load_model(tmp_path / "out/best").tensors if "discriminator" in name]
+    assert SpeechCodec.load(tmp_path / "out/best").size == 200
+
+
+def test_a_stop_and_a_resume_end_where_one_run_does(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
+    config = settings(tiny, 6)
+    config = replace(config, training=replace(config.training, schedule="constant", validate_every=3))
+    train_codec(speech_pack, speech_pack, tmp_path / "whole", config, device="cpu")
+    halves = replace(config, training=replace(config.training, max_steps=3))
+    train_codec(speech_pack, speech_pack, tmp_path / "halves", halves, device="cpu")
+    train_codec(speech_pack, speech_pack, tmp_path / "halves", config, device="cpu", resume=True)
+    one, other = (validated(tmp_path / name) for name in ("whole", "halves"))
+    assert len(one) == len(other) == 2
+    assert [values["loss"] for values in other] == pytest.approx([values["loss"] for values in one], rel=1e-4)
+
+
+def test_the_second_stage_starts_from_the_first(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
+    grouped = replace(tiny, quantizer="group")
+    train_codec(speech_pack, speech_pack, tmp_path / "one", settings(grouped, 20), device="cpu")
+    first = load_codec_network(tmp_path / "one/best")
+    assert first.quantizer.first.uses.sum() > 0
+    wanted = replace(tiny, quantizer="reorganized", codes=16, width=999)  # the size of what it starts from counts
+    train_codec(
+        speech_pack, speech_pack, tmp_path / "two", settings(wanted, 10), device="cpu", start_from=tmp_path / "one/best"
+    )
+    codec = SpeechCodec.load(tmp_path / "two/best")
+    assert codec.network.config == replace(grouped, quantizer="reorganized", codes=16)
+    assert codec.size == 16
+    start, end = validated(tmp_path / "one")[-1]["loss"], validated(tmp_path / "two")[-1]["loss"]
+    assert end < 1.1 * start  # it goes on instead of beginning anew
+    assert validated(tmp_path / "one")[0]["loss"] > 1.2 * end
+
+
+def test_reorganising_keeps_everything_else(tiny: CodecConfig) -> None:
+    torch.manual_seed(0)
+    codec = CodecNetwork(replace(tiny, quantizer="group"))
+    codec.quantizer.first.uses.copy_(torch.arange(8))
+    codec.quantizer.second.uses.copy_(torch.arange(8).flip(0))
+    for count, halves in ((16, (4, 4)), (32, (8, 4)), (64, (8, 8))):
+        new = reorganized(codec, replace(tiny, quantizer="reorganized", codes=count))
+        assert new.config == replace(codec.config, quantizer="reorganized", codes=count)
+        old = codec.state_dict()
+        for name, value in new.state_dict().items():
+            if not name.startswith("quantizer."):
+                assert torch.equal(value, old[name]), name
+        rows = new.quantizer.codebook
+        assert rows.shape == (count, 4)
+        assert len(rows[:, :2].unique(dim=0)) == halves[0]
+        assert len(rows[:, 2:].unique(dim=0)) == halves[1]
+        assert torch.equal(rows[0], torch.cat([codec.quantizer.first.codebook[7], codec.quantizer.second.codebook[0]]))
+    # with every pair in the codebook it is the same codec
+    waveforms, lengths = 0.1 * torch.randn(1, 1600), torch.tensor([1600])
+    with torch.no_grad():
+        one, other = codec.eval()(waveforms, lengths), new.eval()(waveforms, lengths)
+    torch.testing.assert_close(one.waveforms, other.waveforms)
+
+
+def test_a_codec_to_start_from_is_gone_on_with(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
+    train_codec(speech_pack, speech_pack, tmp_path / "one", settings(tiny, 20), device="cpu")
+    other = replace(tiny, width=24)
+    train_codec(
+        speech_pack, speech_pack, tmp_path / "two", settings(other, 1), device="cpu", start_from=tmp_path / "one/best"
+    )
+    assert SpeechCodec.load(tmp_path / "two/best").network.config == tiny
+    before, after = validated(tmp_path / "one"), validated(tmp_path / "two")
+    assert after[0]["loss"] < before[0]["loss"]
+
+
+def test_a_missing_pack_is_an_error(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        train_codec(tmp_path / "nowhere", speech_pack, tmp_path / "out", settings(tiny, 1), device="cpu")
+    with pytest.raises(DataError, match="nowhere"):
+        train_codec(speech_pack, tmp_path / "nowhere", tmp_path / "out", settings(tiny, 1), device="cpu")
