@@ -6,11 +6,40 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from audio_llm.gense.enhance import Enhancement
     from audio_llm.pipeline.formats import Transcript
     from audio_llm.tse.extract import Extraction
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "extract", "load", "transcribe"]
+__all__ = ["__version__", "enhance", "extract", "load", "transcribe"]
+
+
+def enhance(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    mix: float = 0.0,
+    model: str | os.PathLike[str] = "mask-small",
+    device: str = "cpu",
+) -> Enhancement:
+    """Write a recording without its noise; for many, build one `gense.enhance.Enhancer` and keep it.
+
+    Args:
+        path: The recording; each channel is enhanced by itself.
+        output: The sound file to write: as long, at the same rate, of as many channels.
+        mix: 0 is only the enhanced sound, 1 the recording as it was.
+        model: A model directory or a name.
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        What was done, stretch by stretch, and warnings.
+
+    Raises:
+        AudioFileError: A file cannot be read or written, or holds no sound.
+        ModelNotFoundError: There is no such model.
+    """
+    from audio_llm.gense.enhance import Enhancer
+
+    return Enhancer.load(model, device=device).enhance(path, output, mix)
 
 
 def extract(
@@ -44,7 +73,7 @@ def extract(
 
 
 def load(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
-    """Return the ready object of a model directory: a corrector for kind `dlm`, a recogniser for kind `ctc`.
+    """Return the ready object of a model directory: a corrector, a recogniser, an enhancer, a codec or a tokenizer.
 
     Args:
         name_or_dir: A folder, or the name of a model shipped with the package or downloaded before.

@@ -16,6 +16,7 @@ from audio_llm.asr.base import SAMPLE_RATE, Recognizer
 from audio_llm.asr.segment import Segment, segments
 from audio_llm.audio import BlockReader
 from audio_llm.correction import Correction, Corrector, Edit
+from audio_llm.doctor import resolve_device
 from audio_llm.errors import ModelFormatError
 from audio_llm.nbest import NBest, Word
 from audio_llm.pipeline.beside import CorrectorBeside, load_beside
@@ -280,7 +281,20 @@ def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") 
         return load_corrector(name, str(folder), device=device)
     if kind in engines.ENGINES:
         return engines.load_recognizer(kind, str(folder), device)
-    remedy = f"kinds with one: {', '.join([*CORRECTORS, 'ctc'])}; hub.load_model reads any"
+    if kind in ("mask", "gense"):
+        from audio_llm.gense.enhance import Enhancer
+
+        return Enhancer.load(folder, device=device)
+    if kind == "codec":
+        from audio_llm.codec.codec import SpeechCodec
+
+        return SpeechCodec.load(folder, resolve_device(device))
+    if kind == "s3-tokenizer":
+        from audio_llm.tokenizer.s3 import S3Tokenizer
+
+        return S3Tokenizer.load(folder, resolve_device(device))
+    kinds = [*CORRECTORS, "ctc", "mask", "gense", "codec", "s3-tokenizer"]
+    remedy = f"kinds with one: {', '.join(kinds)}; hub.load_model reads any"
     raise ModelFormatError(f"there is no ready object for the kind {kind!r}", path=folder, remedy=remedy)
 
 

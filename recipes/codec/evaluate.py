@@ -78,7 +78,7 @@ def codec_table(models: Sequence[str], packs: Path, limit: int) -> Iterator[str]
     chosen = _chosen(pack, limit, names)
     sounds = {number: _leveled(_sound(pack, number)) for number in chosen}
     yield f"{len(chosen)} utterances of {len({pack.speakers[number] for number in chosen})} unseen people"
-    yield "| codec | codes a second | PESQ-WB | STOI | ESTOI | OVRL (original) | codes used | perplexity | x real time |"
+    yield "| codec | codes/s | PESQ-WB | STOI | ESTOI | OVRL (original) | codes used | perplexity | x real time |"
     yield "|---" * 9 + "|"
     for name in models:
         codec = SpeechCodec.load(name)

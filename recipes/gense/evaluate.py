@@ -1,0 +1,159 @@
+"""Every system on noisy speech of unseen people: figures by utterance, kept as they are made; tables of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import torch
+from closed_set import ClosedSet
+from measure import Pair
+from systems import Report, System
+
+from audio_llm.asr.ctc import CtcRecognizer
+from audio_llm.errors import DataError
+from audio_llm.gense.measures import snr_db
+from audio_llm.metrics import word_errors
+from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
+from audio_llm.simulation.speech_pack import SpeechPack
+from audio_llm.text import DEFAULT_NORMALIZER
+from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.tse.speaker import SpeakerEncoder, embed
+
+_SEED = 11
+_LEAST_S, _MOST_S = 2.0, 12.0  # of a mixture
+_LOW_DB = 10.0  # at or below it the input is bad: few stretches may be bypassed
+MIXES = NoisyConfig(
+    clean_share=0.0,
+    silent_share=0.0,
+    snr_db=(-3.0, 12.0),
+    room_share=1.0,
+    rt60_s=(0.2, 0.7),
+    early_s=0.0,
+    narrow_share=0.0,
+    clipped_share=0.0,
+    level_db=(-30.0, -20.0),
+)
+
+
+def mixes(test: Path, count: int) -> list[Pair]:
+    """Return noisy and reverberant utterances of the test part: other people, other noises."""
+    speech = NoisySpeech(SpeechPack(test, labelled=True), MIXES)
+    pack = speech.pack
+    order = np.random.default_rng(_SEED).permutation(len(pack)).tolist()
+    chosen = [n for n in order if _LEAST_S <= pack.samples[n] / 16_000 <= _MOST_S][:count]
+    pairs = []
+    for number in chosen:
+        made = speech.utterance(number, _SEED + number)
+        pairs.append(Pair(pack.ids[number], made.noisy, made.clean, pack.words[number]))
+    return pairs
+
+
+class Judges:
+    """What judges the outputs.
+
+    Args:
+        tokenizer: Of semantic tokens.
+        teacher: Resemblyzer's speaker encoder; None: no figures of voices.
+        texts: Sentences for the closed set.
+    """
+
+    def __init__(self, tokenizer: S3Tokenizer | None, teacher: SpeakerEncoder | None, texts: Sequence[str]) -> None:
+        self.tokenizer, self.teacher = tokenizer, teacher
+        self.recognizer = CtcRecognizer.load("ctc-small")
+        self.closed_set = ClosedSet(texts)
+
+    def judge(self, pair: Pair, enhanced: np.ndarray, seed: int) -> dict[str, Any]:
+        """Return all figures of one output."""
+        try:
+            figures = asdict(measure.measure(pair, enhanced))
+        except DataError:  # PESQ finds no speech in it
+            logging.warning("%s: no speech is left", pair.id)
+            figures = dict.fromkeys((field.name for field in fields(measure.Figures)), 0.0) | {"pesq_wb": 1.0}
+        words = DEFAULT_NORMALIZER(pair.words)
+        row: dict[str, Any] = {**figures, "heard": self.recognizer.recognize(enhanced, 1).best, "words": words}
+        if self.closed_set.usable(words):
+            row["picked"] = self.closed_set.picks(enhanced, words, seed)
+        if self.tokenizer is not None:
+            row["token_distance"], row["token_errors"] = self._token_errors(pair.clean, enhanced)
+        if self.teacher is not None:
+            vectors = embed(self.teacher, torch.from_numpy(np.stack([pair.clean, enhanced])))
+            row["voice"] = float(torch.nn.functional.cosine_similarity(vectors[0], vectors[1], dim=0))
+        return row
+
+    def _token_errors(self, clean: np.ndarray, enhanced: np.ndarray) -> tuple[float, float]:
+        assert self.tokenizer is not None
+        both = torch.from_numpy(np.stack([clean, enhanced]))
+        tokens = self.tokenizer.encode(both, torch.tensor([both.shape[1]] * 2)).tokens
+        digits = self.tokenizer.network.quantizer.digits(tokens)
+        distance = (digits[0] - digits[1]).abs().float().mean()
+        return float(distance), float((tokens[0] != tokens[1]).float().mean())
+
+
+def run(systems: dict[str, System], pairs: Sequence[Pair], judges: Judges, output: Path, name: str) -> None:
+    """Measure what the file does not hold yet and append it, an utterance under a system a line."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    done = {(row["set"], row["system"], row["id"]) for row in _rows(output)}
+    with output.open("a", encoding="utf-8") as file:
+        for system, enhance in systems.items():
+            for number, pair in enumerate(pairs):
+                if (name, system, pair.id) in done:
+                    continue
+                chunks: list[dict[str, Any]] = []
+                enhanced = enhance(pair.noisy, _keeper(chunks))
+                row = {"set": name, "system": system, "id": pair.id, "chunks": chunks}
+                row["snr_db"] = snr_db(pair.noisy, pair.clean)
+                file.write(json.dumps(row | judges.judge(pair, enhanced, number)) + "\n")
+                file.flush()
+            logging.info("%s, %s: %d utterances", name, system, len(pairs))
+
+
+def tables(output: Path) -> Iterator[str]:
+    """Yield the lines of the tables: one for each set, a system a line."""
+    rows = list(_rows(output))
+    head = "system | n | PESQ-WB | STOI | ESTOI | SI-SDR | SIG | BAK | OVRL | token distance | token errors % | "
+    head += "WER % | closed set % | voice | generated % | bypassed at 10 dB or less %"
+    for name in dict.fromkeys(row["set"] for row in rows):
+        yield f"\n{name}\n"
+        yield f"| {head} |"
+        yield "|---" * (head.count("|") + 1) + "|"
+        own = [row for row in rows if row["set"] == name]
+        for system in dict.fromkeys(row["system"] for row in own):
+            yield _line(system, [row for row in own if row["system"] == system])
+
+
+def _line(system: str, rows: list[dict[str, Any]]) -> str:
+    def mean(key: str, scale: float = 1.0, places: int = 2) -> str:
+        values = [row[key] for row in rows if key in row]
+        return f"{scale * float(np.mean(values)):.{places}f}" if values else "-"
+
+    said = [row for row in rows if row["words"]]
+    wer = word_errors([row["words"] for row in said], [row["heard"] for row in said]).rate if said else float("nan")
+    chunks = [chunk for row in rows for chunk in row["chunks"]]
+    low = [chunk for row in rows if row["snr_db"] <= _LOW_DB for chunk in row["chunks"]]
+    names = ("pesq_wb", "stoi", "estoi", "si_sdr_db", "sig", "bak", "ovrl", "token_distance")
+    cells = [system, str(len(rows)), *(mean(key, 1.0, 3 if key in ("stoi", "estoi") else 2) for key in names)]
+    cells += [mean("token_errors", 100.0, 1), f"{100 * wer:.1f}", mean("picked", 100.0, 0), mean("voice")]
+    cells += [_share(chunks, "generated"), _share(low, "bypass")]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _share(chunks: list[dict[str, Any]], action: str) -> str:
+    total = sum(chunk["end_s"] - chunk["start_s"] for chunk in chunks)
+    own = sum(chunk["end_s"] - chunk["start_s"] for chunk in chunks if chunk["action"] == action)
+    return f"{100 * own / total:.0f}" if total else "-"
+
+
+def _keeper(chunks: list[dict[str, Any]]) -> Report:
+    return lambda chunk: chunks.append(asdict(chunk))
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        yield from (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())

@@ -1,0 +1,121 @@
+"""Speech enhancement's recipe: the mask network and GenSE; stages as plain functions, run one by one."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import evaluate
+import measure
+import noisy_sets
+from systems import systems
+
+from audio_llm import hub
+from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
+from audio_llm.gense.models import load_parts
+from audio_llm.gense.train import GenseTrainingConfig, TokenPackConfig, pack_tokens, train_gense
+from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.training.config import load_config
+
+HERE = Path(__file__).parent
+TUNE_STRETCHES, TUNE_SEED = 480, 1 << 41
+
+
+def main() -> int:
+    """Run the stage named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--data", type=Path, help="pack, report: folder with audio/speech and audio/noise")
+    parser.add_argument("--output", type=Path, default=Path("exp/gense"), help="folder of everything that is made")
+    parser.add_argument("--config", type=Path, help="settings of a training (default: config/STAGE.yaml)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
+    parser.add_argument("--start", type=Path, help="model to start from")
+    parser.add_argument("--max-minutes", type=float, help="of a training")
+    parser.add_argument("--resume", action="store_true", help="go on with a training")
+    parser.add_argument("--tokenizer", default="tokenizer-s3-small", help="tokens, gense, report: which")
+    parser.add_argument("--codec", default="codec-small", help="tokens, gense: which")
+    parser.add_argument("--mask", default="mask-small", help="report: which")
+    parser.add_argument("--gense", help="report: which; none: the mask network alone")
+    parser.add_argument("--systems", nargs="*", default=[], help="report: which, of those that systems.py names")
+    parser.add_argument("--count", type=int, default=20_000, help="tokens: stretches; report: mixtures")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    STAGES[arguments.stage](arguments)
+    return 0
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    """Pack speech and noise of training, tuning and test, half a minute."""
+    noisy_sets.pack(arguments.data, arguments.output / "packed")
+
+
+def mask(arguments: argparse.Namespace) -> None:
+    """Train the mask network."""
+    config = load_config(MaskTrainingConfig, arguments.config or HERE / "config" / "mask.yaml", arguments.set)
+    train, tune = (arguments.output / "packed" / part for part in ("train", "tune"))
+    train_mask(train, tune, arguments.output / "mask", config, start_from=arguments.start, **_limits(arguments))
+
+
+def finish_mask(arguments: argparse.Namespace) -> None:
+    """Make `mask-small` of the mask network trained: half precision, with its card."""
+    trained = hub.load_model(arguments.output / "mask" / "best")
+    card = (HERE / "cards" / "mask-small.md").read_text(encoding="utf-8")
+    tensors = {name: tensor.half() for name, tensor in trained.tensors.items()}
+    provenance = {"recipe": "recipes/gense", "training": trained.provenance}
+    hub.save_model(arguments.output / "mask-small", trained.config, tensors, trained.kind, card, provenance)
+
+
+def tokens(arguments: argparse.Namespace) -> None:
+    """Pack tokens of noisy and clean speech, of training and tuning."""
+    parts = load_parts(arguments.tokenizer, arguments.codec)
+    for part, count, seed in (("train", arguments.count, 0), ("tune", TUNE_STRETCHES, TUNE_SEED)):
+        config = load_config(TokenPackConfig, None, [*arguments.set, f"count={count}", f"seed={seed}"])
+        output = arguments.output / "tokens" / part
+        found = pack_tokens(arguments.output / "packed" / part, parts.tokenizer, parts.codec, output, config)
+        logging.info("%s: %d stretches", part, found)
+
+
+def gense(arguments: argparse.Namespace) -> None:
+    """Train N2S and S2S."""
+    config = load_config(GenseTrainingConfig, arguments.config or HERE / "config" / "gense.yaml", arguments.set)
+    parts = load_parts(arguments.tokenizer, arguments.codec)
+    train, tune = (arguments.output / "tokens" / part for part in ("train", "tune"))
+    output = arguments.output / "gense"
+    train_gense(train, tune, parts, output, config, start_from=arguments.start, **_limits(arguments))
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Measure on the reported pairs and on mixtures of the test part; print the tables."""
+    pairs = {"VoiceBank-DEMAND": measure.reported_pairs(arguments.data)}
+    pairs["mixtures in rooms"] = evaluate.mixes(arguments.output / "packed" / "test", arguments.count)
+    texts = [evaluate.DEFAULT_NORMALIZER(pair.words) for own in pairs.values() for pair in own]
+    tokenizer = S3Tokenizer.load(arguments.tokenizer) if arguments.gense else None
+    judges = evaluate.Judges(tokenizer, None, texts)
+    output = arguments.output / "measures.jsonl"
+    for name, own in pairs.items():
+        evaluate.run(systems(arguments.mask, arguments.gense, arguments.systems), own, judges, output, name)
+    for line in evaluate.tables(output):
+        print(line)
+
+
+STAGES = {
+    "pack": pack,
+    "mask": mask,
+    "mask-finish": finish_mask,
+    "tokens": tokens,
+    "gense": gense,
+    "report": report,
+}
+
+
+def _limits(arguments: argparse.Namespace) -> dict[str, float | bool | None]:
+    return {"max_minutes": arguments.max_minutes, "resume": arguments.resume}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,49 @@
+"""What is compared: the recording as it is, the mask network, and GenSE with and without parts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from audio_llm.gense.chunks import ChunkReport, Mode, Policy
+from audio_llm.gense.enhance import Enhancer
+from audio_llm.gense.generate import SpeechGenerator
+from audio_llm.gense.models import GenseModel, load_gense, load_mask
+from audio_llm.gense.network import Chain
+
+Report = Callable[[ChunkReport], None]
+System = Callable[[np.ndarray, Report], np.ndarray]  # (T,) float32 at 16 kHz to the same
+
+
+def systems(mask: str | Path, gense: str | Path | None, names: list[str]) -> dict[str, System]:
+    """Return the systems of some names; all that the models allow where none are given."""
+    network = load_mask(mask)
+    found: dict[str, System] = {"noisy": lambda noisy, _: noisy, "mask": _system(Enhancer(network))}
+    if gense is not None:
+        model = load_gense(gense)
+        chains = {
+            "generative, no guards": Chain(),
+            "no token chain": Chain(noisy_acoustic=False),
+            "no hierarchy": Chain(clean_semantic="none"),
+        }
+        for name, chain in chains.items():
+            found[name] = _system(_enhancer(network, model, "generative", False, chain))
+        found["generative"] = _system(_enhancer(network, model, "generative", True, Chain()))
+        found["balanced"] = _system(_enhancer(network, model, "balanced", True, Chain()))
+    return {name: found[name] for name in names} if names else found
+
+
+def _enhancer(mask: object, model: GenseModel, mode: Mode, guards: bool, chain: Chain) -> Enhancer:
+    limits = model.limits if guards else replace(model.limits, good_db=1000.0)
+    policy = Policy(mode, guards, limits, model.balanced_below_db)
+    return Enhancer(mask, SpeechGenerator(model, chain=chain), policy)  # type: ignore[arg-type]
+
+
+def _system(enhancer: Enhancer) -> System:
+    def run(noisy: np.ndarray, report: Report) -> np.ndarray:
+        return np.concatenate(list(enhancer.stream([noisy[:, None]], 16_000, report=report)))[:, 0]
+
+    return run
