@@ -101,33 +101,35 @@ class NoisySpeech:
         """Return the pair of a seed."""
         rng = np.random.default_rng(seed)
         size = round(self.config.seconds * SAMPLE_RATE)
-        speech, bandwidth_hz = self._talk(rng, size)
+        speech, bandwidth_hz = self._talk(rng, size, with_target=True)
         return degrade(speech, lambda: self.noise(rng, size), self.config, rng, bandwidth_hz)
 
     def utterance(self, number: int, seed: int) -> NoisyPair:
         """Return a whole utterance of the pack as a pair, neither faster nor slower."""
         rng = np.random.default_rng(seed)
-        speech = self.pack.pcm(number).astype(np.float32) / 32768.0
+        speech = np.stack([self.pack.pcm(number), self.pack.target(number)]).astype(np.float32) / 32768.0
         bandwidth_hz = float(self.pack.bandwidths_hz[number])
-        return degrade(speech, lambda: self.noise(rng, len(speech)), self.config, rng, bandwidth_hz)
+        return degrade(speech, lambda: self.noise(rng, speech.shape[1]), self.config, rng, bandwidth_hz)
 
-    def _talk(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, float]:
-        """Return one person's speech (size,) float32 and up to which frequency it reaches."""
+    def _talk(self, rng: np.random.Generator, size: int, with_target: bool = False) -> tuple[np.ndarray, float]:
+        """Return one person's speech (size,) float32, or (2, size) with its target, and up to where it reaches."""
         numbers = self._utterances[int(rng.choice(len(self._utterances), p=self._weights))]
         shift = float(rng.uniform(*self.config.voice_shift)) if rng.random() < 0.5 else 1.0
         wanted = int(size * shift) + _SPARE
-        out = np.zeros(wanted, np.float32)
+        out = np.zeros((2 if with_target else 1, wanted), np.float32)
         bandwidth_hz = float(FULL_BAND_HZ)
         place = 0
         while place < wanted:
             number = int(numbers[int(rng.integers(len(numbers)))])
-            pcm = self.pack.pcm(number)
-            start = int(rng.integers(max(1, len(pcm) - wanted))) if place == 0 else 0
-            piece = pcm[start : start + wanted - place].astype(np.float32) / 32768.0
-            out[place : place + len(piece)] = piece
+            length = int(self.pack.samples[number])
+            start = int(rng.integers(max(1, length - wanted))) if place == 0 else 0
+            end = min(length, start + wanted - place)
+            for row, pcm in zip(out, (self.pack.pcm, self.pack.target), strict=False):
+                row[place : place + end - start] = pcm(number)[start:end].astype(np.float32) / 32768.0
             bandwidth_hz = min(bandwidth_hz, float(self.pack.bandwidths_hz[number]))
-            place += len(piece) + int(rng.uniform(0.05, 0.4) * SAMPLE_RATE)
-        return mono.shift_voice(out, shift)[:size], min(bandwidth_hz * shift, float(FULL_BAND_HZ))
+            place += end - start + int(rng.uniform(0.05, 0.4) * SAMPLE_RATE)
+        speech = np.stack([mono.shift_voice(row, shift)[:size] for row in out])
+        return speech if with_target else speech[0], min(bandwidth_hz * shift, float(FULL_BAND_HZ))
 
     def noise(self, rng: np.random.Generator, size: int) -> np.ndarray:
         """Return (size,) float32 noise as drawn, recorded, made, or of many people."""
@@ -176,7 +178,7 @@ def degrade(
     """Return speech made noisy as drawn.
 
     Args:
-        speech: (T,) float32 at 16 kHz.
+        speech: (2, T) float32 at 16 kHz, as recorded and as it should be.
         draw_noise: Called without arguments, returns (T,) float32 noise of unit power.
         config: How.
         rng: Source of all draws but the noise's.
@@ -185,11 +187,11 @@ def degrade(
     kind = rng.random()
     silent, clean_only = kind < config.silent_share, kind > 1.0 - config.clean_share
     speech = np.zeros_like(speech) if silent else _change_tone(speech, config.tone_db, rng)
-    clean = wet = speech
+    wet, clean = speech
     if rng.random() < config.room_share:
         response = mono.room_response(rng, rng.uniform(*config.rt60_s), rng.uniform(*config.direct_to_reverb_db))
-        wet = mono.convolve(speech, response)
-        clean = mono.convolve(speech, response[: max(1, round(config.early_s * SAMPLE_RATE))])
+        wet = mono.convolve(wet, response)
+        clean = mono.convolve(clean, response[: max(1, round(config.early_s * SAMPLE_RATE))])
     noisy, snr_db = wet, np.inf
     if not clean_only:
         noise = _change_tone(draw_noise(), config.tone_db, rng)
@@ -213,12 +215,13 @@ def degrade(
     return NoisyPair(noisy.astype(np.float32), clean.astype(np.float32), float(snr_db), cutoff_hz)
 
 
-def _change_tone(waveform: np.ndarray, tone_db: float, rng: np.random.Generator) -> np.ndarray:
+def _change_tone(waveforms: np.ndarray, tone_db: float, rng: np.random.Generator) -> np.ndarray:
+    """Return waveforms (..., T) with other weights of high and low, the same for all."""
     gains_db = rng.uniform(-tone_db, tone_db, len(_POINTS_HZ))
-    spectrum = np.fft.rfft(waveform)
-    frequencies = np.fft.rfftfreq(len(waveform), 1.0 / SAMPLE_RATE)
+    spectrum = np.fft.rfft(waveforms)
+    frequencies = np.fft.rfftfreq(waveforms.shape[-1], 1.0 / SAMPLE_RATE)
     gain = 10.0 ** (np.interp(np.log(frequencies + 1.0), np.log(_POINTS_HZ), gains_db) / 20.0)
-    return np.fft.irfft(spectrum * gain, len(waveform)).astype(np.float32)
+    return np.fft.irfft(spectrum * gain, waveforms.shape[-1]).astype(np.float32)
 
 
 def _low_pass(waveform: np.ndarray, cutoff_hz: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Utterance:
         bandwidth_hz: Above this frequency the recording holds nothing.
         dynamics_db: Spread of its frame levels, which tells how clean it is; 0 where unknown.
         waveform: (T,) at 16 kHz, float32 in -1..1 or int16.
+        target: (T,) as the waveform, the same cleaner still: what an enhancer should make of it; None: the waveform.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Utterance:
     bandwidth_hz: int
     dynamics_db: float
     waveform: np.ndarray = field(repr=False)
+    target: np.ndarray | None = field(default=None, repr=False)
 
 
 def write_speech_pack(folder: Path, utterances: Iterable[Utterance], noises: Iterable[np.ndarray]) -> dict[str, int]:
@@ -100,6 +102,11 @@ class SpeechPack:
         """Return the sound of an utterance: (T,) int16 at 16 kHz."""
         return self._reader[int(self._rows[number])]["pcm"]
 
+    def target(self, number: int) -> np.ndarray:
+        """Return what an enhancer should make of the utterance, its sound where nothing else is: (T,) int16."""
+        row = self._reader[int(self._rows[number])]
+        return row["target"] if "target" in row else row["pcm"]
+
     def _texts(self, name: str) -> list[str]:
         column = self._reader.column(name)
         return [decode_text(column[row]) for row in self._rows]
@@ -108,4 +115,27 @@ class SpeechPack:
 def _row(utterance: Utterance) -> dict[str, np.ndarray]:
     texts = {name: encode_text(getattr(utterance, name)) for name in ("id", "speaker", "corpus", "words")}
     numbers = {"bandwidth_hz": np.array([utterance.bandwidth_hz]), "dynamics_db": np.array([utterance.dynamics_db])}
-    return {"pcm": to_pcm(utterance.waveform), **texts, **numbers}
+    sounds = {"pcm": to_pcm(utterance.waveform)}
+    if utterance.target is not None:
+        sounds["target"] = to_pcm(utterance.target)
+    return {**sounds, **texts, **numbers}
+
+
+def refined(folder: Path, output: Path, clean: Callable[[np.ndarray], np.ndarray]) -> int:
+    """Write a pack anew with targets that are cleaner than its recordings; return how many utterances it holds.
+
+    Recordings that pass for clean have a floor of noise, which an enhancer trained on them learns to leave. What an
+    enhancer makes of them is a better target for the next one.
+
+    Args:
+        folder: The pack.
+        output: The new pack.
+        clean: (T,) float32 at 16 kHz to the same, cleaner.
+    """
+
+    def rows() -> Iterator[dict[str, np.ndarray]]:
+        for row in ShardReader(folder / SPEECH):
+            yield {**row, "target": to_pcm(clean(row["pcm"].astype(np.float32) / 32768.0))}
+
+    write_shards(({"pcm": row["pcm"]} for row in ShardReader(folder / NOISE)), output / NOISE)
+    return write_shards(rows(), output / SPEECH)

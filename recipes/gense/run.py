@@ -13,12 +13,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 import evaluate
 import measure
 import noisy_sets
+import numpy as np
+import torch
 from systems import systems
 
 from audio_llm import hub
 from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
-from audio_llm.gense.models import load_parts
+from audio_llm.gense.models import load_mask, load_parts
 from audio_llm.gense.train import GenseTrainingConfig, TokenPackConfig, pack_tokens, train_gense
+from audio_llm.simulation.speech_pack import refined
 from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.training.config import load_config
 
@@ -34,6 +37,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("exp/gense"), help="folder of everything that is made")
     parser.add_argument("--config", type=Path, help="settings of a training (default: config/STAGE.yaml)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
+    parser.add_argument("--name", default="mask", help="mask, mask-finish: folder of the training")
     parser.add_argument("--start", type=Path, help="model to start from")
     parser.add_argument("--max-minutes", type=float, help="of a training")
     parser.add_argument("--resume", action="store_true", help="go on with a training")
@@ -57,13 +61,34 @@ def pack(arguments: argparse.Namespace) -> None:
 def mask(arguments: argparse.Namespace) -> None:
     """Train the mask network."""
     config = load_config(MaskTrainingConfig, arguments.config or HERE / "config" / "mask.yaml", arguments.set)
-    train, tune = (arguments.output / "packed" / part for part in ("train", "tune"))
-    train_mask(train, tune, arguments.output / "mask", config, start_from=arguments.start, **_limits(arguments))
+    packs = arguments.output / ("refined" if (arguments.output / "refined").exists() else "packed")
+    train_mask(
+        packs / "train",
+        packs / "tune",
+        arguments.output / arguments.name,
+        config,
+        start_from=arguments.start,
+        **_limits(arguments),
+    )
+
+
+def refine(arguments: argparse.Namespace) -> None:
+    """Write the packs anew, with targets that the mask network has cleaned: it then learns from better ones."""
+    network = load_mask(arguments.start or arguments.output / "mask" / "best")
+
+    def clean(waveform: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            cleaned: np.ndarray = network(torch.from_numpy(waveform)[None])[0].numpy()
+        return cleaned
+
+    for part in ("train", "tune"):
+        count = refined(arguments.output / "packed" / part, arguments.output / "refined" / part, clean)
+        logging.info("%s: %d utterances", part, count)
 
 
 def finish_mask(arguments: argparse.Namespace) -> None:
     """Make `mask-small` of the mask network trained: half precision, with its card."""
-    trained = hub.load_model(arguments.output / "mask" / "best")
+    trained = hub.load_model(arguments.output / arguments.name / "best")
     card = (HERE / "cards" / "mask-small.md").read_text(encoding="utf-8")
     tensors = {name: tensor.half() for name, tensor in trained.tensors.items()}
     provenance = {"recipe": "recipes/gense", "training": trained.provenance}
@@ -106,6 +131,7 @@ def report(arguments: argparse.Namespace) -> None:
 STAGES = {
     "pack": pack,
     "mask": mask,
+    "refine": refine,
     "mask-finish": finish_mask,
     "tokens": tokens,
     "gense": gense,
