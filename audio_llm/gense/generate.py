@@ -101,7 +101,8 @@ class SpeechGenerator:
         waveform = torch.from_numpy(noisy * gain)[None]
         lengths = torch.tensor([len(noisy)])
         semantic = parts.tokenizer.encode(waveform, lengths).tokens
-        acoustic = parts.codec.encode(waveform, lengths).codes
+        heard = torch.from_numpy(masked * gain)[None] if chain.acoustic == "masked" else waveform
+        acoustic = parts.codec.encode(heard, lengths).codes
         generator = torch.Generator().manual_seed(seed)
         given = (
             (None, None) if before is None else tuple(torch.from_numpy(p)[None] for p in (before.tokens, before.codes))
@@ -111,9 +112,10 @@ class SpeechGenerator:
         prompt = s2s_prompt(
             semantic if chain.noisy_semantic else None,
             clean if chain.clean_semantic != "none" else None,
-            acoustic if chain.noisy_acoustic else None,
+            acoustic if chain.acoustic != "none" else None,
             network.s2s.vocabulary,
             network.config.ratio,
+            chain.acoustic == "masked",
         )
         sampling = GREEDY if greedy else self.acoustic
         codes = network.clean_codes(prompt, acoustic.shape[1], sampling, given[1], generator).ids

@@ -57,12 +57,14 @@ class TokenPairs(NamedTuple):
         clean_semantic: (B, T) int64.
         noisy_acoustic: (B, T x ratio) int64.
         clean_acoustic: (B, T x ratio) int64.
+        masked_acoustic: (B, T x ratio) int64, of the mask network's sound of the noisy speech.
     """
 
     noisy_semantic: Tensor
     clean_semantic: Tensor
     noisy_acoustic: Tensor
     clean_acoustic: Tensor
+    masked_acoustic: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,13 @@ class Chain:
     Attributes:
         noisy_semantic: Whether the noisy semantic tokens are there.
         clean_semantic: `oracle`, `predicted` by N2S, or `none`: without hierarchy.
-        noisy_acoustic: Whether the noisy acoustic codes are there: without them nothing tells who talks.
+        acoustic: Which acoustic codes are there, `noisy`, or `masked` by the mask network; with `none` nothing tells
+            who talks.
     """
 
     noisy_semantic: bool = True
     clean_semantic: str = "predicted"
-    noisy_acoustic: bool = True
+    acoustic: str = "noisy"
 
 
 class GenseNetwork(nn.Module):
@@ -110,9 +113,10 @@ class GenseNetwork(nn.Module):
         prompt = s2s_prompt(
             pairs.noisy_semantic if chain.noisy_semantic else None,
             clean,
-            pairs.noisy_acoustic if chain.noisy_acoustic else None,
+            {"noisy": pairs.noisy_acoustic, "masked": pairs.masked_acoustic, "none": None}[chain.acoustic],
             self.s2s.vocabulary,
             ratio,
+            chain.acoustic == "masked",
         )
         logits = _next(self.s2s, prompt, s2s_target(pairs.clean_acoustic, self.s2s.vocabulary), ACOUSTIC)
         s2s = functional.cross_entropy(logits.flatten(0, 1), pairs.clean_acoustic.flatten())

@@ -26,6 +26,7 @@ class Segment(IntEnum):
     CLEAN_SEMANTIC = 1
     NOISY_ACOUSTIC = 2
     CLEAN_ACOUSTIC = 3
+    MASKED_ACOUSTIC = 4  # of the mask network's sound, in the noisy ones' place
 
 
 def n2s_prompt(noisy: Tensor, vocabulary: Vocabulary, ratio: float) -> Sequence:
@@ -55,6 +56,7 @@ def s2s_prompt(
     noisy_acoustic: Tensor | None,
     vocabulary: Vocabulary,
     ratio: float,
+    masked: bool = False,
 ) -> Sequence:
     """Return [noisy semantic, clean semantic, SEP, noisy acoustic, BOS], without the parts that are None.
 
@@ -64,6 +66,7 @@ def s2s_prompt(
         noisy_acoustic: (B, A) int64 codes; None: without what the voice sounded like.
         vocabulary: With the ranges `semantic` and `acoustic`.
         ratio: Acoustic codes per semantic token.
+        masked: Whether `noisy_acoustic` comes from the mask network's sound.
 
     Raises:
         UsageError: Nothing is given.
@@ -78,8 +81,9 @@ def s2s_prompt(
     if clean_semantic is not None:
         parts.append(_stream(vocabulary.encode(SEMANTIC, clean_semantic), Segment.CLEAN_SEMANTIC, ratio))
     parts.append(_mark(batch, SEP, Segment.NOISY_ACOUSTIC))
+    segment = Segment.MASKED_ACOUSTIC if masked else Segment.NOISY_ACOUSTIC
     if noisy_acoustic is not None:
-        parts.append(_stream(vocabulary.encode(ACOUSTIC, noisy_acoustic), Segment.NOISY_ACOUSTIC, 1.0))
+        parts.append(_stream(vocabulary.encode(ACOUSTIC, noisy_acoustic), segment, 1.0))
     parts.append(_mark(batch, BOS, Segment.CLEAN_ACOUSTIC))
     return join(parts)
 

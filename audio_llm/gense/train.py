@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from audio_llm import hub
-from audio_llm.codec.codec import LEVEL_DB, SpeechCodec
+from audio_llm.codec.codec import LEVEL_DB
 from audio_llm.errors import DataError
+from audio_llm.gense.mask_model import MaskNetwork
 from audio_llm.gense.models import GENSE, Parts, load_gense
 from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, TokenPairs
 from audio_llm.simulation.mono import active_power
 from audio_llm.simulation.noisy import NoisyConfig, NoisyPair, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
-from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.training.shards import ShardReader, write_shards
 
 logger = logging.getLogger(__name__)
 
-_COLUMNS = ("noisy_semantic", "clean_semantic", "noisy_acoustic", "clean_acoustic")
+_COLUMNS = TokenPairs._fields
 _PACK_BATCH = 16
 CARD = "# GenSE\n\nSpeech enhancement by token language models, at 16 kHz.\n"
 
@@ -43,6 +43,7 @@ class GenseTrainingConfig:
         predicted_share: Of batches in which S2S is told N2S's tokens instead of the true ones.
         no_hierarchy_share: Of batches in which it is told none.
         no_voice_share: Of batches in which it is told no acoustic codes.
+        masked_share: Of the other batches, in which these are of the mask network's sound instead of the noisy speech.
         no_noisy_share: Of batches in which it is told no noisy semantic tokens.
         identity_share: Of batches with clean speech in the noisy one's place: do no harm.
         validation: Stretches of the tuning part at each validation.
@@ -55,6 +56,7 @@ class GenseTrainingConfig:
     predicted_share: float = 0.5
     no_hierarchy_share: float = 0.1
     no_voice_share: float = 0.1
+    masked_share: float = 0.5
     no_noisy_share: float = 0.1
     identity_share: float = 0.05
     validation: int = 48
@@ -79,24 +81,23 @@ class TokenPackConfig:
     seed: int = 0
 
 
-def pack_tokens(pack: Path, tokenizer: S3Tokenizer, codec: SpeechCodec, output: Path, config: TokenPackConfig) -> int:
+def pack_tokens(pack: Path, parts: Parts, mask: MaskNetwork, output: Path, config: TokenPackConfig) -> int:
     """Write the tokens of noisy and clean speech; return how many stretches there are.
 
     Args:
         pack: Packed speech and noise.
-        tokenizer: Of semantic tokens.
-        codec: Of acoustic codes.
+        parts: Tokenizer and codec.
+        mask: The mask network.
         output: Folder of the token pack.
         config: How.
     """
     speech = NoisySpeech(SpeechPack(pack, least_dynamics_db=24.0), config.pairs)
-    ratio = round(codec.frame_rate / tokenizer.frame_rate)
 
     def rows() -> Iterator[dict[str, np.ndarray]]:
         for first in range(0, config.count, _PACK_BATCH):
             seeds = range(config.seed + first, config.seed + min(first + _PACK_BATCH, config.count))
             pairs = [speech.pair(seed) for seed in seeds]
-            yield from _token_rows(pairs, tokenizer, codec, ratio)
+            yield from _token_rows(pairs, parts, mask)
             if first % (64 * _PACK_BATCH) == 0:
                 logger.info("%d of %d stretches", first, config.count)
 
@@ -178,17 +179,17 @@ def to_level(noisy: np.ndarray) -> float:
     return 10.0 ** (LEVEL_DB / 20.0) / power**0.5 if power > 0.0 else 1.0
 
 
-def _token_rows(
-    pairs: list[NoisyPair], tokenizer: S3Tokenizer, codec: SpeechCodec, ratio: int
-) -> Iterator[dict[str, np.ndarray]]:
+def _token_rows(pairs: list[NoisyPair], parts: Parts, mask: MaskNetwork) -> Iterator[dict[str, np.ndarray]]:
     gains = np.array([to_level(pair.noisy) for pair in pairs], dtype=np.float32)[:, None]
     sounds = {name: np.stack([getattr(pair, name) for pair in pairs]) * gains for name in ("noisy", "clean")}
-    found = {}
+    with torch.inference_mode():
+        sounds["masked"] = mask(torch.from_numpy(sounds["noisy"])).numpy()
+    found, ratio = {}, parts.ratio
     for name, sound in sounds.items():
         waveforms = torch.from_numpy(sound)
         lengths = torch.full((len(pairs),), waveforms.shape[1])
-        found[f"{name}_semantic"] = tokenizer.encode(waveforms, lengths).tokens.numpy().astype(np.int16)
-        found[f"{name}_acoustic"] = codec.encode(waveforms, lengths).codes.numpy().astype(np.int16)
+        found[f"{name}_semantic"] = parts.tokenizer.encode(waveforms, lengths).tokens.numpy().astype(np.int16)
+        found[f"{name}_acoustic"] = parts.codec.encode(waveforms, lengths).codes.numpy().astype(np.int16)
     count = min(found["noisy_semantic"].shape[1], found["noisy_acoustic"].shape[1] // ratio)
     for place in range(len(pairs)):
         yield {name: found[name][place, : count * (ratio if name.endswith("acoustic") else 1)] for name in _COLUMNS}
@@ -214,12 +215,14 @@ def _drawn(reader: ShardReader, drawn: tuple[list[int], int], config: GenseTrain
         *(part[:, start * ratio : (start + count) * ratio] for part in pairs[2:]),
     )
     if rng.random() < config.identity_share:
-        pairs = pairs._replace(noisy_semantic=pairs.clean_semantic, noisy_acoustic=pairs.clean_acoustic)
+        clean = pairs.clean_acoustic
+        pairs = TokenPairs(pairs.clean_semantic, pairs.clean_semantic, clean, clean, clean)
     no_hierarchy, no_voice, no_noisy = (
         rng.random() < share for share in (config.no_hierarchy_share, config.no_voice_share, config.no_noisy_share)
     )
-    clean = "none" if no_hierarchy else "predicted" if rng.random() < config.predicted_share else "oracle"
-    return pairs, Chain(not no_noisy or (no_hierarchy and no_voice), clean, not no_voice)
+    told = "none" if no_hierarchy else "predicted" if rng.random() < config.predicted_share else "oracle"
+    acoustic = "none" if no_voice else "masked" if rng.random() < config.masked_share else "noisy"
+    return pairs, Chain(not no_noisy or (no_hierarchy and no_voice), told, acoustic)
 
 
 def _collate(reader: ShardReader, numbers: Any) -> TokenPairs:
@@ -238,7 +241,8 @@ def _validate(module: nn.Module, batches: list[TokenPairs]) -> dict[str, float]:
     chains = {
         "s2s_oracle": Chain(clean_semantic="oracle"),
         "s2s_no_hierarchy": Chain(clean_semantic="none"),
-        "s2s_no_voice": Chain(noisy_acoustic=False),
+        "s2s_no_voice": Chain(acoustic="none"),
+        "s2s_masked": Chain(acoustic="masked"),
     }
     for cpu_pairs in batches:
         pairs = TokenPairs(*(part.to(device) for part in cpu_pairs))

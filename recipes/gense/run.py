@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="go on with a training")
     parser.add_argument("--tokenizer", default="tokenizer-s3-small", help="tokens, gense, report: which")
     parser.add_argument("--codec", default="codec-small", help="tokens, gense: which")
-    parser.add_argument("--mask", default="mask-small", help="report: which")
+    parser.add_argument("--mask", default="mask-small", help="tokens, report: which")
     parser.add_argument("--gense", help="report: which; none: the mask network alone")
     parser.add_argument("--systems", nargs="*", default=[], help="report: which, of those that systems.py names")
     parser.add_argument("--count", type=int, default=20_000, help="tokens: stretches; report: mixtures")
@@ -101,7 +101,7 @@ def tokens(arguments: argparse.Namespace) -> None:
     for part, count, seed in (("train", arguments.count, 0), ("tune", TUNE_STRETCHES, TUNE_SEED)):
         config = load_config(TokenPackConfig, None, [*arguments.set, f"count={count}", f"seed={seed}"])
         output = arguments.output / "tokens" / part
-        found = pack_tokens(arguments.output / "packed" / part, parts.tokenizer, parts.codec, output, config)
+        found = pack_tokens(arguments.output / "packed" / part, parts, load_mask(arguments.mask), output, config)
         logging.info("%s: %d stretches", part, found)
 
 

@@ -26,7 +26,8 @@ def systems(mask: str | Path, gense: str | Path | None, names: list[str]) -> dic
         model = load_gense(gense)
         chains = {
             "generative, no guards": Chain(),
-            "no token chain": Chain(noisy_acoustic=False),
+            "no token chain": Chain(acoustic="none"),
+            "masked codes": Chain(acoustic="masked"),
             "no hierarchy": Chain(clean_semantic="none"),
         }
         for name, chain in chains.items():
