@@ -39,6 +39,9 @@ def pack(folder: Path, output: Path) -> None:
         folder: The data: `audio/speech` and `audio/noise` with their manifests.
         output: Where the packs go.
     """
+    missing = [corpus for corpus in CORPORA if not (folder / "audio" / "speech" / corpus / "manifest.jsonl").exists()]
+    if missing:
+        logging.warning("without %s", ", ".join(missing))
     for part in PARTS:
         found = write_speech_pack(output / part, utterances(folder, part), noises(folder, part))
         logging.info("%s: %s", part, found)
@@ -81,14 +84,17 @@ def words(row: dict[str, Any]) -> str:
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    for corpus in CORPORA:
-        for row in _manifest(folder / "audio" / "speech" / corpus / "manifest.jsonl"):
+    paths = {corpus: folder / "audio" / "speech" / corpus / "manifest.jsonl" for corpus in CORPORA}
+    found = {corpus: path for corpus, path in paths.items() if path.exists()}
+    if not found:
+        remedy = "see the recipe's README for the layout of a data folder"
+        raise DataError(f"none of {', '.join(CORPORA)} is here", path=folder / "audio" / "speech", remedy=remedy)
+    for corpus, path in found.items():
+        for row in _manifest(path):
             yield {**row, "corpus": corpus}
 
 
 def _manifest(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        raise DataError("no manifest", path=path, remedy="see the recipe's README for the layout of a data folder")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

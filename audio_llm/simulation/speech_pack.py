@@ -74,6 +74,8 @@ class SpeechPack:
 
     def __init__(self, folder: str | Path, least_dynamics_db: float = 0.0, labelled: bool = False) -> None:
         self._reader = reader = ShardReader(Path(folder) / SPEECH)
+        if not len(reader):
+            raise DataError("the pack holds no utterance", path=folder, remedy="pack more speech")
         dynamics = np.concatenate(reader.column("dynamics_db"))
         words = [decode_text(text) for text in reader.column("words")]
         kept = (dynamics >= least_dynamics_db) | (dynamics == 0.0)

@@ -1,0 +1,240 @@
+"""Speech to semantic tokens by the published S3Tokenizer files of CosyVoice, with onnxruntime.
+
+The network is the user's own file; the features it wants, Whisper's with 128 bands, and the windows of 30 s are made
+here (as CosyVoice's front end and the package s3tokenizer make them).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audio_llm.errors import MissingDependencyError, ModelFormatError, ModelNotFoundError, UsageError
+from audio_llm.features import triangular_filters
+from audio_llm.tokenizer.base import SAMPLE_RATE, Tokens
+
+N_FFT = 400  # samples, 25 ms
+HOP_LENGTH = 160  # samples, 10 ms
+N_MELS = 128  # bands
+FRAME_RATE = SAMPLE_RATE // HOP_LENGTH  # feature frames per second
+WINDOW_S = 30  # of sound that the network takes at a time
+MARGIN_S = 2  # at a cut whose tokens come from the window on the other side
+
+_POWER_FLOOR = 1e-10  # below which nothing is told apart
+_RANGE = 8.0  # decades of power that are kept below the loudest band
+_PROBE_FRAMES = FRAME_RATE  # of silence, for a first look at a file
+
+
+@dataclass(frozen=True)
+class S3Variant:
+    """What a published file gives.
+
+    Attributes:
+        size: How many different tokens there are.
+        frame_rate: Tokens per second.
+    """
+
+    size: int
+    frame_rate: float
+
+
+VARIANTS = {
+    "v1_50hz": S3Variant(4096, 50.0),  # CosyVoice-300M
+    "v1_25hz": S3Variant(4096, 25.0),  # CosyVoice-300M-25Hz
+    "v2_25hz": S3Variant(6561, 25.0),  # CosyVoice2-0.5B
+    "v3_25hz": S3Variant(6561, 25.0),  # Fun-CosyVoice3-0.5B
+}
+
+
+class OnnxS3Tokenizer:
+    """The tokenizer. It runs on the CPU, one utterance at a time.
+
+    Args:
+        path: The .onnx file.
+        variant: Which of `VARIANTS` it is; nothing is read off its name.
+
+    Raises:
+        UsageError: There is no such variant.
+        MissingDependencyError: onnxruntime is not installed.
+        ModelNotFoundError: There is no such file.
+        ModelFormatError: It is no such network, or not that variant.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], variant: str) -> None:
+        if variant not in VARIANTS:
+            raise UsageError(f"no S3Tokenizer is named {variant!r}", remedy=f"give one of {', '.join(VARIANTS)}")
+        self.path, self.variant = Path(path).expanduser(), variant
+        self.size, self.frame_rate = VARIANTS[variant].size, VARIANTS[variant].frame_rate
+        self._frames_per_token = round(FRAME_RATE / self.frame_rate)
+        self._session = _open_session(self.path)
+        self._mel_input, self._length_input = _input_names(self._session, self.path)
+        self.fingerprint = _sha256(self.path)
+        self._run(torch.zeros(N_MELS, _PROBE_FRAMES))
+
+    @torch.inference_mode()
+    def encode(self, waveforms: Tensor, lengths: Tensor) -> Tokens:
+        """Return tokens (see `SemanticTokenizer.encode`): one of every 20 or 40 ms begun, from 10 ms on.
+
+        Raises:
+            ModelFormatError: The network gives other tokens than its variant has.
+        """
+        rows = [
+            self._encode_one(waveform[:length].cpu())
+            for waveform, length in zip(waveforms, lengths.tolist(), strict=True)
+        ]
+        counts = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        tokens = torch.zeros(len(rows), int(counts.max()) if rows else 0, dtype=torch.int64)
+        for row, numbers in zip(tokens, rows, strict=True):
+            row[: len(numbers)] = torch.from_numpy(numbers)
+        return Tokens(tokens.to(waveforms.device), counts.to(waveforms.device))
+
+    def _encode_one(self, waveform: Tensor) -> np.ndarray:
+        """Return the tokens (N,) int64 of a waveform (T,) of any length."""
+        mel = whisper_log_mel(waveform)
+        parts = [np.zeros(0, np.int64)]
+        for window in _windows(mel.shape[1]):
+            numbers = self._run(mel[:, window.start : window.end])
+            first, last = (self._tokens_of(edge - window.start) for edge in (window.first, window.last))
+            parts.append(numbers[first:last])
+        return np.concatenate(parts)
+
+    def _run(self, mel: Tensor) -> np.ndarray:
+        """Return the tokens (N,) int64 of features (128, F), at most 30 s, after a look at what came out."""
+        frames = mel.shape[1]
+        inputs = {
+            self._mel_input: mel[None].float().contiguous().numpy(),
+            self._length_input: np.array([frames], dtype=np.int32),
+        }
+        try:
+            output = np.asarray(self._session.run(None, inputs)[0])
+        except Exception as error:  # onnxruntime's have no base of their own
+            raise _wrong(self.path, f"the network fails on {frames} frames: {error}") from None
+        expected = self._tokens_of(frames)
+        if output.dtype.kind not in "iu" or output.size != max(output.shape, default=1):
+            raise _wrong(
+                self.path, f"its output is {output.dtype} {output.shape}, not a row of {expected} whole numbers"
+            )
+        if output.size != expected:
+            message = f"{output.size} tokens of {frames / FRAME_RATE:g} s, but {self.variant} gives {expected}"
+            raise _wrong(self.path, message)
+        numbers = output.reshape(-1).astype(np.int64)
+        if numbers.min() < 0 or numbers.max() >= self.size:
+            message = f"token {numbers[(numbers < 0) | (numbers >= self.size)][0]}, but {self.variant} has {self.size}"
+            raise _wrong(self.path, message)
+        return numbers
+
+    def _tokens_of(self, frames: int) -> int:
+        return -(-frames // self._frames_per_token)
+
+
+def whisper_log_mel(waveform: Tensor) -> Tensor:
+    """Return Whisper's features with 128 bands. They depend on the loudest frame: what is 80 dB below it is cut off.
+
+    Args:
+        waveform: (T,) float32 at 16 kHz in -1..1.
+
+    Returns:
+        (128, F) float32, F = T // 160.
+    """
+    frames = len(waveform) // HOP_LENGTH
+    if not frames:
+        return torch.zeros(N_MELS, 0)
+    short = max(0, N_FFT - len(waveform))  # half a window is mirrored at both ends, and has to be there
+    padded = torch.nn.functional.pad(waveform.float(), (0, short))
+    spectrum = torch.stft(padded, N_FFT, HOP_LENGTH, window=torch.hann_window(N_FFT), return_complex=True)
+    power = spectrum[:, :frames].abs().square()  # the frame at the very end is left out
+    logs = (_mel_filters() @ power).clamp_min(_POWER_FLOOR).log10()
+    return (torch.maximum(logs, logs.max() - _RANGE) + 4.0) / 4.0
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _mel_filters() -> Tensor:
+    """Return filters (128, 201) float32 of area 1."""
+    return triangular_filters(N_MELS, N_FFT, 0.0, SAMPLE_RATE / 2, unit_area=True)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A stretch of frames to run, and which of them count: from `first` to before `last`."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+def _windows(frames: int) -> Iterator[_Window]:
+    """Yield windows of 30 s that overlap by two margins; every frame counts in one of them."""
+    size, margin = WINDOW_S * FRAME_RATE, MARGIN_S * FRAME_RATE
+    start = 0
+    while start < frames:
+        end = min(start + size, frames)
+        is_last = end == frames
+        yield _Window(start, end, start + margin if start else 0, end if is_last else end - margin)
+        if is_last:
+            return
+        start = end - 2 * margin
+
+
+def _open_session(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        remedy = "pip install 'audio-llm[export]'"
+        raise MissingDependencyError("the S3Tokenizer needs onnxruntime", path=path, remedy=remedy) from None
+    if not path.is_file():
+        raise ModelNotFoundError("no such file", path=path, remedy="give the .onnx file of an S3Tokenizer")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors, which are raised as well
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's have no base of their own
+        raise _wrong(path, f"onnxruntime cannot read it: {error}") from None
+
+
+def _input_names(session: Any, path: Path) -> tuple[str, str]:
+    """Return the names of the features and of their length, after a look at what the network takes and gives."""
+    inputs = session.get_inputs()
+    by_type = {part.type: part for part in inputs}
+    mel, length = by_type.get("tensor(float)"), by_type.get("tensor(int32)")
+    if (
+        len(inputs) != 2
+        or mel is None
+        or length is None
+        or not _takes(mel, (1, N_MELS, None))
+        or not _takes(length, (1,))
+    ):
+        found = ", ".join(f"{part.name} {part.type} {part.shape}" for part in inputs)
+        message = (
+            f"it should take features tensor(float) [1, {N_MELS}, T] and their length tensor(int32) [1], not {found}"
+        )
+        raise _wrong(path, message)
+    return mel.name, length.name
+
+
+def _takes(part: Any, shape: tuple[int | None, ...]) -> bool:
+    """Return whether an input lets a shape pass, in which None is any size; sizes left open are text or None."""
+    sizes = part.shape
+    if len(sizes) != len(shape):
+        return False
+    return all(not isinstance(size, int) or size == wanted for size, wanted in zip(sizes, shape, strict=True))
+
+
+def _wrong(path: Path, what: str) -> ModelFormatError:
+    return ModelFormatError(what, path=path, remedy="check the file and the variant given for it")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

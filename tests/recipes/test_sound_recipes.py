@@ -1,0 +1,104 @@
+"""The recipes of tokenizer, codec and speech enhancement, stage by stage, tiny, on the sample recordings."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from audio_llm import audio, hub
+
+PROJECT = Path(__file__).parents[2]
+TRAINING = ["training.max_steps=2", "training.validate_every=2", "training.warmup_steps=1"]
+MASK = [*TRAINING, "model.width=8", "model.blocks=1", "batch_pairs=2", "validation_pairs=2", "least_dynamics_db=0"]
+CODEC = [*TRAINING, "model.width=16", "model.encoder_blocks=1", "model.decoder_blocks=1", "batch=2", "validation=2"]
+TOKENIZER = [*TRAINING, "model.width=16", "model.channels=4", "model.feedforward=16", "model.before=1", "model.after=1"]
+SIZES = ("width=16", "layers=1", "feed_forward=16")
+GENSE = [*TRAINING, "batch=2", "validation=2", *(f"model.{lm}.{size}" for lm in ("n2s", "s2s") for size in SIZES)]
+STAGE_2 = ["model.quantizer=reorganized", "model.codes=16"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_stage_runs_on_the_samples(tiny_data: Callable[[Path], Path], tmp_path: Path) -> None:
+    data = tiny_data(tmp_path / "data")
+    _add_noise(data)
+    codec, gense = tmp_path / "codec", tmp_path / "gense"
+    _run("codec", codec, ["pack", "--data", data])
+    shutil.rmtree(codec / "packed" / "tune")  # too few people for a part of their own
+    shutil.copytree(codec / "packed" / "train", codec / "packed" / "tune")
+    _run(
+        "codec",
+        codec,
+        ["teach"],
+        ["tokenizer", "--set", *TOKENIZER],
+        ["tokenizer-clean", "--set", *TOKENIZER],
+        ["codec", "--set", *CODEC],
+        ["codec", "--name", "group", "--set", *CODEC, "model.quantizer=group", "model.group_codes=[8, 8]"],
+        [
+            "codec",
+            "--name",
+            "one",
+            "--start",
+            codec / "group" / "best",
+            "--set",
+            *CODEC,
+            "model.quantizer=reorganized",
+            "model.codes=16",
+        ],
+        ["tokenizer-finish"],
+        ["codec-finish"],
+        ["tokenizer-report", "--limit", "1"],
+    )
+    assert hub.verify_model(codec / "tokenizer-s3-small").kind == "s3-tokenizer"
+    assert hub.verify_model(codec / "codec-small").kind == "codec"
+    parts = ["--tokenizer", codec / "tokenizer-s3-small", "--codec", codec / "codec-small"]
+    shutil.copytree(codec / "packed", gense / "packed")
+    _run(
+        "gense",
+        gense,
+        ["mask", "--set", *MASK],
+        ["refine"],
+        ["mask", "--name", "mask2", "--start", gense / "mask" / "best", "--set", *MASK],
+        ["mask-finish", "--name", "mask2"],
+        ["tokens", "--count", "4", "--mask", gense / "mask-small", "--set", "pairs.seconds=2", *parts],
+        ["gense", "--set", *GENSE, *parts],
+    )
+    assert hub.verify_model(gense / "mask-small").kind == "mask"
+    assert hub.model_kind(gense / "gense" / "best") == "gense"
+
+
+def _add_noise(data: Path) -> None:
+    """Two made recordings of noise, in the layout that the recipes want."""
+    folder = data / "audio" / "noise" / "made"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = []
+    for name in ("one", "two"):
+        audio.write(folder / f"{name}.wav", 0.1 * rng.standard_normal(32_000).astype(np.float32), 16_000)
+        rows.append(json.dumps({"path": f"noise/made/{name}.wav", "id": name, "source": name}))
+    (folder / "manifest.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def _run(recipe: str, output: Path, *stages: list[object]) -> None:
+    """Run stages of a recipe one after the other in one process."""
+    arguments = [[str(word) for word in [*stage, "--output", output]] for stage in stages]
+    path = str(PROJECT / "recipes" / recipe / "run.py")
+    lines = [
+        "import json, runpy, sys",
+        "for words in json.loads(sys.argv[1]):",
+        "    sys.argv[1:] = words",
+        f"    assert runpy.run_path({path!r})['main']() == 0",
+    ]
+    code = "\n".join(lines)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, json.dumps(arguments)]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
