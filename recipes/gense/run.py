@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
+import bench
 import evaluate
 import measure
 import noisy_sets
@@ -128,6 +129,15 @@ def report(arguments: argparse.Namespace) -> None:
         print(line)
 
 
+def measure_cost(arguments: argparse.Namespace) -> None:
+    """Print CPU time, memory and seams of recordings of 10 s, 10 minutes and 2 hours, out of the reported pairs."""
+    sounds = [pair.noisy for pair in measure.reported_pairs(arguments.data)]
+    model, mode = arguments.gense or arguments.mask, "generative" if arguments.gense else "safe"
+    lengths_s = [10.0, 600.0] if arguments.gense else [10.0, 600.0, 7200.0]
+    for line in bench.rows(model, arguments.mask, mode, sounds, arguments.output / "bench", lengths_s):
+        print(line, flush=True)
+
+
 STAGES = {
     "pack": pack,
     "mask": mask,
@@ -136,6 +146,7 @@ STAGES = {
     "tokens": tokens,
     "gense": gense,
     "report": report,
+    "bench": measure_cost,
 }
 
 

@@ -1,0 +1,87 @@
+"""What enhancing costs and whether long recordings come out whole: CPU time, memory, length, seams."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from audio_llm.gense.measures import active_frames, levels_db
+
+RATE = 16_000  # Hz
+_CODE = """
+import json, resource, sys, time
+import torch
+torch.set_num_threads(1)
+from audio_llm.gense.enhance import Enhancer
+model, mode, path, output = sys.argv[1:]
+enhancer = Enhancer.load(model, mode)
+begun = time.process_time()
+done = enhancer.enhance(path, output)
+used = time.process_time() - begun
+seams = sorted({chunk.end_s for chunk in done.chunks})[:-1]
+megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"cpu_s": used, "megabytes": megabytes, "samples": done.samples, "seams": seams}))
+"""
+
+
+def long_file(sounds: list[np.ndarray], seconds: float, path: Path) -> None:
+    """Write a recording of so many seconds out of shorter ones, with no gap between them."""
+    size, parts, count = round(seconds * RATE), [], 0
+    while count < size:
+        parts.append(sounds[len(parts) % len(sounds)])
+        count += len(parts[-1])
+    soundfile.write(path, np.concatenate(parts)[:size], RATE)
+
+
+def rows(
+    model: str, mask: str, mode: str, sounds: list[np.ndarray], folder: Path, lengths_s: list[float]
+) -> Iterator[str]:
+    """Yield a line of a table for a recording of each length."""
+    yield "| recording | CPU s a second, one thread | memory, MB | samples in, out | seams | largest level jump, dB |"
+    yield "|---|---|---|---|---|---|"
+    folder.mkdir(parents=True, exist_ok=True)
+    for seconds in lengths_s:
+        source, masked, output = (folder / f"{seconds:g}s-{name}.wav" for name in ("noisy", "mask", mode))
+        long_file(sounds, seconds, source)
+        done = _enhance(mask, "safe", source, masked)
+        if mode != "safe":
+            done = _enhance(model, mode, source, output)
+        jump = _largest_jump(masked, output if mode != "safe" else masked, done["seams"])
+        cells = [f"{seconds:g} s", f"{done['cpu_s'] / seconds:.3f}", f"{done['megabytes']:.0f}"]
+        cells += [f"{soundfile.info(source).frames}, {done['samples']}", str(len(done["seams"])), f"{jump:.2f}"]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _enhance(model: str, mode: str, source: Path, output: Path) -> dict[str, Any]:
+    """Enhance in a process of its own."""
+    command = [sys.executable, "-c", _CODE, model, mode, str(source), str(output)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+def _largest_jump(masked: Path, output: Path, seams_s: list[float]) -> float:
+    """Return by how much the level jumps at a seam, at most, in dB.
+
+    The level is that of the frames with speech in the second before and the second after, over what the mask network's
+    sound, which has no seams, has there.
+    """
+    one, other = (soundfile.read(path, dtype="float32")[0] for path in (masked, output))
+    largest = 0.0
+    for seam in (round(s * RATE) for s in seams_s):
+        gains = []
+        for start in (seam - RATE, seam):
+            part = slice(max(0, start), start + RATE)
+            speech = active_frames(one[part])
+            if speech.sum() >= 10:
+                powers = [np.mean(10.0 ** (levels_db(w[part])[speech] / 10.0)) for w in (one, other)]
+                gains.append(10.0 * np.log10(powers[1] / powers[0]))
+        if len(gains) == 2:
+            largest = max(largest, abs(gains[1] - gains[0]))
+    return float(largest)
