@@ -24,8 +24,10 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IN", help="sound file, folder, glob, or - for standard input")
     parser.add_argument("-o", "--output", metavar="TOKENS", required=True, help="JSON lines to write")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--tokenizer", metavar="NAME|DIR", help="semantic tokens, such as of tokenizer-s3-small")
+    which.add_argument("--tokenizer", metavar="NAME|DIR", help="semantic tokens: a model, or an S3Tokenizer .onnx file")
     which.add_argument("--codec", metavar="NAME|DIR", help="acoustic codes, such as of codec-small")
+    parser.add_argument("--ssl", metavar="DIR", help="speech model that an ssl-kmeans tokenizer stands on")
+    parser.add_argument("--variant", metavar="NAME", help="which S3Tokenizer an .onnx file is, such as v2_25hz")
     parser.set_defaults(run=run_tokenize)
     parser = commands.add_parser(
         "detokenize", parents=[common], help="acoustic codes to sound", description=_DETOKENIZE
@@ -44,14 +46,19 @@ def run_tokenize(arguments: argparse.Namespace) -> int:
     from audio_llm.pipeline.batch import FileResult, one_line
     from audio_llm.pipeline.files import find_audio
     from audio_llm.pipeline.tokens import tokenize
-    from audio_llm.tokenizer.s3 import S3Tokenizer
+    from audio_llm.tokenizer.base import SemanticTokenizer
+    from audio_llm.tokenizer.load import load_tokenizer
 
     output = Path(arguments.output)
     if output.exists() and not arguments.overwrite:
         raise UsageError("is there already", path=output, remedy="add --overwrite to replace it")
     inputs = find_audio(arguments.inputs)
     name, device = arguments.codec or arguments.tokenizer, resolve_device(arguments.device)
-    model = SpeechCodec.load(name, device) if arguments.codec else S3Tokenizer.load(name, device)
+    model: SpeechCodec | SemanticTokenizer
+    if arguments.codec:
+        model = SpeechCodec.load(name, device)
+    else:
+        model = load_tokenizer(name, device, arguments.ssl, arguments.variant)
     failed = 0
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")

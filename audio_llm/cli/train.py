@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from audio_llm.cli.options import whole_number
 from audio_llm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,9 +47,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         parser.add_argument("words", nargs="+", metavar="DATA|KEY=VALUE", help="folder of packed data, and settings")
         _add_loop_options(parser)
         parser.add_argument("--start-from", metavar="NAME|DIR", help="a model to go on from")
-        parser.add_argument("--tuning", metavar="DIR", required=True, help="packed data that choose the best model")
+        help_ = "packed data that choose the best model"
+        parser.add_argument("--tuning", metavar="DIR", required=name != "tokenizer", help=help_)
         if name == "tokenizer":
             parser.add_argument("--teacher", metavar="DIR", help="a recogniser's letters of DATA, packed")
+            parser.add_argument("--ssl", metavar="DIR", help="cluster a layer of this speech model instead (k-means)")
+            parser.add_argument("--layer", type=whole_number(1), default=6, metavar="N", help="with --ssl (6)")
+            parser.add_argument("--clusters", type=whole_number(2), default=1024, metavar="K", help="with --ssl (1024)")
         if name == "gense":
             parser.add_argument("--tokenizer", metavar="NAME|DIR", required=True, help="that made the semantic tokens")
             parser.add_argument("--codec", metavar="NAME|DIR", required=True, help="that made the acoustic codes")
@@ -113,8 +118,44 @@ def run_tokenizer(arguments: argparse.Namespace) -> int:
     """Train the supervised tokenizer; return the exit status."""
     from audio_llm.tokenizer.s3_train import S3TrainingConfig, train_s3
 
+    if arguments.ssl:
+        return _fit_ssl(arguments)
+    if not arguments.tuning:
+        raise UsageError("no tuning data are named", remedy="give --tuning DIR, or --ssl DIR for k-means")
     teacher = Path(arguments.teacher) if arguments.teacher else None
     return _run_on_pack(arguments, S3TrainingConfig, train_s3, teacher=teacher)
+
+
+def _fit_ssl(arguments: argparse.Namespace) -> int:
+    """Cluster a layer of a speech model; the model directory is OUT/best, as of a training."""
+    from audio_llm import __version__
+    from audio_llm.simulation.speech_pack import SpeechPack
+    from audio_llm.tokenizer.ssl_kmeans import fit_ssl_kmeans
+
+    for name in ("teacher", "tuning", "max_minutes", "resume", "start_from", "config"):
+        if getattr(arguments, name):
+            raise UsageError(f"--{name.replace('_', '-')} is not for k-means", remedy="leave it out")
+    folder, overrides = _one_folder_and_settings(arguments)
+    if overrides:
+        raise UsageError(f"k-means has no setting {overrides[0]!r}", remedy="use --layer and --clusters")
+    output = Path(arguments.output) / "best"
+    if output.exists() and not arguments.overwrite:
+        raise UsageError("there is a model already", path=output, remedy="give --overwrite or another folder")
+    pack = SpeechPack(folder)
+    found = fit_ssl_kmeans(
+        (pack.pcm(number).astype("float32") / 32768.0 for number in range(len(pack))),
+        arguments.ssl,
+        output,
+        arguments.layer,
+        arguments.clusters,
+        device=arguments.device,
+        provenance={"audio_llm": __version__, "data": [folder.name]},
+    )
+    used = arguments.clusters - found.unused
+    print(
+        f"{output}: {used} of {arguments.clusters} clusters in use, {found.frames} frames, {found.skipped} sounds skipped"
+    )
+    return 0
 
 
 def run_gense(arguments: argparse.Namespace) -> int:

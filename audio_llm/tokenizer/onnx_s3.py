@@ -56,7 +56,7 @@ VARIANTS = {
 
 
 class OnnxS3Tokenizer:
-    """The tokenizer. It runs on the CPU, one utterance at a time.
+    """The tokenizer. It runs on the CPU, one utterance at a time; `fingerprint` is the SHA-256 of the file.
 
     Args:
         path: The .onnx file.
@@ -224,7 +224,7 @@ def _input_names(session: Any, path: Path) -> tuple[str, str]:
 
 
 def _takes(part: Any, shape: tuple[int | None, ...]) -> bool:
-    """Return whether an input lets a shape pass, in which None is any size; sizes left open are text or None."""
+    """Return whether an input takes a shape, in which None is a size that it has to leave open (as text or None)."""
     sizes = part.shape
     if len(sizes) != len(shape):
         return False

@@ -16,6 +16,7 @@ import measure
 import noisy_sets
 import numpy as np
 import torch
+from resemblyzer_weights import read_resemblyzer
 from systems import systems
 
 from audio_llm import hub
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--codec", default="codec-small", help="tokens, gense: which")
     parser.add_argument("--mask", default="mask-small", help="tokens, report: which")
     parser.add_argument("--gense", help="report: which; none: the mask network alone")
+    parser.add_argument("--voices", action="store_true", help="report: compare voices, by Resemblyzer's encoder")
     parser.add_argument("--systems", nargs="*", default=[], help="report: which, of those that systems.py names")
     parser.add_argument("--count", type=int, default=20_000, help="tokens: stretches; report: mixtures")
     arguments = parser.parse_args()
@@ -121,7 +123,7 @@ def report(arguments: argparse.Namespace) -> None:
     pairs["mixtures in rooms"] = evaluate.mixes(arguments.output / "packed" / "test", arguments.count)
     texts = [evaluate.DEFAULT_NORMALIZER(pair.words) for own in pairs.values() for pair in own]
     tokenizer = S3Tokenizer.load(arguments.tokenizer) if arguments.gense else None
-    judges = evaluate.Judges(tokenizer, None, texts)
+    judges = evaluate.Judges(tokenizer, read_resemblyzer() if arguments.voices else None, texts)
     output = arguments.output / "measures.jsonl"
     for name, own in pairs.items():
         evaluate.run(systems(arguments.mask, arguments.gense, arguments.systems), own, judges, output, name)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from audio_llm.codec.model import CodecConfig, CodecNetwork
+from audio_llm.quantizers import fsq
 
 TINY = CodecConfig(
     width=16, encoder_blocks=1, decoder_blocks=1, expansion=2, levels=(8, 5, 5), codes=64, group_codes=(8, 8), vector=4
@@ -17,12 +18,20 @@ TINY = CodecConfig(
 
 
 @pytest.fixture
-def make_codec() -> Callable[..., CodecNetwork]:
-    """Return a function that makes a codec with random weights, in eval mode; its keywords change the size."""
+def make_codec(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CodecNetwork]:
+    """Return a function that makes a codec with random weights, in eval mode; its keywords change the size.
+
+    Its quantizer knows the statistics of noise, so that many codes are in use.
+    """
+    noise = 0.1 * torch.randn(4, 8000, generator=torch.Generator().manual_seed(1))
 
     def make(seed: int = 0, **changes: Any) -> CodecNetwork:
         torch.manual_seed(seed)
-        return CodecNetwork(replace(TINY, **changes)).eval()
+        network = CodecNetwork(replace(TINY, **changes)).train()
+        with monkeypatch.context() as patched, torch.no_grad():
+            patched.setattr(fsq, "_MOMENTUM", 1.0)
+            network.quantize(noise, torch.full((4,), 8000))
+        return network.eval()
 
     return make
 

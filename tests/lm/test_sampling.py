@@ -1,0 +1,105 @@
+"""Drawing the next token: only from what is allowed, as likely as it should be, and repeatable."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from audio_llm.errors import ConfigError
+from audio_llm.lm.sampling import GREEDY, Sampling, draw
+
+torch.set_num_threads(1)
+LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+QUARTERS = st.integers(-120, 120).map(lambda number: number / 4)  # alike or clearly apart, as float32 too
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def shares(logits: Tensor, sampling: Sampling, count: int = 20_000) -> list[float]:
+    """Return how often each token was drawn."""
+    drawn = draw(logits.expand(count, -1), sampling, seeded())
+    return (torch.bincount(drawn, minlength=logits.shape[-1]) / count).tolist()
+
+
+def test_greedy_takes_the_likeliest_of_each_row() -> None:
+    logits = torch.randn(50, 9, generator=seeded())
+    assert torch.equal(draw(logits, GREEDY), logits.argmax(-1))
+    assert torch.equal(draw(logits, Sampling(top_k=1), seeded()), logits.argmax(-1))
+    assert torch.equal(draw(logits, Sampling(top_p=1e-6), seeded()), logits.argmax(-1))
+
+
+def test_draws_are_as_likely_as_they_should_be() -> None:
+    assert shares(LOGITS, Sampling()) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=0.015)
+    squares = [p * p / 0.3 for p in (0.1, 0.4, 0.2, 0.3)]
+    assert shares(LOGITS, Sampling(temperature=0.5)) == pytest.approx(squares, abs=0.015)
+
+
+def test_top_k_keeps_the_likeliest() -> None:
+    assert shares(LOGITS, Sampling(top_k=2)) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=0.015)
+    assert shares(LOGITS, Sampling(top_k=99)) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "expected"),
+    [(0.39, [0, 1, 0, 0]), (0.5, [0, 4 / 7, 0, 3 / 7]), (0.85, [0, 4 / 9, 2 / 9, 3 / 9]), (0.95, [0.1, 0.4, 0.2, 0.3])],
+)
+def test_top_p_keeps_the_fewest_that_have_that_probability(top_p: float, expected: list[float]) -> None:
+    assert shares(LOGITS, Sampling(top_p=top_p)) == pytest.approx(expected, abs=0.015)
+
+
+def test_top_p_counts_what_top_k_and_temperature_left() -> None:
+    # of 4/7 and 3/7 the first alone has more than a half
+    assert shares(LOGITS, Sampling(top_k=2, top_p=0.5)) == pytest.approx([0, 1, 0, 0])
+    assert shares(LOGITS, Sampling(temperature=0.25, top_p=0.6)) == pytest.approx([0, 1, 0, 0])
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    logits, sampling = torch.randn(200, 30, generator=seeded()), Sampling(temperature=1.2, top_k=20, top_p=0.9)
+    one = draw(logits, sampling, seeded(7))
+    torch.manual_seed(123)  # the global generator has no say
+    assert torch.equal(draw(logits, sampling, seeded(7)), one)
+    assert not torch.equal(draw(logits, sampling, seeded(8)), one)
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.one_of(QUARTERS, st.just(-math.inf)), min_size=6, max_size=6),
+        min_size=1,
+        max_size=4,
+    ).filter(lambda rows: all(max(row) > -math.inf for row in rows)),
+    temperature=st.sampled_from([0.0, 0.1, 0.7, 1.0, 2.0]),
+    top_k=st.integers(0, 7),
+    top_p=st.sampled_from([0.01, 0.3, 0.9, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_only_what_is_allowed_comes(
+    rows: list[list[float]], temperature: float, top_k: int, top_p: float, seed: int
+) -> None:
+    logits = torch.tensor(rows)
+    drawn = draw(logits, Sampling(temperature, top_k, top_p), seeded(seed))
+    assert drawn.shape == (len(rows),)
+    for row, token in zip(rows, drawn.tolist(), strict=True):
+        assert row[token] > -math.inf
+        likelier = [value for value in row if value > row[token]]
+        if temperature == 0.0:
+            assert not likelier
+            continue
+        assert not top_k or len(likelier) < top_k
+        left = sorted((value for value in row if value > -math.inf), reverse=True)
+        least = left[min(top_k or len(left), len(left)) - 1]
+        weights = [math.exp((value - left[0]) / temperature) for value in row if value >= least]
+        before = sum(math.exp((value - left[0]) / temperature) for value in likelier) / sum(weights)
+        assert before < top_p + 1e-4
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -0.1}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}])
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="top_p"):
+        Sampling(**wrong)

@@ -1,0 +1,260 @@
+"""The token language model: no sight of the future, given positions, and generation that equals no cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from audio_llm.errors import ConfigError, UsageError
+from audio_llm.lm.sampling import GREEDY, Sampling
+from audio_llm.lm.token_lm import Sequence, TokenLm, TokenLmConfig, additive_mask
+from audio_llm.lm.vocabulary import BOS, PAD
+from audio_llm.quantizers.fsq import FSQ
+
+torch.set_num_threads(1)
+TINY = TokenLmConfig({"a": 12, "b": 9}, segments=3, width=16, layers=2, heads=2, feed_forward=32, dropout=0.0)
+
+
+def make_lm(config: TokenLmConfig = TINY, seed: int = 0, vectors: dict[str, Tensor] | None = None) -> TokenLm:
+    """Return a model whose weights are large enough for everything to matter."""
+    torch.manual_seed(seed)
+    lm = TokenLm(config, vectors)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.3)
+    return lm.eval()
+
+
+def sequence(batch: int = 2, size: int = 10, seed: int = 0) -> Sequence:
+    """Return random tokens of both ranges; positions that repeat and are no whole numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 25, (batch, size), generator=generator)
+    segments = torch.randint(3, (batch, size), generator=generator)
+    positions = torch.randint(12, (batch, size), generator=generator) / 2
+    return Sequence(ids, segments, positions)
+
+
+def joined(one: Sequence, other: Sequence) -> Sequence:
+    return Sequence(*(torch.cat(parts, dim=1) for parts in zip(one, other, strict=True)))
+
+
+def padded(given: Sequence, count: int) -> Sequence:
+    """Return a sequence behind `count` places of padding."""
+    ids = torch.nn.functional.pad(given.ids, (count, 0), value=PAD)
+    return Sequence(ids, *(torch.nn.functional.pad(part, (count, 0)) for part in given[1:]))
+
+
+@pytest.mark.parametrize("place", [0, 4, 9])
+@pytest.mark.parametrize("part", ["ids", "segments", "positions"])
+def test_what_is_to_come_changes_nothing_before(place: int, part: str) -> None:
+    lm, given = make_lm(), sequence()
+    changed = getattr(given, part).clone()
+    changed[:, place] = {"ids": 4 + (changed[:, place] - 3) % 21, "segments": (changed[:, place] + 1) % 3}.get(
+        part, changed[:, place] + 3.5
+    )
+    with torch.no_grad():
+        before, after = lm(given), lm(given._replace(**{part: changed}))
+    assert before.shape == (2, 10, 16)
+    torch.testing.assert_close(after[:, :place], before[:, :place], atol=1e-5, rtol=1e-4)
+    difference = (after - before).abs().amax(-1)
+    if part == "positions" and place == 0:  # alone at its place, nothing to be turned against
+        torch.testing.assert_close(after[:, 0], before[:, 0], atol=1e-5, rtol=1e-4)
+    else:
+        assert (difference[:, place] > 1e-3).all()
+    assert (difference[:, place + 1 :] > 1e-5).all()
+
+
+def test_only_differences_of_positions_count() -> None:
+    lm, given = make_lm(), sequence()
+    with torch.no_grad():
+        before = lm(given)
+        shifted = lm(given._replace(positions=given.positions + 7.5))
+        stretched = lm(given._replace(positions=given.positions * 2.0))
+    torch.testing.assert_close(shifted, before, atol=1e-4, rtol=1e-3)
+    assert (stretched - before).abs().max() > 1e-2
+
+
+def test_a_batch_equals_one_by_one() -> None:
+    lm, given = make_lm(), sequence(4)
+    with torch.no_grad():
+        together = lm(given)
+        for row in range(4):
+            alone = lm(Sequence(*(part[row : row + 1] for part in given)))
+            torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=1e-4)
+
+
+def test_padding_on_the_left_changes_nothing() -> None:
+    lm, given = make_lm(), sequence()
+    with torch.no_grad():
+        torch.testing.assert_close(lm(padded(given, 5))[:, 5:], lm(given), atol=1e-5, rtol=1e-4)
+        assert torch.isfinite(lm(padded(given, 5))).all()
+
+
+def test_masks_are_additive_and_hide_the_future_and_padding() -> None:
+    mask = additive_mask(torch.tensor([[False, False, True, True], [True] * 4]))
+    assert mask.shape == (2, 1, 4, 4)
+    assert (mask[0, 0] == 0).tolist() == [
+        [True, False, False, False],
+        [False, True, False, False],
+        [False, False, True, False],
+        [False, False, True, True],
+    ]
+    assert torch.equal(mask[1, 0] == 0, torch.ones(4, 4, dtype=torch.bool).tril())
+    assert mask.min() < -1e30
+    assert torch.isfinite(mask).all()
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_generation_equals_generation_without_a_cache(name: str) -> None:
+    lm, prompt, target = make_lm(), sequence(3, 8), sequence(3, 7, seed=5)
+    found = lm.generate(prompt, target, name)
+    assert found.ids.shape == found.log_probs.shape == (3, 7)
+    so_far, span = prompt, lm.vocabulary.span(name)
+    with torch.no_grad():
+        for step in range(7):
+            log_probs = lm.logits(lm(so_far)[:, -1], name).log_softmax(-1)
+            ids = log_probs.argmax(-1) + span.start
+            assert torch.equal(found.ids[:, step], ids)
+            torch.testing.assert_close(found.log_probs[:, step], log_probs.amax(-1), atol=1e-4, rtol=1e-3)
+            so_far = joined(so_far, Sequence(ids[:, None], *(part[:, step : step + 1] for part in target[1:])))
+    assert len(found.ids.unique()) > 1
+
+
+def test_prompts_of_varied_length_are_continued_as_each_alone() -> None:
+    lm, target = make_lm(), sequence(1, 6, seed=5)
+    prompts = [sequence(1, size, seed=size) for size in (3, 8, 5)]
+    rows = [padded(prompt, 8 - prompt.ids.shape[1]) for prompt in prompts]
+    together = Sequence(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+    found = lm.generate(together, expanded(target, 3), "b", GREEDY)
+    for row, prompt in enumerate(prompts):
+        alone = lm.generate(prompt, target, "b")
+        assert torch.equal(found.ids[row], alone.ids[0])
+        torch.testing.assert_close(found.log_probs[row], alone.log_probs[0], atol=1e-4, rtol=1e-3)
+
+
+def expanded(given: Sequence, batch: int) -> Sequence:
+    return Sequence(*(part.expand(batch, -1) for part in given))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_what_is_generated_is_of_the_range_asked_for() -> None:
+    lm, prompt, target = make_lm(), sequence(8), sequence(8, 20, seed=3)
+    for name in ("a", "b"):
+        span = lm.vocabulary.span(name)
+        ids = lm.generate(prompt, target, name, Sampling(temperature=3.0), seeded()).ids
+        assert ids.min() >= span.start
+        assert ids.max() < span.stop
+        assert len(ids.unique()) == len(span)  # so hot that everything comes
+    with pytest.raises(UsageError, match="'c'"):
+        lm.generate(prompt, target, "c")
+
+
+def test_log_probs_are_those_before_drawing() -> None:
+    lm, prompt, target = make_lm(), sequence(4), sequence(4, 5, seed=3)
+    found = lm.generate(prompt, target, "a", Sampling(temperature=0.5, top_k=3), seeded())
+    whole = joined(prompt, target._replace(ids=found.ids))
+    with torch.no_grad():
+        log_probs = lm.logits(lm(whole)[:, 9:-1], "a").log_softmax(-1)
+    expected = log_probs.gather(2, (found.ids - 4)[..., None])[..., 0]
+    torch.testing.assert_close(found.log_probs, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_the_same_seed_generates_the_same() -> None:
+    lm, prompt, target = make_lm(), sequence(2), sequence(2, 12, seed=3)
+    one, same, other = (lm.generate(prompt, target, "a", Sampling(), seeded(seed)).ids for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("part", ["segments", "positions"])
+def test_where_the_target_lies_matters(part: str) -> None:
+    lm, prompt, target = make_lm(), sequence(4), sequence(4, 9, seed=3)
+    other = target._replace(**{part: (getattr(target, part) + 1) % (3 if part == "segments" else 50)})
+    one, two = lm.generate(prompt, target, "a"), lm.generate(prompt, other, "a")
+    torch.testing.assert_close(one.log_probs[:, 0], two.log_probs[:, 0])  # the first is told by the prompt alone
+    assert not torch.allclose(one.log_probs, two.log_probs, atol=1e-3)
+    ids = target.ids.clone().fill_(BOS)
+    assert torch.equal(lm.generate(prompt, target._replace(ids=ids), "a").ids, one.ids)
+
+
+def test_nothing_to_generate_is_nothing() -> None:
+    lm, empty = make_lm(), Sequence(*(part[:, :0] for part in sequence(2)))
+    found = lm.generate(sequence(2), empty, "a")
+    assert found.ids.shape == found.log_probs.shape == (2, 0)
+
+
+def test_dropout_is_for_training_only() -> None:
+    lm, given = make_lm(replace(TINY, dropout=0.5)), sequence()
+    with torch.no_grad():
+        assert torch.equal(lm(given), lm(given))
+        lm.train()
+        assert not torch.equal(lm(given), lm(given))
+
+
+def vectors(levels: tuple[int, ...] = (3, 3)) -> Tensor:
+    quantizer = FSQ(levels)
+    return quantizer.decode(torch.arange(quantizer.size))
+
+
+def test_tokens_with_levels_in_common_share_what_is_learned() -> None:
+    torch.manual_seed(0)
+    lm = TokenLm(TINY, {"b": vectors()})
+    span = lm.vocabulary.span("b")
+    before = lm.embeddings().detach()
+    # a push on the token of levels (0, 0) through what is shared
+    (lm.embeddings()[span.start].sum()).backward()
+    with torch.no_grad():
+        for parameter in lm.shared.parameters():
+            parameter -= 0.1 * parameter.grad
+    moved = (lm.embeddings().detach() - before)[span.start :].abs().amax(-1)
+    shared = [(first == 0) + (second == 0) for second in range(3) for first in range(3)]
+    torch.testing.assert_close(moved, 0.1 * torch.tensor(shared, dtype=torch.float32), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(lm.embeddings()[: span.start], lm.network.embed_tokens.weight[: span.start])
+
+
+def test_numbers_with_many_levels_are_taken_as_they_are() -> None:
+    table = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    lm = TokenLm(TokenLmConfig({"a": 40}, 1, 16, 1, 2, 32), {"a": table})
+    torch.testing.assert_close(lm.features_a, table)
+    few = TokenLm(TINY, {"b": vectors()})
+    assert few.features_b.shape == (9, 6)
+    assert torch.equal(few.features_b.sum(-1), torch.full((9,), 2.0))
+    assert len(few.features_b.unique(dim=0)) == 9
+
+
+@pytest.mark.parametrize("count", [8, 10])
+def test_vectors_of_another_quantizer_are_refused(count: int) -> None:
+    with pytest.raises(ConfigError, match=f"{count} vectors for 9 tokens"):
+        TokenLm(TINY, {"b": torch.randn(count, 2)})
+
+
+def test_vectors_are_not_stored_but_what_is_learned_of_them_is() -> None:
+    lm = make_lm(vectors={"b": vectors()})
+    stored = lm.state_dict()
+    assert not [name for name in stored if "features" in name]
+    assert "shared.b.weight" in stored
+    other = make_lm(seed=5, vectors={"b": vectors()})
+    other.load_state_dict(stored)
+    with torch.no_grad():
+        assert torch.equal(other(sequence()), lm(sequence()))
+        lm.shared["b"].weight.zero_()
+        assert not torch.equal(other(sequence()), lm(sequence()))
+
+
+@pytest.mark.parametrize("make", [lambda: None, lambda: {"a": torch.randn(12, 3), "b": vectors()}])
+def test_gradients_reach_every_weight(make: Callable[[], dict[str, Tensor] | None]) -> None:
+    lm = make_lm(vectors=make()).train()
+    given = sequence(4)
+    loss = sum(lm.logits(lm(given), name).log_softmax(-1)[..., 0].mean() for name in ("a", "b"))
+    loss.backward()
+    for name, parameter in lm.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
