@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -341,6 +342,14 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     import soxr
 
     return np.asarray(soxr.resample(np.asarray(waveform, dtype=np.float32), from_rate, to_rate))
+
+
+@contextlib.contextmanager
+def readable_twice(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a file that can be read more than once: standard input and pipes are copied to a temporary one."""
+    with contextlib.ExitStack() as stack:
+        spool = _spool(path)
+        yield Path(stack.enter_context(spool).name) if spool is not None else Path(path)
 
 
 def _spool(path: str | os.PathLike[str]) -> Any:

@@ -40,7 +40,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="0..1",
         help="0 (default): only the enhanced sound; 1: the recording as it was; between: both blended",
     )
-    parser.add_argument("--report", metavar="FILE", help="write what was done to each stretch, as JSON lines")
+    parser.add_argument("--report", metavar="FILE", help="write what this run did to each stretch, as JSON lines")
     parser.set_defaults(run=run)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,9 +153,8 @@ def _fit_ssl(arguments: argparse.Namespace) -> int:
         provenance={"audio_llm": __version__, "data": [folder.name]},
     )
     used = arguments.clusters - found.unused
-    print(
-        f"{output}: {used} of {arguments.clusters} clusters in use, {found.frames} frames, {found.skipped} sounds skipped"
-    )
+    print(f"{output}: {used} of {arguments.clusters} clusters in use, {found.frames} frames")
+    print(f"{found.skipped} sounds too short", file=sys.stderr)
     return 0
 
 

@@ -60,7 +60,7 @@ class SpeechCodec:
 
         How many there are depends on the length alone: one for each 10 ms begun (20 ms at 50 codes a second).
         """
-        if not waveforms.shape[1]:
+        if not len(lengths) or not int(lengths.max()):
             return Codes(torch.zeros(len(lengths), 0, dtype=torch.int64), torch.zeros_like(lengths))
         quantized, mask = self.network.quantize(waveforms, lengths)
         return Codes(quantized.codes * mask, mask.sum(1))

@@ -28,6 +28,7 @@ HOP_LENGTH = 160  # samples, 10 ms
 BINS = N_FFT // 2 + 1
 _SIDE = (N_FFT - HOP_LENGTH) // 2  # samples of a frame before its own hop
 _FLOOR = 1e-5  # of a magnitude
+_LEAST_OVERLAP = 0.1  # of squared windows, so that the edges are not blown up
 _LOUDEST = 8.0  # natural logarithm of the largest magnitude that comes out
 
 
@@ -111,7 +112,9 @@ class CodecNetwork(nn.Module):
     def forward(self, waveforms: Tensor, lengths: Tensor) -> CodecOutput:
         """Encode and decode (B, T) float32 at 16 kHz, zeros behind each end; lengths (B,) int64 samples."""
         found, mask = self.quantize(waveforms, lengths)
-        sound = self._decode(found.values, mask)[:, : waveforms.shape[1]]
+        sound = self._decode(found.values, mask)
+        missing = waveforms.shape[1] - sound.shape[1]
+        sound = functional.pad(sound, (0, missing)) if missing > 0 else sound[:, : waveforms.shape[1]]
         return CodecOutput(sound * valid_mask(lengths, sound.shape[1]), found, mask)
 
     def quantize(self, waveforms: Tensor, lengths: Tensor) -> tuple[Quantized, Tensor]:
@@ -162,23 +165,19 @@ def _synthesize(out: Tensor, mask: Tensor) -> Tensor:
     magnitude, phase = out.chunk(2, dim=-1)
     magnitude = magnitude.clamp_max(_LOUDEST).exp() * mask[:, :, None]
     frames = torch.fft.irfft(torch.polar(magnitude, phase), N_FFT) * _window().to(out)
-    count = frames.shape[1]
-    size = count * HOP_LENGTH + 2 * _SIDE
+    rows = mask[:1] if bool(mask.all()) else mask  # each utterance ends where it ends alone
+    squares = _window().to(out).square() * rows[:, :, None]
+    return _overlap_add(frames) / _overlap_add(squares).clamp_min(_LEAST_OVERLAP)
+
+
+def _overlap_add(frames: Tensor) -> Tensor:
+    """Return (B, N x HOP_LENGTH) of frames (B, N, N_FFT), without what reaches beyond the first and the last hop."""
+    size = frames.shape[1] * HOP_LENGTH + 2 * _SIDE
     sound = functional.fold(frames.transpose(1, 2), (1, size), (1, N_FFT), stride=(1, HOP_LENGTH))[:, 0, 0]
-    return sound[:, _SIDE : size - _SIDE] / _overlap(count).to(out)
+    return sound[:, _SIDE : size - _SIDE]
 
 
 @functools.cache
 @torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
 def _window() -> Tensor:
     return torch.hann_window(N_FFT)
-
-
-@functools.lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _overlap(count: int) -> Tensor:
-    """Return (count x HOP_LENGTH,) float32: what the squared windows of so many frames add up to."""
-    squares = (_window().square()[:, None]).expand(N_FFT, count)[None]
-    size = count * HOP_LENGTH + 2 * _SIDE
-    total = functional.fold(squares, (1, size), (1, N_FFT), stride=(1, HOP_LENGTH))[0, 0, 0]
-    return total[_SIDE : size - _SIDE].clamp_min(0.1)

@@ -16,6 +16,7 @@ from audio_llm.codec.codec import KIND, load_codec_network
 from audio_llm.codec.discriminators import Discriminators
 from audio_llm.codec.losses import adversarial_loss, discriminator_loss, feature_distance, spectral_distance
 from audio_llm.codec.model import CodecConfig, CodecNetwork
+from audio_llm.errors import ConfigError
 from audio_llm.quantizers.group_reorg import GroupVQ, reorganize
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
@@ -178,7 +179,12 @@ def reorganized(codec: CodecNetwork, config: CodecConfig) -> CodecNetwork:
     Args:
         codec: As trained with `group` codebooks.
         config: Of stage 2; its number of codes is split evenly between the halves, the first gets the odd factor of 2.
+
+    Raises:
+        ConfigError: The number of codes is no power of 2.
     """
+    if config.codes & (config.codes - 1):
+        raise ConfigError(f"{config.codes} codes do not split into two halves", remedy="give a power of 2")
     groups = codec.quantizer
     assert isinstance(groups, GroupVQ)
     first = 1 << -(-(config.codes.bit_length() - 1) // 2)

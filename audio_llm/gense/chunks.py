@@ -39,7 +39,7 @@ class ChunkReport:
         end_s: Where it ends.
         action: `mask`: noise was taken away; `generated`: it was spoken anew, plausibly but not provably as it was;
             `bypass`: it was good and is left as it is; `silent`: nobody speaks, what there is was taken away.
-        input_db: Level before, below full scale.
+        input_db: Level before at 16 kHz, below full scale.
         output_db: Level after.
         draws: How often it was spoken.
         reasons: Why a drawing was refused, or what was decided.

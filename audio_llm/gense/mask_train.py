@@ -190,4 +190,7 @@ def _validate(network: nn.Module, batches: list[PairBatch], config: MaskTraining
         used = (batch.clean.square().mean(-1) > _LEAST_SPEECH) & (before < 40.0)
         gains += (si_sdr_db(enhanced, batch.clean) - before)[used].tolist()
     total = sum(count for _, count in losses)
-    return {"loss": sum(loss * count for loss, count in losses) / total, "si_sdri_db": float(np.mean(gains))}
+    return {
+        "loss": sum(loss * count for loss, count in losses) / total,
+        "si_sdri_db": float(np.mean(gains)) if gains else 0.0,
+    }

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from audio_llm import audio
-from audio_llm.audio import SAMPLE_RATE, BlockReader
+from audio_llm.audio import SAMPLE_RATE, BlockReader, readable_twice
 from audio_llm.codec.codec import LEVEL_DB, Codes, SpeechCodec
 from audio_llm.errors import DataError, ModelFormatError
 from audio_llm.simulation.mono import active_power
@@ -71,19 +71,20 @@ def tokenize(
         AudioFileError: It cannot be read.
     """
     is_codec = isinstance(model, SpeechCodec)
-    gain = _gain(path) if is_codec else 1.0
     tokens: list[int] = []
     samples = 0
-    for window in _windows(path, model.frame_rate):
-        waveform = torch.from_numpy(window.waveform * np.float32(gain))[None]
-        lengths = torch.tensor([waveform.shape[1]])
-        found = model.encode(waveform, lengths)
-        row = found[0][0, : int(found[1][0])].tolist()
-        end = len(row) if window.last else window.skip + window.keep
-        tokens += row[window.skip : end]
-        samples = window.start + waveform.shape[1]
-        if progress is not None:
-            progress((window.keep if not window.last else len(row) - window.skip) / model.frame_rate)
+    with readable_twice(path) as source:
+        gain = _gain(source) if is_codec else 1.0
+        for window in _windows(source, model.frame_rate):
+            waveform = torch.from_numpy(window.waveform * np.float32(gain))[None]
+            lengths = torch.tensor([waveform.shape[1]])
+            found = model.encode(waveform, lengths)
+            row = found[0][0, : int(found[1][0])].tolist()
+            end = len(row) if window.last else window.skip + window.keep
+            tokens += row[window.skip : end]
+            samples = window.start + waveform.shape[1]
+            if progress is not None:
+                progress((window.keep if not window.last else len(row) - window.skip) / model.frame_rate)
     kind: Literal["semantic", "acoustic"] = "acoustic" if is_codec else "semantic"
     gain_db = round(20.0 * float(np.log10(gain)), 3)
     rate = model.frame_rate

@@ -65,8 +65,6 @@ def test_codes_of_a_batch_equal_those_of_one_by_one(make_codec: MakeCodec, kind:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fold", [1, 2])
 def test_a_batch_sounds_as_one_by_one(make_codec: MakeCodec, kind: str, fold: int) -> None:
-    # BUG in codec/model.py: `_overlap` divides by the windows of frames that a shorter utterance does not have, so its
-    # last samples (up to 240) are quieter in a batch than alone.
     network = make_codec(quantizer=kind, fold=fold, decoder_blocks=3)
     waveforms, lengths = sounds(4800, 161, 3199, 1)
     with torch.inference_mode():
@@ -80,7 +78,6 @@ def test_a_batch_sounds_as_one_by_one(make_codec: MakeCodec, kind: str, fold: in
 
 
 def test_decoding_a_batch_equals_one_by_one(make_codec: MakeCodec) -> None:
-    # BUG in codec/model.py: as in test_a_batch_sounds_as_one_by_one
     codec = SpeechCodec(make_codec(), "")
     waveforms, lengths = sounds(3000, 161, 800)
     codes = codec.encode(waveforms, lengths)
@@ -174,7 +171,6 @@ def test_nothing_at_all_is_no_code(make_codec: MakeCodec, fold: int) -> None:
 
 
 def test_only_padding_is_no_code(make_codec: MakeCodec) -> None:
-    # BUG in codec/model.py: `quantize` fails where a batch has samples but every length is 0
     codec = SpeechCodec(make_codec(), "")
     nothing = codec.encode(torch.zeros(2, 700), torch.tensor([0, 0]))
     assert nothing.codes.shape == (2, 0)

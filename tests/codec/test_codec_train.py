@@ -134,7 +134,6 @@ def test_reorganising_keeps_everything_else(tiny: CodecConfig) -> None:
 
 
 def test_a_number_of_codes_that_does_not_split_is_not_passed_over(tiny: CodecConfig) -> None:
-    # BUG in codec/train.py: 50 codes become 8 x 6 = 48 while the configuration says 50; such a model cannot be loaded
     codec = CodecNetwork(replace(tiny, quantizer="group"))
     try:
         new = reorganized(codec, replace(tiny, quantizer="reorganized", codes=50))

@@ -171,7 +171,6 @@ def test_silence_and_nothing_have_tokens_for_their_length(
 def test_standard_input_is_cut_as_the_file_is(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
-    # BUG in pipeline/tokens.py for a codec: `_gain` reads standard input to its end, then there is nothing to encode
     model = request.getfixturevalue(which)
     path = record(tmp_path / "sound.wav", RATE)
     wanted = tokenize(path, model, "tiny")
