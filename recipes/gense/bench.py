@@ -16,7 +16,7 @@ from audio_llm.gense.measures import active_frames, levels_db
 
 RATE = 16_000  # Hz
 _CODE = """
-import json, resource, sys, time
+import json, sys, time
 import torch
 torch.set_num_threads(1)
 from audio_llm.gense.enhance import Enhancer
@@ -26,7 +26,9 @@ begun = time.process_time()
 done = enhancer.enhance(path, output)
 used = time.process_time() - begun
 seams = sorted({chunk.end_s for chunk in done.chunks})[:-1]
-megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# not getrusage: a child that was spawned starts with its parent's maximum
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+megabytes = int(status["VmHWM"].split()[0]) / 1024
 print(json.dumps({"cpu_s": used, "megabytes": megabytes, "samples": done.samples, "seams": seams}))
 """
 
