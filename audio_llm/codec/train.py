@@ -20,6 +20,7 @@ from audio_llm.errors import ConfigError
 from audio_llm.quantizers.group_reorg import GroupVQ, reorganize
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
+from audio_llm.training.buckets import new_draws, same_draws
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
@@ -142,8 +143,7 @@ def train_codec(
     size = sum(parameter.numel() for parameter in codec.parameters())
     logger.info("%.1f h of %d utterances, %.2f M parameters", speech.pack.hours, len(speech.pack), size / 1e6)
     validation = [
-        make_batch(held_out, range(first, min(first + config.batch, config.validation)), _VALIDATION_SEED)
-        for first in range(0, config.validation, config.batch)
+        make_batch(held_out, chosen, _VALIDATION_SEED) for chosen in same_draws(config.batch, config.validation)
     ]
 
     def save(module: nn.Module, folder: Path) -> None:
@@ -154,7 +154,7 @@ def train_codec(
 
     return train(
         _Training(config, codec),
-        lambda epoch: _batches(epoch, config),
+        new_draws(config.batch, config.epoch_batches),
         lambda module, batch: module(batch.waveforms),
         lambda module: _validate(module, validation),
         output,
@@ -200,11 +200,6 @@ def _start(name: str | Path, config: CodecConfig) -> CodecNetwork:
     if codec.config.quantizer == "group" and config.quantizer == "reorganized":
         return reorganized(codec, config)
     return codec
-
-
-def _batches(epoch: int, config: CodecTrainingConfig) -> list[range]:
-    first, size = epoch * config.epoch_batches * config.batch, config.batch
-    return [range(first + i * size, first + (i + 1) * size) for i in range(config.epoch_batches)]
 
 
 def _validate(module: nn.Module, batches: list[SpeechBatch]) -> dict[str, float]:

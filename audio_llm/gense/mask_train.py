@@ -17,6 +17,7 @@ from audio_llm.gense.models import MASK, load_mask
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.sound_metrics import si_sdr_db, snr_db
+from audio_llm.training.buckets import new_draws, same_draws
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
@@ -110,10 +111,8 @@ def train_mask(
         len(speech.pack.noises),
         size / 1e6,
     )
-    validation = [
-        make_batch(held_out, range(first, min(first + config.batch_pairs, config.validation_pairs)), _VALIDATION_SEED)
-        for first in range(0, config.validation_pairs, config.batch_pairs)
-    ]
+    chosen = same_draws(config.batch_pairs, config.validation_pairs)
+    validation = [make_batch(held_out, seeds, _VALIDATION_SEED) for seeds in chosen]
 
     def save(network: nn.Module, folder: Path) -> None:
         assert isinstance(network, MaskNetwork)
@@ -122,7 +121,7 @@ def train_mask(
 
     return train(
         model,
-        lambda epoch: _batches(epoch, config),
+        new_draws(config.batch_pairs, config.epoch_batches),
         lambda network, batch: mask_loss(network(batch.noisy), batch, config),
         lambda network: _validate(network, validation, config),
         output,
@@ -169,13 +168,6 @@ def _spectral_loss(enhanced: Tensor, clean: Tensor, size: int, complex_share: fl
         one, other = part.chunk(2)
         loss = loss + complex_share * (one - other).square().mean()
     return loss
-
-
-def _batches(epoch: int, config: MaskTrainingConfig) -> list[range]:
-    first = epoch * config.epoch_batches * config.batch_pairs
-    return [
-        range(first + i * config.batch_pairs, first + (i + 1) * config.batch_pairs) for i in range(config.epoch_batches)
-    ]
 
 
 def _validate(network: nn.Module, batches: list[PairBatch], config: MaskTrainingConfig) -> dict[str, float]:

@@ -21,6 +21,7 @@ from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, TokenPairs
 from audio_llm.simulation.mono import active_power
 from audio_llm.simulation.noisy import NoisyConfig, NoisyPair, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
+from audio_llm.training.buckets import same_draws
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.training.shards import ShardReader, write_shards
 
@@ -142,10 +143,8 @@ def train_gense(
     network.train()
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()}
     logger.info("%d stretches, parameters %s", len(reader), sizes)
-    validation = [
-        _collate(held_out, range(first, min(first + config.batch, config.validation, len(held_out))))
-        for first in range(0, min(config.validation, len(held_out)), config.batch)
-    ]
+    count = min(config.validation, len(held_out))
+    validation = [_collate(held_out, chosen) for chosen in same_draws(config.batch, count)]
     largest = max(int(part.max()) for part in (validation[0].noisy_acoustic, validation[0].clean_acoustic))
     if largest >= parts.codec.size:
         remedy = "pack the tokens again"

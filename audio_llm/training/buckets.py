@@ -1,8 +1,8 @@
-"""Batches of rows of like length."""
+"""Batches: rows of like length, or numbers of things that are drawn anew."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -31,6 +31,21 @@ def batches_by_length(
         for place in rng.permutation(len(made)):
             seeds = rng.integers(1 << 62, size=len(made[place]))
             yield list(zip(made[place].tolist(), seeds.tolist(), strict=True))
+
+
+def new_draws(batch: int, epoch_batches: int) -> Callable[[int], list[range]]:
+    """Return what gives the numbers of an epoch's batches, `batch` in each: none comes twice."""
+
+    def batches(epoch: int) -> list[range]:
+        first = epoch * epoch_batches * batch
+        return [range(begin, begin + batch) for begin in range(first, first + epoch_batches * batch, batch)]
+
+    return batches
+
+
+def same_draws(batch: int, count: int) -> list[range]:
+    """Return the numbers of batches that are always the same, `count` in all."""
+    return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
 
 
 def _cut(rows: np.ndarray, lengths: np.ndarray, limit: int) -> Iterator[np.ndarray]:

@@ -1,7 +1,4 @@
-"""Batches of scenes: which scenes each is made of, and processes of their own that make them.
-
-Every epoch draws new scenes in training, validation always the same.
-"""
+"""Batches of scenes, made in processes of their own; which ones, `training.buckets` says."""
 
 from __future__ import annotations
 
@@ -19,24 +16,6 @@ from audio_llm.simulation.sources import read_sources
 B = TypeVar("B", bound=NamedTuple)
 
 VALIDATION_SEED = 1_000_003  # of the scenes that decide which model is the best
-
-
-def new_scenes(batch_scenes: int, epoch_batches: int) -> Callable[[int], list[range]]:
-    """Return what gives the indices of an epoch's batches: no scene comes twice."""
-
-    def batches(epoch: int) -> list[range]:
-        first = epoch * epoch_batches * batch_scenes
-        return [
-            range(begin, begin + batch_scenes)
-            for begin in range(first, first + epoch_batches * batch_scenes, batch_scenes)
-        ]
-
-    return batches
-
-
-def same_scenes(batch_scenes: int, scenes: int) -> list[range]:
-    """Return the indices of the validation's batches."""
-    return [range(first, min(first + batch_scenes, scenes)) for first in range(0, scenes, batch_scenes)]
 
 
 class SceneProcesses:

@@ -20,6 +20,7 @@ from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import make_scene
 from audio_llm.simulation.sources import read_sources
 from audio_llm.sound_metrics import si_sdr_db, snr_db
+from audio_llm.training.buckets import new_draws, same_draws
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.tse.enrolment import Enrolled, EnrolmentEncoder
 from audio_llm.tse.extractor import Extractor
@@ -27,7 +28,7 @@ from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.hearing import Heard, HearingConfig, TargetHearing
 from audio_llm.tse.losses import best_order, in_order, leak_db, separation_loss, talking
 from audio_llm.tse.models import save_model
-from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcesses, new_scenes, same_scenes
+from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcesses
 from audio_llm.tse.selector import weigh
 from audio_llm.tse.speaker import SpeakerEncoder
 from audio_llm.tse.teacher_vectors import read_vectors
@@ -173,7 +174,7 @@ def train_hearing(
     with SceneProcesses(pack, config.processes) as scenes:
         return train(
             _Hear(model, config),
-            new_scenes(config.batch_scenes, config.epoch_batches),
+            new_draws(config.batch_scenes, config.epoch_batches),
             loss,
             lambda network: validate(_model(network), held_out, held_out_vectors, config),
             output,
@@ -335,7 +336,7 @@ def validate(
     def note(name: str, values: Tensor) -> None:
         rows.setdefault(name, []).extend(values.flatten().tolist())
 
-    for chosen in same_scenes(config.batch_scenes, config.validation_scenes):
+    for chosen in same_draws(config.batch_scenes, config.validation_scenes):
         batch = HearingBatch(*(part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen)))
         result = _Hear(model, replace(config, noisy_share=1.0))(batch, vectors)
         batch = _by_stream(batch, result, config)

@@ -21,13 +21,14 @@ from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import Scene, make_scene
 from audio_llm.simulation.sources import read_sources
 from audio_llm.sound_metrics import si_sdr_db
+from audio_llm.training.buckets import new_draws, same_draws
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.tse.extractor import Extractor, ExtractorConfig
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.gridnet import GridNet, GridNetConfig
 from audio_llm.tse.losses import best_order, in_order, separation_loss, talking
 from audio_llm.tse.models import GRIDNET, SEPARATOR
-from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcesses, new_scenes, same_scenes
+from audio_llm.tse.scene_batches import VALIDATION_SEED, SceneProcesses
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def train_separator(
     with SceneProcesses(pack, config.processes) as scenes:
         return train(
             model,
-            new_scenes(config.batch_scenes, config.epoch_batches),
+            new_draws(config.batch_scenes, config.epoch_batches),
             loss,
             evaluate,
             output,
@@ -217,7 +218,7 @@ def validate(model: nn.Module, sources: SceneSources, config: SeparatorTrainingC
     """Return loss and mean SI-SDR improvements over both ears and all talkers, on scenes that are always the same."""
     device = next(model.parameters()).device
     rows: dict[str, list[float]] = {"loss": [], "si_sdri_db": []}
-    for chosen in same_scenes(config.batch_scenes, config.validation_scenes):
+    for chosen in same_draws(config.batch_scenes, config.validation_scenes):
         batch = SeparationBatch(*(part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen)))
         rows["loss"] += [float(_loss(model, batch, config))] * len(chosen)
         found = model(batch.mixture)

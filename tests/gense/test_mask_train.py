@@ -12,10 +12,11 @@ import torch
 from audio_llm import hub
 from audio_llm.errors import DataError
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
-from audio_llm.gense.mask_train import MaskTrainingConfig, PairBatch, _batches, make_batch, mask_loss, train_mask
+from audio_llm.gense.mask_train import MaskTrainingConfig, PairBatch, make_batch, mask_loss, train_mask
 from audio_llm.gense.models import load_mask
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
+from audio_llm.training.buckets import new_draws
 from audio_llm.training.loop import TrainingConfig
 
 torch.set_num_threads(1)
@@ -94,7 +95,8 @@ def test_packs_that_are_missing_or_not_clean_enough_are_refused(
 
 def test_batches_are_drawn_anew_in_every_epoch(speech_pack: Path, tiny: MaskConfig) -> None:
     config = settings(tiny, 1)
-    one, other = _batches(0, config), _batches(1, config)
+    batches = new_draws(config.batch_pairs, config.epoch_batches)
+    one, other = batches(0), batches(1)
     seeds = [seed for batch in one + other for seed in batch]
     assert seeds == list(range(80))
     speech = NoisySpeech(SpeechPack(speech_pack), PAIRS)
