@@ -215,10 +215,7 @@ def load_network(name_or_dir: str | Path, device: str = "cpu") -> CtcModel:
     Raises:
         ModelNotFoundError, ModelFormatError: As `hub.load_model`.
     """
-    loaded = hub.load_model(name_or_dir, KIND, device)
-    model = CtcModel(config_from_dict(CtcConfig, loaded.config, loaded.path / hub.CONFIG_NAME)).to(device)
-    model.load_state_dict(loaded.tensors)
-    return model
+    return hub.load_network(name_or_dir, KIND, CtcConfig, CtcModel, device)
 
 
 def save_ctc(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from audio_llm import hub
 from audio_llm.codec.model import CodecConfig, CodecNetwork
 from audio_llm.features import valid_mask
+from audio_llm.simulation.mono import active_power
 
 KIND = "codec"
 LEVEL_DB = -25.0  # root mean square below full scale that codecs are best fed with
@@ -72,6 +74,16 @@ class SpeechCodec:
             return torch.zeros(len(samples), int(samples.max()) if len(samples) else 0)
         sound = self.network.decode(codes.codes, codes.lengths)[:, : int(samples.max())]
         return sound * valid_mask(samples, sound.shape[1])
+
+
+def to_level(waveform: np.ndarray) -> float:
+    """Return the gain that brings the speech of (T,) float32 to the level that codecs want; 1 for silence."""
+    return gain_of(active_power(waveform))
+
+
+def gain_of(power: float) -> float:
+    """Return the gain that brings a mean power to `LEVEL_DB`; 1 for none."""
+    return 10.0 ** (LEVEL_DB / 20.0) / power**0.5 if power > 0.0 else 1.0
 
 
 def load_codec_network(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> CodecNetwork:

@@ -83,8 +83,4 @@ def feature_distance(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tens
 @torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
 def _filters(scale: Scale) -> Tensor:
     filters = triangular_filters(scale.n_mels, scale.n_fft, 0.0, 8000.0)
-    empty = filters.sum(1) == 0  # bands narrower than a bin take the nearest one
-    centres = filters.new_tensor(range(scale.n_mels))
-    for row in torch.nonzero(empty)[:, 0].tolist():
-        filters[row, min(round(float(centres[row])), filters.shape[1] - 1)] = 1.0
     return filters / filters.sum(1, keepdim=True)

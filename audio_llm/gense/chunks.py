@@ -14,7 +14,7 @@ import numpy as np
 
 from audio_llm.gense import measures
 from audio_llm.gense.generate import Generated, SpeechGenerator, Spoken
-from audio_llm.gense.guards import Limits, refusals
+from audio_llm.gense.guards import OF_TOKENS, Limits, refusals
 
 SAMPLE_RATE = 16_000  # Hz
 TOKEN = 640  # samples of a semantic token; stretches are cut between tokens
@@ -65,14 +65,14 @@ class Policy:
         mode: `safe`: nothing; `balanced`: what is too noisy for the mask network; `generative`: everything.
         guards: Whether what was spoken is looked at before it may be heard.
         limits: Of the guards.
-        balanced_below_db: Estimated signal-to-noise ratio below which `balanced` speaks anew.
+        balanced_below_db: Estimated signal-to-noise ratio below which `balanced` speaks anew; None: nowhere.
         seed: Of all draws.
     """
 
     mode: Mode = "safe"
     guards: bool = True
     limits: Limits = field(default_factory=Limits)
-    balanced_below_db: float = -100.0
+    balanced_below_db: float | None = None
     seed: int = 0
 
 
@@ -108,7 +108,7 @@ class ChunkedEnhancement:
             noisy = np.concatenate([noisy.reshape(-1, block.shape[1]), block])
             masked = np.concatenate([masked.reshape(-1, block.shape[1]), other])
             while len(noisy) - context >= LONGEST + AHEAD:
-                size = _cut(masked[context : context + LONGEST])
+                size = _cut(masked[context : context + LONGEST + AHEAD])
                 out, before = self._stretch(noisy, masked, context, size, before)
                 ready, held = _joined(held, out, FADE)
                 yield ready
@@ -143,16 +143,16 @@ class ChunkedEnhancement:
         policy, draws, reasons = self._policy, 0, []
         evidence: dict[str, float | None] = {}
         sound, action, spoken = masked, "mask", None
-        levels = measures.levels_db(masked[stretch])
+        loudest = max(measures.levels_db(masked[stretch]), default=_level_db(masked[stretch]))
         snr_db = measures.snr_db(noisy[stretch], masked[stretch])
-        if not len(levels) or levels.max() < _NO_SPEECH_DB:
+        if loudest < _NO_SPEECH_DB:
             action = "silent"
         elif policy.mode != "safe" and snr_db >= policy.limits.good_db:
             sound, action, reasons = noisy, "bypass", [f"good already, about {snr_db:.0f} dB"]
         elif self._speaks(snr_db, size):
             assert self._generator is not None
             for draws in range(1, _DRAWS + 1):
-                made = self._speak(noisy, masked, context, before, channel, draws)
+                made = self._speak(noisy, masked, stretch, before, channel, draws)
                 evidence = made.evidence.rounded()
                 refused = refusals(made.evidence, policy.limits) if policy.guards else ()
                 if not refused:
@@ -160,6 +160,8 @@ class ChunkedEnhancement:
                     spoken = _end(made, context + size)
                     break
                 reasons += [f"draw {draws}: {reason}" for reason in refused]
+                if any(reason in OF_TOKENS for reason in refused):
+                    break
         report = (_level_db(noisy[stretch]), _level_db(sound[stretch]), draws, tuple(reasons), evidence)
         start_s, end_s = self._done / SAMPLE_RATE, (self._done + size) / SAMPLE_RATE
         self._report(ChunkReport(channel, start_s, end_s, action, *report))
@@ -169,18 +171,19 @@ class ChunkedEnhancement:
         policy = self._policy
         if self._generator is None or size < LEAST or policy.mode == "safe":
             return False
-        return policy.mode == "generative" or snr_db < policy.balanced_below_db
+        below_db = policy.balanced_below_db
+        return policy.mode == "generative" or (below_db is not None and snr_db < below_db)
 
     def _speak(
-        self, noisy: np.ndarray, masked: np.ndarray, context: int, before: Spoken | None, channel: int, draw: int
+        self, noisy: np.ndarray, masked: np.ndarray, stretch: slice, before: Spoken | None, channel: int, draw: int
     ) -> Generated:
         assert self._generator is not None
-        seed = hash((self._policy.seed, self._done, channel, draw)) & 0x7FFF_FFFF  # of numbers: the same in every run
+        seed = int(np.random.SeedSequence([self._policy.seed, self._done, channel, draw]).generate_state(1)[0])
         if before is not None:
-            count = context // TOKEN
+            count = stretch.start // TOKEN
             ratio = len(before.codes) // max(1, len(before.tokens))
             before = Spoken(before.tokens[-count:], before.codes[-count * ratio :], before.gain) if count else None
-        return self._generator.speak(noisy, masked, seed, draw == _DRAWS, before)
+        return self._generator.speak(noisy, masked, seed, draw == _DRAWS, before, stretch=stretch)
 
 
 def _end(made: Generated, size: int) -> Spoken:
@@ -193,11 +196,11 @@ def _end(made: Generated, size: int) -> Spoken:
 
 
 def _cut(masked: np.ndarray) -> int:
-    """Return how long the next stretch is: up to where it is quietest, of (LONGEST, C)."""
-    levels = 10.0 ** (measures.levels_db(masked.mean(axis=1)) / 10.0)
-    smooth = np.convolve(levels, np.ones(9), "same")  # 180 ms
+    """Return how long the next stretch is: up to where all channels are quietest, of (LONGEST + AHEAD, C)."""
+    powers = np.sum([10.0 ** (measures.levels_db(channel) / 10.0) for channel in masked.T], axis=0)
+    smooth = np.convolve(powers, np.ones(9), "same")  # 180 ms
     first, step = SHORTEST // measures.FRAME, TOKEN // measures.FRAME
-    places = np.arange(first, len(smooth), step)
+    places = np.arange(first, LONGEST // measures.FRAME, step)
     return int(places[smooth[places].argmin()]) * measures.FRAME
 
 

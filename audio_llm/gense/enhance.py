@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from audio_llm.gense.chunks import ChunkedEnhancement, ChunkReport, Mode, Policy
 from audio_llm.gense.generate import SpeechGenerator
 from audio_llm.gense.mask_model import HOP_LENGTH, LOOKAHEAD, N_FFT, SAMPLE_RATE, MaskNetwork
 from audio_llm.gense.models import GENSE, load_gense, load_mask
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "mask-small"
 _BLOCK_S = 4.0  # that is read at a time
@@ -102,6 +105,8 @@ class Enhancer:
             return cls(load_mask(folder, device), None, Policy(mode or "safe", guards, seed=seed))
         loaded = load_gense(folder, device)
         policy = Policy(mode or "balanced", guards, loaded.limits, loaded.balanced_below_db, seed)
+        if policy.mode == "balanced" and policy.balanced_below_db is None:
+            _log.warning("%s: no threshold was found for the mode balanced: nothing is spoken anew", model)
         return cls(load_mask(loaded.mask, device), SpeechGenerator(loaded), policy)
 
     def enhance(

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio_llm.codec.codec import Codes
+from audio_llm.codec.codec import Codes, to_level
 from audio_llm.gense.guards import Evidence, longest_run, sound_evidence
 from audio_llm.gense.measures import snr_db
 from audio_llm.gense.models import GenseModel
 from audio_llm.gense.network import Chain
 from audio_llm.gense.prompts import s2s_prompt
-from audio_llm.gense.train import to_level
 from audio_llm.lm.sampling import GREEDY, Sampling
 
 SAMPLE_RATE = 16_000  # Hz
+_MOST_CHANGE_DB = 6.0  # of the input's level, beyond which what was spoken before is no context
 _MOST_GAIN_DB = 6.0  # by which a stretch is brought to the level of the mask network's
 
 
@@ -85,6 +85,7 @@ class SpeechGenerator:
         greedy: bool = False,
         before: Spoken | None = None,
         force: np.ndarray | None = None,
+        stretch: slice | None = None,
     ) -> Generated:
         """Speak a stretch anew.
 
@@ -93,22 +94,28 @@ class SpeechGenerator:
             masked: (T,) float32 at 16 kHz, the mask network's.
             seed: Of the draws.
             greedy: Take the likeliest codes instead of drawing.
-            before: What the beginning of the stretch was spoken as already, so that voice and words go on.
+            before: What the beginning of the stretch was spoken as already, so that voice and words go on; left out
+                where the level has changed since.
             force: (N,) int64 semantic tokens to speak in place of N2S's, to try what the guards notice.
+            stretch: Samples that the evidence is about and that the level is matched on, whole tokens but for the end;
+                what is around them is context. None: all.
         """
         parts, network, chain = self.model.parts, self.model.network, self.chain
-        gain = np.float32(to_level(noisy) if before is None else before.gain)
-        waveform = torch.from_numpy(noisy * gain)[None]
-        lengths = torch.tensor([len(noisy)])
-        semantic = parts.tokenizer.encode(waveform, lengths).tokens
-        heard = torch.from_numpy(masked * gain)[None] if chain.acoustic == "masked" else waveform
-        acoustic = parts.codec.encode(heard, lengths).codes
+        device = network.s2s.segments.weight.device
+        gain = np.float32(to_level(noisy))
+        if before is not None and abs(20.0 * np.log10(before.gain / gain)) > _MOST_CHANGE_DB:
+            before = None
+        gain = gain if before is None else np.float32(before.gain)
+        own = stretch or slice(0, len(noisy))
+        lengths = torch.tensor([len(noisy)] * 2, device=device)
+        waveforms = torch.from_numpy(np.stack([noisy, masked]) * gain).to(device)
+        semantic, of_masked = parts.tokenizer.encode(waveforms, lengths).tokens.split(1)
+        heard = waveforms[1:] if chain.acoustic == "masked" else waveforms[:1]
+        acoustic = parts.codec.encode(heard, lengths[:1]).codes
         generator = torch.Generator().manual_seed(seed)
-        given = (
-            (None, None) if before is None else tuple(torch.from_numpy(p)[None] for p in (before.tokens, before.codes))
-        )
-        found = network.clean_tokens(semantic, given[0], self.semantic, generator)
-        clean = found.ids if force is None else torch.from_numpy(force)[None]
+        given = None if before is None else torch.from_numpy(before.tokens)[None].to(device)
+        found = network.clean_tokens(semantic, given, self.semantic, generator)
+        clean = found.ids if force is None else torch.from_numpy(force)[None].to(device)
         prompt = s2s_prompt(
             semantic if chain.noisy_semantic else None,
             clean if chain.clean_semantic != "none" else None,
@@ -118,34 +125,36 @@ class SpeechGenerator:
             chain.acoustic == "masked",
         )
         sampling = GREEDY if greedy else self.acoustic
-        codes = network.clean_codes(prompt, acoustic.shape[1], sampling, given[1], generator).ids
-        sound = parts.codec.decode(Codes(codes, torch.tensor([codes.shape[1]])), lengths)
-        again = parts.tokenizer.encode(sound, lengths).tokens
-        spoken = _matched(sound[0].numpy() / gain, masked)
+        given = None if before is None else torch.from_numpy(before.codes)[None].to(device)
+        codes = network.clean_codes(prompt, acoustic.shape[1], sampling, given, generator).ids
+        sound = parts.codec.decode(Codes(codes, torch.tensor([codes.shape[1]], device=device)), lengths[:1])
+        again = parts.tokenizer.encode(sound, lengths[:1]).tokens
+        spoken = _matched(sound[0].cpu().numpy() / gain, masked, own)
+        part = slice(own.start * clean.shape[1] // len(noisy), -(-own.stop * clean.shape[1] // len(noisy)))
+        meant = clean[:, part]
         evidence = Evidence(
-            snr_db=snr_db(noisy, masked),
-            level_distance=self._distance(again, clean),
-            input_distance=self._distance(clean, semantic),
+            snr_db=snr_db(noisy[own], masked[own]),
+            level_distance=self._distance(again[:, part], meant),
+            input_distance=min(self._distance(meant, heard[:, part]) for heard in (semantic, of_masked)),
             confidence=float(found.log_probs.mean()) if found.log_probs.numel() else 0.0,
-            longest_run=longest_run(clean[0].numpy()),
-            **sound_evidence(spoken, masked),
+            longest_run=longest_run(meant[0].cpu().numpy()),
+            **sound_evidence(spoken[own], masked[own]),
         )
-        return Generated(spoken, clean[0].numpy(), codes[0].numpy(), float(gain), evidence)
+        return Generated(spoken, clean[0].cpu().numpy(), codes[0].cpu().numpy(), float(gain), evidence)
 
     def _distance(self, one: Tensor, other: Tensor) -> float:
         """Return how far tokens (1, N) differ: the mean over their numbers, in levels."""
-        size = min(one.shape[1], other.shape[1])
-        one, other = one[:, :size], other[:, :size]
-        if not size:
+        if not one.shape[1]:
             return 0.0
         digits = self.model.parts.tokenizer.network.quantizer.digits
         return float((digits(one) - digits(other)).abs().float().mean())
 
 
-def _matched(waveform: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    """Return a stretch brought to the level of the mask network's, within some decibels."""
-    own, wanted = (float(np.sqrt(np.mean(np.square(part, dtype=np.float64)))) for part in (waveform, masked))
-    if own == 0.0 or wanted == 0.0:
+def _matched(waveform: np.ndarray, masked: np.ndarray, own: slice) -> np.ndarray:
+    """Return a sound brought to the level of the mask network's in a stretch of both, within some decibels."""
+    parts = (waveform[own], masked[own])
+    level, wanted = (float(np.sqrt(np.mean(np.square(part, dtype=np.float64)))) for part in parts)
+    if level == 0.0 or wanted == 0.0:
         return waveform.astype(np.float32)
     most = 10.0 ** (_MOST_GAIN_DB / 20.0)
-    return (waveform * np.clip(wanted / own, 1.0 / most, most)).astype(np.float32)
+    return (waveform * np.clip(wanted / level, 1.0 / most, most)).astype(np.float32)

@@ -11,14 +11,13 @@ from audio_llm.gense import measures
 
 @dataclass(frozen=True)
 class Limits:
-    """From where on a stretch is refused; `recipes/gense` finds them on tuning speech and stores them with the model.
+    """From where on a stretch is refused. The defaults are first guesses; a model directory may hold others, `limits`.
 
     Attributes:
         good_db: Estimated signal-to-noise ratio from which the input is left as it is.
         level_distance: Between the tokens that were meant and those of what came out, mean over the tokens' numbers.
-        input_distance: The same between what was meant and the input's own tokens, where the input is good enough
-            (`trusted_db`) to be believed.
-        trusted_db: Estimated signal-to-noise ratio from which the input's tokens are believed.
+        input_distance: The same between what was meant and the tokens of the input, or those of the mask network's
+            sound of it, whichever are nearer.
         least_confidence: Mean log-probability of the clean tokens, in nats.
         longest_run: Of one token, as a share of the stretch.
         tone_db: Difference of the long-term spectra.
@@ -30,7 +29,6 @@ class Limits:
     good_db: float = 20.0
     level_distance: float = 0.6
     input_distance: float = 0.9
-    trusted_db: float = 10.0
     least_confidence: float = -4.0
     longest_run: float = 0.5
     tone_db: float = 8.0
@@ -41,7 +39,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a generated stretch; names as in `Limits`, NaN where something cannot be told."""
+    """What is known of a generated stretch; names as in `Limits`.
+
+    NaN where something cannot be told; a pitch that has gone is infinitely far.
+    """
 
     snr_db: float
     level_distance: float
@@ -55,17 +56,20 @@ class Evidence:
 
     def rounded(self) -> dict[str, float | None]:
         """Return plain values for a report."""
-        return {name: None if np.isnan(value) else round(value, 3) for name, value in asdict(self).items()}
+        return {name: round(value, 3) if np.isfinite(value) else None for name, value in asdict(self).items()}
+
+
+# What N2S is refused for, which no other drawing of the codes changes.
+OF_TOKENS = ("it says something else than the input", "the clean tokens are guesses", "a token is repeated")
 
 
 def refusals(evidence: Evidence, limits: Limits) -> tuple[str, ...]:
     """Return why a stretch may not be heard, one phrase each; none: it may."""
     checks = {
         "its tokens are not those that were meant": evidence.level_distance > limits.level_distance,
-        "it says something else than the input": evidence.snr_db >= limits.trusted_db
-        and evidence.input_distance > limits.input_distance,
-        "the clean tokens are guesses": evidence.confidence < limits.least_confidence,
-        "a token is repeated": evidence.longest_run > limits.longest_run,
+        OF_TOKENS[0]: evidence.input_distance > limits.input_distance,
+        OF_TOKENS[1]: evidence.confidence < limits.least_confidence,
+        OF_TOKENS[2]: evidence.longest_run > limits.longest_run,
         "the voice has another tone": evidence.tone_db > limits.tone_db,
         "the voice has another pitch": evidence.pitch_octaves > limits.pitch_octaves,
         "there is speech where there was none": evidence.invented > limits.invented,
@@ -81,14 +85,19 @@ def sound_evidence(generated: np.ndarray, masked: np.ndarray) -> dict[str, float
         generated: (T,) float32 at 16 kHz.
         masked: (T,) float32 at 16 kHz, the same stretch by the mask network.
     """
+    from scipy.ndimage import binary_dilation
+
     speaks, spoke = measures.active_frames(generated), measures.active_frames(masked)
-    near = np.convolve(spoke, np.ones(7), "same") > 0  # 60 ms to either side are not counted
-    pitches = measures.pitch_hz(generated), measures.pitch_hz(masked)
+    near_spoke, near_speaks = (binary_dilation(frames, iterations=3) for frames in (spoke, speaks))  # 60 ms
+    pitch_hz, wanted_hz = measures.pitch_hz(generated), measures.pitch_hz(masked)
+    octaves = abs(float(np.log2(pitch_hz / wanted_hz)))
+    if np.isnan(pitch_hz) and not np.isnan(wanted_hz):
+        octaves = float("inf")
     return {
         "tone_db": measures.tone_distance_db(generated, masked),
-        "pitch_octaves": abs(float(np.log2(pitches[0] / pitches[1]))),
-        "invented": float((speaks & ~near).mean()) if len(near) else 0.0,
-        "lost": float((spoke & ~(np.convolve(speaks, np.ones(7), "same") > 0)).sum() / max(1, spoke.sum())),
+        "pitch_octaves": octaves,
+        "invented": float((speaks & ~near_spoke).sum() / max(1, len(speaks))),
+        "lost": float((spoke & ~near_speaks).sum() / max(1, spoke.sum())),
     }
 
 

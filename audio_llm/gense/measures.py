@@ -13,6 +13,7 @@ _LEAST_DB = -65.0  # level of a frame below which nothing is speech
 _BANDS_HZ = np.geomspace(120.0, 7600.0, 19)  # edges of the bands of a long-term spectrum
 _PITCH_HZ = (65.0, 420.0)
 _PITCH_FRAME = 640  # samples, 40 ms
+_NEARLY = 0.85  # of the highest peak of an autocorrelation
 _VOICED = 0.5  # normalised autocorrelation of a frame that has a pitch
 
 
@@ -60,7 +61,10 @@ def pitch_hz(waveform: np.ndarray) -> float:
     lags = np.arange(low, high + 1)
     # the overlap shrinks with the lag, the true correlation does not
     normalised = correlation[:, lags] / (energy[:, None] + 1e-9) * (_PITCH_FRAME / (_PITCH_FRAME - lags))
-    best = normalised.argmax(axis=1)
+    # the first peak that is nearly the highest: later ones are multiples of the period
+    peaks = np.pad(normalised, ((0, 0), (1, 1)), constant_values=-1.0)
+    is_peak = (normalised >= peaks[:, :-2]) & (normalised >= peaks[:, 2:])
+    best = (is_peak & (normalised >= _NEARLY * normalised.max(axis=1, keepdims=True))).argmax(axis=1)
     voiced = (normalised.max(axis=1) > _VOICED) & (energy > 0.01 * np.percentile(energy, 95))
     if voiced.sum() < 5:
         return float("nan")

@@ -55,7 +55,8 @@ class Parts:
     def vectors(self) -> dict[str, Tensor]:
         """Return what the tokens stand for, by range, (R, D) float32."""
         quantizers = {SEMANTIC: self.tokenizer.network.quantizer, ACOUSTIC: self.codec.network.quantizer}
-        return {name: q.decode(torch.arange(q.size)).float() for name, q in quantizers.items() if isinstance(q, FSQ)}
+        scalar = {name: q for name, q in quantizers.items() if isinstance(q, FSQ)}
+        return {name: q.decode(torch.arange(q.size, device=q.steps.device)).float() for name, q in scalar.items()}
 
     def names(self) -> dict[str, dict[str, str]]:
         """Return names and fingerprints, as a model directory keeps them."""
@@ -74,14 +75,15 @@ class GenseModel:
         parts: What they speak through.
         mask: Folder or name of the mask network that goes with them.
         limits: Of the guards, as found on tuning speech.
-        balanced_below_db: Estimated signal-to-noise ratio below which the mode `balanced` speaks anew.
+        balanced_below_db: Estimated signal-to-noise ratio below which the mode `balanced` speaks anew; None: nobody
+            has found one, so that mode never does.
     """
 
     network: GenseNetwork
     parts: Parts
     mask: str
     limits: Limits
-    balanced_below_db: float
+    balanced_below_db: float | None
 
 
 def load_mask(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> MaskNetwork:
@@ -119,5 +121,5 @@ def load_gense(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Gens
     mask = DEFAULT_MASK
     if (own := loaded.config.get("mask")) is not None:
         mask = str(hub.find_companion(loaded.path, own["name"], own["fingerprint"]))
-    below_db = float(loaded.config.get("balanced_below_db", -100.0))
+    below_db = loaded.config.get("balanced_below_db")
     return GenseModel(network.to(device).eval(), parts, mask, limits, below_db)

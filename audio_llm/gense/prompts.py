@@ -14,13 +14,13 @@ from torch import Tensor
 
 from audio_llm.errors import UsageError
 from audio_llm.lm.token_lm import Sequence
-from audio_llm.lm.vocabulary import BOS, PAD, SEP, Vocabulary
+from audio_llm.lm.vocabulary import BOS, SEP, Vocabulary
 
 SEMANTIC, ACOUSTIC = "semantic", "acoustic"  # ranges of tokens
 
 
 class Segment(IntEnum):
-    """The streams."""
+    """The streams; a model stores a vector for each, so their numbers stay."""
 
     NOISY_SEMANTIC = 0
     CLEAN_SEMANTIC = 1
@@ -40,7 +40,7 @@ def n2s_prompt(noisy: Tensor, vocabulary: Vocabulary, ratio: float) -> Sequence:
     return join(
         [
             _stream(vocabulary.encode(SEMANTIC, noisy), Segment.NOISY_SEMANTIC, ratio),
-            _mark(len(noisy), BOS, Segment.CLEAN_SEMANTIC),
+            _mark(noisy, BOS, Segment.CLEAN_SEMANTIC),
         ]
     )
 
@@ -74,17 +74,16 @@ def s2s_prompt(
     given = [part for part in (noisy_semantic, clean_semantic, noisy_acoustic) if part is not None]
     if not given:
         raise UsageError("a prompt of nothing", remedy="give at least one stream")
-    batch = len(given[0])
     parts = []
     if noisy_semantic is not None:
         parts.append(_stream(vocabulary.encode(SEMANTIC, noisy_semantic), Segment.NOISY_SEMANTIC, ratio))
     if clean_semantic is not None:
         parts.append(_stream(vocabulary.encode(SEMANTIC, clean_semantic), Segment.CLEAN_SEMANTIC, ratio))
-    parts.append(_mark(batch, SEP, Segment.NOISY_ACOUSTIC))
+    parts.append(_mark(given[0], SEP, Segment.NOISY_ACOUSTIC))
     segment = Segment.MASKED_ACOUSTIC if masked else Segment.NOISY_ACOUSTIC
     if noisy_acoustic is not None:
         parts.append(_stream(vocabulary.encode(ACOUSTIC, noisy_acoustic), segment, 1.0))
-    parts.append(_mark(batch, BOS, Segment.CLEAN_ACOUSTIC))
+    parts.append(_mark(given[0], BOS, Segment.CLEAN_ACOUSTIC))
     return join(parts)
 
 
@@ -98,18 +97,12 @@ def join(parts: list[Sequence]) -> Sequence:
     return Sequence(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
 
 
-def pad_left(sequence: Sequence, size: int) -> Sequence:
-    """Return a sequence (B, N) filled up to `size` in front."""
-    missing = size - sequence.ids.shape[1]
-    ids = torch.nn.functional.pad(sequence.ids, (missing, 0), value=PAD)
-    return Sequence(ids, *(torch.nn.functional.pad(part, (missing, 0)) for part in sequence[1:]))
-
-
 def _stream(ids: Tensor, segment: Segment, step: float) -> Sequence:
     positions = torch.arange(ids.shape[1], device=ids.device, dtype=torch.float32) * step
     return Sequence(ids, torch.full_like(ids, int(segment)), positions.expand(ids.shape))
 
 
-def _mark(batch: int, token: int, segment: Segment) -> Sequence:
-    ids = torch.full((batch, 1), token)
-    return Sequence(ids, torch.full_like(ids, int(segment)), torch.zeros(batch, 1))
+def _mark(like: Tensor, token: int, segment: Segment) -> Sequence:
+    """Return one special token for each row of `like`."""
+    ids = like.new_full((len(like), 1), token)
+    return Sequence(ids, torch.full_like(ids, int(segment)), torch.zeros(ids.shape, device=ids.device))

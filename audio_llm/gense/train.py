@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from audio_llm import hub
-from audio_llm.codec.codec import LEVEL_DB
-from audio_llm.errors import DataError
+from audio_llm.codec.codec import to_level
+from audio_llm.errors import DataError, ModelFormatError
+from audio_llm.gense.chunks import AHEAD, CONTEXT, LONGEST, SAMPLE_RATE
 from audio_llm.gense.mask_model import MaskNetwork
 from audio_llm.gense.models import GENSE, Parts, load_gense
 from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, TokenPairs
-from audio_llm.simulation.mono import active_power
 from audio_llm.simulation.noisy import NoisyConfig, NoisyPair, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.training.buckets import same_draws
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _COLUMNS = TokenPairs._fields
 _PACK_BATCH = 16
+PACK_S = (CONTEXT + LONGEST + 2 * AHEAD) / SAMPLE_RATE  # of a stretch: as long as the longest that is spoken in use
 CARD = "# GenSE\n\nSpeech enhancement by token language models, at 16 kHz.\n"
 
 
@@ -53,7 +54,7 @@ class GenseTrainingConfig:
     model: GenseConfig = field(default_factory=GenseConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=100_000))
     batch: int = 6
-    least_tokens: int = 50
+    least_tokens: int = 15
     predicted_share: float = 0.5
     no_hierarchy_share: float = 0.1
     no_voice_share: float = 0.1
@@ -75,7 +76,7 @@ class TokenPackConfig:
 
     pairs: NoisyConfig = field(
         default_factory=lambda: NoisyConfig(
-            seconds=4.0, early_s=0.0, silent_share=0.03, clipped_share=0.05, narrow_share=0.1, room_share=0.4
+            seconds=PACK_S, early_s=0.0, silent_share=0.03, clipped_share=0.05, narrow_share=0.1, room_share=0.4
         )
     )
     count: int = 20_000
@@ -102,7 +103,7 @@ def pack_tokens(pack: Path, parts: Parts, mask: MaskNetwork, output: Path, confi
             if first % (64 * _PACK_BATCH) == 0:
                 logger.info("%d of %d stretches", first, config.count)
 
-    return write_shards(rows(), output)
+    return write_shards(rows(), output, extra=parts.names())
 
 
 def train_gense(
@@ -134,21 +135,22 @@ def train_gense(
 
     Raises:
         DataError: A pack is missing, or not of these parts.
+        ModelFormatError: The model to start from has other parts.
     """
     reader, held_out = ShardReader(pack), ShardReader(tuning)
+    for data in (reader, held_out):
+        if any(data.extra.get(key) != made_by for key, made_by in parts.names().items()):
+            remedy = "pack the tokens again, or name the tokenizer and the codec that made them"
+            raise DataError(f"other models made these tokens: {data.extra}", path=data.folder, remedy=remedy)
     model_config = replace(config.model, semantic=parts.tokenizer.size, acoustic=parts.codec.size, ratio=parts.ratio)
     torch.manual_seed(config.training.seed)
-    network = GenseNetwork(model_config, parts.vectors()) if start_from is None else load_gense(start_from).network
+    network = GenseNetwork(model_config, parts.vectors()) if start_from is None else _start(start_from, parts)
     config = replace(config, model=network.config)
     network.train()
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()}
     logger.info("%d stretches, parameters %s", len(reader), sizes)
     count = min(config.validation, len(held_out))
     validation = [_collate(held_out, chosen) for chosen in same_draws(config.batch, count)]
-    largest = max(int(part.max()) for part in (validation[0].noisy_acoustic, validation[0].clean_acoustic))
-    if largest >= parts.codec.size:
-        remedy = "pack the tokens again"
-        raise DataError(f"code {largest} is beyond the codec's {parts.codec.size}", path=tuning, remedy=remedy)
 
     def save(module: nn.Module, folder: Path) -> None:
         assert isinstance(module, GenseNetwork)
@@ -172,23 +174,24 @@ def train_gense(
     )
 
 
-def to_level(noisy: np.ndarray) -> float:
-    """Return the gain that brings the speech of (T,) float32 to the level that codecs want; 1 for silence."""
-    power = active_power(noisy)
-    return 10.0 ** (LEVEL_DB / 20.0) / power**0.5 if power > 0.0 else 1.0
+def _start(name: str | Path, parts: Parts) -> GenseNetwork:
+    model = load_gense(name)
+    if model.parts.names() != parts.names():
+        remedy = "give the tokenizer and the codec that it was trained with"
+        raise ModelFormatError("was trained with other parts", path=name, remedy=remedy)
+    return model.network
 
 
 def _token_rows(pairs: list[NoisyPair], parts: Parts, mask: MaskNetwork) -> Iterator[dict[str, np.ndarray]]:
-    gains = np.array([to_level(pair.noisy) for pair in pairs], dtype=np.float32)[:, None]
-    sounds = {name: np.stack([getattr(pair, name) for pair in pairs]) * gains for name in ("noisy", "clean")}
+    gains = torch.tensor([to_level(pair.noisy) for pair in pairs])[:, None]
+    sounds = {name: torch.from_numpy(np.stack([getattr(pair, name) for pair in pairs])) for name in ("noisy", "clean")}
     with torch.inference_mode():
-        sounds["masked"] = mask(torch.from_numpy(sounds["noisy"])).numpy()
+        sounds["masked"] = mask(sounds["noisy"])
     found, ratio = {}, parts.ratio
     for name, sound in sounds.items():
-        waveforms = torch.from_numpy(sound)
-        lengths = torch.full((len(pairs),), waveforms.shape[1])
-        found[f"{name}_semantic"] = parts.tokenizer.encode(waveforms, lengths).tokens.numpy().astype(np.int16)
-        found[f"{name}_acoustic"] = parts.codec.encode(waveforms, lengths).codes.numpy().astype(np.int16)
+        lengths = torch.full((len(pairs),), sound.shape[1])
+        found[f"{name}_semantic"] = parts.tokenizer.encode(sound * gains, lengths).tokens.numpy().astype(np.int32)
+        found[f"{name}_acoustic"] = parts.codec.encode(sound * gains, lengths).codes.numpy().astype(np.int32)
     count = min(found["noisy_semantic"].shape[1], found["noisy_acoustic"].shape[1] // ratio)
     for place in range(len(pairs)):
         yield {name: found[name][place, : count * (ratio if name.endswith("acoustic") else 1)] for name in _COLUMNS}

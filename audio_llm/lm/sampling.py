@@ -38,7 +38,7 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None =
     Args:
         logits: (B, V) float32, -inf where nothing may be drawn.
         sampling: How.
-        generator: Source of the draws.
+        generator: Source of the draws, on the CPU, so that a seed draws alike everywhere.
 
     Returns:
         (B,) int64.
@@ -54,4 +54,4 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None =
         ordered, order = probabilities.sort(dim=-1, descending=True)
         beyond = ordered.cumsum(-1) - ordered >= sampling.top_p  # what is likelier has enough already
         probabilities = probabilities.scatter(-1, order, ordered.masked_fill(beyond, 0.0))
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits.device)

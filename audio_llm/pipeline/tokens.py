@@ -14,7 +14,7 @@ import torch
 
 from audio_llm import audio
 from audio_llm.audio import SAMPLE_RATE, BlockReader, readable_twice
-from audio_llm.codec.codec import LEVEL_DB, Codes, SpeechCodec
+from audio_llm.codec.codec import Codes, SpeechCodec, gain_of
 from audio_llm.errors import DataError, ModelFormatError
 from audio_llm.simulation.mono import active_power
 from audio_llm.tokenizer.base import SemanticTokenizer
@@ -181,7 +181,7 @@ def _gain(path: str | os.PathLike[str]) -> float:
     with BlockReader(path, block_s=60.0) as reader:
         for block in reader:
             power = max(power, active_power(block))
-    return 10.0 ** (LEVEL_DB / 20.0) / power**0.5 if power > 0.0 else 1.0
+    return gain_of(power)
 
 
 def write_sound(folder: Path, row: TokenFile, sound: np.ndarray, taken: set[str]) -> Path:

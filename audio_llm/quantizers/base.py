@@ -1,8 +1,12 @@
-"""What every quantizer gives."""
+"""What every quantizer gives.
+
+A quantizer is a torch module with `size`, how many codes there are, and `width`, D; it is called with vectors (B, N, D)
+and a mask (B, N) bool, True where valid, and `decode` returns the values (..., D) of codes (...) int64.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,23 +25,3 @@ class Quantized(NamedTuple):
     codes: Tensor
     loss: Tensor
     bounded: Tensor
-
-
-class Quantizer(Protocol):
-    """A torch module that cuts vectors to a codebook.
-
-    Attributes:
-        size: How many codes there are.
-        width: D, of a vector.
-    """
-
-    size: int
-    width: int
-
-    def __call__(self, x: Tensor, mask: Tensor) -> Quantized:
-        """Cut vectors (B, N, D) float32; mask (B, N) bool, True where valid."""
-        ...
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return the values (..., D) of codes (...) int64."""
-        ...

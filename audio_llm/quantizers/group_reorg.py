@@ -38,7 +38,7 @@ class GradientVQ(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Quantized:
         """Cut vectors (B, N, D) float32; mask (B, N) bool, True where valid."""
         x = x.float()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # half precision finds other neighbours
             flat = x.flatten(0, 1)
             codes = (self.codebook.square().sum(-1) - 2.0 * flat @ self.codebook.T).argmin(-1).view(x.shape[:2])
         found = self.codebook[codes]

@@ -39,7 +39,7 @@ class CosineVQ(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Quantized:
         """Cut vectors (B, N, D) float32; mask (B, N) bool, True where valid."""
         unit = functional.normalize(x.float(), dim=-1)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # half precision finds other neighbours
             codes = (unit @ self.codebook.T).argmax(-1)
         found = self.codebook[codes]
         if self.training and bool(mask.any()):

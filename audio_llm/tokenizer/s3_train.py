@@ -226,8 +226,9 @@ class _Utterances:
         return list(batches_by_length(self.rows, self._samples, limit, rng))
 
     def in_order(self, count: int, batch_seconds: float) -> list[list[tuple[int, int]]]:
-        """Return the first `count` utterances with words, always spoilt alike."""
-        rows = [int(row) for row in self.rows if self.symbols[row]][:count]
+        """Return `count` utterances with words, always the same ones of all speakers, always spoilt alike."""
+        labelled = [int(row) for row in self.rows if self.symbols[row]]
+        rows = [labelled[place] for place in np.random.default_rng(0).permutation(len(labelled))[:count]]
         rows.sort(key=lambda row: self._samples[row])
         size = max(1, int(batch_seconds * 16_000 / max(self._samples[row] for row in rows)))
         return [[(row, _VALIDATION_SEED + row) for row in rows[i : i + size]] for i in range(0, len(rows), size)]

@@ -55,13 +55,19 @@ def write_shard(rows: Iterable[Mapping[str, np.ndarray]], path: Path) -> int:
     return count
 
 
-def write_shards(rows: Iterable[Mapping[str, np.ndarray]], folder: Path, max_bytes: int = 60_000_000) -> int:
+def write_shards(
+    rows: Iterable[Mapping[str, np.ndarray]],
+    folder: Path,
+    max_bytes: int = 60_000_000,
+    extra: Mapping[str, Any] | None = None,
+) -> int:
     """Write rows into numbered shards and an index; return how many rows there are.
 
     Args:
         rows: As for `write_shard`; text is stored as the uint8 array that `encode_text` makes.
         folder: Replaced when all is written.
         max_bytes: Size that no shard passes, unless a single row is larger.
+        extra: Plain values kept beside them, as `ShardReader.extra`.
 
     Raises:
         DataError: Rows that do not go together.
@@ -73,7 +79,7 @@ def write_shards(rows: Iterable[Mapping[str, np.ndarray]], folder: Path, max_byt
     for number, shard in enumerate(_split(rows, max_bytes - 4096)):
         names.append(f"{number:05d}.safetensors")
         write_shard(shard, temporary / names[-1])
-    count = write_index(temporary, names)
+    count = write_index(temporary, names, extra)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
     return count

@@ -8,14 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from audio_llm import hub
-from audio_llm.errors import ModelFormatError
 from audio_llm.tse.enrolment import EnrolmentEncoder
 from audio_llm.tse.extractor import Extractor, ExtractorConfig
 from audio_llm.tse.hearing import HearingConfig, TargetHearing
-from audio_llm.tse.selector import SelectorConfig
 from audio_llm.tse.speaker import SpeakerEncoder
 
 SEPARATOR, GRIDNET, SPEAKER, HEARING = "tse-separator", "tse-gridnet", "tse-speaker", "tse"
@@ -31,22 +29,26 @@ class TargetSpeechModel:
     enrolment: EnrolmentEncoder
 
 
+@dataclass(frozen=True)
+class _SpeakerSettings:
+    hidden: int = 256
+    layers: int = 3
+
+
 def load_separator(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Extractor:
     """Return a trunk trained by location; raises as `hub.load_model`."""
-    loaded = hub.load_model(name_or_dir, SEPARATOR, device)
-    return _filled(Extractor(_read(ExtractorConfig, loaded.config, loaded.path)), loaded.tensors, loaded.path)
+    return hub.load_network(name_or_dir, SEPARATOR, ExtractorConfig, Extractor, device)
 
 
 def load_speaker(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> SpeakerEncoder:
     """Return a small speaker encoder; raises as `hub.load_model`."""
-    loaded = hub.load_model(name_or_dir, SPEAKER, device)
-    return _filled(_read(SpeakerEncoder, loaded.config, loaded.path), loaded.tensors, loaded.path)
+    settings = _SpeakerSettings
+    return hub.load_network(name_or_dir, SPEAKER, settings, lambda own: SpeakerEncoder(own.hidden, own.layers), device)
 
 
 def load_hearing(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> TargetHearing:
     """Return the networks of a model; raises as `hub.load_model`."""
-    loaded = hub.load_model(name_or_dir, HEARING, device)
-    return _filled(TargetHearing(_hearing_config(loaded.config, loaded.path)), loaded.tensors, loaded.path)
+    return hub.load_network(name_or_dir, HEARING, HearingConfig, TargetHearing, device)
 
 
 def save_model(folder: Path, hearing: TargetHearing, card: str, provenance: Mapping[str, Any]) -> None:
@@ -63,25 +65,3 @@ def load_model(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Targ
     """
     hearing = load_hearing(name_or_dir, device)
     return TargetSpeechModel(hearing, EnrolmentEncoder(hearing).eval())
-
-
-def _hearing_config(config: Mapping[str, Any], path: Path) -> HearingConfig:
-    extractor = _read(ExtractorConfig, config.get("extractor", {}), path)
-    selector = _read(SelectorConfig, config.get("selector", {}), path)
-    return _read(HearingConfig, {**config, "extractor": extractor, "selector": selector}, path)
-
-
-def _read(cls: type[Any], config: Mapping[str, Any], path: Path) -> Any:
-    try:
-        return cls(**config)
-    except TypeError as error:
-        raise ModelFormatError(f"its settings are not a {cls.__name__}'s: {error}", path=path) from None
-
-
-def _filled(module: M, tensors: Mapping[str, Tensor], path: Path) -> M:
-    try:
-        module.load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        raise ModelFormatError(f"its weights do not fit its settings: {error}", path=path) from None
-    device = next(iter(tensors.values())).device
-    return module.to(device).eval()

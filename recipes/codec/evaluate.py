@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audio_llm.codec.codec import LEVEL_DB, SpeechCodec
+from audio_llm.codec.codec import SpeechCodec, to_level
 from audio_llm.errors import DataError
 from audio_llm.metrics import word_errors
 from audio_llm.simulation import mono
@@ -76,7 +76,7 @@ def codec_table(models: Sequence[str], packs: Path, limit: int) -> Iterator[str]
     pack = SpeechPack(packs / "test")
     names = [number for number in range(len(pack)) if pack.speakers[number] != SEEN_VOICE]
     chosen = _chosen(pack, limit, names)
-    sounds = {number: _leveled(_sound(pack, number)) for number in chosen}
+    sounds = {number: _sound(pack, number) * np.float32(to_level(_sound(pack, number))) for number in chosen}
     yield f"{len(chosen)} utterances of {len({pack.speakers[number] for number in chosen})} unseen people"
     yield "| codec | codes/s | PESQ-WB | STOI | ESTOI | OVRL (original) | codes used | perplexity | x real time |"
     yield "|---" * 9 + "|"
@@ -128,11 +128,6 @@ def _chosen(pack: SpeechPack, limit: int, numbers: Sequence[int] | None = None) 
 
 def _sound(pack: SpeechPack, number: int) -> np.ndarray:
     return pack.pcm(number).astype(np.float32) / 32768.0
-
-
-def _leveled(waveform: np.ndarray) -> np.ndarray:
-    power = mono.active_power(waveform)
-    return (waveform * 10.0 ** (LEVEL_DB / 20.0) / max(power, 1e-12) ** 0.5).astype(np.float32)
 
 
 def _with_noise(pack: SpeechPack, number: int, noise: str, snr_db: float) -> np.ndarray:

@@ -13,14 +13,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import evaluate
 import noisy_sets
+from finish import finish
 
-from audio_llm import hub
 from audio_llm.asr.ctc import CtcRecognizer
 from audio_llm.codec.train import CodecTrainingConfig, train_codec
 from audio_llm.tokenizer.s3_train import S3TrainingConfig, pack_teacher, train_s3
 from audio_llm.training.config import load_config
 
 HERE = Path(__file__).parent
+RECIPE = "recipes/codec"
 TEACHER = "ctc-small"  # whose letters help to train the tokenizer
 NEVER_SPOILT = {"clean_share": 1.0, "silent_share": 0.0, "room_share": 0.0, "clipped_share": 0.0, "narrow_share": 0.0}
 
@@ -79,13 +80,14 @@ def codec(arguments: argparse.Namespace) -> None:
 def finish_tokenizer(arguments: argparse.Namespace) -> None:
     """Make `tokenizer-s3-small` of the tokenizer trained: half precision, with its card."""
     trained = arguments.output / (arguments.name or "tokenizer") / "best"
-    _finish(trained, arguments.output / "tokenizer-s3-small", HERE / "cards" / "tokenizer-s3-small.md")
+    card = HERE / "cards" / "tokenizer-s3-small.md"
+    finish(trained, arguments.output / "tokenizer-s3-small", card, RECIPE)
 
 
 def finish_codec(arguments: argparse.Namespace) -> None:
     """Make `codec-small` of the codec trained: half precision, with its card."""
     trained = arguments.output / (arguments.name or "codec") / "best"
-    _finish(trained, arguments.output / "codec-small", HERE / "cards" / "codec-small.md")
+    finish(trained, arguments.output / "codec-small", HERE / "cards" / "codec-small.md", RECIPE)
 
 
 def report_tokenizer(arguments: argparse.Namespace) -> None:
@@ -130,14 +132,6 @@ def _train_tokenizer(arguments: argparse.Namespace, name: str, more: list[str]) 
         start_from=arguments.start,
         **_limits(arguments),
     )
-
-
-def _finish(trained: Path, folder: Path, card: Path) -> None:
-    loaded = hub.load_model(trained)
-    provenance = {"recipe": "recipes/codec", "training": loaded.provenance}
-    tensors = {name: t.half() if t.is_floating_point() else t for name, t in loaded.tensors.items()}
-    hub.save_model(folder, loaded.config, tensors, loaded.kind, card.read_text(encoding="utf-8"), provenance)
-    logging.info("%s: %s", folder, hub.fingerprint(folder))
 
 
 def _limits(arguments: argparse.Namespace) -> dict[str, float | bool | None]:

@@ -16,10 +16,10 @@ import measure
 import noisy_sets
 import numpy as np
 import torch
+from finish import finish
 from resemblyzer_weights import read_resemblyzer
 from systems import systems
 
-from audio_llm import hub
 from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
 from audio_llm.gense.models import load_mask, load_parts
 from audio_llm.gense.train import GenseTrainingConfig, TokenPackConfig, pack_tokens, train_gense
@@ -91,11 +91,8 @@ def refine(arguments: argparse.Namespace) -> None:
 
 def finish_mask(arguments: argparse.Namespace) -> None:
     """Make `mask-small` of the mask network trained: half precision, with its card."""
-    trained = hub.load_model(arguments.output / arguments.name / "best")
-    card = (HERE / "cards" / "mask-small.md").read_text(encoding="utf-8")
-    tensors = {name: tensor.half() for name, tensor in trained.tensors.items()}
-    provenance = {"recipe": "recipes/gense", "training": trained.provenance}
-    hub.save_model(arguments.output / "mask-small", trained.config, tensors, trained.kind, card, provenance)
+    card = HERE / "cards" / "mask-small.md"
+    finish(arguments.output / arguments.name / "best", arguments.output / "mask-small", card, "recipes/gense")
 
 
 def tokens(arguments: argparse.Namespace) -> None:

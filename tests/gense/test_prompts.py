@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from audio_llm.errors import UsageError
-from audio_llm.gense.prompts import join, n2s_prompt, n2s_target, pad_left, s2s_prompt, s2s_target
+from audio_llm.gense.prompts import join, n2s_prompt, n2s_target, s2s_prompt, s2s_target
 from audio_llm.lm.token_lm import Sequence
-from audio_llm.lm.vocabulary import BOS, PAD, SEP, Vocabulary
+from audio_llm.lm.vocabulary import BOS, SEP, Vocabulary
 
 VOCABULARY = Vocabulary({"semantic": 10, "acoustic": 20})  # ids 4..13 and 14..33
 NOISY_SEMANTIC, CLEAN_SEMANTIC = torch.tensor([[1, 2, 3]]), torch.tensor([[7, 8, 9]])
@@ -120,12 +120,3 @@ def test_joining_appends() -> None:
     assert ids == [5, 6, 7, BOS, 11, 12, 13]
     assert segments == [0, 0, 0, 1, 1, 1, 1]
     assert positions == [0, 2, 4, 0, 0, 2, 4]
-
-
-def test_padding_stands_in_front() -> None:
-    prompt = n2s_prompt(NOISY_SEMANTIC, VOCABULARY, 2)
-    padded = pad_left(prompt, 7)
-    assert padded.ids.tolist() == [[PAD, PAD, PAD, 5, 6, 7, BOS]]
-    assert torch.equal(padded.segments[:, 3:], prompt.segments)
-    assert torch.equal(padded.positions[:, 3:], prompt.positions)
-    assert all(torch.equal(one, other) for one, other in zip(pad_left(prompt, 4), prompt, strict=True))
