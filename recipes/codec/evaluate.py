@@ -78,11 +78,14 @@ def codec_table(models: Sequence[str], packs: Path, limit: int) -> Iterator[str]
     chosen = _chosen(pack, limit, names)
     sounds = {number: _sound(pack, number) * np.float32(to_level(_sound(pack, number))) for number in chosen}
     yield f"{len(chosen)} utterances of {len({pack.speakers[number] for number in chosen})} unseen people"
-    yield "| codec | codes/s | PESQ-WB | STOI | ESTOI | OVRL (original) | codes used | perplexity | x real time |"
+    yield (
+        "| codec | codes/s | PESQ-WB | STOI (codes shuffled) | ESTOI | OVRL (original) | codes used | perplexity "
+        "| x real time |"
+    )
     yield "|---" * 9 + "|"
     for name in models:
         codec = SpeechCodec.load(name)
-        rows, ovrl, codes = [], [], []
+        rows, ovrl, codes, shuffled = [], [], [], []
         for sound in sounds.values():
             decoded = round_trip(codec, sound)
             try:
@@ -90,6 +93,7 @@ def codec_table(models: Sequence[str], packs: Path, limit: int) -> Iterator[str]
             except DataError:  # too short for PESQ
                 continue
             ovrl.append((dnsmos(decoded).ovrl, dnsmos(sound).ovrl))
+            shuffled.append(stoi(sound, round_trip(codec, sound, shuffle=True)))
         for passed in range(_CODEBOOK_PASSES):
             for sound in sounds.values():
                 waveform = torch.from_numpy(sound * np.float32(10.0 ** ((3.0 * passed - 3.0) / 20.0)))[None]
@@ -99,7 +103,7 @@ def codec_table(models: Sequence[str], packs: Path, limit: int) -> Iterator[str]
         perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
         pesq, short, extended = np.mean(rows, axis=0)
         opinion = np.mean(ovrl, axis=0)
-        cells = [f"{codec.frame_rate:.0f}", f"{pesq:.2f}", f"{short:.3f}", f"{extended:.3f}"]
+        cells = [f"{codec.frame_rate:.0f}", f"{pesq:.2f}", f"{short:.3f} ({np.mean(shuffled):.2f})", f"{extended:.3f}"]
         cells += [f"{opinion[0]:.2f} ({opinion[1]:.2f})", f"{100 * (uses > 0).mean():.0f} %, {int(uses.sum())} frames"]
         cells += [f"{perplexity:.0f}", f"{1.0 / _seconds_per_second(codec):.0f}"]
         yield f"| {_label(name)} | {' | '.join(cells)} |"
@@ -111,10 +115,13 @@ def _label(name: str) -> str:
     return path.parent.name if path.name == "best" else path.name
 
 
-def round_trip(codec: SpeechCodec, waveform: np.ndarray) -> np.ndarray:
-    """Return (T,) float32 encoded and decoded."""
+def round_trip(codec: SpeechCodec, waveform: np.ndarray, shuffle: bool = False) -> np.ndarray:
+    """Return (T,) float32 encoded and decoded; shuffled codes must not give the same sound."""
     lengths = torch.tensor([len(waveform)])
     codes = codec.encode(torch.from_numpy(waveform)[None], lengths)
+    if shuffle:
+        order = np.random.default_rng(_SEED).permutation(codes.codes.shape[1])
+        codes = codes._replace(codes=codes.codes[:, order])
     return codec.decode(codes, lengths)[0].numpy()
 
 

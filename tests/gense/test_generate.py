@@ -82,7 +82,11 @@ def test_forced_tokens_are_spoken_and_seen_by_the_evidence(model: GenseModel) ->
     waveform = torch.from_numpy(noisy * np.float32(own.gain))[None]
     heard = model.parts.tokenizer.encode(waveform, torch.tensor([len(noisy)])).tokens[0].numpy()
     assert generator.speak(noisy, noisy, 1, force=heard).evidence.input_distance == 0.0
-    assert generator.speak(noisy, noisy, 1, force=(heard + 1) % 9).evidence.input_distance > 0.5
+    digits = model.parts.tokenizer.network.quantizer.digits
+    other = (heard + 1) % 9
+    wanted = (digits(torch.from_numpy(other)) - digits(torch.from_numpy(heard))).abs().float().mean()
+    assert generator.speak(noisy, noisy, 1, force=other).evidence.input_distance == pytest.approx(float(wanted))
+    assert wanted > 0.0
 
 
 def test_what_was_spoken_before_is_kept(model: GenseModel) -> None:
