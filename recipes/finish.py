@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from audio_llm import hub
 
 
-def finish(trained: Path, folder: Path, card: Path, recipe: str) -> None:
+def finish(trained: Path, folder: Path, card: Path, recipe: str, settings: Mapping[str, Any] | None = None) -> None:
     """Write the model directory `folder`.
 
     Args:
@@ -16,9 +18,11 @@ def finish(trained: Path, folder: Path, card: Path, recipe: str) -> None:
         folder: The model to make.
         card: Its text.
         recipe: Where it was made, such as `recipes/codec`.
+        settings: That were found since, and go with it.
     """
     loaded = hub.load_model(trained)
     provenance = {"recipe": recipe, "training": loaded.provenance}
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in loaded.tensors.items()}
-    hub.save_model(folder, loaded.config, tensors, loaded.kind, card.read_text(encoding="utf-8"), provenance)
+    config, text = {**loaded.config, **(settings or {})}, card.read_text(encoding="utf-8")
+    hub.save_model(folder, config, tensors, loaded.kind, text, provenance)
     logging.info("%s: %s", folder, hub.fingerprint(folder))

@@ -62,7 +62,7 @@ class SpeechGenerator:
         model: Language models, tokenizer and codec.
         semantic: How clean semantic tokens are drawn; the likeliest, for content must not be creative.
         acoustic: How clean acoustic codes are drawn.
-        chain: What S2S is told; less than everything is for measuring what each part does.
+        chain: What S2S is told; less than everything is for measuring what each part does. None: the model's own.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class SpeechGenerator:
     ) -> None:
         self.model, self.semantic = model, semantic
         self.acoustic = acoustic or Sampling(temperature=0.8, top_k=50, top_p=0.95)
-        self.chain = chain or Chain()
+        self.chain = chain or model.chain
 
     @torch.inference_mode()
     def speak(
@@ -146,8 +146,7 @@ class SpeechGenerator:
         """Return how far tokens (1, N) differ: the mean over their numbers, in levels."""
         if not one.shape[1]:
             return 0.0
-        digits = self.model.parts.tokenizer.network.quantizer.digits
-        return float((digits(one) - digits(other)).abs().float().mean())
+        return float(self.model.parts.tokenizer.network.quantizer.distance(one, other).mean())
 
 
 def _matched(waveform: np.ndarray, masked: np.ndarray, own: slice) -> np.ndarray:

@@ -13,7 +13,7 @@ from audio_llm.codec.codec import SpeechCodec
 from audio_llm.errors import ModelFormatError
 from audio_llm.gense.guards import Limits
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
-from audio_llm.gense.network import GenseConfig, GenseNetwork
+from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork
 from audio_llm.gense.prompts import ACOUSTIC, SEMANTIC
 from audio_llm.quantizers.fsq import FSQ
 from audio_llm.tokenizer.s3 import S3Tokenizer
@@ -74,6 +74,7 @@ class GenseModel:
         network: The language models, in eval mode.
         parts: What they speak through.
         mask: Folder or name of the mask network that goes with them.
+        chain: What S2S is best told, as found on tuning speech.
         limits: Of the guards, as found on tuning speech.
         balanced_below_db: Estimated signal-to-noise ratio below which the mode `balanced` speaks anew; None: nobody
             has found one, so that mode never does.
@@ -82,6 +83,7 @@ class GenseModel:
     network: GenseNetwork
     parts: Parts
     mask: str
+    chain: Chain
     limits: Limits
     balanced_below_db: float | None
 
@@ -117,9 +119,11 @@ def load_gense(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Gens
         network.load_state_dict(loaded.tensors)
     except RuntimeError as error:
         raise ModelFormatError(f"its weights do not fit its settings: {error}", path=loaded.path) from None
-    limits = config_from_dict(Limits, loaded.config.get("limits", {}), loaded.path / hub.CONFIG_NAME)
+    settings = loaded.path / hub.CONFIG_NAME
+    chain = config_from_dict(Chain, loaded.config.get("chain", {}), settings)
+    limits = config_from_dict(Limits, loaded.config.get("limits", {}), settings)
     mask = DEFAULT_MASK
     if (own := loaded.config.get("mask")) is not None:
         mask = str(hub.find_companion(loaded.path, own["name"], own["fingerprint"]))
     below_db = loaded.config.get("balanced_below_db")
-    return GenseModel(network.to(device).eval(), parts, mask, limits, below_db)
+    return GenseModel(network.to(device).eval(), parts, mask, chain, limits, below_db)

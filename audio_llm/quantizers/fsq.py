@@ -66,6 +66,10 @@ class FSQ(nn.Module):
         """Return the level of every number, (..., D) int64, of codes (...) int64."""
         return codes[..., None] // self.steps % self.counts
 
+    def distance(self, one: Tensor, other: Tensor) -> Tensor:
+        """Return how far codes (...) differ, (...) float32: the mean over their numbers, in levels."""
+        return (self.digits(one) - self.digits(other)).abs().float().mean(-1)
+
     def encode_values(self, values: Tensor) -> Tensor:
         """Return the codes (...) int64 of values (..., D), as `decode` gave them."""
         return (self._indices(values) * self.steps).sum(-1)

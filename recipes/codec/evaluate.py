@@ -164,8 +164,7 @@ def _hear(tokenizer: S3Tokenizer, sounds: Sequence[np.ndarray]) -> _Heard:
 
 def _level_distance(tokenizer: S3Tokenizer, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the mean distance in levels of each token's numbers."""
-    digits = tokenizer.network.quantizer.digits
-    return (digits(torch.from_numpy(one)) - digits(torch.from_numpy(other))).abs().float().mean(-1).numpy()
+    return tokenizer.network.quantizer.distance(torch.from_numpy(one), torch.from_numpy(other)).numpy()
 
 
 def _seconds_per_second(codec: SpeechCodec) -> float:

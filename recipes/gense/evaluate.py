@@ -71,29 +71,37 @@ class Judges:
 
     def judge(self, pair: Pair, enhanced: np.ndarray, seed: int) -> dict[str, Any]:
         """Return all figures of one output."""
-        try:
-            figures = asdict(measure.measure(pair, enhanced))
-        except DataError:  # PESQ finds no speech in it
-            logging.warning("%s: no speech is left", pair.id)
-            figures = dict.fromkeys((field.name for field in fields(measure.Figures)), 0.0) | {"pesq_wb": 1.0}
         words = DEFAULT_NORMALIZER(pair.words)
-        row: dict[str, Any] = {**figures, "heard": self.recognizer.recognize(enhanced, 1).best, "words": words}
+        row: dict[str, Any] = {
+            **sound_figures(pair, enhanced),
+            "heard": self.recognizer.recognize(enhanced, 1).best,
+            "words": words,
+        }
         if self.closed_set.usable(words):
             row["picked"] = self.closed_set.picks(enhanced, words, seed)
         if self.tokenizer is not None:
-            row["token_distance"], row["token_errors"] = self._token_errors(pair.clean, enhanced)
+            row["token_distance"], row["token_errors"] = token_errors(self.tokenizer, pair.clean, enhanced)
         if self.teacher is not None:
             vectors = embed(self.teacher, torch.from_numpy(np.stack([pair.clean, enhanced])))
             row["voice"] = float(torch.nn.functional.cosine_similarity(vectors[0], vectors[1], dim=0))
         return row
 
-    def _token_errors(self, clean: np.ndarray, enhanced: np.ndarray) -> tuple[float, float]:
-        assert self.tokenizer is not None
-        both = torch.from_numpy(np.stack([clean, enhanced]))
-        tokens = self.tokenizer.encode(both, torch.tensor([both.shape[1]] * 2)).tokens
-        digits = self.tokenizer.network.quantizer.digits(tokens)
-        distance = (digits[0] - digits[1]).abs().float().mean()
-        return float(distance), float((tokens[0] != tokens[1]).float().mean())
+
+def sound_figures(pair: Pair, enhanced: np.ndarray) -> dict[str, float]:
+    """Return the fields of `measure.Figures`; the worst there are where no speech is left."""
+    try:
+        return asdict(measure.measure(pair, enhanced))
+    except DataError:  # PESQ finds no speech in it
+        logging.warning("%s: no speech is left", pair.id)
+        return dict.fromkeys((field.name for field in fields(measure.Figures)), 0.0) | {"pesq_wb": 1.0}
+
+
+def token_errors(tokenizer: S3Tokenizer, clean: np.ndarray, enhanced: np.ndarray) -> tuple[float, float]:
+    """Return how far the tokens of two sounds (T,) differ: mean distance in levels, share that are others."""
+    both = torch.from_numpy(np.stack([clean, enhanced]))
+    tokens = tokenizer.encode(both, torch.tensor([both.shape[1]] * 2)).tokens
+    distance = tokenizer.network.quantizer.distance(*tokens)
+    return float(distance.mean()), float((tokens[0] != tokens[1]).float().mean())
 
 
 def run(systems: dict[str, System], pairs: Sequence[Pair], judges: Judges, output: Path, name: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -14,16 +16,18 @@ import bench
 import evaluate
 import measure
 import noisy_sets
-import numpy as np
-import torch
+import trial
 from finish import finish
 from resemblyzer_weights import read_resemblyzer
 from systems import systems
 
+from audio_llm import hub
+from audio_llm.gense.generate import SpeechGenerator
 from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
-from audio_llm.gense.models import load_mask, load_parts
+from audio_llm.gense.models import load_gense, load_mask, load_parts
+from audio_llm.gense.network import Chain
 from audio_llm.gense.train import GenseTrainingConfig, TokenPackConfig, pack_tokens, train_gense
-from audio_llm.simulation.speech_pack import refined
+from audio_llm.simulation.speech_pack import SpeechPack, refined
 from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.training.config import load_config
 
@@ -46,10 +50,10 @@ def main() -> int:
     parser.add_argument("--tokenizer", default="tokenizer-s3-small", help="tokens, gense, report: which")
     parser.add_argument("--codec", default="codec-small", help="tokens, gense: which")
     parser.add_argument("--mask", default="mask-small", help="tokens, report: which")
-    parser.add_argument("--gense", help="report: which; none: the mask network alone")
+    parser.add_argument("--gense", help="limits, attack, report: which; report without it: the mask network alone")
     parser.add_argument("--voices", action="store_true", help="report: compare voices, by Resemblyzer's encoder")
     parser.add_argument("--systems", nargs="*", default=[], help="report: which, of those that systems.py names")
-    parser.add_argument("--count", type=int, default=20_000, help="tokens: stretches; report: mixtures")
+    parser.add_argument("--count", type=int, default=20_000, help="tokens, limits, attack: stretches; report: mixtures")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     STAGES[arguments.stage](arguments)
@@ -79,13 +83,9 @@ def refine(arguments: argparse.Namespace) -> None:
     """Write the packs anew, with targets that the mask network has cleaned: it then learns from better ones."""
     network = load_mask(arguments.start or arguments.output / "mask" / "best")
 
-    def clean(waveform: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            cleaned: np.ndarray = network(torch.from_numpy(waveform)[None])[0].numpy()
-        return cleaned
-
     for part in ("train", "tune"):
-        count = refined(arguments.output / "packed" / part, arguments.output / "refined" / part, clean)
+        source, output = (arguments.output / kind / part for kind in ("packed", "refined"))
+        count = refined(source, output, lambda waveform: trial.masked_sound(network, waveform))
         logging.info("%s: %d utterances", part, count)
 
 
@@ -112,6 +112,35 @@ def gense(arguments: argparse.Namespace) -> None:
     train, tune = (arguments.output / "tokens" / part for part in ("train", "tune"))
     output = arguments.output / "gense"
     train_gense(train, tune, parts, output, config, start_from=arguments.start, **_limits(arguments))
+
+
+def find_limits(arguments: argparse.Namespace) -> None:
+    """Find on tuning speech what S2S is best told, the guards' limits and the threshold of the mode `balanced`."""
+    model, network = load_gense(arguments.gense or arguments.output / "gense" / "best"), load_mask(arguments.mask)
+    pack = SpeechPack(arguments.output / "packed" / "tune", least_dynamics_db=24.0)
+    tried = {}
+    for acoustic in ("noisy", "masked"):
+        generator, kept = SpeechGenerator(model, chain=Chain(acoustic=acoustic)), f"trial-{acoustic}.jsonl"
+        tried[acoustic] = trial.speak_all(generator, network, pack, arguments.count, TUNE_SEED, arguments.output / kept)
+    found = trial.find(tried, trial.clean_ratios_db(network, pack, arguments.count, TUNE_SEED))
+    (arguments.output / "limits.json").write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
+    logging.info("%s", found)
+
+
+def finish_gense(arguments: argparse.Namespace) -> None:
+    """Make `gense-small` of the language models trained: half precision, with its limits and its card."""
+    mask_folder = hub.find_model(arguments.mask).resolve()
+    settings = json.loads((arguments.output / "limits.json").read_text(encoding="utf-8"))
+    settings["mask"] = {"name": mask_folder.name, "fingerprint": hub.fingerprint(mask_folder)}
+    card, trained = HERE / "cards" / "gense-small.md", arguments.output / "gense" / "best"
+    finish(trained, arguments.output / "gense-small", card, "recipes/gense", settings)
+
+
+def attack(arguments: argparse.Namespace) -> None:
+    """Put the guards to the test: other words, clean speech, noise alone, silence."""
+    network, test = load_mask(arguments.mask), arguments.output / "packed" / "test"
+    for line in trial.attack(load_gense(arguments.gense), network, test, arguments.count):
+        print(line, flush=True)
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -144,6 +173,9 @@ STAGES = {
     "mask-finish": finish_mask,
     "tokens": tokens,
     "gense": gense,
+    "limits": find_limits,
+    "gense-finish": finish_gense,
+    "attack": attack,
     "report": report,
     "bench": measure_cost,
 }

@@ -24,16 +24,18 @@ def systems(mask: str | Path, gense: str | Path | None, names: list[str]) -> dic
     found: dict[str, System] = {"noisy": lambda noisy, _: noisy, "mask": _system(Enhancer(network))}
     if gense is not None:
         model = load_gense(gense)
+        own = model.chain
+        other = "noisy" if own.acoustic == "masked" else "masked"
         chains = {
-            "generative, no guards": Chain(),
-            "no token chain": Chain(acoustic="none"),
-            "masked codes": Chain(acoustic="masked"),
-            "no hierarchy": Chain(clean_semantic="none"),
+            "generative, no guards": own,
+            "no token chain": replace(own, acoustic="none"),
+            f"{other} codes": replace(own, acoustic=other),
+            "no hierarchy": replace(own, clean_semantic="none"),
         }
         for name, chain in chains.items():
             found[name] = _system(_enhancer(network, model, "generative", False, chain))
-        found["generative"] = _system(_enhancer(network, model, "generative", True, Chain()))
-        found["balanced"] = _system(_enhancer(network, model, "balanced", True, Chain()))
+        found["generative"] = _system(_enhancer(network, model, "generative", True, own))
+        found["balanced"] = _system(_enhancer(network, model, "balanced", True, own))
     return {name: found[name] for name in names} if names else found
 
 

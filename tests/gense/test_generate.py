@@ -54,7 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> GenseModel:
         for parameter in network.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(std=0.5)
-    return GenseModel(network.eval(), parts, "mask-small", Limits(), None)
+    return GenseModel(network.eval(), parts, "mask-small", Chain(), Limits(), None)
 
 
 def sound(seconds: float = 2.0, seed: int = 0) -> np.ndarray:
@@ -82,9 +82,8 @@ def test_forced_tokens_are_spoken_and_seen_by_the_evidence(model: GenseModel) ->
     waveform = torch.from_numpy(noisy * np.float32(own.gain))[None]
     heard = model.parts.tokenizer.encode(waveform, torch.tensor([len(noisy)])).tokens[0].numpy()
     assert generator.speak(noisy, noisy, 1, force=heard).evidence.input_distance == 0.0
-    digits = model.parts.tokenizer.network.quantizer.digits
     other = (heard + 1) % 9
-    wanted = (digits(torch.from_numpy(other)) - digits(torch.from_numpy(heard))).abs().float().mean()
+    wanted = model.parts.tokenizer.network.quantizer.distance(torch.from_numpy(other), torch.from_numpy(heard)).mean()
     assert generator.speak(noisy, noisy, 1, force=other).evidence.input_distance == pytest.approx(float(wanted))
     assert wanted > 0.0
 

@@ -146,3 +146,10 @@ def test_the_largest_numbers_stay_in_the_codebook() -> None:
     quantizer = FSQ(CODEC).eval()
     extremes = torch.tensor([[[-1e9] * 5, [1e9] * 5]])
     assert quantizer(extremes, everywhere(extremes)).codes.tolist() == [[0, 8191]]
+
+
+def test_codes_differ_by_the_mean_of_their_digits() -> None:
+    quantizer = FSQ([8, 5, 5, 5])
+    one, other = torch.tensor([0, 999, 3]), torch.tensor([8, 999, 4])
+    assert quantizer.distance(one, other).tolist() == [0.25, 0.0, 0.25]
+    assert float(quantizer.distance(torch.tensor(0), torch.tensor(999))) == (7 + 4 + 4 + 4) / 4

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from audio_llm import audio, hub
+from audio_llm.gense.models import load_gense
 
 PROJECT = Path(__file__).parents[2]
 TRAINING = ["training.max_steps=2", "training.validate_every=2", "training.warmup_steps=1"]
@@ -60,7 +61,8 @@ def test_every_stage_runs_on_the_samples(tiny_data: Callable[[Path], Path], tmp_
     assert hub.verify_model(codec / "tokenizer-s3-small").kind == "s3-tokenizer"
     assert hub.verify_model(codec / "codec-small").kind == "codec"
     parts = ["--tokenizer", codec / "tokenizer-s3-small", "--codec", codec / "codec-small"]
-    shutil.copytree(codec / "packed", gense / "packed")
+    for part in ("packed", "tokenizer-s3-small", "codec-small"):
+        shutil.copytree(codec / part, gense / part)
     _run(
         "gense",
         gense,
@@ -72,7 +74,17 @@ def test_every_stage_runs_on_the_samples(tiny_data: Callable[[Path], Path], tmp_
         ["gense", "--set", *GENSE, *parts],
     )
     assert hub.verify_model(gense / "mask-small").kind == "mask"
-    assert hub.model_kind(gense / "gense" / "best") == "gense"
+    found = {"chain": {"acoustic": "masked"}, "limits": {"good_db": 12.0}, "balanced_below_db": 3.0}
+    (gense / "limits.json").write_text(json.dumps(found))  # two steps of training leave no good stretch to find them by
+    _run(
+        "gense",
+        gense,
+        ["gense-finish", "--mask", gense / "mask-small"],
+        ["attack", "--mask", gense / "mask-small", "--gense", gense / "gense-small", "--count", "1"],
+    )
+    model = load_gense(gense / "gense-small")
+    assert (model.chain.acoustic, model.limits.good_db, model.balanced_below_db) == ("masked", 12.0, 3.0)
+    assert Path(model.mask) == gense / "mask-small"
 
 
 def _add_noise(data: Path) -> None:

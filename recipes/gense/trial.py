@@ -1,0 +1,232 @@
+"""Where the guards' limits lie, found on tuning speech; and what the guards do when they are put to the test."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from evaluate import MIXES, sound_figures, token_errors
+from measure import Pair
+
+from audio_llm.codec.codec import to_level
+from audio_llm.errors import DataError
+from audio_llm.gense.chunks import TOKEN, ChunkReport, Policy
+from audio_llm.gense.enhance import Enhancer
+from audio_llm.gense.generate import Generated, SpeechGenerator
+from audio_llm.gense.guards import Evidence, Limits, refusals
+from audio_llm.gense.mask_model import MaskNetwork
+from audio_llm.gense.measures import FRAME, levels_db, snr_db
+from audio_llm.gense.models import GenseModel
+from audio_llm.gense.network import Chain
+from audio_llm.simulation.noisy import NoisySpeech
+from audio_llm.simulation.speech_pack import SpeechPack
+from audio_llm.tokenizer.s3 import S3Tokenizer
+
+RATE = 16_000  # Hz
+NOISY = replace(MIXES, seconds=6.0, snr_db=(-5.0, 20.0), room_share=0.4)
+CLEAN = replace(NOISY, clean_share=1.0, room_share=0.0)
+NOBODY = replace(NOISY, silent_share=1.0, room_share=0.0)
+_LOW_DB = 10.0  # at or below it hardly anything may be left as it is
+_KEPT = 0.95  # of the good stretches, that each limit lets pass
+_BYPASSED = 0.02  # of the stretches at low ratios, that are left as they are
+_NEAREST = 0.9  # of the least distance of other words: nothing beyond passes
+_THRESHOLDS_DB = (20.0, 15.0, 10.0, 5.0, 0.0)  # that are tried for the mode `balanced`
+_FEWEST = 10  # stretches that a threshold needs
+_SEED = 1 << 43
+_BETTER = {"pesq_wb": 1, "stoi": 1, "estoi": 1, "si_sdr_db": 1, "sig": 1, "bak": 1, "ovrl": 1, "token_distance": -1}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What tuning speech tells.
+
+    Attributes:
+        limits: Of the guards.
+        chain: What S2S is told.
+        balanced_below_db: Of the mode `balanced`; None: below no threshold is speech that was spoken anew, and passed,
+            as good as the mask network's on every measure.
+    """
+
+    chain: Chain
+    limits: Limits
+    balanced_below_db: float | None
+
+
+def speak_all(
+    generator: SpeechGenerator, network: MaskNetwork, pack: SpeechPack, count: int, seed: int, output: Path
+) -> list[dict[str, Any]]:
+    """Speak noisy stretches anew; return evidence and figures, and how far the words before are, a row each.
+
+    Args:
+        generator: Speaks.
+        network: The mask network.
+        pack: Speech and noise.
+        count: Stretches.
+        seed: Of the first.
+        output: Keeps the rows: what is done is not done again.
+    """
+    speech, tokenizer = NoisySpeech(pack, NOISY), generator.model.parts.tokenizer
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()] if output.exists() else []
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("a", encoding="utf-8") as file:
+        for number in range(len(rows), count):
+            pair = speech.pair(seed + number)
+            masked = masked_sound(network, pair.noisy)
+            made = generator.speak(pair.noisy, masked, number)
+            row: dict[str, Any] = {"snr_db": pair.snr_db, "tokens": made.tokens.tolist(), "own": asdict(made.evidence)}
+            if rows:
+                words = np.array(rows[-1]["tokens"])
+                row["other"] = min(_words_apart(tokenizer, sound, words) for sound in (pair.noisy, masked))
+            for name, sound in (("noisy", pair.noisy), ("mask", masked), ("spoken", made.waveform)):
+                figures = sound_figures(Pair(str(number), pair.noisy, pair.clean, ""), sound)
+                row[name] = figures | {"token_distance": token_errors(tokenizer, pair.clean, sound)[0]}
+            rows.append(row)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            logging.info("%d of %d stretches", number + 1, count)
+    return rows
+
+
+def find(tried: Mapping[str, Sequence[dict[str, Any]]], clean_db: Sequence[float]) -> Found:
+    """Return what tuning speech tells.
+
+    Those codes are chosen with which the tokens come nearer to the clean speech's. Stretches whose tokens came no
+    farther from the clean speech's than the noisy ones were are good: each limit lets 95 of 100 of them pass. Words may
+    be no farther from the input's than 0.9 of the nearest of other stretches' words. What is left as it is, is better
+    than 98 of 100 stretches at 10 dB or less.
+
+    Args:
+        tried: Rows of `speak_all`, by the acoustic codes that S2S was told.
+        clean_db: Estimated signal-to-noise ratios of clean speech.
+
+    Raises:
+        DataError: Too few stretches are good.
+    """
+    for name, own in tried.items():
+        logging.info("%s codes: %s", name, {k: round(_mean(own, "spoken", k), 3) for k in _BETTER})
+    acoustic = min(tried, key=lambda name: _mean(tried[name], "spoken", "token_distance"))
+    rows = tried[acoustic]
+    good = [row["own"] for row in rows if row["spoken"]["token_distance"] <= row["noisy"]["token_distance"]]
+    if len(good) < _FEWEST:
+        raise DataError(f"only {len(good)} of {len(rows)} stretches are as near to the clean speech as the noisy ones")
+    limits = {}
+    for name in ("level_distance", "input_distance", "longest_run", "tone_db", "pitch_octaves", "invented", "lost"):
+        values = [evidence[name] for evidence in good if np.isfinite(evidence[name])]
+        limits[name] = float(np.quantile(values, _KEPT, method="higher"))
+    limits["least_confidence"] = float(np.quantile([evidence["confidence"] for evidence in good], 1.0 - _KEPT))
+    nearest = min(row["other"] for row in rows[1:])
+    limits["input_distance"] = min(limits["input_distance"], _NEAREST * nearest)
+    low = [row["own"]["snr_db"] for row in rows if row["snr_db"] <= _LOW_DB]
+    limits["good_db"] = max(float(np.quantile(low, 1.0 - _BYPASSED)), _LOW_DB)
+    limits = {name: round(value, 3) for name, value in limits.items()}
+    found = Limits(**limits)
+    passed = sum(not refusals(Evidence(**evidence), found) for evidence in good)
+    logging.info("%d stretches, %d good, %d of these pass", len(rows), len(good), passed)
+    share = float(np.mean(np.array(clean_db) >= found.good_db))
+    logging.info("%.0f %% of clean stretches are left as they are", 100.0 * share)
+    return Found(Chain(acoustic=acoustic), found, _threshold(rows, found))
+
+
+def _mean(rows: Sequence[dict[str, Any]], system: str, name: str) -> float:
+    return float(np.mean([row[system][name] for row in rows]))
+
+
+def _threshold(rows: Sequence[dict[str, Any]], limits: Limits) -> float | None:
+    """Return the highest threshold below which stretches that pass are no worse than the mask network's by any mean."""
+    passing = [row for row in rows if not refusals(Evidence(**row["own"]), limits)]
+    for below_db in _THRESHOLDS_DB:
+        own = [row for row in passing if row["own"]["snr_db"] < below_db]
+        gains = {
+            name: sign * (_mean(own, "spoken", name) - _mean(own, "mask", name))
+            for name, sign in _BETTER.items()
+            if len(own) >= _FEWEST
+        }
+        logging.info("below %g dB, %d stretches: %s", below_db, len(own), {k: round(v, 3) for k, v in gains.items()})
+        if gains and min(gains.values()) >= 0.0:
+            return below_db
+    return None
+
+
+def _words_apart(tokenizer: S3Tokenizer, waveform: np.ndarray, words: np.ndarray) -> float:
+    heard = tokenizer.encode(*_levelled(waveform)).tokens[0]
+    count = min(len(heard), len(words))
+    return float(tokenizer.network.quantizer.distance(heard[:count], torch.from_numpy(words[:count])).mean())
+
+
+def _levelled(waveform: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a sound (1, T) at the level of tokens, and its length."""
+    return torch.from_numpy(waveform * np.float32(to_level(waveform)))[None], torch.tensor([len(waveform)])
+
+
+def clean_ratios_db(network: MaskNetwork, pack: SpeechPack, count: int, seed: int) -> list[float]:
+    """Return the estimated signal-to-noise ratios of clean stretches, dB."""
+    speech = NoisySpeech(pack, CLEAN)
+    sounds = [speech.pair(seed + number).noisy for number in range(count)]
+    return [snr_db(sound, masked_sound(network, sound)) for sound in sounds]
+
+
+def attack(model: GenseModel, network: MaskNetwork, test: Path, count: int) -> Iterator[str]:
+    """Yield the lines of a table: what becomes of what must not be spoken anew, in mode `generative` with guards.
+
+    Args:
+        model: GenSE.
+        network: The mask network.
+        test: Pack of other people and noises.
+        count: Stretches of each kind.
+    """
+    pack, policy = SpeechPack(test, labelled=True), Policy("generative", limits=model.limits)
+    plain, forced = SpeechGenerator(model), _Forced(model)
+    yield "| input | stretches | spoken anew | the mask network's | left as they are | silent | speech made up, s |"
+    yield "|---" * 7 + "|"
+    for kind, config in (("noisy", NOISY), ("other words forced in", NOISY), ("clean", CLEAN), ("noise", NOBODY)):
+        pairs = [NoisySpeech(pack, config).pair(_SEED + number) for number in range(count)]
+        rows = []
+        for number, pair in enumerate(pairs):
+            forced.say(pairs[number - 1].clean)
+            rows.append(_tried(Enhancer(network, forced if "forced" in kind else plain, policy), pair.noisy))
+        yield _line(kind, rows)
+    yield _line("silence", [_tried(Enhancer(network, plain, policy), np.zeros(6 * RATE, np.float32))])
+
+
+class _Forced(SpeechGenerator):
+    """Says what it is told to."""
+
+    words = np.zeros(1, np.int64)
+
+    def say(self, waveform: np.ndarray) -> None:
+        """Take the words of (T,) float32 at 16 kHz."""
+        self.words = self.model.parts.tokenizer.encode(*_levelled(waveform)).tokens[0].numpy()
+
+    def speak(self, noisy: np.ndarray, *args: Any, **more: Any) -> Generated:
+        """Speak as `SpeechGenerator.speak`, but say that."""
+        more["force"] = np.resize(self.words, -(-len(noisy) // TOKEN))
+        return super().speak(noisy, *args, **more)
+
+
+def _tried(enhancer: Enhancer, noisy: np.ndarray) -> tuple[str, float]:
+    """Return what was done to a stretch, and seconds of output 6 dB louder than all that the mask network left."""
+    chunks: list[ChunkReport] = []
+    sound = np.concatenate(list(enhancer.stream([noisy[:, None]], RATE, report=chunks.append)))[:, 0]
+    masked = masked_sound(enhancer.network, noisy)
+    louder = levels_db(sound) > levels_db(masked).max() + 6.0
+    return chunks[0].action, float(louder.sum()) * FRAME / RATE
+
+
+def _line(kind: str, rows: list[tuple[str, float]]) -> str:
+    actions = Counter(action for action, _ in rows)
+    counts = [str(actions[name]) for name in ("generated", "mask", "bypass", "silent")]
+    return f"| {kind} | {len(rows)} | {' | '.join(counts)} | {sum(made for _, made in rows):.1f} |"
+
+
+def masked_sound(network: MaskNetwork, waveform: np.ndarray) -> np.ndarray:
+    """Return the mask network's sound (T,) float32 at 16 kHz of another."""
+    with torch.inference_mode():
+        sound: np.ndarray = network(torch.from_numpy(waveform)[None])[0].numpy()
+    return sound

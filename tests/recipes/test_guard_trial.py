@@ -1,0 +1,77 @@
+"""The guards' limits, found in rows of which it is known what must come out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from audio_llm.errors import DataError
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "gense"
+BETTER = ("pesq_wb", "stoi", "estoi", "si_sdr_db", "sig", "bak", "ovrl")
+
+
+@pytest.fixture
+def trial(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(RECIPE))
+    before = set(sys.modules)
+    yield import_module("trial")
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == RECIPE:
+            del sys.modules[name]  # another recipe has modules of the same names
+
+
+def rows(gain: float = 0.5) -> list[dict[str, Any]]:
+    """A hundred stretches, 0 to 19.8 dB, half of them nearer to the clean speech than the noisy ones."""
+    found = []
+    for number in range(100):
+        snr_db, good = 0.2 * number, number % 2 == 0
+        evidence = dict.fromkeys(("longest_run", "tone_db", "pitch_octaves", "invented", "lost"), number / 100.0)
+        evidence |= {"level_distance": number / 200.0, "input_distance": 0.4 + number / 100.0}
+        evidence |= {"snr_db": snr_db, "confidence": -2.0 - number / 100.0}
+        figures = {name: dict.fromkeys(BETTER, 1.0) | {"token_distance": 0.6} for name in ("noisy", "mask")}
+        spoken = dict.fromkeys(BETTER, 1.0 + gain) | {"token_distance": 0.5 if good else 0.7}
+        found.append({"snr_db": snr_db, "own": evidence, "other": 1.2, "spoken": spoken, **figures})
+    return found
+
+
+def test_limits_let_nearly_all_good_stretches_pass_and_no_other_words(trial: ModuleType) -> None:
+    found = trial.find({"noisy": rows()}, [25.0, 5.0])
+    assert found.limits.level_distance == pytest.approx(0.47)  # of 0, 0.01 .. 0.49, the 48th
+    assert found.limits.tone_db == pytest.approx(0.94)
+    assert found.limits.input_distance == pytest.approx(0.9 * 1.2)  # not 1.34, which other words would pass as well
+    assert found.limits.least_confidence == pytest.approx(-2.931, abs=0.001)
+    assert found.limits.good_db == 10.0
+
+
+def test_what_nears_the_clean_speech_is_told(trial: ModuleType) -> None:
+    worse = [{**row, "spoken": {**row["spoken"], "token_distance": 0.9}} for row in rows()]
+    assert trial.find({"noisy": worse, "masked": rows()}, [20.0]).chain.acoustic == "masked"
+    assert trial.find({"noisy": rows(), "masked": worse}, [20.0]).chain.acoustic == "noisy"
+
+
+def test_balanced_speaks_only_where_no_measure_is_worse(trial: ModuleType) -> None:
+    assert trial.find({"noisy": rows(gain=0.5)}, [20.0]).balanced_below_db == 20.0
+    one_is_worse = [{**row, "spoken": {**row["spoken"], "si_sdr_db": 0.9}} for row in rows()]
+    assert trial.find({"noisy": one_is_worse}, [20.0]).balanced_below_db is None
+    only_low = [{**row, "spoken": {**row["spoken"], "estoi": 0.0 if row["snr_db"] >= 5.0 else 1.5}} for row in rows()]
+    assert trial.find({"noisy": only_low}, [20.0]).balanced_below_db == 5.0
+
+
+def test_a_pitch_that_is_gone_or_cannot_be_told_is_no_limit(trial: ModuleType) -> None:
+    own = rows()
+    own[0]["own"]["pitch_octaves"], own[2]["own"]["pitch_octaves"] = np.inf, np.nan
+    assert np.isfinite(trial.find({"noisy": own}, [20.0]).limits.pitch_octaves)
+
+
+def test_too_few_good_stretches_are_said_to_be(trial: ModuleType) -> None:
+    bad = [row for row in rows() if row["spoken"]["token_distance"] > 0.6] + rows()[:4]
+    with pytest.raises(DataError, match="only 2 of 54 stretches"):
+        trial.find({"noisy": bad}, [20.0])
