@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from audio_llm.errors import DataError
 from audio_llm.sound_metrics import dnsmos, pesq_wb, si_sdr_db, stoi
 
 REPORTED = "voicebank_demand_few"  # never trained or tuned on
-Enhance = Callable[[np.ndarray], np.ndarray]  # (T,) float32 at 16 kHz to the same
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Figures:
-    """Means over a set."""
+    """Of one pair, or means over some."""
 
     pesq_wb: float
     stoi: float
@@ -73,18 +71,3 @@ def measure(pair: Pair, enhanced: np.ndarray) -> Figures:
         opinion.bak,
         opinion.ovrl,
     )
-
-
-def mean(rows: Sequence[Figures]) -> Figures:
-    """Return the means of a set."""
-    return Figures(*(float(np.mean([getattr(row, field.name) for row in rows])) for field in fields(Figures)))
-
-
-def table(systems: dict[str, Enhance], pairs: Sequence[Pair]) -> Iterator[str]:
-    """Yield the lines of a table, a system a line."""
-    names = [field.name for field in fields(Figures)]
-    yield f"| system | {' | '.join(names)} |"
-    yield "|---" * (1 + len(names)) + "|"
-    for name, enhance in systems.items():
-        found = mean([measure(pair, enhance(pair.noisy)) for pair in pairs])
-        yield f"| {name} | " + " | ".join(f"{getattr(found, key):.3f}" for key in names) + " |"

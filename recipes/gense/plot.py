@@ -1,0 +1,65 @@
+"""The report's rows as a picture: what every system does to every utterance, measure by measure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MEASURES = {
+    "pesq_wb": "PESQ-WB",
+    "estoi": "ESTOI",
+    "si_sdr_db": "SI-SDR, dB",
+    "ovrl": "DNSMOS OVRL",
+    "token_distance": "distance of the tokens",
+    "voice": "cosine of the voices",
+}
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw a line of panels a set, a panel a measure: the middle half of the utterances, their median and their mean.
+
+    Args:
+        rows: As `evaluate.run` wrote them.
+        path: The picture; its ending says the form.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sets, systems = (list(dict.fromkeys(row[key] for row in rows)) for key in ("set", "system"))
+    size = (2.3 * len(MEASURES) + 1.5, (0.3 * len(systems) + 1.1) * len(sets))
+    figure, panels = pyplot.subplots(len(sets), len(MEASURES), figsize=size, squeeze=False, sharey=True)
+    for line, name in zip(panels, sets, strict=True):
+        for panel, (measure, title) in zip(line, MEASURES.items(), strict=True):
+            values = [
+                [row[measure] for row in rows if (row["set"], row["system"]) == (name, system) and measure in row]
+                for system in systems
+            ]
+            panel.boxplot(
+                [own or [np.nan] for own in values], orientation="horizontal", showmeans=True, showfliers=False
+            )
+            panel.set_yticks(range(1, len(systems) + 1), systems)
+            panel.set_title(title, fontsize=9)
+        line[0].set_ylabel(name)
+    panels[0][0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Draw the file named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("measures", type=Path, help="measures.jsonl of the report stage")
+    parser.add_argument("picture", type=Path)
+    arguments = parser.parse_args()
+    draw([json.loads(line) for line in arguments.measures.read_text(encoding="utf-8").splitlines()], arguments.picture)
+
+
+if __name__ == "__main__":
+    main()
