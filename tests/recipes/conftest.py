@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -54,3 +57,18 @@ def make_data(folder: Path) -> Path:
 def tiny_data() -> Callable[[Path], Path]:
     """Return a function that makes such a folder at a path."""
     return make_data
+
+
+@pytest.fixture
+def recipe_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], ModuleType]]:
+    """Return a function that imports a module of a recipe; two recipes may have modules of the same name."""
+    before = set(sys.modules)
+
+    def imported(recipe: str, name: str) -> ModuleType:
+        monkeypatch.syspath_prepend(str(PROJECT / "recipes" / recipe))
+        return import_module(name)
+
+    yield imported
+    for name in set(sys.modules) - before:
+        if (PROJECT / "recipes") in Path(getattr(sys.modules[name], "__file__", None) or "").parents:
+            del sys.modules[name]

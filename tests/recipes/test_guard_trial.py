@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -14,18 +11,12 @@ import pytest
 
 from audio_llm.errors import DataError
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "gense"
 BETTER = ("pesq_wb", "stoi", "estoi", "si_sdr_db", "sig", "bak", "ovrl")
 
 
 @pytest.fixture
-def trial(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(RECIPE))
-    before = set(sys.modules)
-    yield import_module("trial")
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == RECIPE:
-            del sys.modules[name]  # another recipe has modules of the same names
+def trial(recipe_module: Callable[[str, str], ModuleType]) -> ModuleType:
+    return recipe_module("gense", "trial")
 
 
 def rows(gain: float = 0.5) -> list[dict[str, Any]]:
