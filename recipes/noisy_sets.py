@@ -1,4 +1,7 @@
-"""Which speech and noise is in training, tuning and test; no speaker or noise recording is in two of them."""
+"""Which speech and noise is in training, tuning and test.
+
+No noise recording is in two of them, and of the people Kathleen alone, whose prompts are divided.
+"""
 
 from __future__ import annotations
 

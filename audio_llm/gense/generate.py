@@ -132,11 +132,13 @@ class SpeechGenerator:
         spoken = _matched(sound[0].cpu().numpy() / gain, masked, own)
         part = slice(own.start * clean.shape[1] // len(noisy), -(-own.stop * clean.shape[1] // len(noisy)))
         meant = clean[:, part]
+        known = clean.shape[1] - found.log_probs.shape[1]  # of what was spoken before, and not drawn
+        own_log_probs = found.log_probs[:, max(0, part.start - known) : max(0, part.stop - known)]
         evidence = Evidence(
             snr_db=snr_db(noisy[own], masked[own]),
             level_distance=self._distance(again[:, part], meant),
             input_distance=min(self._distance(meant, heard[:, part]) for heard in (semantic, of_masked)),
-            confidence=float(found.log_probs.mean()) if found.log_probs.numel() else 0.0,
+            confidence=float(own_log_probs.mean()) if own_log_probs.numel() else 0.0,
             longest_run=longest_run(meant[0].cpu().numpy()),
             **sound_evidence(spoken[own], masked[own]),
         )

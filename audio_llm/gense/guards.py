@@ -8,6 +8,9 @@ import numpy as np
 
 from audio_llm.gense import measures
 
+_NEAR = 3  # frames of 20 ms by which two sounds may be apart
+_FAR_DB = 10.0  # above everything near in the mask network's sound: not a louder voice but another
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -22,7 +25,7 @@ class Limits:
         longest_run: Of one token, as a share of the stretch.
         tone_db: Difference of the long-term spectra.
         pitch_octaves: Difference of the median pitch.
-        invented: Share of frames with speech where the mask network leaves none.
+        invented: Share of frames with speech where the mask network leaves none, or something far quieter.
         lost: Share of the mask network's speech that is missing.
     """
 
@@ -85,10 +88,13 @@ def sound_evidence(generated: np.ndarray, masked: np.ndarray) -> dict[str, float
         generated: (T,) float32 at 16 kHz.
         masked: (T,) float32 at 16 kHz, the same stretch by the mask network.
     """
-    from scipy.ndimage import binary_dilation
+    from scipy.ndimage import binary_dilation, maximum_filter1d
 
     speaks, spoke = measures.active_frames(generated), measures.active_frames(masked)
-    near_spoke, near_speaks = (binary_dilation(frames, iterations=3) for frames in (spoke, speaks))  # 60 ms
+    near_spoke, near_speaks = (binary_dilation(frames, iterations=_NEAR) for frames in (spoke, speaks))
+    # a steady residue is as loud as its own loudest frames all the time, and would pass for speech
+    nearby_db = maximum_filter1d(measures.levels_db(masked), 2 * _NEAR + 1) if len(spoke) else np.zeros(0)
+    near_spoke &= measures.levels_db(generated) < nearby_db + _FAR_DB
     pitch_hz, wanted_hz = measures.pitch_hz(generated), measures.pitch_hz(masked)
     octaves = abs(float(np.log2(pitch_hz / wanted_hz)))
     if np.isnan(pitch_hz) and not np.isnan(wanted_hz):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from closed_set import ClosedSet
 from measure import Pair
+from noisy_sets import ONE_VOICE
 from systems import Report, System
 
 from audio_llm.asr.ctc import CtcRecognizer
@@ -28,6 +29,7 @@ from audio_llm.tse.speaker import SpeakerEncoder, embed
 
 _SEED = 11
 _LEAST_S, _MOST_S = 2.0, 12.0  # of a mixture
+_NO_SPEECH = {"pesq_wb": 1.0, "si_sdr_db": -30.0}  # figures where no speech is left; the others are 0
 _LOW_DB = 10.0  # at or below it the input is bad: few stretches may be bypassed
 MIXES = NoisyConfig(
     clean_share=0.0,
@@ -42,16 +44,15 @@ MIXES = NoisyConfig(
 )
 
 
-def mixes(test: Path, count: int) -> list[Pair]:
-    """Return noisy and reverberant utterances of the test part: other people, other noises."""
-    speech = NoisySpeech(SpeechPack(test, labelled=True), MIXES)
-    pack = speech.pack
-    order = np.random.default_rng(_SEED).permutation(len(pack)).tolist()
-    chosen = [n for n in order if _LEAST_S <= pack.samples[n] / 16_000 <= _MOST_S][:count]
-    pairs = []
-    for number in chosen:
-        made = speech.utterance(number, _SEED + number)
-        pairs.append(Pair(pack.ids[number], made.noisy, made.clean, pack.words[number]))
+def mixes(test: Path, count: int, config: NoisyConfig = MIXES, seed: int = _SEED) -> list[Pair]:
+    """Return utterances of the test part, made noisy: people and noises of no training."""
+    speech = NoisySpeech(SpeechPack(test, labelled=True), config)
+    pack, pairs = speech.pack, []
+    for number in np.random.default_rng(seed).permutation(len(pack)).tolist():
+        long_enough = _LEAST_S <= pack.samples[number] / 16_000 <= _MOST_S
+        if long_enough and pack.speakers[number] != ONE_VOICE and len(pairs) < count:
+            made = speech.utterance(number, seed + number)
+            pairs.append(Pair(pack.ids[number], made.noisy, made.clean, pack.words[number]))
     return pairs
 
 
@@ -93,7 +94,7 @@ def sound_figures(pair: Pair, enhanced: np.ndarray) -> dict[str, float]:
         return asdict(measure.measure(pair, enhanced))
     except DataError:  # PESQ finds no speech in it
         logging.warning("%s: no speech is left", pair.id)
-        return dict.fromkeys((field.name for field in fields(measure.Figures)), 0.0) | {"pesq_wb": 1.0}
+        return dict.fromkeys((field.name for field in fields(measure.Figures)), 0.0) | _NO_SPEECH
 
 
 def token_errors(tokenizer: S3Tokenizer, clean: np.ndarray, enhanced: np.ndarray) -> tuple[float, float]:
@@ -104,10 +105,21 @@ def token_errors(tokenizer: S3Tokenizer, clean: np.ndarray, enhanced: np.ndarray
     return float(distance.mean()), float((tokens[0] != tokens[1]).float().mean())
 
 
-def run(systems: dict[str, System], pairs: Sequence[Pair], judges: Judges, output: Path, name: str) -> None:
-    """Measure what the file does not hold yet and append it, an utterance under a system a line."""
+def run(
+    systems: dict[str, System], pairs: Sequence[Pair], judges: Judges, output: Path, name: str, made_by: str
+) -> None:
+    """Measure what the file does not hold yet and append it, an utterance under a system a line.
+
+    Args:
+        systems: What is compared.
+        pairs: Noisy speech.
+        judges: What judges.
+        output: The file.
+        name: Of the pairs.
+        made_by: Tells models and judges from others: rows of others are not taken for these.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row["set"], row["system"], row["id"]) for row in _rows(output)}
+    done = {(row["set"], row["system"], row["id"]) for row in rows_of(output, made_by)}
     with output.open("a", encoding="utf-8") as file:
         for system, enhance in systems.items():
             for number, pair in enumerate(pairs):
@@ -115,16 +127,15 @@ def run(systems: dict[str, System], pairs: Sequence[Pair], judges: Judges, outpu
                     continue
                 chunks: list[dict[str, Any]] = []
                 enhanced = enhance(pair.noisy, _keeper(chunks))
-                row = {"set": name, "system": system, "id": pair.id, "chunks": chunks}
+                row = {"set": name, "system": system, "id": pair.id, "chunks": chunks, "made_by": made_by}
                 row["snr_db"] = snr_db(pair.noisy, pair.clean)
                 file.write(json.dumps(row | judges.judge(pair, enhanced, number)) + "\n")
                 file.flush()
             logging.info("%s, %s: %d utterances", name, system, len(pairs))
 
 
-def tables(output: Path) -> Iterator[str]:
+def tables(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of the tables: one for each set, a system a line."""
-    rows = list(_rows(output))
     head = "system | n | PESQ-WB | STOI | ESTOI | SI-SDR | SIG | BAK | OVRL | token distance | token errors % | "
     head += "WER % | closed set % | voice | generated % | bypassed at 10 dB or less %"
     for name in dict.fromkeys(row["set"] for row in rows):
@@ -162,6 +173,7 @@ def _keeper(chunks: list[dict[str, Any]]) -> Report:
     return lambda chunk: chunks.append(asdict(chunk))
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        yield from (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+def rows_of(path: Path, made_by: str) -> list[dict[str, Any]]:
+    """Return the rows of a file, if there is one, that were made by some models and judges."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [row for row in map(json.loads, lines) if row.get("made_by") == made_by]

@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument("measures", type=Path, help="measures.jsonl of the report stage")
     parser.add_argument("picture", type=Path)
     arguments = parser.parse_args()
-    draw([json.loads(line) for line in arguments.measures.read_text(encoding="utf-8").splitlines()], arguments.picture)
+    rows = [json.loads(line) for line in arguments.measures.read_text(encoding="utf-8").splitlines()]
+    draw([row for row in rows if row["made_by"] == rows[-1]["made_by"]], arguments.picture)  # of the last report
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.training.config import load_config
 
 HERE = Path(__file__).parent
-TUNE_STRETCHES, TUNE_SEED = 480, 1 << 41
+TUNE_STRETCHES, TUNE_SEED, LIMITS_SEED = 480, 1 << 41, 1 << 42
 
 
 def main() -> int:
@@ -44,16 +44,17 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="settings of a training (default: config/STAGE.yaml)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
     parser.add_argument("--name", default="mask", help="mask, mask-finish: folder of the training")
+    parser.add_argument("--packs", default="packed", help="mask: packed, or refined")
     parser.add_argument("--start", type=Path, help="model to start from")
     parser.add_argument("--max-minutes", type=float, help="of a training")
     parser.add_argument("--resume", action="store_true", help="go on with a training")
     parser.add_argument("--tokenizer", default="tokenizer-s3-small", help="tokens, gense, report: which")
     parser.add_argument("--codec", default="codec-small", help="tokens, gense: which")
-    parser.add_argument("--mask", default="mask-small", help="tokens, report: which")
+    parser.add_argument("--mask", help="tokens and later: which (default: OUTPUT/mask-small, else the package's)")
     parser.add_argument("--gense", help="limits, attack, report: which; report without it: the mask network alone")
     parser.add_argument("--voices", action="store_true", help="report: compare voices, by Resemblyzer's encoder")
     parser.add_argument("--systems", nargs="*", default=[], help="report: which, of those that systems.py names")
-    parser.add_argument("--count", type=int, default=20_000, help="tokens, limits, attack: stretches; report: mixtures")
+    parser.add_argument("--count", type=int, help="tokens, limits: stretches; attack, report: utterances")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     STAGES[arguments.stage](arguments)
@@ -68,7 +69,7 @@ def pack(arguments: argparse.Namespace) -> None:
 def mask(arguments: argparse.Namespace) -> None:
     """Train the mask network."""
     config = load_config(MaskTrainingConfig, arguments.config or HERE / "config" / "mask.yaml", arguments.set)
-    packs = arguments.output / ("refined" if (arguments.output / "refined").exists() else "packed")
+    packs = arguments.output / arguments.packs
     train_mask(
         packs / "train",
         packs / "tune",
@@ -98,10 +99,11 @@ def finish_mask(arguments: argparse.Namespace) -> None:
 def tokens(arguments: argparse.Namespace) -> None:
     """Pack tokens of noisy and clean speech, of training and tuning."""
     parts = load_parts(arguments.tokenizer, arguments.codec)
-    for part, count, seed in (("train", arguments.count, 0), ("tune", TUNE_STRETCHES, TUNE_SEED)):
+    network = load_mask(_mask(arguments))
+    for part, count, seed in (("train", arguments.count or 12_000, 0), ("tune", TUNE_STRETCHES, TUNE_SEED)):
         config = load_config(TokenPackConfig, None, [*arguments.set, f"count={count}", f"seed={seed}"])
         output = arguments.output / "tokens" / part
-        found = pack_tokens(arguments.output / "packed" / part, parts, load_mask(arguments.mask), output, config)
+        found = pack_tokens(arguments.output / "packed" / part, parts, network, output, config)
         logging.info("%s: %d stretches", part, found)
 
 
@@ -116,20 +118,22 @@ def gense(arguments: argparse.Namespace) -> None:
 
 def find_limits(arguments: argparse.Namespace) -> None:
     """Find on tuning speech what S2S is best told, the guards' limits and the threshold of the mode `balanced`."""
-    model, network = load_gense(arguments.gense or arguments.output / "gense" / "best"), load_mask(arguments.mask)
+    trained = arguments.gense or arguments.output / "gense" / "best"
+    model, network, count = load_gense(trained), load_mask(_mask(arguments)), arguments.count or 60
+    made_by = f"{hub.fingerprint(hub.find_model(trained))[:8]}-{hub.fingerprint(hub.find_model(_mask(arguments)))[:8]}"
     pack = SpeechPack(arguments.output / "packed" / "tune", least_dynamics_db=24.0)
     tried = {}
     for acoustic in ("noisy", "masked"):
-        generator, kept = SpeechGenerator(model, chain=Chain(acoustic=acoustic)), f"trial-{acoustic}.jsonl"
-        tried[acoustic] = trial.speak_all(generator, network, pack, arguments.count, TUNE_SEED, arguments.output / kept)
-    found = trial.find(tried, trial.clean_ratios_db(network, pack, arguments.count, TUNE_SEED))
+        generator, kept = SpeechGenerator(model, chain=Chain(acoustic=acoustic)), f"trial-{acoustic}-{made_by}.jsonl"
+        tried[acoustic] = trial.speak_all(generator, network, pack, count, LIMITS_SEED, arguments.output / kept)
+    found = trial.find(tried, trial.clean_ratios_db(network, pack, count, LIMITS_SEED))
     (arguments.output / "limits.json").write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
     logging.info("%s", found)
 
 
 def finish_gense(arguments: argparse.Namespace) -> None:
     """Make `gense-small` of the language models trained: half precision, with its limits and its card."""
-    mask_folder = hub.find_model(arguments.mask).resolve()
+    mask_folder = hub.find_model(_mask(arguments)).resolve()
     settings = json.loads((arguments.output / "limits.json").read_text(encoding="utf-8"))
     settings["mask"] = {"name": mask_folder.name, "fingerprint": hub.fingerprint(mask_folder)}
     card, trained = HERE / "cards" / "gense-small.md", arguments.output / "gense" / "best"
@@ -138,31 +142,35 @@ def finish_gense(arguments: argparse.Namespace) -> None:
 
 def attack(arguments: argparse.Namespace) -> None:
     """Put the guards to the test: other words, clean speech, noise alone, silence."""
-    network, test = load_mask(arguments.mask), arguments.output / "packed" / "test"
-    for line in trial.attack(load_gense(arguments.gense), network, test, arguments.count):
+    model, test = load_gense(arguments.gense), arguments.output / "packed" / "test"
+    for line in trial.attack(model, load_mask(model.mask), test, arguments.count or 40):
         print(line, flush=True)
 
 
 def report(arguments: argparse.Namespace) -> None:
     """Measure on the reported pairs and on mixtures of the test part; print the tables."""
     pairs = {"VoiceBank-DEMAND": measure.reported_pairs(arguments.data)}
-    pairs["mixtures in rooms"] = evaluate.mixes(arguments.output / "packed" / "test", arguments.count)
+    pairs["mixtures in rooms"] = evaluate.mixes(arguments.output / "packed" / "test", arguments.count or 60)
     texts = [evaluate.DEFAULT_NORMALIZER(pair.words) for own in pairs.values() for pair in own]
     tokenizer = S3Tokenizer.load(arguments.tokenizer) if arguments.gense else None
     judges = evaluate.Judges(tokenizer, read_resemblyzer() if arguments.voices else None, texts)
     output = arguments.output / "measures.jsonl"
+    network = load_gense(arguments.gense).mask if arguments.gense else _mask(arguments)
+    models = [hub.fingerprint(hub.find_model(name))[:8] for name in (network, arguments.gense) if name]
+    made_by = " ".join([*models, *(name for name, judge in vars(judges).items() if judge is not None)])
     for name, own in pairs.items():
-        evaluate.run(systems(arguments.mask, arguments.gense, arguments.systems), own, judges, output, name)
-    for line in evaluate.tables(output):
+        evaluate.run(systems(network, arguments.gense, arguments.systems), own, judges, output, name, made_by)
+    for line in evaluate.tables(evaluate.rows_of(output, made_by)):
         print(line)
 
 
 def measure_cost(arguments: argparse.Namespace) -> None:
     """Print CPU time, memory and seams of recordings of 10 s, 10 minutes and 2 hours, out of the reported pairs."""
     sounds = [pair.noisy for pair in measure.reported_pairs(arguments.data)]
-    model, mode = arguments.gense or arguments.mask, "generative" if arguments.gense else "safe"
+    mask = str(load_gense(arguments.gense).mask if arguments.gense else _mask(arguments))
+    model, mode = arguments.gense or mask, "generative" if arguments.gense else "safe"
     lengths_s = [10.0, 600.0] if arguments.gense else [10.0, 600.0, 7200.0]
-    for line in bench.rows(model, arguments.mask, mode, sounds, arguments.output / "bench", lengths_s):
+    for line in bench.rows(model, mask, mode, sounds, arguments.output / "bench", lengths_s):
         print(line, flush=True)
 
 
@@ -179,6 +187,12 @@ STAGES = {
     "report": report,
     "bench": measure_cost,
 }
+
+
+def _mask(arguments: argparse.Namespace) -> str | Path:
+    """Return the mask network that was named, else the one made here, else the package's."""
+    made: Path = arguments.output / "mask-small"
+    return arguments.mask or (made if made.exists() else "mask-small")
 
 
 def _limits(arguments: argparse.Namespace) -> dict[str, float | bool | None]:

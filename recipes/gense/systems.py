@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from audio_llm.errors import UsageError
 from audio_llm.gense.chunks import ChunkReport, Mode, Policy
 from audio_llm.gense.enhance import Enhancer
 from audio_llm.gense.generate import SpeechGenerator
@@ -36,6 +37,9 @@ def systems(mask: str | Path, gense: str | Path | None, names: list[str]) -> dic
             found[name] = _system(_enhancer(network, model, "generative", False, chain))
         found["generative"] = _system(_enhancer(network, model, "generative", True, own))
         found["balanced"] = _system(_enhancer(network, model, "balanced", True, own))
+    if missing := set(names) - set(found):
+        known = ", ".join(found)
+        raise UsageError(f"no system {', '.join(sorted(missing))}", remedy=f"give --gense, or some of: {known}")
     return {name: found[name] for name in names} if names else found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluate import MIXES, sound_figures, token_errors
+from evaluate import MIXES, mixes, sound_figures, token_errors
 from measure import Pair
 
 from audio_llm.codec.codec import to_level
@@ -39,7 +39,8 @@ _BYPASSED = 0.02  # of the stretches at low ratios, that are left as they are
 _NEAREST = 0.9  # of the least distance of other words: nothing beyond passes
 _THRESHOLDS_DB = (20.0, 15.0, 10.0, 5.0, 0.0)  # that are tried for the mode `balanced`
 _FEWEST = 10  # stretches that a threshold needs
-_SEED = 1 << 43
+_SEED = 43
+_OF_SOUND = ("tone_db", "pitch_octaves", "invented", "lost")
 _BETTER = {"pesq_wb": 1, "stoi": 1, "estoi": 1, "si_sdr_db": 1, "sig": 1, "bak": 1, "ovrl": 1, "token_distance": -1}
 
 
@@ -70,7 +71,7 @@ def speak_all(
         pack: Speech and noise.
         count: Stretches.
         seed: Of the first.
-        output: Keeps the rows: what is done is not done again.
+        output: Keeps the rows: what is done is not done again. Of these models alone.
     """
     speech, tokenizer = NoisySpeech(pack, NOISY), generator.model.parts.tokenizer
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()] if output.exists() else []
@@ -98,9 +99,10 @@ def find(tried: Mapping[str, Sequence[dict[str, Any]]], clean_db: Sequence[float
     """Return what tuning speech tells.
 
     Those codes are chosen with which the tokens come nearer to the clean speech's. Stretches whose tokens came no
-    farther from the clean speech's than the noisy ones were are good: each limit lets 95 of 100 of them pass. Words may
-    be no farther from the input's than 0.9 of the nearest of other stretches' words. What is left as it is, is better
-    than 98 of 100 stretches at 10 dB or less.
+    farther from the clean speech's than the noisy ones were are good: each limit lets 95 of 100 of them pass, but those
+    of voice and activity are never wider than the defaults, for how a wrong voice differs the rows do not show. Words
+    may be no farther from the input's than 0.9 of the nearest of other stretches' words. What is left as it is, is
+    better than 98 of 100 stretches at 10 dB or less.
 
     Args:
         tried: Rows of `speak_all`, by the acoustic codes that S2S was told.
@@ -117,9 +119,11 @@ def find(tried: Mapping[str, Sequence[dict[str, Any]]], clean_db: Sequence[float
     if len(good) < _FEWEST:
         raise DataError(f"only {len(good)} of {len(rows)} stretches are as near to the clean speech as the noisy ones")
     limits = {}
-    for name in ("level_distance", "input_distance", "longest_run", "tone_db", "pitch_octaves", "invented", "lost"):
+    for name in ("level_distance", "input_distance", "longest_run", *_OF_SOUND):
         values = [evidence[name] for evidence in good if np.isfinite(evidence[name])]
         limits[name] = float(np.quantile(values, _KEPT, method="higher"))
+    for name in _OF_SOUND:
+        limits[name] = min(limits[name], getattr(Limits(), name))
     limits["least_confidence"] = float(np.quantile([evidence["confidence"] for evidence in good], 1.0 - _KEPT))
     nearest = min(row["other"] for row in rows[1:])
     limits["input_distance"] = min(limits["input_distance"], _NEAREST * nearest)
@@ -140,7 +144,9 @@ def _mean(rows: Sequence[dict[str, Any]], system: str, name: str) -> float:
 
 def _threshold(rows: Sequence[dict[str, Any]], limits: Limits) -> float | None:
     """Return the highest threshold below which stretches that pass are no worse than the mask network's by any mean."""
-    passing = [row for row in rows if not refusals(Evidence(**row["own"]), limits)]
+    passing = [
+        row for row in rows if row["own"]["snr_db"] < limits.good_db and not refusals(Evidence(**row["own"]), limits)
+    ]
     for below_db in _THRESHOLDS_DB:
         own = [row for row in passing if row["own"]["snr_db"] < below_db]
         gains = {
@@ -179,20 +185,32 @@ def attack(model: GenseModel, network: MaskNetwork, test: Path, count: int) -> I
         model: GenSE.
         network: The mask network.
         test: Pack of other people and noises.
-        count: Stretches of each kind.
+        count: Utterances of each kind.
     """
-    pack, policy = SpeechPack(test, labelled=True), Policy("generative", limits=model.limits)
     plain, forced = SpeechGenerator(model), _Forced(model)
-    yield "| input | stretches | spoken anew | the mask network's | left as they are | silent | speech made up, s |"
+    guarded = Policy("generative", limits=model.limits)
+    free = Policy("generative", guards=False, limits=replace(model.limits, good_db=1000.0))
+    kinds = (
+        ("noisy speech", NOISY, plain, guarded),
+        ("another's words forced in", NOISY, forced, guarded),
+        ("clean speech", CLEAN, plain, guarded),
+        ("noise", NOBODY, plain, guarded),
+        ("noise, without guards", NOBODY, plain, free),
+    )
+    yield "| input | stretches | spoken anew | the mask network's | left as they are | silent | made up, s |"
     yield "|---" * 7 + "|"
-    for kind, config in (("noisy", NOISY), ("other words forced in", NOISY), ("clean", CLEAN), ("noise", NOBODY)):
-        pairs = [NoisySpeech(pack, config).pair(_SEED + number) for number in range(count)]
-        rows = []
-        for number, pair in enumerate(pairs):
-            forced.say(pairs[number - 1].clean)
-            rows.append(_tried(Enhancer(network, forced if "forced" in kind else plain, policy), pair.noisy))
-        yield _line(kind, rows)
-    yield _line("silence", [_tried(Enhancer(network, plain, policy), np.zeros(6 * RATE, np.float32))])
+    for kind, config, generator, policy in kinds:
+        pairs = mixes(test, count, config, _SEED)
+        others = mixes(test, count + 1, CLEAN, _SEED)[1:]
+        actions, made_up_s = Counter[str](), 0.0
+        for pair, other in zip(pairs, others, strict=True):
+            forced.say(other.clean)
+            found, seconds = _tried(Enhancer(network, generator, policy), pair.noisy)
+            actions.update(found)
+            made_up_s += seconds
+        counts = [str(actions[name]) for name in ("generated", "mask", "bypass", "silent")]
+        made_up = f"{made_up_s:.1f}" if config is NOBODY else "-"
+        yield f"| {kind} | {actions.total()} | {' | '.join(counts)} | {made_up} |"
 
 
 class _Forced(SpeechGenerator):
@@ -210,19 +228,12 @@ class _Forced(SpeechGenerator):
         return super().speak(noisy, *args, **more)
 
 
-def _tried(enhancer: Enhancer, noisy: np.ndarray) -> tuple[str, float]:
-    """Return what was done to a stretch, and seconds of output 6 dB louder than all that the mask network left."""
+def _tried(enhancer: Enhancer, noisy: np.ndarray) -> tuple[list[str], float]:
+    """Return what was done to each stretch, and the seconds 6 dB louder than all that the mask network left."""
     chunks: list[ChunkReport] = []
     sound = np.concatenate(list(enhancer.stream([noisy[:, None]], RATE, report=chunks.append)))[:, 0]
-    masked = masked_sound(enhancer.network, noisy)
-    louder = levels_db(sound) > levels_db(masked).max() + 6.0
-    return chunks[0].action, float(louder.sum()) * FRAME / RATE
-
-
-def _line(kind: str, rows: list[tuple[str, float]]) -> str:
-    actions = Counter(action for action, _ in rows)
-    counts = [str(actions[name]) for name in ("generated", "mask", "bypass", "silent")]
-    return f"| {kind} | {len(rows)} | {' | '.join(counts)} | {sum(made for _, made in rows):.1f} |"
+    louder = levels_db(sound) > levels_db(masked_sound(enhancer.network, noisy)).max() + 6.0
+    return [chunk.action for chunk in chunks], float(louder.sum()) * FRAME / RATE
 
 
 def masked_sound(network: MaskNetwork, waveform: np.ndarray) -> np.ndarray:

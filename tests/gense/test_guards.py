@@ -99,6 +99,13 @@ def test_invented_and_lost_speech_are_shares() -> None:
     assert sound_evidence(half, whole)["invented"] == 0.0
 
 
+def test_a_steady_residue_is_no_speech() -> None:
+    speech = voice(150.0, 2.0)
+    residue = 0.1 * noise(len(speech))  # 20 dB below, all the time
+    assert sound_evidence(speech, residue)["invented"] > 0.3
+    assert sound_evidence(residue, residue)["invented"] == 0.0
+
+
 @pytest.mark.parametrize("samples", [0, 100, 1000, 2000])
 def test_the_shortest_sounds_have_evidence_too(samples: int) -> None:
     found = sound_evidence(noise(samples), noise(samples))

@@ -65,6 +65,7 @@ def recipe_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, st
     before = set(sys.modules)
 
     def imported(recipe: str, name: str) -> ModuleType:
+        monkeypatch.syspath_prepend(str(PROJECT / "recipes"))
         monkeypatch.syspath_prepend(str(PROJECT / "recipes" / recipe))
         return import_module(name)
 

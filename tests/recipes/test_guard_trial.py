@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from audio_llm.errors import DataError
+from audio_llm.gense.guards import Limits
 
 BETTER = ("pesq_wb", "stoi", "estoi", "si_sdr_db", "sig", "bak", "ovrl")
 
@@ -24,7 +25,8 @@ def rows(gain: float = 0.5) -> list[dict[str, Any]]:
     found = []
     for number in range(100):
         snr_db, good = 0.2 * number, number % 2 == 0
-        evidence = dict.fromkeys(("longest_run", "tone_db", "pitch_octaves", "invented", "lost"), number / 100.0)
+        evidence = dict.fromkeys(("longest_run", "tone_db"), number / 100.0)
+        evidence |= dict.fromkeys(("pitch_octaves", "invented", "lost"), number / 1000.0)
         evidence |= {"level_distance": number / 200.0, "input_distance": 0.4 + number / 100.0}
         evidence |= {"snr_db": snr_db, "confidence": -2.0 - number / 100.0}
         figures = {name: dict.fromkeys(BETTER, 1.0) | {"token_distance": 0.6} for name in ("noisy", "mask")}
@@ -37,6 +39,7 @@ def test_limits_let_nearly_all_good_stretches_pass_and_no_other_words(trial: Mod
     found = trial.find({"noisy": rows()}, [25.0, 5.0])
     assert found.limits.level_distance == pytest.approx(0.47)  # of 0, 0.01 .. 0.49, the 48th
     assert found.limits.tone_db == pytest.approx(0.94)
+    assert found.limits.pitch_octaves == pytest.approx(0.094)
     assert found.limits.input_distance == pytest.approx(0.9 * 1.2)  # not 1.34, which other words would pass as well
     assert found.limits.least_confidence == pytest.approx(-2.931, abs=0.001)
     assert found.limits.good_db == 10.0
@@ -46,6 +49,19 @@ def test_what_nears_the_clean_speech_is_told(trial: ModuleType) -> None:
     worse = [{**row, "spoken": {**row["spoken"], "token_distance": 0.9}} for row in rows()]
     assert trial.find({"noisy": worse, "masked": rows()}, [20.0]).chain.acoustic == "masked"
     assert trial.find({"noisy": rows(), "masked": worse}, [20.0]).chain.acoustic == "noisy"
+
+
+def test_limits_of_voices_are_never_wider_than_the_defaults(trial: ModuleType) -> None:
+    an_octave_off = [{**row, "own": {**row["own"], "pitch_octaves": 1.0, "tone_db": 20.0}} for row in rows()]
+    found = trial.find({"noisy": an_octave_off}, [20.0])
+    assert (found.limits.pitch_octaves, found.limits.tone_db) == (Limits().pitch_octaves, Limits().tone_db)
+
+
+def test_what_is_left_as_it_is_does_not_make_balanced_speak(trial: ModuleType) -> None:
+    worse_low = [{**row, "spoken": {**row["spoken"], "estoi": 0.5 if row["snr_db"] < 10.0 else 9.0}} for row in rows()]
+    found = trial.find({"noisy": worse_low}, [20.0])
+    assert found.limits.good_db == 10.0
+    assert found.balanced_below_db is None
 
 
 def test_balanced_speaks_only_where_no_measure_is_worse(trial: ModuleType) -> None:
