@@ -7,10 +7,15 @@ import dataclasses
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from audio_llm.cli.options import share, whole_number
+from audio_llm.errors import UsageError
+
+if TYPE_CHECKING:
+    from audio_llm.gense.chunks import ChunkReport
 
 _DESCRIPTION = """Write recordings without their noise: as long, at their rate, of their channels, in their format where
 that can be written (else wav). Names mirror the input tree. A run that was stopped goes on where it was: give the same
@@ -40,7 +45,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="0..1",
         help="0 (default): only the enhanced sound; 1: the recording as it was; between: both blended",
     )
-    parser.add_argument("--report", metavar="FILE", help="write what this run did to each stretch, as JSON lines")
+    parser.add_argument("--report", metavar="FILE", help="write what was done to each stretch, as JSON lines")
     parser.set_defaults(run=run)
 
 
@@ -49,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from audio_llm.cli.console import Progress, total_seconds
     from audio_llm.gense.enhance import Enhancer
     from audio_llm.hub import model_stamp
-    from audio_llm.pipeline.batch import run_batch, write_whole
+    from audio_llm.pipeline.batch import run_batch
     from audio_llm.pipeline.enhance import EnhanceWorker, formats_of, write_enhanced
     from audio_llm.pipeline.files import find_audio
 
@@ -59,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = {"enhance": model_stamp(arguments.model), **{name: getattr(arguments, name) for name in names}}
     options = (arguments.mode, not arguments.no_guards, arguments.seed, arguments.device)
     count: Counter[str] = Counter()
-    lines: list[str] = []
+    report = _Report(Path(arguments.report)) if arguments.report else None
     with Progress(len(inputs), total_s, arguments.quiet, arguments.verbose > 0, lines=True) as progress:
         for result in run_batch(
             inputs,
@@ -75,9 +80,40 @@ def run(arguments: argparse.Namespace) -> int:
             progress.finished(result)
             if result.status == "done":
                 progress.show(str(result.outputs[0]))
-                row = {"input": str(result.path), "output": str(result.outputs[0])}
-                lines += [json.dumps({**row, **dataclasses.asdict(chunk)}) for chunk in result.transcript.chunks]
-    if arguments.report:
-        write_whole(Path(arguments.report), "".join(line + "\n" for line in lines))
+                if report is not None:
+                    report.add(str(result.path), str(result.outputs[0]), result.transcript.chunks)
     progress.summary(count["done"], count["skipped"], count["failed"])
     return 1 if count["failed"] else 0
+
+
+class _Report:
+    """The file of `--report`: written as files are finished; what earlier runs did to other files stays in it.
+
+    Args:
+        path: JSON lines; begun where there is none.
+
+    Raises:
+        UsageError: It is something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lines = path, dict[str, list[str]]()
+        try:
+            for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+                self._lines.setdefault(json.loads(line)["output"], []).append(line)
+        except (ValueError, KeyError, TypeError):
+            raise UsageError("is no report of this command", path=path, remedy="name another file") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def add(self, source: str, output: str, chunks: Iterable[ChunkReport]) -> None:
+        """Write what was done to a file, in the place of what an earlier run did to it."""
+        from audio_llm.pipeline.batch import write_whole
+
+        rows = ({"input": source, "output": output} | dataclasses.asdict(chunk) for chunk in chunks)
+        known, self._lines[output] = output in self._lines, [json.dumps(row) for row in rows]
+        if known:
+            write_whole(self._path, "".join(f"{line}\n" for lines in self._lines.values() for line in lines))
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in self._lines[output])

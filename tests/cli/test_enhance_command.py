@@ -116,6 +116,27 @@ def test_the_report_tells_of_every_stretch(model: str, broken: Path) -> None:
     assert all(row["input_db"] - row["output_db"] == pytest.approx(6.0, abs=0.3) for row in rows)  # half the amplitude
 
 
+def test_the_report_outlives_a_stop_and_is_whole_after_all_runs(model: str, broken: Path) -> None:
+    report = broken.parent / "report.jsonl"
+    assert run(model, broken, "--report", str(report)) == 1
+    audio.write(broken / "broken.wav", np.full(4000, 0.1), 16_000)
+    assert run(model, broken, "--report", str(report)) == 0
+    names = [Path(json.loads(line)["input"]).name for line in report.read_text().splitlines()]
+    assert names == ["a.wav", "b.flac", "b.flac", "broken.wav"]
+    assert run(model, broken, "--report", str(report)) == 0  # nothing is done, nothing is lost
+    assert run(model, broken, "--report", str(report), "--mix", "1") == 0  # everything anew, in its place
+    rows = [json.loads(line) for line in report.read_text().splitlines()]
+    assert [Path(row["input"]).name for row in rows] == names
+
+
+def test_another_file_is_not_taken_for_a_report(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    letter = folder.parent / "letter.txt"
+    letter.write_text("Dear reader\n")
+    assert run(model, folder, "--report", str(letter)) == 2
+    assert "is no report of this command" in capsys.readouterr().err
+    assert letter.read_text() == "Dear reader\n"
+
+
 def test_inputs_are_never_overwritten(model: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (folder / "a.wav").read_bytes()
     command = ["enhance", str(folder / "a.wav"), "-o", str(folder), "--model", model, "-q"]

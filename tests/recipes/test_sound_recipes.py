@@ -68,7 +68,7 @@ def test_every_stage_runs_on_the_samples(tiny_data: Callable[[Path], Path], tmp_
         gense,
         ["mask", "--set", *MASK],
         ["refine"],
-        ["mask", "--name", "mask2", "--start", gense / "mask" / "best", "--set", *MASK],
+        ["mask", "--name", "mask2", "--packs", "refined", "--start", gense / "mask" / "best", "--set", *MASK],
         ["mask-finish", "--name", "mask2"],
         ["tokens", "--count", "4", "--mask", gense / "mask-small", "--set", "pairs.seconds=2", *parts],
         ["gense", "--set", *GENSE, *parts],
