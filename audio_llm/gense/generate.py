@@ -61,7 +61,7 @@ class SpeechGenerator:
     Args:
         model: Language models, tokenizer and codec.
         semantic: How clean semantic tokens are drawn; the likeliest, for content must not be creative.
-        acoustic: How clean acoustic codes are drawn.
+        acoustic: How clean acoustic codes are drawn. None: the model's own way.
         chain: What S2S is told; less than everything is for measuring what each part does. None: the model's own.
     """
 
@@ -73,7 +73,7 @@ class SpeechGenerator:
         chain: Chain | None = None,
     ) -> None:
         self.model, self.semantic = model, semantic
-        self.acoustic = acoustic or Sampling(temperature=0.8, top_k=50, top_p=0.95)
+        self.acoustic = acoustic or model.sampling
         self.chain = chain or model.chain
 
     @torch.inference_mode()

@@ -15,12 +15,14 @@ from audio_llm.gense.guards import Limits
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
 from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork
 from audio_llm.gense.prompts import ACOUSTIC, SEMANTIC
+from audio_llm.lm.sampling import Sampling
 from audio_llm.quantizers.fsq import FSQ
 from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.training.config import config_from_dict
 
 MASK, GENSE = "mask", "gense"
 DEFAULT_MASK = "mask-small"
+ACOUSTIC_SAMPLING = Sampling(temperature=0.8, top_k=50, top_p=0.95)  # of clean codes, where nothing else was found
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class GenseModel:
         parts: What they speak through.
         mask: Folder or name of the mask network that goes with them.
         chain: What S2S is best told, as found on tuning speech.
+        sampling: How its codes are best drawn, as found on tuning speech.
         limits: Of the guards, as found on tuning speech.
         balanced_below_db: Estimated signal-to-noise ratio below which the mode `balanced` speaks anew; None: nobody
             has found one, so that mode never does.
@@ -84,6 +87,7 @@ class GenseModel:
     parts: Parts
     mask: str
     chain: Chain
+    sampling: Sampling
     limits: Limits
     balanced_below_db: float | None
 
@@ -121,9 +125,12 @@ def load_gense(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Gens
         raise ModelFormatError(f"its weights do not fit its settings: {error}", path=loaded.path) from None
     settings = loaded.path / hub.CONFIG_NAME
     chain = config_from_dict(Chain, loaded.config.get("chain", {}), settings)
+    sampling = ACOUSTIC_SAMPLING
+    if "sampling" in loaded.config:
+        sampling = config_from_dict(Sampling, loaded.config["sampling"], settings)
     limits = config_from_dict(Limits, loaded.config.get("limits", {}), settings)
     mask = DEFAULT_MASK
     if (own := loaded.config.get("mask")) is not None:
         mask = str(hub.find_companion(loaded.path, own["name"], own["fingerprint"]))
     below_db = loaded.config.get("balanced_below_db")
-    return GenseModel(network.to(device).eval(), parts, mask, chain, limits, below_db)
+    return GenseModel(network.to(device).eval(), parts, mask, chain, sampling, limits, below_db)

@@ -22,10 +22,8 @@ from resemblyzer_weights import read_resemblyzer
 from systems import systems
 
 from audio_llm import hub
-from audio_llm.gense.generate import SpeechGenerator
 from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
 from audio_llm.gense.models import load_gense, load_mask, load_parts
-from audio_llm.gense.network import Chain
 from audio_llm.gense.train import GenseTrainingConfig, TokenPackConfig, pack_tokens, train_gense
 from audio_llm.simulation.speech_pack import SpeechPack, refined
 from audio_llm.tokenizer.s3 import S3Tokenizer
@@ -117,15 +115,15 @@ def gense(arguments: argparse.Namespace) -> None:
 
 
 def find_limits(arguments: argparse.Namespace) -> None:
-    """Find on tuning speech what S2S is best told, the guards' limits and the threshold of the mode `balanced`."""
+    """Find on tuning speech what S2S is told, how it draws, the guards' limits and the threshold of `balanced`."""
     trained = arguments.gense or arguments.output / "gense" / "best"
-    model, network, count = load_gense(trained), load_mask(_mask(arguments)), arguments.count or 60
+    model, network, count = load_gense(trained), load_mask(_mask(arguments)), arguments.count or 40
     made_by = f"{hub.fingerprint(hub.find_model(trained))[:8]}-{hub.fingerprint(hub.find_model(_mask(arguments)))[:8]}"
     pack = SpeechPack(arguments.output / "packed" / "tune", least_dynamics_db=24.0)
     tried = {}
-    for acoustic in ("noisy", "masked"):
-        generator, kept = SpeechGenerator(model, chain=Chain(acoustic=acoustic)), f"trial-{acoustic}-{made_by}.jsonl"
-        tried[acoustic] = trial.speak_all(generator, network, pack, count, LIMITS_SEED, arguments.output / kept)
+    for arm in trial.ARMS:
+        kept = arguments.output / f"trial-{arm.acoustic}-{arm.temperature:g}-{made_by}.jsonl"
+        tried[arm] = trial.speak_all(arm.generator(model), network, pack, count, LIMITS_SEED, kept)
     found = trial.find(tried, trial.clean_ratios_db(network, pack, count, LIMITS_SEED))
     (arguments.output / "limits.json").write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
     logging.info("%s", found)

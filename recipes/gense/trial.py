@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from audio_llm.gense.mask_model import MaskNetwork
 from audio_llm.gense.measures import FRAME, levels_db, snr_db
 from audio_llm.gense.models import GenseModel
 from audio_llm.gense.network import Chain
+from audio_llm.lm.sampling import GREEDY, Sampling
 from audio_llm.simulation.noisy import NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.tokenizer.s3 import S3Tokenizer
@@ -38,10 +39,35 @@ _KEPT = 0.95  # of the good stretches, that each limit lets pass
 _BYPASSED = 0.02  # of the stretches at low ratios, that are left as they are
 _NEAREST = 0.9  # of the least distance of other words: nothing beyond passes
 _THRESHOLDS_DB = (20.0, 15.0, 10.0, 5.0, 0.0)  # that are tried for the mode `balanced`
+_TOP_K, _TOP_P = 50, 0.95
 _FEWEST = 10  # stretches that a threshold needs
 _SEED = 43
 _OF_SOUND = ("tone_db", "pitch_octaves", "invented", "lost")
 _BETTER = {"pesq_wb": 1, "stoi": 1, "estoi": 1, "si_sdr_db": 1, "sig": 1, "bak": 1, "ovrl": 1, "token_distance": -1}
+
+
+class Arm(NamedTuple):
+    """What is tried.
+
+    Attributes:
+        acoustic: Whose codes S2S is told, `noisy` or `masked`.
+        temperature: At which its codes are drawn; 0: the likeliest.
+    """
+
+    acoustic: str
+    temperature: float
+
+    def generator(self, model: GenseModel) -> SpeechGenerator:
+        """Return what speaks so."""
+        return SpeechGenerator(model, acoustic=self.sampling, chain=Chain(acoustic=self.acoustic))
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the codes are drawn."""
+        return Sampling(self.temperature, _TOP_K, _TOP_P) if self.temperature else GREEDY
+
+
+ARMS = tuple(Arm(acoustic, temperature) for acoustic in ("noisy", "masked") for temperature in (0.0, 0.5))
 
 
 @dataclass(frozen=True)
@@ -51,11 +77,13 @@ class Found:
     Attributes:
         limits: Of the guards.
         chain: What S2S is told.
+        sampling: How its codes are drawn.
         balanced_below_db: Of the mode `balanced`; None: below no threshold is speech that was spoken anew, and passed,
             as good as the mask network's on every measure.
     """
 
     chain: Chain
+    sampling: Sampling
     limits: Limits
     balanced_below_db: float | None
 
@@ -95,26 +123,26 @@ def speak_all(
     return rows
 
 
-def find(tried: Mapping[str, Sequence[dict[str, Any]]], clean_db: Sequence[float]) -> Found:
+def find(tried: Mapping[Arm, Sequence[dict[str, Any]]], clean_db: Sequence[float]) -> Found:
     """Return what tuning speech tells.
 
-    Those codes are chosen with which the tokens come nearer to the clean speech's. Stretches whose tokens came no
+    The arm is chosen with which the tokens come nearer to the clean speech's. Stretches whose tokens came no
     farther from the clean speech's than the noisy ones were are good: each limit lets 95 of 100 of them pass, but those
     of voice and activity are never wider than the defaults, for how a wrong voice differs the rows do not show. Words
     may be no farther from the input's than 0.9 of the nearest of other stretches' words. What is left as it is, is
     better than 98 of 100 stretches at 10 dB or less.
 
     Args:
-        tried: Rows of `speak_all`, by the acoustic codes that S2S was told.
+        tried: Rows of `speak_all`, by what S2S was told and how its codes were drawn.
         clean_db: Estimated signal-to-noise ratios of clean speech.
 
     Raises:
         DataError: Too few stretches are good.
     """
-    for name, own in tried.items():
-        logging.info("%s codes: %s", name, {k: round(_mean(own, "spoken", k), 3) for k in _BETTER})
-    acoustic = min(tried, key=lambda name: _mean(tried[name], "spoken", "token_distance"))
-    rows = tried[acoustic]
+    for arm, own in tried.items():
+        logging.info("%s: %s", arm, {k: round(_mean(own, "spoken", k), 3) for k in _BETTER})
+    best = min(tried, key=lambda arm: _mean(tried[arm], "spoken", "token_distance"))
+    rows = tried[best]
     good = [row["own"] for row in rows if row["spoken"]["token_distance"] <= row["noisy"]["token_distance"]]
     if len(good) < _FEWEST:
         raise DataError(f"only {len(good)} of {len(rows)} stretches are as near to the clean speech as the noisy ones")
@@ -135,7 +163,7 @@ def find(tried: Mapping[str, Sequence[dict[str, Any]]], clean_db: Sequence[float
     logging.info("%d stretches, %d good, %d of these pass", len(rows), len(good), passed)
     share = float(np.mean(np.array(clean_db) >= found.good_db))
     logging.info("%.0f %% of clean stretches are left as they are", 100.0 * share)
-    return Found(Chain(acoustic=acoustic), found, _threshold(rows, found))
+    return Found(Chain(acoustic=best.acoustic), best.sampling, found, _threshold(rows, found))
 
 
 def _mean(rows: Sequence[dict[str, Any]], system: str, name: str) -> float:

@@ -12,6 +12,7 @@ import pytest
 from audio_llm.gense.chunks import AHEAD, CONTEXT, LONGEST, SHORTEST, TOKEN, ChunkedEnhancement, ChunkReport, Policy
 from audio_llm.gense.generate import Generated, Spoken
 from audio_llm.gense.guards import Evidence
+from audio_llm.lm.sampling import GREEDY, Sampling
 
 RATE = 16_000
 GOOD = Evidence(0.0, 0.1, 0.1, -0.5, 0.1, 1.0, 0.0, 0.0, 0.0)
@@ -23,6 +24,7 @@ class Speaker:
 
     evidence: tuple[Evidence, ...] = (GOOD,)
     asked: list[dict[str, Any]] = field(default_factory=list)
+    acoustic: Sampling = Sampling()  # noqa: RUF009
 
     def speak(
         self, noisy: np.ndarray, masked: np.ndarray, seed: int, greedy: bool, before: Spoken | None, stretch: slice
@@ -108,6 +110,13 @@ def test_what_is_refused_is_drawn_again_and_at_last_masked() -> None:
     out, (report,) = run(Policy("generative"), noisy, 0.6 * noisy, again)
     assert (report.action, report.draws) == ("generated", 2)
     assert len(report.reasons) == 1
+
+
+def test_the_likeliest_codes_are_taken_once() -> None:
+    noisy = sound(3.0)
+    speaker = Speaker((replace(GOOD, tone_db=99.0),), acoustic=GREEDY)
+    _, (report,) = run(Policy("generative"), noisy, 0.6 * noisy, speaker)
+    assert (report.action, report.draws) == ("mask", 1)
 
 
 def test_what_no_drawing_changes_is_not_drawn_again() -> None:

@@ -17,7 +17,7 @@ from audio_llm.errors import DataError, ModelFormatError
 from audio_llm.gense.generate import SpeechGenerator, Spoken
 from audio_llm.gense.guards import Limits
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
-from audio_llm.gense.models import GenseModel, Parts, load_gense, load_parts
+from audio_llm.gense.models import ACOUSTIC_SAMPLING, GenseModel, Parts, load_gense, load_parts
 from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork
 from audio_llm.gense.train import PACK_S, GenseTrainingConfig, TokenPackConfig, pack_tokens, train_gense
 from audio_llm.lm.token_lm import TokenLmConfig
@@ -54,7 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> GenseModel:
         for parameter in network.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(std=0.5)
-    return GenseModel(network.eval(), parts, "mask-small", Chain(), Limits(), None)
+    return GenseModel(network.eval(), parts, "mask-small", Chain(), ACOUSTIC_SAMPLING, Limits(), None)
 
 
 def sound(seconds: float = 2.0, seed: int = 0) -> np.ndarray:
