@@ -16,7 +16,6 @@ from evaluate import MIXES, mixes, sound_figures, token_errors
 from measure import Pair
 
 from audio_llm.codec.codec import to_level
-from audio_llm.errors import DataError
 from audio_llm.gense.chunks import TOKEN, ChunkReport, Policy
 from audio_llm.gense.enhance import Enhancer
 from audio_llm.gense.generate import Generated, SpeechGenerator
@@ -126,41 +125,42 @@ def speak_all(
 def find(tried: Mapping[Arm, Sequence[dict[str, Any]]], clean_db: Sequence[float]) -> Found:
     """Return what tuning speech tells.
 
-    The arm is chosen with which the tokens come nearer to the clean speech's. Stretches whose tokens came no
-    farther from the clean speech's than the noisy ones were are good: each limit lets 95 of 100 of them pass, but those
-    of voice and activity are never wider than the defaults, for how a wrong voice differs the rows do not show. Words
-    may be no farther from the input's than 0.9 of the nearest of other stretches' words. What is left as it is, is
-    better than 98 of 100 stretches at 10 dB or less.
+    The arm is chosen with which the tokens come nearer to the clean speech's. Stretches whose tokens came no farther
+    from the clean speech's than the noisy ones were are good: each limit lets 95 of 100 of them pass, those of voice
+    and activity never wider than the defaults, for how a wrong voice differs the rows do not show. With fewer than
+    10 good ones the defaults stay. Words may be no farther from the input's than 0.9 of the nearest of other stretches'
+    words. The ratio from which the input is left as it is lets 95 of 100 clean stretches through, is the default at
+    most, and above that of 98 of 100 stretches at 10 dB or less.
 
     Args:
         tried: Rows of `speak_all`, by what S2S was told and how its codes were drawn.
         clean_db: Estimated signal-to-noise ratios of clean speech.
-
-    Raises:
-        DataError: Too few stretches are good.
     """
     for arm, own in tried.items():
         logging.info("%s: %s", arm, {k: round(_mean(own, "spoken", k), 3) for k in _BETTER})
     best = min(tried, key=lambda arm: _mean(tried[arm], "spoken", "token_distance"))
     rows = tried[best]
+    everything = [row["own"] for row in rows]
     good = [row["own"] for row in rows if row["spoken"]["token_distance"] <= row["noisy"]["token_distance"]]
+    limits = asdict(Limits())
     if len(good) < _FEWEST:
-        raise DataError(f"only {len(good)} of {len(rows)} stretches are as near to the clean speech as the noisy ones")
-    limits = {}
-    for name in ("level_distance", "input_distance", "longest_run", *_OF_SOUND):
-        values = [evidence[name] for evidence in good if np.isfinite(evidence[name])]
-        limits[name] = float(np.quantile(values, _KEPT, method="higher"))
-    for name in _OF_SOUND:
-        limits[name] = min(limits[name], getattr(Limits(), name))
-    limits["least_confidence"] = float(np.quantile([evidence["confidence"] for evidence in good], 1.0 - _KEPT))
+        logging.warning("only %d of %d stretches are good: the defaults stay", len(good), len(rows))
+    else:
+        for name in ("level_distance", "input_distance", "longest_run", *_OF_SOUND):
+            values = [evidence[name] for evidence in good if np.isfinite(evidence[name])]
+            limits[name] = float(np.quantile(values, _KEPT, method="higher"))
+        for name in _OF_SOUND:
+            limits[name] = min(limits[name], getattr(Limits(), name))
+        limits["least_confidence"] = float(np.quantile([evidence["confidence"] for evidence in good], 1.0 - _KEPT))
     nearest = min(row["other"] for row in rows[1:])
     limits["input_distance"] = min(limits["input_distance"], _NEAREST * nearest)
     low = [row["own"]["snr_db"] for row in rows if row["snr_db"] <= _LOW_DB]
-    limits["good_db"] = max(float(np.quantile(low, 1.0 - _BYPASSED)), _LOW_DB)
+    wanted = min(float(np.quantile(clean_db, 1.0 - _KEPT)), Limits().good_db)
+    limits["good_db"] = max(float(np.quantile(low, 1.0 - _BYPASSED)), _LOW_DB, wanted)
     limits = {name: round(value, 3) for name, value in limits.items()}
     found = Limits(**limits)
-    passed = sum(not refusals(Evidence(**evidence), found) for evidence in good)
-    logging.info("%d stretches, %d good, %d of these pass", len(rows), len(good), passed)
+    passing = (sum(not refusals(Evidence(**evidence), found) for evidence in own) for own in (everything, good))
+    logging.info("%d of %d stretches pass, %d of %d good ones", next(passing), len(rows), next(passing), len(good))
     share = float(np.mean(np.array(clean_db) >= found.good_db))
     logging.info("%.0f %% of clean stretches are left as they are", 100.0 * share)
     return Found(Chain(acoustic=best.acoustic), best.sampling, found, _threshold(rows, found))

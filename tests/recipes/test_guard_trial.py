@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from audio_llm.errors import DataError
 from audio_llm.gense.guards import Limits
 
 BETTER = ("pesq_wb", "stoi", "estoi", "si_sdr_db", "sig", "bak", "ovrl")
@@ -40,52 +39,55 @@ def found_in(trial: ModuleType, own: list[dict[str, Any]], clean_db: list[float]
 
 
 def test_limits_let_nearly_all_good_stretches_pass_and_no_other_words(trial: ModuleType) -> None:
-    found = found_in(trial, rows(), [25.0, 5.0])
+    found = found_in(trial, rows(), [25.0, 14.0])
     assert found.limits.level_distance == pytest.approx(0.47)  # of 0, 0.01 .. 0.49, the 48th
     assert found.limits.tone_db == pytest.approx(0.94)
     assert found.limits.pitch_octaves == pytest.approx(0.094)
     assert found.limits.input_distance == pytest.approx(0.9 * 1.2)  # not 1.34, which other words would pass as well
+    assert found.limits.good_db == pytest.approx(14.55)  # which 95 of 100 clean stretches reach
     assert found.limits.least_confidence == pytest.approx(-2.931, abs=0.001)
-    assert found.limits.good_db == 10.0
 
 
 def test_what_nears_the_clean_speech_is_told(trial: ModuleType) -> None:
     worse = [{**row, "spoken": {**row["spoken"], "token_distance": 0.9}} for row in rows()]
     noisy, masked = trial.Arm("noisy", 0.0), trial.Arm("masked", 0.5)
-    found = trial.find({noisy: worse, masked: rows()}, [20.0])
+    found = trial.find({noisy: worse, masked: rows()}, [10.0])
     assert (found.chain.acoustic, found.sampling.temperature) == ("masked", 0.5)
-    found = trial.find({noisy: rows(), masked: worse}, [20.0])
+    found = trial.find({noisy: rows(), masked: worse}, [10.0])
     assert (found.chain.acoustic, found.sampling.temperature) == ("noisy", 0.0)
 
 
 def test_limits_of_voices_are_never_wider_than_the_defaults(trial: ModuleType) -> None:
     an_octave_off = [{**row, "own": {**row["own"], "pitch_octaves": 1.0, "tone_db": 20.0}} for row in rows()]
-    found = found_in(trial, an_octave_off, [20.0])
+    found = found_in(trial, an_octave_off, [10.0])
     assert (found.limits.pitch_octaves, found.limits.tone_db) == (Limits().pitch_octaves, Limits().tone_db)
 
 
 def test_what_is_left_as_it_is_does_not_make_balanced_speak(trial: ModuleType) -> None:
     worse_low = [{**row, "spoken": {**row["spoken"], "estoi": 0.5 if row["snr_db"] < 10.0 else 9.0}} for row in rows()]
-    found = found_in(trial, worse_low, [20.0])
+    found = found_in(trial, worse_low, [10.0])
     assert found.limits.good_db == 10.0
     assert found.balanced_below_db is None
 
 
 def test_balanced_speaks_only_where_no_measure_is_worse(trial: ModuleType) -> None:
-    assert found_in(trial, rows(gain=0.5), [20.0]).balanced_below_db == 20.0
+    assert found_in(trial, rows(gain=0.5), [10.0]).balanced_below_db == 20.0
     one_is_worse = [{**row, "spoken": {**row["spoken"], "si_sdr_db": 0.9}} for row in rows()]
-    assert found_in(trial, one_is_worse, [20.0]).balanced_below_db is None
+    assert found_in(trial, one_is_worse, [10.0]).balanced_below_db is None
     only_low = [{**row, "spoken": {**row["spoken"], "estoi": 0.0 if row["snr_db"] >= 5.0 else 1.5}} for row in rows()]
-    assert found_in(trial, only_low, [20.0]).balanced_below_db == 5.0
+    assert found_in(trial, only_low, [10.0]).balanced_below_db == 5.0
 
 
 def test_a_pitch_that_is_gone_or_cannot_be_told_is_no_limit(trial: ModuleType) -> None:
     own = rows()
     own[0]["own"]["pitch_octaves"], own[2]["own"]["pitch_octaves"] = np.inf, np.nan
-    assert np.isfinite(found_in(trial, own, [20.0]).limits.pitch_octaves)
+    assert np.isfinite(found_in(trial, own, [10.0]).limits.pitch_octaves)
 
 
-def test_too_few_good_stretches_are_said_to_be(trial: ModuleType) -> None:
+def test_with_too_few_good_stretches_the_defaults_stay(trial: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     bad = [row for row in rows() if row["spoken"]["token_distance"] > 0.6] + rows()[:4]
-    with pytest.raises(DataError, match="only 2 of 54 stretches"):
-        found_in(trial, bad, [20.0])
+    found = found_in(trial, bad, [10.0])
+    assert "only 2 of 54 stretches are good" in caplog.text
+    assert found.limits.tone_db == Limits().tone_db
+    assert found.limits.level_distance == Limits().level_distance
+    assert found.limits.good_db == 10.0
