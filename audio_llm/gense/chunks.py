@@ -63,7 +63,8 @@ class Policy:
     """How much may be spoken anew.
 
     Attributes:
-        mode: `safe`: nothing; `balanced`: what is too noisy for the mask network; `generative`: everything.
+        mode: `safe`: nothing; `balanced`: what is too noisy for the mask network, all else is the mask network's;
+            `generative`: everything but what is good already, which is left as it is.
         guards: Whether what was spoken is looked at before it may be heard.
         limits: Of the guards.
         balanced_below_db: Estimated signal-to-noise ratio below which `balanced` speaks anew; None: nowhere.
@@ -148,7 +149,7 @@ class ChunkedEnhancement:
         snr_db = measures.snr_db(noisy[stretch], masked[stretch])
         if loudest < _NO_SPEECH_DB:
             action = "silent"
-        elif policy.mode != "safe" and snr_db >= policy.limits.good_db:
+        elif policy.mode == "generative" and snr_db >= policy.limits.good_db:
             sound, action, reasons = noisy, "bypass", [f"good already, about {snr_db:.0f} dB"]
         elif self._speaks(snr_db, size):
             assert self._generator is not None

@@ -17,7 +17,7 @@ class Limits:
     """From where on a stretch is refused. The defaults are first guesses; a model directory may hold others, `limits`.
 
     Attributes:
-        good_db: Estimated signal-to-noise ratio from which the input is left as it is.
+        good_db: Estimated signal-to-noise ratio from which the input is left as it is in mode `generative`.
         level_distance: Between the tokens that were meant and those of what came out, mean over the tokens' numbers.
         input_distance: The same between what was meant and the tokens of the input, or those of the mask network's
             sound of it, whichever are nearer.

@@ -143,6 +143,8 @@ def test_good_sound_is_left_and_silence_not_spoken() -> None:
     out, (report,) = run(Policy("generative"), noisy, 0.99 * noisy, Speaker())
     assert report.action == "bypass"
     assert np.array_equal(out, noisy)
+    out, (report,) = run(Policy("balanced", balanced_below_db=0.0), noisy, 0.99 * noisy, Speaker())
+    assert report.action == "mask"  # which does good sound no harm
     speaker = Speaker()
     out, (report,) = run(Policy("generative"), noisy, 1e-5 * noisy, speaker)
     assert (report.action, speaker.asked) == ("silent", [])
