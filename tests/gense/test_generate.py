@@ -123,6 +123,17 @@ def test_evidence_is_of_the_stretch_alone(model: GenseModel) -> None:
     assert whole.evidence.snr_db < 1.0
 
 
+def test_confidence_is_of_the_stretch_and_not_of_what_was_known(model: GenseModel) -> None:
+    noisy, generator = sound(), SpeechGenerator(model)
+    before = Spoken(np.full(10, 5), np.full(40, 7), to_level(noisy))
+    stretch = slice(20 * 640, 30 * 640)
+    made = generator.speak(noisy, noisy, 1, before=before, stretch=stretch)
+    waveform = torch.from_numpy(noisy * np.float32(made.gain))[None]
+    heard = model.parts.tokenizer.encode(waveform, torch.tensor([len(noisy)])).tokens
+    found = model.network.clean_tokens(heard, torch.full((1, 10), 5))
+    assert made.evidence.confidence == pytest.approx(float(found.log_probs[0, 10:20].mean()), rel=1e-5)
+
+
 def test_each_arm_is_told_something_else(model: GenseModel) -> None:
     noisy = sound()
     chains = (Chain(), Chain(acoustic="masked"), Chain(acoustic="none"), Chain(clean_semantic="none"))
