@@ -126,7 +126,7 @@ def run(
                 if (name, system, pair.id) in done:
                     continue
                 chunks: list[dict[str, Any]] = []
-                enhanced = enhance(pair.noisy, _keeper(chunks))
+                enhanced = enhance(pair, _keeper(chunks))
                 row = {"set": name, "system": system, "id": pair.id, "chunks": chunks, "made_by": made_by}
                 row["snr_db"] = snr_db(pair.noisy, pair.clean)
                 file.write(json.dumps(row | judges.judge(pair, enhanced, number)) + "\n")

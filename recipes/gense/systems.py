@@ -1,4 +1,4 @@
-"""What is compared: the recording as it is, the mask network, and GenSE with and without parts of it."""
+"""What is compared: the recording, the mask network, GenSE with and without parts of it, and what its codec allows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from measure import Pair
 
+from audio_llm.codec.codec import to_level
 from audio_llm.errors import UsageError
 from audio_llm.gense.chunks import ChunkReport, Mode, Policy
 from audio_llm.gense.enhance import Enhancer
@@ -16,15 +19,16 @@ from audio_llm.gense.models import GenseModel, load_gense, load_mask
 from audio_llm.gense.network import Chain
 
 Report = Callable[[ChunkReport], None]
-System = Callable[[np.ndarray, Report], np.ndarray]  # (T,) float32 at 16 kHz to the same
+System = Callable[[Pair, Report], np.ndarray]  # to (T,) float32 at 16 kHz
 
 
 def systems(mask: str | Path, gense: str | Path | None, names: list[str]) -> dict[str, System]:
     """Return the systems of some names; all that the models allow where none are given."""
     network = load_mask(mask)
-    found: dict[str, System] = {"noisy": lambda noisy, _: noisy, "mask": _system(Enhancer(network))}
+    found: dict[str, System] = {"noisy": lambda pair, _: pair.noisy, "mask": _system(Enhancer(network))}
     if gense is not None:
         model = load_gense(gense)
+        found["clean, through the codec"] = lambda pair, _: _through_codec(model, pair.clean)
         own = model.chain
         other = "noisy" if own.acoustic == "masked" else "masked"
         chains = {
@@ -50,7 +54,16 @@ def _enhancer(mask: object, model: GenseModel, mode: Mode, guards: bool, chain: 
 
 
 def _system(enhancer: Enhancer) -> System:
-    def run(noisy: np.ndarray, report: Report) -> np.ndarray:
-        return np.concatenate(list(enhancer.stream([noisy[:, None]], 16_000, report=report)))[:, 0]
+    def run(pair: Pair, report: Report) -> np.ndarray:
+        return np.concatenate(list(enhancer.stream([pair.noisy[:, None]], 16_000, report=report)))[:, 0]
 
     return run
+
+
+@torch.inference_mode()
+def _through_codec(model: GenseModel, clean: np.ndarray) -> np.ndarray:
+    """Return what the codec makes of clean speech: nothing that is spoken anew can come nearer."""
+    gain, lengths = np.float32(to_level(clean)), torch.tensor([len(clean)])
+    codes = model.parts.codec.encode(torch.from_numpy(gain * clean)[None], lengths)
+    decoded: np.ndarray = model.parts.codec.decode(codes, lengths)[0].numpy()
+    return decoded / gain
