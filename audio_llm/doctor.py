@@ -31,7 +31,7 @@ CORE_REQUIREMENTS = (
 )
 EXTRAS: dict[str, tuple[str, ...]] = {  # as in pyproject.toml, without those that only this project's tests need
     "train": ("accelerate>=1.10,<2", "peft>=0.18,<1"),
-    "plot": ("matplotlib>=3.9",),
+    "plot": ("matplotlib>=3.10",),
     "ray": ("ray[data]>=2.50,<3",),
     "export": ("onnx>=1.17", "onnxruntime>=1.20"),
 }
