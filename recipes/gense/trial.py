@@ -16,7 +16,7 @@ from evaluate import MIXES, mixes, sound_figures, token_errors
 from measure import Pair
 
 from audio_llm.codec.codec import to_level
-from audio_llm.gense.chunks import TOKEN, ChunkReport, Policy
+from audio_llm.gense.chunks import ChunkReport, Policy
 from audio_llm.gense.enhance import Enhancer
 from audio_llm.gense.generate import Generated, SpeechGenerator
 from audio_llm.gense.guards import Evidence, Limits, refusals
@@ -251,7 +251,8 @@ class _Forced(SpeechGenerator):
 
     def speak(self, noisy: np.ndarray, *args: Any, **more: Any) -> Generated:
         """Speak as `SpeechGenerator.speak`, but say that."""
-        more["force"] = np.resize(self.words, -(-len(noisy) // TOKEN))
+        count = self.model.parts.tokenizer.encode(*_levelled(noisy)).tokens.shape[1]
+        more["force"] = np.resize(self.words, count)
         return super().speak(noisy, *args, **more)
 
 
