@@ -12,7 +12,8 @@ from audio_llm.codec.codec import Codes, to_level
 from audio_llm.gense.guards import Evidence, longest_run, sound_evidence
 from audio_llm.gense.measures import snr_db
 from audio_llm.gense.models import GenseModel
-from audio_llm.gense.network import Chain, Told
+from audio_llm.gense.network import Chain
+from audio_llm.gense.prompts import s2s_prompt
 from audio_llm.lm.sampling import GREEDY, Sampling
 
 SAMPLE_RATE = 16_000  # Hz
@@ -115,15 +116,17 @@ class SpeechGenerator:
         given = None if before is None else torch.from_numpy(before.tokens)[None].to(device)
         found = network.clean_tokens(semantic, given, self.semantic, generator)
         clean = found.ids if force is None else torch.from_numpy(force)[None].to(device)
-        told = Told(
+        prompt = s2s_prompt(
             semantic if chain.noisy_semantic else None,
             clean if chain.clean_semantic != "none" else None,
             acoustic if chain.acoustic != "none" else None,
+            network.s2s.vocabulary,
+            network.config.ratio,
             chain.acoustic == "masked",
         )
         sampling = GREEDY if greedy else self.acoustic
         given = None if before is None else torch.from_numpy(before.codes)[None].to(device)
-        codes = network.clean_codes(told, acoustic.shape[1], sampling, given, generator).ids
+        codes = network.clean_codes(prompt, acoustic.shape[1], sampling, given, generator).ids
         sound = parts.codec.decode(Codes(codes, torch.tensor([codes.shape[1]], device=device)), lengths[:1])
         again = parts.tokenizer.encode(sound, lengths[:1]).tokens
         spoken = _matched(sound[0].cpu().numpy() / gain, masked, own)

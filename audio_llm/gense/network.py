@@ -14,7 +14,6 @@ from audio_llm.gense.prompts import (
     ACOUSTIC,
     SEMANTIC,
     Segment,
-    align,
     join,
     n2s_prompt,
     n2s_target,
@@ -35,7 +34,6 @@ class GenseConfig:
         ratio: Acoustic codes per semantic token.
         n2s: Size of the model of semantic tokens; its ranges and segments are set here.
         s2s: Size of the model of acoustic codes.
-        aligned: Whether a place is told, beside the token chain, what the chain holds of the next token's moment.
     """
 
     semantic: int = 1000
@@ -43,15 +41,12 @@ class GenseConfig:
     ratio: int = 4
     n2s: TokenLmConfig = field(default_factory=lambda: TokenLmConfig(width=160, layers=3, feed_forward=432))
     s2s: TokenLmConfig = field(default_factory=TokenLmConfig)
-    aligned: bool = False
 
     def __post_init__(self) -> None:
         ranges = {SEMANTIC: self.semantic}
-        streams = 1 if self.aligned else 0
-        object.__setattr__(self, "n2s", replace(self.n2s, ranges=ranges, segments=len(Segment), aligned=streams))
+        object.__setattr__(self, "n2s", replace(self.n2s, ranges=ranges, segments=len(Segment)))
         ranges = {SEMANTIC: self.semantic, ACOUSTIC: self.acoustic}
-        streams = 3 if self.aligned else 0
-        object.__setattr__(self, "s2s", replace(self.s2s, ranges=ranges, segments=len(Segment), aligned=streams))
+        object.__setattr__(self, "s2s", replace(self.s2s, ranges=ranges, segments=len(Segment)))
 
 
 class TokenPairs(NamedTuple):
@@ -88,22 +83,6 @@ class Chain:
     acoustic: str = "noisy"
 
 
-class Told(NamedTuple):
-    """The token chain of S2S; None where a part is left out.
-
-    Attributes:
-        noisy_semantic: (B, T) int64.
-        clean_semantic: (B, T) int64.
-        acoustic: (B, T x ratio) int64.
-        masked: Whether `acoustic` comes from the mask network's sound.
-    """
-
-    noisy_semantic: Tensor | None
-    clean_semantic: Tensor | None
-    acoustic: Tensor | None
-    masked: bool = False
-
-
 class GenseNetwork(nn.Module):
     """The two models.
 
@@ -124,18 +103,22 @@ class GenseNetwork(nn.Module):
 
         N2S is asked with the true tokens before; where the chain wants predicted ones, S2S gets the likeliest of these.
         """
-        prompt, target = self._n2s(pairs.noisy_semantic, pairs.clean_semantic)
+        ratio = self.config.ratio
+        prompt = n2s_prompt(pairs.noisy_semantic, self.n2s.vocabulary, ratio)
+        target = n2s_target(pairs.clean_semantic, self.n2s.vocabulary, ratio)
         logits = _next(self.n2s, prompt, target, SEMANTIC)
         n2s = functional.cross_entropy(logits.flatten(0, 1), pairs.clean_semantic.flatten())
         predicted = logits.detach().argmax(-1)
-        told = Told(
+        clean = {"oracle": pairs.clean_semantic, "predicted": predicted, "none": None}[chain.clean_semantic]
+        prompt = s2s_prompt(
             pairs.noisy_semantic if chain.noisy_semantic else None,
-            {"oracle": pairs.clean_semantic, "predicted": predicted, "none": None}[chain.clean_semantic],
+            clean,
             {"noisy": pairs.noisy_acoustic, "masked": pairs.masked_acoustic, "none": None}[chain.acoustic],
+            self.s2s.vocabulary,
+            ratio,
             chain.acoustic == "masked",
         )
-        prompt, target = self._s2s(told, pairs.clean_acoustic)
-        logits = _next(self.s2s, prompt, target, ACOUSTIC)
+        logits = _next(self.s2s, prompt, s2s_target(pairs.clean_acoustic, self.s2s.vocabulary), ACOUSTIC)
         s2s = functional.cross_entropy(logits.flatten(0, 1), pairs.clean_acoustic.flatten())
         return {"n2s": n2s, "s2s": s2s, "errors": (predicted != pairs.clean_semantic).float().mean()}
 
@@ -154,14 +137,17 @@ class GenseNetwork(nn.Module):
             sampling: How to draw.
             generator: Source of the draws.
         """
+        vocabulary = self.n2s.vocabulary
+        prompt = n2s_prompt(noisy, vocabulary, self.config.ratio)
         known = noisy[:, :0] if given is None else given
-        prompt, whole = self._n2s(noisy, functional.pad(known, (0, noisy.shape[1] - known.shape[1])))
+        count = noisy.shape[1] - known.shape[1]
+        whole = n2s_target(functional.pad(known, (0, count)), vocabulary, self.config.ratio)
         found = _continue(self.n2s, prompt, whole, known.shape[1], SEMANTIC, sampling, generator)
-        return Continuation(self.n2s.vocabulary.decode(SEMANTIC, found.ids), found.log_probs)
+        return Continuation(vocabulary.decode(SEMANTIC, found.ids), found.log_probs)
 
     def clean_codes(
         self,
-        told: Told,
+        prompt: Sequence,
         count: int,
         sampling: Sampling,
         given: Tensor | None = None,
@@ -170,42 +156,17 @@ class GenseNetwork(nn.Module):
         """Return S2S's clean codes (B, count), 0.. of the range.
 
         Args:
-            told: The token chain.
+            prompt: Of `s2s_prompt`.
             count: Codes in all.
             sampling: How to draw.
             given: (B, G) int64, the first of the clean codes, where they are known already.
             generator: Source of the draws.
-
-        Raises:
-            UsageError: The chain is empty.
         """
-        like = next((part for part in told[:3] if part is not None), torch.zeros(1, 0, dtype=torch.int64))
-        known = like[:, :0] if given is None else given
-        prompt, whole = self._s2s(told, functional.pad(known, (0, count - known.shape[1])))
-        found = _continue(self.s2s, prompt, whole, known.shape[1], ACOUSTIC, sampling, generator)
-        return Continuation(self.s2s.vocabulary.decode(ACOUSTIC, found.ids), found.log_probs)
-
-    def _n2s(self, noisy: Tensor, clean: Tensor) -> tuple[Sequence, Sequence]:
-        """Return what N2S is told and what it continues with."""
-        vocabulary, ratio = self.n2s.vocabulary, self.config.ratio
-        prompt, target = n2s_prompt(noisy, vocabulary, ratio), n2s_target(clean, vocabulary, ratio)
-        if not self.config.aligned:
-            return prompt, target
-        return align(prompt, target, [(vocabulary.encode(SEMANTIC, noisy), 1)])
-
-    def _s2s(self, told: Told, clean: Tensor) -> tuple[Sequence, Sequence]:
-        """Return what S2S is told and what it continues with."""
         vocabulary = self.s2s.vocabulary
-        prompt = s2s_prompt(*told[:3], vocabulary, self.config.ratio, told.masked)
-        target = s2s_target(clean, vocabulary)
-        if not self.config.aligned:
-            return prompt, target
-        kinds = ((SEMANTIC, self.config.ratio), (SEMANTIC, self.config.ratio), (ACOUSTIC, 1))
-        streams = [
-            (None if ids is None else vocabulary.encode(name, ids), step)
-            for ids, (name, step) in zip(told[:3], kinds, strict=True)
-        ]
-        return align(prompt, target, streams)
+        known = prompt.ids[:, :0] if given is None else given
+        whole = s2s_target(functional.pad(known, (0, count - known.shape[1])), vocabulary)
+        found = _continue(self.s2s, prompt, whole, known.shape[1], ACOUSTIC, sampling, generator)
+        return Continuation(vocabulary.decode(ACOUSTIC, found.ids), found.log_probs)
 
 
 def _continue(

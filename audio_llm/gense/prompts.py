@@ -14,7 +14,7 @@ from torch import Tensor
 
 from audio_llm.errors import UsageError
 from audio_llm.lm.token_lm import Sequence
-from audio_llm.lm.vocabulary import BOS, PAD, SEP, Vocabulary
+from audio_llm.lm.vocabulary import BOS, SEP, Vocabulary
 
 SEMANTIC, ACOUSTIC = "semantic", "acoustic"  # ranges of tokens
 
@@ -92,27 +92,6 @@ def s2s_target(clean: Tensor, vocabulary: Vocabulary) -> Sequence:
     return _stream(vocabulary.encode(ACOUSTIC, clean), Segment.CLEAN_ACOUSTIC, 1.0)
 
 
-def align(prompt: Sequence, target: Sequence, streams: list[tuple[Tensor | None, int]]) -> tuple[Sequence, Sequence]:
-    """Return prompt and target with what is known of the moment of each token of the target, at the place before it.
-
-    Args:
-        prompt: What comes before.
-        target: (B, T) places.
-        streams: Ids (B, T'), and for how many places of the target each stands; None: nothing is known.
-    """
-    moments = target.ids.new_full((*target.ids.shape, len(streams)), PAD)
-    for place, (ids, step) in enumerate(streams):
-        if ids is not None:
-            row = ids.repeat_interleave(step, dim=1)[:, : moments.shape[1]]
-            moments[:, : row.shape[1], place] = row
-    nothing = torch.full_like(moments[:, :1], PAD)
-    before = nothing.expand(-1, prompt.ids.shape[1] - 1, -1)
-    return (
-        prompt._replace(aligned=torch.cat([before, moments[:, :1]], dim=1)),
-        target._replace(aligned=torch.cat([moments[:, 1:], nothing], dim=1)),
-    )
-
-
 def join(parts: list[Sequence]) -> Sequence:
     """Return sequences one behind the other."""
     return Sequence(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
@@ -120,14 +99,10 @@ def join(parts: list[Sequence]) -> Sequence:
 
 def _stream(ids: Tensor, segment: Segment, step: float) -> Sequence:
     positions = torch.arange(ids.shape[1], device=ids.device, dtype=torch.float32) * step
-    return Sequence(ids, torch.full_like(ids, int(segment)), positions.expand(ids.shape), _nothing(ids))
+    return Sequence(ids, torch.full_like(ids, int(segment)), positions.expand(ids.shape))
 
 
 def _mark(like: Tensor, token: int, segment: Segment) -> Sequence:
     """Return one special token for each row of `like`."""
     ids = like.new_full((len(like), 1), token)
-    return Sequence(ids, torch.full_like(ids, int(segment)), torch.zeros(ids.shape, device=ids.device), _nothing(ids))
-
-
-def _nothing(ids: Tensor) -> Tensor:
-    return ids.new_zeros(*ids.shape, 0)
+    return Sequence(ids, torch.full_like(ids, int(segment)), torch.zeros(ids.shape, device=ids.device))

@@ -249,10 +249,9 @@ def _validate(module: nn.Module, batches: list[TokenPairs]) -> dict[str, float]:
     for cpu_pairs in batches:
         pairs = TokenPairs(*(part.to(device) for part in cpu_pairs))
         found = module(pairs, Chain())
-        values = {"n2s": found["n2s"], "s2s": found["s2s"], "token_errors": found["errors"]}
+        values = {"loss": _loss(found), "n2s": found["n2s"], "s2s": found["s2s"], "token_errors": found["errors"]}
         values["token_errors_before"] = (pairs.noisy_semantic != pairs.clean_semantic).float().mean()
         values |= {name: module(pairs, chain)["s2s"] for name, chain in chains.items()}
-        values["loss"] = values["n2s"] + 0.5 * (values["s2s"] + values["s2s_masked"])  # either may be chosen
         for name, value in values.items():
             rows.setdefault(name, []).append(float(value))
     return {name: float(np.mean(values)) for name, values in rows.items()}

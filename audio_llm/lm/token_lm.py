@@ -34,7 +34,6 @@ class TokenLmConfig:
         heads: Attention heads; a divisor of the width.
         feed_forward: Width inside a block's gated feed-forward part.
         dropout: Of the embeddings while training.
-        aligned: How many tokens of the next moment a place is told beside its own (see `Sequence`).
     """
 
     ranges: dict[str, int] = field(default_factory=dict)
@@ -44,7 +43,6 @@ class TokenLmConfig:
     heads: int = 4
     feed_forward: int = 480
     dropout: float = 0.1
-    aligned: int = 0
 
 
 class Sequence(NamedTuple):
@@ -54,14 +52,11 @@ class Sequence(NamedTuple):
         ids: (B, N) int64, `PAD` where there is none.
         segments: (B, N) int64.
         positions: (B, N) float32.
-        aligned: (B, N, K) int64, what is known already of the moment that the next token belongs to: K tokens of other
-            streams, `PAD` where there is none. A small model need not learn to look for them.
     """
 
     ids: Tensor
     segments: Tensor
     positions: Tensor
-    aligned: Tensor
 
 
 class Continuation(NamedTuple):
@@ -106,7 +101,6 @@ class TokenLm(nn.Module):
         self._cache_name = "cache" if "cache" in signature(self.network.forward).parameters else "past_key_values"
         self.segments = nn.Embedding(config.segments, config.width)
         nn.init.normal_(self.segments.weight, std=0.02)
-        self.aligned = nn.ModuleList(nn.Linear(config.width, config.width, bias=False) for _ in range(config.aligned))
         self.dropout = nn.Dropout(config.dropout)
         self.shared = nn.ModuleDict()
         for name, table in (vectors or {}).items():
@@ -178,8 +172,6 @@ class TokenLm(nn.Module):
 
     def _run(self, sequence: Sequence, embeddings: Tensor, mask: Tensor, cache: Any) -> Tensor:
         x = embeddings[sequence.ids] + self.segments(sequence.segments)
-        for layer, ids in zip(self.aligned, sequence.aligned.unbind(-1), strict=True):
-            x = x + layer(embeddings[ids] * (ids != PAD)[..., None])
         out = self.network(
             inputs_embeds=self.dropout(x),
             attention_mask=mask.to(x.dtype),

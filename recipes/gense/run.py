@@ -139,7 +139,7 @@ def finish_gense(arguments: argparse.Namespace) -> None:
 
 
 def attack(arguments: argparse.Namespace) -> None:
-    """Put the guards to the test: other words, clean speech, noise alone, silence."""
+    """Put the guards to the test: other words, clean speech, noise alone."""
     model, test = load_gense(arguments.gense), arguments.output / "packed" / "test"
     for line in trial.attack(model, load_mask(model.mask), test, arguments.count or 40):
         print(line, flush=True)

@@ -21,7 +21,7 @@ from audio_llm.gense.enhance import Enhancer
 from audio_llm.gense.generate import Generated, SpeechGenerator
 from audio_llm.gense.guards import Evidence, Limits, refusals
 from audio_llm.gense.mask_model import MaskNetwork
-from audio_llm.gense.measures import FRAME, levels_db, snr_db
+from audio_llm.gense.measures import snr_db
 from audio_llm.gense.models import GenseModel
 from audio_llm.gense.network import Chain
 from audio_llm.lm.sampling import GREEDY, Sampling
@@ -225,19 +225,18 @@ def attack(model: GenseModel, network: MaskNetwork, test: Path, count: int) -> I
         ("noise", NOBODY, plain, guarded),
         ("noise, without guards", NOBODY, plain, free),
     )
-    yield "| input | stretches | spoken anew | the mask network's | left as they are | silent | made up, s |"
-    yield "|---" * 7 + "|"
+    yield "| input | stretches | spoken anew | the mask network's | left as they are | silent |"
+    yield "|---" * 6 + "|"
     for kind, config, generator, policy in kinds:
         pairs = mixes(test, count, config, _SEED)
-        actions, made_up_s = Counter[str](), 0.0
+        chunks: list[ChunkReport] = []
         for number, pair in enumerate(pairs):
             forced.say(pairs[number - 1].clean)
-            found, seconds = _tried(Enhancer(network, generator, policy), pair.noisy)
-            actions.update(found)
-            made_up_s += seconds
+            for _ in Enhancer(network, generator, policy).stream([pair.noisy[:, None]], RATE, report=chunks.append):
+                pass
+        actions = Counter(chunk.action for chunk in chunks)
         counts = [str(actions[name]) for name in ("generated", "mask", "bypass", "silent")]
-        made_up = f"{made_up_s:.1f}" if config is NOBODY else "-"
-        yield f"| {kind} | {actions.total()} | {' | '.join(counts)} | {made_up} |"
+        yield f"| {kind} | {len(chunks)} | {' | '.join(counts)} |"
 
 
 class _Forced(SpeechGenerator):
@@ -254,14 +253,6 @@ class _Forced(SpeechGenerator):
         count = self.model.parts.tokenizer.encode(*_levelled(noisy)).tokens.shape[1]
         more["force"] = np.resize(self.words, count)
         return super().speak(noisy, *args, **more)
-
-
-def _tried(enhancer: Enhancer, noisy: np.ndarray) -> tuple[list[str], float]:
-    """Return what was done to each stretch, and the seconds 6 dB louder than all that the mask network left."""
-    chunks: list[ChunkReport] = []
-    sound = np.concatenate(list(enhancer.stream([noisy[:, None]], RATE, report=chunks.append)))[:, 0]
-    louder = levels_db(sound) > levels_db(masked_sound(enhancer.network, noisy)).max() + 6.0
-    return [chunk.action for chunk in chunks], float(louder.sum()) * FRAME / RATE
 
 
 def masked_sound(network: MaskNetwork, waveform: np.ndarray) -> np.ndarray:

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from audio_llm.errors import UsageError
-from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, TokenPairs, Told
+from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, TokenPairs
 from audio_llm.gense.prompts import Segment, join, n2s_prompt, n2s_target, s2s_prompt, s2s_target
 from audio_llm.lm.sampling import GREEDY, Sampling
-from audio_llm.lm.token_lm import TokenLmConfig
+from audio_llm.lm.token_lm import Sequence, TokenLmConfig
 from audio_llm.quantizers.fsq import FSQ
 
 torch.set_num_threads(1)
@@ -22,10 +22,10 @@ SMALL = TokenLmConfig(width=16, layers=2, heads=2, feed_forward=32, dropout=0.0)
 TINY = GenseConfig(semantic=12, acoustic=18, ratio=2, n2s=SMALL, s2s=SMALL)
 
 
-def make_network(seed: int = 0, vectors: dict[str, Tensor] | None = None, aligned: bool = False) -> GenseNetwork:
+def make_network(seed: int = 0, vectors: dict[str, Tensor] | None = None) -> GenseNetwork:
     """Return models whose weights are large enough for everything to matter."""
     torch.manual_seed(seed)
-    network = GenseNetwork(replace(TINY, aligned=aligned), vectors)
+    network = GenseNetwork(TINY, vectors)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.ndim == 2:
@@ -85,9 +85,8 @@ def test_a_batch_is_the_mean_of_its_rows() -> None:
             assert whole[name] == pytest.approx(sum(row[name] for row in rows) / 3, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("aligned", [False, True])
-def test_every_part_of_the_chain_has_a_say_in_s2s_alone(aligned: bool) -> None:
-    network, pairs = make_network(aligned=aligned), make_pairs()
+def test_every_part_of_the_chain_has_a_say_in_s2s_alone() -> None:
+    network, pairs = make_network(), make_pairs()
     chains = [
         Chain(clean_semantic="oracle"),
         Chain(),
@@ -104,7 +103,6 @@ def test_every_part_of_the_chain_has_a_say_in_s2s_alone(aligned: bool) -> None:
         losses(network, pairs, Chain(False, "none", "none"))
 
 
-@pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize(
     ("chain", "seen"),
     [
@@ -117,8 +115,8 @@ def test_every_part_of_the_chain_has_a_say_in_s2s_alone(aligned: bool) -> None:
         (Chain(noisy_semantic=False, clean_semantic="none", acoustic="masked"), {"masked_acoustic"}),
     ],
 )
-def test_what_is_left_out_has_no_influence(chain: Chain, seen: set[str], aligned: bool) -> None:
-    network, pairs, others = make_network(aligned=aligned), make_pairs(), make_pairs(seed=5)
+def test_what_is_left_out_has_no_influence(chain: Chain, seen: set[str]) -> None:
+    network, pairs, others = make_network(), make_pairs(), make_pairs(seed=5)
     before = losses(network, pairs, chain)["s2s"]
     changed = {
         name
@@ -202,21 +200,22 @@ def test_clean_tokens_are_as_many_as_noisy_ones_and_in_range() -> None:
 @pytest.mark.parametrize("count", [1, 7, 20])
 def test_clean_codes_are_as_many_as_asked_for_and_in_range(count: int) -> None:
     network, pairs = make_network(), make_pairs(2, 6)
+    prompt = s2s_prompt(*pairs[:3], network.s2s.vocabulary, 2)
     generator = torch.Generator().manual_seed(0)
-    found = network.clean_codes(Told(*pairs[:3]), count, Sampling(temperature=5.0), generator=generator)
+    found = network.clean_codes(prompt, count, Sampling(temperature=5.0), generator=generator)
     assert found.ids.shape == found.log_probs.shape == (2, count)
     assert found.ids.min() >= 0
     assert found.ids.max() < 18
 
 
-@pytest.mark.parametrize("aligned", [False, True])
-def test_greedy_tokens_are_those_that_the_loss_thinks_likeliest(aligned: bool) -> None:
-    network, pairs = make_network(aligned=aligned), make_pairs(2, 6)
+def test_greedy_tokens_are_those_that_the_loss_thinks_likeliest() -> None:
+    network, pairs = make_network(), make_pairs(2, 6)
     tokens = network.clean_tokens(pairs.noisy_semantic)
     found = losses(network, pairs._replace(clean_semantic=tokens.ids), Chain())
     assert found["errors"] == 0.0
     assert found["n2s"] == pytest.approx(-tokens.log_probs.mean().item(), rel=1e-4)
-    codes = network.clean_codes(Told(pairs.noisy_semantic, tokens.ids, pairs.noisy_acoustic), 12, GREEDY)
+    prompt = s2s_prompt(pairs.noisy_semantic, tokens.ids, pairs.noisy_acoustic, network.s2s.vocabulary, 2)
+    codes = network.clean_codes(prompt, 12, GREEDY)
     pairs = pairs._replace(clean_semantic=tokens.ids, clean_acoustic=codes.ids)
     assert losses(network, pairs, Chain())["s2s"] == pytest.approx(-codes.log_probs.mean().item(), rel=1e-4)
 
@@ -233,22 +232,31 @@ def test_what_is_known_already_is_kept_and_gone_on_with() -> None:
     assert changed.ids.shape == (2, 6)
     assert changed.log_probs.shape == (2, 4)
     assert not torch.allclose(changed.log_probs, same.log_probs, atol=1e-3)
-    told = Told(*pairs[:3])
-    codes = network.clean_codes(told, 8, GREEDY)
-    same = network.clean_codes(told, 8, GREEDY, given=codes.ids[:, :3])
+    prompt = s2s_prompt(*pairs[:3], network.s2s.vocabulary, 2)
+    codes = network.clean_codes(prompt, 8, GREEDY)
+    same = network.clean_codes(prompt, 8, GREEDY, given=codes.ids[:, :3])
     assert torch.equal(same.ids, codes.ids)
     assert same.log_probs.shape == (2, 5)
 
 
 def test_the_same_seed_generates_the_same() -> None:
     network, pairs = make_network(), make_pairs(2, 6)
-    told = Told(*pairs[:3])
+    prompt = s2s_prompt(*pairs[:3], network.s2s.vocabulary, 2)
     one, same, other = (
-        network.clean_codes(told, 12, Sampling(), generator=torch.Generator().manual_seed(seed)).ids
+        network.clean_codes(prompt, 12, Sampling(), generator=torch.Generator().manual_seed(seed)).ids
         for seed in (1, 1, 2)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_prompts_with_padding_are_continued_as_without() -> None:
+    network, pairs = make_network(), make_pairs(2, 6)
+    prompt = s2s_prompt(*pairs[:3], network.s2s.vocabulary, 2)
+    padded = Sequence(*(functional.pad(part, (4, 0)) for part in prompt))
+    one, other = (network.clean_codes(given, 10, GREEDY) for given in (prompt, padded))
+    assert torch.equal(one.ids, other.ids)
+    torch.testing.assert_close(one.log_probs, other.log_probs, atol=1e-4, rtol=1e-3)
 
 
 def test_vectors_go_to_both_models_but_not_into_the_weights() -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from audio_llm.errors import UsageError
-from audio_llm.gense.prompts import align, join, n2s_prompt, n2s_target, s2s_prompt, s2s_target
+from audio_llm.gense.prompts import join, n2s_prompt, n2s_target, s2s_prompt, s2s_target
 from audio_llm.lm.token_lm import Sequence
-from audio_llm.lm.vocabulary import BOS, PAD, SEP, Vocabulary
+from audio_llm.lm.vocabulary import BOS, SEP, Vocabulary
 
 VOCABULARY = Vocabulary({"semantic": 10, "acoustic": 20})  # ids 4..13 and 14..33
 NOISY_SEMANTIC, CLEAN_SEMANTIC = torch.tensor([[1, 2, 3]]), torch.tensor([[7, 8, 9]])
@@ -18,7 +18,7 @@ NOISY_ACOUSTIC, CLEAN_ACOUSTIC = torch.tensor([[0, 1, 2, 3, 4, 5]]), torch.tenso
 
 def rows(sequence: Sequence) -> tuple[list[int], list[int], list[float]]:
     """Return ids, segments and positions of the first row."""
-    ids, segments, positions = (part[0].tolist() for part in sequence[:3])
+    ids, segments, positions = (part[0].tolist() for part in sequence)
     assert len(ids) == len(segments) == len(positions)
     return ids, segments, positions
 
@@ -102,7 +102,7 @@ def test_one_moment_has_one_position_in_every_stream() -> None:
 def test_rows_of_a_batch_are_apart() -> None:
     noisy = torch.tensor([[1, 2, 3], [4, 5, 6]])
     sequence = s2s_prompt(noisy, noisy, noisy.repeat(1, 2), VOCABULARY, 2)
-    assert all(part.shape == (2, 14) for part in sequence[:3])
+    assert all(part.shape == (2, 14) for part in sequence)
     assert sequence.ids[1].tolist() == [8, 9, 10, 8, 9, 10, SEP, 18, 19, 20, 18, 19, 20, BOS]
     assert torch.equal(sequence.positions[0], sequence.positions[1])
 
@@ -120,21 +120,3 @@ def test_joining_appends() -> None:
     assert ids == [5, 6, 7, BOS, 11, 12, 13]
     assert segments == [0, 0, 0, 1, 1, 1, 1]
     assert positions == [0, 2, 4, 0, 0, 2, 4]
-
-
-def test_a_place_is_told_of_the_moment_of_the_next_token() -> None:
-    prompt = s2s_prompt(None, None, NOISY_ACOUSTIC, VOCABULARY, 2)
-    target = s2s_target(CLEAN_ACOUSTIC, VOCABULARY)
-    semantic, acoustic = VOCABULARY.encode("semantic", CLEAN_SEMANTIC), VOCABULARY.encode("acoustic", NOISY_ACOUSTIC)
-    before, after = align(prompt, target, [(None, 2), (semantic, 2), (acoustic, 1)])
-    assert before.aligned[0, :-1].tolist() == [[PAD] * 3] * (prompt.ids.shape[1] - 1)
-    assert before.aligned[0, -1].tolist() == [PAD, 11, 14]  # BOS: of the first code
-    rows = [(PAD, 11, 15), (PAD, 12, 16), (PAD, 12, 17), (PAD, 13, 18), (PAD, 13, 19), (PAD, PAD, PAD)]
-    assert [tuple(row) for row in after.aligned[0].tolist()] == rows
-    assert torch.equal(after.ids, target.ids)
-
-
-def test_streams_may_be_longer_or_shorter_than_the_target() -> None:
-    target = s2s_target(CLEAN_ACOUSTIC[:, :5], VOCABULARY)
-    _, after = align(target, target, [(torch.tensor([[7, 8, 9]]), 2), (torch.tensor([[5, 6]]), 1)])
-    assert after.aligned[0].tolist() == [[7, 6], [8, PAD], [8, PAD], [9, PAD], [PAD, PAD]]

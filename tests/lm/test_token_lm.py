@@ -16,9 +16,7 @@ from audio_llm.lm.vocabulary import BOS, PAD
 from audio_llm.quantizers.fsq import FSQ
 
 torch.set_num_threads(1)
-TINY = TokenLmConfig(
-    {"a": 12, "b": 9}, segments=3, width=16, layers=2, heads=2, feed_forward=32, dropout=0.0, aligned=2
-)
+TINY = TokenLmConfig({"a": 12, "b": 9}, segments=3, width=16, layers=2, heads=2, feed_forward=32, dropout=0.0)
 
 
 def make_lm(config: TokenLmConfig = TINY, seed: int = 0, vectors: dict[str, Tensor] | None = None) -> TokenLm:
@@ -38,8 +36,7 @@ def sequence(batch: int = 2, size: int = 10, seed: int = 0) -> Sequence:
     ids = torch.randint(4, 25, (batch, size), generator=generator)
     segments = torch.randint(3, (batch, size), generator=generator)
     positions = torch.randint(12, (batch, size), generator=generator) / 2
-    aligned = torch.randint(4, 25, (batch, size, 2), generator=generator)
-    return Sequence(ids, segments, positions, aligned)
+    return Sequence(ids, segments, positions)
 
 
 def joined(one: Sequence, other: Sequence) -> Sequence:
@@ -49,8 +46,7 @@ def joined(one: Sequence, other: Sequence) -> Sequence:
 def padded(given: Sequence, count: int) -> Sequence:
     """Return a sequence behind `count` places of padding."""
     ids = torch.nn.functional.pad(given.ids, (count, 0), value=PAD)
-    rest = (torch.cat([part.new_zeros(len(part), count, *part.shape[2:]), part], dim=1) for part in given[1:])
-    return Sequence(ids, *rest)
+    return Sequence(ids, *(torch.nn.functional.pad(part, (count, 0)) for part in given[1:]))
 
 
 @pytest.mark.parametrize("place", [0, 4, 9])
@@ -142,7 +138,7 @@ def test_prompts_of_varied_length_are_continued_as_each_alone() -> None:
 
 
 def expanded(given: Sequence, batch: int) -> Sequence:
-    return Sequence(*(part.expand(batch, *part.shape[1:]) for part in given))
+    return Sequence(*(part.expand(batch, -1) for part in given))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
