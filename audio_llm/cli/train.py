@@ -14,6 +14,7 @@ from audio_llm.cli.options import whole_number
 from audio_llm.errors import UsageError
 
 if TYPE_CHECKING:
+    from audio_llm.training.listening import Listener
     from audio_llm.training.loop import TrainingResult
 
 _DESCRIPTION = """Train on packed data, as the recipes make it. The best model lies in OUT/best, a model directory that
@@ -50,6 +51,9 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         parser.add_argument("--start-from", metavar="NAME|DIR", help="a model to go on from")
         help_ = "packed data that choose the best model"
         parser.add_argument("--tuning", metavar="DIR", required=name != "tokenizer", help=help_)
+        if name in ("mask", "codec"):
+            help_ = "a tokenizer that hears what comes out, so that words stay"
+            parser.add_argument("--listener", metavar="NAME|DIR", help=help_)
         if name == "tokenizer":
             parser.add_argument("--teacher", metavar="DIR", help="a recogniser's letters of DATA, packed")
             parser.add_argument("--ssl", metavar="DIR", help="cluster a layer of this speech model instead (k-means)")
@@ -105,14 +109,22 @@ def run_mask(arguments: argparse.Namespace) -> int:
     """Train the mask network; return the exit status."""
     from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
 
-    return _run_on_pack(arguments, MaskTrainingConfig, train_mask)
+    return _run_on_pack(arguments, MaskTrainingConfig, train_mask, listener=_listener(arguments))
 
 
 def run_codec(arguments: argparse.Namespace) -> int:
     """Train the codec; return the exit status."""
     from audio_llm.codec.train import CodecTrainingConfig, train_codec
 
-    return _run_on_pack(arguments, CodecTrainingConfig, train_codec)
+    return _run_on_pack(arguments, CodecTrainingConfig, train_codec, listener=_listener(arguments))
+
+
+def _listener(arguments: argparse.Namespace) -> Listener | None:
+    """Return what hears the sounds that a model learns to make."""
+    from audio_llm.doctor import resolve_device
+    from audio_llm.tokenizer.s3 import S3Tokenizer
+
+    return S3Tokenizer.load(arguments.listener, resolve_device(arguments.device)).uncut if arguments.listener else None
 
 
 def run_tokenizer(arguments: argparse.Namespace) -> int:

@@ -131,6 +131,10 @@ class CodecNetwork(nn.Module):
         """Return the sound (B, N x samples of a code) of codes (B, N) int64; lengths (B,) int64 codes."""
         return self._decode(self.quantizer.decode(codes), valid_mask(lengths, codes.shape[1]))
 
+    def coding_parts(self) -> tuple[nn.Module, ...]:
+        """Return the parts that make codes and say what they stand for; the others make sound of them."""
+        return self.enter, self.encoder, self.narrow, self.quantizer
+
     def code_lengths(self, lengths: Tensor) -> Tensor:
         """Return how many codes so many samples have; (B,) int64 both."""
         step = HOP_LENGTH * self.config.fold

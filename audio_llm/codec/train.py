@@ -21,6 +21,7 @@ from audio_llm.quantizers.group_reorg import GroupVQ, reorganize
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.training.buckets import new_draws, same_draws
+from audio_llm.training.listening import Listener, listening_distance
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,10 @@ class CodecTrainingConfig:
         adversarial_weight: Of deceiving them.
         feature_weight: Of the likeness of their inner layers.
         channels: Of the discriminators.
+        frozen_codes: Train the decoder alone: what makes codes stays as it is in the model started from, so that codes
+            keep their meaning, and language models of them their worth.
+        more_blocks: Of the decoder, put behind those of the model started from; at first they change nothing.
+        listener_weight: Of how far what a listener hears in the decoded speech is from what it hears in the original.
         validation: Stretches of the tuning part at each validation, all without noise.
     """
 
@@ -64,6 +69,9 @@ class CodecTrainingConfig:
     adversarial_weight: float = 0.05
     feature_weight: float = 0.1
     channels: int = 16
+    frozen_codes: bool = False
+    more_blocks: int = 0
+    listener_weight: float = 0.3
     validation: int = 64
 
 
@@ -81,11 +89,22 @@ class _Training(nn.Module):
 
     steps: Tensor
 
-    def __init__(self, config: CodecTrainingConfig, codec: CodecNetwork) -> None:
+    def __init__(self, config: CodecTrainingConfig, codec: CodecNetwork, listener: Listener | None = None) -> None:
         super().__init__()
-        self.config, self.codec = config, codec
+        self.config, self.codec, self.listener = config, codec, listener
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.discriminators = Discriminators(config.channels) if config.adversarial_from >= 0 else None
+        if config.frozen_codes:
+            for part in codec.coding_parts():
+                part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> _Training:
+        """Switch to training; parts that are frozen stay as in use."""
+        super().train(mode)
+        if self.config.frozen_codes:
+            for part in self.codec.coding_parts():
+                part.eval()
+        return self
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Return the loss of (B, T) float32; a scalar."""
@@ -94,6 +113,8 @@ class _Training(nn.Module):
         output = self.codec(waveforms, lengths)
         decoded = output.waveforms.float()
         loss = spectral_distance(decoded, waveforms) + config.quantizer_weight * output.quantized.loss
+        if self.listener is not None:
+            loss = loss + config.listener_weight * listening_distance(self.listener, decoded, waveforms)
         if self.training:
             self.steps += 1
         if self.discriminators is None or int(self.steps) < config.adversarial_from * config.training.batches_per_step:
@@ -117,6 +138,7 @@ def train_codec(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
+    listener: Listener | None = None,
 ) -> TrainingResult:
     """Train a codec; `output/best` becomes a model directory with the smallest spectral distance.
 
@@ -131,14 +153,18 @@ def train_codec(
         provenance: What made the model, for its directory.
         start_from: A codec to start from; its size counts, not the configuration's. One with `group` codebooks under
             a configuration with a `reorganized` one is reorganised: stage 2 of the method.
+        listener: Hears the decoded speech, for it to keep what a listener notices.
 
     Raises:
+        ConfigError: Codes are to be frozen, or blocks added, without a model to start from.
         DataError: A pack is missing.
     """
     speech = NoisySpeech(SpeechPack(pack), config.speech)
     held_out = NoisySpeech(SpeechPack(tuning), replace(config.speech, clean_share=1.0, silent_share=0.0))
     torch.manual_seed(config.training.seed)
-    codec = CodecNetwork(config.model) if start_from is None else _start(start_from, config.model)
+    if start_from is None and (config.frozen_codes or config.more_blocks):
+        raise ConfigError("there are no codes to keep and no decoder to extend", remedy="name a codec to start from")
+    codec = CodecNetwork(config.model) if start_from is None else _start(start_from, config)
     config = replace(config, model=codec.config)
     size = sum(parameter.numel() for parameter in codec.parameters())
     logger.info("%.1f h of %d utterances, %.2f M parameters", speech.pack.hours, len(speech.pack), size / 1e6)
@@ -153,7 +179,7 @@ def train_codec(
         hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, made_by)
 
     return train(
-        _Training(config, codec),
+        _Training(config, codec, listener),
         new_draws(config.batch, config.epoch_batches),
         lambda module, batch: module(batch.waveforms),
         lambda module: _validate(module, validation),
@@ -195,11 +221,21 @@ def reorganized(codec: CodecNetwork, config: CodecConfig) -> CodecNetwork:
     return new
 
 
-def _start(name: str | Path, config: CodecConfig) -> CodecNetwork:
+def extended(codec: CodecNetwork, blocks: int) -> CodecNetwork:
+    """Return a codec with so many blocks more in its decoder, which change nothing yet."""
+    count = codec.config.decoder_blocks
+    new = CodecNetwork(replace(codec.config, decoder_blocks=count + blocks))
+    new.load_state_dict(codec.state_dict(), strict=False)
+    for block in new.decoder.blocks[count:]:
+        nn.init.zeros_(block.get_parameter("scale"))
+    return new
+
+
+def _start(name: str | Path, config: CodecTrainingConfig) -> CodecNetwork:
     codec = load_codec_network(name).train()
-    if codec.config.quantizer == "group" and config.quantizer == "reorganized":
-        return reorganized(codec, config)
-    return codec
+    if codec.config.quantizer == "group" and config.model.quantizer == "reorganized":
+        codec = reorganized(codec, config.model)
+    return extended(codec, config.more_blocks) if config.more_blocks else codec
 
 
 def _validate(module: nn.Module, batches: list[SpeechBatch]) -> dict[str, float]:

@@ -15,7 +15,6 @@ import numpy as np
 from audio_llm.gense import measures
 from audio_llm.gense.generate import Generated, SpeechGenerator, Spoken
 from audio_llm.gense.guards import OF_TOKENS, Limits, refusals
-from audio_llm.lm.sampling import GREEDY
 
 SAMPLE_RATE = 16_000  # Hz
 TOKEN = 640  # samples of a semantic token; stretches are cut between tokens
@@ -23,7 +22,7 @@ SHORTEST, LONGEST = 75 * TOKEN, 150 * TOKEN  # samples of a stretch: 3 and 6 s
 CONTEXT, AHEAD = 25 * TOKEN, 6 * TOKEN  # samples before and after it that are looked at as well
 FADE = TOKEN  # samples over which two stretches are joined, 40 ms
 LEAST = 10 * TOKEN  # samples of a stretch that is worth speaking
-_DRAWS = 3  # of a stretch, the last takes the likeliest codes; one where all do
+_DRAWS = 3  # of a stretch, the last takes the likeliest codes; one where nothing is drawn at random
 _SILENT_DB = -100.0  # level that stands for silence
 _NO_SPEECH_DB = -60.0  # level of the mask network's loudest frames below which nobody speaks
 
@@ -153,7 +152,7 @@ class ChunkedEnhancement:
             sound, action, reasons = noisy, "bypass", [f"good already, about {snr_db:.0f} dB"]
         elif self._speaks(snr_db, size):
             assert self._generator is not None
-            most = 1 if self._generator.acoustic == GREEDY else _DRAWS  # the likeliest codes stay the same
+            most = _DRAWS if self._generator.acoustic.is_random else 1
             for draws in range(1, most + 1):
                 made = self._speak(noisy, masked, stretch, before, channel, draws)
                 evidence = made.evidence.rounded()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audio_llm.codec.codec import Codes, to_level
 from audio_llm.gense.guards import Evidence, longest_run, sound_evidence
-from audio_llm.gense.measures import snr_db
+from audio_llm.gense.measures import FRAME, levels_db, snr_db
 from audio_llm.gense.models import GenseModel
 from audio_llm.gense.network import Chain
 from audio_llm.gense.prompts import s2s_prompt
@@ -18,7 +18,9 @@ from audio_llm.lm.sampling import GREEDY, Sampling
 
 SAMPLE_RATE = 16_000  # Hz
 _MOST_CHANGE_DB = 6.0  # of the input's level, beyond which what was spoken before is no context
-_MOST_GAIN_DB = 6.0  # by which a stretch is brought to the level of the mask network's
+_MOST_GAIN_DB = 6.0  # by which speech is brought to the level of the mask network's
+_LEVEL_FRAMES = 49  # over which the levels are compared, 0.98 s
+_PAUSE = 1e-3  # of the greatest power, below which levels say nothing
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class SpeechGenerator:
 
     Args:
         model: Language models, tokenizer and codec.
-        semantic: How clean semantic tokens are drawn; the likeliest, for content must not be creative.
+        semantic: How clean semantic tokens are drawn; not at random, for content must not be creative. None: the
+            model's own way.
         acoustic: How clean acoustic codes are drawn. None: the model's own way.
         chain: What S2S is told; less than everything is for measuring what each part does. None: the model's own.
     """
@@ -68,11 +71,11 @@ class SpeechGenerator:
     def __init__(
         self,
         model: GenseModel,
-        semantic: Sampling = GREEDY,
+        semantic: Sampling | None = None,
         acoustic: Sampling | None = None,
         chain: Chain | None = None,
     ) -> None:
-        self.model, self.semantic = model, semantic
+        self.model, self.semantic = model, semantic or model.semantic_sampling
         self.acoustic = acoustic or model.sampling
         self.chain = chain or model.chain
 
@@ -97,8 +100,8 @@ class SpeechGenerator:
             before: What the beginning of the stretch was spoken as already, so that voice and words go on; left out
                 where the level has changed since.
             force: (N,) int64 semantic tokens to speak in place of N2S's, to try what the guards notice.
-            stretch: Samples that the evidence is about and that the level is matched on, whole tokens but for the end;
-                what is around them is context. None: all.
+            stretch: Samples that the evidence is about, whole tokens but for the end; what is around them is context.
+                None: all.
         """
         parts, network, chain = self.model.parts, self.model.network, self.chain
         device = network.s2s.segments.weight.device
@@ -129,7 +132,7 @@ class SpeechGenerator:
         codes = network.clean_codes(prompt, acoustic.shape[1], sampling, given, generator).ids
         sound = parts.codec.decode(Codes(codes, torch.tensor([codes.shape[1]], device=device)), lengths[:1])
         again = parts.tokenizer.encode(sound, lengths[:1]).tokens
-        spoken = _matched(sound[0].cpu().numpy() / gain, masked, own)
+        spoken = _matched(sound[0].cpu().numpy() / gain, masked)
         part = slice(own.start * clean.shape[1] // len(noisy), -(-own.stop * clean.shape[1] // len(noisy)))
         meant = clean[:, part]
         known = clean.shape[1] - found.log_probs.shape[1]  # of what was spoken before, and not drawn
@@ -151,11 +154,19 @@ class SpeechGenerator:
         return float(self.model.parts.tokenizer.network.quantizer.distance(one, other).mean())
 
 
-def _matched(waveform: np.ndarray, masked: np.ndarray, own: slice) -> np.ndarray:
-    """Return a sound brought to the level of the mask network's in a stretch of both, within some decibels."""
-    parts = (waveform[own], masked[own])
-    level, wanted = (float(np.sqrt(np.mean(np.square(part, dtype=np.float64)))) for part in parts)
-    if level == 0.0 or wanted == 0.0:
+def _matched(waveform: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    """Return a sound brought to the level of the mask network's, moment by moment, within some decibels; (T,) both.
+
+    In pauses, where levels say nothing, the gain goes to 1.
+    """
+    count = len(waveform) // FRAME
+    if not count:
         return waveform.astype(np.float32)
+    window = np.hanning(_LEVEL_FRAMES + 2)[1:-1]
+    powers = [10.0 ** (levels_db(sound) / 10.0) for sound in (waveform, masked)]
+    own, wanted = (np.convolve(power, window)[_LEVEL_FRAMES // 2 :][:count] for power in powers)
+    floor = _PAUSE * wanted.max()
     most = 10.0 ** (_MOST_GAIN_DB / 20.0)
-    return (waveform * np.clip(wanted / level, 1.0 / most, most)).astype(np.float32)
+    gains = np.clip(np.sqrt((wanted + floor) / (own + floor)), 1.0 / most, most)
+    places = (np.arange(count) + 0.5) * FRAME
+    return (waveform * np.interp(np.arange(len(waveform)), places, gains)).astype(np.float32)

@@ -18,6 +18,7 @@ from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.sound_metrics import si_sdr_db, snr_db
 from audio_llm.training.buckets import new_draws, same_draws
+from audio_llm.training.listening import Listener, listening_distance
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class MaskTrainingConfig:
         least_dynamics_db: Recordings with a smaller spread of levels are too noisy to be a target.
         complex_share: Of the complex spectra in the loss, the magnitudes have the rest.
         ratio_weight: Of the signal-to-error ratio in dB.
+        listener_weight: Of how far what a listener hears in the enhanced speech is from what it hears in the clean one.
         validation_pairs: Of the tuning part, at each validation.
     """
 
@@ -54,6 +56,7 @@ class MaskTrainingConfig:
     least_dynamics_db: float = 26.0
     complex_share: float = 0.3
     ratio_weight: float = 0.002
+    listener_weight: float = 0.02
     validation_pairs: int = 64
 
 
@@ -80,6 +83,7 @@ def train_mask(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
+    listener: Listener | None = None,
 ) -> TrainingResult:
     """Train a mask network; `output/best` becomes a model directory with the lowest loss on the tuning part.
 
@@ -93,6 +97,7 @@ def train_mask(
         device: `auto`, `cpu` or `cuda`.
         provenance: What made the model, for its directory.
         start_from: A model to start from instead of random weights; of the configured size.
+        listener: Hears the enhanced speech, for it to keep what a listener notices.
 
     Raises:
         DataError: A pack is missing or holds nothing clean enough.
@@ -122,8 +127,8 @@ def train_mask(
     return train(
         model,
         new_draws(config.batch_pairs, config.epoch_batches),
-        lambda network, batch: mask_loss(network(batch.noisy), batch, config),
-        lambda network: _validate(network, validation, config),
+        lambda network, batch: mask_loss(network(batch.noisy), batch, config, listener),
+        lambda network: _validate(network, validation, config, listener),
         output,
         config.training,
         max_minutes=max_minutes,
@@ -142,7 +147,9 @@ def make_batch(speech: NoisySpeech, seeds: range, offset: int = 0) -> PairBatch:
     return PairBatch(torch.from_numpy(noisy), torch.from_numpy(clean))
 
 
-def mask_loss(enhanced: Tensor, batch: PairBatch, config: MaskTrainingConfig) -> Tensor:
+def mask_loss(
+    enhanced: Tensor, batch: PairBatch, config: MaskTrainingConfig, listener: Listener | None = None
+) -> Tensor:
     """Return how far the enhanced waveforms (B, T) are from the clean ones, whatever their level; a scalar."""
     level = batch.noisy.square().mean(-1, keepdim=True).sqrt() + 1e-6
     enhanced, clean = enhanced.float() / level, batch.clean / level
@@ -152,6 +159,8 @@ def mask_loss(enhanced: Tensor, batch: PairBatch, config: MaskTrainingConfig) ->
     speech = clean.square().mean(-1) > _LEAST_SPEECH
     if config.ratio_weight and bool(speech.any()):
         loss = loss - config.ratio_weight * snr_db(enhanced[speech], clean[speech]).clamp_max(30.0).mean()
+    if listener is not None and bool(speech.any()):
+        loss = loss + config.listener_weight * listening_distance(listener, enhanced[speech], clean[speech])
     return loss
 
 
@@ -170,14 +179,16 @@ def _spectral_loss(enhanced: Tensor, clean: Tensor, size: int, complex_share: fl
     return loss
 
 
-def _validate(network: nn.Module, batches: list[PairBatch], config: MaskTrainingConfig) -> dict[str, float]:
+def _validate(
+    network: nn.Module, batches: list[PairBatch], config: MaskTrainingConfig, listener: Listener | None
+) -> dict[str, float]:
     """Return the loss and the mean gain in SI-SDR where somebody talks over noise."""
     device = next(network.parameters()).device
     losses, gains = [], []
     for cpu_batch in batches:
         batch = PairBatch(*(part.to(device) for part in cpu_batch))
         enhanced = network(batch.noisy).float()
-        losses.append((float(mask_loss(enhanced, batch, config)), len(enhanced)))
+        losses.append((float(mask_loss(enhanced, batch, config, listener)), len(enhanced)))
         before = si_sdr_db(batch.noisy, batch.clean)
         used = (batch.clean.square().mean(-1) > _LEAST_SPEECH) & (before < 40.0)
         gains += (si_sdr_db(enhanced, batch.clean) - before)[used].tolist()

@@ -15,7 +15,7 @@ from audio_llm.gense.guards import Limits
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
 from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork
 from audio_llm.gense.prompts import ACOUSTIC, SEMANTIC
-from audio_llm.lm.sampling import Sampling
+from audio_llm.lm.sampling import GREEDY, Sampling
 from audio_llm.quantizers.fsq import FSQ
 from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.training.config import config_from_dict
@@ -78,6 +78,7 @@ class GenseModel:
         mask: Folder or name of the mask network that goes with them.
         chain: What S2S is best told, as found on tuning speech.
         sampling: How its codes are best drawn, as found on tuning speech.
+        semantic_sampling: How N2S's tokens are, likewise.
         limits: Of the guards, as found on tuning speech.
         balanced_below_db: Estimated signal-to-noise ratio below which the mode `balanced` speaks anew; None: nobody
             has found one, so that mode never does.
@@ -90,6 +91,7 @@ class GenseModel:
     sampling: Sampling
     limits: Limits
     balanced_below_db: float | None
+    semantic_sampling: Sampling = GREEDY
 
 
 def load_mask(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> MaskNetwork:
@@ -125,12 +127,13 @@ def load_gense(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Gens
         raise ModelFormatError(f"its weights do not fit its settings: {error}", path=loaded.path) from None
     settings = loaded.path / hub.CONFIG_NAME
     chain = config_from_dict(Chain, loaded.config.get("chain", {}), settings)
-    sampling = ACOUSTIC_SAMPLING
-    if "sampling" in loaded.config:
-        sampling = config_from_dict(Sampling, loaded.config["sampling"], settings)
+    semantic, acoustic = (
+        config_from_dict(Sampling, loaded.config[key], settings) if key in loaded.config else default
+        for key, default in (("semantic_sampling", GREEDY), ("sampling", ACOUSTIC_SAMPLING))
+    )
     limits = config_from_dict(Limits, loaded.config.get("limits", {}), settings)
     mask = DEFAULT_MASK
     if (own := loaded.config.get("mask")) is not None:
         mask = str(hub.find_companion(loaded.path, own["name"], own["fingerprint"]))
     below_db = loaded.config.get("balanced_below_db")
-    return GenseModel(network.to(device).eval(), parts, mask, chain, sampling, limits, below_db)
+    return GenseModel(network.to(device).eval(), parts, mask, chain, acoustic, limits, below_db, semantic)

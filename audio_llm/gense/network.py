@@ -67,6 +67,18 @@ class TokenPairs(NamedTuple):
     masked_acoustic: Tensor
 
 
+class Past(NamedTuple):
+    """What the models are told of what they said themselves, where that is not the truth.
+
+    Attributes:
+        semantic: (B, T) int64, in place of the clean semantic tokens before the one to be told.
+        acoustic: (B, T x ratio) int64, in place of the clean acoustic codes.
+    """
+
+    semantic: Tensor
+    acoustic: Tensor
+
+
 @dataclass(frozen=True)
 class Chain:
     """What S2S is told; every arm of the method is one of these.
@@ -98,14 +110,16 @@ class GenseNetwork(nn.Module):
         self.n2s = TokenLm(config.n2s, {k: v for k, v in vectors.items() if k == SEMANTIC})
         self.s2s = TokenLm(config.s2s, vectors)
 
-    def forward(self, pairs: TokenPairs, chain: Chain) -> dict[str, Tensor]:
+    def forward(self, pairs: TokenPairs, chain: Chain, past: Past | None = None) -> dict[str, Tensor]:
         """Return cross-entropies in nats per token of what is to be generated, `n2s` and `s2s`, and N2S's `errors`.
 
-        N2S is asked with the true tokens before; where the chain wants predicted ones, S2S gets the likeliest of these.
+        N2S is asked with the true tokens before, or with `past`; where the chain wants predicted ones, S2S gets the
+        likeliest of its answers.
         """
         ratio = self.config.ratio
+        past = past or Past(pairs.clean_semantic, pairs.clean_acoustic)
         prompt = n2s_prompt(pairs.noisy_semantic, self.n2s.vocabulary, ratio)
-        target = n2s_target(pairs.clean_semantic, self.n2s.vocabulary, ratio)
+        target = n2s_target(past.semantic, self.n2s.vocabulary, ratio)
         logits = _next(self.n2s, prompt, target, SEMANTIC)
         n2s = functional.cross_entropy(logits.flatten(0, 1), pairs.clean_semantic.flatten())
         predicted = logits.detach().argmax(-1)
@@ -118,7 +132,7 @@ class GenseNetwork(nn.Module):
             ratio,
             chain.acoustic == "masked",
         )
-        logits = _next(self.s2s, prompt, s2s_target(pairs.clean_acoustic, self.s2s.vocabulary), ACOUSTIC)
+        logits = _next(self.s2s, prompt, s2s_target(past.acoustic, self.s2s.vocabulary), ACOUSTIC)
         s2s = functional.cross_entropy(logits.flatten(0, 1), pairs.clean_acoustic.flatten())
         return {"n2s": n2s, "s2s": s2s, "errors": (predicted != pairs.clean_semantic).float().mean()}
 
@@ -185,6 +199,6 @@ def _continue(
 
 
 def _next(lm: TokenLm, prompt: Sequence, target: Sequence, name: str) -> Tensor:
-    """Return logits (B, T, R) float32 of each target token, told the prompt and the true tokens before it."""
+    """Return logits (B, T, R) float32 of each target token, told the prompt and the target's tokens before it."""
     hidden = lm(join([prompt, Sequence(*(part[:, :-1] for part in target))]))
     return lm.logits(hidden[:, prompt.ids.shape[1] - 1 :], name).float()

@@ -18,7 +18,7 @@ from audio_llm.errors import DataError, ModelFormatError
 from audio_llm.gense.chunks import AHEAD, CONTEXT, LONGEST, SAMPLE_RATE
 from audio_llm.gense.mask_model import MaskNetwork
 from audio_llm.gense.models import GENSE, Parts, load_gense
-from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, TokenPairs
+from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, Past, TokenPairs
 from audio_llm.simulation.noisy import NoisyConfig, NoisyPair, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.training.buckets import same_draws
@@ -47,6 +47,9 @@ class GenseTrainingConfig:
         no_voice_share: Of batches in which it is told no acoustic codes.
         masked_share: Of the other batches, in which these are of the mask network's sound instead of the noisy speech.
         no_noisy_share: Of batches in which it is told no noisy semantic tokens.
+        most_wrong_past: Of the tokens that a model is told to have said itself, up to this share, drawn for each batch,
+            is wrong: the noisy speech's, or said twice. In use nobody tells it the truth either, and without this it
+            builds upon its own errors.
         identity_share: Of batches with clean speech in the noisy one's place: do no harm.
         validation: Stretches of the tuning part at each validation.
     """
@@ -60,6 +63,7 @@ class GenseTrainingConfig:
     no_voice_share: float = 0.1
     masked_share: float = 0.5
     no_noisy_share: float = 0.1
+    most_wrong_past: float = 0.5
     identity_share: float = 0.05
     validation: int = 48
 
@@ -162,7 +166,7 @@ def train_gense(
         network,
         lambda epoch: _batches(len(reader), epoch, config),
         lambda module, batch: _loss(module(*batch)),
-        lambda module: _validate(module, validation),
+        lambda module: _validate(module, validation, config),
         output,
         config.training,
         max_minutes=max_minutes,
@@ -205,7 +209,9 @@ def _batches(count: int, epoch: int, config: GenseTrainingConfig) -> list[tuple[
     return [(order[start : start + config.batch], int(rng.integers(1 << 62))) for start in starts]
 
 
-def _drawn(reader: ShardReader, drawn: tuple[list[int], int], config: GenseTrainingConfig) -> tuple[TokenPairs, Chain]:
+def _drawn(
+    reader: ShardReader, drawn: tuple[list[int], int], config: GenseTrainingConfig
+) -> tuple[TokenPairs, Chain, Past]:
     numbers, seed = drawn
     rng = np.random.default_rng(seed)
     pairs = _collate(reader, numbers)
@@ -224,7 +230,22 @@ def _drawn(reader: ShardReader, drawn: tuple[list[int], int], config: GenseTrain
     )
     told = "none" if no_hierarchy else "predicted" if rng.random() < config.predicted_share else "oracle"
     acoustic = "none" if no_voice else "masked" if rng.random() < config.masked_share else "noisy"
-    return pairs, Chain(not no_noisy or (no_hierarchy and no_voice), told, acoustic)
+    chain = Chain(not no_noisy or (no_hierarchy and no_voice), told, acoustic)
+    return pairs, chain, _partly_wrong_past(pairs, chain, config.most_wrong_past * rng.random(), rng)
+
+
+def _partly_wrong_past(pairs: TokenPairs, chain: Chain, share: float, rng: np.random.Generator) -> Past:
+    heard = pairs.masked_acoustic if chain.acoustic == "masked" else pairs.noisy_acoustic
+    semantic = _partly_wrong(pairs.clean_semantic, pairs.noisy_semantic, share, rng)
+    return Past(semantic, _partly_wrong(pairs.clean_acoustic, heard, share, rng))
+
+
+def _partly_wrong(clean: Tensor, heard: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+    """Return clean tokens (B, T), of which a share is what was heard instead or the token before once more."""
+    wrong = torch.from_numpy(rng.random(clean.shape) < share)
+    twice = torch.from_numpy(rng.random(clean.shape) < 0.5)
+    before = torch.cat([clean[:, :1], clean[:, :-1]], dim=1)
+    return torch.where(wrong, torch.where(twice, before, heard), clean)
 
 
 def _collate(reader: ShardReader, numbers: Any) -> TokenPairs:
@@ -236,8 +257,11 @@ def _loss(found: dict[str, Tensor]) -> Tensor:
     return found["n2s"] + found["s2s"]
 
 
-def _validate(module: nn.Module, batches: list[TokenPairs]) -> dict[str, float]:
-    """Return cross-entropies, the share of wrong semantic tokens before and after, and S2S's with parts left out."""
+def _validate(module: nn.Module, batches: list[TokenPairs], config: GenseTrainingConfig) -> dict[str, float]:
+    """Return cross-entropies, the share of wrong semantic tokens before and after, and S2S's with parts left out.
+
+    Those that decide are with a partly wrong past, as in use; the others with the true one.
+    """
     device = next(module.parameters()).device
     rows: dict[str, list[float]] = {}
     chains = {
@@ -249,7 +273,10 @@ def _validate(module: nn.Module, batches: list[TokenPairs]) -> dict[str, float]:
     for cpu_pairs in batches:
         pairs = TokenPairs(*(part.to(device) for part in cpu_pairs))
         found = module(pairs, Chain())
-        values = {"loss": _loss(found), "n2s": found["n2s"], "s2s": found["s2s"], "token_errors": found["errors"]}
+        past = _partly_wrong_past(cpu_pairs, Chain(), 0.5 * config.most_wrong_past, np.random.default_rng(0))
+        wrong = module(pairs, Chain(), Past(*(part.to(device) for part in past)))
+        values = {"loss": _loss(wrong), "n2s_wrong_past": wrong["n2s"], "s2s_wrong_past": wrong["s2s"]}
+        values |= {"n2s": found["n2s"], "s2s": found["s2s"], "token_errors": found["errors"]}
         values["token_errors_before"] = (pairs.noisy_semantic != pairs.clean_semantic).float().mean()
         values |= {name: module(pairs, chain)["s2s"] for name, chain in chains.items()}
         for name, value in values.items():

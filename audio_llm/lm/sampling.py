@@ -1,11 +1,13 @@
-"""Which token comes next: the likeliest, or one drawn among the likely ones."""
+"""Which token comes next: the likeliest, one drawn among the likely ones, or the one in their middle."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from audio_llm.errors import ConfigError
 
@@ -18,22 +20,48 @@ class Sampling:
         temperature: 0 takes the likeliest; below 1 the likely ones become likelier.
         top_k: Draw among so many at most; 0: among all.
         top_p: Draw among the likeliest that together have this probability.
+        median: Take for each number that tokens stand for its median: of all tokens the nearest on average, with the
+            least expected distance (minimum Bayes risk). For tokens that stand for every point of a grid of levels, as
+            those of finite scalar quantization.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    median: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature < 0.0 or self.top_k < 0 or not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"{self}", remedy="give a temperature and top_k of 0 or more, and top_p in 0..1")
+        if self.median and (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0):
+            raise ConfigError(f"{self}", remedy="give nothing else with the median, which is of all tokens")
+
+    @property
+    def is_random(self) -> bool:
+        """Whether another seed gives other tokens."""
+        return not self.median and self.temperature > 0.0
 
 
 GREEDY = Sampling(temperature=0.0)
+MEDIAN = Sampling(median=True)
+
+
+def median(probabilities: Tensor, grid: Tensor, levels: Sequence[int]) -> Tensor:
+    """Return the token nearest on average for each row: (B,) int64.
+
+    Args:
+        probabilities: (B, V) float32.
+        grid: (V, L) float32: for each number that a token stands for, 1 at its level and 0 at the others.
+        levels: Of every number, L in all; their product is V.
+    """
+    shares = probabilities @ grid
+    chosen = [(part.cumsum(-1) < 0.5).sum(-1).clamp_max(part.shape[-1] - 1) for part in shares.split(list(levels), -1)]
+    wanted = torch.cat([functional.one_hot(part, size) for part, size in zip(chosen, levels, strict=True)], dim=-1)
+    return (wanted.to(grid.dtype) @ grid.T).argmax(-1)
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """Return one token for each row.
+    """Return one token for each row. (For the median see `median`: what tokens stand for is not known here.)
 
     Args:
         logits: (B, V) float32, -inf where nothing may be drawn.

@@ -7,6 +7,7 @@ additive (0 and the least number), the one form that hides the future under ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from inspect import signature
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from audio_llm.errors import ConfigError
-from audio_llm.lm.sampling import GREEDY, Sampling, draw
+from audio_llm.lm.sampling import GREEDY, Sampling, draw, median
 from audio_llm.lm.vocabulary import PAD, Vocabulary
 
 _FEW_LEVELS = 32
@@ -103,8 +104,12 @@ class TokenLm(nn.Module):
         nn.init.normal_(self.segments.weight, std=0.02)
         self.dropout = nn.Dropout(config.dropout)
         self.shared = nn.ModuleDict()
+        self._levels: dict[str, list[int]] = {}  # of every number of tokens that are a grid
         for name, table in (vectors or {}).items():
             features = _features(table, len(self.vocabulary.span(name)))
+            levels = [len(column.unique()) for column in table.T]
+            if math.prod(levels) == len(table) and features.shape[1] == sum(levels):
+                self._levels[name] = levels
             self.register_buffer(f"features_{name}", features, persistent=False)
             layer = nn.Linear(features.shape[1], config.width, bias=False)
             nn.init.normal_(layer.weight, std=0.02)
@@ -146,6 +151,9 @@ class TokenLm(nn.Module):
             name: The range to draw from.
             sampling: How to draw.
             generator: Source of the draws.
+
+        Raises:
+            ConfigError: The median is wanted of tokens that stand for no grid of levels.
         """
         from transformers import DynamicCache
 
@@ -157,7 +165,7 @@ class TokenLm(nn.Module):
         ids, log_probs = [], []
         for step in range(target.positions.shape[1]):
             logits = (hidden @ table.T).float()
-            drawn = draw(logits, sampling, generator)
+            drawn = self._next(logits, name, sampling, generator)
             ids.append(drawn + span.start)
             log_probs.append(logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0])
             if step + 1 == target.positions.shape[1]:
@@ -169,6 +177,13 @@ class TokenLm(nn.Module):
         if not ids:
             return Continuation(empty, empty.float())
         return Continuation(torch.stack(ids, dim=1), torch.stack(log_probs, dim=1))
+
+    def _next(self, logits: Tensor, name: str, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+        if not sampling.median:
+            return draw(logits, sampling, generator)
+        if name not in self._levels:
+            raise ConfigError(f"the {name} tokens are no grid, and have no median", remedy="draw them in another way")
+        return median(logits.softmax(-1), getattr(self, f"features_{name}"), self._levels[name])
 
     def _run(self, sequence: Sequence, embeddings: Tensor, mask: Tensor, cache: Any) -> Tensor:
         x = embeddings[sequence.ids] + self.segments(sequence.segments)

@@ -29,7 +29,7 @@ class S3Tokenizer:
     frame_rate = TOKEN_RATE
 
     def __init__(self, network: S3Network, fingerprint: str) -> None:
-        self.network, self.fingerprint = network.eval(), fingerprint
+        self.network, self.fingerprint = network.eval().requires_grad_(False), fingerprint
 
     @classmethod
     def load(cls, name_or_dir: str | os.PathLike[str], device: str = "cpu") -> S3Tokenizer:
@@ -51,6 +51,15 @@ class S3Tokenizer:
         quantized, counts = self.network.quantize(mel, frames.clamp_min(1))
         counts = counts * (frames > 0)
         return Tokens(quantized.codes * valid_mask(counts, quantized.codes.shape[1]), counts)
+
+    def uncut(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """Return what tokens are before they are cut, in levels (B, N, D) float32, for waveforms as for `encode`.
+
+        Gradients reach the waveforms, so that a codec can learn to keep what the tokens say.
+        """
+        mel, frames = log_mel(waveforms, lengths)
+        bounded = self.network.quantize(mel, frames.clamp_min(1))[0].bounded
+        return bounded * (0.5 * self.network.quantizer.counts)
 
     @torch.inference_mode()
     def words(self, tokens: Tokens) -> list[str]:

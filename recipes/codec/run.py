@@ -17,6 +17,7 @@ from finish import finish
 
 from audio_llm.asr.ctc import CtcRecognizer
 from audio_llm.codec.train import CodecTrainingConfig, train_codec
+from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.tokenizer.s3_train import S3TrainingConfig, pack_teacher, train_s3
 from audio_llm.training.config import load_config
 
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="settings of a training (default: config/STAGE.yaml)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
     parser.add_argument("--start", type=Path, help="model to start from")
+    parser.add_argument("--listener", help="codec: tokenizer that hears what is decoded, so that words stay")
     parser.add_argument("--max-minutes", type=float, help="of a training")
     parser.add_argument("--resume", action="store_true", help="go on with a training")
     parser.add_argument("--models", nargs="+", default=[], help="codec-report, tokenizer-report: models to compare")
@@ -74,7 +76,8 @@ def codec(arguments: argparse.Namespace) -> None:
     config = load_config(CodecTrainingConfig, arguments.config or HERE / "config" / "codec.yaml", arguments.set)
     output = arguments.output / (arguments.name or "codec")
     train, tune = (arguments.output / "packed" / part for part in ("train", "tune"))
-    train_codec(train, tune, output, config, start_from=arguments.start, **_limits(arguments))
+    listener = S3Tokenizer.load(arguments.listener).uncut if arguments.listener else None
+    train_codec(train, tune, output, config, start_from=arguments.start, listener=listener, **_limits(arguments))
 
 
 def finish_tokenizer(arguments: argparse.Namespace) -> None:

@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument("--name", default="mask", help="mask, mask-finish: folder of the training")
     parser.add_argument("--packs", default="packed", help="mask: packed, or refined")
     parser.add_argument("--start", type=Path, help="model to start from")
+    parser.add_argument("--listener", help="mask: tokenizer that hears what is enhanced, so that words stay")
     parser.add_argument("--max-minutes", type=float, help="of a training")
     parser.add_argument("--resume", action="store_true", help="go on with a training")
     parser.add_argument("--tokenizer", default="tokenizer-s3-small", help="tokens, gense, report: which")
@@ -74,6 +75,7 @@ def mask(arguments: argparse.Namespace) -> None:
         arguments.output / arguments.name,
         config,
         start_from=arguments.start,
+        listener=S3Tokenizer.load(arguments.listener).uncut if arguments.listener else None,
         **_limits(arguments),
     )
 
@@ -121,8 +123,8 @@ def find_limits(arguments: argparse.Namespace) -> None:
     made_by = f"{hub.fingerprint(hub.find_model(trained))[:8]}-{hub.fingerprint(hub.find_model(_mask(arguments)))[:8]}"
     pack = SpeechPack(arguments.output / "packed" / "tune", least_dynamics_db=24.0)
     tried = {}
-    for arm in trial.ARMS:
-        kept = arguments.output / f"trial-{arm.acoustic}-{arm.temperature:g}-{made_by}.jsonl"
+    for name, arm in trial.ARMS.items():
+        kept = arguments.output / f"trial-{name}-{made_by}.jsonl"
         tried[arm] = trial.speak_all(arm.generator(model), network, pack, count, LIMITS_SEED, kept)
     found = trial.find(tried, trial.clean_ratios_db(network, pack, count, LIMITS_SEED))
     (arguments.output / "limits.json").write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ from audio_llm.gense.mask_model import MaskNetwork
 from audio_llm.gense.measures import snr_db
 from audio_llm.gense.models import GenseModel
 from audio_llm.gense.network import Chain
-from audio_llm.lm.sampling import GREEDY, Sampling
+from audio_llm.lm.sampling import GREEDY, MEDIAN, Sampling
 from audio_llm.simulation.noisy import NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.tokenizer.s3 import S3Tokenizer
@@ -38,7 +38,6 @@ _KEPT = 0.95  # of the good stretches, that each limit lets pass
 _BYPASSED = 0.02  # of the stretches at low ratios, that are left as they are
 _NEAREST = 0.9  # of the least distance of other words: nothing beyond passes
 _THRESHOLDS_DB = (20.0, 15.0, 10.0, 5.0, 0.0)  # that are tried for the mode `balanced`
-_TOP_K, _TOP_P = 50, 0.95
 _FEWEST = 10  # stretches that a threshold needs
 _SEED = 43
 _OF_SOUND = ("tone_db", "pitch_octaves", "invented", "lost")
@@ -50,23 +49,28 @@ class Arm(NamedTuple):
 
     Attributes:
         acoustic: Whose codes S2S is told, `noisy` or `masked`.
-        temperature: At which its codes are drawn; 0: the likeliest.
+        tokens: How N2S's tokens are drawn.
+        codes: How S2S's codes are drawn.
     """
 
     acoustic: str
-    temperature: float
+    tokens: Sampling
+    codes: Sampling
 
     def generator(self, model: GenseModel) -> SpeechGenerator:
         """Return what speaks so."""
-        return SpeechGenerator(model, acoustic=self.sampling, chain=Chain(acoustic=self.acoustic))
-
-    @property
-    def sampling(self) -> Sampling:
-        """How the codes are drawn."""
-        return Sampling(self.temperature, _TOP_K, _TOP_P) if self.temperature else GREEDY
+        return SpeechGenerator(model, self.tokens, self.codes, Chain(acoustic=self.acoustic))
 
 
-ARMS = tuple(Arm(acoustic, temperature) for acoustic in ("noisy", "masked") for temperature in (0.0, 0.5))
+_SAMPLED = Sampling(0.5, 50, 0.95)
+ARMS = {
+    "noisy-median-median": Arm("noisy", MEDIAN, MEDIAN),
+    "masked-median-median": Arm("masked", MEDIAN, MEDIAN),
+    "masked-greedy-median": Arm("masked", GREEDY, MEDIAN),
+    "masked-median-greedy": Arm("masked", MEDIAN, GREEDY),
+    "masked-median-sampled": Arm("masked", MEDIAN, _SAMPLED),
+    "masked-greedy-sampled": Arm("masked", GREEDY, _SAMPLED),
+}
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,14 @@ class Found:
         limits: Of the guards.
         chain: What S2S is told.
         sampling: How its codes are drawn.
+        semantic_sampling: How N2S's tokens are drawn.
         balanced_below_db: Of the mode `balanced`; None: below no threshold is speech that was spoken anew, and passed,
             as good as the mask network's on every measure.
     """
 
     chain: Chain
     sampling: Sampling
+    semantic_sampling: Sampling
     limits: Limits
     balanced_below_db: float | None
 
@@ -163,7 +169,7 @@ def find(tried: Mapping[Arm, Sequence[dict[str, Any]]], clean_db: Sequence[float
     logging.info("%d of %d stretches pass, %d of %d good ones", next(passing), len(rows), next(passing), len(good))
     share = float(np.mean(np.array(clean_db) >= found.good_db))
     logging.info("%.0f %% of clean stretches are left as they are", 100.0 * share)
-    return Found(Chain(acoustic=best.acoustic), best.sampling, found, _threshold(rows, found))
+    return Found(Chain(acoustic=best.acoustic), best.codes, best.tokens, found, _threshold(rows, found))
 
 
 def _mean(rows: Sequence[dict[str, Any]], system: str, name: str) -> float:

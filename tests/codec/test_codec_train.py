@@ -13,8 +13,8 @@ from audio_llm import hub
 from audio_llm.codec.codec import SpeechCodec, load_codec_network
 from audio_llm.codec.losses import spectral_distance
 from audio_llm.codec.model import CodecConfig, CodecNetwork
-from audio_llm.codec.train import CodecTrainingConfig, make_batch, reorganized, train_codec
-from audio_llm.errors import AudioLLMError, DataError
+from audio_llm.codec.train import CodecTrainingConfig, extended, make_batch, reorganized, train_codec
+from audio_llm.errors import AudioLLMError, ConfigError, DataError
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.training.loop import TrainingConfig
@@ -158,3 +158,55 @@ def test_a_missing_pack_is_an_error(speech_pack: Path, tmp_path: Path, tiny: Cod
         train_codec(tmp_path / "nowhere", speech_pack, tmp_path / "out", settings(tiny, 1), device="cpu")
     with pytest.raises(DataError, match="nowhere"):
         train_codec(speech_pack, tmp_path / "nowhere", tmp_path / "out", settings(tiny, 1), device="cpu")
+
+
+def test_a_decoder_trained_alone_leaves_the_codes_as_they_are(
+    speech_pack: Path, tmp_path: Path, tiny: CodecConfig
+) -> None:
+    train_codec(speech_pack, speech_pack, tmp_path / "one", settings(tiny, 10), device="cpu")
+    config = settings(replace(tiny, width=999), 20, frozen_codes=True, more_blocks=2)
+    start = tmp_path / "one/best"
+    train_codec(speech_pack, speech_pack, tmp_path / "two", config, device="cpu", start_from=start)
+    one, two = (SpeechCodec.load(tmp_path / name / "best") for name in ("one", "two"))
+    assert two.network.config == replace(tiny, decoder_blocks=tiny.decoder_blocks + 2)
+    waveforms = 0.1 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(3))
+    lengths = torch.full((2,), 8000)
+    codes = [codec.encode(waveforms, lengths) for codec in (one, two)]
+    assert torch.equal(codes[0].codes, codes[1].codes)
+    assert not torch.allclose(*(codec.decode(codes[0], lengths) for codec in (one, two)))
+    assert validated(tmp_path / "two")[-1]["loss"] < validated(tmp_path / "one")[-1]["loss"]
+
+
+def test_more_blocks_change_nothing_at_first(tiny: CodecConfig) -> None:
+    torch.manual_seed(0)
+    codec = CodecNetwork(tiny).eval()
+    longer, codes = extended(codec, 3).eval(), torch.arange(40).view(2, 20)
+    assert len(longer.decoder.blocks) == tiny.decoder_blocks + 3
+    with torch.no_grad():
+        one, other = (network.decode(codes, torch.tensor([20, 20])) for network in (codec, longer))
+    torch.testing.assert_close(other, one)
+
+
+@pytest.mark.parametrize("wanted", [{"frozen_codes": True}, {"more_blocks": 1}])
+def test_nothing_is_frozen_or_extended_without_a_start(
+    speech_pack: Path, tmp_path: Path, tiny: CodecConfig, wanted: dict[str, object]
+) -> None:
+    with pytest.raises(ConfigError, match="name a codec to start from"):
+        train_codec(speech_pack, speech_pack, tmp_path / "out", settings(tiny, 2, **wanted), device="cpu")
+
+
+def test_a_listener_has_a_say(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
+    def power(waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        assert lengths.tolist() == [waveforms.shape[1]] * len(waveforms)
+        return (waveforms.square().mean(-1) + 1e-6).log()
+
+    ends = []
+    for name, weight in (("deaf", 0.0), ("heard", 20.0)):
+        config = settings(tiny, 20, listener_weight=weight)
+        train_codec(speech_pack, speech_pack, tmp_path / name, config, device="cpu", listener=power)
+        codec = SpeechCodec.load(tmp_path / name / "best")
+        speech = make_batch(NoisySpeech(SpeechPack(speech_pack), SPEECH), range(100, 108)).waveforms
+        lengths = torch.full((8,), speech.shape[1])
+        decoded = codec.decode(codec.encode(speech, lengths), lengths)
+        ends.append(float((power(decoded, lengths) - power(speech, lengths)).abs().mean()))
+    assert ends[1] < 0.8 * ends[0]

@@ -14,12 +14,12 @@ from audio_llm.codec.codec import KIND as CODEC
 from audio_llm.codec.codec import to_level
 from audio_llm.codec.model import CodecConfig, CodecNetwork
 from audio_llm.errors import DataError, ModelFormatError
-from audio_llm.gense.generate import SpeechGenerator, Spoken
+from audio_llm.gense.generate import SpeechGenerator, Spoken, _matched
 from audio_llm.gense.guards import Limits
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
 from audio_llm.gense.models import ACOUSTIC_SAMPLING, GenseModel, Parts, load_gense, load_parts
 from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork
-from audio_llm.gense.train import PACK_S, GenseTrainingConfig, TokenPackConfig, pack_tokens, train_gense
+from audio_llm.gense.train import PACK_S, GenseTrainingConfig, TokenPackConfig, _partly_wrong, pack_tokens, train_gense
 from audio_llm.lm.token_lm import TokenLmConfig
 from audio_llm.simulation.noisy import NoisyConfig
 from audio_llm.tokenizer.s3 import KIND as TOKENIZER
@@ -174,3 +174,35 @@ def test_trained_on_what_these_parts_made_only(speech_pack: Path, tmp_path: Path
 
 def test_packs_are_as_long_as_what_is_spoken() -> None:
     assert TokenPackConfig().pairs.seconds == PACK_S == pytest.approx(7.48)
+
+
+def test_levels_follow_the_mask_network_from_moment_to_moment() -> None:
+    masked = sound(4.0)
+    gains = np.interp(np.arange(len(masked)), [0, len(masked)], [10 ** (-5 / 20), 10 ** (5 / 20)])
+    found = _matched((masked * gains).astype(np.float32), masked)
+    inner = slice(RATE // 2, -RATE // 2)
+    assert found.dtype == np.float32
+    assert np.abs(found - masked)[inner].max() < 0.1 * np.abs(masked).max()
+    assert np.abs(masked * gains - masked)[inner].max() > 0.4 * np.abs(masked).max()
+
+
+def test_levels_change_by_some_decibels_at_most_and_not_in_pauses() -> None:
+    spoken = sound(3.0)
+    np.testing.assert_allclose(_matched(0.1 * spoken, spoken), 0.1 * 10 ** (6 / 20) * spoken, rtol=1e-4, atol=1e-7)
+    masked = spoken.copy()
+    masked[RATE:] *= 1e-3  # somebody stopped talking; noise that was made up is no speech to be matched
+    found = _matched(np.where(np.arange(len(spoken)) < RATE, spoken, 1e-3 * sound(3.0, 5)).astype(np.float32), masked)
+    assert np.abs(found[-RATE:]).max() == pytest.approx(1e-3 * np.abs(sound(3.0, 5)[-RATE:]).max(), rel=0.05)
+    assert not _matched(np.zeros(100, np.float32), np.zeros(100, np.float32)).any()
+    assert not _matched(np.zeros(RATE, np.float32), np.zeros(RATE, np.float32)).any()
+
+
+def test_a_wrong_past_is_what_was_heard_or_said_twice() -> None:
+    clean, heard = torch.arange(2000).view(2, 1000), torch.arange(2000).view(2, 1000) + 5000
+    told = _partly_wrong(clean, heard, 0.4, np.random.default_rng(0))
+    before = torch.cat([clean[:, :1], clean[:, :-1]], dim=1)
+    is_heard, is_twice = told == heard, (told == before) & (told != clean)
+    assert ((told == clean) | is_heard | is_twice).all()
+    assert float(is_heard.float().mean()) == pytest.approx(0.2, abs=0.03)
+    assert float(is_twice.float().mean()) == pytest.approx(0.2, abs=0.03)
+    assert torch.equal(_partly_wrong(clean, heard, 0.0, np.random.default_rng(0)), clean)

@@ -136,3 +136,16 @@ def test_where_nobody_talks_silence_is_asked_for(tiny: MaskConfig) -> None:
     zero = torch.zeros(2, 4000, requires_grad=True)
     mask_loss(zero, PairBatch(torch.zeros(2, 4000), torch.zeros(2, 4000)), config).backward()
     assert torch.isfinite(zero.grad).all()
+
+
+def test_a_listener_adds_what_it_hears_where_somebody_talks() -> None:
+    def loudness(waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        assert lengths.tolist() == [4000] * len(waveforms)
+        return waveforms.abs().mean(-1)
+
+    config, spoken, silent = MaskTrainingConfig(listener_weight=0.5), batch(), batch(silent=True)
+    level = spoken.noisy.square().mean(-1, keepdim=True).sqrt() + 1e-6
+    apart = (loudness(0.7 * spoken.clean / level, torch.full((2,), 4000)) * (0.3 / 0.7)).mean()
+    added = mask_loss(0.7 * spoken.clean, spoken, config, loudness) - mask_loss(0.7 * spoken.clean, spoken, config)
+    assert added == pytest.approx(0.5 * float(apart), rel=1e-4)
+    assert mask_loss(silent.noisy, silent, config, loudness) == mask_loss(silent.noisy, silent, config)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from audio_llm.errors import ConfigError
-from audio_llm.lm.sampling import GREEDY, Sampling, draw
+from audio_llm.lm.sampling import GREEDY, MEDIAN, Sampling, draw, median
+from audio_llm.quantizers.fsq import FSQ
 
 torch.set_num_threads(1)
 LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
@@ -103,3 +104,25 @@ def test_only_what_is_allowed_comes(
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="top_p"):
         Sampling(**wrong)
+
+
+def test_the_median_is_nearer_on_average_than_every_other_token() -> None:
+    fsq, levels = FSQ((4, 3, 5)), [4, 3, 5]
+    digits = fsq.digits(torch.arange(fsq.size))
+    grid = torch.cat([torch.nn.functional.one_hot(digits[:, k], size) for k, size in enumerate(levels)], dim=1).float()
+    probabilities = (3.0 * torch.randn(40, fsq.size, generator=seeded())).softmax(-1)
+    distances = (digits[:, None] - digits[None]).abs().sum(-1).float()
+    expected = probabilities @ distances  # of taking each token
+    chosen = median(probabilities, grid, levels)
+    assert torch.allclose(expected.gather(1, chosen[:, None])[:, 0], expected.min(-1).values, atol=1e-5)
+    likeliest = probabilities.argmax(-1)
+    assert (chosen != likeliest).any()
+    assert expected.gather(1, likeliest[:, None]).mean() > expected.min(-1).values.mean()
+
+
+def test_only_draws_are_random() -> None:
+    assert not GREEDY.is_random
+    assert not MEDIAN.is_random
+    assert Sampling(0.5).is_random
+    with pytest.raises(ConfigError, match="nothing else with the median"):
+        Sampling(0.5, median=True)

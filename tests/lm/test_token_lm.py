@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from audio_llm.errors import ConfigError, UsageError
-from audio_llm.lm.sampling import GREEDY, Sampling
+from audio_llm.lm.sampling import GREEDY, MEDIAN, Sampling, median
 from audio_llm.lm.token_lm import Sequence, TokenLm, TokenLmConfig, additive_mask
 from audio_llm.lm.vocabulary import BOS, PAD
 from audio_llm.quantizers.fsq import FSQ
@@ -258,3 +258,19 @@ def test_gradients_reach_every_weight(make: Callable[[], dict[str, Tensor] | Non
     for name, parameter in lm.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_median_is_taken_of_tokens_that_are_a_grid_alone() -> None:
+    fsq = FSQ((4, 3))
+    vectors = {"a": fsq.decode(torch.arange(12)), "b": torch.randn(9, 2, generator=seeded())}
+    lm, prompt, target = make_lm(vectors=vectors), sequence(), sequence(size=1, seed=1)
+    found = lm.generate(prompt, target, "a", MEDIAN)
+    with torch.no_grad():
+        logits = lm.logits(lm(prompt)[:, -1], "a")
+    digits = fsq.digits(torch.arange(12))
+    grid = torch.cat([torch.nn.functional.one_hot(digits[:, k], size) for k, size in enumerate((4, 3))], dim=1).float()
+    wanted = median(logits.softmax(-1), grid, [4, 3])
+    assert torch.equal(found.ids[:, 0] - 4, wanted)
+    torch.testing.assert_close(found.log_probs, logits.log_softmax(-1).gather(1, wanted[:, None]))
+    with pytest.raises(ConfigError, match="b tokens are no grid"):
+        lm.generate(prompt, target, "b", MEDIAN)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from audio_llm.gense.guards import Limits
+from audio_llm.lm.sampling import GREEDY, MEDIAN, Sampling
 
 BETTER = ("pesq_wb", "stoi", "estoi", "si_sdr_db", "sig", "bak", "ovrl")
 
@@ -35,7 +36,7 @@ def rows(gain: float = 0.5) -> list[dict[str, Any]]:
 
 
 def found_in(trial: ModuleType, own: list[dict[str, Any]], clean_db: list[float]) -> Any:
-    return trial.find({trial.Arm("noisy", 0.0): own}, clean_db)
+    return trial.find({trial.Arm("noisy", GREEDY, GREEDY): own}, clean_db)
 
 
 def test_limits_let_nearly_all_good_stretches_pass_and_no_other_words(trial: ModuleType) -> None:
@@ -50,11 +51,11 @@ def test_limits_let_nearly_all_good_stretches_pass_and_no_other_words(trial: Mod
 
 def test_what_nears_the_clean_speech_is_told(trial: ModuleType) -> None:
     worse = [{**row, "spoken": {**row["spoken"], "token_distance": 0.9}} for row in rows()]
-    noisy, masked = trial.Arm("noisy", 0.0), trial.Arm("masked", 0.5)
+    noisy, masked = trial.Arm("noisy", GREEDY, GREEDY), trial.Arm("masked", MEDIAN, Sampling(0.5))
     found = trial.find({noisy: worse, masked: rows()}, [10.0])
-    assert (found.chain.acoustic, found.sampling.temperature) == ("masked", 0.5)
+    assert (found.chain.acoustic, found.semantic_sampling, found.sampling) == ("masked", MEDIAN, Sampling(0.5))
     found = trial.find({noisy: rows(), masked: worse}, [10.0])
-    assert (found.chain.acoustic, found.sampling.temperature) == ("noisy", 0.0)
+    assert (found.chain.acoustic, found.semantic_sampling, found.sampling) == ("noisy", GREEDY, GREEDY)
 
 
 def test_limits_of_voices_are_never_wider_than_the_defaults(trial: ModuleType) -> None:
