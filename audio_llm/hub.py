@@ -291,13 +291,13 @@ def model_stamp(name: str | None) -> str | None:
     return f"{name}:{hashlib.sha256(config).hexdigest()[:16]}"
 
 
-def find_companion(name_or_dir: str | os.PathLike[str], name: str, sha256: str) -> Path:
+def find_companion(name_or_dir: str | os.PathLike[str], name: str, sha256: str | None = None) -> Path:
     """Return the folder of a model that another one needs: beside that one's folder, or by name.
 
     Args:
         name_or_dir: The model that needs it.
         name: What it needs.
-        sha256: The fingerprint that this must have.
+        sha256: The fingerprint that this must have; None: the caller looks at it otherwise.
 
     Raises:
         ModelNotFoundError: It is not there.
@@ -306,7 +306,7 @@ def find_companion(name_or_dir: str | os.PathLike[str], name: str, sha256: str) 
     folder = find_model(name_or_dir)
     beside = folder.parent / name
     found = find_model(beside if beside.is_dir() else name)
-    if fingerprint(found) != sha256:
+    if sha256 is not None and fingerprint(found) != sha256:
         remedy = "tune it again, or get both again"
         raise ModelFormatError(
             f"its settings belong to another model than the {name!r} that is here", path=folder, remedy=remedy

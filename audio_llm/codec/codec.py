@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 from typing import NamedTuple
 
@@ -35,16 +37,29 @@ class SpeechCodec:
 
     Args:
         network: In eval mode from here on.
-        fingerprint: Of its weights, for models that depend on it.
     """
 
-    def __init__(self, network: CodecNetwork, fingerprint: str) -> None:
-        self.network, self.fingerprint = network.eval(), fingerprint
+    def __init__(self, network: CodecNetwork) -> None:
+        self.network = network.eval()
 
     @classmethod
     def load(cls, name_or_dir: str | os.PathLike[str], device: str = "cpu") -> SpeechCodec:
         """Return the codec of a model directory; raises as `hub.load_network`."""
-        return cls(load_codec_network(name_or_dir, device), hub.fingerprint(name_or_dir))
+        return cls(load_codec_network(name_or_dir, device))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides which code comes out, for models that depend on it.
+
+        A decoder that was trained further alone does not change it, for codes mean what they meant.
+        """
+        config = self.network.config
+        sizes = (config.width, config.encoder_blocks, config.fold, config.quantizer, config.levels, config.codes)
+        found = hashlib.sha256(repr(sizes).encode())
+        for part in self.network.coding_parts():
+            for name, tensor in sorted(part.state_dict().items()):
+                found.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+        return found.hexdigest()
 
     @property
     def size(self) -> int:

@@ -33,7 +33,7 @@ def sounds(*samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("fold", [1, 2])
 def test_lengths_are_exact(make_codec: MakeCodec, samples: int, fold: int) -> None:
     network = make_codec(fold=fold)
-    codec = SpeechCodec(network, "")
+    codec = SpeechCodec(network)
     waveforms, lengths = sounds(samples)
     count = -(-samples // (160 * fold))
     with torch.inference_mode():
@@ -51,7 +51,7 @@ def test_lengths_are_exact(make_codec: MakeCodec, samples: int, fold: int) -> No
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fold", [1, 2])
 def test_codes_of_a_batch_equal_those_of_one_by_one(make_codec: MakeCodec, kind: str, fold: int) -> None:
-    codec = SpeechCodec(make_codec(quantizer=kind, fold=fold, encoder_blocks=3), "")
+    codec = SpeechCodec(make_codec(quantizer=kind, fold=fold, encoder_blocks=3))
     waveforms, lengths = sounds(4800, 161, 3199, 1)
     together = codec.encode(waveforms, lengths)
     for row, samples in enumerate(lengths.tolist()):
@@ -78,7 +78,7 @@ def test_a_batch_sounds_as_one_by_one(make_codec: MakeCodec, kind: str, fold: in
 
 
 def test_decoding_a_batch_equals_one_by_one(make_codec: MakeCodec) -> None:
-    codec = SpeechCodec(make_codec(), "")
+    codec = SpeechCodec(make_codec())
     waveforms, lengths = sounds(3000, 161, 800)
     codes = codec.encode(waveforms, lengths)
     assert codes.lengths.tolist() == [19, 2, 5]
@@ -117,7 +117,7 @@ def test_sounds_with_equal_codes_come_out_equal(make_codec: MakeCodec) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_codes_are_another_sound(make_codec: MakeCodec, kind: str) -> None:
-    codec = SpeechCodec(make_codec(quantizer=kind), "")
+    codec = SpeechCodec(make_codec(quantizer=kind))
     waveforms, lengths = sounds(3200)
     codes = codec.encode(waveforms, lengths)
     sound = codec.decode(codes, lengths)
@@ -133,7 +133,7 @@ def test_other_codes_are_another_sound(make_codec: MakeCodec, kind: str) -> None
 
 
 def test_it_is_deterministic_and_uses_what_it_hears(make_codec: MakeCodec) -> None:
-    codec = SpeechCodec(make_codec().train(), "")
+    codec = SpeechCodec(make_codec().train())
     waveforms, lengths = sounds(3200)
     first, second = codec.encode(waveforms, lengths), codec.encode(waveforms, lengths)
     assert torch.equal(first.codes, second.codes)
@@ -144,7 +144,7 @@ def test_it_is_deterministic_and_uses_what_it_hears(make_codec: MakeCodec) -> No
 
 
 def test_a_change_is_local(make_codec: MakeCodec) -> None:
-    codec = SpeechCodec(make_codec(), "")
+    codec = SpeechCodec(make_codec())
     waveforms, lengths = sounds(8000)
     changed = waveforms.clone()
     changed[:, 4000:4160] = 0.9
@@ -157,7 +157,7 @@ def test_a_change_is_local(make_codec: MakeCodec) -> None:
 
 @pytest.mark.parametrize("fold", [1, 2])
 def test_nothing_at_all_is_no_code(make_codec: MakeCodec, fold: int) -> None:
-    codec = SpeechCodec(make_codec(fold=fold), "")
+    codec = SpeechCodec(make_codec(fold=fold))
     nothing = codec.encode(torch.zeros(2, 0), torch.tensor([0, 0]))
     assert nothing.codes.shape == (2, 0)
     assert nothing.lengths.tolist() == [0, 0]
@@ -171,7 +171,7 @@ def test_nothing_at_all_is_no_code(make_codec: MakeCodec, fold: int) -> None:
 
 
 def test_only_padding_is_no_code(make_codec: MakeCodec) -> None:
-    codec = SpeechCodec(make_codec(), "")
+    codec = SpeechCodec(make_codec())
     nothing = codec.encode(torch.zeros(2, 700), torch.tensor([0, 0]))
     assert nothing.codes.shape == (2, 0)
     assert nothing.lengths.tolist() == [0, 0]
@@ -232,12 +232,12 @@ def test_a_saved_codec_is_the_same(make_codec: MakeCodec, tmp_path: Path, kind: 
     folder = hub.save_model(tmp_path / "tiny", asdict(network.config), network.state_dict(), KIND, "A tiny codec.\n")
     codec = SpeechCodec.load(folder)
     assert codec.network.config == network.config
-    assert codec.fingerprint == hub.fingerprint(folder)
+    assert codec.fingerprint == SpeechCodec(network).fingerprint
     assert codec.size == network.quantizer.size
     waveforms, lengths = sounds(2000)
-    codes, wanted = codec.encode(waveforms, lengths), SpeechCodec(network, "").encode(waveforms, lengths)
+    codes, wanted = codec.encode(waveforms, lengths), SpeechCodec(network).encode(waveforms, lengths)
     assert torch.equal(codes.codes, wanted.codes)
-    assert torch.equal(codec.decode(codes, lengths), SpeechCodec(network, "").decode(wanted, lengths))
+    assert torch.equal(codec.decode(codes, lengths), SpeechCodec(network).decode(wanted, lengths))
     other = hub.save_model(
         tmp_path / "other", asdict(network.config), make_codec(5, quantizer=kind).state_dict(), KIND, "Another.\n"
     )
@@ -255,3 +255,24 @@ def test_another_kind_of_model_is_refused(make_codec: MakeCodec, tmp_path: Path)
     (folder / "config.json").write_text(json.dumps(document))
     with pytest.raises(ModelFormatError, match="fit"):
         SpeechCodec.load(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fingerprint_is_of_what_makes_codes_alone(make_codec: MakeCodec, kind: str) -> None:
+    network = make_codec(quantizer=kind)
+    fingerprint = SpeechCodec(network).fingerprint
+    assert len(fingerprint) == 64
+    coding = {id(parameter) for part in network.coding_parts() for parameter in part.parameters()}
+    waveforms, lengths = sounds(2000)
+    codes = SpeechCodec(network).encode(waveforms, lengths).codes
+    for name, parameter in network.named_parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter += 0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        assert (SpeechCodec(network).fingerprint == fingerprint) == (id(parameter) not in coding), name
+        if id(parameter) not in coding:
+            assert torch.equal(SpeechCodec(network).encode(waveforms, lengths).codes, codes)
+        with torch.no_grad():
+            parameter.copy_(kept)
+    assert SpeechCodec(network).fingerprint == fingerprint
+    assert SpeechCodec(make_codec(quantizer=kind, seed=1)).fingerprint != fingerprint

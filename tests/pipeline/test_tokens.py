@@ -40,13 +40,13 @@ TOKENIZER = S3Config(
 def make_codec(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SpeechCodec]:
     """Return a function that makes a codec that has adapted to noise; its keyword is the fold."""
 
-    def make(fold: int = 1, fingerprint: str = "f" * 64) -> SpeechCodec:
+    def make(fold: int = 1) -> SpeechCodec:
         torch.manual_seed(0)
         network = CodecNetwork(replace(CODEC, fold=fold)).train()
         with monkeypatch.context() as patched, torch.no_grad():
             patched.setattr(fsq, "_MOMENTUM", 1.0)
             network.quantize(torch.from_numpy(hiss(8000))[None], torch.tensor([8000]))
-        return SpeechCodec(network, fingerprint)
+        return SpeechCodec(network)
 
     return make
 
