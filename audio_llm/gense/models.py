@@ -120,12 +120,10 @@ def load_gense(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Gens
         raise ModelFormatError(f"its settings are not GenSE's: {error}", path=loaded.path) from None
     folders = [hub.find_companion(loaded.path, name) for name, _ in needed]
     parts = load_parts(folders[0], folders[1], device)
-    for part, (name, fingerprint) in zip((parts.tokenizer, parts.codec), needed, strict=True):
-        if part.fingerprint != fingerprint:
+    for (name, needs), has in zip(needed, (parts.tokenizer.fingerprint, parts.codec.fingerprint), strict=True):
+        if has != needs:
             remedy = "get both again, or train the language models for this one"
-            raise ModelFormatError(
-                f"was trained with another {name!r} than the one here", path=loaded.path, remedy=remedy
-            )
+            raise ModelFormatError(f"was trained with another model {name!r}", path=loaded.path, remedy=remedy)
     network = GenseNetwork(config, parts.vectors())
     try:
         network.load_state_dict(loaded.tensors)
