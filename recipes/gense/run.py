@@ -120,7 +120,7 @@ def find_limits(arguments: argparse.Namespace) -> None:
     """Find on tuning speech what S2S is told, how it draws, the guards' limits and the threshold of `balanced`."""
     trained = arguments.gense or arguments.output / "gense" / "best"
     model, network, count = load_gense(trained), load_mask(_mask(arguments)), arguments.count or 40
-    made_by = f"{hub.fingerprint(hub.find_model(trained))[:8]}-{hub.fingerprint(hub.find_model(_mask(arguments)))[:8]}"
+    made_by = "-".join(_fingerprints(trained, _mask(arguments)))
     pack = SpeechPack(arguments.output / "packed" / "tune", least_dynamics_db=24.0)
     tried = {}
     for name, arm in trial.ARMS.items():
@@ -156,8 +156,13 @@ def report(arguments: argparse.Namespace) -> None:
     judges = evaluate.Judges(tokenizer, read_resemblyzer() if arguments.voices else None, texts)
     output = arguments.output / "measures.jsonl"
     network = load_gense(arguments.gense).mask if arguments.gense else _mask(arguments)
-    models = [hub.fingerprint(hub.find_model(name))[:8] for name in (network, arguments.gense) if name]
-    made_by = " ".join([*models, *(name for name, judge in vars(judges).items() if judge is not None)])
+    made_by = " ".join(
+        [
+            *_fingerprints(arguments.gense, network),
+            *(name for name, judge in vars(judges).items() if judge is not None),
+            *([tokenizer.fingerprint[:8]] if tokenizer else []),
+        ]
+    )
     for name, own in pairs.items():
         evaluate.run(systems(network, arguments.gense, arguments.systems), own, judges, output, name, made_by)
     for line in evaluate.tables(evaluate.rows_of(output, made_by)):
@@ -193,6 +198,14 @@ def _mask(arguments: argparse.Namespace) -> str | Path:
     """Return the mask network that was named, else the one made here, else the package's."""
     made: Path = arguments.output / "mask-small"
     return arguments.mask or (made if made.exists() else "mask-small")
+
+
+def _fingerprints(gense: str | Path | None, mask: str | Path) -> list[str]:
+    """Return the beginnings of the fingerprints of what makes the sound, language models or none."""
+    if gense is None:
+        return [hub.fingerprint(mask)[:8]]
+    codec = hub.find_companion(gense, load_gense(gense).parts.codec_name)
+    return [hub.fingerprint(model)[:8] for model in (gense, codec, mask)]
 
 
 def _limits(arguments: argparse.Namespace) -> dict[str, float | bool | None]:
