@@ -15,7 +15,7 @@ import torch
 from evaluate import MIXES, mixes, sound_figures, token_errors
 from measure import Pair
 
-from audio_llm.codec.codec import to_level
+from audio_llm.codec.codec import Codes, SpeechCodec, to_level
 from audio_llm.gense.chunks import ChunkReport, Policy
 from audio_llm.gense.enhance import Enhancer
 from audio_llm.gense.generate import Generated, SpeechGenerator
@@ -221,12 +221,14 @@ def attack(model: GenseModel, network: MaskNetwork, test: Path, count: int) -> I
         test: Pack of other people and noises.
         count: Utterances of each kind.
     """
-    plain, forced = SpeechGenerator(model), _Forced(model)
+    plain, forced, voice = SpeechGenerator(model), _Forced(model), _OtherVoice(model.parts.codec.network)
+    imitating = SpeechGenerator(replace(model, parts=replace(model.parts, codec=voice)))
     guarded = Policy("generative", limits=model.limits)
     free = Policy("generative", guards=False, limits=replace(model.limits, good_db=1000.0))
     kinds = (
         ("noisy speech", NOISY, plain, guarded),
         ("another's words forced in", NOISY, forced, guarded),
+        ("told another's voice", NOISY, imitating, guarded),
         ("clean speech", CLEAN, plain, guarded),
         ("noise", NOBODY, plain, guarded),
         ("noise, without guards", NOBODY, plain, free),
@@ -238,6 +240,7 @@ def attack(model: GenseModel, network: MaskNetwork, test: Path, count: int) -> I
         chunks: list[ChunkReport] = []
         for number, pair in enumerate(pairs):
             forced.say(pairs[number - 1].clean)
+            voice.imitate(pairs[number - 1].clean)
             for _ in Enhancer(network, generator, policy).stream([pair.noisy[:, None]], RATE, report=chunks.append):
                 pass
         actions = Counter(chunk.action for chunk in chunks)
@@ -259,6 +262,19 @@ class _Forced(SpeechGenerator):
         count = self.model.parts.tokenizer.encode(*_levelled(noisy)).tokens.shape[1]
         more["force"] = np.resize(self.words, count)
         return super().speak(noisy, *args, **more)
+
+
+class _OtherVoice(SpeechCodec):
+    """Hears somebody else's voice whatever it is given."""
+
+    def imitate(self, waveform: np.ndarray) -> None:
+        """Take the voice of (T,) float32 at 16 kHz."""
+        self._heard = super().encode(*_levelled(waveform)).codes[0]
+
+    def encode(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> Codes:
+        """Return that voice's codes (1, N), as many as those of the waveform would be."""
+        count = int(self.network.code_lengths(lengths)[0])
+        return Codes(self._heard.repeat(-(-count // len(self._heard)))[None, :count], torch.tensor([count]))
 
 
 def masked_sound(network: MaskNetwork, waveform: np.ndarray) -> np.ndarray:
