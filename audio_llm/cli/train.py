@@ -121,10 +121,9 @@ def run_codec(arguments: argparse.Namespace) -> int:
 
 def _listener(arguments: argparse.Namespace) -> Listener | None:
     """Return what hears the sounds that a model learns to make."""
-    from audio_llm.doctor import resolve_device
-    from audio_llm.tokenizer.s3 import S3Tokenizer
+    from audio_llm.tokenizer.s3 import load_listener
 
-    return S3Tokenizer.load(arguments.listener, resolve_device(arguments.device)).uncut if arguments.listener else None
+    return load_listener(arguments.listener) if arguments.listener else None
 
 
 def run_tokenizer(arguments: argparse.Namespace) -> int:

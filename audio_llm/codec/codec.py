@@ -54,11 +54,12 @@ class SpeechCodec:
         A decoder that was trained further alone does not change it, for codes mean what they meant.
         """
         config = self.network.config
-        sizes = (config.width, config.encoder_blocks, config.fold, config.quantizer, config.levels, config.codes)
-        found = hashlib.sha256(repr(sizes).encode())
+        levels = config.levels if config.quantizer == "fsq" else ()
+        found = hashlib.sha256(repr((config.quantizer, config.fold, levels)).encode())
         for part in self.network.coding_parts():
             for name, tensor in sorted(part.state_dict().items()):
-                found.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+                found.update(f"{name} {tuple(tensor.shape)}".encode())
+                found.update(tensor.detach().float().cpu().numpy().tobytes())
         return found.hexdigest()
 
     @property

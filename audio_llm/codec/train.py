@@ -21,7 +21,7 @@ from audio_llm.quantizers.group_reorg import GroupVQ, reorganize
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.training.buckets import new_draws, same_draws
-from audio_llm.training.listening import Listener, listening_distance
+from audio_llm.training.listening import Listener, heard_by
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,10 @@ class CodecTrainingConfig:
     listener_weight: float = 0.3
     validation: int = 64
 
+    def __post_init__(self) -> None:
+        if self.more_blocks < 0:
+            raise ConfigError(f"more_blocks is {self.more_blocks}", remedy="give 0 or more")
+
 
 class SpeechBatch(NamedTuple):
     """Stretches of speech: (B, T) float32 at 16 kHz."""
@@ -114,7 +118,7 @@ class _Training(nn.Module):
         decoded = output.waveforms.float()
         loss = spectral_distance(decoded, waveforms) + config.quantizer_weight * output.quantized.loss
         if self.listener is not None:
-            loss = loss + config.listener_weight * listening_distance(self.listener, decoded, waveforms)
+            loss = loss + config.listener_weight * self.listener.distance(decoded, waveforms)
         if self.training:
             self.steps += 1
         if self.discriminators is None or int(self.steps) < config.adversarial_from * config.training.batches_per_step:
@@ -175,7 +179,7 @@ def train_codec(
     def save(module: nn.Module, folder: Path) -> None:
         network = module.codec
         assert isinstance(network, CodecNetwork)
-        made_by = {**(provenance or {}), "training": asdict(config)}
+        made_by = {**(provenance or {}), **heard_by(listener), "training": asdict(config)}
         hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, made_by)
 
     return train(
@@ -234,25 +238,32 @@ def extended(codec: CodecNetwork, blocks: int) -> CodecNetwork:
 def _start(name: str | Path, config: CodecTrainingConfig) -> CodecNetwork:
     codec = load_codec_network(name).train()
     if codec.config.quantizer == "group" and config.model.quantizer == "reorganized":
+        if config.frozen_codes:
+            raise ConfigError("a codebook that is reorganised changes its codes", remedy="leave out frozen_codes")
         codec = reorganized(codec, config.model)
     return extended(codec, config.more_blocks) if config.more_blocks else codec
 
 
 def _validate(module: nn.Module, batches: list[SpeechBatch]) -> dict[str, float]:
-    """Return the spectral distance, and how many codes are in use in these few seconds."""
-    codec = module.codec
+    """Return the spectral distance, how far off a listener is, and how many codes are in use in these few seconds."""
+    codec, listener = module.codec, module.listener
     assert isinstance(codec, CodecNetwork)
+    assert listener is None or isinstance(listener, Listener)
     device = codec.enter.weight.device
-    distances, codes = [], []
+    distances, heard, codes = [], [], []
     for batch in batches:
         waveforms = batch.waveforms.to(device)
         lengths = torch.full((len(waveforms),), waveforms.shape[1], device=device)
         output = codec(waveforms, lengths)
-        distances.append((float(spectral_distance(output.waveforms.float(), waveforms)), len(waveforms)))
+        decoded = output.waveforms.float()
+        distances.append((float(spectral_distance(decoded, waveforms)), len(waveforms)))
+        if listener is not None:
+            heard.append((float(listener.distance(decoded, waveforms)), len(waveforms)))
         codes.append(output.quantized.codes.flatten())
     total = sum(count for _, count in distances)
     uses = torch.bincount(torch.cat(codes), minlength=codec.quantizer.size).float()
     shares = uses[uses > 0] / uses.sum()
     perplexity = float((-(shares * shares.log()).sum()).exp())
     loss = sum(value * count for value, count in distances) / total
-    return {"loss": loss, "codes_used": float((uses > 0).sum()), "perplexity": perplexity}
+    found = {} if listener is None else {"listening": sum(value * count for value, count in heard) / total}
+    return {"loss": loss, **found, "codes_used": float((uses > 0).sum()), "perplexity": perplexity}

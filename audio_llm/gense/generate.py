@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from audio_llm.codec.codec import Codes, to_level
+from audio_llm.errors import ConfigError
 from audio_llm.gense.guards import Evidence, longest_run, sound_evidence
 from audio_llm.gense.measures import FRAME, levels_db, snr_db
 from audio_llm.gense.models import GenseModel
@@ -66,6 +67,9 @@ class SpeechGenerator:
             model's own way.
         acoustic: How clean acoustic codes are drawn. None: the model's own way.
         chain: What S2S is told; less than everything is for measuring what each part does. None: the model's own.
+
+    Raises:
+        ConfigError: Semantic tokens would be drawn at random.
     """
 
     def __init__(
@@ -76,6 +80,10 @@ class SpeechGenerator:
         chain: Chain | None = None,
     ) -> None:
         self.model, self.semantic = model, semantic or model.semantic_sampling
+        if self.semantic.is_random:
+            raise ConfigError(
+                f"what is said would be drawn: {self.semantic}", remedy="take the likeliest or the median"
+            )
         self.acoustic = acoustic or model.sampling
         self.chain = chain or model.chain
 
@@ -157,7 +165,7 @@ class SpeechGenerator:
 def _matched(waveform: np.ndarray, masked: np.ndarray) -> np.ndarray:
     """Return a sound brought to the level of the mask network's, moment by moment, within some decibels; (T,) both.
 
-    In pauses, where levels say nothing, the gain goes to 1.
+    Where neither says anything the gain goes to 1; what the mask network has nothing of becomes quieter.
     """
     count = len(waveform) // FRAME
     if not count:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from audio_llm import hub
+from audio_llm.codec.codec import LEVEL_DB
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
 from audio_llm.gense.models import MASK, load_mask
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.sound_metrics import si_sdr_db, snr_db
 from audio_llm.training.buckets import new_draws, same_draws
-from audio_llm.training.listening import Listener, listening_distance
+from audio_llm.training.listening import Listener, heard_by
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def train_mask(
 
     def save(network: nn.Module, folder: Path) -> None:
         assert isinstance(network, MaskNetwork)
-        made_by = {**(provenance or {}), "training": asdict(config)}
+        made_by = {**(provenance or {}), **heard_by(listener), "training": asdict(config)}
         hub.save_model(folder, asdict(network.config), network.state_dict(), MASK, CARD, made_by)
 
     return train(
@@ -160,7 +161,8 @@ def mask_loss(
     if config.ratio_weight and bool(speech.any()):
         loss = loss - config.ratio_weight * snr_db(enhanced[speech], clean[speech]).clamp_max(30.0).mean()
     if listener is not None and bool(speech.any()):
-        loss = loss + config.listener_weight * listening_distance(listener, enhanced[speech], clean[speech])
+        gain = 10.0 ** (LEVEL_DB / 20.0)  # what it hears in use
+        loss = loss + config.listener_weight * listener.distance(gain * enhanced[speech], gain * clean[speech])
     return loss
 
 

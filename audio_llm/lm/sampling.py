@@ -61,7 +61,7 @@ def median(probabilities: Tensor, grid: Tensor, levels: Sequence[int]) -> Tensor
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """Return one token for each row. (For the median see `median`: what tokens stand for is not known here.)
+    """Return one token for each row; `median` is another function, for here nobody knows what tokens stand for.
 
     Args:
         logits: (B, V) float32, -inf where nothing may be drawn.
@@ -70,7 +70,12 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None =
 
     Returns:
         (B,) int64.
+
+    Raises:
+        ConfigError: The median is wanted.
     """
+    if sampling.median:
+        raise ConfigError("the median is not drawn", remedy="use `median`")
     if sampling.temperature == 0.0:
         return logits.argmax(-1)
     logits = logits / sampling.temperature

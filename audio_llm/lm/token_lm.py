@@ -106,9 +106,8 @@ class TokenLm(nn.Module):
         self.shared = nn.ModuleDict()
         self._levels: dict[str, list[int]] = {}  # of every number of tokens that are a grid
         for name, table in (vectors or {}).items():
-            features = _features(table, len(self.vocabulary.span(name)))
-            levels = [len(column.unique()) for column in table.T]
-            if math.prod(levels) == len(table) and features.shape[1] == sum(levels):
+            features, levels = _features(table, len(self.vocabulary.span(name)))
+            if math.prod(levels) == len(table):
                 self._levels[name] = levels
             self.register_buffer(f"features_{name}", features, persistent=False)
             layer = nn.Linear(features.shape[1], config.width, bias=False)
@@ -198,19 +197,22 @@ class TokenLm(nn.Module):
         return hidden
 
 
-def _features(vectors: Tensor, size: int) -> Tensor:
+def _features(vectors: Tensor, size: int) -> tuple[Tensor, list[int]]:
     """Return (R, D) features of tokens: which level each number of the vectors has, where it has few; else the numbers.
+
+    And how many levels each has; nothing where one has many.
 
     Raises:
         ConfigError: There are vectors for more or fewer tokens than the range has.
     """
     if len(vectors) != size:
         raise ConfigError(f"{len(vectors)} vectors for {size} tokens", remedy="give those of the same quantizer")
-    columns = []
+    columns, counts = [], []
     for column in vectors.detach().float().T:
         levels = column.unique()
         columns.append((column[:, None] == levels).float() if len(levels) <= _FEW_LEVELS else column[:, None])
-    return torch.cat(columns, dim=1)
+        counts.append(len(levels))
+    return torch.cat(columns, dim=1), counts if max(counts) <= _FEW_LEVELS else []
 
 
 def additive_mask(valid: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from audio_llm.asr.ctc import CtcHearing
 from audio_llm.features import valid_mask
 from audio_llm.tokenizer.base import Tokens
 from audio_llm.tokenizer.s3_model import TOKEN_RATE, S3Config, S3Network, log_mel
+from audio_llm.training.listening import Listener
 
 KIND = "s3-tokenizer"
 _LEAST_FRAMES = 1  # of features; shorter sounds have no token
@@ -22,7 +23,7 @@ class S3Tokenizer:
     """The tokenizer.
 
     Args:
-        network: In eval mode from here on.
+        network: In eval mode and without gradients of its weights from here on.
         fingerprint: Of its weights.
     """
 
@@ -55,8 +56,10 @@ class S3Tokenizer:
     def uncut(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Return what tokens are before they are cut, in levels (B, N, D) float32, for waveforms as for `encode`.
 
-        Gradients reach the waveforms, so that a codec can learn to keep what the tokens say.
+        Gradients reach the waveforms, so that a codec can learn to keep what the tokens say. Behind each end there is
+        something too. The tokenizer moves to the waveforms' device.
         """
+        self.network.to(waveforms.device)
         mel, frames = log_mel(waveforms, lengths)
         bounded = self.network.quantize(mel, frames.clamp_min(1))[0].bounded
         return bounded * (0.5 * self.network.quantizer.counts)
@@ -68,6 +71,12 @@ class S3Tokenizer:
             return [""] * len(tokens.lengths)
         rows = self.network.write(tokens.tokens, tokens.lengths.clamp_min(1)).double().cpu().numpy()
         return [CtcHearing(row[: int(count)]).spell() for row, count in zip(rows, tokens.lengths, strict=True)]
+
+
+def load_listener(name_or_dir: str | os.PathLike[str]) -> Listener:
+    """Return a tokenizer as a listener of other trainings; raises as `hub.load_network`."""
+    tokenizer = S3Tokenizer.load(name_or_dir)
+    return Listener(hub.find_model(name_or_dir).resolve().name, tokenizer.fingerprint, tokenizer.uncut)
 
 
 def load_s3_network(name_or_dir: str | os.PathLike[str] | Path, device: str = "cpu") -> S3Network:

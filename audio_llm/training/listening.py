@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Waveforms (B, T) float32 at 16 kHz and lengths (B,) int64 to features of any shape, with gradients; no torch module,
-# which would be trained with what it listens to.
-Listener = Callable[[Tensor, Tensor], Tensor]
 
+@dataclass(frozen=True)
+class Listener:
+    """A trained network that hears what another one learns to make.
 
-def listening_distance(listener: Listener, made: Tensor, original: Tensor) -> Tensor:
-    """Return the mean absolute difference of what a listener hears in two sounds, (B, T) both; a scalar.
-
-    Gradients go to what was made alone.
+    Attributes:
+        name: Of its model.
+        fingerprint: Of its weights.
+        hear: Waveforms (B, T) float32 at 16 kHz and lengths (B,) int64 to features of any shape, with gradients.
     """
-    lengths = torch.full((len(original),), original.shape[1], device=original.device)
-    with torch.no_grad():
-        wanted = listener(original, lengths)
-    return (listener(made, lengths) - wanted).abs().mean()
+
+    name: str
+    fingerprint: str
+    hear: Callable[[Tensor, Tensor], Tensor]
+
+    def distance(self, made: Tensor, original: Tensor) -> Tensor:
+        """Return the mean absolute difference of what is heard in two sounds (B, T); a scalar.
+
+        Gradients go to what was made alone.
+        """
+        lengths = torch.full((len(original),), original.shape[1], device=original.device)
+        with torch.no_grad():
+            wanted = self.hear(original, lengths)
+        return (self.hear(made, lengths) - wanted).abs().mean()
+
+
+def heard_by(listener: Listener | None) -> dict[str, dict[str, str]]:
+    """Return who listened to a training, as a model directory records it."""
+    return {"listener": {"name": listener.name, "fingerprint": listener.fingerprint}} if listener else {}

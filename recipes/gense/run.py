@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,7 +27,7 @@ from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
 from audio_llm.gense.models import load_gense, load_mask, load_parts
 from audio_llm.gense.train import GenseTrainingConfig, TokenPackConfig, pack_tokens, train_gense
 from audio_llm.simulation.speech_pack import SpeechPack, refined
-from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.tokenizer.s3 import S3Tokenizer, load_listener
 from audio_llm.training.config import load_config
 
 HERE = Path(__file__).parent
@@ -50,7 +51,7 @@ def main() -> int:
     parser.add_argument("--tokenizer", default="tokenizer-s3-small", help="tokens, gense, report: which")
     parser.add_argument("--codec", default="codec-small", help="tokens, gense: which")
     parser.add_argument("--mask", help="tokens and later: which (default: OUTPUT/mask-small, else the package's)")
-    parser.add_argument("--gense", help="limits, attack, report: which; report without it: the mask network alone")
+    parser.add_argument("--gense", help="attack, report: which; report without it: the mask network alone")
     parser.add_argument("--voices", action="store_true", help="report: compare voices, by Resemblyzer's encoder")
     parser.add_argument("--systems", nargs="*", default=[], help="report: which, of those that systems.py names")
     parser.add_argument("--count", type=int, help="tokens, limits: stretches; attack, report: utterances")
@@ -75,7 +76,7 @@ def mask(arguments: argparse.Namespace) -> None:
         arguments.output / arguments.name,
         config,
         start_from=arguments.start,
-        listener=S3Tokenizer.load(arguments.listener).uncut if arguments.listener else None,
+        listener=load_listener(arguments.listener) if arguments.listener else None,
         **_limits(arguments),
     )
 
@@ -117,31 +118,34 @@ def gense(arguments: argparse.Namespace) -> None:
 
 
 def find_limits(arguments: argparse.Namespace) -> None:
-    """Find on tuning speech what S2S is told, how it draws, the guards' limits and the threshold of `balanced`."""
-    trained = arguments.gense or arguments.output / "gense" / "best"
-    model, network, count = load_gense(trained), load_mask(_mask(arguments)), arguments.count or 40
-    made_by = "-".join(_fingerprints(trained, _mask(arguments)))
+    """Find on tuning speech what S2S is told, how it draws, the guards' limits and the threshold of `balanced`.
+
+    They go with `gense-small`, which is there already, beside the codec and the mask network that it shall have.
+    """
+    folder = arguments.output / "gense-small"
+    model, count = load_gense(folder), arguments.count or 40
+    network, made_by = load_mask(model.mask), "-".join(_fingerprints(folder, model.mask))
     pack = SpeechPack(arguments.output / "packed" / "tune", least_dynamics_db=24.0)
     tried = {}
-    for name, arm in trial.ARMS.items():
+    for name, arm in trial.arms(model).items():
         kept = arguments.output / f"trial-{name}-{made_by}.jsonl"
         tried[arm] = trial.speak_all(arm.generator(model), network, pack, count, LIMITS_SEED, kept)
     found = trial.find(tried, trial.clean_ratios_db(network, pack, count, LIMITS_SEED))
-    (arguments.output / "limits.json").write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
     logging.info("%s", found)
+    finish_gense(arguments, asdict(found))
 
 
-def finish_gense(arguments: argparse.Namespace) -> None:
-    """Make `gense-small` of the language models trained: half precision, with its limits and its card."""
+def finish_gense(arguments: argparse.Namespace, found: Mapping[str, Any] | None = None) -> None:
+    """Make `gense-small` of the language models trained: half precision, with its card and with what was found."""
     mask_folder = hub.find_model(_mask(arguments)).resolve()
-    settings = json.loads((arguments.output / "limits.json").read_text(encoding="utf-8"))
-    settings["mask"] = {"name": mask_folder.name, "fingerprint": hub.fingerprint(mask_folder)}
+    mask = {"name": mask_folder.name, "fingerprint": hub.fingerprint(mask_folder)}
+    settings = {**(found or {}), "mask": mask}
     card, trained = HERE / "cards" / "gense-small.md", arguments.output / "gense" / "best"
     finish(trained, arguments.output / "gense-small", card, "recipes/gense", settings)
 
 
 def attack(arguments: argparse.Namespace) -> None:
-    """Put the guards to the test: other words, clean speech, noise alone."""
+    """Put the guards to the test: other words, another's voice, clean speech, noise alone."""
     model, test = load_gense(arguments.gense), arguments.output / "packed" / "test"
     for line in trial.attack(model, load_mask(model.mask), test, arguments.count or 40):
         print(line, flush=True)
@@ -156,9 +160,11 @@ def report(arguments: argparse.Namespace) -> None:
     judges = evaluate.Judges(tokenizer, read_resemblyzer() if arguments.voices else None, texts)
     output = arguments.output / "measures.jsonl"
     network = load_gense(arguments.gense).mask if arguments.gense else _mask(arguments)
+    settings = [] if arguments.gense is None else [str(hub.model_stamp(arguments.gense)).split(":")[-1][:8]]
     made_by = " ".join(
         [
             *_fingerprints(arguments.gense, network),
+            *settings,
             *(name for name, judge in vars(judges).items() if judge is not None),
             *([tokenizer.fingerprint[:8]] if tokenizer else []),
         ]
@@ -204,7 +210,7 @@ def _fingerprints(gense: str | Path | None, mask: str | Path) -> list[str]:
     """Return the beginnings of the fingerprints of what makes the sound, language models or none."""
     if gense is None:
         return [hub.fingerprint(mask)[:8]]
-    codec = hub.find_companion(gense, load_gense(gense).parts.codec_name)
+    codec = hub.find_companion(gense, hub.model_settings(gense)["codec"]["name"])
     return [hub.fingerprint(model)[:8] for model in (gense, codec, mask)]
 
 

@@ -25,6 +25,7 @@ from audio_llm.gense.measures import snr_db
 from audio_llm.gense.models import GenseModel
 from audio_llm.gense.network import Chain
 from audio_llm.lm.sampling import GREEDY, MEDIAN, Sampling
+from audio_llm.quantizers.fsq import FSQ
 from audio_llm.simulation.noisy import NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.tokenizer.s3 import S3Tokenizer
@@ -71,6 +72,12 @@ ARMS = {
     "masked-median-sampled": Arm("masked", MEDIAN, _SAMPLED),
     "masked-greedy-sampled": Arm("masked", GREEDY, _SAMPLED),
 }
+
+
+def arms(model: GenseModel) -> dict[str, Arm]:
+    """Return what can be tried with a model: codes have a median where their quantizer is a scalar one."""
+    scalar = isinstance(model.parts.codec.network.quantizer, FSQ)
+    return {name: arm for name, arm in ARMS.items() if scalar or arm.codes != MEDIAN}
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def find(tried: Mapping[Arm, Sequence[dict[str, Any]]], clean_db: Sequence[float
     most, and above that of 98 of 100 stretches at 10 dB or less.
 
     Args:
-        tried: Rows of `speak_all`, by what S2S was told and how its codes were drawn.
+        tried: Rows of `speak_all`, by what S2S was told and how tokens and codes were drawn.
         clean_db: Estimated signal-to-noise ratios of clean speech.
     """
     for arm, own in tried.items():
@@ -223,6 +230,8 @@ def attack(model: GenseModel, network: MaskNetwork, test: Path, count: int) -> I
     """
     plain, forced, voice = SpeechGenerator(model), _Forced(model), _OtherVoice(model.parts.codec.network)
     imitating = SpeechGenerator(replace(model, parts=replace(model.parts, codec=voice)))
+    pack = SpeechPack(test)
+    speakers = dict(zip(pack.ids, pack.speakers, strict=True))
     guarded = Policy("generative", limits=model.limits)
     free = Policy("generative", guards=False, limits=replace(model.limits, good_db=1000.0))
     kinds = (
@@ -239,8 +248,10 @@ def attack(model: GenseModel, network: MaskNetwork, test: Path, count: int) -> I
         pairs = mixes(test, count, config, _SEED)
         chunks: list[ChunkReport] = []
         for number, pair in enumerate(pairs):
-            forced.say(pairs[number - 1].clean)
-            voice.imitate(pairs[number - 1].clean)
+            others = [p for p in pairs[:number][::-1] + pairs[::-1] if speakers[p.id] != speakers[pair.id]]
+            other = others[0] if others else pairs[number - 1]
+            forced.say(other.clean)
+            voice.imitate(other.clean)
             for _ in Enhancer(network, generator, policy).stream([pair.noisy[:, None]], RATE, report=chunks.append):
                 pass
         actions = Counter(chunk.action for chunk in chunks)

@@ -17,6 +17,7 @@ from audio_llm.codec.train import CodecTrainingConfig, extended, make_batch, reo
 from audio_llm.errors import AudioLLMError, ConfigError, DataError
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
+from audio_llm.training.listening import Listener
 from audio_llm.training.loop import TrainingConfig
 
 torch.set_num_threads(1)
@@ -200,13 +201,25 @@ def test_a_listener_has_a_say(speech_pack: Path, tmp_path: Path, tiny: CodecConf
         assert lengths.tolist() == [waveforms.shape[1]] * len(waveforms)
         return (waveforms.square().mean(-1) + 1e-6).log()
 
-    ends = []
+    ends, listener = [], Listener("an ear", "0" * 64, power)
     for name, weight in (("deaf", 0.0), ("heard", 20.0)):
         config = settings(tiny, 20, listener_weight=weight)
-        train_codec(speech_pack, speech_pack, tmp_path / name, config, device="cpu", listener=power)
+        train_codec(speech_pack, speech_pack, tmp_path / name, config, device="cpu", listener=listener)
         codec = SpeechCodec.load(tmp_path / name / "best")
+        assert hub.load_model(tmp_path / name / "best").provenance["listener"]["name"] == "an ear"
+        assert validated(tmp_path / name)[-1]["listening"] > 0.0
         speech = make_batch(NoisySpeech(SpeechPack(speech_pack), SPEECH), range(100, 108)).waveforms
         lengths = torch.full((8,), speech.shape[1])
         decoded = codec.decode(codec.encode(speech, lengths), lengths)
         ends.append(float((power(decoded, lengths) - power(speech, lengths)).abs().mean()))
     assert ends[1] < 0.8 * ends[0]
+
+
+def test_a_codebook_that_is_reorganised_is_not_frozen(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
+    grouped = replace(tiny, quantizer="group")
+    train_codec(speech_pack, speech_pack, tmp_path / "one", settings(grouped, 1), device="cpu")
+    config = settings(replace(tiny, quantizer="reorganized", codes=16), 1, frozen_codes=True)
+    with pytest.raises(ConfigError, match="changes its codes"):
+        train_codec(speech_pack, speech_pack, tmp_path / "two", config, device="cpu", start_from=tmp_path / "one/best")
+    with pytest.raises(ConfigError, match="more_blocks"):
+        settings(tiny, 1, more_blocks=-1)

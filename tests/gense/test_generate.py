@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,15 +13,16 @@ import torch
 
 from audio_llm import hub
 from audio_llm.codec.codec import KIND as CODEC
-from audio_llm.codec.codec import to_level
+from audio_llm.codec.codec import load_codec_network, to_level
 from audio_llm.codec.model import CodecConfig, CodecNetwork
-from audio_llm.errors import DataError, ModelFormatError
+from audio_llm.errors import ConfigError, DataError, ModelFormatError
 from audio_llm.gense.generate import SpeechGenerator, Spoken, _matched
 from audio_llm.gense.guards import Limits
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
 from audio_llm.gense.models import ACOUSTIC_SAMPLING, GenseModel, Parts, load_gense, load_parts
 from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork
 from audio_llm.gense.train import PACK_S, GenseTrainingConfig, TokenPackConfig, _partly_wrong, pack_tokens, train_gense
+from audio_llm.lm.sampling import GREEDY, MEDIAN, Sampling
 from audio_llm.lm.token_lm import TokenLmConfig
 from audio_llm.simulation.noisy import NoisyConfig
 from audio_llm.tokenizer.s3 import KIND as TOKENIZER
@@ -141,6 +144,11 @@ def test_each_arm_is_told_something_else(model: GenseModel) -> None:
     assert len({tuple(own.tolist()) for own in codes}) == 4
 
 
+def test_what_is_said_is_never_drawn_at_random(model: GenseModel) -> None:
+    with pytest.raises(ConfigError, match="the likeliest or the median"):
+        SpeechGenerator(model, semantic=Sampling(0.5))
+
+
 def test_trained_on_what_these_parts_made_only(speech_pack: Path, tmp_path: Path) -> None:
     parts, others = make_parts(tmp_path), make_parts(tmp_path / "others", seed=9)
     mask = MaskNetwork(MaskConfig(width=8, blocks=1)).eval()
@@ -166,7 +174,21 @@ def test_trained_on_what_these_parts_made_only(speech_pack: Path, tmp_path: Path
     loaded = load_gense(best)
     assert loaded.parts.names() == parts.names()
     assert loaded.balanced_below_db is None
+    assert (loaded.semantic_sampling, loaded.sampling) == (GREEDY, ACOUSTIC_SAMPLING)
+
     (tmp_path / "out" / "codes").unlink()
+    codec = load_codec_network(tmp_path / "codes")
+    with torch.no_grad():
+        codec.leave.bias += 1.0  # another decoder of the same codes
+    hub.save_model(tmp_path / "out" / "codes", asdict(codec.config), codec.state_dict(), CODEC, "#")
+    settings = json.loads((best / "config.json").read_text())
+    settings["config"] |= {"semantic_sampling": {"median": True}, "sampling": {"median": True}}
+    (best / "config.json").write_text(json.dumps(settings))
+    loaded = load_gense(best)
+    assert loaded.semantic_sampling == loaded.sampling == MEDIAN
+    assert len(SpeechGenerator(loaded).speak(sound(), sound(), 1).codes) == 200
+
+    shutil.rmtree(tmp_path / "out" / "codes")
     (tmp_path / "out" / "codes").symlink_to(tmp_path / "others" / "codes")
     with pytest.raises(ModelFormatError, match="another model"):
         load_gense(best)

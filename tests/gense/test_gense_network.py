@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from audio_llm.errors import UsageError
-from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, TokenPairs
+from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, Past, TokenPairs
 from audio_llm.gense.prompts import Segment, join, n2s_prompt, n2s_target, s2s_prompt, s2s_target
 from audio_llm.lm.sampling import GREEDY, Sampling
 from audio_llm.lm.token_lm import Sequence, TokenLmConfig
@@ -74,6 +74,22 @@ def test_losses_are_cross_entropies_of_what_comes_next() -> None:
     assert found["n2s"] == pytest.approx(n2s.item(), rel=1e-4)
     wrong = (logits.argmax(-1) != pairs.clean_semantic).float().mean()
     assert found["errors"] == pytest.approx(wrong.item())
+
+
+def test_a_wrong_past_changes_what_is_told_and_not_what_is_asked() -> None:
+    network, pairs = make_network(), make_pairs()
+    right = Past(pairs.clean_semantic, pairs.clean_acoustic)
+    chain = Chain(clean_semantic="oracle")
+    with torch.no_grad():
+        plain = network(pairs, chain)
+        for place, changes in ((0, True), (-1, False)):  # nothing comes after the last
+            semantic, acoustic = (part.clone() for part in right)
+            semantic[:, place] = (semantic[:, place] + 1) % 12
+            acoustic[:, place] = (acoustic[:, place] + 1) % 18
+            found = network(pairs, chain, Past(semantic, acoustic))
+            assert (found["n2s"] != plain["n2s"]) == changes
+            assert (found["s2s"] != plain["s2s"]) == changes
+        assert network(pairs, chain, right) == plain
 
 
 def test_a_batch_is_the_mean_of_its_rows() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from audio_llm import hub
+from audio_llm.codec.codec import LEVEL_DB
 from audio_llm.errors import DataError
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
 from audio_llm.gense.mask_train import MaskTrainingConfig, PairBatch, make_batch, mask_loss, train_mask
@@ -17,6 +18,7 @@ from audio_llm.gense.models import load_mask
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.training.buckets import new_draws
+from audio_llm.training.listening import Listener
 from audio_llm.training.loop import TrainingConfig
 
 torch.set_num_threads(1)
@@ -141,11 +143,12 @@ def test_where_nobody_talks_silence_is_asked_for(tiny: MaskConfig) -> None:
 def test_a_listener_adds_what_it_hears_where_somebody_talks() -> None:
     def loudness(waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         assert lengths.tolist() == [4000] * len(waveforms)
-        return waveforms.abs().mean(-1)
+        return waveforms.abs().mean(-1) / 10 ** (LEVEL_DB / 20)  # it hears the level of use
 
+    ear = Listener("an ear", "0" * 64, loudness)
     config, spoken, silent = MaskTrainingConfig(listener_weight=0.5), batch(), batch(silent=True)
     level = spoken.noisy.square().mean(-1, keepdim=True).sqrt() + 1e-6
-    apart = (loudness(0.7 * spoken.clean / level, torch.full((2,), 4000)) * (0.3 / 0.7)).mean()
-    added = mask_loss(0.7 * spoken.clean, spoken, config, loudness) - mask_loss(0.7 * spoken.clean, spoken, config)
+    apart = 0.3 * (spoken.clean / level).abs().mean()
+    added = mask_loss(0.7 * spoken.clean, spoken, config, ear) - mask_loss(0.7 * spoken.clean, spoken, config)
     assert added == pytest.approx(0.5 * float(apart), rel=1e-4)
-    assert mask_loss(silent.noisy, silent, config, loudness) == mask_loss(silent.noisy, silent, config)
+    assert mask_loss(silent.noisy, silent, config, ear) == mask_loss(silent.noisy, silent, config)

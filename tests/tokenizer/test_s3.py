@@ -15,7 +15,7 @@ from audio_llm.asr.ctc import CtcHearing
 from audio_llm.asr.ctc_model import SYMBOLS
 from audio_llm.errors import ConfigError, ModelFormatError
 from audio_llm.tokenizer.base import Tokens
-from audio_llm.tokenizer.s3 import KIND, S3Tokenizer
+from audio_llm.tokenizer.s3 import KIND, S3Tokenizer, load_listener
 from audio_llm.tokenizer.s3_model import S3Config, S3Network, log_mel
 
 torch.set_num_threads(1)
@@ -184,3 +184,31 @@ def test_another_kind_of_model_is_refused(make_network: MakeNetwork, tmp_path: P
     folder = hub.save_model(tmp_path / "x", asdict(network.config), network.state_dict(), "codec", "No tokenizer.\n")
     with pytest.raises(ModelFormatError, match="codec"):
         S3Tokenizer.load(folder)
+
+
+def test_what_a_listener_hears_is_what_is_cut_into_tokens(make_network: MakeNetwork) -> None:
+    tokenizer = S3Tokenizer(make_network(), "")
+    waveforms, lengths = sounds(16_000, 16_000)
+    quantizer = tokenizer.network.quantizer
+    tokens = tokenizer.encode(waveforms, lengths).tokens
+    waveforms.requires_grad_()
+    heard = tokenizer.uncut(waveforms, lengths)
+    assert torch.equal((heard + 0.5 * quantizer.counts).floor().long(), quantizer.digits(tokens))
+    heard.square().sum().backward()
+    assert waveforms.grad is not None
+    assert torch.isfinite(waveforms.grad).all()
+    assert (waveforms.grad.abs().sum(-1) > 0.0).all()
+    assert all(parameter.grad is None for parameter in tokenizer.network.parameters())
+
+
+def test_a_listener_is_known_by_its_model(make_network: MakeNetwork, tmp_path: Path) -> None:
+    network = make_network()
+    folder = hub.save_model(tmp_path / "ears", asdict(network.config), network.state_dict(), KIND, "#")
+    listener = load_listener(folder)
+    assert (listener.name, listener.fingerprint) == ("ears", hub.fingerprint(folder))
+    waveforms, _ = sounds(16_000, 16_000)
+    assert listener.distance(waveforms, waveforms) == 0.0
+    wanted = S3Tokenizer(network, "").uncut(torch.cat([waveforms, 0.5 * waveforms.flip(1)]), torch.full((4,), 16_000))
+    apart = (wanted[:2] - wanted[2:]).abs().mean()
+    assert listener.distance(0.5 * waveforms.flip(1), waveforms) == pytest.approx(float(apart), rel=1e-4)
+    assert apart > 0.0
