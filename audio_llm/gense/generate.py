@@ -66,6 +66,7 @@ class SpeechGenerator:
         semantic: How clean semantic tokens are drawn; not at random, for content must not be creative. None: the
             model's own way.
         acoustic: How clean acoustic codes are drawn. None: the model's own way.
+        heard_share: What the noisy and the mask network's tokens each have to say in these. None: the model's own.
         chain: What S2S is told; less than everything is for measuring what each part does. None: the model's own.
 
     Raises:
@@ -78,6 +79,7 @@ class SpeechGenerator:
         semantic: Sampling | None = None,
         acoustic: Sampling | None = None,
         chain: Chain | None = None,
+        heard_share: float | None = None,
     ) -> None:
         self.model, self.semantic = model, semantic or model.semantic_sampling
         if self.semantic.is_random:
@@ -86,6 +88,7 @@ class SpeechGenerator:
             )
         self.acoustic = acoustic or model.sampling
         self.chain = chain or model.chain
+        self.heard_share = model.heard_share if heard_share is None else heard_share
 
     @torch.inference_mode()
     def speak(
@@ -125,7 +128,8 @@ class SpeechGenerator:
         acoustic = parts.codec.encode(heard, lengths[:1]).codes
         generator = torch.Generator().manual_seed(seed)
         given = None if before is None else torch.from_numpy(before.tokens)[None].to(device)
-        found = network.clean_tokens(semantic, given, self.semantic, generator)
+        saying = ((semantic, of_masked), self.heard_share)
+        found = network.clean_tokens(semantic, given, self.semantic, generator, *saying)
         clean = found.ids if force is None else torch.from_numpy(force)[None].to(device)
         prompt = s2s_prompt(
             semantic if chain.noisy_semantic else None,

@@ -79,6 +79,7 @@ class GenseModel:
         chain: What S2S is best told, as found on tuning speech.
         sampling: How its codes are best drawn, as found on tuning speech.
         semantic_sampling: How N2S's tokens are, likewise.
+        heard_share: What the tokens of the noisy speech and those of the mask network's sound each have to say in that.
         limits: Of the guards, as found on tuning speech.
         balanced_below_db: Estimated signal-to-noise ratio below which the mode `balanced` speaks anew; None: nobody
             has found one, so that mode never does.
@@ -92,6 +93,7 @@ class GenseModel:
     limits: Limits
     balanced_below_db: float | None
     semantic_sampling: Sampling = GREEDY
+    heard_share: float = 0.0
 
 
 def load_mask(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> MaskNetwork:
@@ -140,4 +142,5 @@ def load_gense(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Gens
     if (own := loaded.config.get("mask")) is not None:
         mask = str(hub.find_companion(loaded.path, own["name"], own["fingerprint"]))
     below_db = loaded.config.get("balanced_below_db")
-    return GenseModel(network.to(device).eval(), parts, mask, chain, acoustic, limits, below_db, semantic)
+    drawing = (semantic, float(loaded.config.get("heard_share", 0.0)))
+    return GenseModel(network.to(device).eval(), parts, mask, chain, acoustic, limits, below_db, *drawing)

@@ -142,6 +142,8 @@ class GenseNetwork(nn.Module):
         given: Tensor | None = None,
         sampling: Sampling = GREEDY,
         generator: torch.Generator | None = None,
+        heard: tuple[Tensor, ...] = (),
+        heard_share: float = 0.0,
     ) -> Continuation:
         """Return N2S's clean tokens (as `ids`, 0.. of the range) for noisy semantic tokens (B, T) int64.
 
@@ -150,13 +152,19 @@ class GenseNetwork(nn.Module):
             given: (B, G) int64, the first of the clean tokens, where they are known already.
             sampling: How to draw.
             generator: Source of the draws.
+            heard: Tokens (B, T) int64 that have a say of their own, such as `noisy` itself.
+            heard_share: Of the probabilities that each place is drawn by, of each of these.
         """
         vocabulary = self.n2s.vocabulary
         prompt = n2s_prompt(noisy, vocabulary, self.config.ratio)
         known = noisy[:, :0] if given is None else given
         count = noisy.shape[1] - known.shape[1]
         whole = n2s_target(functional.pad(known, (0, count)), vocabulary, self.config.ratio)
-        found = _continue(self.n2s, prompt, whole, known.shape[1], SEMANTIC, sampling, generator)
+        votes = None
+        if heard and heard_share:
+            says = [functional.one_hot(tokens, self.config.semantic).float() for tokens in heard]
+            votes = heard_share * torch.stack(says).sum(0)[:, known.shape[1] :]
+        found = _continue(self.n2s, prompt, whole, known.shape[1], SEMANTIC, sampling, generator, votes)
         return Continuation(vocabulary.decode(SEMANTIC, found.ids), found.log_probs)
 
     def clean_codes(
@@ -191,10 +199,11 @@ def _continue(
     name: str,
     sampling: Sampling,
     generator: torch.Generator | None,
+    votes: Tensor | None = None,
 ) -> Continuation:
     """Generate what follows the first `known` tokens of `whole`; return the ids of all of it."""
     first, rest = (Sequence(*(part[:, cut] for part in whole)) for cut in (slice(known), slice(known, None)))
-    found = lm.generate(join([prompt, first]), rest, name, sampling, generator)
+    found = lm.generate(join([prompt, first]), rest, name, sampling, generator, votes)
     return Continuation(torch.cat([first.ids, found.ids], dim=1), found.log_probs)
 
 

@@ -141,6 +141,7 @@ class TokenLm(nn.Module):
         name: str,
         sampling: Sampling = GREEDY,
         generator: torch.Generator | None = None,
+        votes: Tensor | None = None,
     ) -> Continuation:
         """Continue prompts by tokens of one range; how many is known beforehand.
 
@@ -150,6 +151,8 @@ class TokenLm(nn.Module):
             name: The range to draw from.
             sampling: How to draw.
             generator: Source of the draws.
+            votes: (B, T, R) float32, probabilities of the range's tokens from elsewhere that each place is drawn by as
+                well; what they lack of 1 is the model's own share. None: the model decides alone.
 
         Raises:
             ConfigError: The median is wanted of tokens that stand for no grid of levels.
@@ -164,14 +167,17 @@ class TokenLm(nn.Module):
         ids, log_probs = [], []
         for step in range(target.positions.shape[1]):
             logits = (hidden @ table.T).float()
+            if votes is not None:
+                own = 1.0 - votes[:, step].sum(-1, keepdim=True)
+                logits = (own * logits.softmax(-1) + votes[:, step]).log()
             drawn = self._next(logits, name, sampling, generator)
             ids.append(drawn + span.start)
             log_probs.append(logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0])
             if step + 1 == target.positions.shape[1]:
                 break
             valid = torch.cat([valid, valid.new_ones(len(valid), 1)], dim=1)
-            own = Sequence(ids[-1][:, None], *(part[:, step : step + 1] for part in target[1:]))
-            hidden = self._run(own, embeddings, _hidden_padding(valid)[:, None, None, :], cache)[:, -1]
+            last = Sequence(ids[-1][:, None], *(part[:, step : step + 1] for part in target[1:]))
+            hidden = self._run(last, embeddings, _hidden_padding(valid)[:, None, None, :], cache)[:, -1]
         empty = prompt.ids.new_zeros(len(prompt.ids), 0)
         if not ids:
             return Continuation(empty, empty.float())

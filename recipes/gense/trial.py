@@ -52,23 +52,24 @@ class Arm(NamedTuple):
         acoustic: Whose codes S2S is told, `noisy` or `masked`.
         tokens: How N2S's tokens are drawn.
         codes: How S2S's codes are drawn.
+        heard_share: What the noisy and the mask network's tokens each have to say in N2S's.
     """
 
     acoustic: str
     tokens: Sampling
     codes: Sampling
+    heard_share: float = 0.0
 
     def generator(self, model: GenseModel) -> SpeechGenerator:
         """Return what speaks so."""
-        return SpeechGenerator(model, self.tokens, self.codes, Chain(acoustic=self.acoustic))
+        return SpeechGenerator(model, self.tokens, self.codes, Chain(acoustic=self.acoustic), self.heard_share)
 
 
 _SAMPLED = Sampling(0.5, 50, 0.95)
 ARMS = {
-    "noisy-median-median": Arm("noisy", MEDIAN, MEDIAN),
-    "masked-median-median": Arm("masked", MEDIAN, MEDIAN),
-    "masked-greedy-median": Arm("masked", GREEDY, MEDIAN),
-    "masked-median-greedy": Arm("masked", MEDIAN, GREEDY),
+    "noisy-heard-sampled": Arm("noisy", MEDIAN, _SAMPLED, 0.25),
+    "masked-heard-sampled": Arm("masked", MEDIAN, _SAMPLED, 0.25),
+    "masked-heard-median": Arm("masked", MEDIAN, MEDIAN, 0.25),
     "masked-median-sampled": Arm("masked", MEDIAN, _SAMPLED),
     "masked-greedy-sampled": Arm("masked", GREEDY, _SAMPLED),
 }
@@ -89,6 +90,7 @@ class Found:
         chain: What S2S is told.
         sampling: How its codes are drawn.
         semantic_sampling: How N2S's tokens are drawn.
+        heard_share: What the noisy and the mask network's tokens each have to say in these.
         balanced_below_db: Of the mode `balanced`; None: below no threshold is speech that was spoken anew, and passed,
             as good as the mask network's on every measure.
     """
@@ -96,6 +98,7 @@ class Found:
     chain: Chain
     sampling: Sampling
     semantic_sampling: Sampling
+    heard_share: float
     limits: Limits
     balanced_below_db: float | None
 
@@ -176,7 +179,8 @@ def find(tried: Mapping[Arm, Sequence[dict[str, Any]]], clean_db: Sequence[float
     logging.info("%d of %d stretches pass, %d of %d good ones", next(passing), len(rows), next(passing), len(good))
     share = float(np.mean(np.array(clean_db) >= found.good_db))
     logging.info("%.0f %% of clean stretches are left as they are", 100.0 * share)
-    return Found(Chain(acoustic=best.acoustic), best.codes, best.tokens, found, _threshold(rows, found))
+    drawing = (best.codes, best.tokens, best.heard_share)
+    return Found(Chain(acoustic=best.acoustic), *drawing, found, _threshold(rows, found))
 
 
 def _mean(rows: Sequence[dict[str, Any]], system: str, name: str) -> float:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from audio_llm.errors import UsageError
 from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, Past, TokenPairs
 from audio_llm.gense.prompts import Segment, join, n2s_prompt, n2s_target, s2s_prompt, s2s_target
-from audio_llm.lm.sampling import GREEDY, Sampling
+from audio_llm.lm.sampling import GREEDY, MEDIAN, Sampling
 from audio_llm.lm.token_lm import Sequence, TokenLmConfig
 from audio_llm.quantizers.fsq import FSQ
 
@@ -234,6 +234,19 @@ def test_greedy_tokens_are_those_that_the_loss_thinks_likeliest() -> None:
     codes = network.clean_codes(prompt, 12, GREEDY)
     pairs = pairs._replace(clean_semantic=tokens.ids, clean_acoustic=codes.ids)
     assert losses(network, pairs, Chain())["s2s"] == pytest.approx(-codes.log_probs.mean().item(), rel=1e-4)
+
+
+def test_what_was_heard_has_its_say_in_clean_tokens() -> None:
+    network = make_network(vectors={"semantic": FSQ((4, 3)).decode(torch.arange(12))})
+    noisy, other = make_pairs().noisy_semantic, make_pairs(seed=7).noisy_semantic
+    alone = network.clean_tokens(noisy, None, MEDIAN)
+    assert torch.equal(network.clean_tokens(noisy, None, MEDIAN, None, (other, other), 0.0).ids, alone.ids)
+    ruled = network.clean_tokens(noisy, None, MEDIAN, None, (other, other), 0.49)
+    assert torch.equal(ruled.ids, other)
+    assert (ruled.log_probs > math.log(0.98)).all()
+    assert not torch.equal(alone.ids, other)
+    begun = network.clean_tokens(noisy, alone.ids[:, :2], MEDIAN, None, (other, other), 0.49).ids
+    assert torch.equal(begun, torch.cat([alone.ids[:, :2], other[:, 2:]], dim=1))
 
 
 def test_what_is_known_already_is_kept_and_gone_on_with() -> None:

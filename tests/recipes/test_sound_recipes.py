@@ -87,7 +87,7 @@ def test_every_stage_runs_on_the_samples(tiny_data: Callable[[Path], Path], tmp_
     settings = hub.model_settings(gense / "gense-small")
     assert settings["limits"] == asdict(model.limits)
     assert settings["limits"]["good_db"] >= 10.0
-    assert {"chain", "sampling", "semantic_sampling", "balanced_below_db"} < settings.keys()
+    assert {"chain", "sampling", "semantic_sampling", "heard_share", "balanced_below_db"} < settings.keys()
     assert Path(model.mask) == gense / "mask-small"
 
 
