@@ -20,7 +20,7 @@ from audio_llm.lm.sampling import GREEDY, Sampling
 SAMPLE_RATE = 16_000  # Hz
 _MOST_CHANGE_DB = 6.0  # of the input's level, beyond which what was spoken before is no context
 _MOST_GAIN_DB = 6.0  # by which speech is brought to the level of the mask network's
-_LEVEL_FRAMES = 49  # over which the levels are compared, 0.98 s
+_LEVEL_FRAMES = 25  # over which the levels are compared, 0.5 s
 _PAUSE = 1e-3  # of the greatest power, below which levels say nothing
 
 
@@ -144,7 +144,7 @@ class SpeechGenerator:
         codes = network.clean_codes(prompt, acoustic.shape[1], sampling, given, generator).ids
         sound = parts.codec.decode(Codes(codes, torch.tensor([codes.shape[1]], device=device)), lengths[:1])
         again = parts.tokenizer.encode(sound, lengths[:1]).tokens
-        spoken = _matched(sound[0].cpu().numpy() / gain, masked)
+        raw = sound[0].cpu().numpy() / gain
         part = slice(own.start * clean.shape[1] // len(noisy), -(-own.stop * clean.shape[1] // len(noisy)))
         meant = clean[:, part]
         known = clean.shape[1] - found.log_probs.shape[1]  # of what was spoken before, and not drawn
@@ -155,9 +155,9 @@ class SpeechGenerator:
             input_distance=min(self._distance(meant, heard[:, part]) for heard in (semantic, of_masked)),
             confidence=float(own_log_probs.mean()) if own_log_probs.numel() else 0.0,
             longest_run=longest_run(meant[0].cpu().numpy()),
-            **sound_evidence(spoken[own], masked[own]),
+            **sound_evidence(raw[own], masked[own]),  # speech that was made up must not be hidden by matching its level
         )
-        return Generated(spoken, clean[0].cpu().numpy(), codes[0].cpu().numpy(), float(gain), evidence)
+        return Generated(_matched(raw, masked), clean[0].cpu().numpy(), codes[0].cpu().numpy(), float(gain), evidence)
 
     def _distance(self, one: Tensor, other: Tensor) -> float:
         """Return how far tokens (1, N) differ: the mean over their numbers, in levels."""

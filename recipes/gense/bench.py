@@ -16,7 +16,7 @@ from audio_llm.gense.measures import active_frames, levels_db
 
 RATE = 16_000  # Hz
 _CODE = """
-import json, sys, time
+import itertools, json, sys, time
 import torch
 torch.set_num_threads(1)
 from audio_llm.gense.enhance import Enhancer
@@ -25,11 +25,13 @@ enhancer = Enhancer.load(model, mode)
 begun = time.process_time()
 done = enhancer.enhance(path, output)
 used = time.process_time() - begun
-seams = sorted({chunk.end_s for chunk in done.chunks})[:-1]
+seams = [chunk.end_s for chunk in done.chunks[:-1]]
+pairs = itertools.pairwise(done.chunks)
+left = [one.end_s for one, other in pairs if "bypass" in (one.action, other.action)]
 # not getrusage: a child that was spawned starts with its parent's maximum
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 megabytes = int(status["VmHWM"].split()[0]) / 1024
-print(json.dumps({"cpu_s": used, "megabytes": megabytes, "samples": done.samples, "seams": seams}))
+print(json.dumps({"cpu_s": used, "megabytes": megabytes, "samples": done.samples, "seams": seams, "left": left}))
 """
 
 
@@ -46,8 +48,11 @@ def rows(
     model: str, mask: str, mode: str, sounds: list[np.ndarray], folder: Path, lengths_s: list[float]
 ) -> Iterator[str]:
     """Yield a line of a table for a recording of each length."""
-    yield "| recording | CPU s a second, one thread | memory, MB | samples in, out | seams | largest level jump, dB |"
-    yield "|---|---|---|---|---|---|"
+    yield (
+        "| recording | CPU s a second, one thread | memory, MB | samples in, out | seams | largest level jump, dB "
+        "| where something is left as it is |"
+    )
+    yield "|---" * 7 + "|"
     folder.mkdir(parents=True, exist_ok=True)
     for seconds in lengths_s:
         source, masked, output = (folder / f"{seconds:g}s-{name}.wav" for name in ("noisy", "mask", mode))
@@ -56,9 +61,12 @@ def rows(
         if mode != "safe":
             done = _enhance(model, mode, source, output)
         # the mask network's sound runs through: it has no seams, and nothing to compare it with
-        jump = "-" if mode == "safe" else f"{_largest_jump(masked, output, done['seams']):.2f}"
+        jumps = ["-", "-"]
+        if mode != "safe":
+            kinds = [[seam for seam in done["seams"] if (seam in done["left"]) == left] for left in (False, True)]
+            jumps = [f"{_largest_jump(masked, output, seams):.2f}" for seams in kinds]
         cells = [f"{seconds:g} s", f"{done['cpu_s'] / seconds:.3f}", f"{done['megabytes']:.0f}"]
-        cells += [f"{soundfile.info(source).frames}, {done['samples']}", str(len(done["seams"])), jump]
+        cells += [f"{soundfile.info(source).frames}, {done['samples']}", str(len(done["seams"])), *jumps]
         yield "| " + " | ".join(cells) + " |"
 
 

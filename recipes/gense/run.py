@@ -126,11 +126,14 @@ def find_limits(arguments: argparse.Namespace) -> None:
     model, count = load_gense(folder), arguments.count or 40
     network, made_by = load_mask(model.mask), "-".join(_fingerprints(folder, model.mask))
     pack = SpeechPack(arguments.output / "packed" / "tune", least_dynamics_db=24.0)
-    tried = {}
-    for name, arm in trial.arms(model).items():
+    arms = trial.arms(model)
+
+    def rows_of(name: str, count: int) -> list[dict[str, Any]]:
         kept = arguments.output / f"trial-{name}-{made_by}.jsonl"
-        tried[arm] = trial.speak_all(arm.generator(model), network, pack, count, LIMITS_SEED, kept)
-    found = trial.find(tried, trial.clean_ratios_db(network, pack, count, LIMITS_SEED))
+        return trial.speak_all(arms[name].generator(model), network, pack, count, LIMITS_SEED, kept)
+
+    best = trial.choose({name: rows_of(name, count) for name in arms})
+    found = trial.find(arms[best], rows_of(best, 3 * count), trial.clean_ratios_db(network, pack, count, LIMITS_SEED))
     logging.info("%s", found)
     finish_gense(arguments, asdict(found))
 

@@ -135,27 +135,30 @@ def speak_all(
             file.write(json.dumps(row) + "\n")
             file.flush()
             logging.info("%d of %d stretches", number + 1, count)
-    return rows
+    return rows[:count]
 
 
-def find(tried: Mapping[Arm, Sequence[dict[str, Any]]], clean_db: Sequence[float]) -> Found:
+def choose(tried: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """Return the arm, of rows of `speak_all`, with which the tokens come nearest to the clean speech's."""
+    for name, own in tried.items():
+        logging.info("%s: %s", name, {k: round(_mean(own, "spoken", k), 3) for k in _BETTER})
+    return min(tried, key=lambda name: _mean(tried[name], "spoken", "token_distance"))
+
+
+def find(best: Arm, rows: Sequence[dict[str, Any]], clean_db: Sequence[float]) -> Found:
     """Return what tuning speech tells.
 
-    The arm is chosen with which the tokens come nearer to the clean speech's. Stretches whose tokens came no farther
-    from the clean speech's than the noisy ones were are good: each limit lets 95 of 100 of them pass, those of voice
-    and activity never wider than the defaults, for how a wrong voice differs the rows do not show. With fewer than
-    10 good ones the defaults stay. Words may be no farther from the input's than 0.9 of the nearest of other stretches'
-    words. The ratio from which the input is left as it is lets 95 of 100 clean stretches through, is the default at
-    most, and above that of 98 of 100 stretches at 10 dB or less.
+    Stretches whose tokens came no farther from the clean speech's than the noisy ones were are good: each limit lets 95
+    of 100 of them pass, those of voice and activity never wider than the defaults, for how a wrong voice differs the
+    rows do not show. With fewer than 10 good ones the defaults stay. Words may be no farther from the input's than 0.9
+    of the nearest of other stretches' words. The ratio from which the input is left as it is lets 95 of 100 clean
+    stretches through, is the default at most, and above that of 98 of 100 stretches at 10 dB or less.
 
     Args:
-        tried: Rows of `speak_all`, by what S2S was told and how tokens and codes were drawn.
+        best: The arm.
+        rows: Its rows of `speak_all`.
         clean_db: Estimated signal-to-noise ratios of clean speech.
     """
-    for arm, own in tried.items():
-        logging.info("%s: %s", arm, {k: round(_mean(own, "spoken", k), 3) for k in _BETTER})
-    best = min(tried, key=lambda arm: _mean(tried[arm], "spoken", "token_distance"))
-    rows = tried[best]
     everything = [row["own"] for row in rows]
     good = [row["own"] for row in rows if row["spoken"]["token_distance"] <= row["noisy"]["token_distance"]]
     limits = asdict(Limits())

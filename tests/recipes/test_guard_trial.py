@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from audio_llm.gense.guards import Limits
-from audio_llm.lm.sampling import GREEDY, MEDIAN, Sampling
+from audio_llm.lm.sampling import GREEDY, MEDIAN
 
 BETTER = ("pesq_wb", "stoi", "estoi", "si_sdr_db", "sig", "bak", "ovrl")
 
@@ -36,7 +36,7 @@ def rows(gain: float = 0.5) -> list[dict[str, Any]]:
 
 
 def found_in(trial: ModuleType, own: list[dict[str, Any]], clean_db: list[float]) -> Any:
-    return trial.find({trial.Arm("noisy", GREEDY, GREEDY): own}, clean_db)
+    return trial.find(trial.Arm("noisy", MEDIAN, GREEDY, 0.25), own, clean_db)
 
 
 def test_limits_let_nearly_all_good_stretches_pass_and_no_other_words(trial: ModuleType) -> None:
@@ -51,11 +51,11 @@ def test_limits_let_nearly_all_good_stretches_pass_and_no_other_words(trial: Mod
 
 def test_what_nears_the_clean_speech_is_told(trial: ModuleType) -> None:
     worse = [{**row, "spoken": {**row["spoken"], "token_distance": 0.9}} for row in rows()]
-    noisy, masked = trial.Arm("noisy", GREEDY, GREEDY), trial.Arm("masked", MEDIAN, Sampling(0.5))
-    found = trial.find({noisy: worse, masked: rows()}, [10.0])
-    assert (found.chain.acoustic, found.semantic_sampling, found.sampling) == ("masked", MEDIAN, Sampling(0.5))
-    found = trial.find({noisy: rows(), masked: worse}, [10.0])
-    assert (found.chain.acoustic, found.semantic_sampling, found.sampling) == ("noisy", GREEDY, GREEDY)
+    assert trial.choose({"noisy": worse, "masked": rows()}) == "masked"
+    assert trial.choose({"noisy": rows(), "masked": worse}) == "noisy"
+    found = found_in(trial, rows(), [10.0])
+    assert (found.chain.acoustic, found.semantic_sampling, found.sampling) == ("noisy", MEDIAN, GREEDY)
+    assert found.heard_share == 0.25
 
 
 def test_limits_of_voices_are_never_wider_than_the_defaults(trial: ModuleType) -> None:
