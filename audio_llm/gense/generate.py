@@ -20,7 +20,7 @@ from audio_llm.lm.sampling import GREEDY, Sampling
 SAMPLE_RATE = 16_000  # Hz
 _MOST_CHANGE_DB = 6.0  # of the input's level, beyond which what was spoken before is no context
 _MOST_GAIN_DB = 6.0  # by which speech is brought to the level of the mask network's
-_LEVEL_FRAMES = 25  # over which the levels are compared, 0.5 s
+_LEVEL_FRAMES = 49  # over which the levels are compared, 0.98 s
 _PAUSE = 1e-3  # of the greatest power, below which levels say nothing
 
 

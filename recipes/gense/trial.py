@@ -149,8 +149,8 @@ def find(best: Arm, rows: Sequence[dict[str, Any]], clean_db: Sequence[float]) -
     """Return what tuning speech tells.
 
     Stretches whose tokens came no farther from the clean speech's than the noisy ones were are good: each limit lets 95
-    of 100 of them pass, those of voice and activity never wider than the defaults, for how a wrong voice differs the
-    rows do not show. With fewer than 10 good ones the defaults stay. Words may be no farther from the input's than 0.9
+    of 100 of them pass, and is never wider than the default, for how wrong words and voices differ the rows do not
+    show. With fewer than 10 good ones the defaults stay. Words may be no farther from the input's than 0.9
     of the nearest of other stretches' words. The ratio from which the input is left as it is lets 95 of 100 clean
     stretches through, is the default at most, and above that of 98 of 100 stretches at 10 dB or less.
 
@@ -168,9 +168,9 @@ def find(best: Arm, rows: Sequence[dict[str, Any]], clean_db: Sequence[float]) -
         for name in ("level_distance", "input_distance", "longest_run", *_OF_SOUND):
             values = [evidence[name] for evidence in good if np.isfinite(evidence[name])]
             limits[name] = float(np.quantile(values, _KEPT, method="higher"))
-        for name in _OF_SOUND:
             limits[name] = min(limits[name], getattr(Limits(), name))
-        limits["least_confidence"] = float(np.quantile([evidence["confidence"] for evidence in good], 1.0 - _KEPT))
+        surest = float(np.quantile([evidence["confidence"] for evidence in good], 1.0 - _KEPT))
+        limits["least_confidence"] = max(limits["least_confidence"], surest)
     nearest = min(row["other"] for row in rows[1:])
     limits["input_distance"] = min(limits["input_distance"], _NEAREST * nearest)
     low = [row["own"]["snr_db"] for row in rows if row["snr_db"] <= _LOW_DB]
