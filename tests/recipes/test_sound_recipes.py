@@ -30,6 +30,7 @@ STAGE_2 = ["model.quantizer=reorganized", "model.codes=16"]
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_stage_runs_on_the_samples(tiny_data: Callable[[Path], Path], tmp_path: Path) -> None:
+    pytest.importorskip("pesq")  # of the extra `metrics`
     data = tiny_data(tmp_path / "data")
     _add_noise(data)
     codec, gense = tmp_path / "codec", tmp_path / "gense"
