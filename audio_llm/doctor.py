@@ -25,6 +25,7 @@ CORE_REQUIREMENTS = (
     "pocketsphinx>=5.1,<6",
     "jiwer>=4,<5",
     "num2words>=0.5.13",
+    "wetext>=0.1.8,<0.2",
     "PyYAML>=6",
     "tqdm>=4.66",
     "huggingface_hub>=1",

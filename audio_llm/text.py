@@ -1,10 +1,10 @@
-"""Named text normalisers: one object for training and for scoring, its name printed with every figure."""
+"""Named text normalisers: one object for training and for scoring, its name printed with every figure; sentences."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from audio_llm.errors import UsageError
@@ -24,6 +24,28 @@ _NOT_WORD = re.compile(r"[^\w' ]|_")
 _OUTER_APOSTROPHE = re.compile(r"(?<!\w)'+|'+(?!\w)")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?")
 _LONGEST_NUMBER = 15  # digits; a longer one is read digit by digit
+_ABBREVIATIONS = (
+    "Mr",
+    "Mrs",
+    "Ms",
+    "Dr",
+    "St",
+    "Messrs",
+    "Mme",
+    "Mlle",
+    "Col",
+    "Capt",
+    "Rev",
+    "Esq",
+    "No",
+    "vol",
+    "Vol",
+)
+_PARAGRAPH = re.compile(r"\n\s*\n")
+_MARKS = re.compile(r"[_*\[\]{}|<>=~^]|--+")
+_STOP = "\u2024"  # stands for a full stop that ends no sentence
+_ABBREVIATION = re.compile(r"\b(" + "|".join(_ABBREVIATIONS) + r"|[A-Z])\.")
+_END = re.compile(r"(?<=[.!?;])[\"')”’]*\s+(?=[\"'(“‘]*[A-Z])|(?<=;)\s+")  # noqa: RUF001
 _SPELLED = re.compile(r"\b(?:[a-z] )+[a-z]\b")
 
 
@@ -53,6 +75,16 @@ def get_normalizer(name: str) -> Normalizer:
     if name not in NORMALIZERS:
         raise UsageError(f"no text normaliser is named {name!r}", remedy=f"use one of {', '.join(NORMALIZERS)}")
     return NORMALIZERS[name]
+
+
+def split_sentences(book: str) -> Iterator[str]:
+    """Split running text into sentences: at full stops, question and exclamation marks, and semicolons."""
+    for paragraph in _PARAGRAPH.split(book.replace("\r", "")):
+        text = " ".join(_MARKS.sub(" ", paragraph).split())
+        text = _ABBREVIATION.sub(lambda match: match.group(1) + _STOP, text)
+        for sentence in _END.split(text):
+            if sentence.strip():
+                yield sentence.replace(_STOP, ".").strip()
 
 
 def _raw(text: str) -> str:

@@ -21,6 +21,7 @@ class ConvNeXtStack(nn.Module):
 
     def __init__(self, width: int, blocks: int, expansion: int, causal: bool = False) -> None:
         super().__init__()
+        self.width = width
         self.blocks = nn.ModuleList(_ConvNeXtBlock(width, expansion, causal) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
 
@@ -33,6 +34,19 @@ class ConvNeXtStack(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
+    def first_state(self, batch: int = 1) -> Tensor:
+        """Return the state before the first frame, for `step`: (blocks, B, C, KERNEL - 1)."""
+        return self.norm.weight.new_zeros(len(self.blocks), batch, self.width, KERNEL - 1)
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `forward` gives for the next frames (B, N, C), and the state behind them; causal stacks only."""
+        states = []
+        for block, past in zip(self.blocks, state, strict=True):
+            assert isinstance(block, _ConvNeXtBlock)
+            x, last = block.step(x, past)
+            states.append(last)
+        return self.norm(x), torch.stack(states)
+
 
 class _ConvNeXtBlock(nn.Module):
     def __init__(self, width: int, expansion: int, causal: bool) -> None:
@@ -44,6 +58,12 @@ class _ConvNeXtBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((width,), 0.2))
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        y = self.depthwise(functional.pad(x.transpose(1, 2), self.pad)).transpose(1, 2)
-        y = self.down(functional.gelu(self.up(self.norm(y))))
-        return (x + self.scale * y) * keep
+        return self._add(x, functional.pad(x.transpose(1, 2), self.pad)) * keep
+
+    def step(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        seen = torch.cat([past, x.transpose(1, 2)], dim=2)
+        return self._add(x, seen), seen[:, :, 1 - KERNEL :]
+
+    def _add(self, x: Tensor, seen: Tensor) -> Tensor:
+        y = self.depthwise(seen).transpose(1, 2)
+        return x + self.scale * self.down(functional.gelu(self.up(self.norm(y))))

@@ -6,7 +6,6 @@ A decoder that gives spectra costs a tenth of one that grows samples by transpos
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from audio_llm.codec.istft import BINS, HOP_LENGTH, SAMPLE_RATE, to_sound, windowed_frames
 from audio_llm.codec.layers import ConvNeXtStack
 from audio_llm.errors import ConfigError
 from audio_llm.features import valid_mask
@@ -22,14 +22,7 @@ from audio_llm.quantizers.fsq import FSQ
 from audio_llm.quantizers.group_reorg import GradientVQ, GroupVQ
 from audio_llm.quantizers.vq import CosineVQ
 
-SAMPLE_RATE = 16_000  # Hz
-N_FFT = 640  # samples of a frame, 40 ms
-HOP_LENGTH = 160  # samples, 10 ms
-BINS = N_FFT // 2 + 1
-_SIDE = (N_FFT - HOP_LENGTH) // 2  # samples of a frame before its own hop
 _FLOOR = 1e-5  # of a magnitude
-_LEAST_OVERLAP = 0.1  # of squared windows, so that the edges are not blown up
-_LOUDEST = 8.0  # natural logarithm of the largest magnitude that comes out
 
 
 @dataclass(frozen=True)
@@ -121,8 +114,7 @@ class CodecNetwork(nn.Module):
         """Return the codes of waveforms as for `forward`, and the mask (B, N) of valid ones."""
         counts = self.code_lengths(lengths)
         size = int(counts.max()) * self.config.fold if len(counts) else 0
-        padded = functional.pad(waveforms, (_SIDE, _SIDE + size * HOP_LENGTH - waveforms.shape[1]))
-        frames = padded.unfold(1, N_FFT, HOP_LENGTH) * _window().to(waveforms)
+        frames = windowed_frames(waveforms, size)
         mask = valid_mask(counts, size // self.config.fold)
         x = self.encoder(self.enter(_features(frames)), mask.repeat_interleave(self.config.fold, dim=1))
         return self.quantizer(self.narrow(x.unflatten(1, (-1, self.config.fold)).flatten(2)), mask), mask
@@ -143,7 +135,7 @@ class CodecNetwork(nn.Module):
     def _decode(self, values: Tensor, mask: Tensor) -> Tensor:
         x = self.widen(values.to(self.widen.weight.dtype)).unflatten(2, (self.config.fold, -1)).flatten(1, 2)
         mask = mask.repeat_interleave(self.config.fold, dim=1)
-        return _synthesize(self.leave(self.decoder(x, mask)).float(), mask)
+        return to_sound(self.leave(self.decoder(x, mask)), mask)
 
 
 def _quantizer(config: CodecConfig) -> FSQ | CosineVQ | GroupVQ | GradientVQ:
@@ -162,26 +154,3 @@ def _features(frames: Tensor) -> Tensor:
     magnitude = spectrum.abs().clamp_min(_FLOOR)
     parts = torch.view_as_real(spectrum / magnitude.sqrt()).flatten(2)
     return torch.cat([0.3 * magnitude.log(), parts], dim=-1)
-
-
-def _synthesize(out: Tensor, mask: Tensor) -> Tensor:
-    """Return the sound (B, N x HOP_LENGTH) of log magnitudes and phases (B, N, 2 x BINS), silent beyond the mask."""
-    magnitude, phase = out.chunk(2, dim=-1)
-    magnitude = magnitude.clamp_max(_LOUDEST).exp() * mask[:, :, None]
-    frames = torch.fft.irfft(torch.polar(magnitude, phase), N_FFT) * _window().to(out)
-    rows = mask[:1] if bool(mask.all()) else mask  # each utterance ends where it ends alone
-    squares = _window().to(out).square() * rows[:, :, None]
-    return _overlap_add(frames) / _overlap_add(squares).clamp_min(_LEAST_OVERLAP)
-
-
-def _overlap_add(frames: Tensor) -> Tensor:
-    """Return (B, N x HOP_LENGTH) of frames (B, N, N_FFT), without what reaches beyond the first and the last hop."""
-    size = frames.shape[1] * HOP_LENGTH + 2 * _SIDE
-    sound = functional.fold(frames.transpose(1, 2), (1, size), (1, N_FFT), stride=(1, HOP_LENGTH))[:, 0, 0]
-    return sound[:, _SIDE : size - _SIDE]
-
-
-@functools.cache
-@torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
-def _window() -> Tensor:
-    return torch.hann_window(N_FFT)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from audio_llm import hub
 from audio_llm.codec.codec import KIND, load_codec_network
-from audio_llm.codec.discriminators import Discriminators
-from audio_llm.codec.losses import adversarial_loss, discriminator_loss, feature_distance, spectral_distance
+from audio_llm.codec.losses import spectral_distance
 from audio_llm.codec.model import CodecConfig, CodecNetwork
+from audio_llm.codec.sound_loss import SoundLoss, SoundLossConfig
 from audio_llm.errors import ConfigError
 from audio_llm.quantizers.group_reorg import GroupVQ, reorganize
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
@@ -48,14 +48,10 @@ class CodecTrainingConfig:
         batch: Stretches in a batch.
         epoch_batches: Batches in an epoch.
         quantizer_weight: Of the quantizer's own loss.
-        adversarial_from: Optimiser step from which discriminators take part; -1: never.
-        adversarial_weight: Of deceiving them.
-        feature_weight: Of the likeness of their inner layers.
-        channels: Of the discriminators.
+        sound: Weights of what the decoded speech is judged by.
         frozen_codes: Train the decoder alone: what makes codes stays as it is in the model started from, so that codes
             keep their meaning, and language models of them their worth.
         more_blocks: Of the decoder, put behind those of the model started from; at first they change nothing.
-        listener_weight: Of how far what a listener hears in the decoded speech is from what it hears in the original.
         validation: Stretches of the tuning part at each validation, all without noise.
     """
 
@@ -65,13 +61,9 @@ class CodecTrainingConfig:
     batch: int = 12
     epoch_batches: int = 1000
     quantizer_weight: float = 1.0
-    adversarial_from: int = -1
-    adversarial_weight: float = 0.05
-    feature_weight: float = 0.1
-    channels: int = 16
+    sound: SoundLossConfig = field(default_factory=SoundLossConfig)
     frozen_codes: bool = False
     more_blocks: int = 0
-    listener_weight: float = 0.3
     validation: int = 64
 
     def __post_init__(self) -> None:
@@ -86,18 +78,12 @@ class SpeechBatch(NamedTuple):
 
 
 class _Training(nn.Module):
-    """The codec, and from a set step on the discriminators, as one thing to optimise.
-
-    The codec learns from the discriminators as they are, they from what it gives: no gradient goes both ways.
-    """
-
-    steps: Tensor
+    """The codec, and what its sounds are judged by, as one thing to optimise."""
 
     def __init__(self, config: CodecTrainingConfig, codec: CodecNetwork, listener: Listener | None = None) -> None:
         super().__init__()
-        self.config, self.codec, self.listener = config, codec, listener
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.discriminators = Discriminators(config.channels) if config.adversarial_from >= 0 else None
+        self.config, self.codec = config, codec
+        self.judge = SoundLoss(config.sound, listener, config.training.batches_per_step)
         if config.frozen_codes:
             for part in codec.coding_parts():
                 part.requires_grad_(False)
@@ -112,23 +98,10 @@ class _Training(nn.Module):
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Return the loss of (B, T) float32; a scalar."""
-        config = self.config
         lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
         output = self.codec(waveforms, lengths)
-        decoded = output.waveforms.float()
-        loss = spectral_distance(decoded, waveforms) + config.quantizer_weight * output.quantized.loss
-        if self.listener is not None:
-            loss = loss + config.listener_weight * self.listener.distance(decoded, waveforms)
-        if self.training:
-            self.steps += 1
-        if self.discriminators is None or int(self.steps) < config.adversarial_from * config.training.batches_per_step:
-            return loss
-        fixed = {name: parameter.detach() for name, parameter in self.discriminators.named_parameters()}
-        of_real, of_fake = self.discriminators(waveforms), self.discriminators(decoded.detach())
-        seen = torch.func.functional_call(self.discriminators, fixed, (decoded,))
-        loss = loss + config.adversarial_weight * adversarial_loss(seen.scores)
-        loss = loss + config.feature_weight * feature_distance(of_real.layers, seen.layers)
-        return loss + discriminator_loss(of_real.scores, of_fake.scores)
+        loss: Tensor = self.judge(output.waveforms, waveforms)
+        return loss + self.config.quantizer_weight * output.quantized.loss
 
 
 def train_codec(
@@ -246,9 +219,10 @@ def _start(name: str | Path, config: CodecTrainingConfig) -> CodecNetwork:
 
 def _validate(module: nn.Module, batches: list[SpeechBatch]) -> dict[str, float]:
     """Return the spectral distance, how far off a listener is, and how many codes are in use in these few seconds."""
-    codec, listener = module.codec, module.listener
+    codec, judge = module.codec, module.judge
     assert isinstance(codec, CodecNetwork)
-    assert listener is None or isinstance(listener, Listener)
+    assert isinstance(judge, SoundLoss)
+    listener = judge.listener
     device = codec.enter.weight.device
     distances, heard, codes = [], [], []
     for batch in batches:

@@ -3,37 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from audio_llm.errors import DataError
-from audio_llm.text import DEFAULT_NORMALIZER, Normalizer
+from audio_llm.text import DEFAULT_NORMALIZER, Normalizer, split_sentences
 
 SHARED_NGRAM = 8  # words; a sentence that shares so many in a row with a held-out text is dropped
-_ABBREVIATIONS = (
-    "Mr",
-    "Mrs",
-    "Ms",
-    "Dr",
-    "St",
-    "Messrs",
-    "Mme",
-    "Mlle",
-    "Col",
-    "Capt",
-    "Rev",
-    "Esq",
-    "No",
-    "vol",
-    "Vol",
-)
-_PARAGRAPH = re.compile(r"\n\s*\n")
-_MARKS = re.compile(r"[_*\[\]{}|<>=~^]|--+")
-_STOP = "\u2024"  # stands for a full stop that ends no sentence
-_ABBREVIATION = re.compile(r"\b(" + "|".join(_ABBREVIATIONS) + r"|[A-Z])\.")
-_END = re.compile(r"(?<=[.!?;])[\"')”’]*\s+(?=[\"'(“‘]*[A-Z])|(?<=;)\s+")  # noqa: RUF001
 
 
 @dataclass(frozen=True)
@@ -79,16 +56,6 @@ def read_book(
         if min_words <= len(words.split()) <= max_words and words.isascii() and any(c.islower() for c in text):
             sentences.append(Sentence(f"{path.stem}:{number:05d}", text, words))
     return sentences
-
-
-def split_sentences(book: str) -> Iterator[str]:
-    """Split running text into sentences: at full stops, question and exclamation marks, and semicolons."""
-    for paragraph in _PARAGRAPH.split(book.replace("\r", "")):
-        text = " ".join(_MARKS.sub(" ", paragraph).split())
-        text = _ABBREVIATION.sub(lambda match: match.group(1) + _STOP, text)
-        for sentence in _END.split(text):
-            if sentence.strip():
-                yield sentence.replace(_STOP, ".").strip()
 
 
 def drop_shared(sentences: Iterable[Sentence], held_out: Iterable[str], ngram: int = SHARED_NGRAM) -> list[Sentence]:

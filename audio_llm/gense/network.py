@@ -14,14 +14,13 @@ from audio_llm.gense.prompts import (
     ACOUSTIC,
     SEMANTIC,
     Segment,
-    join,
     n2s_prompt,
     n2s_target,
     s2s_prompt,
     s2s_target,
 )
 from audio_llm.lm.sampling import GREEDY, Sampling
-from audio_llm.lm.token_lm import Continuation, Sequence, TokenLm, TokenLmConfig
+from audio_llm.lm.token_lm import Continuation, Sequence, TokenLm, TokenLmConfig, join
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from audio_llm.errors import UsageError
-from audio_llm.lm.token_lm import Sequence
+from audio_llm.lm.token_lm import Sequence, join
 from audio_llm.lm.vocabulary import BOS, SEP, Vocabulary
 
 SEMANTIC, ACOUSTIC = "semantic", "acoustic"  # ranges of tokens
@@ -90,11 +90,6 @@ def s2s_prompt(
 def s2s_target(clean: Tensor, vocabulary: Vocabulary) -> Sequence:
     """Return the clean acoustic codes (B, A) int64 as what follows `s2s_prompt`."""
     return _stream(vocabulary.encode(ACOUSTIC, clean), Segment.CLEAN_ACOUSTIC, 1.0)
-
-
-def join(parts: list[Sequence]) -> Sequence:
-    """Return sequences one behind the other."""
-    return Sequence(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
 
 
 def _stream(ids: Tensor, segment: Segment, step: float) -> Sequence:

@@ -88,3 +88,31 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None =
         beyond = ordered.cumsum(-1) - ordered >= sampling.top_p  # what is likelier has enough already
         probabilities = probabilities.scatter(-1, order, ordered.masked_fill(beyond, 0.0))
     return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits.device)
+
+
+def draw_without_loops(
+    logits: Tensor,
+    history: Tensor,
+    sampling: Sampling,
+    window: int = 10,
+    most: int = 2,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return one token for each row; what came often of late is drawn anew out of all (repetition-aware sampling).
+
+    Where the likeliest tokens alone are drawn from, a model can be caught in a loop; drawing from all leads out of it
+    (VALL-E 2, Chen et al. 2024). Silence, whose tokens may repeat, is not forbidden.
+
+    Args:
+        logits: (B, V) float32, -inf where nothing may be drawn.
+        history: (B, T) int64, what was drawn before.
+        sampling: How, at first.
+        window: How many of the last tokens count.
+        most: How often a token may have come in them.
+        generator: Source of the draws, on the CPU.
+    """
+    drawn = draw(logits, sampling, generator)
+    often = (history[:, -window:] == drawn[:, None]).sum(-1) > most if history.shape[1] else drawn < 0
+    if bool(often.any()):
+        drawn = torch.where(often, draw(logits, Sampling(), generator), drawn)
+    return drawn

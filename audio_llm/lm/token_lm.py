@@ -8,7 +8,7 @@ additive (0 and the least number), the one form that hides the future under ever
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, NamedTuple
@@ -98,8 +98,7 @@ class TokenLm(nn.Module):
                 attn_implementation="sdpa",
             )
         )
-        # its name changed within transformers 5
-        self._cache_name = "cache" if "cache" in signature(self.network.forward).parameters else "past_key_values"
+        self._cache_name = cache_name(self.network)
         self.segments = nn.Embedding(config.segments, config.width)
         nn.init.normal_(self.segments.weight, std=0.02)
         self.dropout = nn.Dropout(config.dropout)
@@ -114,15 +113,31 @@ class TokenLm(nn.Module):
             nn.init.normal_(layer.weight, std=0.02)
             self.shared[name] = layer
 
-    def forward(self, sequence: Sequence) -> Tensor:
-        """Return hidden states (B, N, width) float32; each depends on itself and on what is before it alone."""
-        mask = additive_mask(sequence.ids != PAD)
-        return self._run(sequence, self.embeddings(), mask, None)
+    def forward(self, sequence: Sequence, features: Tensor | None = None) -> Tensor:
+        """Return hidden states (B, N, width) float32; each depends on itself and on what is before it alone.
 
-    def logits(self, hidden: Tensor, name: str) -> Tensor:
-        """Return logits (..., R) of a range's tokens to come next, for hidden states (..., width)."""
-        span = self.vocabulary.span(name)
-        return hidden @ self.embeddings()[span.start : span.stop].T
+        Args:
+            sequence: The tokens.
+            features: (B, N, width) float32, added to what stands for each token: what no token says.
+        """
+        mask = additive_mask(sequence.ids != PAD)
+        return self._run(sequence, self.embeddings(), mask, None, features)
+
+    def logits(self, hidden: Tensor, name: str, specials: Collection[int] = ()) -> Tensor:
+        """Return logits (..., R) of a range's tokens to come next, for hidden states (..., width).
+
+        Args:
+            hidden: As from `forward`.
+            name: The range.
+            specials: Special tokens that may come as well: their logits lie before the range's.
+        """
+        return hidden @ self.table(name, specials).T
+
+    def table(self, name: str, specials: Collection[int] = ()) -> Tensor:
+        """Return the vectors (R, width) of a range's tokens, those of special ones before them."""
+        span, embeddings = self.vocabulary.span(name), self.embeddings()
+        own = embeddings[span.start : span.stop]
+        return torch.cat([embeddings[list(specials)], own]) if specials else own
 
     def embeddings(self) -> Tensor:
         """Return the vectors (V, width) that stand for the tokens, where they come in and where they come out."""
@@ -157,16 +172,11 @@ class TokenLm(nn.Module):
         Raises:
             ConfigError: The median is wanted of tokens that stand for no grid of levels.
         """
-        from transformers import DynamicCache
-
-        span = self.vocabulary.span(name)
-        valid = prompt.ids != PAD
-        cache, embeddings = DynamicCache(), self.embeddings()
-        table = embeddings[span.start : span.stop]
-        hidden = self._run(prompt, embeddings, additive_mask(valid), cache)[:, -1]
+        span, table = self.vocabulary.span(name), self.table(name)
+        run = Decoding(self, prompt)
         ids, log_probs = [], []
         for step in range(target.positions.shape[1]):
-            logits = (hidden @ table.T).float()
+            logits = (run.hidden @ table.T).float()
             if votes is not None:
                 own = 1.0 - votes[:, step].sum(-1, keepdim=True)
                 logits = (own * logits.softmax(-1) + votes[:, step]).log()
@@ -175,9 +185,7 @@ class TokenLm(nn.Module):
             log_probs.append(logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0])
             if step + 1 == target.positions.shape[1]:
                 break
-            valid = torch.cat([valid, valid.new_ones(len(valid), 1)], dim=1)
-            last = Sequence(ids[-1][:, None], *(part[:, step : step + 1] for part in target[1:]))
-            hidden = self._run(last, embeddings, _hidden_padding(valid)[:, None, None, :], cache)[:, -1]
+            run.feed(Sequence(ids[-1][:, None], *(part[:, step : step + 1] for part in target[1:])))
         empty = prompt.ids.new_zeros(len(prompt.ids), 0)
         if not ids:
             return Continuation(empty, empty.float())
@@ -190,8 +198,12 @@ class TokenLm(nn.Module):
             raise ConfigError(f"the {name} tokens are no grid, and have no median", remedy="draw them in another way")
         return median(logits.softmax(-1), getattr(self, f"features_{name}"), self._levels[name])
 
-    def _run(self, sequence: Sequence, embeddings: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    def _run(
+        self, sequence: Sequence, embeddings: Tensor, mask: Tensor, cache: Any, features: Tensor | None = None
+    ) -> Tensor:
         x = embeddings[sequence.ids] + self.segments(sequence.segments)
+        if features is not None:
+            x = x + features
         out = self.network(
             inputs_embeds=self.dropout(x),
             attention_mask=mask.to(x.dtype),
@@ -201,6 +213,43 @@ class TokenLm(nn.Module):
         )
         hidden: Tensor = out.last_hidden_state
         return hidden
+
+
+class Decoding:
+    """A text of tokens that is being continued; what was computed of it is kept.
+
+    Args:
+        lm: The model.
+        prompt: What is given; rows may be padded on the left.
+        features: As for `TokenLm.forward`, of the prompt.
+
+    Attributes:
+        hidden: (B, width) float32, of the last token: what the next one depends on.
+    """
+
+    def __init__(self, lm: TokenLm, prompt: Sequence, features: Tensor | None = None) -> None:
+        from transformers import DynamicCache
+
+        self._lm, self._embeddings, self._cache = lm, lm.embeddings(), DynamicCache()
+        self._valid = prompt.ids != PAD
+        hidden = lm._run(prompt, self._embeddings, additive_mask(self._valid), self._cache, features)
+        self.hidden = hidden[:, -1]
+
+    def feed(self, tokens: Sequence) -> None:
+        """Go on with one token of each row, (B, 1)."""
+        self._valid = torch.cat([self._valid, self._valid.new_ones(len(self._valid), 1)], dim=1)
+        mask = _hidden_padding(self._valid)[:, None, None, :]
+        self.hidden = self._lm._run(tokens, self._embeddings, mask, self._cache)[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows alone, in this order, some of them perhaps twice; (B',) int64."""
+        self._cache.batch_select_indices(rows)
+        self._valid, self.hidden = self._valid[rows], self.hidden[rows]
+
+
+def join(parts: list[Sequence]) -> Sequence:
+    """Return sequences one behind the other."""
+    return Sequence(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
 
 
 def _features(vectors: Tensor, size: int) -> tuple[Tensor, list[int]]:
@@ -219,6 +268,11 @@ def _features(vectors: Tensor, size: int) -> tuple[Tensor, list[int]]:
         columns.append((column[:, None] == levels).float() if len(levels) <= _FEW_LEVELS else column[:, None])
         counts.append(len(levels))
     return torch.cat(columns, dim=1), counts if max(counts) <= _FEW_LEVELS else []
+
+
+def cache_name(network: nn.Module) -> str:
+    """Return the name of the argument by which a model of transformers takes what it computed: it changed within 5."""
+    return "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
 
 
 def additive_mask(valid: Tensor) -> Tensor:

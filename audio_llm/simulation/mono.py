@@ -102,13 +102,16 @@ def set_level(waveform: np.ndarray, level_db: float) -> np.ndarray:
     return (waveform * gain).astype(np.float32)
 
 
-def trim_silence(waveform: np.ndarray, below_db: float = 35.0, pause_s: float = 0.3) -> np.ndarray:
+def trim_silence(
+    waveform: np.ndarray, below_db: float = 35.0, pause_s: float = 0.3, margin_s: float = 0.0
+) -> np.ndarray:
     """Cut silence off both ends, and shorten long pauses.
 
     Args:
         waveform: (T,) float32 at 16 kHz.
         below_db: Frames of 20 ms so far below the 95th percentile of the levels are silent.
         pause_s: What is left of a pause, half of it on each side of the cut.
+        margin_s: What is left of the silence at both ends.
 
     Returns:
         (T',) float32; empty where all is silent.
@@ -124,7 +127,9 @@ def trim_silence(waveform: np.ndarray, below_db: float = 35.0, pause_s: float = 
     reach = max(1, round(0.5 * pause_s * 50))
     near = np.convolve(loud, np.ones(2 * reach + 1), "same") > 0
     inside = np.flatnonzero(loud)
-    near[: inside[0]] = near[inside[-1] + 1 :] = False
+    margin = round(margin_s * 50)
+    near[max(0, inside[0] - margin) : inside[0]] = near[inside[-1] + 1 : inside[-1] + 1 + margin] = True
+    near[: max(0, inside[0] - margin)] = near[inside[-1] + 1 + margin :] = False
     return waveform[: count * frame][np.repeat(near, frame)]
 
 

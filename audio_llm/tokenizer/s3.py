@@ -53,6 +53,18 @@ class S3Tokenizer:
         counts = counts * (frames > 0)
         return Tokens(quantized.codes * valid_mask(counts, quantized.codes.shape[1]), counts)
 
+    @torch.inference_mode()
+    def states(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """Return what tokens are cut from, of each 40 ms, (B, N, width) float32, for waveforms as for `encode`.
+
+        For models that take continuous features in the tokens' place; 0 behind each end.
+        """
+        mel, frames = log_mel(waveforms, lengths)
+        if not len(frames) or int(frames.max()) < _LEAST_FRAMES:
+            return mel.new_zeros(len(frames), 0, self.network.config.width)
+        found, counts = self.network.encode(mel, frames.clamp_min(1))
+        return found * valid_mask(counts * (frames > 0), found.shape[1])[:, :, None]
+
     def uncut(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Return what tokens are before they are cut, in levels (B, N, D) float32, for waveforms as for `encode`.
 

@@ -90,10 +90,14 @@ class S3Network(nn.Module):
 
     def quantize(self, mel: Tensor, lengths: Tensor) -> tuple[Quantized, Tensor]:
         """Return the tokens (as `codes`) of features as for `forward`, and how many each utterance has."""
+        x, counts = self.encode(mel, lengths)
+        return self.quantizer(self.narrow(x), valid_mask(counts, x.shape[1])), counts
+
+    def encode(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the tokens are cut from, (B, N, width) float32, and how many of them each utterance has."""
         rate = self.config.dropout if self.training else 0.0
         counts = output_lengths(lengths)
-        x = self._blocks(self.before, self.front(mel, lengths, rate), counts, rate)
-        return self.quantizer(self.narrow(x), valid_mask(counts, x.shape[1])), counts
+        return self._blocks(self.before, self.front(mel, lengths, rate), counts, rate), counts
 
     def write(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Return log-probabilities of symbols (B, N, 29) for tokens (B, N) int64; lengths (B,) int64 tokens."""

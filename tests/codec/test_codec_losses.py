@@ -18,6 +18,7 @@ from audio_llm.codec.losses import (
     spectral_distance,
 )
 from audio_llm.codec.model import CodecConfig, CodecNetwork
+from audio_llm.codec.sound_loss import SoundLossConfig
 from audio_llm.codec.train import CodecTrainingConfig, _Training
 from audio_llm.training.loop import TrainingConfig
 
@@ -115,8 +116,8 @@ def test_discriminators_judge_at_every_resolution_and_can_learn() -> None:
 
 def gradients(codec: CodecConfig, **changes: object) -> dict[str, Tensor]:
     """Return the gradients of one pass of a training whose weights are always the same."""
-    config = CodecTrainingConfig(codec, TrainingConfig(max_steps=1), channels=4)
-    config = replace(config, **changes)
+    sound = replace(SoundLossConfig(channels=4), **changes)
+    config = CodecTrainingConfig(codec, TrainingConfig(max_steps=1), sound=sound)
     torch.manual_seed(0)
     network = CodecNetwork(codec)
     torch.manual_seed(1)
@@ -139,15 +140,15 @@ def test_what_the_codec_is_after_does_not_teach_the_discriminators(
 ) -> None:
     off = {"adversarial_from": 0, "adversarial_weight": 0.0, "feature_weight": 0.0}
     without, with_it = gradients(tiny, **off), gradients(tiny, **{**off, **weights})
-    assert same(without, with_it, "discriminators")
+    assert same(without, with_it, "judge.discriminators")
     assert not same(without, with_it, "codec")  # while the codec does learn from it
-    assert max(gradient.abs().max() for name, gradient in without.items() if name.startswith("disc")) > 1e-4
+    assert max(gradient.abs().max() for name, gradient in without.items() if name.startswith("judge.disc")) > 1e-4
 
 
 def test_what_the_discriminators_are_after_does_not_teach_the_codec(tiny: CodecConfig) -> None:
     alone = gradients(tiny, adversarial_from=-1)
     beside = gradients(tiny, adversarial_from=0, adversarial_weight=0.0, feature_weight=0.0)
-    assert not any(name.startswith("discriminators") for name in alone)
+    assert not any(name.startswith("judge.discriminators") for name in alone)
     assert same(alone, beside, "codec")
 
 
@@ -155,12 +156,12 @@ def test_discriminators_take_part_from_their_step_on(
     tiny: CodecConfig, make_codec: Callable[..., CodecNetwork]
 ) -> None:
     loop = TrainingConfig(max_steps=9, batches_per_step=2)
-    config = CodecTrainingConfig(tiny, loop, adversarial_from=2, channels=4)
+    config = CodecTrainingConfig(tiny, loop, sound=SoundLossConfig(adversarial_from=2, channels=4))
     torch.manual_seed(0)
     module = _Training(config, make_codec()).train()
     heard = []
     for _ in range(5):
         module.zero_grad()
         module(speech()).backward()
-        heard.append(any(p.grad is not None for p in module.discriminators.parameters()))
+        heard.append(any(p.grad is not None for p in module.judge.discriminators.parameters()))
     assert heard == [False, False, False, True, True]

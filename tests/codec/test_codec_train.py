@@ -13,6 +13,7 @@ from audio_llm import hub
 from audio_llm.codec.codec import SpeechCodec, load_codec_network
 from audio_llm.codec.losses import spectral_distance
 from audio_llm.codec.model import CodecConfig, CodecNetwork
+from audio_llm.codec.sound_loss import SoundLossConfig
 from audio_llm.codec.train import CodecTrainingConfig, extended, make_batch, reorganized, train_codec
 from audio_llm.errors import AudioLLMError, ConfigError, DataError
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
@@ -26,7 +27,7 @@ SPEECH = NoisyConfig(seconds=0.25, clean_share=0.75, silent_share=0.0, room_shar
 
 def settings(model: CodecConfig, steps: int, **changes: object) -> CodecTrainingConfig:
     loop = TrainingConfig(steps, learning_rate=1e-2, warmup_steps=2, log_every=2, validate_every=10)
-    config = CodecTrainingConfig(model, loop, SPEECH, batch=3, epoch_batches=8, channels=4, validation=5)
+    config = CodecTrainingConfig(model, loop, SPEECH, batch=3, epoch_batches=8, validation=5)
     return replace(config, **changes)
 
 
@@ -68,7 +69,7 @@ def test_training_lowers_the_distance_and_leaves_a_model(speech_pack: Path, tmp_
 def test_training_with_discriminators_goes_on_after_a_stop(
     speech_pack: Path, tmp_path: Path, tiny: CodecConfig
 ) -> None:
-    config = settings(tiny, 4, adversarial_from=2)
+    config = settings(tiny, 4, sound=SoundLossConfig(adversarial_from=2, channels=4))
     train_codec(speech_pack, speech_pack, tmp_path / "out", config, device="cpu")
     config = replace(config, training=replace(config.training, max_steps=8))
     again = train_codec(speech_pack, speech_pack, tmp_path / "out", config, device="cpu", resume=True)
@@ -203,7 +204,7 @@ def test_a_listener_has_a_say(speech_pack: Path, tmp_path: Path, tiny: CodecConf
 
     ends, listener = [], Listener("an ear", "0" * 64, power)
     for name, weight in (("deaf", 0.0), ("heard", 20.0)):
-        config = settings(tiny, 20, listener_weight=weight)
+        config = settings(tiny, 20, sound=SoundLossConfig(listener_weight=weight))
         train_codec(speech_pack, speech_pack, tmp_path / name, config, device="cpu", listener=listener)
         codec = SpeechCodec.load(tmp_path / name / "best")
         assert hub.load_model(tmp_path / name / "best").provenance["listener"]["name"] == "an ear"

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from audio_llm.errors import UsageError
 from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, Past, TokenPairs
-from audio_llm.gense.prompts import Segment, join, n2s_prompt, n2s_target, s2s_prompt, s2s_target
+from audio_llm.gense.prompts import Segment, n2s_prompt, n2s_target, s2s_prompt, s2s_target
 from audio_llm.lm.sampling import GREEDY, MEDIAN, Sampling
-from audio_llm.lm.token_lm import Sequence, TokenLmConfig
+from audio_llm.lm.token_lm import Sequence, TokenLmConfig, join
 from audio_llm.quantizers.fsq import FSQ
 
 torch.set_num_threads(1)

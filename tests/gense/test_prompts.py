@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from audio_llm.errors import UsageError
-from audio_llm.gense.prompts import join, n2s_prompt, n2s_target, s2s_prompt, s2s_target
-from audio_llm.lm.token_lm import Sequence
+from audio_llm.gense.prompts import n2s_prompt, n2s_target, s2s_prompt, s2s_target
+from audio_llm.lm.token_lm import Sequence, join
 from audio_llm.lm.vocabulary import BOS, SEP, Vocabulary
 
 VOCABULARY = Vocabulary({"semantic": 10, "acoustic": 20})  # ids 4..13 and 14..33

@@ -1,0 +1,150 @@
+"""Talks: utterances with text and semantic tokens, packed; what all parts of TouchTTS learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from audio_llm.codec.codec import to_level
+from audio_llm.errors import DataError
+from audio_llm.simulation.mono import trim_silence
+from audio_llm.simulation.sources import to_pcm
+from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.touchtts.text import UnspeakableError, to_spoken
+from audio_llm.training.shards import ShardReader, decode_text, encode_text, write_shards
+
+MARGIN_S = 0.06  # of silence that is left before and behind an utterance
+LONGEST_S = 20.0  # longer utterances are left out
+_BATCH_S = 60.0  # of sound that is tokenized at once
+_TEXTS = ("id", "voice", "speaker", "text")
+
+
+@dataclass(frozen=True)
+class Talk:
+    """An utterance and what is said in it.
+
+    Attributes:
+        id: Its name.
+        voice: Whose way to talk the language model is to learn: a person, or a kind of people.
+        speaker: Who talks.
+        text: As written.
+        waveform: (T,) float32 at 16 kHz; trimmed and brought to one level when packed.
+        is_synthetic: Made by another program: good for learning to say text, not for how a person sounds.
+    """
+
+    id: str
+    voice: str
+    speaker: str
+    text: str
+    waveform: np.ndarray = field(repr=False)
+    is_synthetic: bool = False
+
+
+def pack_talks(talks: Iterable[Talk], tokenizer: S3Tokenizer, folder: Path) -> int:
+    """Write talks with their tokens; return how many there are. Those without anything to say are left out."""
+    return write_shards(_rows(talks, tokenizer), folder, extra={"tokenizer": tokenizer.fingerprint})
+
+
+class TalkPack:
+    """Packed talks.
+
+    Args:
+        folders: As written by `pack_talks`, read as one.
+
+    Attributes:
+        tokenizer: Fingerprint of what made the tokens.
+        counts: (N,) int64, tokens of every talk.
+        samples: (N,) int64, length of its sound; 0 for synthetic ones.
+        voices: Whose way to talk it is.
+        speakers: Who talks.
+        symbols: What is said, as in `text.SpokenText`.
+        texts: As written.
+
+    Raises:
+        DataError: A pack is missing or damaged, empty, or two were made by different tokenizers.
+    """
+
+    def __init__(self, *folders: str | Path) -> None:
+        readers = [ShardReader(folder) for folder in folders]
+        made_by = {reader.extra.get("tokenizer") for reader in readers}
+        if len(made_by) != 1 or not any(map(len, readers)):
+            remedy = "pack talks with one tokenizer"
+            raise DataError("no talks, or of different tokenizers", path=folders[0] if folders else None, remedy=remedy)
+        self.tokenizer = str(made_by.pop())
+        self._places = [(reader, row) for reader in readers for row in range(len(reader))]
+        self.counts, self.samples = (
+            np.concatenate([reader.lengths(name) for reader in readers]) for name in ("tokens", "pcm")
+        )
+        texts = {name: [decode_text(row) for reader in readers for row in reader.column(name)] for name in _TEXTS}
+        self.ids, self.voices, self.speakers, self.texts = (texts[name] for name in _TEXTS)
+        self.symbols = [to_spoken(text).symbols for text in self.texts]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def tokens(self, number: int) -> np.ndarray:
+        """Return the tokens of a talk: (T,) int32."""
+        return self._row(number)["tokens"]
+
+    def states(self, number: int) -> np.ndarray:
+        """Return what its tokens were cut from: (T, width) float16; (0, width) for a synthetic talk."""
+        return self._row(number)["states"]
+
+    def pcm(self, number: int) -> np.ndarray:
+        """Return its sound: (S,) int16 at 16 kHz; empty for a synthetic talk."""
+        return self._row(number)["pcm"]
+
+    def _row(self, number: int) -> dict[str, np.ndarray]:
+        reader, row = self._places[number]
+        return reader[row]
+
+
+def prepared(waveform: np.ndarray) -> np.ndarray:
+    """Return speech trimmed, at the level that TouchTTS learns from and speaks at: (T',) float32 at 16 kHz."""
+    trimmed = trim_silence(waveform, margin_s=MARGIN_S)
+    return np.clip(trimmed * to_level(trimmed), -1.0, 1.0) if trimmed.size else trimmed
+
+
+def _rows(talks: Iterable[Talk], tokenizer: S3Tokenizer) -> Iterator[dict[str, np.ndarray]]:
+    waiting: list[tuple[Talk, np.ndarray]] = []
+    seconds = 0.0
+    for talk in talks:
+        sound = prepared(talk.waveform)
+        if not 0.2 <= sound.size / 16_000 <= LONGEST_S or not _is_speakable(talk.text):
+            continue
+        waiting.append((talk, sound))
+        seconds += sound.size / 16_000
+        if seconds > _BATCH_S:
+            yield from _tokenized(waiting, tokenizer)
+            waiting, seconds = [], 0.0
+    if waiting:
+        yield from _tokenized(waiting, tokenizer)
+
+
+def _tokenized(talks: list[tuple[Talk, np.ndarray]], tokenizer: S3Tokenizer) -> Iterator[dict[str, np.ndarray]]:
+    sounds = [torch.from_numpy(sound) for _, sound in talks]
+    lengths = torch.tensor([len(sound) for sound in sounds])
+    waveforms = torch.nn.utils.rnn.pad_sequence(sounds, batch_first=True)
+    tokens, states = tokenizer.encode(waveforms, lengths), None
+    if not all(talk.is_synthetic for talk, _ in talks):
+        states = tokenizer.states(waveforms, lengths).half().numpy()
+    for place, (talk, sound) in enumerate(talks):
+        count = int(tokens.lengths[place])
+        own = np.zeros((0, tokenizer.network.config.width), np.float16)
+        yield {
+            "tokens": tokens.tokens[place, :count].numpy().astype(np.int32),
+            "states": own if talk.is_synthetic or states is None else states[place, :count],
+            "pcm": to_pcm(sound[:0] if talk.is_synthetic else sound),
+            **{name: encode_text(getattr(talk, name)) for name in _TEXTS},
+        }
+
+
+def _is_speakable(text: str) -> bool:
+    try:
+        return bool(to_spoken(text).symbols)
+    except UnspeakableError:
+        return False

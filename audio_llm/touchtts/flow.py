@@ -1,0 +1,286 @@
+"""Tokens to mel spectra by flow matching, with a language model's layers and no U-Net (TouchTTS, section 1.6 of west).
+
+Noise becomes a spectrum along a straight path; the network tells the velocity at each moment of it. Two mel frames of
+20 ms belong to a token of 40 ms, a whole number, so that pieces fit together. One model runs in two ways: seeing all of
+an utterance, or chunk by chunk, where a frame sees its own chunk and a bounded past. A finished chunk then never
+changes, at no step of the solver, so what was computed of it is kept for each step and guidance branch: a chunk costs
+the same wherever it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from audio_llm.codec.mel import N_MELS
+from audio_llm.errors import ConfigError
+from audio_llm.lm.token_lm import cache_name
+
+FRAMES = 2  # of mel to a token
+_NOISE_FRAMES = 64  # that are drawn together
+_NEVER = torch.finfo(torch.float32).min
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Size of the network, and how it is asked.
+
+    Attributes:
+        speech: How many tokens there are.
+        width: Of the hidden states.
+        layers: Transformer blocks.
+        heads: Attention heads; a divisor of the width.
+        feed_forward: Width inside a block's gated feed-forward part.
+        lookahead: Tokens behind its own that a frame is told of.
+        left_frames: Frames of the past that a chunk sees, in whole chunks as few as suffice.
+        steps: Of the solver.
+        guidance: How much further to go in the direction that the tokens give: 0 is not at all.
+    """
+
+    speech: int = 1000
+    width: int = 224
+    layers: int = 6
+    heads: int = 7
+    feed_forward: int = 608
+    lookahead: int = 3
+    left_frames: int = 150
+    steps: int = 5
+    guidance: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or min(self.lookahead, self.left_frames) < 0 or self.steps < 1:
+            remedy = "give heads that divide the width, and at least one step"
+            raise ConfigError(f"width {self.width}, {self.heads} heads, {self.steps} steps", remedy=remedy)
+
+
+class Given(NamedTuple):
+    """What frames are made from.
+
+    Attributes:
+        tokens: (B, N) int64, -1 where there is none or it is unknown.
+        voice: (B, width) float32, of `FlowNetwork.voice`.
+        prompt: (B, 2 N, 80) float32, normalised mel frames that are known, 0 elsewhere.
+        known: (B, 2 N) bool, True where they are.
+    """
+
+    tokens: Tensor
+    voice: Tensor
+    prompt: Tensor
+    known: Tensor
+
+
+class FlowNetwork(nn.Module):
+    """The network.
+
+    Args:
+        config: Its size; weights are drawn from torch's global generator.
+        vectors: What tokens stand for, (R, D) float32, given to the network beside a vector of each token's own.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    vectors: Tensor
+
+    def __init__(self, config: FlowConfig, vectors: Tensor | None = None) -> None:
+        super().__init__()
+        from transformers import LlamaConfig, LlamaModel
+
+        self.config = config
+        width = config.width
+        vectors = torch.zeros(config.speech, 1) if vectors is None else vectors
+        if len(vectors) != config.speech:
+            raise ConfigError(f"{len(vectors)} vectors for {config.speech} tokens", remedy="give the tokenizer's own")
+        self.register_buffer("vectors", torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])]), persistent=False)
+        self.register_buffer("mean", torch.zeros(N_MELS))
+        self.register_buffer("spread", torch.ones(N_MELS))
+        self.tokens = nn.Embedding(config.speech + 1, width)  # the last one stands for none
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.values = nn.Linear(vectors.shape[1], width, bias=False)
+        self.ahead = nn.Conv1d(width, width, config.lookahead + 1)
+        self.halves = nn.Parameter(0.02 * torch.randn(FRAMES, width))
+        self.frames = nn.Linear(N_MELS, width)
+        self.prompt = nn.Linear(N_MELS + 1, width, bias=False)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.reference = nn.Sequential(nn.Linear(2 * N_MELS, width), nn.SiLU(), nn.Linear(width, width))
+        self.network = LlamaModel(
+            LlamaConfig(  # type: ignore[call-arg]
+                vocab_size=1,  # it is given vectors
+                hidden_size=width,
+                intermediate_size=config.feed_forward,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.heads,
+                pad_token_id=0,
+                bos_token_id=None,
+                eos_token_id=None,
+                attn_implementation="sdpa",
+            )
+        )
+        self._cache_name = cache_name(self.network)
+        self.velocity = nn.Linear(width, N_MELS)
+
+    def forward(self, x: Tensor, moment: Tensor, given: Given, mask: Tensor, ahead: Tensor | None = None) -> Tensor:
+        """Return the velocity (B, 2 N, 80) at a moment of the path.
+
+        Args:
+            x: (B, 2 N, 80) float32, where the path is.
+            moment: (B,) float32, 0 for noise, 1 for speech.
+            given: What the frames are made from.
+            mask: Additive, broadcast to (B, 1, 2 N, 2 N), which frames see which.
+            ahead: (B, lookahead) int64, tokens behind those given; None: there are none.
+        """
+        inputs = self.inputs(given, ahead) + self._at(x, moment)
+        return self._velocity(inputs, mask, None, torch.arange(x.shape[1], device=x.device)[None])
+
+    def voice(self, mel: Tensor, lengths: Tensor) -> Tensor:
+        """Return what a voice sounds like, (B, width), from normalised mel frames (B, N, 80); lengths (B,) int64."""
+        mask = (torch.arange(mel.shape[1], device=mel.device)[None] < lengths[:, None])[:, :, None].to(mel.dtype)
+        count = mask.sum(1).clamp_min(1.0)
+        mean = (mel * mask).sum(1) / count
+        spread = (((mel - mean[:, None]).square() * mask).sum(1) / count + 1e-4).sqrt()
+        found: Tensor = self.reference(torch.cat([mean, spread], dim=-1))
+        return found
+
+    def inputs(self, given: Given, ahead: Tensor | None = None) -> Tensor:
+        """Return (B, 2 N, width): all that a frame is told and that stays the same along the path."""
+        tokens = given.tokens
+        missing = tokens.new_full((len(tokens), self.config.lookahead), -1)
+        tokens = torch.cat([tokens, missing if ahead is None else ahead], dim=1)
+        tokens = torch.where(tokens < 0, self.config.speech, tokens)
+        x = self.tokens(tokens) + self.values(self.vectors[tokens])
+        x = self.ahead(x.transpose(1, 2)).transpose(1, 2)
+        x = (x[:, :, None] + self.halves).flatten(1, 2)
+        known = given.known[:, :, None].to(x.dtype)
+        return x + given.voice[:, None] + self.prompt(torch.cat([given.prompt * known, known], dim=-1))
+
+    def normalize(self, mel: Tensor) -> Tensor:
+        """Return log-mel frames as the network has them."""
+        return (mel - self.mean) / self.spread
+
+    def denormalize(self, mel: Tensor) -> Tensor:
+        """Return log-mel frames of what the network has."""
+        return mel * self.spread + self.mean
+
+    def _at(self, x: Tensor, moment: Tensor) -> Tensor:
+        half = self.config.width // 2
+        rates = torch.exp(-math.log(10_000.0) * torch.arange(half, device=x.device) / half)
+        angles = 1000.0 * moment[:, None] * rates
+        found: Tensor = self.time(torch.cat([angles.sin(), angles.cos()], dim=-1).to(x.dtype))
+        return self.frames(x) + found[:, None]
+
+    def _velocity(self, inputs: Tensor, mask: Tensor, cache: Any, positions: Tensor) -> Tensor:
+        out = self.network(
+            inputs_embeds=inputs,
+            attention_mask=mask.to(inputs.dtype),
+            position_ids=positions,
+            use_cache=cache is not None,
+            **{self._cache_name: cache},
+        )
+        return self.velocity(out.last_hidden_state)
+
+
+def chunk_mask(frames: int, chunk: int, left_frames: int, device: torch.device | None = None) -> Tensor:
+    """Return an additive mask (1, 1, N, N): a frame sees its own chunk of `chunk` frames and those just before it."""
+    number = torch.arange(frames, device=device) // chunk
+    behind = number[:, None] - number[None, :]
+    seen = (behind >= 0) & (behind <= math.ceil(left_frames / chunk))
+    return torch.where(seen, 0.0, _NEVER)[None, None]
+
+
+def moments(steps: int) -> list[float]:
+    """Return the moments 0 .. 1 between the solver's steps, closer together at the beginning (cosine)."""
+    return [1.0 - math.cos(0.5 * math.pi * step / steps) for step in range(steps)] + [1.0]
+
+
+def noise(first: int, count: int, seed: int) -> Tensor:
+    """Return the noise (1, count, 80) of frames from `first` on, which depends on their place and the seed alone."""
+    blocks = range(first // _NOISE_FRAMES, -(-(first + count) // _NOISE_FRAMES))
+    drawn = [
+        torch.randn(_NOISE_FRAMES, N_MELS, generator=torch.Generator().manual_seed((seed << 24) + block))
+        for block in blocks
+    ]
+    begin = first - _NOISE_FRAMES * blocks.start if count else 0
+    return torch.cat(drawn)[None, begin : begin + count] if drawn else torch.zeros(1, 0, N_MELS)
+
+
+class FlowRun:
+    """Frames of one utterance, chunk after chunk; what was computed of earlier ones is kept.
+
+    Args:
+        flow: The network, in eval mode.
+        voice: (1, width) float32.
+        seed: Of the noise.
+        chunk: Tokens of a chunk; None: all at once, each frame sees all of them.
+        steps: Of the solver; None takes the configuration's.
+        guidance: None takes the configuration's.
+    """
+
+    def __init__(
+        self,
+        flow: FlowNetwork,
+        voice: Tensor,
+        seed: int = 0,
+        chunk: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> None:
+        from transformers import DynamicCache
+
+        config = flow.config
+        self.flow, self.seed, self.chunk = flow, seed, chunk
+        self.moments = moments(config.steps if steps is None else steps)
+        self.guidance = config.guidance if guidance is None else guidance
+        self._voice = voice if not self.guidance else torch.cat([voice, torch.zeros_like(voice)])
+        self._left = 0 if chunk is None else FRAMES * chunk * math.ceil(config.left_frames / (FRAMES * chunk))
+        self._caches = None if chunk is None else [DynamicCache() for _ in self.moments[:-1]]
+        self._done = 0  # frames
+
+    @torch.inference_mode()
+    def next_frames(self, tokens: Tensor, ahead: Tensor, prompt: Tensor | None = None) -> Tensor:
+        """Return the log-mel frames (1, 2 N, 80) of the next tokens.
+
+        Args:
+            tokens: (1, N) int64: a whole chunk, but the last one may be shorter; all of them where there are no chunks.
+            ahead: (1, lookahead or fewer) int64, the tokens behind them.
+            prompt: (1, 2 N, 80), log-mel frames of these tokens where they are known: what comes out is like them.
+        """
+        flow, count = self.flow, FRAMES * tokens.shape[1]
+        if not count:
+            return torch.zeros(1, 0, N_MELS)
+        ahead = functional.pad(ahead, (0, flow.config.lookahead - ahead.shape[1]), value=-1)
+        frames = tokens.new_zeros(1, count, N_MELS, dtype=torch.float32) if prompt is None else flow.normalize(prompt)
+        known = torch.full((1, count), prompt is not None)
+        given = Given(tokens, self._voice[:1], frames, known)
+        inputs = flow.inputs(given, ahead)
+        if self.guidance:
+            nothing = Given(torch.full_like(tokens, -1), self._voice[1:], torch.zeros_like(frames), known & False)
+            inputs = torch.cat([inputs, flow.inputs(nothing, torch.full_like(ahead, -1))])
+        x = noise(self._done, count, self.seed).to(inputs)
+        positions = torch.arange(self._done, self._done + count)[None]
+        for number, (now, then) in enumerate(itertools.pairwise(self.moments)):
+            cache = None if self._caches is None else self._caches[number]
+            past = 0 if cache is None else cache.get_seq_length()
+            mask = torch.zeros(1, 1, count, past + count)
+            moment = torch.full((len(inputs),), now)
+            both = flow._velocity(inputs + flow._at(x.expand(len(inputs), -1, -1), moment), mask, cache, positions)
+            velocity = both[:1]
+            if self.guidance:
+                velocity = (1.0 + self.guidance) * velocity - self.guidance * both[1:]
+            x = x + (then - now) * velocity
+            if cache is not None:
+                _forget(cache, self._left)
+        self._done += count
+        return flow.denormalize(x)
+
+
+def _forget(cache: Any, size: int) -> None:
+    """Keep the last `size` places of a cache."""
+    for layer in cache.layers:
+        if layer.keys.shape[-2] > size:
+            layer.keys, layer.values = (part[..., part.shape[-2] - size :, :] for part in (layer.keys, layer.values))

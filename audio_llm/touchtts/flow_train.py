@@ -1,0 +1,319 @@
+"""Training of the flow on packed talks: the velocity from noise to the mel spectra of recorded speech."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence as Rows
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audio_llm import hub
+from audio_llm.codec.mel import HOP_LENGTH, LOG_FLOOR, N_MELS, log_mel
+from audio_llm.errors import ConfigError, DataError
+from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.touchtts.data import TalkPack
+from audio_llm.touchtts.flow import FRAMES, FlowConfig, FlowNetwork, Given, chunk_mask
+from audio_llm.touchtts.models import FLOW, load_flow, speech_vectors
+from audio_llm.training.buckets import new_draws, same_draws
+from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+
+logger = logging.getLogger(__name__)
+
+CARD = "# TouchTTS's flow\n\nSemantic tokens to mel spectra of speech.\n"
+_VALIDATION_SEED = 1 << 40
+_MEASURED = 300  # talks that the spread of their spectra is measured on
+_REFERENCE_S = 3.0  # of a voice, at most, that the network is given
+
+
+@dataclass(frozen=True)
+class FlowTrainingConfig:
+    """How to train the flow.
+
+    Attributes:
+        model: Its size.
+        training: The loop's settings.
+        tokens: Of a stretch, at most.
+        batch: Stretches in a batch.
+        epoch_batches: Batches in an epoch.
+        main_voice: Voice of the talks that come most often; empty: all come alike.
+        main_share: How often.
+        chunks: Tokens of a chunk, one of which is drawn for a batch.
+        full_share: Of batches in which a frame sees all of the stretch.
+        prompt_share: Of stretches whose beginning is known.
+        longest_prompt: Share of a stretch that is known, at most.
+        drop_share: Of stretches of which nothing is told, for guidance.
+        wrong_tokens: Largest share of the tokens that are other ones, as a language model's may be.
+        validation: Stretches at each validation, half of them of the main voice.
+    """
+
+    model: FlowConfig = field(default_factory=FlowConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=100_000))
+    tokens: int = 80
+    batch: int = 12
+    epoch_batches: int = 1000
+    main_voice: str = ""
+    main_share: float = 0.6
+    chunks: tuple[int, ...] = (5, 10, 25)
+    full_share: float = 0.5
+    prompt_share: float = 0.5
+    longest_prompt: float = 0.3
+    drop_share: float = 0.2
+    wrong_tokens: float = 0.1
+    validation: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.chunks or min(*self.chunks, self.tokens, self.batch) < 1:
+            raise ConfigError("chunks, tokens and batch", remedy="give 1 or more of each")
+
+
+class _Batch(NamedTuple):
+    """Stretches of talks.
+
+    Attributes:
+        tokens: (B, N) int64, -1 behind each end and where nothing is told.
+        ahead: (B, lookahead) int64, the tokens behind the stretch.
+        mel: (B, 2 N, 80) float32, normalised.
+        valid: (B, 2 N) bool.
+        known: (B, 2 N) bool, frames that the network is given.
+        reference: (B, M, 80) float32, normalised, of the same voice.
+        reference_lengths: (B,) int64; 0 where nothing is told.
+        noise: (B, 2 N, 80) float32.
+        moment: (B,) float32.
+        chunk: Tokens of a chunk; 0: a frame sees all of the stretch.
+    """
+
+    tokens: Tensor
+    ahead: Tensor
+    mel: Tensor
+    valid: Tensor
+    known: Tensor
+    reference: Tensor
+    reference_lengths: Tensor
+    noise: Tensor
+    moment: Tensor
+    chunk: int
+
+
+class _Training(nn.Module):
+    """The flow, asked as it learns."""
+
+    def __init__(self, flow: FlowNetwork) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, batch: _Batch) -> Tensor:
+        """Return the mean squared error of the velocity of each stretch, (B,) float32."""
+        flow = self.flow
+        told = (batch.reference_lengths > 0)[:, None]
+        voice = flow.voice(batch.reference, batch.reference_lengths) * told
+        given = Given(batch.tokens, voice, batch.mel, batch.known)
+        moment = batch.moment[:, None, None]
+        x = (1.0 - moment) * batch.noise + moment * batch.mel
+        size = batch.valid.shape[1]
+        mask = torch.where(batch.valid, 0.0, torch.finfo(torch.float32).min)[:, None, None]
+        if batch.chunk:
+            mask = mask.minimum(chunk_mask(size, FRAMES * batch.chunk, flow.config.left_frames, mask.device))
+        # a frame behind the end sees itself, else its attention would be over nothing
+        mask = mask.masked_fill(torch.eye(size, dtype=torch.bool, device=mask.device), 0.0)
+        velocity = flow(x, batch.moment, given, mask, batch.ahead).float()
+        error = (velocity - (batch.mel - batch.noise)).square().mean(-1)
+        wanted = batch.valid & ~batch.known
+        return (error * wanted).sum(1) / wanted.sum(1).clamp_min(1)
+
+
+def train_flow(
+    packs: Rows[Path],
+    tuning: Rows[Path],
+    tokenizer: S3Tokenizer,
+    tokenizer_name: str,
+    output: Path,
+    config: FlowTrainingConfig,
+    *,
+    max_minutes: float | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    provenance: dict[str, Any] | None = None,
+    start_from: str | Path | None = None,
+) -> TrainingResult:
+    """Train the flow; `output/best` becomes a model directory with the lowest loss.
+
+    Args:
+        packs: Packed talks to learn from; synthetic ones are passed over.
+        tuning: The same, of other texts, which decide which model is the best.
+        tokenizer: That made their tokens.
+        tokenizer_name: Of its model.
+        output: Folder of the training.
+        config: How to train.
+        max_minutes: Stop after this time.
+        resume: Go on from `output/last`.
+        device: `auto`, `cpu` or `cuda`.
+        provenance: What made the model, for its directory.
+        start_from: A flow to start from; its size counts, not the configuration's.
+
+    Raises:
+        DataError: A pack is missing, has no recorded talk, or its tokens are another tokenizer's.
+        ModelFormatError: The flow to start from was trained with another tokenizer.
+    """
+    stretches, held_out = (Stretches(TalkPack(*folders), tokenizer, config) for folders in (packs, tuning))
+    torch.manual_seed(config.training.seed)
+    if start_from is None:
+        flow = FlowNetwork(replace(config.model, speech=tokenizer.size), speech_vectors(tokenizer))
+        stretches.measure(flow)
+    else:
+        flow = load_flow(start_from, tokenizer).train()
+    config = replace(config, model=flow.config)
+    size = sum(parameter.numel() for parameter in flow.parameters())
+    logger.info("%d recorded talks, %.2f M parameters", len(stretches.rows), size / 1e6)
+    exact = replace(config, main_share=0.5, prompt_share=0.0, drop_share=0.0, wrong_tokens=0.0)
+    validation = [
+        (name, held_out.collate(flow, seeds, replace(exact, full_share=share, chunks=(10,)), _VALIDATION_SEED))
+        for seeds in same_draws(config.batch, config.validation)
+        for name, share in (("full", 1.0), ("chunked", 0.0))
+    ]
+
+    def save(module: nn.Module, folder: Path) -> None:
+        network = module.flow
+        assert isinstance(network, FlowNetwork)
+        made_by = {**(provenance or {}), "training": asdict(config)}
+        settings = {
+            "network": asdict(network.config),
+            "tokenizer": {"name": tokenizer_name, "fingerprint": tokenizer.fingerprint},
+        }
+        hub.save_model(folder, settings, network.state_dict(), FLOW, CARD, made_by)
+
+    return train(
+        _Training(flow),
+        new_draws(config.batch, config.epoch_batches),
+        lambda module, batch: module(batch).mean(),
+        lambda module: _validate(module, validation),
+        output,
+        config.training,
+        max_minutes=max_minutes,
+        resume=resume,
+        device=device,
+        save=save,
+        prepare=lambda seeds: stretches.collate(flow, seeds, config),
+        count_items=lambda batch: float(batch.valid.sum()) * HOP_LENGTH / 16_000,
+    )
+
+
+class Stretches:
+    """Draws stretches of the recorded talks of a pack.
+
+    Args:
+        pack: Talks.
+        tokenizer: That made their tokens.
+        config: Which voice comes most often.
+
+    Raises:
+        DataError: There is no recorded talk, or the tokens are another tokenizer's.
+    """
+
+    def __init__(self, pack: TalkPack, tokenizer: S3Tokenizer, config: FlowTrainingConfig) -> None:
+        if pack.tokenizer != tokenizer.fingerprint:
+            raise DataError("the talks were packed with another tokenizer", remedy="pack them with this one")
+        self.pack, self.rows = pack, np.flatnonzero(pack.samples > 0)
+        if not len(self.rows):
+            raise DataError("there is no recorded talk", remedy="pack recorded speech; synthetic speech does not do")
+        voices = np.array(pack.voices)
+        self._main = self.rows[voices[self.rows] == config.main_voice]
+        # square roots, so that neither one person with an hour nor many with a sentence each have all the say
+        speakers: dict[str, list[int]] = {}
+        for row in self.rows.tolist():
+            if voices[row] != config.main_voice:
+                speakers.setdefault(pack.speakers[row], []).append(row)
+        self._others = [np.array(own) for own in speakers.values()]
+        weights = np.sqrt([pack.samples[own].sum() for own in self._others])
+        self._weights = weights / weights.sum() if len(weights) else weights
+
+    def measure(self, flow: FlowNetwork) -> None:
+        """Give a flow mean and spread of every band, over stretches as they will be drawn."""
+        rng = np.random.default_rng(0)
+        main = FlowTrainingConfig().main_share
+        frames = torch.cat([self._mel(self._draw(rng, main)[0]) for _ in range(_MEASURED)])
+        flow.mean.copy_(frames.mean(0))
+        flow.spread.copy_(frames.std(0).clamp_min(0.1))
+
+    def collate(self, flow: FlowNetwork, seeds: range, config: FlowTrainingConfig, offset: int = 0) -> _Batch:
+        """Return the stretches of some seeds; what they share is drawn by the first."""
+        shared = np.random.default_rng([seeds.start + offset, 1])
+        chunk = 0 if shared.random() < config.full_share else int(shared.choice(config.chunks))
+        made = [self._stretch(flow, np.random.default_rng([seed + offset, 0]), config) for seed in seeds]
+        columns = list(zip(*made, strict=True))
+        tokens, valid = (_padded(columns[n], value) for n, value in ((0, -1), (3, False)))
+        mel, known, noise = (_padded(columns[n], value) for n, value in ((2, 0.0), (4, False), (6, 0.0)))
+        lengths = torch.tensor([len(own) if told else 0 for own, told in zip(columns[5], columns[8], strict=True)])
+        return _Batch(
+            tokens,
+            torch.stack(columns[1]),
+            mel,
+            valid,
+            known,
+            _padded(columns[5], 0.0),
+            lengths,
+            noise,
+            torch.tensor(columns[7]),
+            chunk,
+        )
+
+    def _stretch(self, flow: FlowNetwork, rng: np.random.Generator, config: FlowTrainingConfig) -> tuple[Any, ...]:
+        row, reference = self._draw(rng, config.main_share)
+        tokens = torch.from_numpy(self.pack.tokens(row).astype(np.int64))
+        count = min(len(tokens), config.tokens)
+        start = int(rng.integers(len(tokens) - count + 1))
+        mel = flow.normalize(self._mel(row)[FRAMES * start : FRAMES * (start + count)])
+        wrong = torch.from_numpy(rng.random(len(tokens)) < config.wrong_tokens * rng.random())
+        tokens = torch.where(wrong, torch.from_numpy(rng.integers(flow.config.speech, size=len(tokens))), tokens)
+        ahead = torch.full((flow.config.lookahead,), -1)
+        behind = tokens[start + count :][: flow.config.lookahead]
+        ahead[: len(behind)] = behind
+        tokens = tokens[start : start + count]
+        known = torch.zeros(FRAMES * count, dtype=torch.bool)
+        if rng.random() < config.prompt_share:
+            known[: int(rng.uniform(0.0, config.longest_prompt) * FRAMES * count)] = True
+        told = rng.random() >= config.drop_share
+        if not told:
+            tokens, ahead, known = torch.full_like(tokens, -1), torch.full_like(ahead, -1), known & False
+        voice = flow.normalize(self._mel(reference))[: int(_REFERENCE_S * 16_000 / HOP_LENGTH)]
+        noise = torch.from_numpy(rng.standard_normal((FRAMES * count, N_MELS), dtype=np.float32))
+        moment = 1.0 - math.cos(0.5 * math.pi * rng.random())
+        valid = torch.ones(FRAMES * count, dtype=torch.bool)
+        return tokens, ahead, mel, valid, known, voice, noise, moment, told
+
+    def _draw(self, rng: np.random.Generator, main_share: float) -> tuple[int, int]:
+        """Return a talk, and another one of the same speaker if there is one."""
+        if len(self._main) and (rng.random() < main_share or not self._others):
+            own = self._main
+        else:
+            own = self._others[int(rng.choice(len(self._others), p=self._weights))]
+        row = int(rng.choice(own))
+        others = own[own != row]
+        return row, int(rng.choice(others)) if len(others) else row
+
+    def _mel(self, row: int) -> Tensor:
+        """Return the log-mel frames (2 N, 80) of a talk's tokens."""
+        waveform = torch.from_numpy(self.pack.pcm(row).astype(np.float32) / 32768.0)
+        mel, wanted = log_mel(waveform[None])[0], FRAMES * int(self.pack.counts[row])
+        return nn.functional.pad(mel, (0, 0, 0, max(0, wanted - len(mel))), value=LOG_FLOOR)[:wanted]
+
+
+def _padded(parts: Rows[Tensor], value: float) -> Tensor:
+    return nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=value)
+
+
+def _validate(module: nn.Module, batches: list[tuple[str, _Batch]]) -> dict[str, float]:
+    """Return the mean squared error of the velocity, seeing all and chunk by chunk; `loss` is the mean of both."""
+    from accelerate.utils import send_to_device
+
+    device = next(module.parameters()).device
+    found: dict[str, list[Tensor]] = {}
+    for name, batch in batches:
+        found.setdefault(name, []).append(module(send_to_device(batch, device)))
+    means = {name: float(torch.cat(values).mean()) for name, values in found.items()}
+    return {"loss": sum(means.values()) / len(means), **means}

@@ -1,0 +1,143 @@
+"""Model directories of TouchTTS and of its parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from audio_llm import hub
+from audio_llm.codec.vocoder import Vocoder, VocoderConfig
+from audio_llm.errors import ModelFormatError
+from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.touchtts.flow import FlowConfig, FlowNetwork
+from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig
+from audio_llm.training.config import config_from_dict
+
+C = TypeVar("C")
+N = TypeVar("N", bound=nn.Module)
+
+TALK, FLOW, TOUCHTTS = "touchtts-lm", "touchtts-flow", "touchtts"
+
+
+@dataclass(frozen=True)
+class TouchModel:
+    """All that speaks.
+
+    Attributes:
+        lm: Text to speech tokens, and back.
+        flow: Tokens to mel spectra.
+        vocoder: Mel spectra to sound.
+        tokenizer: Of speech.
+        voices: What each voice that has been learned sounds like, (1, width) float32 by name; also a voice of `lm`.
+    """
+
+    lm: TalkLm
+    flow: FlowNetwork
+    vocoder: Vocoder
+    tokenizer: S3Tokenizer
+    voices: dict[str, Tensor]
+
+
+def load_touchtts(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> TouchModel:
+    """Return the model of a directory, with the tokenizer that it names.
+
+    Raises:
+        ModelNotFoundError: It is not there, or its tokenizer is not: beside it, or by name.
+        ModelFormatError: It is damaged, of another kind, or its tokenizer is another one than it was trained with.
+    """
+    loaded = hub.load_model(name_or_dir, TOUCHTTS, device)
+    settings = loaded.path / hub.CONFIG_NAME
+    try:
+        needed = loaded.config["tokenizer"]
+        tokenizer = S3Tokenizer.load(hub.find_companion(loaded.path, needed["name"]), device)
+        if tokenizer.fingerprint != needed["fingerprint"]:
+            remedy = "get both again, or train it for this one"
+            raise ModelFormatError(f"was trained with another {needed['name']!r}", path=loaded.path, remedy=remedy)
+        vectors = speech_vectors(tokenizer)
+        lm = TalkLm(config_from_dict(TalkLmConfig, loaded.config["lm"], settings), vectors)
+        flow = FlowNetwork(config_from_dict(FlowConfig, loaded.config["flow"], settings), vectors)
+        vocoder = Vocoder(config_from_dict(VocoderConfig, loaded.config["vocoder"], settings))
+        parts = {"lm": lm, "flow": flow, "vocoder": vocoder}
+        for name, part in parts.items():
+            part.load_state_dict(_below(name, loaded.tensors))
+            part.to(device).eval().requires_grad_(False)
+        return TouchModel(lm, flow, vocoder, tokenizer, _below("voices", loaded.tensors))
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ModelFormatError(f"its settings or weights do not fit: {error}", path=loaded.path) from None
+
+
+def save_touchtts(
+    folder: str | os.PathLike[str],
+    model: TouchModel,
+    tokenizer_name: str,
+    card: str,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model directory, its weights in half precision."""
+    parts: dict[str, nn.Module] = {"lm": model.lm, "flow": model.flow, "vocoder": model.vocoder}
+    tensors = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+    tensors |= {f"voices.{name}": value for name, value in model.voices.items()}
+    config: dict[str, Any] = {
+        "lm": asdict(model.lm.config),
+        "flow": asdict(model.flow.config),
+        "vocoder": asdict(model.vocoder.config),
+    }
+    config["tokenizer"] = {"name": tokenizer_name, "fingerprint": model.tokenizer.fingerprint}
+    half = {name: value.half().contiguous() for name, value in tensors.items()}
+    hub.save_model(folder, config, half, TOUCHTTS, card, provenance)
+
+
+def _below(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with one and a point, without it."""
+    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def load_talk_lm(name_or_dir: str | os.PathLike[str], tokenizer: S3Tokenizer, device: str = "cpu") -> TalkLm:
+    """Return the language model of a training in eval mode.
+
+    Raises:
+        ModelNotFoundError: It is not there.
+        ModelFormatError: It is damaged, of another kind, or of another tokenizer.
+    """
+    return _load(name_or_dir, TALK, TalkLmConfig, TalkLm, tokenizer, device)
+
+
+def load_flow(name_or_dir: str | os.PathLike[str], tokenizer: S3Tokenizer, device: str = "cpu") -> FlowNetwork:
+    """Return the flow of a training in eval mode; raises as `load_talk_lm`."""
+    return _load(name_or_dir, FLOW, FlowConfig, FlowNetwork, tokenizer, device)
+
+
+def _load(
+    name_or_dir: str | os.PathLike[str],
+    kind: str,
+    config_class: type[C],
+    network_class: Callable[[C, Tensor], N],
+    tokenizer: S3Tokenizer,
+    device: str,
+) -> N:
+    loaded = hub.load_model(name_or_dir, kind, device)
+    try:
+        needed = loaded.config["tokenizer"]["fingerprint"]
+        config = config_from_dict(config_class, loaded.config["network"], loaded.path / hub.CONFIG_NAME)
+    except (KeyError, TypeError) as error:
+        raise ModelFormatError(f"its settings are not those of a {kind}: {error}", path=loaded.path) from None
+    if needed != tokenizer.fingerprint:
+        remedy = "give the tokenizer that it was trained with"
+        raise ModelFormatError("was trained with another tokenizer", path=loaded.path, remedy=remedy)
+    network = network_class(config, speech_vectors(tokenizer))
+    try:
+        network.load_state_dict(loaded.tensors)
+    except RuntimeError as error:
+        raise ModelFormatError(f"its weights do not fit its settings: {error}", path=loaded.path) from None
+    return network.to(device).eval()
+
+
+def speech_vectors(tokenizer: S3Tokenizer) -> Tensor:
+    """Return what each speech token stands for, (R, D) float32."""
+    quantizer = tokenizer.network.quantizer
+    return quantizer.decode(torch.arange(quantizer.size, device=quantizer.steps.device)).float()

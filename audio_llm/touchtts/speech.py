@@ -1,0 +1,274 @@
+"""Text to speech, whole or piece by piece while it is being made."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audio_llm import audio
+from audio_llm.codec.mel import SAMPLE_RATE, log_mel
+from audio_llm.errors import AudioFileError, AudioLLMError, UsageError
+from audio_llm.touchtts.data import prepared
+from audio_llm.touchtts.flow import FRAMES, FlowRun, Given, chunk_mask, moments, noise
+from audio_llm.touchtts.models import TouchModel, load_touchtts
+from audio_llm.touchtts.text import SpokenText, UnspeakableError, sentences, to_spoken
+
+SLOWEST, FASTEST = 0.5, 2.0
+CHUNK = 10  # tokens of 40 ms that are made to sound at a time
+PAUSE_S = 0.25  # between sentences
+ANYBODY = "reader"  # whose way to talk goes with the sound of a reference
+_LEAST_REFERENCE_S = 1.0
+_MOST_REFERENCE_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of speech.
+
+    Attributes:
+        waveform: (T,) float32 at 16 kHz.
+        start_s: Where it begins.
+        tokens: Speech tokens that the language model had said by then, in its sentence.
+        sentence: Number of its sentence, from 0; the pause behind a sentence belongs to it.
+        truncated: Whether its sentence was cut off here, for the model had not ended when it should have.
+    """
+
+    waveform: np.ndarray = field(repr=False)
+    start_s: float
+    tokens: int
+    sentence: int
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A text as spoken.
+
+    Attributes:
+        waveform: (T,) float32 at 16 kHz.
+        sentences: What was said, sentence by sentence.
+        tokens: Speech tokens of each sentence.
+        truncated: Numbers of the sentences that were cut off.
+    """
+
+    waveform: np.ndarray = field(repr=False)
+    sentences: tuple[SpokenText, ...]
+    tokens: tuple[tuple[int, ...], ...] = field(repr=False)
+    truncated: tuple[int, ...]
+
+
+class TouchTTS:
+    """A speaking model.
+
+    Args:
+        model: Its parts.
+
+    Attributes:
+        sample_rate: Hz, of all sound.
+    """
+
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self, model: TouchModel) -> None:
+        self.model = model
+
+    @classmethod
+    def load(cls, name_or_dir: str | Path, device: str = "cpu") -> TouchTTS:
+        """Return the model of a directory; raises as `models.load_touchtts`."""
+        return cls(load_touchtts(name_or_dir, device))
+
+    @property
+    def voices(self) -> list[str]:
+        """Names of the voices that it has learned."""
+        return sorted(self.model.voices)
+
+    def speak(
+        self, text: str, voice: str | Path | None = None, speed: float = 1.0, seed: int = 0, chunk: int | None = None
+    ) -> Speech:
+        """Speak a text.
+
+        Args:
+            text: English; a text of any length is said sentence by sentence.
+            voice: A name of `voices`, or a recording of somebody to sound like (not a clone: the model has heard few
+                people); None takes the first.
+            speed: 0.5 to 2.
+            seed: Of all that is drawn; the same one gives the same speech.
+            chunk: Tokens that are made to sound at a time, seeing nothing that comes later but a little: what `stream`
+                gives. None: a sentence is made to sound as a whole, which is a little better.
+
+        Raises:
+            UnspeakableError: There is nothing in the text that can be said.
+            UsageError: No such voice, or a speed out of range.
+            AudioFileError: The reference cannot be read, or is too short or silent.
+        """
+        who = self._voice(voice)
+        spoken = spoken_sentences(text)
+        sounds, tokens, truncated = [], [], []
+        for number, sentence in enumerate(spoken):
+            said = list(self._tokens(sentence, who, speed, seed, number))
+            tokens.append(tuple(said))
+            if self._is_cut(len(said), sentence, who, speed):
+                truncated.append(number)
+            sounds += [self.sound(said, who.sound, seed + number, chunk), _pause(number, spoken)]
+        return Speech(_checked(np.concatenate(sounds)), tuple(spoken), tuple(tokens), tuple(truncated))
+
+    def stream(
+        self, text: str, voice: str | Path | None = None, speed: float = 1.0, seed: int = 0, chunk: int = CHUNK
+    ) -> Iterator[Chunk]:
+        """Yield the speech of a text while it is being made; together it is what `speak` gives for the same `chunk`.
+
+        The first piece comes when `chunk` and `lookahead` tokens are said; arguments and errors as for `speak`.
+        """
+        who = self._voice(voice)
+        spoken, start = spoken_sentences(text), 0
+        for number, sentence in enumerate(spoken):
+            said: list[int] = []
+            pieces = self._pieces(self._tokens(sentence, who, speed, seed, number), said, who, seed + number, chunk)
+            for sound, last in pieces:
+                if last:
+                    sound = np.concatenate([sound, _pause(number, spoken)])
+                truncated = last and self._is_cut(len(said), sentence, who, speed)
+                yield Chunk(_checked(sound), start / SAMPLE_RATE, len(said), number, truncated)
+                start += len(sound)
+
+    @torch.inference_mode()
+    def sound(self, tokens: Iterable[int], voice: Tensor, seed: int = 0, chunk: int | None = None) -> np.ndarray:
+        """Return the sound (T,) float32 of speech tokens, 640 samples each.
+
+        Args:
+            tokens: Of one utterance.
+            voice: (1, width), as `reference` gives it.
+            seed: Of the noise.
+            chunk: As for `speak`.
+        """
+        given = torch.tensor([list(tokens)], dtype=torch.int64)
+        if not given.shape[1]:
+            return np.zeros(0, np.float32)
+        mel = self._mel_chunked(given, voice, seed, chunk) if chunk else self._mel(given, voice, seed)
+        return np.asarray(self.model.vocoder(mel)[0].numpy())
+
+    @torch.inference_mode()
+    def reference(self, waveform: np.ndarray, name: str | Path = "the reference") -> Tensor:
+        """Return what a voice sounds like, (1, width), from a recording (T,) float32 at 16 kHz of it.
+
+        Raises:
+            AudioFileError: There is too little speech in it.
+        """
+        speech = prepared(waveform)[: int(_MOST_REFERENCE_S * SAMPLE_RATE)]
+        if speech.size < _LEAST_REFERENCE_S * SAMPLE_RATE:
+            seconds = speech.size / SAMPLE_RATE
+            remedy = f"give a recording with {_LEAST_REFERENCE_S:g} s of speech or more"
+            raise AudioFileError(f"there are {seconds:.1f} s of speech in it", path=name, remedy=remedy)
+        mel = self.model.flow.normalize(log_mel(torch.from_numpy(speech)[None]))
+        return self.model.flow.voice(mel, torch.tensor([mel.shape[1]]))
+
+    def _mel(self, tokens: Tensor, voice: Tensor, seed: int) -> Tensor:
+        return FlowRun(self.model.flow, voice, seed).next_frames(tokens, tokens[:, :0])
+
+    def _mel_chunked(self, tokens: Tensor, voice: Tensor, seed: int, chunk: int) -> Tensor:
+        """Return what chunks made one by one would be, made at once under the mask of the chunks."""
+        flow, count = self.model.flow, FRAMES * tokens.shape[1]
+        nothing = torch.zeros(1, count, log_mel(torch.zeros(1, 1)).shape[2])
+        known = torch.zeros(1, count, dtype=torch.bool)
+        given = Given(tokens, voice, nothing, known)
+        free = Given(torch.full_like(tokens, -1), torch.zeros_like(voice), nothing, known)
+        mask = chunk_mask(count, FRAMES * chunk, flow.config.left_frames)
+        x, times, guidance = noise(0, count, seed), moments(flow.config.steps), flow.config.guidance
+        for now, then in itertools.pairwise(times):
+            moment = torch.tensor([now])
+            velocity = (1.0 + guidance) * flow(x, moment, given, mask) - guidance * flow(x, moment, free, mask)
+            x = x + (then - now) * velocity
+        return flow.denormalize(x)
+
+    def _pieces(
+        self, tokens: Iterator[int], said: list[int], who: _Voice, seed: int, chunk: int
+    ) -> Iterator[tuple[np.ndarray, bool]]:
+        """Yield sound, and whether it is the last, as soon as there are tokens enough; `said` fills up with them."""
+        run, state = FlowRun(self.model.flow, who.sound, seed, chunk), self.model.vocoder.first_state()
+        ahead, done, more = self.model.flow.config.lookahead, 0, True
+        while True:
+            while more and len(said) < done + chunk + ahead:
+                token = next(tokens, None)
+                more = token is not None
+                said += [] if token is None else [token]
+            last = not more and len(said) <= done + chunk
+            own, behind = said[done : done + chunk], said[done + chunk :][:ahead]
+            mel = run.next_frames(torch.tensor([own], dtype=torch.int64), torch.tensor([behind], dtype=torch.int64))
+            sound, state = self.model.vocoder.step(mel, state, last)
+            yield np.asarray(sound[0].numpy()), last
+            done += len(own)
+            if last:
+                return
+
+    def _tokens(self, sentence: SpokenText, who: _Voice, speed: float, seed: int, number: int) -> Iterator[int]:
+        generator = torch.Generator().manual_seed((seed << 16) + number)
+        for (token,) in self.model.lm.speak([sentence.symbols], who.talks, speed, generator=generator):
+            yield token
+
+    def _is_cut(self, count: int, sentence: SpokenText, who: _Voice, speed: float) -> bool:
+        cut = count >= self.model.lm.most_tokens(sentence.symbols, who.talks, speed)
+        if cut:
+            logger.warning("cut off: %r", sentence.text[:60])
+        return cut
+
+    def _voice(self, voice: str | Path | None) -> _Voice:
+        if voice is None:
+            voice = self.voices[0]
+        if str(voice) in self.model.voices:
+            return _Voice(str(voice), self.model.voices[str(voice)])
+        if not Path(voice).is_file():
+            remedy = f"use one of {', '.join(self.voices)}, or name a recording"
+            raise UsageError(f"no voice is named {str(voice)!r}", remedy=remedy)
+        talks = ANYBODY if ANYBODY in self.model.lm.config.voices else self.model.lm.config.voices[0]
+        return _Voice(talks, self.reference(audio.read(voice), voice))
+
+
+@dataclass(frozen=True)
+class _Voice:
+    """Whose way to talk, and what it sounds like, (1, width)."""
+
+    talks: str
+    sound: Tensor
+
+
+def spoken_sentences(text: str) -> list[SpokenText]:
+    """Return what is said of a text, sentence by sentence; what cannot be said goes to the log.
+
+    Raises:
+        UnspeakableError: There is nothing in it that can be said.
+    """
+    found: list[SpokenText] = []
+    left_out: dict[str, None] = {}
+    for sentence in sentences(text):
+        try:
+            found.append(to_spoken(sentence))
+            left_out |= dict.fromkeys(found[-1].left_out)
+        except UnspeakableError as error:
+            logger.info("%s", error)
+            left_out[sentence[:20]] = None
+    if not found:
+        to_spoken(text)  # raises, and names what is in it
+        raise UnspeakableError("there is nothing to say", remedy="give English words")
+    if left_out:
+        logger.warning("not said: %s", ", ".join(list(left_out)[:10]))
+    return found
+
+
+def _pause(number: int, spoken: list[SpokenText]) -> np.ndarray:
+    """Return the silence behind a sentence; none behind the last one."""
+    return np.zeros(int(PAUSE_S * SAMPLE_RATE) if number + 1 < len(spoken) else 0, np.float32)
+
+
+def _checked(waveform: np.ndarray) -> np.ndarray:
+    if not np.isfinite(waveform).all():
+        raise AudioLLMError("the model made sound that is not finite", remedy="get the model again")
+    return np.clip(waveform, -1.0, 1.0)

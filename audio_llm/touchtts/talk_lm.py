@@ -1,0 +1,262 @@
+"""TouchTTS's language model: text to semantic tokens, and tokens, or what they are cut from, to text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from audio_llm.errors import ConfigError, UsageError
+from audio_llm.lm.sampling import Sampling, draw_without_loops
+from audio_llm.lm.token_lm import Decoding, Sequence, TokenLm, TokenLmConfig
+from audio_llm.lm.vocabulary import EOS
+from audio_llm.touchtts.layout import (
+    LETTER,
+    LETTERS,
+    MARK,
+    SPEECH,
+    SYMBOL,
+    VOICE,
+    Mark,
+    Segment,
+    heard_row,
+    letter_row,
+    speech_row,
+    stack_rows,
+    symbol_numbers,
+    text_row,
+)
+from audio_llm.touchtts.text import SYMBOLS
+
+SAMPLING = Sampling(temperature=0.8, top_k=25, top_p=0.8)  # of speech tokens
+_SHORTEST_SHARE, _LONGEST_SHARE = 0.6, 1.5  # of the time that a text should take, at least and at most
+_LETTERS_PER_TOKEN = 1.2  # at most
+_END = 0  # what is drawn for the end; tokens count from 1
+
+
+@dataclass(frozen=True)
+class TalkLmConfig:
+    """Size of the model, and what it knows of time.
+
+    Attributes:
+        voices: Names of the ways to talk that it has learned.
+        durations: Of each of `text.SYMBOLS`, in tokens.
+        rates: How much longer each voice takes than that.
+        speech: How many speech tokens there are.
+        states: Width of what the tokenizer cuts tokens from.
+        lm: Size of the model; its ranges and segments are set here.
+    """
+
+    voices: tuple[str, ...] = ("reader",)
+    durations: tuple[float, ...] = tuple(2.0 for _ in SYMBOLS)
+    rates: tuple[float, ...] = (1.0,)
+    speech: int = 1000
+    states: int = 144
+    lm: TokenLmConfig = field(default_factory=lambda: TokenLmConfig(width=192, layers=5, heads=6, feed_forward=512))
+
+    def __post_init__(self) -> None:
+        if len(self.voices) != len(self.rates) or len(self.durations) != len(SYMBOLS) or not self.voices:
+            remedy = f"give a rate for each voice and {len(SYMBOLS)} durations"
+            raise ConfigError(f"{len(self.voices)} voices, {len(self.rates)} rates", remedy=remedy)
+        sizes = {MARK: len(Mark), VOICE: len(self.voices), SYMBOL: len(SYMBOLS), LETTER: len(LETTERS)}
+        ranges = {**sizes, SPEECH: self.speech}
+        object.__setattr__(self, "lm", replace(self.lm, ranges=ranges, segments=len(Segment)))
+
+
+class TalkLm(nn.Module):
+    """The model.
+
+    Args:
+        config: Its size.
+        vectors: What speech tokens stand for, (R, D) float32 (see `TokenLm`).
+    """
+
+    durations: Tensor
+
+    def __init__(self, config: TalkLmConfig, vectors: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        vectors_of: Mapping[str, Tensor] = {} if vectors is None else {SPEECH: vectors}
+        self.lm = TokenLm(config.lm, vectors_of)
+        self.project = nn.Linear(config.states, config.lm.width)
+        self.register_buffer("durations", torch.tensor(config.durations), persistent=False)
+
+    def forward(self, sequence: Sequence, targets: Tensor, name: str, features: Tensor | None = None) -> Tensor:
+        """Return cross-entropies (K,) float32 in nats of what comes next, for all K places that have a target.
+
+        Args:
+            sequence: Rows as `layout` makes them, (B, N).
+            targets: (B, N) int64: 0 for the end, from 1 on a range's tokens; -1 where nothing is to be said.
+            name: The range.
+            features: (B, N, states) float32, in place of speech tokens (see `continuous`).
+        """
+        given = None if features is None else self.project(features)
+        hidden = self.lm(sequence, given)[targets >= 0]
+        logits = self.lm.logits(hidden, name, [EOS]).float()
+        return nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="none")
+
+    def voice(self, name: str) -> int:
+        """Return the number of a voice; raises `UsageError` where the model has none of that name."""
+        if name not in self.config.voices:
+            raise UsageError(f"no voice is named {name!r}", remedy=f"use one of {', '.join(self.config.voices)}")
+        return self.config.voices.index(name)
+
+    def expected_tokens(self, symbols: Rows[str], voice: str, speed: float = 1.0) -> float:
+        """Return how many tokens a text should take."""
+        own = float(self.durations[symbol_numbers(symbols)].sum())
+        return own * self.config.rates[self.voice(voice)] / speed
+
+    def most_tokens(self, symbols: Rows[str], voice: str, speed: float = 1.0) -> int:
+        """Return how many tokens a text may take; speech that has not ended by then is cut off."""
+        return max(2, math.ceil(_LONGEST_SHARE * self.expected_tokens(symbols, voice, speed)))
+
+    @torch.inference_mode()
+    def speak(
+        self,
+        texts: Rows[Rows[str]],
+        voice: str,
+        speed: float = 1.0,
+        sampling: Sampling = SAMPLING,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[list[int]]:
+        """Yield the next token of each text, again and again, until all have ended; -1 where one has ended.
+
+        Texts said together do not influence each other, but draw from one source.
+
+        Args:
+            texts: Symbols of each, as in `text.SpokenText`.
+            voice: Whose way to talk.
+            speed: 2.0 is twice as fast.
+            sampling: How to draw.
+            generator: Source of the draws.
+
+        Raises:
+            UsageError: There is no such voice.
+        """
+        number = self.voice(voice)
+        rows = [text_row(symbol_numbers(text), number, self.durations, self.lm.vocabulary) for text in texts]
+        wanted = torch.tensor([self.expected_tokens(text, voice, speed) for text in texts])
+        length = torch.stack([self.durations[symbol_numbers(text)].sum() for text in texts])
+        least = (_SHORTEST_SHARE * wanted).floor()
+        most = torch.tensor([self.most_tokens(text, voice, speed) for text in texts])
+        run, table = Decoding(self.lm, stack_rows(rows, left=True)), self.lm.table(SPEECH, [EOS])
+        history = torch.zeros(len(texts), 0, dtype=torch.int64)
+        ended = torch.zeros(len(texts), dtype=torch.bool)
+        for step in range(int(most.max())):
+            logits = (run.hidden @ table.T).float()
+            logits[step < least, _END] = -torch.inf
+            drawn = draw_without_loops(logits, history, sampling, generator=generator)
+            ended = ended | (drawn == _END) | (step >= most)
+            if bool(ended.all()):
+                return
+            tokens = drawn.masked_fill(ended, 1) - 1
+            yield [-1 if end else token for token, end in zip(tokens.tolist(), ended.tolist(), strict=True)]
+            history = torch.cat([history, drawn[:, None]], dim=1)
+            places = (step + 0.5) * length / wanted
+            ids = self.lm.vocabulary.encode(SPEECH, tokens)[:, None]
+            run.feed(Sequence(ids, torch.full_like(ids, Segment.SPEECH), places[:, None]))
+
+    @torch.inference_mode()
+    def write(self, tokens: Tensor, states: Tensor | None = None, beam: int = 4) -> list[tuple[list[int], float]]:
+        """Return what was said in some speech: letters and their log-probability, the likeliest first.
+
+        Args:
+            tokens: (T,) int64.
+            states: (T, states) float32 to listen to in their place.
+            beam: How many texts are followed.
+        """
+        row = heard_row(tokens, self.lm.vocabulary)
+        features = None
+        if states is not None:
+            row, features = continuous(row, states)
+            features = self.project(features)
+        run, table = Decoding(self.lm, row, features), self.lm.table(LETTER, [EOS])
+        beams: list[tuple[list[int], float]] = [([], 0.0)]
+        done: list[tuple[list[int], float]] = []
+        for step in range(int(len(tokens) * _LETTERS_PER_TOKEN) + 2):
+            log_probs = (run.hidden @ table.T).float().log_softmax(-1)
+            totals = log_probs + torch.tensor([score for _, score in beams])[:, None]
+            best = totals.flatten().topk(min(2 * beam, totals.numel()))
+            following: list[tuple[list[int], float, int]] = []
+            for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                source, letter = divmod(place, totals.shape[1])
+                if letter == _END:
+                    done.append((beams[source][0], score))
+                elif len(following) < beam:
+                    following.append(([*beams[source][0], letter - 1], score, source))
+            if not following or (len(done) >= beam and _ranked(done)[beam - 1][1] > following[0][1]):
+                break
+            run.keep(torch.tensor([source for *_, source in following]))
+            beams = [(letters, score) for letters, score, _ in following]
+            last = torch.tensor([letters[-1] for letters, _ in beams])
+            rows = [letter_row(last[n : n + 1], self.lm.vocabulary, step) for n in range(len(beams))]
+            run.feed(stack_rows(rows))
+        return _ranked(done or beams)
+
+    def score_speech(self, symbols: Rows[str], voice: str, tokens: Tensor) -> float:
+        """Return the log-probability in nats of speech tokens (T,) int64 and their end, given a text."""
+        sequence, targets = speech_example(self, symbols, voice, tokens)
+        with torch.inference_mode():
+            return -float(self(sequence, targets, SPEECH).sum())
+
+
+def speech_example(
+    lm: TalkLm, symbols: Rows[str], voice: str, tokens: Tensor, past: Tensor | None = None, stretch: float = 1.0
+) -> tuple[Sequence, Tensor]:
+    """Return a row (1, N) of a text and its speech, and its targets.
+
+    Args:
+        lm: The model.
+        symbols: Of the text.
+        voice: Whose way to talk.
+        tokens: (T,) int64 of the speech.
+        past: What is told of the speech, where that is not the truth.
+        stretch: How much faster than truly time goes by.
+    """
+    vocabulary, durations = lm.lm.vocabulary, lm.durations.cpu()
+    numbers = symbol_numbers(symbols)
+    text = text_row(numbers, lm.voice(voice), durations, vocabulary)
+    times = (torch.arange(len(tokens)) + 0.5) * (float(durations[numbers].sum()) / len(tokens) * stretch)
+    speech = speech_row(tokens if past is None else past, times, vocabulary)
+    return _with_targets(text, speech, tokens)
+
+
+def text_example(lm: TalkLm, tokens: Tensor, letters: Tensor) -> tuple[Sequence, Tensor]:
+    """Return a row (1, N) of speech tokens (T,) and what is said in them, letters (L,), and its targets."""
+    vocabulary = lm.lm.vocabulary
+    return _with_targets(heard_row(tokens, vocabulary), letter_row(letters, vocabulary), letters)
+
+
+def continuous(row: Sequence, states: Tensor, first: int = 2) -> tuple[Sequence, Tensor]:
+    """Return rows whose speech tokens are all the same, and features (B, N, states) that say what they do not.
+
+    Args:
+        row: Of `heard_row`, (B, N).
+        states: (T, states) or (B, T, states) float32, 0 behind each end.
+        first: Place of the first speech token.
+    """
+    states = states if states.dim() == 3 else states[None]
+    count = states.shape[1]
+    ids = row.ids.clone()
+    ids[:, first : first + count] = torch.where(states.abs().sum(-1) > 0, EOS, ids[:, first : first + count])
+    features = states.new_zeros(*ids.shape, states.shape[2])
+    features[:, first : first + count] = states
+    return row._replace(ids=ids), features
+
+
+def _with_targets(given: Sequence, told: Sequence, wanted: Tensor) -> tuple[Sequence, Tensor]:
+    """Return both one behind the other, and (1, N) int64: what comes behind each token, as `TalkLm.forward` has it."""
+    row = Sequence(*(torch.cat(parts, dim=1) for parts in zip(given, told, strict=True)))
+    targets = torch.full_like(row.ids, -1)
+    first = given.ids.shape[1] - 1
+    targets[0, first:-1], targets[0, -1] = wanted + 1, _END
+    return row, targets
+
+
+def _ranked(texts: list[tuple[list[int], float]]) -> list[tuple[list[int], float]]:
+    """Return texts by log-probability for a symbol, the end counted in, best first."""
+    return sorted(texts, key=lambda text: -text[1] / (len(text[0]) + 1))

@@ -1,0 +1,159 @@
+"""Written text to what is said: numbers, dates and abbreviations as words, words as phones, marks as pauses."""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from audio_llm.asr.pronounce import phones_of, pronounce
+from audio_llm.errors import DataError
+from audio_llm.text import DEFAULT_NORMALIZER, split_sentences
+
+BETWEEN = "_"  # words
+MARKS = (",", ".", "?", "!")
+PHONES = (  # of the pocketsphinx dictionary  # noqa: SIM905
+    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
+).split()
+SYMBOLS = (BETWEEN, *MARKS, *PHONES)
+LONGEST = 220  # characters of a sentence; a longer one is said in parts
+
+_KNOWN = frozenset(PHONES)
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_SPEAKABLE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'()-–—…/&@%$£€¥°+")  # noqa: RUF001
+_SILENT = frozenset('"“”„«»‹›*_~^`{}[]|\\<>#=\u200b\u200c\u200d\ufeff\ufe0f\xad')  # noqa: RUF001
+_APOSTROPHES = str.maketrans({"‘": "'", "’": "'", "ʼ": "'", "`": "'"})  # noqa: RUF001
+_MARK_OF = {"?": "?", "!": "!", ".": "."} | dict.fromkeys(",;:()", ",")
+_PIECE = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*'?|[^\s\w]|\d|_")
+_DASHES = re.compile(r"\s+-+\s+|--+|[–—…]|\.{2,}")  # noqa: RUF001
+_ACRONYM = 3  # letters at most; a longer word in capitals is read as a word
+_BREAK = re.compile(r"(?<=[,;:])\s+")
+
+
+class UnspeakableError(DataError):
+    """A text without anything that can be said."""
+
+
+@dataclass(frozen=True)
+class SpokenText:
+    """What is said of a text.
+
+    Attributes:
+        text: As words, without digits and abbreviations.
+        symbols: Phones, with `BETWEEN` between words and one of `MARKS` where there is a pause; ends in a mark.
+        left_out: What was in the text and is not said, by name: characters of other scripts, emoji, tags.
+    """
+
+    text: str
+    symbols: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def to_spoken(text: str) -> SpokenText:
+    """Return what is said of a text in English.
+
+    Raises:
+        UnspeakableError: There is nothing in it that can be said.
+    """
+    tags = dict.fromkeys(f"tag {tag}" for tag in _TAG.findall(text))
+    plain, left_out = _plain(_TAG.sub(" ", text))
+    left_out = tags | left_out
+    words = _in_words(plain)
+    shouted = words.upper() == words
+    symbols: list[str] = []
+    said: list[str] = []
+    for piece in _PIECE.findall(words):
+        if piece in _MARK_OF:
+            _mark(symbols, _MARK_OF[piece])
+            continue
+        phones = _phones(piece, shouted)
+        if not phones:
+            left_out |= dict.fromkeys(_name(c) for c in piece if c.isalnum())
+            continue
+        if symbols and symbols[-1] not in MARKS:
+            symbols.append(BETWEEN)
+        symbols += phones
+        said.append(piece)
+    if not said:
+        found = f": {', '.join(list(left_out)[:5])}" if left_out else ""
+        remedy = "give English words, numbers or abbreviations"
+        raise UnspeakableError(f"there is nothing to say in {text[:40]!r}{found}", remedy=remedy)
+    if symbols[-1] not in MARKS:
+        symbols.append(".")
+    return SpokenText(" ".join(words.split()), tuple(symbols), tuple(left_out))
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text, those longer than `LONGEST` in parts."""
+    return [part for sentence in split_sentences(text) for part in _parts(sentence)]
+
+
+def _plain(text: str) -> tuple[str, dict[str, None]]:
+    """Return a text in characters that the normaliser knows, and the names of those that it does not."""
+    kept: list[str] = []
+    left_out: dict[str, None] = {}
+    composed = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
+    for character in unicodedata.normalize("NFKD", composed):
+        if character in _SPEAKABLE:
+            kept.append(character)
+        elif unicodedata.combining(character):
+            continue
+        else:
+            kept.append(" ")
+            if not character.isspace() and character not in _SILENT:
+                left_out[_name(character)] = None
+    return " ".join(_DASHES.sub(", ", "".join(kept)).split()), left_out
+
+
+def _parts(sentence: str) -> Iterator[str]:
+    """Cut at commas where that helps, else between words, else anywhere."""
+    rest = sentence
+    while len(rest) > LONGEST:
+        breaks = [match.start() for match in _BREAK.finditer(rest, LONGEST // 3, LONGEST)]
+        cut = breaks[-1] if breaks else rest.rfind(" ", 1, LONGEST)
+        cut = cut if cut > 0 else LONGEST
+        yield rest[:cut].strip()
+        rest = rest[cut:].strip()
+    if rest:
+        yield rest
+
+
+def _in_words(text: str) -> str:
+    """Return a text without digits and abbreviations; what the normaliser has no reading for, word by word."""
+    words = text.split()
+    try:
+        return str(_normalizer().normalize(text)) if words else ""
+    except AssertionError:  # how it says that no path of its grammar fits
+        return " ".join(map(_in_words, words)) if len(words) > 1 else DEFAULT_NORMALIZER(text)
+
+
+def _mark(symbols: list[str], mark: str) -> None:
+    """Add a mark; of two in a row the later one counts, but a comma takes nobody's place."""
+    if not symbols:
+        return
+    if symbols[-1] not in MARKS:
+        symbols.append(mark)
+    elif mark != ",":
+        symbols[-1] = mark
+
+
+def _phones(word: str, shouted: bool) -> tuple[str, ...]:
+    """Return the phones of a word; none where nobody can say it."""
+    if word.isupper() and 1 < len(word) <= _ACRONYM and not shouted:
+        return tuple(pronounce(".".join(word)).split())
+    found = phones_of(word.lower())
+    return found if _KNOWN.issuperset(found) else ()
+
+
+def _name(character: str) -> str:
+    return unicodedata.name(character, f"U+{ord(character):04X}").lower()
+
+
+@functools.cache
+def _normalizer() -> Any:
+    from wetext import Normalizer
+
+    return Normalizer(lang="en", operator="tn")

@@ -1,0 +1,78 @@
+"""What TouchTTS learns from: people who were recorded, and book sentences that other programs say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from noisy_sets import row_part
+
+from audio_llm import audio
+from audio_llm.dlm.corpus import drop_shared, read_book
+from audio_llm.text import DEFAULT_NORMALIZER
+from audio_llm.touchtts.data import Talk
+from audio_llm.tts import synthesize
+
+VOICE_OF = {  # corpus to voice: one person, or a kind of people
+    "kathleen": "kathleen",
+    "cmu_arctic_few": "reader",
+    "librispeech_dev_clean_mp3": "reader",
+    "librispeech_test_other": "reader",
+    "librispeech_test_clean_few": "reader",
+    "speechocean762": "learner",
+}
+MADE_VOICES = ("flite:slt", "flite:rms", "flite:awb", "flite:kal16")
+READ_ALOUD = ("emma", "pride_and_prejudice", "treasure_island")  # in LibriSpeech: no text to train on
+
+
+def recorded(folder: Path, part: str) -> Iterator[Talk]:
+    """Yield the recorded talks of a part (`train`, `tune` or `test`); no text of the test is in another part."""
+    rows = [row for row in _rows(folder) if row.get("text")]
+    tested = {DEFAULT_NORMALIZER(row["text"]) for row in rows if row_part(row) == "test"}
+    for row in rows:
+        if row_part(row) == part and (part == "test" or DEFAULT_NORMALIZER(row["text"]) not in tested):
+            waveform = audio.read(folder / "audio" / row["path"])
+            yield Talk(row["id"], VOICE_OF[row["corpus"]], row["speaker"], _cased(row["text"]), waveform)
+
+
+def held_out_texts(folder: Path) -> list[str]:
+    """Return the normalised texts of tuning and test."""
+    rows = [row for row in _rows(folder) if row.get("text") and row_part(row) != "train"]
+    return [DEFAULT_NORMALIZER(row["text"]) for row in rows]
+
+
+def made(folder: Path, count: int, first: int = 0) -> Iterator[Talk]:
+    """Yield `count` sentences of the books, said by programs in turn; none shares eight words with a held-out text."""
+    sentences = [
+        sentence
+        for path in sorted((folder / "text").glob("*.txt"))
+        if path.stem not in (*READ_ALOUD, "PROVENANCE")
+        for sentence in read_book(path, max_words=18)
+    ]
+    kept = drop_shared(sentences, held_out_texts(folder))
+    kept.sort(key=lambda sentence: hashlib.blake2b(sentence.id.encode()).digest())
+    for number, sentence in enumerate(kept[first : first + count], first):
+        voice = MADE_VOICES[number % len(MADE_VOICES)]
+        if number % 500 == 0:
+            logging.info("%d of %d sentences said", number - first, count)
+        yield Talk(sentence.id, voice, voice, sentence.text, synthesize(sentence.text, voice), is_synthetic=True)
+
+
+def _cased(text: str) -> str:
+    """Return a text in capitals in small letters, for capitals are spelled."""
+    return text.lower() if text.isupper() else text
+
+
+def _rows(folder: Path) -> Iterator[dict[str, str]]:
+    for corpus in VOICE_OF:
+        path = folder / "audio" / "speech" / corpus / "manifest.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if not lines:
+            logging.warning("without %s", corpus)
+        yield from ({**json.loads(line), "corpus": corpus} for line in lines)
