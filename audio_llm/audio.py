@@ -296,9 +296,23 @@ def write(path: str | os.PathLike[str], waveform: np.ndarray, sample_rate: int) 
 
 
 def write_blocks(
-    path: str | os.PathLike[str], blocks: Iterable[np.ndarray], sample_rate: int, channels: int = 1
+    path: str | os.PathLike[str],
+    blocks: Iterable[np.ndarray],
+    sample_rate: int,
+    channels: int = 1,
+    comment: str = "",
+    keep_part: bool = False,
 ) -> None:
-    """Write a sound file as `write` does, of blocks (T,) or (T, C) as they come."""
+    """Write a sound file as `write` does, of blocks (T,) or (T, C) as they come.
+
+    Args:
+        path: As for `write`.
+        blocks: Their making may take long, and may fail.
+        sample_rate: Hz.
+        channels: Of every block.
+        comment: Kept in the file's metadata.
+        keep_part: Keep what was written when something fails, as `NAME.part.SUFFIX`; the log says so.
+    """
     import soundfile
 
     path = Path(path)
@@ -308,6 +322,8 @@ def write_blocks(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with soundfile.SoundFile(str(temporary), "w", sample_rate, channels, subtype, format=kind) as file:
+            if comment:
+                file.comment = comment
             for block in blocks:
                 if not np.isfinite(block).all():
                     raise AudioFileError(
@@ -323,6 +339,10 @@ def write_blocks(
             remedy=f"check the folder, and that {path.suffix} can hold {channels} channels at {sample_rate} Hz",
         ) from None
     finally:
+        if keep_part and temporary.exists():
+            part = path.with_suffix(f".part{path.suffix}")
+            os.replace(temporary, part)
+            _log.warning("what was finished is kept in %s", part)
         temporary.unlink(missing_ok=True)
 
 

@@ -22,6 +22,8 @@ _DESCRIPTION = """Train on packed data, as the recipes make it. The best model l
 _GER = """Train a corrector of N-best lists on lists with references: files (HyPoradise JSON, JSON lines) or folders of
 packed lists. By default LoRA and the noise adapter on a causal language model; --kind phrase trains the phrase
 corrector, which needs no language model, in a minute or so for some thousand lists. The model lies in OUT/best."""
+_TOUCHTTS = """Train a part of TouchTTS on packed talks, as the recipe makes them: its language model (lm), which says
+text and writes down speech, or its flow, which makes mel spectra of tokens. The vocoder has a command of its own."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -42,6 +44,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     for name, run, summary in (
         ("mask", run_mask, "the mask network that takes noise away"),
         ("codec", run_codec, "the codec: speech to one stream of codes and back"),
+        ("vocoder", run_vocoder, "the vocoder: mel spectra to sound"),
         ("tokenizer", run_tokenizer, "the supervised tokenizer of semantic tokens"),
         ("gense", run_gense, "GenSE's language models, on packed tokens"),
     ):
@@ -51,7 +54,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         parser.add_argument("--start-from", metavar="NAME|DIR", help="a model to go on from")
         help_ = "packed data that choose the best model"
         parser.add_argument("--tuning", metavar="DIR", required=name != "tokenizer", help=help_)
-        if name in ("mask", "codec"):
+        if name in ("mask", "codec", "vocoder"):
             help_ = "a tokenizer that hears what comes out, so that words stay"
             parser.add_argument("--listener", metavar="NAME|DIR", help=help_)
         if name == "tokenizer":
@@ -63,6 +66,14 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
             parser.add_argument("--tokenizer", metavar="NAME|DIR", required=True, help="that made the semantic tokens")
             parser.add_argument("--codec", metavar="NAME|DIR", required=True, help="that made the acoustic codes")
         parser.set_defaults(run=run, log_level=logging.INFO, words_anywhere="words")
+    touch = models.add_parser("touchtts", parents=[common], help="TouchTTS, on packed talks", description=_TOUCHTTS)
+    touch.add_argument("words", nargs="+", metavar="DATA|KEY=VALUE", help="folders of packed talks, and settings")
+    touch.add_argument("--part", choices=("lm", "flow"), required=True, help="text to tokens, or tokens to mel spectra")
+    touch.add_argument("--tuning", nargs="+", metavar="DIR", required=True, help="packed talks that choose the best")
+    touch.add_argument("--tokenizer", metavar="NAME|DIR", required=True, help="that made the tokens")
+    touch.add_argument("--start-from", metavar="NAME|DIR", help="a model to go on from")
+    _add_loop_options(touch)
+    touch.set_defaults(run=run_touchtts, log_level=logging.INFO, words_anywhere="words")
     ger = models.add_parser("ger", parents=[common], help="a corrector of N-best lists", description=_GER)
     ger.add_argument("words", nargs="*", metavar="KEY=VALUE", help="settings")
     ger.add_argument("--data", nargs="+", metavar="LISTS", required=True, help="lists with references, packed or not")
@@ -117,6 +128,34 @@ def run_codec(arguments: argparse.Namespace) -> int:
     from audio_llm.codec.train import CodecTrainingConfig, train_codec
 
     return _run_on_pack(arguments, CodecTrainingConfig, train_codec, listener=_listener(arguments))
+
+
+def run_vocoder(arguments: argparse.Namespace) -> int:
+    """Train the vocoder; return the exit status."""
+    from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
+
+    return _run_on_pack(arguments, VocoderTrainingConfig, train_vocoder, listener=_listener(arguments))
+
+
+def run_touchtts(arguments: argparse.Namespace) -> int:
+    """Train a part of TouchTTS; return the exit status."""
+    from audio_llm import __version__
+    from audio_llm.hub import find_model
+    from audio_llm.tokenizer.s3 import S3Tokenizer
+    from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
+    from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
+    from audio_llm.training.config import load_config
+
+    folders, overrides = _folders_and_settings(arguments)
+    tuning, output = [Path(path) for path in arguments.tuning], Path(arguments.output)
+    parts = S3Tokenizer.load(arguments.tokenizer), find_model(arguments.tokenizer).resolve().name
+    provenance = {"audio_llm": __version__, "data": [path.name for path in folders]}
+    options = {**_loop_options(arguments), "provenance": provenance}
+    if arguments.part == "lm":
+        talk = load_config(TalkTrainingConfig, arguments.config, overrides)
+        return _finish(arguments, lambda: train_talk_lm(folders, tuning, *parts, output, talk, **options))
+    flow = load_config(FlowTrainingConfig, arguments.config, overrides)
+    return _finish(arguments, lambda: train_flow(folders, tuning, *parts, output, flow, **options))
 
 
 def _listener(arguments: argparse.Namespace) -> Listener | None:

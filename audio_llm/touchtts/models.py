@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from audio_llm import hub
-from audio_llm.codec.vocoder import Vocoder, VocoderConfig
-from audio_llm.errors import ModelFormatError
+from audio_llm.codec.mel import log_mel
+from audio_llm.codec.vocoder import Vocoder, VocoderConfig, load_vocoder
+from audio_llm.errors import DataError, ModelFormatError
 from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.touchtts.data import TalkPack
 from audio_llm.touchtts.flow import FlowConfig, FlowNetwork
 from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig
 from audio_llm.training.config import config_from_dict
@@ -22,6 +25,9 @@ C = TypeVar("C")
 N = TypeVar("N", bound=nn.Module)
 
 TALK, FLOW, TOUCHTTS = "touchtts-lm", "touchtts-flow", "touchtts"
+
+
+_MEASURED = 200  # talks that tell what a voice sounds like
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,49 @@ def load_touchtts(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> T
         return TouchModel(lm, flow, vocoder, tokenizer, _below("voices", loaded.tensors))
     except (KeyError, TypeError, RuntimeError) as error:
         raise ModelFormatError(f"its settings or weights do not fit: {error}", path=loaded.path) from None
+
+
+def assemble(
+    lm: str | os.PathLike[str],
+    flow: str | os.PathLike[str],
+    vocoder: str | os.PathLike[str],
+    tokenizer: S3Tokenizer,
+    talks: TalkPack,
+    *voices: str,
+) -> tuple[TouchModel, dict[str, Any]]:
+    """Return a model of parts that were trained one by one, and what made them.
+
+    Args:
+        lm: As `train_talk_lm` left it.
+        flow: As `train_flow` left it.
+        vocoder: As `train_vocoder` left it.
+        tokenizer: Of all.
+        talks: With talks of the voices, to know what these sound like.
+        voices: Voices of the language model that the model is to have.
+
+    Raises:
+        DataError: There is no recorded talk of a voice.
+        ModelNotFoundError, ModelFormatError: As `load_talk_lm`.
+    """
+    parts = load_talk_lm(lm, tokenizer), load_flow(flow, tokenizer), load_vocoder(vocoder)
+    sounds = {}
+    for voice in voices:
+        parts[0].voice(voice)
+        own = [row for row, name in enumerate(talks.voices) if name == voice and talks.samples[row]]
+        if not own:
+            raise DataError(f"no recorded talk of the voice {voice!r}", remedy="pack some, or leave the voice out")
+        sounds[voice] = torch.cat([voice_of(parts[1], talks.pcm(row)) for row in own[:: -(-len(own) // 200)]]).mean(0)[
+            None
+        ]
+    made_by = {str(name): hub.load_model(name).provenance for name in (lm, flow, vocoder)}
+    return TouchModel(*parts, tokenizer, sounds), made_by
+
+
+@torch.inference_mode()
+def voice_of(flow: FlowNetwork, pcm: np.ndarray) -> Tensor:
+    """Return what a voice sounds like, (1, width), from speech (T,) int16 at 16 kHz at the level of packed talks."""
+    mel = flow.normalize(log_mel(torch.from_numpy(pcm.astype(np.float32) / 32768.0)[None]))
+    return flow.voice(mel, torch.tensor([mel.shape[1]]))
 
 
 def save_touchtts(

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from audio_llm import audio
-from audio_llm.codec.mel import SAMPLE_RATE, log_mel
+from audio_llm.codec.mel import N_MELS, SAMPLE_RATE
 from audio_llm.errors import AudioFileError, AudioLLMError, UsageError
+from audio_llm.simulation.sources import to_pcm
 from audio_llm.touchtts.data import prepared
 from audio_llm.touchtts.flow import FRAMES, FlowRun, Given, chunk_mask, moments, noise
-from audio_llm.touchtts.models import TouchModel, load_touchtts
+from audio_llm.touchtts.models import TouchModel, load_touchtts, voice_of
 from audio_llm.touchtts.text import SpokenText, UnspeakableError, sentences, to_spoken
 
 SLOWEST, FASTEST = 0.5, 2.0
@@ -110,11 +111,10 @@ class TouchTTS:
             UsageError: No such voice, or a speed out of range.
             AudioFileError: The reference cannot be read, or is too short or silent.
         """
-        who = self._voice(voice)
-        spoken = spoken_sentences(text)
+        who, spoken = self._voice(voice), spoken_sentences(text)
         sounds, tokens, truncated = [], [], []
         for number, sentence in enumerate(spoken):
-            said = list(self._tokens(sentence, who, speed, seed, number))
+            said = list(self._tokens(sentence, who, _checked_speed(speed), seed, number))
             tokens.append(tuple(said))
             if self._is_cut(len(said), sentence, who, speed):
                 truncated.append(number)
@@ -122,18 +122,23 @@ class TouchTTS:
         return Speech(_checked(np.concatenate(sounds)), tuple(spoken), tuple(tokens), tuple(truncated))
 
     def stream(
-        self, text: str, voice: str | Path | None = None, speed: float = 1.0, seed: int = 0, chunk: int = CHUNK
+        self, text: str, voice: str | Path | None = None, speed: float = 1.0, seed: int = 0, chunk: int | None = CHUNK
     ) -> Iterator[Chunk]:
         """Yield the speech of a text while it is being made; together it is what `speak` gives for the same `chunk`.
 
-        The first piece comes when `chunk` and `lookahead` tokens are said; arguments and errors as for `speak`.
+        The first piece comes when `chunk` and `lookahead` tokens are said; without chunks a sentence is a piece.
+        Arguments and errors as for `speak`; those of the arguments are raised here, not at the first piece.
         """
-        who = self._voice(voice)
-        spoken, start = spoken_sentences(text), 0
+        return self._stream(spoken_sentences(text), self._voice(voice), _checked_speed(speed), seed, chunk)
+
+    def _stream(
+        self, spoken: list[SpokenText], who: _Voice, speed: float, seed: int, chunk: int | None
+    ) -> Iterator[Chunk]:
+        start = 0
         for number, sentence in enumerate(spoken):
             said: list[int] = []
-            pieces = self._pieces(self._tokens(sentence, who, speed, seed, number), said, who, seed + number, chunk)
-            for sound, last in pieces:
+            tokens = self._tokens(sentence, who, speed, seed, number)
+            for sound, last in self._pieces(tokens, said, who, seed + number, chunk):
                 if last:
                     sound = np.concatenate([sound, _pause(number, spoken)])
                 truncated = last and self._is_cut(len(said), sentence, who, speed)
@@ -168,8 +173,7 @@ class TouchTTS:
             seconds = speech.size / SAMPLE_RATE
             remedy = f"give a recording with {_LEAST_REFERENCE_S:g} s of speech or more"
             raise AudioFileError(f"there are {seconds:.1f} s of speech in it", path=name, remedy=remedy)
-        mel = self.model.flow.normalize(log_mel(torch.from_numpy(speech)[None]))
-        return self.model.flow.voice(mel, torch.tensor([mel.shape[1]]))
+        return voice_of(self.model.flow, to_pcm(speech))
 
     def _mel(self, tokens: Tensor, voice: Tensor, seed: int) -> Tensor:
         return FlowRun(self.model.flow, voice, seed).next_frames(tokens, tokens[:, :0])
@@ -177,7 +181,7 @@ class TouchTTS:
     def _mel_chunked(self, tokens: Tensor, voice: Tensor, seed: int, chunk: int) -> Tensor:
         """Return what chunks made one by one would be, made at once under the mask of the chunks."""
         flow, count = self.model.flow, FRAMES * tokens.shape[1]
-        nothing = torch.zeros(1, count, log_mel(torch.zeros(1, 1)).shape[2])
+        nothing = torch.zeros(1, count, N_MELS)
         known = torch.zeros(1, count, dtype=torch.bool)
         given = Given(tokens, voice, nothing, known)
         free = Given(torch.full_like(tokens, -1), torch.zeros_like(voice), nothing, known)
@@ -190,9 +194,13 @@ class TouchTTS:
         return flow.denormalize(x)
 
     def _pieces(
-        self, tokens: Iterator[int], said: list[int], who: _Voice, seed: int, chunk: int
+        self, tokens: Iterator[int], said: list[int], who: _Voice, seed: int, chunk: int | None
     ) -> Iterator[tuple[np.ndarray, bool]]:
         """Yield sound, and whether it is the last, as soon as there are tokens enough; `said` fills up with them."""
+        if chunk is None:
+            said += tokens
+            yield self.sound(said, who.sound, seed), True
+            return
         run, state = FlowRun(self.model.flow, who.sound, seed, chunk), self.model.vocoder.first_state()
         ahead, done, more = self.model.flow.config.lookahead, 0, True
         while True:
@@ -261,6 +269,12 @@ def spoken_sentences(text: str) -> list[SpokenText]:
     if left_out:
         logger.warning("not said: %s", ", ".join(list(left_out)[:10]))
     return found
+
+
+def _checked_speed(speed: float) -> float:
+    if not SLOWEST <= speed <= FASTEST:
+        raise UsageError(f"a speed of {speed:g} is outside {SLOWEST:g} to {FASTEST:g}", remedy="give a value near 1")
+    return speed
 
 
 def _pause(number: int, spoken: list[SpokenText]) -> np.ndarray:

@@ -1,0 +1,137 @@
+"""TouchTTS's recipe: vocoder, language model and flow; stages as plain functions, run one by one."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import corpora
+import noisy_sets
+
+from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
+from audio_llm.tokenizer.s3 import S3Tokenizer, load_listener
+from audio_llm.touchtts.data import TalkPack, pack_talks
+from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
+from audio_llm.touchtts.models import assemble, load_touchtts, save_touchtts
+from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
+from audio_llm.training.config import load_config
+
+HERE = Path(__file__).parent
+TOKENIZER = "tokenizer-s3-small"
+MADE, MADE_TUNE = 8000, 80  # sentences that programs say
+LM_PARTS = (("train", "made"), ("tune", "made-tune"))
+MAIN_VOICE = "kathleen"
+
+
+def main() -> int:
+    """Run the stage named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--data", type=Path, help="pack, made, report: folder with audio/speech, audio/noise and text")
+    parser.add_argument("--output", type=Path, default=Path("exp/touchtts"), help="folder of everything that is made")
+    parser.add_argument("--config", type=Path, help="settings of a training (default: config/STAGE.yaml)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
+    parser.add_argument("--name", help="trainings: folder of this one (default: the stage's name)")
+    parser.add_argument("--start", type=Path, help="trainings: model to start from")
+    parser.add_argument("--max-minutes", type=float, help="of a training")
+    parser.add_argument("--resume", action="store_true", help="go on with a training")
+    parser.add_argument("--count", type=int, help="made: sentences; reports: how many of each")
+    parser.add_argument("--parts", nargs=3, metavar=("LM", "FLOW", "VOCODER"), help="finish: trainings to put together")
+    parser.add_argument("--model", help="reports: which (default: OUTPUT/touchtts-small)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    STAGES[arguments.stage](arguments)
+    return 0
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    """Pack recorded talks with their tokens, and speech and noise for the vocoder, a minute."""
+    noisy_sets.pack(arguments.data, arguments.output / "packed")
+    tokenizer = S3Tokenizer.load(TOKENIZER)
+    for part in noisy_sets.PARTS:
+        count = pack_talks(corpora.recorded(arguments.data, part), tokenizer, _talks(arguments) / part)
+        logging.info("%s: %d talks", part, count)
+
+
+def made(arguments: argparse.Namespace) -> None:
+    """Have programs say book sentences, and pack these, ten minutes: more text for the language model to learn from."""
+    tokenizer, count = S3Tokenizer.load(TOKENIZER), arguments.count or MADE
+    for part, first, own in (("made", 0, count), ("made-tune", count, min(count, MADE_TUNE))):
+        found = pack_talks(corpora.made(arguments.data, own, first), tokenizer, _talks(arguments) / part)
+        logging.info("%s: %d talks", part, found)
+
+
+def vocoder(arguments: argparse.Namespace) -> None:
+    """Train the vocoder."""
+    config = _config(arguments, VocoderTrainingConfig)
+    train, tune = (arguments.output / "packed" / part for part in ("train", "tune"))
+    train_vocoder(train, tune, _folder(arguments), config, listener=load_listener(TOKENIZER), **_limits(arguments))
+
+
+def talk(arguments: argparse.Namespace) -> None:
+    """Train the language model."""
+    config = _config(arguments, TalkTrainingConfig)
+    packs, tuning = (
+        [_talks(arguments) / name for name in names] for names in (("train", "made"), ("tune", "made-tune"))
+    )
+    tokenizer = S3Tokenizer.load(TOKENIZER)
+    train_talk_lm(packs, tuning, tokenizer, TOKENIZER, _folder(arguments), config, **_limits(arguments))
+
+
+def flow(arguments: argparse.Namespace) -> None:
+    """Train the flow."""
+    config = _config(arguments, FlowTrainingConfig)
+    packs, tuning = ([_talks(arguments) / part] for part in ("train", "tune"))
+    tokenizer = S3Tokenizer.load(TOKENIZER)
+    train_flow(packs, tuning, tokenizer, TOKENIZER, _folder(arguments), config, **_limits(arguments))
+
+
+def finish(arguments: argparse.Namespace) -> None:
+    """Make `touchtts-small` of the parts that were trained: half precision, with its card."""
+    folders = arguments.parts or [arguments.output / name / "best" for name in ("talk", "flow", "vocoder")]
+    model, provenance = assemble(
+        *folders, S3Tokenizer.load(TOKENIZER), TalkPack(_talks(arguments) / "train"), MAIN_VOICE
+    )
+    card = (HERE / "cards" / "touchtts-small.md").read_text(encoding="utf-8")
+    folder = arguments.output / "touchtts-small"
+    save_touchtts(folder, model, TOKENIZER, card, {"recipe": "recipes/touchtts", "training": provenance})
+    logging.info("%s: voices %s", folder, ", ".join(sorted(load_touchtts(folder).voices)))
+
+
+STAGES = {
+    "pack": pack,
+    "made": made,
+    "vocoder": vocoder,
+    "talk": talk,
+    "flow": flow,
+    "finish": finish,
+}
+
+
+def _talks(arguments: argparse.Namespace) -> Path:
+    folder: Path = arguments.output / "talks"
+    return folder
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    folder: Path = arguments.output / (arguments.name or arguments.stage)
+    return folder
+
+
+def _config(arguments: argparse.Namespace, kind: type[Any]) -> Any:
+    return load_config(kind, arguments.config or HERE / "config" / f"{arguments.stage}.yaml", arguments.set)
+
+
+def _limits(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = {"max_minutes": "max_minutes", "resume": "resume", "start_from": "start"}
+    return {name: getattr(arguments, own) for name, own in names.items()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
