@@ -60,6 +60,13 @@ ENGINES: dict[str, Engine] = {
         Engine("sphinx", "pocketsphinx, US English, model inside", "audio_llm.asr.sphinx", "SphinxRecognizer"),
         Engine("ctc", "own character CTC network", "audio_llm.asr.ctc", "CtcRecognizer", default_model="ctc-small"),
         Engine(
+            "touchtts",
+            "the language model of TouchTTS, which also speaks",
+            "audio_llm.touchtts.recognizer",
+            "TouchRecognizer",
+            default_model="touchtts-small",
+        ),
+        Engine(
             "whisper",
             "any Whisper of the transformers package",
             "audio_llm.asr.whisper",
@@ -103,7 +110,7 @@ def load_recognizer(
         if model is not None:
             raise UsageError("the recogniser sphinx has its model inside", remedy="leave out --model, or choose --asr")
         return _recognizer_class(engine)()
-    if name == "ctc":
+    if name in ("ctc", "touchtts"):
         return _recognizer_class(engine).load(hub.find_model(str(model)), resolve_device(device))
     if name == "espnet":
         return _recognizer_class(engine).load(_espnet_folder(str(model)), resolve_device(device))

@@ -1,13 +1,15 @@
-"""Text to waveform through the programs flite and festival."""
+"""Text to waveform through the programs flite and festival, and through TouchTTS."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,7 @@ class Voice:
 
     Attributes:
         name: `engine:voice`.
-        engine: `flite` or `festival`.
+        engine: `flite`, `festival` or `touchtts`.
         engine_name: What the engine calls it.
         speaker: Who it is; two synthesisers of one person share the name.
     """
@@ -79,12 +81,18 @@ VOICES = {
 }
 
 
+_NETWORK = "touchtts"
+_MODEL = "touchtts-small"
+
+
 class SynthesisError(AudioLLMError):
     """An engine failed or did not finish on one text."""
 
 
 def list_voices(names: list[str] | None = None) -> list[Voice]:
-    """Return the voices of that name, or all, checked to be installed.
+    """Return the voices of that name, or all of programs, checked to be installed.
+
+    A name `touchtts:VOICE` stands for a voice of the model `touchtts-small`, which is loaded once in a process.
 
     Raises:
         UsageError: A name is not a voice. espeak-ng is refused by name: the embedded recogniser makes 75 to 88 %
@@ -93,6 +101,9 @@ def list_voices(names: list[str] | None = None) -> list[Voice]:
     """
     voices = []
     for name in names if names is not None else list(VOICES):
+        if name.startswith(f"{_NETWORK}:"):
+            voices.append(_network_voice(name))
+            continue
         if name not in VOICES:
             hint = "espeak-ng is not used: its word error rate is above 75 %; " if name.startswith("espeak") else ""
             raise UsageError(f"no voice is named {name!r}", remedy=f"{hint}use one of {', '.join(VOICES)}")
@@ -128,6 +139,8 @@ def speak(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.0) ->
     (known,) = list_voices([voice])
     if not any(character.isalnum() for character in text):
         return Spoken(np.zeros(0, np.float32))
+    if known.engine == _NETWORK:
+        return Spoken(_network().speak(text, known.engine_name, min(max(speed, 0.5), 2.0)).waveform)
     with tempfile.TemporaryDirectory(prefix="audio-llm-tts-") as folder:
         out = Path(folder) / "speech.wav"
         source = Path(folder) / "text.txt"
@@ -145,6 +158,21 @@ def speak(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.0) ->
         if not out.exists():
             raise SynthesisError(f"{voice} made no sound of {text[:60]!r}")
         return Spoken(_read_16k(out), _phones(printed.decode()) if known.engine == "flite" else ())
+
+
+def _network_voice(name: str) -> Voice:
+    voice = name.partition(":")[2]
+    known = _network().voices
+    if voice not in known:
+        remedy = f"use one of {', '.join(f'{_NETWORK}:{own}' for own in known)}"
+        raise UsageError(f"no voice is named {name!r}", remedy=remedy)
+    return Voice(name, _NETWORK, voice, voice)
+
+
+@functools.cache
+def _network() -> Any:
+    """Return the speaking model; its module is a system, which imports from here and not the other way round."""
+    return importlib.import_module("audio_llm.touchtts.speech").TouchTTS.load(_MODEL)
 
 
 def _phones(printed: str) -> tuple[Phone, ...]:

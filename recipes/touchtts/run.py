@@ -12,13 +12,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import corpora
+import evaluate
 import noisy_sets
 
+from audio_llm import hub
 from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
 from audio_llm.tokenizer.s3 import S3Tokenizer, load_listener
 from audio_llm.touchtts.data import TalkPack, pack_talks
 from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
 from audio_llm.touchtts.models import assemble, load_touchtts, save_touchtts
+from audio_llm.touchtts.speech import TouchTTS
 from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
 from audio_llm.training.config import load_config
 
@@ -43,6 +46,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="go on with a training")
     parser.add_argument("--count", type=int, help="made: sentences; reports: how many of each")
     parser.add_argument("--parts", nargs=3, metavar=("LM", "FLOW", "VOCODER"), help="finish: trainings to put together")
+    parser.add_argument("--systems", nargs="*", default=[], help="report: which, of those that evaluate.py names")
     parser.add_argument("--model", help="reports: which (default: OUTPUT/touchtts-small)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -104,6 +108,27 @@ def finish(arguments: argparse.Namespace) -> None:
     logging.info("%s: voices %s", folder, ", ".join(sorted(load_touchtts(folder).voices)))
 
 
+def report(arguments: argparse.Namespace) -> None:
+    """Print how well speech is understood at each step, whether text matters, and how well speech is written down."""
+    speech, pack = _speech(arguments), TalkPack(_talks(arguments) / "test")
+    count = arguments.count or 50
+    made_by = hub.fingerprint(arguments.model or arguments.output / "touchtts-small")[:12]
+    output = arguments.output / "heard.jsonl"
+    for lines in (
+        evaluate.ladder(speech, pack, MAIN_VOICE, count, output, made_by, arguments.systems),
+        evaluate.text_matters(speech, pack, MAIN_VOICE, count),
+        evaluate.transcription(speech, pack, count),
+    ):
+        for line in lines:
+            print(line, flush=True)
+
+
+def measure_cost(arguments: argparse.Namespace) -> None:
+    """Print what a chunk costs at several places, and how soon the first sound comes."""
+    for line in evaluate.cost(_speech(arguments), MAIN_VOICE):
+        print(line, flush=True)
+
+
 STAGES = {
     "pack": pack,
     "made": made,
@@ -111,7 +136,13 @@ STAGES = {
     "talk": talk,
     "flow": flow,
     "finish": finish,
+    "report": report,
+    "cost": measure_cost,
 }
+
+
+def _speech(arguments: argparse.Namespace) -> TouchTTS:
+    return TouchTTS.load(arguments.model or arguments.output / "touchtts-small")
 
 
 def _talks(arguments: argparse.Namespace) -> Path:

@@ -1,0 +1,103 @@
+"""Speech to text by the language model that also speaks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from audio_llm import hub
+from audio_llm.asr.base import SAMPLE_RATE, Capabilities
+from audio_llm.asr.segment import segments
+from audio_llm.nbest import Hypothesis, NBest
+from audio_llm.text import DEFAULT_NORMALIZER
+from audio_llm.touchtts.data import prepared
+from audio_llm.touchtts.layout import LETTER, letter_numbers, spell
+from audio_llm.touchtts.models import TouchModel, load_touchtts
+from audio_llm.touchtts.talk_lm import continuous, text_example
+
+_LONGEST_S = 12.0  # of a stretch; the model has heard few longer ones
+_LEAST_S = 0.1
+_BEAM = 5
+
+
+class TouchRecognizer:
+    """The recogniser.
+
+    Args:
+        model: Its parts.
+        version: Of the model.
+        heard: What the language model listens to: `tokens`, or the `continuous` features that they were cut from.
+    """
+
+    name = "touchtts"
+    capabilities = Capabilities(scores=True, word_times=False, text_scores=True, word_preference=False)
+
+    def __init__(self, model: TouchModel, version: str, heard: Literal["tokens", "continuous"] = "continuous") -> None:
+        self.model, self.version, self.heard = model, version, heard
+
+    @classmethod
+    def load(cls, name_or_dir: str | os.PathLike[str], device: str = "cpu") -> TouchRecognizer:
+        """Return the recogniser of a model directory; raises as `models.load_touchtts`."""
+        return cls(load_touchtts(name_or_dir, device), str(hub.model_stamp(os.fspath(name_or_dir))))
+
+    def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
+        """Recognise one utterance (see `Recognizer.recognize`); the best texts of a long one's stretches are joined."""
+        if waveform.size <= _LONGEST_S * SAMPLE_RATE:
+            return NBest(id, tuple(Hypothesis(text, score) for text, score in self._texts(waveform, nbest)))
+        found = [self._texts(segment.waveform, 1) for segment in segments([waveform], _LONGEST_S)]
+        best = [texts[0] for texts in found if texts]
+        if not best:
+            return NBest(id, ())
+        return NBest(id, (Hypothesis(" ".join(text for text, _ in best), sum(score for _, score in best)),))
+
+    def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
+        """Return log p(text | waveform) in nats, None for a text without letters; the waveform is not cut."""
+        speech = self._speech(waveform)
+        if speech is None:
+            return [None for _ in texts]
+        tokens, states = speech
+        scores: list[float | None] = []
+        for text in texts:
+            letters = letter_numbers(DEFAULT_NORMALIZER(text))
+            if not len(letters):
+                scores.append(None)
+                continue
+            row, targets = text_example(self.model.lm, tokens, letters)
+            features = None
+            if states is not None:
+                row, features = continuous(row, states)
+            with torch.inference_mode():
+                scores.append(-float(self.model.lm(row, targets, LETTER, features).sum()))
+        return scores
+
+    def prefer(self, words: Sequence[str]) -> list[str]:
+        """Return all words: none can be preferred."""
+        return list(words)
+
+    def _texts(self, waveform: np.ndarray, nbest: int) -> list[tuple[str, float]]:
+        """Return distinct texts with their log-probabilities, best first."""
+        speech = self._speech(waveform)
+        if speech is None:
+            return []
+        best: dict[str, float] = {}
+        for letters, score in self.model.lm.write(*speech, beam=max(_BEAM, nbest)):
+            text = spell(letters)
+            if text:
+                best.setdefault(text, score)
+        return list(best.items())[:nbest]
+
+    def _speech(self, waveform: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Return the tokens of speech (T,) and, where these are listened to, its features (T, states)."""
+        speech = prepared(np.asarray(waveform, np.float32))
+        if speech.size < _LEAST_S * SAMPLE_RATE:
+            return None
+        waveforms, lengths = torch.from_numpy(speech)[None], torch.tensor([speech.size])
+        tokens = self.model.tokenizer.encode(waveforms, lengths).tokens[0]
+        if not len(tokens):
+            return None
+        is_continuous = self.heard == "continuous"
+        return tokens, self.model.tokenizer.states(waveforms, lengths)[0] if is_continuous else None

@@ -1,0 +1,201 @@
+"""How well speech is understood, step by step from the recording to the full system, and what the text has to say."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from closed_set import SENTENCES, ClosedSet
+
+from audio_llm.asr.ctc import CtcRecognizer
+from audio_llm.codec.codec import SpeechCodec
+from audio_llm.codec.mel import log_mel
+from audio_llm.metrics import character_error_rate
+from audio_llm.text import DEFAULT_NORMALIZER
+from audio_llm.touchtts.data import TalkPack
+from audio_llm.touchtts.layout import spell
+from audio_llm.touchtts.speech import CHUNK, TouchTTS
+
+JUDGE = "ctc-small"
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One held-out sentence as it is said by somebody.
+
+    Attributes:
+        row: In the pack.
+        text: As written.
+        words: Normalised.
+    """
+
+    row: int
+    text: str
+    words: str
+
+
+def held_out(pack: TalkPack, voice: str, count: int) -> tuple[list[Heard], ClosedSet]:
+    """Return sentences of a voice, each text once, with words that pocketsphinx knows, and who picks them."""
+    rows = [row for row, name in enumerate(pack.voices) if name == voice and pack.samples[row]]
+    first = {DEFAULT_NORMALIZER(pack.texts[row]): row for row in reversed(rows)}
+    closed_set = ClosedSet(list(first))
+    usable = sorted(words for words in first if closed_set.usable(words))
+    chosen = np.random.default_rng(0).permutation(usable)[:count]
+    return [Heard(first[words], pack.texts[first[words]], words) for words in map(str, chosen)], closed_set
+
+
+def systems(speech: TouchTTS, pack: TalkPack, voice: str, heard: Sequence[Heard]) -> dict[str, Callable[[int], Any]]:
+    """Return what makes a sound of the sentence of a number, by name of the system, the recording first."""
+    codec, who = SpeechCodec.load("codec-small"), speech.model.voices[voice]
+
+    def real(number: int) -> np.ndarray:
+        return pack.pcm(heard[number].row).astype(np.float32) / 32768.0
+
+    def coded(number: int) -> np.ndarray:
+        waveform = torch.from_numpy(real(number))[None]
+        lengths = torch.tensor([waveform.shape[1]])
+        return codec.decode(codec.encode(waveform, lengths), lengths)[0].numpy()
+
+    @torch.inference_mode()
+    def vocoded(number: int) -> np.ndarray:
+        return speech.model.vocoder(log_mel(torch.from_numpy(real(number))[None]))[0].numpy()
+
+    def tokens(number: int) -> list[int]:
+        return pack.tokens(heard[number].row).tolist()
+
+    def swapped(number: int) -> np.ndarray:
+        return speech.sound(tokens((number + 1) % len(heard)), who)
+
+    def other_text(number: int) -> np.ndarray:
+        return speech.speak(heard[(number + 1) % len(heard)].text, voice).waveform
+
+    return {
+        "recording": real,
+        "codec-small": coded,
+        "vocoder": vocoded,
+        "flow of true tokens": lambda number: speech.sound(tokens(number), who),
+        "the same in chunks": lambda number: speech.sound(tokens(number), who, chunk=CHUNK),
+        "full": lambda number: speech.speak(heard[number].text, voice).waveform,
+        "full in chunks": lambda number: speech.speak(heard[number].text, voice, chunk=CHUNK).waveform,
+        "flow of another's tokens": swapped,
+        "full, another text": other_text,
+    }
+
+
+def ladder(
+    speech: TouchTTS, pack: TalkPack, voice: str, count: int, output: Path, made_by: str, names: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield the table of how well each system is understood; what was measured before is not measured again."""
+    heard, closed_set = held_out(pack, voice, count)
+    judge = CtcRecognizer.load(JUDGE)
+    rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()] if output.exists() else []
+    known = {(row["system"], row["words"]): row for row in rows if row["made_by"] == made_by}
+    made = systems(speech, pack, voice, heard)
+    yield f"{len(heard)} sentences; one of {SENTENCES} is picked by pocketsphinx; letters by {JUDGE}"
+    yield "| system | picked | character error rate, % | seconds |"
+    yield "|---|---|---|---|"
+    with output.open("a", encoding="utf-8") as file:
+        for name, make in made.items():
+            if names and name not in names:
+                continue
+            found = []
+            for number, sentence in enumerate(heard):
+                row = known.get((name, sentence.words))
+                if row is None:
+                    row = {"system": name, "words": sentence.words, "made_by": made_by}
+                    row |= _judged(make(number), sentence, number, closed_set, judge)
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                found.append(row)
+            yield _ladder_row(name, found)
+
+
+def _judged(
+    waveform: np.ndarray, sentence: Heard, number: int, closed_set: ClosedSet, judge: CtcRecognizer
+) -> dict[str, Any]:
+    waveform = np.pad(waveform, 1600)  # a recogniser wants a little silence around speech
+    text = DEFAULT_NORMALIZER(judge.recognize(waveform, 1).best)
+    return {
+        "picked": closed_set.picks(waveform, sentence.words, number),
+        "text": text,
+        "seconds": waveform.size / 16_000 - 0.2,
+    }
+
+
+def _ladder_row(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    picked = sum(row["picked"] for row in rows)
+    rate = character_error_rate([row["words"] for row in rows], [row["text"] for row in rows])
+    seconds = sum(row["seconds"] for row in rows) / len(rows)
+    return f"| {name} | {picked} of {len(rows)} | {100 * rate:.1f} | {seconds:.2f} |"
+
+
+def text_matters(speech: TouchTTS, pack: TalkPack, voice: str, count: int) -> Iterator[str]:
+    """Yield how likely true tokens are under the true text, and under another one."""
+    heard, _ = held_out(pack, voice, count)
+    lm, found = speech.model.lm, []
+    for number, sentence in enumerate(heard):
+        tokens = torch.from_numpy(pack.tokens(sentence.row).astype(np.int64))
+        texts = [pack.symbols[heard[place % len(heard)].row] for place in (number, number + 1)]
+        found.append([lm.score_speech(text, voice, tokens) / (len(tokens) + 1) for text in texts])
+    true, other = np.array(found).T
+    yield f"nats per token: true text {-true.mean():.3f}, another text {-other.mean():.3f}"
+    yield f"the true text is likelier for {int((true > other).sum())} of {len(true)}"
+
+
+def transcription(speech: TouchTTS, pack: TalkPack, count: int) -> Iterator[str]:
+    """Yield error rates of what the language model writes down of tokens, and of what these were cut from."""
+    yield "| voice | utterances | letters wrong, tokens | letters wrong, continuous |"
+    yield "|---|---|---|---|"
+    for voice in sorted(set(pack.voices)):
+        rows = [row for row, name in enumerate(pack.voices) if name == voice and pack.samples[row]]
+        rows = np.random.default_rng(0).permutation(rows)[:count].tolist()
+        words = [DEFAULT_NORMALIZER(pack.texts[row]) for row in rows]
+        texts: dict[bool, list[str]] = {False: [], True: []}
+        for row in rows:
+            tokens = torch.from_numpy(pack.tokens(row).astype(np.int64))
+            states = torch.from_numpy(pack.states(row)).float()
+            for is_continuous in texts:
+                written = speech.model.lm.write(tokens, states if is_continuous else None)
+                texts[is_continuous].append(spell(written[0][0]))
+        rates = [character_error_rate(words, texts[name]) for name in (False, True)]
+        yield f"| {voice} | {len(rows)} | {100 * rates[0]:.1f} % | {100 * rates[1]:.1f} % |"
+
+
+def cost(speech: TouchTTS, voice: str, seconds: Sequence[float] = (2.0, 10.0, 30.0)) -> Iterator[str]:
+    """Yield what a chunk of 0.4 s costs at several places of a long utterance, and how soon the first sound comes."""
+    from audio_llm.touchtts.flow import FlowRun
+
+    who, model = speech.model.voices[voice], speech.model
+    rng = torch.Generator().manual_seed(0)
+    size = int(max(seconds) * 25) + 3 * CHUNK
+    tokens = torch.randint(model.flow.config.speech, (1, size), generator=rng)
+    run, state, spent = FlowRun(model.flow, who, 0, CHUNK), model.vocoder.first_state(), []
+    for first in range(0, size - CHUNK, CHUNK):
+        begin = time.perf_counter()
+        mel = run.next_frames(tokens[:, first : first + CHUNK], tokens[:, first + CHUNK :][:, :3])
+        _, state = model.vocoder.step(mel, state)
+        spent.append(time.perf_counter() - begin)
+    for second in seconds:
+        place = int(second * 25 / CHUNK)
+        near = spent[max(1, place - 4) : place + 4]
+        yield f"a chunk at {second:g} s: {1000 * float(np.median(near)):.0f} ms for {40 * CHUNK} ms of sound"
+    for text in ("Good morning, everyone.", "The quick brown fox jumps over the lazy dog, and then it goes to sleep."):
+        begin = time.perf_counter()
+        first_s, sound = None, 0
+        for chunk in speech.stream(text, voice):
+            first_s = first_s or time.perf_counter() - begin
+            sound += chunk.waveform.size
+        whole_s = time.perf_counter() - begin
+        yield f"{text!r}: first sound after {first_s:.2f} s, real-time factor {whole_s * 16_000 / sound:.2f}"
+    logging.info("%d threads", torch.get_num_threads())
