@@ -125,18 +125,17 @@ class FlowNetwork(nn.Module):
         self._cache_name = cache_name(self.network)
         self.velocity = nn.Linear(width, N_MELS)
 
-    def forward(self, x: Tensor, moment: Tensor, given: Given, mask: Tensor, ahead: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, moment: Tensor, inputs: Tensor, mask: Tensor) -> Tensor:
         """Return the velocity (B, 2 N, 80) at a moment of the path.
 
         Args:
             x: (B, 2 N, 80) float32, where the path is.
             moment: (B,) float32, 0 for noise, 1 for speech.
-            given: What the frames are made from.
+            inputs: (B, 2 N, width), of `inputs`.
             mask: Additive, broadcast to (B, 1, 2 N, 2 N), which frames see which.
-            ahead: (B, lookahead) int64, tokens behind those given; None: there are none.
         """
-        inputs = self.inputs(given, ahead) + self._at(x, moment)
-        return self._velocity(inputs, mask, None, torch.arange(x.shape[1], device=x.device)[None])
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        return self._velocity(inputs + self._at(x, moment), mask, None, positions)
 
     def voice(self, mel: Tensor, lengths: Tensor) -> Tensor:
         """Return what a voice sounds like, (B, width), from normalised mel frames (B, N, 80); lengths (B,) int64."""
@@ -150,6 +149,8 @@ class FlowNetwork(nn.Module):
     def inputs(self, given: Given, ahead: Tensor | None = None) -> Tensor:
         """Return (B, 2 N, width): all that a frame is told and that stays the same along the path."""
         tokens = given.tokens
+        if not tokens.shape[1]:
+            return given.voice.new_zeros(len(tokens), 0, self.config.width)
         missing = tokens.new_full((len(tokens), self.config.lookahead), -1)
         tokens = torch.cat([tokens, missing if ahead is None else ahead], dim=1)
         tokens = torch.where(tokens < 0, self.config.speech, tokens)
@@ -183,6 +184,15 @@ class FlowNetwork(nn.Module):
             **{self._cache_name: cache},
         )
         return self.velocity(out.last_hidden_state)
+
+
+def given_tokens(flow: FlowNetwork, tokens: Tensor, voice: Tensor, prompt: Tensor | None = None) -> Given:
+    """Return what frames are made from, for tokens (B, N) and, where there are any, their first log-mel frames."""
+    count = FRAMES * tokens.shape[1]
+    frames = voice.new_zeros(len(tokens), 0, N_MELS) if prompt is None else flow.normalize(prompt)
+    known = torch.arange(count, device=tokens.device)[None] < frames.shape[1]
+    missing = count - frames.shape[1]
+    return Given(tokens, voice, functional.pad(frames, (0, 0, 0, missing)), known.expand(len(tokens), -1))
 
 
 def chunk_mask(frames: int, chunk: int, left_frames: int, device: torch.device | None = None) -> Tensor:
@@ -248,18 +258,15 @@ class FlowRun:
         Args:
             tokens: (1, N) int64: a whole chunk, but the last one may be shorter; all of them where there are no chunks.
             ahead: (1, lookahead or fewer) int64, the tokens behind them.
-            prompt: (1, 2 N, 80), log-mel frames of these tokens where they are known: what comes out is like them.
+            prompt: (1, P, 80), the first log-mel frames of these tokens, where they are known: what comes is like them.
         """
         flow, count = self.flow, FRAMES * tokens.shape[1]
         if not count:
             return torch.zeros(1, 0, N_MELS)
         ahead = functional.pad(ahead, (0, flow.config.lookahead - ahead.shape[1]), value=-1)
-        frames = tokens.new_zeros(1, count, N_MELS, dtype=torch.float32) if prompt is None else flow.normalize(prompt)
-        known = torch.full((1, count), prompt is not None)
-        given = Given(tokens, self._voice[:1], frames, known)
-        inputs = flow.inputs(given, ahead)
+        inputs = flow.inputs(given_tokens(flow, tokens, self._voice[:1], prompt), ahead)
         if self.guidance:
-            nothing = Given(torch.full_like(tokens, -1), self._voice[1:], torch.zeros_like(frames), known & False)
+            nothing = given_tokens(flow, torch.full_like(tokens, -1), self._voice[1:])
             inputs = torch.cat([inputs, flow.inputs(nothing, torch.full_like(ahead, -1))])
         x = noise(self._done, count, self.seed).to(inputs)
         positions = torch.arange(self._done, self._done + count)[None]

@@ -121,7 +121,7 @@ class _Training(nn.Module):
             mask = mask.minimum(chunk_mask(size, FRAMES * batch.chunk, flow.config.left_frames, mask.device))
         # a frame behind the end sees itself, else its attention would be over nothing
         mask = mask.masked_fill(torch.eye(size, dtype=torch.bool, device=mask.device), 0.0)
-        velocity = flow(x, batch.moment, given, mask, batch.ahead).float()
+        velocity = flow(x, batch.moment, flow.inputs(given, batch.ahead), mask).float()
         error = (velocity - (batch.mel - batch.noise)).square().mean(-1)
         wanted = batch.valid & ~batch.known
         return (error * wanted).sum(1) / wanted.sum(1).clamp_min(1)

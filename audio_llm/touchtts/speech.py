@@ -7,17 +7,18 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from audio_llm import audio
-from audio_llm.codec.mel import N_MELS, SAMPLE_RATE
+from audio_llm.codec.mel import N_MELS, SAMPLE_RATE, log_mel
 from audio_llm.errors import AudioFileError, AudioLLMError, UsageError
 from audio_llm.simulation.sources import to_pcm
 from audio_llm.touchtts.data import prepared
-from audio_llm.touchtts.flow import FRAMES, FlowRun, Given, chunk_mask, moments, noise
+from audio_llm.touchtts.flow import FRAMES, FlowRun, chunk_mask, given_tokens, moments, noise
 from audio_llm.touchtts.models import TouchModel, load_touchtts, voice_of
 from audio_llm.touchtts.text import SpokenText, UnspeakableError, sentences, to_spoken
 
@@ -27,6 +28,7 @@ PAUSE_S = 0.25  # between sentences
 ANYBODY = "reader"  # whose way to talk goes with the sound of a reference
 _LEAST_REFERENCE_S = 1.0
 _MOST_REFERENCE_S = 10.0
+_PROMPT = 50  # tokens of a reference that the flow is shown, two seconds
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,27 @@ class Speech:
     sentences: tuple[SpokenText, ...]
     tokens: tuple[tuple[int, ...], ...] = field(repr=False)
     truncated: tuple[int, ...]
+
+
+class Reference(NamedTuple):
+    """What a voice is like.
+
+    Attributes:
+        talks: Whose way to talk the language model takes.
+        sound: (1, width) float32, as the flow has it.
+        tokens: (1, N) int64, of a stretch that the flow is shown before it begins; may be empty.
+        mel: (1, 2 N, 80) float32, the log-mel frames of that stretch.
+    """
+
+    talks: str
+    sound: Tensor
+    tokens: Tensor = torch.zeros(1, 0, dtype=torch.int64)
+    mel: Tensor = torch.zeros(1, 0, N_MELS)
+
+    def in_chunks(self, chunk: int) -> Reference:
+        """Return the same with as much of the stretch as fills chunks of so many tokens."""
+        count = self.tokens.shape[1] // chunk * chunk
+        return self._replace(tokens=self.tokens[:, :count], mel=self.mel[:, : FRAMES * count])
 
 
 class TouchTTS:
@@ -111,14 +134,14 @@ class TouchTTS:
             UsageError: No such voice, or a speed out of range.
             AudioFileError: The reference cannot be read, or is too short or silent.
         """
-        who, spoken = self._voice(voice), spoken_sentences(text)
+        who, spoken = self.voice(voice), spoken_sentences(text)
         sounds, tokens, truncated = [], [], []
         for number, sentence in enumerate(spoken):
             said = list(self._tokens(sentence, who, _checked_speed(speed), seed, number))
             tokens.append(tuple(said))
             if self._is_cut(len(said), sentence, who, speed):
                 truncated.append(number)
-            sounds += [self.sound(said, who.sound, seed + number, chunk), _pause(number, spoken)]
+            sounds += [self.sound(said, who, seed + number, chunk), _pause(number, spoken)]
         return Speech(_checked(np.concatenate(sounds)), tuple(spoken), tuple(tokens), tuple(truncated))
 
     def stream(
@@ -129,10 +152,10 @@ class TouchTTS:
         The first piece comes when `chunk` and `lookahead` tokens are said; without chunks a sentence is a piece.
         Arguments and errors as for `speak`; those of the arguments are raised here, not at the first piece.
         """
-        return self._stream(spoken_sentences(text), self._voice(voice), _checked_speed(speed), seed, chunk)
+        return self._stream(spoken_sentences(text), self.voice(voice), _checked_speed(speed), seed, chunk)
 
     def _stream(
-        self, spoken: list[SpokenText], who: _Voice, speed: float, seed: int, chunk: int | None
+        self, spoken: list[SpokenText], who: Reference, speed: float, seed: int, chunk: int | None
     ) -> Iterator[Chunk]:
         start = 0
         for number, sentence in enumerate(spoken):
@@ -146,12 +169,12 @@ class TouchTTS:
                 start += len(sound)
 
     @torch.inference_mode()
-    def sound(self, tokens: Iterable[int], voice: Tensor, seed: int = 0, chunk: int | None = None) -> np.ndarray:
+    def sound(self, tokens: Iterable[int], voice: Reference, seed: int = 0, chunk: int | None = None) -> np.ndarray:
         """Return the sound (T,) float32 of speech tokens, 640 samples each.
 
         Args:
             tokens: Of one utterance.
-            voice: (1, width), as `reference` gives it.
+            voice: What it shall sound like.
             seed: Of the noise.
             chunk: As for `speak`.
         """
@@ -161,9 +184,24 @@ class TouchTTS:
         mel = self._mel_chunked(given, voice, seed, chunk) if chunk else self._mel(given, voice, seed)
         return np.asarray(self.model.vocoder(mel)[0].numpy())
 
+    def voice(self, name: str | Path | None = None) -> Reference:
+        """Return what a voice sounds like: one that has been learned, by name, or that of a recording.
+
+        Raises:
+            UsageError: There is neither a voice nor a file of that name.
+            AudioFileError: There is too little speech in the recording, or it cannot be read.
+        """
+        name = self.voices[0] if name is None else name
+        if str(name) in self.model.voices:
+            return Reference(str(name), self.model.voices[str(name)])
+        if not Path(name).is_file():
+            remedy = f"use one of {', '.join(self.voices)}, or name a recording"
+            raise UsageError(f"no voice is named {str(name)!r}", remedy=remedy)
+        return self.reference(audio.read(name), name)
+
     @torch.inference_mode()
-    def reference(self, waveform: np.ndarray, name: str | Path = "the reference") -> Tensor:
-        """Return what a voice sounds like, (1, width), from a recording (T,) float32 at 16 kHz of it.
+    def reference(self, waveform: np.ndarray, name: str | Path = "the reference") -> Reference:
+        """Return what a recording (T,) float32 at 16 kHz sounds like.
 
         Raises:
             AudioFileError: There is too little speech in it.
@@ -173,35 +211,54 @@ class TouchTTS:
             seconds = speech.size / SAMPLE_RATE
             remedy = f"give a recording with {_LEAST_REFERENCE_S:g} s of speech or more"
             raise AudioFileError(f"there are {seconds:.1f} s of speech in it", path=name, remedy=remedy)
-        return voice_of(self.model.flow, to_pcm(speech))
+        voices = self.model.lm.config.voices
+        sound = voice_of(self.model.flow, to_pcm(speech))
+        waveforms = torch.from_numpy(speech)[None]
+        tokens = self.model.tokenizer.encode(waveforms, torch.tensor([speech.size])).tokens[:, :_PROMPT]
+        mel = log_mel(waveforms)[:, : FRAMES * tokens.shape[1]]
+        return Reference(ANYBODY if ANYBODY in voices else voices[0], sound, tokens, mel)
 
-    def _mel(self, tokens: Tensor, voice: Tensor, seed: int) -> Tensor:
-        return FlowRun(self.model.flow, voice, seed).next_frames(tokens, tokens[:, :0])
+    def _mel(self, tokens: Tensor, voice: Reference, seed: int) -> Tensor:
+        mel = FlowRun(self.model.flow, voice.sound, seed).next_frames(
+            torch.cat([voice.tokens, tokens], dim=1), tokens[:, :0], voice.mel
+        )
+        return mel[:, voice.mel.shape[1] :]
 
-    def _mel_chunked(self, tokens: Tensor, voice: Tensor, seed: int, chunk: int) -> Tensor:
+    def _mel_chunked(self, tokens: Tensor, voice: Reference, seed: int, chunk: int) -> Tensor:
         """Return what chunks made one by one would be, made at once under the mask of the chunks."""
-        flow, count = self.model.flow, FRAMES * tokens.shape[1]
-        nothing = torch.zeros(1, count, N_MELS)
-        known = torch.zeros(1, count, dtype=torch.bool)
-        given = Given(tokens, voice, nothing, known)
-        free = Given(torch.full_like(tokens, -1), torch.zeros_like(voice), nothing, known)
+        flow, prompt = self.model.flow, voice.in_chunks(chunk)
+        nobody = torch.zeros_like(voice.sound)
+        inputs = torch.cat(
+            [
+                flow.inputs(given_tokens(flow, prompt.tokens, voice.sound, prompt.mel)),
+                flow.inputs(given_tokens(flow, tokens, voice.sound)),
+            ],
+            dim=1,
+        )
+        count = inputs.shape[1]
+        free = flow.inputs(given_tokens(flow, tokens.new_full((1, count // FRAMES), -1), nobody))
         mask = chunk_mask(count, FRAMES * chunk, flow.config.left_frames)
         x, times, guidance = noise(0, count, seed), moments(flow.config.steps), flow.config.guidance
         for now, then in itertools.pairwise(times):
             moment = torch.tensor([now])
-            velocity = (1.0 + guidance) * flow(x, moment, given, mask) - guidance * flow(x, moment, free, mask)
+            velocity = (1.0 + guidance) * flow(x, moment, inputs, mask) - guidance * flow(x, moment, free, mask)
             x = x + (then - now) * velocity
-        return flow.denormalize(x)
+        return flow.denormalize(x)[:, prompt.mel.shape[1] :]
 
     def _pieces(
-        self, tokens: Iterator[int], said: list[int], who: _Voice, seed: int, chunk: int | None
+        self, tokens: Iterator[int], said: list[int], who: Reference, seed: int, chunk: int | None
     ) -> Iterator[tuple[np.ndarray, bool]]:
         """Yield sound, and whether it is the last, as soon as there are tokens enough; `said` fills up with them."""
         if chunk is None:
             said += tokens
-            yield self.sound(said, who.sound, seed), True
+            yield self.sound(said, who, seed), True
             return
         run, state = FlowRun(self.model.flow, who.sound, seed, chunk), self.model.vocoder.first_state()
+        prompt = who.in_chunks(chunk)
+        for place in range(0, prompt.tokens.shape[1], chunk):
+            own, behind = prompt.tokens[:, place : place + chunk], prompt.tokens[:, place + chunk :]
+            mel = prompt.mel[:, FRAMES * place : FRAMES * (place + chunk)]
+            run.next_frames(own, behind[:, : self.model.flow.config.lookahead], mel)
         ahead, done, more = self.model.flow.config.lookahead, 0, True
         while True:
             while more and len(said) < done + chunk + ahead:
@@ -209,43 +266,24 @@ class TouchTTS:
                 more = token is not None
                 said += [] if token is None else [token]
             last = not more and len(said) <= done + chunk
-            own, behind = said[done : done + chunk], said[done + chunk :][:ahead]
-            mel = run.next_frames(torch.tensor([own], dtype=torch.int64), torch.tensor([behind], dtype=torch.int64))
+            parts = said[done : done + chunk], said[done + chunk :][:ahead]
+            mel = run.next_frames(*(torch.tensor([part], dtype=torch.int64) for part in parts))
             sound, state = self.model.vocoder.step(mel, state, last)
             yield np.asarray(sound[0].numpy()), last
-            done += len(own)
+            done += len(parts[0])
             if last:
                 return
 
-    def _tokens(self, sentence: SpokenText, who: _Voice, speed: float, seed: int, number: int) -> Iterator[int]:
+    def _tokens(self, sentence: SpokenText, who: Reference, speed: float, seed: int, number: int) -> Iterator[int]:
         generator = torch.Generator().manual_seed((seed << 16) + number)
         for (token,) in self.model.lm.speak([sentence.symbols], who.talks, speed, generator=generator):
             yield token
 
-    def _is_cut(self, count: int, sentence: SpokenText, who: _Voice, speed: float) -> bool:
+    def _is_cut(self, count: int, sentence: SpokenText, who: Reference, speed: float) -> bool:
         cut = count >= self.model.lm.most_tokens(sentence.symbols, who.talks, speed)
         if cut:
             logger.warning("cut off: %r", sentence.text[:60])
         return cut
-
-    def _voice(self, voice: str | Path | None) -> _Voice:
-        if voice is None:
-            voice = self.voices[0]
-        if str(voice) in self.model.voices:
-            return _Voice(str(voice), self.model.voices[str(voice)])
-        if not Path(voice).is_file():
-            remedy = f"use one of {', '.join(self.voices)}, or name a recording"
-            raise UsageError(f"no voice is named {str(voice)!r}", remedy=remedy)
-        talks = ANYBODY if ANYBODY in self.model.lm.config.voices else self.model.lm.config.voices[0]
-        return _Voice(talks, self.reference(audio.read(voice), voice))
-
-
-@dataclass(frozen=True)
-class _Voice:
-    """Whose way to talk, and what it sounds like, (1, width)."""
-
-    talks: str
-    sound: Tensor
 
 
 def spoken_sentences(text: str) -> list[SpokenText]:

@@ -57,7 +57,7 @@ def held_out(pack: TalkPack, voice: str, count: int) -> tuple[list[Heard], Close
 
 def systems(speech: TouchTTS, pack: TalkPack, voice: str, heard: Sequence[Heard]) -> dict[str, Callable[[int], Any]]:
     """Return what makes a sound of the sentence of a number, by name of the system, the recording first."""
-    codec, who = SpeechCodec.load("codec-small"), speech.model.voices[voice]
+    codec, who = SpeechCodec.load("codec-small"), speech.voice(voice)
 
     def real(number: int) -> np.ndarray:
         return pack.pcm(heard[number].row).astype(np.float32) / 32768.0
@@ -176,11 +176,11 @@ def cost(speech: TouchTTS, voice: str, seconds: Sequence[float] = (2.0, 10.0, 30
     """Yield what a chunk of 0.4 s costs at several places of a long utterance, and how soon the first sound comes."""
     from audio_llm.touchtts.flow import FlowRun
 
-    who, model = speech.model.voices[voice], speech.model
+    who, model = speech.voice(voice), speech.model
     rng = torch.Generator().manual_seed(0)
     size = int(max(seconds) * 25) + 3 * CHUNK
     tokens = torch.randint(model.flow.config.speech, (1, size), generator=rng)
-    run, state, spent = FlowRun(model.flow, who, 0, CHUNK), model.vocoder.first_state(), []
+    run, state, spent = FlowRun(model.flow, who.sound, 0, CHUNK), model.vocoder.first_state(), []
     for first in range(0, size - CHUNK, CHUNK):
         begin = time.perf_counter()
         mel = run.next_frames(tokens[:, first : first + CHUNK], tokens[:, first + CHUNK :][:, :3])
