@@ -22,7 +22,7 @@ import systems
 import torch
 from evaluate import System, evaluate, table, to_lists
 from measure import LANGUAGE_MODEL
-from sets import plans, read_set, tuning_pairs
+from sets import ON_REQUEST, TRAIN_SETS, plans, read_set, tuning_pairs
 
 from audio_llm import hub
 from audio_llm.dlm.generate import generate
@@ -61,7 +61,7 @@ def stage_generate(
 ) -> None:
     """Make the pairs of the named sets, in that order."""
     everything = plans(folder)
-    for name in sets or everything:
+    for name in sets or [name for name in everything if name != ON_REQUEST]:
         report = generate(
             everything[name],
             output / "pairs" / name,
@@ -73,9 +73,9 @@ def stage_generate(
         logging.info("%s: %s", name, report)
 
 
-def stage_pack(folder: Path, output: Path, max_texts: int | None) -> None:
+def stage_pack(folder: Path, output: Path, sets: list[str] | None, max_texts: int | None) -> None:
     """Pack the training and tuning pairs that are there, and the other training sentences."""
-    pairs = [*read_set(output, "synthetic-train"), *read_set(output, "real-train")]
+    pairs = [pair for name in sets or TRAIN_SETS for pair in read_set(output, name)]
     heard = recognizer.read_heard_pairs(output / HEARD_PAIRS)
     tune = tuning_pairs(output)
     texts = [sentence.words for sentence in data.sentences(folder)["train"]][:max_texts]
@@ -157,7 +157,7 @@ def main() -> int:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
     parser.add_argument("--output", type=Path, default=Path("exp/dlm"))
-    parser.add_argument("--sets", nargs="*", help="generate, report, controls: which sets (default: all)")
+    parser.add_argument("--sets", nargs="*", help="generate, pack, report, controls: which sets")
     parser.add_argument("--only", nargs="*", help="report: only these systems, by their names in the tables")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--max-minutes", type=float)
@@ -175,7 +175,7 @@ def main() -> int:
         limits = arguments.max_minutes, arguments.max_shards
         stage_generate(arguments.data, arguments.output, arguments.sets, arguments.workers, *limits)
     elif arguments.stage == "pack":
-        stage_pack(arguments.data, arguments.output, arguments.max_texts)
+        stage_pack(arguments.data, arguments.output, arguments.sets, arguments.max_texts)
     elif arguments.stage == "lm":
         stage_lm(arguments.data, arguments.output)
     elif arguments.stage == "char-lm":

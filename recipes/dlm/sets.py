@@ -13,6 +13,9 @@ from audio_llm.simulation.augment import CLEAN
 
 TUNE_SETS = ("synthetic-tune", "real-tune-kathleen", "real-tune-dev-clean")
 TUNE_NAME = "+".join(TUNE_SETS)
+TRAIN_SETS = ("synthetic-train", "touchtts-train", "real-train")  # of which any may be missing
+ON_REQUEST = "touchtts-train"  # made where it is named alone
+TOUCHTTS_VOICES = ("touchtts:kathleen",)  # a network's voice beside those of programs
 SYNTHETIC_TESTS = ("tune", "book", "voice")
 LISTED = 100  # hypotheses kept of each utterance; 20 of them are the list that the baselines choose from
 
@@ -28,6 +31,7 @@ def plans(folder: Path) -> dict[str, Plan]:
         result[f"synthetic-{name}"] = plan_speech(parts[name], replace(clean, voices=voices))
     for name, rows in data.recordings(folder).items():
         result[f"real-{name}"] = plan_recordings([(r.id, r.path, r.text) for r in rows], clean)
+    result[ON_REQUEST] = plan_speech(parts["train"], replace(config, voices=TOUCHTTS_VOICES, seed=1))
     return result
 
 

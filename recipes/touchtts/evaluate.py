@@ -26,8 +26,10 @@ from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.touchtts.data import TalkPack
 from audio_llm.touchtts.layout import spell
 from audio_llm.touchtts.speech import CHUNK, TouchTTS
+from audio_llm.tts import synthesize
 
 JUDGE = "ctc-small"
+PEER = "flite:slt"  # another program, for comparison
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def systems(speech: TouchTTS, pack: TalkPack, voice: str, heard: Sequence[Heard]
         "the same in chunks": lambda number: speech.sound(tokens(number), who, chunk=CHUNK),
         "full": lambda number: speech.speak(heard[number].text, voice).waveform,
         "full in chunks": lambda number: speech.speak(heard[number].text, voice, chunk=CHUNK).waveform,
+        PEER: lambda number: synthesize(heard[number].text, PEER),
         "flow of another's tokens": swapped,
         "full, another text": other_text,
     }
