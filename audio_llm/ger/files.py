@@ -19,13 +19,11 @@ from audio_llm.ger.encoders import EmbeddingEncoder, HashNgramEncoder, SentenceE
 from audio_llm.ger.model import GerSettings, RobustGer
 from audio_llm.ger.prompt import PromptEncoder
 from audio_llm.ger.settings import GerDecoding
+from audio_llm.lm.causal import INSIDE, build_inside, load_causal_lm
 from audio_llm.training.config import config_from_dict, config_to_dict
 
 KIND = "ger"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of these is a tokenizer
 _SAFE_DOWNLOADS = ["*.json", "*.safetensors", "*.txt", "*.model"]
-_INSIDE = "llm.json"  # configuration of a language model that lies inside the model directory
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def build(llm: str | Path, settings: GerSettings) -> Built:
     folder = _find_llm(str(llm))
     if _is_ger(folder):
         return _go_on_from(folder, settings)
-    network, tokenizer, files = _load_llm(folder)
+    network, tokenizer, files = load_causal_lm(folder)
     return _put_together(network, tokenizer, files, settings, str(llm), llm_fingerprint(network))
 
 
@@ -109,7 +107,7 @@ def to_parts(built: Built) -> tuple[dict[str, Any], dict[str, torch.Tensor], dic
         "normalizer": built.normalizer,
         "decoding": config_to_dict(built.decoding),
     }
-    assets = dict(built.tokenizer[1]) | {_INSIDE: json.dumps(built.llm_config)} if inside else {}
+    assets = dict(built.tokenizer[1]) | {INSIDE: json.dumps(built.llm_config)} if inside else {}
     return config, tensors, assets
 
 
@@ -136,13 +134,13 @@ def from_parts(
     except KeyError as error:
         raise ModelFormatError(f"its config.json lacks {error}", path=folder, remedy="train it again") from None
     if name:
-        network, tokenizer, files = _load_llm(_find_llm(str(llm or name)))
+        network, tokenizer, files = load_causal_lm(_find_llm(str(llm or name)))
         found = llm_fingerprint(network)
         if found != expected:
             message = f"was trained on another language model than {llm or name}"
             raise ModelFormatError(message, path=folder, remedy="name its own with --llm")
     else:
-        network, tokenizer, files = _read_inside(folder)
+        network, tokenizer, files = build_inside(folder)
     built = _put_together(network, tokenizer, files, settings, name, expected, normalizer)
     _fill(built.model, {name: torch.as_tensor(tensor).float() for name, tensor in tensors.items()}, folder)
     built.model.to(device).eval()
@@ -178,7 +176,7 @@ def _go_on_from(folder: Path, settings: GerSettings) -> Built:
     before = old.model.settings
     same_lora = (before.lora, before.tune) == (settings.lora, settings.tune)
     old.model.detach()
-    network, tokenizer, files = _read_inside(folder) if same_lora else (_merged(old.model.llm), *old.tokenizer)
+    network, tokenizer, files = build_inside(folder) if same_lora else (_merged(old.model.llm), *old.tokenizer)
     built = _put_together(network, tokenizer, files, settings, "", llm_fingerprint(network))
     state = built.model.state_dict()
     same_adapter = (before.adapter, before.noise) == (settings.adapter, settings.noise)
@@ -241,58 +239,6 @@ def _find_llm(llm: str) -> Path:
         remedy = "check --llm" + (", or allow downloads" if hub.is_offline() else " and the network")
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelNotFoundError(f"no language model named {llm!r}: {reason}", remedy=remedy) from None
-
-
-def _load_llm(folder: Path) -> tuple[Any, Any, dict[str, str]]:
-    """Return network, tokenizer and the tokenizer's files of a transformers language model."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    try:
-        network = AutoModelForCausalLM.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelNotFoundError(f"no causal language model: {reason}", path=folder, remedy="check --llm") from None
-    _check_decoder(network, folder)
-    return network, *_load_tokenizer(folder)
-
-
-def _check_decoder(network: Any, folder: Path) -> None:
-    """Raise where a token changes what is predicted before it."""
-    with torch.no_grad():
-        one, other = (network(input_ids=torch.tensor([[0, last]])).logits[0, 0].float() for last in (0, 1))
-    if not torch.allclose(one, other, atol=1e-3):
-        message = "is no decoder: its predictions depend on the tokens that come after"
-        raise ModelFormatError(message, path=folder, remedy="choose a causal language model")
-
-
-def _load_tokenizer(folder: Path) -> tuple[Any, dict[str, str]]:
-    from transformers import AutoTokenizer
-
-    remedy = "put its tokenizer.json beside the weights"
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise ModelFormatError("has no tokenizer", path=folder, remedy=remedy)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelFormatError(f"has no usable tokenizer: {reason}", path=folder, remedy=remedy) from None
-    present = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-    return tokenizer, {name: (folder / name).read_text(encoding="utf-8") for name in present}
-
-
-def _read_inside(folder: Path) -> tuple[Any, Any, dict[str, str]]:
-    """Return a network of the configuration that lies in a model directory, its tokenizer, and that one's files."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = json.loads((folder / _INSIDE).read_text(encoding="utf-8"))
-        network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelFormatError(f"its language model is damaged: {error}", path=folder, remedy="get it again") from None
-    return network, *_load_tokenizer(folder)
 
 
 def _fill(model: RobustGer, tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -121,7 +121,7 @@ class TokenLm(nn.Module):
             features: (B, N, width) float32, added to what stands for each token: what no token says.
         """
         mask = additive_mask(sequence.ids != PAD)
-        return self._run(sequence, self.embeddings(), mask, None, features)
+        return self.run(sequence, self.embeddings(), mask, None, features)
 
     def logits(self, hidden: Tensor, name: str, specials: Collection[int] = ()) -> Tensor:
         """Return logits (..., R) of a range's tokens to come next, for hidden states (..., width).
@@ -198,9 +198,10 @@ class TokenLm(nn.Module):
             raise ConfigError(f"the {name} tokens are no grid, and have no median", remedy="draw them in another way")
         return median(logits.softmax(-1), getattr(self, f"features_{name}"), self._levels[name])
 
-    def _run(
+    def run(
         self, sequence: Sequence, embeddings: Tensor, mask: Tensor, cache: Any, features: Tensor | None = None
     ) -> Tensor:
+        """Return hidden states; what was computed goes into a cache of transformers, if there is one."""
         x = embeddings[sequence.ids] + self.segments(sequence.segments)
         if features is not None:
             x = x + features
@@ -232,14 +233,14 @@ class Decoding:
 
         self._lm, self._embeddings, self._cache = lm, lm.embeddings(), DynamicCache()
         self._valid = prompt.ids != PAD
-        hidden = lm._run(prompt, self._embeddings, additive_mask(self._valid), self._cache, features)
+        hidden = lm.run(prompt, self._embeddings, additive_mask(self._valid), self._cache, features)
         self.hidden = hidden[:, -1]
 
     def feed(self, tokens: Sequence) -> None:
         """Go on with one token of each row, (B, 1)."""
         self._valid = torch.cat([self._valid, self._valid.new_ones(len(self._valid), 1)], dim=1)
         mask = _hidden_padding(self._valid)[:, None, None, :]
-        self.hidden = self._lm._run(tokens, self._embeddings, mask, self._cache)[:, -1]
+        self.hidden = self._lm.run(tokens, self._embeddings, mask, self._cache)[:, -1]
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone, in this order, some of them perhaps twice; (B',) int64."""

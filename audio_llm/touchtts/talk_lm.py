@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field, replace
 
@@ -94,10 +94,14 @@ class TalkLm(nn.Module):
             name: The range.
             features: (B, N, states) float32, in place of speech tokens (see `continuous`).
         """
-        given = None if features is None else self.project(features)
+        given = None if features is None else self._projected(features)
         hidden = self.lm(sequence, given)[targets >= 0]
         logits = self.lm.logits(hidden, name, [EOS]).float()
         return nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="none")
+
+    def _projected(self, features: Tensor) -> Tensor:
+        """Return features as the model takes them; where there are none nothing is added, not even the bias."""
+        return self.project(features) * (features.abs().sum(-1, keepdim=True) > 0)
 
     def voice(self, name: str) -> int:
         """Return the number of a voice; raises `UsageError` where the model has none of that name."""
@@ -141,24 +145,13 @@ class TalkLm(nn.Module):
         rows = [text_row(symbol_numbers(text), number, self.durations, self.lm.vocabulary) for text in texts]
         wanted = torch.tensor([self.expected_tokens(text, voice, speed) for text in texts])
         length = torch.stack([self.durations[symbol_numbers(text)].sum() for text in texts])
-        least = (_SHORTEST_SHARE * wanted).floor()
         most = torch.tensor([self.most_tokens(text, voice, speed) for text in texts])
-        run, table = Decoding(self.lm, stack_rows(rows, left=True)), self.lm.table(SPEECH, [EOS])
-        history = torch.zeros(len(texts), 0, dtype=torch.int64)
-        ended = torch.zeros(len(texts), dtype=torch.bool)
-        for step in range(int(most.max())):
-            logits = (run.hidden @ table.T).float()
-            logits[step < least, _END] = -torch.inf
-            drawn = draw_without_loops(logits, history, sampling, generator=generator)
-            ended = ended | (drawn == _END) | (step >= most)
-            if bool(ended.all()):
-                return
-            tokens = drawn.masked_fill(ended, 1) - 1
-            yield [-1 if end else token for token, end in zip(tokens.tolist(), ended.tolist(), strict=True)]
-            history = torch.cat([history, drawn[:, None]], dim=1)
-            places = (step + 0.5) * length / wanted
-            ids = self.lm.vocabulary.encode(SPEECH, tokens)[:, None]
-            run.feed(Sequence(ids, torch.full_like(ids, Segment.SPEECH), places[:, None]))
+
+        def place(step: int) -> Tensor:
+            return (step + 0.5) * length / wanted
+
+        run = Decoding(self.lm, stack_rows(rows, left=True))
+        yield from _said(run, self.lm, place, (_SHORTEST_SHARE * wanted).floor(), most, sampling, generator)
 
     @torch.inference_mode()
     def write(self, tokens: Tensor, states: Tensor | None = None, beam: int = 4) -> list[tuple[list[int], float]]:
@@ -173,35 +166,91 @@ class TalkLm(nn.Module):
         features = None
         if states is not None:
             row, features = continuous(row, states)
-            features = self.project(features)
-        run, table = Decoding(self.lm, row, features), self.lm.table(LETTER, [EOS])
-        beams: list[tuple[list[int], float]] = [([], 0.0)]
-        done: list[tuple[list[int], float]] = []
-        for step in range(int(len(tokens) * _LETTERS_PER_TOKEN) + 2):
-            log_probs = (run.hidden @ table.T).float().log_softmax(-1)
-            totals = log_probs + torch.tensor([score for _, score in beams])[:, None]
-            best = totals.flatten().topk(min(2 * beam, totals.numel()))
-            following: list[tuple[list[int], float, int]] = []
-            for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                source, letter = divmod(place, totals.shape[1])
-                if letter == _END:
-                    done.append((beams[source][0], score))
-                elif len(following) < beam:
-                    following.append(([*beams[source][0], letter - 1], score, source))
-            if not following or (len(done) >= beam and _ranked(done)[beam - 1][1] > following[0][1]):
-                break
-            run.keep(torch.tensor([source for *_, source in following]))
-            beams = [(letters, score) for letters, score, _ in following]
-            last = torch.tensor([letters[-1] for letters, _ in beams])
-            rows = [letter_row(last[n : n + 1], self.lm.vocabulary, step) for n in range(len(beams))]
-            run.feed(stack_rows(rows))
-        return _ranked(done or beams)
+            features = self._projected(features)
+        longest = int(len(tokens) * _LETTERS_PER_TOKEN) + 2
+
+        def follow(last: Tensor, step: int) -> Sequence:
+            return stack_rows([letter_row(last[n : n + 1], self.lm.vocabulary, step) for n in range(len(last))])
+
+        return _written(Decoding(self.lm, row, features), self.lm.table(LETTER, [EOS]), follow, longest, beam)
 
     def score_speech(self, symbols: Rows[str], voice: str, tokens: Tensor) -> float:
         """Return the log-probability in nats of speech tokens (T,) int64 and their end, given a text."""
         sequence, targets = speech_example(self, symbols, voice, tokens)
         with torch.inference_mode():
             return -float(self(sequence, targets, SPEECH).sum())
+
+
+def _said(
+    run: Decoding,
+    lm: TokenLm,
+    place: Callable[[int], Tensor],
+    least: Tensor,
+    most: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator | None,
+) -> Iterator[list[int]]:
+    """Yield the next speech token of each row until all have ended; -1 where one has ended.
+
+    Args:
+        run: What is given, one row a text.
+        lm: The model.
+        place: Step to the positions (B,) of the tokens said in it.
+        least: (B,), tokens before which a row does not end.
+        most: (B,), tokens at which a row is cut off.
+        sampling: How to draw.
+        generator: Source of the draws.
+    """
+    table = lm.table(SPEECH, [EOS])
+    history = torch.zeros(len(most), 0, dtype=torch.int64)
+    ended = torch.zeros(len(most), dtype=torch.bool)
+    for step in range(int(most.max())):
+        logits = (run.hidden @ table.T).float()
+        logits[step < least, _END] = -torch.inf
+        drawn = draw_without_loops(logits, history, sampling, generator=generator)
+        ended = ended | (drawn == _END) | (step >= most)
+        if bool(ended.all()):
+            return
+        tokens = drawn.masked_fill(ended, 1) - 1
+        yield [-1 if end else token for token, end in zip(tokens.tolist(), ended.tolist(), strict=True)]
+        history = torch.cat([history, drawn[:, None]], dim=1)
+        ids = lm.vocabulary.encode(SPEECH, tokens)[:, None]
+        run.feed(Sequence(ids, torch.full_like(ids, Segment.SPEECH), place(step)[:, None]))
+
+
+def _written(
+    run: Decoding, table: Tensor, follow: Callable[[Tensor, int], Sequence], longest: int, beam: int
+) -> list[tuple[list[int], float]]:
+    """Return texts by beam search with their log-probabilities, the likeliest for its length first.
+
+    Args:
+        run: What was heard, one row.
+        table: Vectors of the end and of what is written.
+        follow: What was written last (B,), and how much was before, to rows (B, 1).
+        longest: Text, in what it is written in.
+        beam: How many texts are followed.
+    """
+    beams: list[tuple[list[int], float]] = [([], 0.0)]
+    done: list[tuple[list[int], float]] = []
+    for step in range(longest):
+        log_probs = (run.hidden @ table.T).float().log_softmax(-1)
+        totals = log_probs + torch.tensor([score for _, score in beams])[:, None]
+        best = totals.flatten().topk(min(2 * beam, totals.numel()))
+        following: list[tuple[list[int], float, int]] = []
+        for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            source, letter = divmod(place, totals.shape[1])
+            if letter == _END:
+                done.append((beams[source][0], score))
+            elif len(following) < beam:
+                following.append(([*beams[source][0], letter - 1], score, source))
+        if not following:
+            break
+        if len(done) >= beam and _worth(_ranked(done)[beam - 1]) > max(_worth(text[:2]) for text in following):
+            break
+        run.keep(torch.tensor([source for *_, source in following]))
+        beams = [(letters, score) for letters, score, _ in following]
+        run.feed(follow(torch.tensor([letters[-1] for letters, _ in beams]), step))
+    return _ranked(done or beams)
 
 
 def speech_example(
@@ -258,5 +307,10 @@ def _with_targets(given: Sequence, told: Sequence, wanted: Tensor) -> tuple[Sequ
 
 
 def _ranked(texts: list[tuple[list[int], float]]) -> list[tuple[list[int], float]]:
-    """Return texts by log-probability for a symbol, the end counted in, best first."""
-    return sorted(texts, key=lambda text: -text[1] / (len(text[0]) + 1))
+    """Return texts by what they are worth, best first."""
+    return sorted(texts, key=_worth, reverse=True)
+
+
+def _worth(text: tuple[list[int], float]) -> float:
+    """Return the log-probability of a text for each symbol of it, the end counted in."""
+    return text[1] / (len(text[0]) + 1)
