@@ -320,30 +320,49 @@ def write_blocks(
         raise AudioFileError("no format for this suffix", path=path, remedy=f"use one of {', '.join(_WRITERS)}")
     kind, subtype = _WRITERS[path.suffix.lower()]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    made, written = _Making(blocks), 0
     try:
         with soundfile.SoundFile(str(temporary), "w", sample_rate, channels, subtype, format=kind) as file:
             if comment:
                 file.comment = comment
-            for block in blocks:
+            for block in made:
                 if not np.isfinite(block).all():
                     raise AudioFileError(
                         "NaN or infinite samples are not written", path=path, remedy="mend the waveform"
                     )
                 for start in range(0, len(block), _PIECE):  # whole at once, libsndfile's Vorbis overflows the stack
                     file.write(np.clip(block[start : start + _PIECE], -1.0, 1.0))
+                    written = file.frames
         os.replace(temporary, path)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
+        if made.failed and not isinstance(error, OSError):
+            raise  # no matter of the file
         raise AudioFileError(
             f"cannot be written: {error}".replace(str(temporary), path.name),
             path=path,
             remedy=f"check the folder, and that {path.suffix} can hold {channels} channels at {sample_rate} Hz",
         ) from None
     finally:
-        if keep_part and temporary.exists():
+        if keep_part and written and temporary.exists():
             part = path.with_suffix(f".part{path.suffix}")
             os.replace(temporary, part)
             _log.warning("what was finished is kept in %s", part)
         temporary.unlink(missing_ok=True)
+
+
+class _Making:
+    """Blocks as they are made; tells afterwards whether their making failed."""
+
+    def __init__(self, blocks: Iterable[np.ndarray]) -> None:
+        self._blocks, self.failed = blocks, False
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        self.failed = True  # until all have come
+        for block in self._blocks:
+            self.failed = False  # while it is written
+            yield block
+            self.failed = True
+        self.failed = False
 
 
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

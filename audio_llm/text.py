@@ -79,7 +79,7 @@ def get_normalizer(name: str) -> Normalizer:
 
 def split_sentences(book: str) -> Iterator[str]:
     """Split running text into sentences: at full stops, question and exclamation marks, and semicolons."""
-    for paragraph in _PARAGRAPH.split(book.replace("\r", "")):
+    for paragraph in _PARAGRAPH.split(book.replace("\r\n", "\n").replace("\r", "\n")):
         text = " ".join(_MARKS.sub(" ", paragraph).split())
         text = _ABBREVIATION.sub(lambda match: match.group(1) + _STOP, text)
         for sentence in _END.split(text):

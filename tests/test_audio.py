@@ -8,6 +8,7 @@ import shlex
 import struct
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -319,3 +320,64 @@ def test_mp3_read_in_blocks_equals_mp3_read_whole(tmp_path: Path, capfd: pytest.
     whole, _ = soundfile.read(path, dtype="float32")
     np.testing.assert_allclose(audio.read(path), whole, atol=1e-5)
     assert "mpg123" not in capfd.readouterr().err
+
+
+def blocks_that_fail(error: BaseException) -> Iterator[np.ndarray]:
+    """Yield two blocks of a tenth of a second, then raise."""
+    for number in range(2):
+        yield np.full(1600, 0.25 * (number + 1), np.float32)
+    raise error
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])
+def test_a_comment_is_kept_in_the_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    audio.write_blocks(path, [np.zeros(1600, np.float32)] * 2, 16_000, comment="synthetic speech, ünd mehr")
+    with soundfile.SoundFile(str(path)) as file:
+        assert file.comment == "synthetic speech, ünd mehr"
+        assert file.frames >= 3200
+    audio.write_blocks(path, [np.zeros(1600, np.float32)], 16_000)
+    assert "synthetic" not in soundfile.SoundFile(str(path)).comment
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("oh")])
+def test_what_was_finished_is_kept_where_that_is_wanted(
+    tmp_path: Path, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = AudioFileError if isinstance(error, OSError) else type(error)
+    with pytest.raises(wanted):
+        audio.write_blocks(tmp_path / "out.wav", blocks_that_fail(error), 16_000, keep_part=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.part.wav"]
+    found = audio.read(tmp_path / "out.part.wav")
+    np.testing.assert_allclose(found, np.repeat([0.25, 0.5], 1600), atol=1e-4)
+    assert "out.part.wav" in caplog.text
+    with pytest.raises(wanted):
+        audio.write_blocks(tmp_path / "other.wav", blocks_that_fail(error), 16_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.part.wav"]
+
+
+def test_nothing_finished_leaves_nothing(tmp_path: Path) -> None:
+
+    def blocks() -> Iterator[np.ndarray]:
+        raise RuntimeError("no sound at all")
+        yield
+
+    with pytest.raises(RuntimeError, match="no sound"):
+        audio.write_blocks(tmp_path / "out.wav", blocks(), 16_000, keep_part=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_stays_when_its_successor_fails(tmp_path: Path) -> None:
+    path = tmp_path / "out.wav"
+    audio.write(path, np.full(800, 0.1, np.float32), 16_000)
+    before = path.read_bytes()
+    with pytest.raises(AudioFileError, match=r"out\.wav"):
+        audio.write_blocks(path, blocks_that_fail(OSError(28, "No space left")), 16_000, keep_part=True)
+    assert path.read_bytes() == before
+
+
+def test_all_is_well_and_no_part_is_left(tmp_path: Path) -> None:
+    audio.write_blocks(
+        tmp_path / "out.wav", [np.zeros(0, np.float32), np.zeros(1600, np.float32)], 16_000, keep_part=True
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]

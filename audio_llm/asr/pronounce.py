@@ -13,7 +13,7 @@ import numpy as np
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _VOWELS = frozenset("aeiouy")
-_PLAIN = str.maketrans({"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "th", "þ": "th"})
+PLAIN_LETTERS = str.maketrans({"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "th", "þ": "th"})
 _APOSTROPHES = str.maketrans({"‘": "'", "’": "'", "ʼ": "'", "`": "'"})  # noqa: RUF001
 _NAMES_IN_ORDER = (
     "EY|B IY|S IY|D IY|IY|EH F|JH IY|EY CH|AY|JH EY|K EY|EH L|EH M|EH N|OW|P IY|K Y UW|AA R|EH S|T IY|Y UW|V IY|"
@@ -55,6 +55,11 @@ def phones_of(word: str) -> tuple[str, ...]:
     return found or tuple(word)
 
 
+def is_known(word: str) -> bool:
+    """Return whether the dictionary has a word, in small letters."""
+    return word in _known_words()
+
+
 @functools.cache
 def _known_words() -> dict[str, tuple[str, ...]]:
     return read_dictionary()
@@ -74,7 +79,7 @@ def pronounce(word: str, lookup: Callable[[str], str | None] | None = None) -> s
         Phones of the pocketsphinx dictionary, separated by spaces; empty where the word has no letter, or one that
         is not of the Latin alphabet.
     """
-    plain = unicodedata.normalize("NFKD", word.translate(_APOSTROPHES).casefold().translate(_PLAIN))
+    plain = unicodedata.normalize("NFKD", word.translate(_APOSTROPHES).casefold().translate(PLAIN_LETTERS))
     plain = "".join(character for character in plain if not unicodedata.combining(character))
     letters = [character for character in plain if character.isalpha()]
     if not letters or not set(letters) <= set(_LETTERS):

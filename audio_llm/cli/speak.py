@@ -84,17 +84,21 @@ def _checked_output(arguments: argparse.Namespace) -> Path | None:
 def _text(source: str) -> str:
     """Return the text itself, of a file, or of standard input."""
     if source == "-":
-        return sys.stdin.read()
+        return _decoded(sys.stdin.buffer.read(), "standard input")
     try:
         is_file = Path(source).is_file()
     except (OSError, ValueError):  # too long for a name, or with a null in it
         return source
     if not is_file:
         return source
+    return _decoded(Path(source).read_bytes(), source)
+
+
+def _decoded(data: bytes, name: str) -> str:
     try:
-        return Path(source).read_text(encoding="utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise UsageError("is not UTF-8 text", path=source, remedy="give a text file") from None
+        raise UsageError("is not UTF-8 text", path=name, remedy="give a text file") from None
 
 
 def _shown(chunks: Iterator[Chunk], quiet: bool) -> Iterator[np.ndarray]:

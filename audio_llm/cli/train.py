@@ -146,8 +146,9 @@ def run_touchtts(arguments: argparse.Namespace) -> int:
     from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
     from audio_llm.training.config import load_config
 
+    arguments.words += [word for word in arguments.tuning if "=" in word]  # argparse takes them for folders
     folders, overrides = _folders_and_settings(arguments)
-    tuning, output = [Path(path) for path in arguments.tuning], Path(arguments.output)
+    tuning, output = [Path(word) for word in arguments.tuning if "=" not in word], Path(arguments.output)
     parts = S3Tokenizer.load(arguments.tokenizer), find_model(arguments.tokenizer).resolve().name
     provenance = {"audio_llm": __version__, "data": [path.name for path in folders]}
     options = {**_loop_options(arguments), "provenance": provenance}

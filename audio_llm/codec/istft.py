@@ -44,9 +44,10 @@ def to_sound(out: Tensor, mask: Tensor) -> Tensor:
     return _overlap_add(frames) / _overlap_add(squares).clamp_min(_LEAST_OVERLAP)
 
 
-def first_state(batch: int = 1) -> SoundState:
+def first_state(batch: int = 1, device: torch.device | str = "cpu") -> SoundState:
     """Return the state before the first frame."""
-    return SoundState(torch.zeros(batch, N_FFT - HOP_LENGTH), torch.zeros(N_FFT - HOP_LENGTH))
+    size = N_FFT - HOP_LENGTH
+    return SoundState(torch.zeros(batch, size, device=device), torch.zeros(size, device=device))
 
 
 def next_sound(out: Tensor, state: SoundState) -> tuple[Tensor, SoundState]:

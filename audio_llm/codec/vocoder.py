@@ -81,6 +81,8 @@ class Vocoder(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """Return the sound (B, N x 320) float32 at 16 kHz of log-mel frames (B, N, 80)."""
+        if not mel.shape[1]:
+            return mel.new_zeros(len(mel), 0)
         mel = functional.pad(mel, (0, 0, 0, self.config.lookahead), value=LOG_FLOOR)
         everywhere = torch.ones(mel.shape[:2], dtype=torch.bool, device=mel.device)
         x = self._split(self.coarse(self._enter(mel), everywhere))[:, _FINE * self.config.lookahead :]
@@ -90,7 +92,7 @@ class Vocoder(nn.Module):
     def first_state(self) -> VocoderState:
         """Return the state before the first frame, of one stream."""
         coarse, fine = self.coarse.first_state(), self.fine.first_state()
-        return VocoderState(coarse, fine, istft.first_state(), self.config.lookahead, SIDE)
+        return VocoderState(coarse, fine, istft.first_state(1, coarse.device), self.config.lookahead, SIDE)
 
     @torch.inference_mode()
     def step(self, mel: Tensor, state: VocoderState, last: bool = False) -> tuple[Tensor, VocoderState]:

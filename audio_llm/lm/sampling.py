@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -90,6 +91,11 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None =
     return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits.device)
 
 
+def seed_of(*numbers: int) -> int:
+    """Return a seed that depends on all of some numbers, 0 or more each; torch's generator heeds 32 bits of one."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def draw_without_loops(
     logits: Tensor,
     history: Tensor,
@@ -112,6 +118,8 @@ def draw_without_loops(
         generator: Source of the draws, on the CPU.
     """
     drawn = draw(logits, sampling, generator)
+    if not sampling.is_random:
+        return drawn
     often = (history[:, -window:] == drawn[:, None]).sum(-1) > most if history.shape[1] else drawn < 0
     if bool(often.any()):
         drawn = torch.where(often, draw(logits, Sampling(), generator), drawn)

@@ -125,7 +125,7 @@ def trim_silence(
     if not power.any():
         return waveform[:0]
     reach = max(1, round(0.5 * pause_s * 50))
-    near = np.convolve(loud, np.ones(2 * reach + 1), "same") > 0
+    near = np.convolve(loud, np.ones(2 * reach + 1))[reach : reach + count] > 0
     inside = np.flatnonzero(loud)
     margin = round(margin_s * 50)
     near[max(0, inside[0] - margin) : inside[0]] = near[inside[-1] + 1 : inside[-1] + 1 + margin] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from audio_llm.simulation.sources import to_pcm
 from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.touchtts.text import UnspeakableError, to_spoken
 from audio_llm.training.shards import ShardReader, decode_text, encode_text, write_shards
+
+logger = logging.getLogger(__name__)
 
 MARGIN_S = 0.06  # of silence that is left before and behind an utterance
 LONGEST_S = 20.0  # longer utterances are left out
@@ -111,10 +114,11 @@ def prepared(waveform: np.ndarray) -> np.ndarray:
 
 def _rows(talks: Iterable[Talk], tokenizer: S3Tokenizer) -> Iterator[dict[str, np.ndarray]]:
     waiting: list[tuple[Talk, np.ndarray]] = []
-    seconds = 0.0
+    seconds, left_out = 0.0, 0
     for talk in talks:
         sound = prepared(talk.waveform)
         if not 0.2 <= sound.size / 16_000 <= LONGEST_S or not _is_speakable(talk.text):
+            left_out += 1
             continue
         waiting.append((talk, sound))
         seconds += sound.size / 16_000
@@ -123,6 +127,8 @@ def _rows(talks: Iterable[Talk], tokenizer: S3Tokenizer) -> Iterator[dict[str, n
             waiting, seconds = [], 0.0
     if waiting:
         yield from _tokenized(waiting, tokenizer)
+    if left_out:
+        logger.warning("%d talks are left out: too short, too long, or nothing in them can be said", left_out)
 
 
 def _tokenized(talks: list[tuple[Talk, np.ndarray]], tokenizer: S3Tokenizer) -> Iterator[dict[str, np.ndarray]]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from torch.nn import functional
 
 from audio_llm.codec.mel import N_MELS
 from audio_llm.errors import ConfigError
+from audio_llm.lm.sampling import seed_of
 from audio_llm.lm.token_lm import cache_name
 
 FRAMES = 2  # of mel to a token
@@ -54,8 +57,8 @@ class FlowConfig:
     guidance: float = 0.7
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or min(self.lookahead, self.left_frames) < 0 or self.steps < 1:
-            remedy = "give heads that divide the width, and at least one step"
+        if self.width % 2 or self.width % self.heads or min(self.lookahead, self.left_frames) < 0 or self.steps < 1:
+            remedy = "give an even width, heads that divide it, and at least one step"
             raise ConfigError(f"width {self.width}, {self.heads} heads, {self.steps} steps", remedy=remedy)
 
 
@@ -212,11 +215,59 @@ def noise(first: int, count: int, seed: int) -> Tensor:
     """Return the noise (1, count, 80) of frames from `first` on, which depends on their place and the seed alone."""
     blocks = range(first // _NOISE_FRAMES, -(-(first + count) // _NOISE_FRAMES))
     drawn = [
-        torch.randn(_NOISE_FRAMES, N_MELS, generator=torch.Generator().manual_seed((seed << 24) + block))
+        torch.randn(_NOISE_FRAMES, N_MELS, generator=torch.Generator().manual_seed(seed_of(seed, block)))
         for block in blocks
     ]
     begin = first - _NOISE_FRAMES * blocks.start if count else 0
     return torch.cat(drawn)[None, begin : begin + count] if drawn else torch.zeros(1, 0, N_MELS)
+
+
+def solve(
+    velocity: Callable[[Tensor, int], Tensor], times: Rows[float], start: Tensor, known: Tensor | None = None
+) -> Tensor:
+    """Return where the path ends, (1, N, 80), by Euler's method.
+
+    Args:
+        velocity: Where the path is, and the number of the moment, to its velocity there.
+        times: Moments from 0 to 1.
+        start: (1, N, 80) float32, the noise.
+        known: (1, P, 80), where the first frames end: they keep to their own straight path.
+    """
+    x, count = start, 0 if known is None else known.shape[1]
+    for number, (now, then) in enumerate(itertools.pairwise(times)):
+        x = x + (then - now) * velocity(x, number)
+        if known is not None:
+            x = torch.cat([(1.0 - then) * start[:, :count] + then * known, x[:, count:]], dim=1)
+    return x
+
+
+@torch.inference_mode()
+def frames_at_once(
+    flow: FlowNetwork, voice: Tensor, tokens: Tensor, chunk: int, seed: int, shown: Tensor, mel: Tensor
+) -> Tensor:
+    """Return what `FlowRun` gives chunk by chunk, computed at once under the mask of the chunks: (1, 2 N, 80).
+
+    Args:
+        flow: The network, in eval mode.
+        voice: (1, width) float32.
+        tokens: (1, N) int64.
+        chunk: Tokens of a chunk.
+        seed: Of the noise.
+        shown: (1, P) int64, tokens before them that are shown, whole chunks; may be none.
+        mel: (1, 2 P, 80) float32, log-mel frames of these.
+    """
+    told = [flow.inputs(given_tokens(flow, own, voice, frames)) for own, frames in ((shown, mel), (tokens, None))]
+    inputs, guidance = torch.cat(told, dim=1), flow.config.guidance
+    count, times = inputs.shape[1], moments(flow.config.steps)
+    free = flow.inputs(given_tokens(flow, tokens.new_full((1, count // FRAMES), -1), torch.zeros_like(voice)))
+    mask = chunk_mask(count, FRAMES * chunk, flow.config.left_frames, voice.device)
+
+    def velocity(x: Tensor, number: int) -> Tensor:
+        moment = torch.tensor([times[number]], device=x.device)
+        return (1.0 + guidance) * flow(x, moment, inputs, mask) - guidance * flow(x, moment, free, mask)
+
+    x = solve(velocity, times, noise(0, count, seed).to(inputs), flow.normalize(mel))
+    return flow.denormalize(x)[:, mel.shape[1] :]
 
 
 class FlowRun:
@@ -260,28 +311,30 @@ class FlowRun:
             ahead: (1, lookahead or fewer) int64, the tokens behind them.
             prompt: (1, P, 80), the first log-mel frames of these tokens, where they are known: what comes is like them.
         """
-        flow, count = self.flow, FRAMES * tokens.shape[1]
+        flow, count, device = self.flow, FRAMES * tokens.shape[1], self._voice.device
         if not count:
-            return torch.zeros(1, 0, N_MELS)
-        ahead = functional.pad(ahead, (0, flow.config.lookahead - ahead.shape[1]), value=-1)
+            return torch.zeros(1, 0, N_MELS, device=device)
+        tokens = tokens.to(device)
+        ahead = functional.pad(ahead.to(device), (0, flow.config.lookahead - ahead.shape[1]), value=-1)
+        prompt = None if prompt is None else prompt.to(device)
         inputs = flow.inputs(given_tokens(flow, tokens, self._voice[:1], prompt), ahead)
         if self.guidance:
             nothing = given_tokens(flow, torch.full_like(tokens, -1), self._voice[1:])
             inputs = torch.cat([inputs, flow.inputs(nothing, torch.full_like(ahead, -1))])
-        x = noise(self._done, count, self.seed).to(inputs)
-        positions = torch.arange(self._done, self._done + count)[None]
-        for number, (now, then) in enumerate(itertools.pairwise(self.moments)):
+        positions = torch.arange(self._done, self._done + count, device=device)[None]
+
+        def velocity(x: Tensor, number: int) -> Tensor:
             cache = None if self._caches is None else self._caches[number]
             past = 0 if cache is None else cache.get_seq_length()
-            mask = torch.zeros(1, 1, count, past + count)
-            moment = torch.full((len(inputs),), now)
+            mask = torch.zeros(1, 1, count, past + count, device=device)
+            moment = torch.full((len(inputs),), self.moments[number], device=device)
             both = flow._velocity(inputs + flow._at(x.expand(len(inputs), -1, -1), moment), mask, cache, positions)
-            velocity = both[:1]
-            if self.guidance:
-                velocity = (1.0 + self.guidance) * velocity - self.guidance * both[1:]
-            x = x + (then - now) * velocity
             if cache is not None:
                 _forget(cache, self._left)
+            return (1.0 + self.guidance) * both[:1] - self.guidance * both[1:] if self.guidance else both
+
+        known = None if prompt is None else flow.normalize(prompt)
+        x = solve(velocity, self.moments, noise(self._done, count, self.seed).to(inputs), known)
         self._done += count
         return flow.denormalize(x)
 

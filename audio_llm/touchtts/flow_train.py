@@ -164,7 +164,7 @@ def train_flow(
     torch.manual_seed(config.training.seed)
     if start_from is None:
         flow = FlowNetwork(replace(config.model, speech=tokenizer.size), speech_vectors(tokenizer))
-        stretches.measure(flow)
+        stretches.measure(flow, config.main_share)
     else:
         flow = load_flow(start_from, tokenizer).train()
     config = replace(config, model=flow.config)
@@ -232,11 +232,10 @@ class Stretches:
         weights = np.sqrt([pack.samples[own].sum() for own in self._others])
         self._weights = weights / weights.sum() if len(weights) else weights
 
-    def measure(self, flow: FlowNetwork) -> None:
-        """Give a flow mean and spread of every band, over stretches as they will be drawn."""
+    def measure(self, flow: FlowNetwork, main_share: float) -> None:
+        """Give a flow mean and spread of every band, over talks as they will be drawn."""
         rng = np.random.default_rng(0)
-        main = FlowTrainingConfig().main_share
-        frames = torch.cat([self._mel(self._draw(rng, main)[0]) for _ in range(_MEASURED)])
+        frames = torch.cat([self._mel(self._draw(rng, main_share)[0]) for _ in range(_MEASURED)])
         flow.mean.copy_(frames.mean(0))
         flow.spread.copy_(frames.std(0).clamp_min(0.1))
 

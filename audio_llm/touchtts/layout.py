@@ -7,6 +7,7 @@ fast time goes by: text tells how long it should take, and speech ends where tha
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence as Rows
 from enum import IntEnum
 
@@ -47,8 +48,9 @@ def symbol_numbers(symbols: Rows[str]) -> Tensor:
 
 
 def letter_numbers(words: str) -> Tensor:
-    """Return the numbers (T,) int64 of the letters of normalised words; others are left out."""
-    return torch.tensor([_LETTER_OF[letter] for letter in words if letter in _LETTER_OF], dtype=torch.int64)
+    """Return the numbers (T,) int64 of the letters of normalised words, accents dropped; other signs are left out."""
+    plain = unicodedata.normalize("NFKD", words)
+    return torch.tensor([_LETTER_OF[letter] for letter in plain if letter in _LETTER_OF], dtype=torch.int64)
 
 
 def spell(numbers: Rows[int]) -> str:
@@ -109,6 +111,11 @@ def stack_rows(rows: Rows[Sequence], left: bool = False) -> Sequence:
 
     columns = zip(*([padded(part, PAD if n == 0 else 0) for n, part in enumerate(row)] for row in rows), strict=True)
     return Sequence(*(torch.cat(list(column)) for column in columns))
+
+
+def moved(row: Sequence, device: torch.device) -> Sequence:
+    """Return a row on a device."""
+    return Sequence(*(part.to(device) for part in row))
 
 
 def fit_durations(symbols: Rows[Rows[str]], counts: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from audio_llm import hub
 from audio_llm.codec.mel import log_mel
 from audio_llm.codec.vocoder import Vocoder, VocoderConfig, load_vocoder
-from audio_llm.errors import DataError, ModelFormatError
+from audio_llm.errors import ConfigError, DataError, ModelFormatError
 from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.touchtts.data import TalkPack
 from audio_llm.touchtts.flow import FlowConfig, FlowNetwork
@@ -73,7 +73,7 @@ def load_touchtts(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> T
             part.load_state_dict(_below(name, loaded.tensors))
             part.to(device).eval().requires_grad_(False)
         return TouchModel(lm, flow, vocoder, tokenizer, _below("voices", loaded.tensors))
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (ConfigError, KeyError, TypeError, RuntimeError) as error:
         raise ModelFormatError(f"its settings or weights do not fit: {error}", path=loaded.path) from None
 
 
@@ -116,8 +116,9 @@ def assemble(
 @torch.inference_mode()
 def voice_of(flow: FlowNetwork, pcm: np.ndarray) -> Tensor:
     """Return what a voice sounds like, (1, width), from speech (T,) int16 at 16 kHz at the level of packed talks."""
-    mel = flow.normalize(log_mel(torch.from_numpy(pcm.astype(np.float32) / 32768.0)[None]))
-    return flow.voice(mel, torch.tensor([mel.shape[1]]))
+    waveform = torch.from_numpy(pcm.astype(np.float32) / 32768.0).to(flow.mean.device)
+    mel = flow.normalize(log_mel(waveform[None]))
+    return flow.voice(mel, torch.tensor([mel.shape[1]], device=mel.device))
 
 
 def save_touchtts(
@@ -173,15 +174,15 @@ def _load(
     try:
         needed = loaded.config["tokenizer"]["fingerprint"]
         config = config_from_dict(config_class, loaded.config["network"], loaded.path / hub.CONFIG_NAME)
-    except (KeyError, TypeError) as error:
+    except (ConfigError, KeyError, TypeError) as error:
         raise ModelFormatError(f"its settings are not those of a {kind}: {error}", path=loaded.path) from None
     if needed != tokenizer.fingerprint:
         remedy = "give the tokenizer that it was trained with"
         raise ModelFormatError("was trained with another tokenizer", path=loaded.path, remedy=remedy)
-    network = network_class(config, speech_vectors(tokenizer))
     try:
+        network = network_class(config, speech_vectors(tokenizer))
         network.load_state_dict(loaded.tensors)
-    except RuntimeError as error:
+    except (ConfigError, RuntimeError) as error:
         raise ModelFormatError(f"its weights do not fit its settings: {error}", path=loaded.path) from None
     return network.to(device).eval()
 

@@ -15,7 +15,7 @@ from audio_llm.asr.segment import segments
 from audio_llm.nbest import Hypothesis, NBest
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.touchtts.data import prepared
-from audio_llm.touchtts.layout import LETTER, letter_numbers, spell
+from audio_llm.touchtts.layout import LETTER, letter_numbers, moved, spell
 from audio_llm.touchtts.models import TouchModel, load_touchtts
 from audio_llm.touchtts.talk_lm import continuous, text_example
 
@@ -66,12 +66,14 @@ class TouchRecognizer:
             if not len(letters):
                 scores.append(None)
                 continue
-            row, targets = text_example(self.model.lm, tokens, letters)
+            row, targets = text_example(self.model.lm, tokens.cpu(), letters)
             features = None
             if states is not None:
-                row, features = continuous(row, states)
+                row, features = continuous(moved(row, states.device), states)
+            device = self.model.lm.durations.device
             with torch.inference_mode():
-                scores.append(-float(self.model.lm(row, targets, LETTER, features).sum()))
+                found = self.model.lm(moved(row, device), targets.to(device), LETTER, features)
+            scores.append(-float(found.sum()))
         return scores
 
     def prefer(self, words: Sequence[str]) -> list[str]:
@@ -95,7 +97,8 @@ class TouchRecognizer:
         speech = prepared(np.asarray(waveform, np.float32))
         if speech.size < _LEAST_S * SAMPLE_RATE:
             return None
-        waveforms, lengths = torch.from_numpy(speech)[None], torch.tensor([speech.size])
+        device = self.model.lm.durations.device
+        waveforms, lengths = torch.from_numpy(speech)[None].to(device), torch.tensor([speech.size], device=device)
         tokens = self.model.tokenizer.encode(waveforms, lengths).tokens[0]
         if not len(tokens):
             return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,11 +15,12 @@ from torch import Tensor
 from audio_llm import audio
 from audio_llm.codec.mel import N_MELS, SAMPLE_RATE, log_mel
 from audio_llm.errors import AudioFileError, AudioLLMError, UsageError
+from audio_llm.lm.sampling import seed_of
 from audio_llm.simulation.sources import to_pcm
 from audio_llm.touchtts.data import prepared
-from audio_llm.touchtts.flow import FRAMES, FlowRun, chunk_mask, given_tokens, moments, noise
+from audio_llm.touchtts.flow import FRAMES, FlowRun, frames_at_once
 from audio_llm.touchtts.models import TouchModel, load_touchtts, voice_of
-from audio_llm.touchtts.text import SpokenText, UnspeakableError, sentences, to_spoken
+from audio_llm.touchtts.text import SpokenText, UnspeakableError, sentences, to_spoken, without_tags
 
 SLOWEST, FASTEST = 0.5, 2.0
 CHUNK = 10  # tokens of 40 ms that are made to sound at a time
@@ -131,17 +131,18 @@ class TouchTTS:
 
         Raises:
             UnspeakableError: There is nothing in the text that can be said.
-            UsageError: No such voice, or a speed out of range.
+            UsageError: No such voice, or a speed or a chunk out of range.
             AudioFileError: The reference cannot be read, or is too short or silent.
         """
         who, spoken = self.voice(voice), spoken_sentences(text)
+        _check_chunk(chunk)
         sounds, tokens, truncated = [], [], []
         for number, sentence in enumerate(spoken):
             said = list(self._tokens(sentence, who, _checked_speed(speed), seed, number))
             tokens.append(tuple(said))
             if self._is_cut(len(said), sentence, who, speed):
                 truncated.append(number)
-            sounds += [self.sound(said, who, seed + number, chunk), _pause(number, spoken)]
+            sounds += [self.sound(said, who, seed_of(seed, number), chunk), _pause(number, spoken)]
         return Speech(_checked(np.concatenate(sounds)), tuple(spoken), tuple(tokens), tuple(truncated))
 
     def stream(
@@ -152,6 +153,7 @@ class TouchTTS:
         The first piece comes when `chunk` and `lookahead` tokens are said; without chunks a sentence is a piece.
         Arguments and errors as for `speak`; those of the arguments are raised here, not at the first piece.
         """
+        _check_chunk(chunk)
         return self._stream(spoken_sentences(text), self.voice(voice), _checked_speed(speed), seed, chunk)
 
     def _stream(
@@ -161,7 +163,7 @@ class TouchTTS:
         for number, sentence in enumerate(spoken):
             said: list[int] = []
             tokens = self._tokens(sentence, who, speed, seed, number)
-            for sound, last in self._pieces(tokens, said, who, seed + number, chunk):
+            for sound, last in self._pieces(tokens, said, who, seed_of(seed, number), chunk):
                 if last:
                     sound = np.concatenate([sound, _pause(number, spoken)])
                 truncated = last and self._is_cut(len(said), sentence, who, speed)
@@ -178,11 +180,10 @@ class TouchTTS:
             seed: Of the noise.
             chunk: As for `speak`.
         """
-        given = torch.tensor([list(tokens)], dtype=torch.int64)
+        given = torch.tensor([list(tokens)], dtype=torch.int64, device=voice.sound.device)
         if not given.shape[1]:
             return np.zeros(0, np.float32)
-        mel = self._mel_chunked(given, voice, seed, chunk) if chunk else self._mel(given, voice, seed)
-        return np.asarray(self.model.vocoder(mel)[0].numpy())
+        return _samples(self.model.vocoder(self._mel(given, voice, seed, chunk)))
 
     def voice(self, name: str | Path | None = None) -> Reference:
         """Return what a voice sounds like: one that has been learned, by name, or that of a recording.
@@ -193,7 +194,9 @@ class TouchTTS:
         """
         name = self.voices[0] if name is None else name
         if str(name) in self.model.voices:
-            return Reference(str(name), self.model.voices[str(name)])
+            sound = self.model.voices[str(name)]
+            empty = Reference(str(name), sound)
+            return empty._replace(tokens=empty.tokens.to(sound.device), mel=empty.mel.to(sound.device))
         if not Path(name).is_file():
             remedy = f"use one of {', '.join(self.voices)}, or name a recording"
             raise UsageError(f"no voice is named {str(name)!r}", remedy=remedy)
@@ -213,37 +216,20 @@ class TouchTTS:
             raise AudioFileError(f"there are {seconds:.1f} s of speech in it", path=name, remedy=remedy)
         voices = self.model.lm.config.voices
         sound = voice_of(self.model.flow, to_pcm(speech))
-        waveforms = torch.from_numpy(speech)[None]
-        tokens = self.model.tokenizer.encode(waveforms, torch.tensor([speech.size])).tokens[:, :_PROMPT]
+        waveforms = torch.from_numpy(speech)[None].to(sound.device)
+        tokens = self.model.tokenizer.encode(waveforms, torch.tensor([speech.size], device=sound.device)).tokens[
+            :, :_PROMPT
+        ]
         mel = log_mel(waveforms)[:, : FRAMES * tokens.shape[1]]
         return Reference(ANYBODY if ANYBODY in voices else voices[0], sound, tokens, mel)
 
-    def _mel(self, tokens: Tensor, voice: Reference, seed: int) -> Tensor:
-        mel = FlowRun(self.model.flow, voice.sound, seed).next_frames(
-            torch.cat([voice.tokens, tokens], dim=1), tokens[:, :0], voice.mel
-        )
+    def _mel(self, tokens: Tensor, voice: Reference, seed: int, chunk: int | None) -> Tensor:
+        if chunk is not None:
+            shown = voice.in_chunks(chunk)
+            return frames_at_once(self.model.flow, voice.sound, tokens, chunk, seed, shown.tokens, shown.mel)
+        run = FlowRun(self.model.flow, voice.sound, seed)
+        mel = run.next_frames(torch.cat([voice.tokens, tokens], dim=1), tokens[:, :0], voice.mel)
         return mel[:, voice.mel.shape[1] :]
-
-    def _mel_chunked(self, tokens: Tensor, voice: Reference, seed: int, chunk: int) -> Tensor:
-        """Return what chunks made one by one would be, made at once under the mask of the chunks."""
-        flow, prompt = self.model.flow, voice.in_chunks(chunk)
-        nobody = torch.zeros_like(voice.sound)
-        inputs = torch.cat(
-            [
-                flow.inputs(given_tokens(flow, prompt.tokens, voice.sound, prompt.mel)),
-                flow.inputs(given_tokens(flow, tokens, voice.sound)),
-            ],
-            dim=1,
-        )
-        count = inputs.shape[1]
-        free = flow.inputs(given_tokens(flow, tokens.new_full((1, count // FRAMES), -1), nobody))
-        mask = chunk_mask(count, FRAMES * chunk, flow.config.left_frames)
-        x, times, guidance = noise(0, count, seed), moments(flow.config.steps), flow.config.guidance
-        for now, then in itertools.pairwise(times):
-            moment = torch.tensor([now])
-            velocity = (1.0 + guidance) * flow(x, moment, inputs, mask) - guidance * flow(x, moment, free, mask)
-            x = x + (then - now) * velocity
-        return flow.denormalize(x)[:, prompt.mel.shape[1] :]
 
     def _pieces(
         self, tokens: Iterator[int], said: list[int], who: Reference, seed: int, chunk: int | None
@@ -269,13 +255,13 @@ class TouchTTS:
             parts = said[done : done + chunk], said[done + chunk :][:ahead]
             mel = run.next_frames(*(torch.tensor([part], dtype=torch.int64) for part in parts))
             sound, state = self.model.vocoder.step(mel, state, last)
-            yield np.asarray(sound[0].numpy()), last
+            yield _samples(sound), last
             done += len(parts[0])
             if last:
                 return
 
     def _tokens(self, sentence: SpokenText, who: Reference, speed: float, seed: int, number: int) -> Iterator[int]:
-        generator = torch.Generator().manual_seed((seed << 16) + number)
+        generator = torch.Generator().manual_seed(seed_of(seed, number))
         for (token,) in self.model.lm.speak([sentence.symbols], who.talks, speed, generator=generator):
             yield token
 
@@ -293,8 +279,9 @@ def spoken_sentences(text: str) -> list[SpokenText]:
         UnspeakableError: There is nothing in it that can be said.
     """
     found: list[SpokenText] = []
-    left_out: dict[str, None] = {}
-    for sentence in sentences(text):
+    plain, tags = without_tags(text)
+    left_out = dict.fromkeys(tags)
+    for sentence in sentences(plain):
         try:
             found.append(to_spoken(sentence))
             left_out |= dict.fromkeys(found[-1].left_out)
@@ -309,10 +296,19 @@ def spoken_sentences(text: str) -> list[SpokenText]:
     return found
 
 
+def _samples(sound: Tensor) -> np.ndarray:
+    return np.asarray(sound[0].cpu().numpy())
+
+
 def _checked_speed(speed: float) -> float:
     if not SLOWEST <= speed <= FASTEST:
         raise UsageError(f"a speed of {speed:g} is outside {SLOWEST:g} to {FASTEST:g}", remedy="give a value near 1")
     return speed
+
+
+def _check_chunk(chunk: int | None) -> None:
+    if chunk is not None and chunk < 1:
+        raise UsageError(f"a chunk of {chunk} tokens", remedy="give 1 or more")
 
 
 def _pause(number: int, spoken: list[SpokenText]) -> np.ndarray:

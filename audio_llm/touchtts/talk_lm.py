@@ -25,6 +25,7 @@ from audio_llm.touchtts.layout import (
     Segment,
     heard_row,
     letter_row,
+    moved,
     speech_row,
     stack_rows,
     symbol_numbers,
@@ -111,7 +112,7 @@ class TalkLm(nn.Module):
 
     def expected_tokens(self, symbols: Rows[str], voice: str, speed: float = 1.0) -> float:
         """Return how many tokens a text should take."""
-        own = float(self.durations[symbol_numbers(symbols)].sum())
+        own = float(self.durations.cpu()[symbol_numbers(symbols)].sum())
         return own * self.config.rates[self.voice(voice)] / speed
 
     def most_tokens(self, symbols: Rows[str], voice: str, speed: float = 1.0) -> int:
@@ -141,16 +142,16 @@ class TalkLm(nn.Module):
         Raises:
             UsageError: There is no such voice.
         """
-        number = self.voice(voice)
-        rows = [text_row(symbol_numbers(text), number, self.durations, self.lm.vocabulary) for text in texts]
-        wanted = torch.tensor([self.expected_tokens(text, voice, speed) for text in texts])
-        length = torch.stack([self.durations[symbol_numbers(text)].sum() for text in texts])
-        most = torch.tensor([self.most_tokens(text, voice, speed) for text in texts])
+        number, device, durations = self.voice(voice), self.durations.device, self.durations.cpu()
+        rows = [text_row(symbol_numbers(text), number, durations, self.lm.vocabulary) for text in texts]
+        wanted = torch.tensor([self.expected_tokens(text, voice, speed) for text in texts], device=device)
+        length = torch.stack([durations[symbol_numbers(text)].sum() for text in texts]).to(device)
+        most = torch.tensor([self.most_tokens(text, voice, speed) for text in texts], device=device)
 
         def place(step: int) -> Tensor:
             return (step + 0.5) * length / wanted
 
-        run = Decoding(self.lm, stack_rows(rows, left=True))
+        run = Decoding(self.lm, moved(stack_rows(rows, left=True), device))
         yield from _said(run, self.lm, place, (_SHORTEST_SHARE * wanted).floor(), most, sampling, generator)
 
     @torch.inference_mode()
@@ -162,23 +163,26 @@ class TalkLm(nn.Module):
             states: (T, states) float32 to listen to in their place.
             beam: How many texts are followed.
         """
-        row = heard_row(tokens, self.lm.vocabulary)
+        device = self.durations.device
+        row = moved(heard_row(tokens.cpu(), self.lm.vocabulary), device)
         features = None
         if states is not None:
-            row, features = continuous(row, states)
+            row, features = continuous(row, states.to(device))
             features = self._projected(features)
         longest = int(len(tokens) * _LETTERS_PER_TOKEN) + 2
 
         def follow(last: Tensor, step: int) -> Sequence:
-            return stack_rows([letter_row(last[n : n + 1], self.lm.vocabulary, step) for n in range(len(last))])
+            rows = [letter_row(last[n : n + 1], self.lm.vocabulary, step) for n in range(len(last))]
+            return moved(stack_rows(rows), device)
 
         return _written(Decoding(self.lm, row, features), self.lm.table(LETTER, [EOS]), follow, longest, beam)
 
     def score_speech(self, symbols: Rows[str], voice: str, tokens: Tensor) -> float:
         """Return the log-probability in nats of speech tokens (T,) int64 and their end, given a text."""
         sequence, targets = speech_example(self, symbols, voice, tokens)
+        device = self.durations.device
         with torch.inference_mode():
-            return -float(self(sequence, targets, SPEECH).sum())
+            return -float(self(moved(sequence, device), targets.to(device), SPEECH).sum())
 
 
 def _said(
@@ -202,8 +206,8 @@ def _said(
         generator: Source of the draws.
     """
     table = lm.table(SPEECH, [EOS])
-    history = torch.zeros(len(most), 0, dtype=torch.int64)
-    ended = torch.zeros(len(most), dtype=torch.bool)
+    history = torch.zeros(len(most), 0, dtype=torch.int64, device=most.device)
+    ended = torch.zeros(len(most), dtype=torch.bool, device=most.device)
     for step in range(int(most.max())):
         logits = (run.hidden @ table.T).float()
         logits[step < least, _END] = -torch.inf
@@ -234,7 +238,7 @@ def _written(
     done: list[tuple[list[int], float]] = []
     for step in range(longest):
         log_probs = (run.hidden @ table.T).float().log_softmax(-1)
-        totals = log_probs + torch.tensor([score for _, score in beams])[:, None]
+        totals = log_probs.cpu() + torch.tensor([score for _, score in beams])[:, None]
         best = totals.flatten().topk(min(2 * beam, totals.numel()))
         following: list[tuple[list[int], float, int]] = []
         for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
@@ -247,7 +251,7 @@ def _written(
             break
         if len(done) >= beam and _worth(_ranked(done)[beam - 1]) > max(_worth(text[:2]) for text in following):
             break
-        run.keep(torch.tensor([source for *_, source in following]))
+        run.keep(torch.tensor([source for *_, source in following], device=run.hidden.device))
         beams = [(letters, score) for letters, score, _ in following]
         run.feed(follow(torch.tensor([letters[-1] for letters, _ in beams]), step))
     return _ranked(done or beams)

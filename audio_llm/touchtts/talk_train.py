@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from audio_llm import hub
-from audio_llm.errors import DataError, ModelFormatError
+from audio_llm.errors import ConfigError, DataError, ModelFormatError
 from audio_llm.lm.token_lm import Sequence
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.tokenizer.s3 import S3Tokenizer
@@ -57,6 +57,10 @@ class TalkTrainingConfig:
     stretch: float = 0.1
     most_wrong_past: float = 0.3
     validation: int = 60
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.asr_share < 1.0 or self.batch_places < 1:
+            raise ConfigError(f"asr_share {self.asr_share}", remedy="give 0 or more and below 1, and batch_places of 1")
 
 
 class _Batch(NamedTuple):
@@ -123,8 +127,9 @@ def train_talk_lm(
     logger.info("%d talks, %d of them recorded, %.2f M parameters", len(data.pack), len(data.recorded), size / 1e6)
     for name, rate in zip(lm.config.voices, lm.config.rates, strict=True):
         logger.info("voice %s: %.2f of the expected time", name, rate)
-    known = set(lm.config.voices)
-    validation = held_out.for_validation(lm, config, known)
+    validation = held_out.for_validation(lm, config, set(lm.config.voices))
+    if not validation["say"]:
+        raise DataError("no tuning talk has a voice of the training", remedy="tune on talks of the same voices")
 
     def save(module: nn.Module, folder: Path) -> None:
         assert isinstance(module, TalkLm)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from audio_llm.asr.pronounce import phones_of, pronounce
+from audio_llm.asr.pronounce import PLAIN_LETTERS, is_known, phones_of, pronounce
 from audio_llm.errors import DataError
 from audio_llm.text import DEFAULT_NORMALIZER, split_sentences
 
@@ -25,11 +25,15 @@ _KNOWN = frozenset(PHONES)
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _SPEAKABLE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'()-–—…/&@%$£€¥°+")  # noqa: RUF001
 _SILENT = frozenset('"“”„«»‹›*_~^`{}[]|\\<>#=\u200b\u200c\u200d\ufeff\ufe0f\xad')  # noqa: RUF001
-_APOSTROPHES = str.maketrans({"‘": "'", "’": "'", "ʼ": "'", "`": "'"})  # noqa: RUF001
+_APOSTROPHES = str.maketrans({"‘": "'", "’": "'", "ʼ": "'", "`": "'", "\u2044": "/"})  # noqa: RUF001
 _MARK_OF = {"?": "?", "!": "!", ".": "."} | dict.fromkeys(",;:()", ",")
 _PIECE = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*'?|[^\s\w]|\d|_")
+_FRACTION = re.compile(r"(?<=\d)([¼-¾⅐-⅞])")
+_AMOUNT = re.compile(r"(\d[\d.,]*)\s?([€£¥])")
+_SAINT = re.compile(r"\bSt\.(?= [A-Z])")
 _DASHES = re.compile(r"\s+-+\s+|--+|[–—…]|\.{2,}")  # noqa: RUF001
 _ACRONYM = 3  # letters at most; a longer word in capitals is read as a word
+_SPELLED = frozenset("AM PM US UK EU UN TV PC AI IQ ID FM".split())  # though the dictionary has such words  # noqa: SIM905
 _BREAK = re.compile(r"(?<=[,;:])\s+")
 
 
@@ -58,18 +62,17 @@ def to_spoken(text: str) -> SpokenText:
     Raises:
         UnspeakableError: There is nothing in it that can be said.
     """
-    tags = dict.fromkeys(f"tag {tag}" for tag in _TAG.findall(text))
-    plain, left_out = _plain(_TAG.sub(" ", text))
-    left_out = tags | left_out
+    text, tags = without_tags(text)
+    plain, left_out = _plain(text)
+    left_out = dict.fromkeys(tags) | left_out
     words = _in_words(plain)
-    shouted = words.upper() == words
     symbols: list[str] = []
     said: list[str] = []
     for piece in _PIECE.findall(words):
         if piece in _MARK_OF:
             _mark(symbols, _MARK_OF[piece])
             continue
-        phones = _phones(piece, shouted)
+        phones = _phones(piece)
         if not phones:
             left_out |= dict.fromkeys(_name(c) for c in piece if c.isalnum())
             continue
@@ -86,16 +89,22 @@ def to_spoken(text: str) -> SpokenText:
     return SpokenText(" ".join(words.split()), tuple(symbols), tuple(left_out))
 
 
+def without_tags(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return a text without what looks like tags of SSML or HTML, which are not read, and names of these."""
+    return _TAG.sub(" ", text), tuple(dict.fromkeys(f"tag {tag}" for tag in _TAG.findall(text)))
+
+
 def sentences(text: str) -> list[str]:
     """Return the sentences of a text, those longer than `LONGEST` in parts."""
-    return [part for sentence in split_sentences(text) for part in _parts(sentence)]
+    return [part for sentence in split_sentences(_DASHES.sub(", ", text)) for part in _parts(sentence)]
 
 
 def _plain(text: str) -> tuple[str, dict[str, None]]:
     """Return a text in characters that the normaliser knows, and the names of those that it does not."""
     kept: list[str] = []
     left_out: dict[str, None] = {}
-    composed = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
+    text = _AMOUNT.sub(r"\2\1", _FRACTION.sub(r" \1", _SAINT.sub("Saint", text)))
+    composed = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).translate(PLAIN_LETTERS)
     for character in unicodedata.normalize("NFKD", composed):
         if character in _SPEAKABLE:
             kept.append(character)
@@ -140,9 +149,9 @@ def _mark(symbols: list[str], mark: str) -> None:
         symbols[-1] = mark
 
 
-def _phones(word: str, shouted: bool) -> tuple[str, ...]:
+def _phones(word: str) -> tuple[str, ...]:
     """Return the phones of a word; none where nobody can say it."""
-    if word.isupper() and 1 < len(word) <= _ACRONYM and not shouted:
+    if word in _SPELLED or (word.isupper() and 1 < len(word) <= _ACRONYM and not is_known(word.lower())):
         return tuple(pronounce(".".join(word)).split())
     found = phones_of(word.lower())
     return found if _KNOWN.issuperset(found) else ()

@@ -141,8 +141,10 @@ class ShardReader:
         file, offsets = self._shard(number)
         found = {}
         for name, ends in offsets.items():
+            begin, end = int(ends[row]), int(ends[row + 1])
             data = file.get_slice(f"{name}.data") if ends[-1] else file.get_tensor(f"{name}.data")
-            found[name] = np.asarray(data[int(ends[row]) : int(ends[row + 1])])  # an empty tensor has no slices
+            # an empty tensor has no slices, and none begins behind the last place
+            found[name] = np.asarray(data[begin:end] if end > begin else data[0:0])
         return found
 
     def __contains__(self, name: str) -> bool:

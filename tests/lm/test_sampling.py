@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from audio_llm.errors import ConfigError
-from audio_llm.lm.sampling import GREEDY, MEDIAN, Sampling, draw, median
+from audio_llm.lm.sampling import GREEDY, MEDIAN, Sampling, draw, draw_without_loops, median
 from audio_llm.quantizers.fsq import FSQ
 
 torch.set_num_threads(1)
@@ -126,3 +126,56 @@ def test_only_draws_are_random() -> None:
     assert Sampling(0.5).is_random
     with pytest.raises(ConfigError, match="nothing else with the median"):
         Sampling(0.5, median=True)
+
+
+def history(*rows: list[int]) -> torch.Tensor:
+    return torch.tensor(rows)
+
+
+def test_what_did_not_come_often_is_drawn_as_ever() -> None:
+    logits, sampling = torch.randn(30, 9, generator=seeded()), Sampling(temperature=0.7, top_k=3)
+    wanted = draw(logits, sampling, seeded(4))
+    for past in (torch.zeros(30, 0, dtype=torch.int64), wanted[:, None], torch.stack([wanted] * 2, dim=1)):
+        assert torch.equal(draw_without_loops(logits, past, sampling, generator=seeded(4)), wanted)
+
+
+def test_what_came_often_of_late_is_drawn_anew_out_of_all() -> None:
+    likely = torch.tensor([0.0, 6.0, 4.0, 0.0, -math.inf]).expand(4000, -1)
+    past = history([1] * 3).expand(4000, -1)
+    drawn = draw_without_loops(likely, past, Sampling(top_k=1), generator=seeded())
+    shares = torch.bincount(drawn, minlength=5) / 4000
+    assert torch.allclose(shares, likely[0].softmax(-1), atol=0.02)  # not of the likeliest alone
+    assert shares[4] == 0.0
+    assert shares[1] > 0.5  # it is not forbidden
+
+
+ONE = Sampling(top_k=1)  # random in name
+
+
+def test_only_the_last_ones_count_and_each_row_for_itself() -> None:
+    # in a loop the one choice that there is leaves it now and then, else never
+    logits = torch.tensor([0.0, 2.0, 0.0]).expand(4, -1)
+    past = history([1] * 13, [1, 1, 1] + [0] * 10, [1, 0] * 6 + [1], [0] * 13)
+    found = [draw_without_loops(logits, past, ONE, generator=seeded(seed)).tolist() for seed in range(60)]
+    assert {row[0] for row in found} == {0, 1, 2}
+    assert {row[1] for row in found} == {1}  # long ago
+    assert {row[2] for row in found} == {0, 1, 2}  # five of ten
+    assert {row[3] for row in found} == {1}
+    assert {draw_without_loops(logits, past, ONE, window=3, generator=seeded(s)).tolist()[2] for s in range(60)} == {1}
+    assert {draw_without_loops(logits, past, ONE, most=10, generator=seeded(s)).tolist()[0] for s in range(60)} == {1}
+
+
+def test_loops_are_left_the_same_way_with_the_same_seed() -> None:
+    logits = torch.randn(50, 20, generator=seeded())
+    past = logits.argmax(-1)[:, None].expand(-1, 5)
+    one, same, other = (draw_without_loops(logits, past, ONE, generator=seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert one.shape == (50,)
+    assert one.dtype == torch.int64
+
+
+def test_the_likeliest_is_taken_whatever_came_before() -> None:
+    logits = torch.randn(50, 20, generator=seeded())
+    past = logits.argmax(-1)[:, None].expand(-1, 5)
+    assert torch.equal(draw_without_loops(logits, past, GREEDY), logits.argmax(-1))

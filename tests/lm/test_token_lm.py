@@ -11,8 +11,8 @@ from torch import Tensor
 
 from audio_llm.errors import ConfigError, UsageError
 from audio_llm.lm.sampling import GREEDY, MEDIAN, Sampling, median
-from audio_llm.lm.token_lm import Sequence, TokenLm, TokenLmConfig, additive_mask
-from audio_llm.lm.vocabulary import BOS, PAD
+from audio_llm.lm.token_lm import Decoding, Sequence, TokenLm, TokenLmConfig, additive_mask, join
+from audio_llm.lm.vocabulary import BOS, EOS, PAD
 from audio_llm.quantizers.fsq import FSQ
 
 torch.set_num_threads(1)
@@ -274,3 +274,97 @@ def test_the_median_is_taken_of_tokens_that_are_a_grid_alone() -> None:
     torch.testing.assert_close(found.log_probs, logits.log_softmax(-1).gather(1, wanted[:, None]))
     with pytest.raises(ConfigError, match="b tokens are no grid"):
         lm.generate(prompt, target, "b", MEDIAN)
+
+
+def one_by_one(given: Sequence, place: int) -> Sequence:
+    """Return the tokens (B, 1) of a place."""
+    return Sequence(*(part[:, place : place + 1] for part in given))
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_decoding_is_the_whole_row_at_every_step(padding: int) -> None:
+    lm, prompt, more = make_lm(), sequence(3, 6), sequence(3, 5, seed=2)
+    whole = joined(prompt, more)
+    with torch.no_grad():
+        hidden = lm(whole)
+        run = Decoding(lm, padded(prompt, padding))
+        torch.testing.assert_close(run.hidden, hidden[:, 5], atol=1e-5, rtol=1e-4)
+        for place in range(5):
+            run.feed(one_by_one(more, place))
+            torch.testing.assert_close(run.hidden, hidden[:, 6 + place], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [[2, 0], [1, 1, 1, 0], [0, 1, 2], [2]])
+def test_kept_rows_go_on_as_if_they_had_been_alone(rows: list[int]) -> None:
+    lm, more, end = make_lm(), sequence(3, 2, seed=2), sequence(len(rows), 2, seed=3)
+    prompts = [sequence(1, 7 - number, seed=number) for number in range(3)]  # of three lengths, padded on the left
+    sizes = [prompt.ids.shape[1] for prompt in prompts]
+    prompt = Sequence(
+        *(
+            torch.cat(parts)
+            for parts in zip(*(padded(p, 7 - n) for p, n in zip(prompts, sizes, strict=True)), strict=True)
+        )
+    )
+    with torch.no_grad():
+        run = Decoding(lm, prompt)
+        for place in range(2):
+            run.feed(one_by_one(more, place))
+        before = run.hidden
+        run.keep(torch.tensor(rows))
+        assert torch.equal(run.hidden, before[rows])
+        for place in range(2):
+            run.feed(one_by_one(end, place))
+        for number, row in enumerate(rows):
+            said = Sequence(*(part[row : row + 1] for part in more))
+            rest = Sequence(*(part[number : number + 1] for part in end))
+            wanted = lm(join([prompts[row], said, rest]))[0, -1]
+            torch.testing.assert_close(run.hidden[number], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_features_are_added_to_what_stands_for_a_token() -> None:
+    lm, given = make_lm(), sequence()
+    features = torch.randn(2, 10, 16, generator=seeded())
+    with torch.no_grad():
+        plain = lm(given)
+        torch.testing.assert_close(lm(given, torch.zeros(2, 10, 16)), plain)
+        told = lm(given, features)
+        assert (told - plain).abs().amax(-1).min() > 1e-3
+        late = features.clone()
+        late[:, :6] = 0.0
+        torch.testing.assert_close(lm(given, late)[:, :6], plain[:, :6], atol=1e-5, rtol=1e-4)  # no sight of the future
+        # a feature that is the difference of two tokens turns one into the other
+        table = lm.embeddings()
+        other = given._replace(ids=4 + (given.ids - 3) % 21)
+        turned = lm(given, table[other.ids] - table[given.ids])
+        torch.testing.assert_close(turned, lm(other), atol=1e-5, rtol=1e-4)
+
+
+def test_features_of_a_prompt_count_in_decoding() -> None:
+    lm, prompt, more = make_lm(), sequence(2, 6), sequence(2, 1, seed=2)
+    features = torch.randn(2, 6, 16, generator=seeded())
+    with torch.no_grad():
+        run = Decoding(lm, prompt, features)
+        torch.testing.assert_close(run.hidden, lm(prompt, features)[:, -1], atol=1e-5, rtol=1e-4)
+        run.feed(more)
+        wanted = lm(join([prompt, more]), torch.cat([features, torch.zeros(2, 1, 16)], dim=1))[:, -1]
+        torch.testing.assert_close(run.hidden, wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("specials", [[EOS], [EOS, BOS]])
+def test_special_tokens_have_the_first_logits(specials: list[int]) -> None:
+    lm = make_lm(vectors={"b": vectors()})
+    hidden = torch.randn(2, 5, 16, generator=seeded())
+    with torch.no_grad():
+        found, plain = lm.logits(hidden, "b", specials), lm.logits(hidden, "b")
+        assert found.shape == (2, 5, 9 + len(specials))
+        torch.testing.assert_close(found[..., len(specials) :], plain)
+        torch.testing.assert_close(found[..., : len(specials)], hidden @ lm.embeddings()[specials].T)
+        torch.testing.assert_close(lm.table("b", specials) @ hidden[0, 0], found[0, 0])
+        assert lm.table("b").shape == (9, 16)
+
+
+def test_join_puts_one_behind_the_other() -> None:
+    one, other = sequence(2, 4), sequence(2, 3, seed=1)
+    both = join([one, other, one])
+    for part, a, b in zip(both, one, other, strict=True):
+        assert torch.equal(part, torch.cat([a, b, a], dim=1))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -57,6 +59,28 @@ def make_data(folder: Path) -> Path:
 def tiny_data() -> Callable[[Path], Path]:
     """Return a function that makes such a folder at a path."""
     return make_data
+
+
+@pytest.fixture
+def run_stages() -> Callable[..., str]:
+    """Return a function that runs stages of a recipe one after the other in one process; it returns what they print."""
+
+    def run(recipe: str, output: Path, *stages: list[object]) -> str:
+        arguments = [[str(word) for word in [*stage, "--output", output]] for stage in stages]
+        path = str(PROJECT / "recipes" / recipe / "run.py")
+        lines = [
+            "import json, runpy, sys",
+            "for words in json.loads(sys.argv[1]):",
+            "    sys.argv[1:] = words",
+            f"    assert runpy.run_path({path!r})['main']() == 0",
+        ]
+        command = [sys.executable, "-c", "\n".join(lines), json.dumps(arguments)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture

@@ -51,3 +51,13 @@ def test_a_tokenizers_table_becomes_a_panel_a_noise(
     plot.draw(table, tmp_path / "picture.png")
     width, height = size(tmp_path / "picture.png")
     assert width == pytest.approx(2 * 3.4 / 3.6 * height, rel=0.02)
+
+
+def test_every_speaking_system_has_its_bars(recipe_module: Callable[[str, str], ModuleType], tmp_path: Path) -> None:
+    plot = recipe_module("touchtts", "plot")
+    table = ["50 sentences", "| system | picked | character error rate, % | seconds |", "|---|---|---|---|"]
+    table += [f"| {name} | {10 * number} of 50 | 20.0 | 3.10 |" for number, name in enumerate("abcdef")]
+    plot.draw([*table, "| kathleen | 50 | 30.0 % | 20.0 % |"], tmp_path / "six.png")
+    plot.draw(table[:6], tmp_path / "three.png")
+    assert size(tmp_path / "six.png")[0] == size(tmp_path / "three.png")[0]
+    assert size(tmp_path / "six.png")[1] > 1.3 * size(tmp_path / "three.png")[1]

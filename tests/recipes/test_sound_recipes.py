@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +14,6 @@ import pytest
 from audio_llm import audio, hub
 from audio_llm.gense.models import load_gense
 
-PROJECT = Path(__file__).parents[2]
 TRAINING = ["training.max_steps=2", "training.validate_every=2", "training.warmup_steps=1"]
 MASK = [*TRAINING, "model.width=8", "model.blocks=1", "batch_pairs=2", "validation_pairs=2", "least_dynamics_db=0"]
 CODEC = [*TRAINING, "model.width=16", "model.encoder_blocks=1", "model.decoder_blocks=1", "batch=2", "validation=2"]
@@ -29,15 +25,17 @@ STAGE_2 = ["model.quantizer=reorganized", "model.codes=16"]
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_every_stage_runs_on_the_samples(tiny_data: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_every_stage_runs_on_the_samples(
+    tiny_data: Callable[[Path], Path], run_stages: Callable[..., str], tmp_path: Path
+) -> None:
     pytest.importorskip("pesq")  # of the extra `metrics`
     data = tiny_data(tmp_path / "data")
     _add_noise(data)
     codec, gense = tmp_path / "codec", tmp_path / "gense"
-    _run("codec", codec, ["pack", "--data", data])
+    run_stages("codec", codec, ["pack", "--data", data])
     shutil.rmtree(codec / "packed" / "tune")  # too few people for a part of their own
     shutil.copytree(codec / "packed" / "train", codec / "packed" / "tune")
-    _run(
+    run_stages(
         "codec",
         codec,
         ["teach"],
@@ -65,7 +63,7 @@ def test_every_stage_runs_on_the_samples(tiny_data: Callable[[Path], Path], tmp_
     parts = ["--tokenizer", codec / "tokenizer-s3-small", "--codec", codec / "codec-small"]
     for part in ("packed", "tokenizer-s3-small", "codec-small"):
         shutil.copytree(codec / part, gense / part)
-    _run(
+    run_stages(
         "gense",
         gense,
         ["mask", "--set", *MASK],
@@ -76,7 +74,7 @@ def test_every_stage_runs_on_the_samples(tiny_data: Callable[[Path], Path], tmp_
         ["gense", "--set", *GENSE, *parts],
     )
     assert hub.verify_model(gense / "mask-small").kind == "mask"
-    _run(
+    run_stages(
         "gense",
         gense,
         ["gense-finish", "--mask", gense / "mask-small"],
@@ -102,20 +100,3 @@ def _add_noise(data: Path) -> None:
         audio.write(folder / f"{name}.wav", 0.1 * rng.standard_normal(32_000).astype(np.float32), 16_000)
         rows.append(json.dumps({"path": f"noise/made/{name}.wav", "id": name, "source": name}))
     (folder / "manifest.jsonl").write_text("\n".join(rows) + "\n")
-
-
-def _run(recipe: str, output: Path, *stages: list[object]) -> None:
-    """Run stages of a recipe one after the other in one process."""
-    arguments = [[str(word) for word in [*stage, "--output", output]] for stage in stages]
-    path = str(PROJECT / "recipes" / recipe / "run.py")
-    lines = [
-        "import json, runpy, sys",
-        "for words in json.loads(sys.argv[1]):",
-        "    sys.argv[1:] = words",
-        f"    assert runpy.run_path({path!r})['main']() == 0",
-    ]
-    code = "\n".join(lines)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, json.dumps(arguments)]
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]

@@ -153,3 +153,34 @@ def test_the_generator_alone_decides() -> None:
         np.random.seed(1)
         assert np.array_equal(make(7), first)
         assert not np.array_equal(make(8), first)
+
+
+@pytest.mark.parametrize("margin_s", [0.0, 0.06, 0.1, 0.5, 3.0])
+def test_trimming_leaves_a_margin(margin_s: float) -> None:
+    quiet = np.full(RATE, 1e-5, np.float32)
+    waveform = np.concatenate([quiet, tone(300, 0.5), quiet])
+    found = mono.trim_silence(waveform, margin_s=margin_s)
+    left = min(RATE, round(margin_s * RATE))
+    assert found.size == 8000 + 2 * left
+    np.testing.assert_array_equal(found, waveform[RATE - left : RATE + 8000 + left])
+
+
+def test_a_margin_is_no_longer_than_the_silence_there_is() -> None:
+    waveform = np.concatenate([np.zeros(640, np.float32), tone(300, 0.5), np.zeros(320, np.float32)])
+    np.testing.assert_array_equal(mono.trim_silence(waveform, margin_s=0.1), waveform)
+    assert mono.trim_silence(np.zeros(RATE, np.float32), margin_s=0.1).size == 0
+    assert mono.trim_silence(waveform[:0], margin_s=0.1).size == 0
+
+
+def test_pauses_inside_are_shortened_whatever_the_margin() -> None:
+    waveform = np.concatenate([tone(300, 0.5), np.zeros(2 * RATE, np.float32), tone(300, 0.5)])
+    sizes = {mono.trim_silence(waveform, pause_s=0.4, margin_s=margin).size for margin in (0.0, 0.06, 1.0)}
+    assert sizes == {RATE + round(0.4 * RATE)}
+
+
+@pytest.mark.parametrize("samples", [1, 319, 320, 640, 3200, 5120, 5439, 5440, 6000])
+def test_short_sounds_are_trimmed_too(samples: int) -> None:
+
+    waveform = tone(300, samples / RATE)[:samples]
+    found = mono.trim_silence(waveform, margin_s=0.06)
+    np.testing.assert_array_equal(found, waveform[: samples // 320 * 320])

@@ -212,3 +212,35 @@ def test_a_listener_is_known_by_its_model(make_network: MakeNetwork, tmp_path: P
     apart = (wanted[:2] - wanted[2:]).abs().mean()
     assert listener.distance(0.5 * waveforms.flip(1), waveforms) == pytest.approx(float(apart), rel=1e-4)
     assert apart > 0.0
+
+
+def test_states_are_what_tokens_are_cut_from(make_network: MakeNetwork) -> None:
+    network = make_network()
+    tokenizer = S3Tokenizer(network, "")
+    waveforms, lengths = sounds(9000, 640, 300, 16_000)
+    tokens, states = tokenizer.encode(waveforms, lengths), tokenizer.states(waveforms, lengths)
+    assert states.shape == (4, 25, network.config.width)
+    assert states.dtype == torch.float32
+    for row, count in enumerate(tokens.lengths.tolist()):
+        assert not states[row, count:].any()
+        assert (states[row, :count].abs().sum(-1) > 0.0).all()  # which tells where something is
+    valid = torch.arange(25) < tokens.lengths[:, None]
+    with torch.inference_mode():
+        cut = network.quantizer(network.narrow(states), valid).codes
+    assert torch.equal(cut * valid, tokens.tokens)
+
+
+def test_states_of_a_batch_equal_those_of_one_by_one(make_network: MakeNetwork) -> None:
+    tokenizer = S3Tokenizer(make_network(), "")
+    waveforms, lengths = sounds(9000, 640, 5555)
+    together = tokenizer.states(waveforms, lengths)
+    for row, samples in enumerate(lengths.tolist()):
+        alone = tokenizer.states(waveforms[row : row + 1, :samples], lengths[row : row + 1])[0]
+        torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [(0,), (1, 399)])
+def test_sounds_too_short_have_no_states(make_network: MakeNetwork, samples: tuple[int, ...]) -> None:
+    tokenizer = S3Tokenizer(make_network(), "")
+    states = tokenizer.states(torch.zeros(len(samples), max(samples)), torch.tensor(samples))
+    assert states.shape == (len(samples), 0, tokenizer.network.config.width)

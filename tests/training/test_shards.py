@@ -83,3 +83,8 @@ def test_a_column_may_be_empty_in_every_row(tmp_path: Path) -> None:
     reader = ShardReader(tmp_path / "pack")
     assert [(row["x"].tolist(), row["text"].size) for row in reader] == [([0, 1, 2], 0), ([0, 1], 0)]
     assert [array.size for array in reader.column("text")] == [0, 0]
+
+
+def test_an_empty_array_can_be_the_last_of_a_shard(tmp_path: Path) -> None:
+    write_shards([{"a": np.arange(3)}, {"a": np.zeros(0, np.int64)}], tmp_path / "pack")
+    assert ShardReader(tmp_path / "pack")[1]["a"].tolist() == []

@@ -1,0 +1,285 @@
+"""What became of the recordings, to the sample: totals, a table, and a page with its pictures inside."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from audio_llm import __version__
+from audio_llm.audio import SAMPLE_RATE
+from audio_llm.touchtts.prepare import REASONS, Clip, PrepareConfig, Prepared
+from audio_llm.touchtts.prepare_judge import CER, NATS
+
+CLASSIC_SNR_DB = 20.0  # that a usual pipeline for speech synthesis asks of a clip
+EXAMPLES = 5  # ids that are shown of each reason
+_ENDS = (".", "?", "!", "…")
+_QUOTES = "\"'”’»)]"  # noqa: RUF001
+_STEP = {NATS: 0.5, CER: 0.05}  # of the histograms
+_STEPS = 20
+_CLASSIC = ("kept", "low_snr", "no_punctuation")
+_SAMPLES_PER_HOUR = 3600 * SAMPLE_RATE
+_GREEN, _RED, _GREY = "#3a7d44", "#c2543d", "#9aa5b1"
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sound of one kind.
+
+    Attributes:
+        samples: At 16 kHz.
+        clips: How many stretches; whole recordings where nothing was cut.
+        examples: Ids of a few.
+    """
+
+    samples: int
+    clips: int
+    examples: tuple[str, ...] = ()
+
+    @property
+    def hours(self) -> float:
+        """The samples as hours."""
+        return self.samples / _SAMPLES_PER_HOUR
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How far opinions differ, by one measure.
+
+    Attributes:
+        limit: Most disagreement of a clip that is kept.
+        step: Width of a bin; the first begins at 0, the last has no end.
+        kept: Clips of each bin that were kept.
+        dropped: Clips of each bin that were not.
+    """
+
+    limit: float
+    step: float
+    kept: tuple[int, ...]
+    dropped: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where every sample went: those read are those kept, removed as silence, and dropped for each reason.
+
+    Attributes:
+        recordings: How many.
+        read: All sound.
+        kept: Clips that were kept.
+        silence: Sound between stretches of speech.
+        dropped: By reason, of `REASONS`.
+        classic: What a usual pipeline would do with the clips that were kept here: `kept`, or dropped as `low_snr`
+            (under `CLASSIC_SNR_DB`) or `no_punctuation` (no sentence's end).
+        disagreement: By measure.
+    """
+
+    recordings: int
+    read: Total
+    kept: Total
+    silence: Total
+    dropped: Mapping[str, Total]
+    classic: Mapping[str, Total]
+    disagreement: Mapping[str, Histogram]
+
+    def __post_init__(self) -> None:
+        gone = sum(part.samples for part in self.dropped.values())
+        assert self.read.samples == self.kept.samples + self.silence.samples + gone
+        assert self.kept.samples == sum(part.samples for part in self.classic.values())
+
+
+def account(results: Sequence[Prepared], config: PrepareConfig | None = None) -> Account:
+    """Add up what became of recordings.
+
+    Args:
+        results: Of `prepare`.
+        config: What they were made with.
+    """
+    config = config or PrepareConfig()
+    clips = [clip for result in results for clip in result.clips]
+    kept = [clip for clip in clips if not clip.reason]
+    return Account(
+        len(results),
+        Total(sum(result.samples for result in results), len(clips)),
+        _total(kept),
+        Total(sum(result.silence for result in results), 0),
+        {reason: _total([clip for clip in clips if clip.reason == reason]) for reason in REASONS},
+        {name: _total([clip for clip in kept if _classic(clip) == name]) for name in _CLASSIC},
+        {measure: _histogram(clips, measure, config) for measure in _STEP if any(c.measure == measure for c in clips)},
+    )
+
+
+def to_lines(total: Account) -> list[str]:
+    """Return the table for a terminal."""
+    rows = [
+        f"{row.name:<30} {row.part.clips:>7} {row.part.hours:>9.4f} h {row.percent:>6.1f} %"
+        for row in (*_rows(total), *_classic_rows(total))
+    ]
+    return [f"{'':<30} {'clips':>7} {'sound':>11} {'share':>8}", *rows]
+
+
+def to_json(total: Account, settings: Mapping[str, Any] | None = None) -> str:
+    """Return everything as JSON.
+
+    Args:
+        total: The account.
+        settings: What it was made with.
+    """
+
+    def described(part: Total) -> dict[str, Any]:
+        return {"samples": part.samples, "hours": part.hours, "clips": part.clips, "examples": part.examples}
+
+    document = {
+        "version": __version__,
+        "settings": dict(settings or {}),
+        "sample_rate": SAMPLE_RATE,
+        "recordings": total.recordings,
+        "in": {"samples": total.read.samples, "hours": total.read.hours, "clips": total.read.clips},
+        "kept": described(total.kept),
+        "silence": {"samples": total.silence.samples, "hours": total.silence.hours},
+        "dropped": {reason: described(part) for reason, part in total.dropped.items()},
+        "retention": _share(total.kept.samples, total),
+        "classic": {
+            "snr_db": CLASSIC_SNR_DB,
+            "retention": _share(total.classic["kept"].samples, total),
+            **{name: described(part) for name, part in total.classic.items()},
+        },
+        "disagreement": {measure: asdict(found) for measure, found in total.disagreement.items()},
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def to_html(total: Account, settings: Mapping[str, Any] | None = None) -> str:
+    """Return a page that needs nothing else: bars of the hours, the table, histograms, and ids of each reason."""
+    rows = _rows(total)
+    cells = "".join(
+        f"<tr><td>{row.name}</td><td>{row.part.clips}</td><td>{row.part.hours:.4f}</td><td>{row.percent:.1f}</td></tr>\n"
+        for row in (*rows, *_classic_rows(total))
+    )
+    meanings = "".join(
+        f"<tr><td>{reason}</td><td>{_text(REASONS[reason])}</td><td>{_text(', '.join(part.examples))}</td></tr>\n"
+        for reason, part in total.dropped.items()
+        if part.clips
+    )
+    pictures = "".join(f"<h2>{_text(measure)}</h2>\n{_columns(found)}" for measure, found in total.disagreement.items())
+    told = ", ".join(f"{name} {value}" for name, value in (settings or {}).items())
+    return _PAGE.format(
+        bars=_bars(rows[1:]),
+        cells=cells,
+        kept=_text(", ".join(total.kept.examples)),
+        meanings=meanings,
+        pictures=pictures,
+        settings=_text(f"audio-llm {__version__}; {told}"),
+        snr=f"{CLASSIC_SNR_DB:g}",
+    )
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>audio-llm prepare</title>
+<style>
+body {{ font: 15px/1.4 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222; background: #fff }}
+table {{ border-collapse: collapse; margin: 1em 0 }}
+td, th {{ padding: .2em .8em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }}
+.hours td:not(:first-child), .hours th:not(:first-child) {{ text-align: right }}
+svg {{ max-width: 100%; height: auto }}
+svg text {{ font: 12px sans-serif; fill: #222 }}
+</style></head><body>
+<h1>Where the sound went</h1>
+{bars}
+<table class="hours"><tr><th></th><th>clips</th><th>hours</th><th>%</th></tr>
+{cells}</table>
+<p>Everything that was read is kept, silence, or dropped for one reason. The usual pipeline is this one with two filters
+more: an estimated ratio of speech to noise of {snr} dB, and a text that ends like a sentence; a recogniser that
+writes no punctuation leaves it nothing.</p>
+<h1>How far the opinions differ</h1>
+{pictures}
+<h1>Examples</h1>
+<table><tr><th>reason</th><th>meaning</th><th>ids</th></tr>
+<tr><td>kept</td><td></td><td>{kept}</td></tr>
+{meanings}</table>
+<p>{settings}</p>
+</body></html>
+"""
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    part: Total
+    percent: float  # of all that was read
+
+
+def _rows(total: Account) -> list[_Row]:
+    """Return everything that was read and all parts of it."""
+    rows = [_row("in", total.read, total), _row("kept", total.kept, total)]
+    rows.append(_row("silence removed", total.silence, total))
+    return rows + [_row(f"dropped: {why}", part, total) for why, part in total.dropped.items() if part.clips]
+
+
+def _classic_rows(total: Account) -> list[_Row]:
+    return [_row(f"usual pipeline: {name}", part, total) for name, part in total.classic.items()]
+
+
+def _row(name: str, part: Total, total: Account) -> _Row:
+    return _Row(name, part, 100 * _share(part.samples, total))
+
+
+def _total(clips: Sequence[Clip]) -> Total:
+    return Total(sum(clip.samples for clip in clips), len(clips), tuple(clip.id for clip in clips[:EXAMPLES]))
+
+
+def _classic(clip: Clip) -> str:
+    if clip.snr_db is None or clip.snr_db < CLASSIC_SNR_DB:
+        return "low_snr"
+    return "kept" if clip.text.rstrip(_QUOTES).endswith(_ENDS) else "no_punctuation"
+
+
+def _histogram(clips: Sequence[Clip], measure: str, config: PrepareConfig) -> Histogram:
+    bins = {True: [0] * _STEPS, False: [0] * _STEPS}
+    for clip in clips:
+        if clip.measure == measure and clip.disagreement is not None:
+            bins[not clip.reason][min(_STEPS - 1, int(clip.disagreement / _STEP[measure]))] += 1
+    return Histogram(config.limit(measure), _STEP[measure], tuple(bins[True]), tuple(bins[False]))
+
+
+def _share(samples: int, total: Account) -> float:
+    return samples / total.read.samples if total.read.samples else 0.0
+
+
+def _bars(rows: Sequence[_Row]) -> str:
+    height, scale = 22, 430 / max(1e-9, *(row.percent for row in rows))
+    drawn = []
+    for number, row in enumerate(rows):
+        y, width = number * height, scale * row.percent
+        colour = _GREEN if row.name == "kept" else _GREY if row.name == "silence removed" else _RED
+        drawn.append(f'<text x="150" y="{y + 15}" text-anchor="end">{row.name}</text>')
+        drawn.append(f'<rect x="158" y="{y + 3}" width="{width:.1f}" height="{height - 6}" fill="{colour}"/>')
+        drawn.append(f'<text x="{164 + width:.1f}" y="{y + 15}">{row.part.hours:.4f} h, {row.percent:.1f} %</text>')
+    return _svg(760, len(rows) * height, drawn)
+
+
+def _columns(found: Histogram) -> str:
+    width, height = 34, 120
+    scale = height / max(1, *map(sum, zip(found.kept, found.dropped, strict=True)))
+    drawn = []
+    for place, (kept, dropped) in enumerate(zip(found.kept, found.dropped, strict=True)):
+        x, green, red = place * width + 2, scale * kept, scale * dropped
+        size = f'width="{width - 4}" height'
+        drawn.append(f'<rect x="{x}" y="{height - green:.1f}" {size}="{green:.1f}" fill="{_GREEN}"/>')
+        drawn.append(f'<rect x="{x}" y="{height - green - red:.1f}" {size}="{red:.1f}" fill="{_RED}"/>')
+        drawn.append(f'<text x="{x}" y="{height + 15}">{place * found.step:g}</text>')
+    at = min(found.limit / found.step, _STEPS) * width
+    drawn.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{height}" stroke="#222" stroke-dasharray="4 3"/>')
+    caption = f"<p>Kept in green, dropped in red, the limit {found.limit:g} dashed; the last bin has no end.</p>"
+    return _svg(_STEPS * width, height + 20, drawn) + caption
+
+
+def _svg(width: int, height: int, drawn: list[str]) -> str:
+    inner = "\n".join(drawn)
+    return f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img">\n{inner}\n</svg>\n'
+
+
+def _text(value: str) -> str:
+    return html.escape(value)

@@ -1,0 +1,120 @@
+"""Training of the vocoder on made-up voices."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from audio_llm import hub
+from audio_llm.codec.losses import spectral_distance
+from audio_llm.codec.mel import log_mel
+from audio_llm.codec.sound_loss import SoundLoss, SoundLossConfig
+from audio_llm.codec.train import make_batch
+from audio_llm.codec.vocoder import Vocoder, VocoderConfig, load_vocoder
+from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
+from audio_llm.errors import DataError, UsageError
+from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
+from audio_llm.simulation.speech_pack import SpeechPack
+from audio_llm.training.listening import Listener
+from audio_llm.training.loop import TrainingConfig
+
+torch.set_num_threads(1)
+SPEECH = NoisyConfig(seconds=0.26, clean_share=0.75, silent_share=0.0, room_share=0.1, clipped_share=0.0)
+MODEL = VocoderConfig(width=16, blocks=1, fine_blocks=1, expansion=2)
+
+
+def settings(steps: int, **changes: object) -> VocoderTrainingConfig:
+    loop = TrainingConfig(steps, learning_rate=1e-2, warmup_steps=2, log_every=2, validate_every=10)
+    return replace(VocoderTrainingConfig(MODEL, loop, SPEECH, batch=3, epoch_batches=8, validation=5), **changes)
+
+
+def run(pack: Path, out: Path, config: VocoderTrainingConfig, **more: object) -> list[dict[str, float]]:
+    """Train; return the validations."""
+    train_vocoder(pack, pack, out, config, device="cpu", **more)
+    rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    return [row["validation"] for row in rows if "validation" in row]
+
+
+def test_training_lowers_the_distance_and_leaves_a_model(speech_pack: Path, tmp_path: Path) -> None:
+    found = run(speech_pack, tmp_path / "out", settings(30), provenance={"made": "here"})
+    assert [list(values) for values in found] == [["loss"]] * 3
+    assert found[-1]["loss"] < 0.92 * found[0]["loss"]
+    vocoder = load_vocoder(tmp_path / "out/best")
+    assert vocoder.config == MODEL
+    about = hub.load_model(tmp_path / "out/best")
+    assert about.provenance["made"] == "here"
+    assert about.provenance["training"]["batch"] == 3
+    waveforms = make_batch(
+        NoisySpeech(SpeechPack(speech_pack), replace(SPEECH, clean_share=1.0)), range(90, 94)
+    ).waveforms
+    torch.manual_seed(0)
+    fresh = Vocoder(MODEL).eval()
+    with torch.no_grad():
+        trained, untrained = (
+            spectral_distance(network(log_mel(waveforms))[:, : waveforms.shape[1]], waveforms)
+            for network in (vocoder, fresh)
+        )
+    assert trained < 0.8 * untrained
+
+
+def test_a_stop_and_a_resume_end_where_one_run_does(speech_pack: Path, tmp_path: Path) -> None:
+    config = settings(6, sound=SoundLossConfig(adversarial_from=2, channels=4))
+    config = replace(config, training=replace(config.training, schedule="constant", validate_every=3))
+    whole = run(speech_pack, tmp_path / "whole", config)
+    run(speech_pack, tmp_path / "halves", replace(config, training=replace(config.training, max_steps=3)))
+    with pytest.raises(UsageError, match="resume"):
+        run(speech_pack, tmp_path / "halves", config)
+    halves = run(speech_pack, tmp_path / "halves", config, resume=True)
+    assert [values["loss"] for values in halves] == pytest.approx([values["loss"] for values in whole], rel=1e-4)
+    assert not [name for name in hub.load_model(tmp_path / "halves/best").tensors if "discriminator" in name]
+
+
+def test_a_training_goes_on_from_a_model(speech_pack: Path, tmp_path: Path) -> None:
+    first = run(speech_pack, tmp_path / "one", settings(30))
+    bigger = settings(1, model=replace(MODEL, width=48))  # the size of what it starts from counts
+    second = run(speech_pack, tmp_path / "two", bigger, start_from=tmp_path / "one/best")
+    assert second[0]["loss"] < first[0]["loss"]
+    assert load_vocoder(tmp_path / "two/best").config == MODEL
+
+
+def test_a_listener_has_a_say(speech_pack: Path, tmp_path: Path) -> None:
+    listener = Listener("ears", "abc", lambda waveforms, lengths: waveforms.abs().cumsum(-1)[:, ::1600, None])
+    found = run(speech_pack, tmp_path / "out", settings(2), listener=listener)
+    assert found[0].keys() == {"loss", "listening"}
+    assert hub.load_model(tmp_path / "out/best").provenance["listener"]["name"] == "ears"
+
+
+def test_a_pack_that_is_missing_is_named(speech_pack: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none"):
+        train_vocoder(tmp_path / "none", speech_pack, tmp_path / "out", settings(1), device="cpu")
+
+
+def test_discriminators_begin_when_they_shall() -> None:
+    torch.manual_seed(0)
+    judge = SoundLoss(SoundLossConfig(adversarial_from=2, channels=4), batches_per_step=2).train()
+    made, original = 0.1 * torch.randn(2, 3200), 0.1 * torch.randn(2, 3200)
+    plain = float(spectral_distance(made, original))
+    losses = [judge(made, original).item() for _ in range(5)]
+    assert losses[:3] == pytest.approx([plain] * 3)
+    assert min(losses[3:]) > plain + 0.1  # from the fourth batch, the second of the second step
+    judge.eval()
+    judge(made, original)
+    assert int(judge.batches) == 5
+
+
+def test_no_gradient_goes_from_the_sound_to_the_discriminators_and_back() -> None:
+    torch.manual_seed(0)
+    config = SoundLossConfig(adversarial_from=0, channels=4)
+    judge = SoundLoss(config).train()
+    made, original = (0.1 * torch.randn(2, 3200)).requires_grad_(), 0.1 * torch.randn(2, 3200)
+    judge(made, original).backward()
+    assert made.grad.abs().max() > 0
+    alone = SoundLoss(replace(config, adversarial_weight=0.0, feature_weight=0.0)).train()
+    alone.load_state_dict(judge.state_dict())
+    alone(made.detach().requires_grad_(), original).backward()
+    for one, other in zip(judge.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)  # they learn by telling apart, not by being deceived

@@ -1,0 +1,149 @@
+"""A tiny speaking model with random weights, its model directory, and packed talks of made-up voices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from audio_llm import hub
+from audio_llm.codec.vocoder import Vocoder, VocoderConfig
+from audio_llm.lm.token_lm import TokenLmConfig
+from audio_llm.quantizers import fsq
+from audio_llm.simulation.speech_pack import SpeechPack
+from audio_llm.tokenizer.s3 import KIND, S3Tokenizer
+from audio_llm.tokenizer.s3_model import S3Config, S3Network, log_mel
+from audio_llm.touchtts.data import Talk, pack_talks
+from audio_llm.touchtts.flow import FlowConfig, FlowNetwork
+from audio_llm.touchtts.models import TouchModel, save_touchtts, speech_vectors
+from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig
+from audio_llm.touchtts.text import SYMBOLS
+
+torch.set_num_threads(1)
+S3 = S3Config(channels=4, width=16, before=1, after=1, heads=2, feedforward=32, kernel=5, levels=(5, 4, 4), dropout=0.0)
+LM = TokenLmConfig(width=16, layers=2, heads=2, feed_forward=32, dropout=0.0)
+FLOW = FlowConfig(80, width=16, layers=2, heads=2, feed_forward=32, lookahead=3, left_frames=30, steps=3, guidance=0.7)
+VOCODER = VocoderConfig(width=16, blocks=1, fine_blocks=2, expansion=2)
+TEXTS = ("a cat", "the dog ran", "we see it", "go home now", "he is here")
+OTHER_TEXTS = ("so it goes", "come back", "all is well", "look at me", "not yet")
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of models with the tokenizer in `s3-tiny`, which tells many sounds apart."""
+    folder = tmp_path_factory.mktemp("touchtts")
+    torch.manual_seed(0)
+    network = S3Network(S3).train()
+    noise = 0.1 * torch.randn(4, 16_000, generator=torch.Generator().manual_seed(1))
+    with pytest.MonkeyPatch.context() as patched, torch.no_grad():
+        patched.setattr(fsq, "_MOMENTUM", 1.0)
+        network.quantize(*log_mel(noise, torch.full((4,), 16_000)))
+    hub.save_model(folder / "s3-tiny", asdict(S3), network.state_dict(), KIND, "Tiny.\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(home: Path) -> S3Tokenizer:
+    """Return a tokenizer of 80 tokens."""
+    return S3Tokenizer.load(home / "s3-tiny")
+
+
+@pytest.fixture
+def talk_lm(tokenizer: S3Tokenizer) -> TalkLm:
+    """Return a language model with random weights that all matter."""
+    torch.manual_seed(1)
+    durations = tuple(1.0 + 0.1 * (number % 7) for number in range(len(SYMBOLS)))
+    config = TalkLmConfig(("reader", "robot"), durations, (1.0, 1.3), tokenizer.size, S3.width, LM)
+    return _loud(TalkLm(config, speech_vectors(tokenizer)), 0.3)
+
+
+@pytest.fixture
+def flow(tokenizer: S3Tokenizer) -> FlowNetwork:
+    """Return a flow with random weights that all matter."""
+    return make_flow(tokenizer)
+
+
+def make_flow(tokenizer: S3Tokenizer) -> FlowNetwork:
+    torch.manual_seed(2)
+    flow = _loud(FlowNetwork(FLOW, speech_vectors(tokenizer)), 0.25)
+    flow.mean.fill_(-5.0)
+    flow.spread.fill_(1.5)
+    return flow
+
+
+@pytest.fixture
+def model(talk_lm: TalkLm, flow: FlowNetwork, tokenizer: S3Tokenizer) -> TouchModel:
+    """Return a speaking model of two voices; its weights are half-precision numbers, as a saved model's are."""
+    torch.manual_seed(3)
+    vocoder = _loud(Vocoder(VOCODER), 0.1)
+    with torch.no_grad():
+        vocoder.leave.bias[:321] -= 3.0  # quiet enough not to be clipped
+    voices = {name: torch.randn(1, 16) for name in ("reader", "robot")}
+    for tensor in (*voices.values(), *(t for part in (talk_lm, flow, vocoder) for t in part.state_dict().values())):
+        tensor.copy_(tensor.half().float())
+    return TouchModel(talk_lm, flow, vocoder, tokenizer, voices)
+
+
+@pytest.fixture
+def model_folder(model: TouchModel, home: Path) -> Path:
+    """Return the model's directory, its tokenizer beside it."""
+    folder = home / "touch-tiny"
+    save_touchtts(folder, model, "s3-tiny", "Tiny.\n", {"made": "here"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sounds(speech_pack: Path) -> list[np.ndarray]:
+    """Return ten made-up utterances (T,) float32, five of a low voice, then five of a high one."""
+    pack = SpeechPack(speech_pack)
+    return [pack.pcm(number).astype(np.float32) / 32768.0 for number in range(10)]
+
+
+@pytest.fixture(scope="session")
+def talks(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return packed talks of two readers, and two of a robot that are synthetic."""
+
+    def made() -> Iterator[Talk]:
+        for number, sound in enumerate(sounds):
+            yield Talk(f"u{number}", "reader", "low" if number < 5 else "high", TEXTS[number % 5], sound)
+        for number in (0, 6):
+            yield Talk(f"r{number}", "robot", "robot", f"{TEXTS[number % 5]} again", sounds[number], True)
+
+    folder = tmp_path_factory.mktemp("talks") / "talks"
+    assert pack_talks(made(), tokenizer, folder) == 12
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tuning(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return packed talks of other texts."""
+    folder = tmp_path_factory.mktemp("tuning") / "talks"
+    rows = [Talk(f"t{n}", "reader", "low", OTHER_TEXTS[n % 5], sounds[n]) for n in range(0, 10, 2)]
+    assert pack_talks(rows, tokenizer, folder) == 5
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every connection fail."""
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("somebody wants to use the network")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(f"socket.socket.{name}", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+
+
+def _loud(network: nn.Module, std: float) -> nn.Module:
+    """Make weights large enough for everything to have an influence."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(std=std)
+    return network.eval()

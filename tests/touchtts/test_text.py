@@ -1,0 +1,249 @@
+"""Written text to what is said: nothing is lost without a word, and whatever comes in, what goes out can be said."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import string
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from audio_llm.asr.pronounce import phones_of
+from audio_llm.text import split_sentences
+from audio_llm.touchtts.speech import spoken_sentences
+from audio_llm.touchtts.text import (
+    BETWEEN,
+    LONGEST,
+    MARKS,
+    PHONES,
+    SYMBOLS,
+    SpokenText,
+    UnspeakableError,
+    sentences,
+    to_spoken,
+)
+
+
+def said(text: str) -> str:
+    """Return the words that are said of a text, in small letters and without marks."""
+    return " ".join(re.sub(r"[.,!?]", " ", to_spoken(text).text.lower()).split())
+
+
+def words_of(spoken: SpokenText) -> list[list[str]]:
+    """Return the phones of each word."""
+    words: list[list[str]] = [[]]
+    for symbol in spoken.symbols:
+        if symbol == BETWEEN or symbol in MARKS:
+            words.append([])
+        else:
+            words[-1].append(symbol)
+    return [word for word in words if word]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I have 3 cats", "i have three cats"),
+        ("the 22nd day", "the twenty second day"),
+        ("1,000,000 stars", "one million stars"),
+        ("about 3.14", "about three point one four"),
+        ("50% of it", "fifty percent of it"),
+        ("a bill of €20", "a bill of twenty euros"),
+        ("at 10:30", "at ten thirty"),
+        ("2024-05-06", "the sixth of may twenty twenty four"),
+        ("-5°C", "negative five degrees celsius"),
+        ("half is 1/2", "half is one half"),
+        ("agent 007", "agent oh oh seven"),
+        ("Mr. Jones & Dr. Smith", "mister jones and doctor smith"),
+        ("ﬁne ｗｏｒｄｓ", "fine words"),  # noqa: RUF001
+    ],
+)
+def test_numbers_dates_money_and_abbreviations_are_words(text: str, expected: str) -> None:
+    assert said(text) == expected
+    assert not re.search(r"\d", to_spoken(text).text)
+
+
+def test_money_keeps_its_currency() -> None:
+    assert "dollar" in said("I paid $5.50")
+    assert "pound" in said("£3 a day")
+
+    spoken = to_spoken("it costs 5€ a day")
+    assert "euro" in spoken.text or spoken.left_out
+
+
+def test_fractions_of_one_character_are_fractions() -> None:
+
+    assert said("½ a cup") == said("1/2 a cup")
+    assert "thirty" not in said("3½ cups")
+
+
+def test_words_are_said_as_the_dictionary_has_them() -> None:
+    assert to_spoken("Hello there.").symbols == ("HH", "AH", "L", "OW", BETWEEN, "DH", "EH", "R", ".")
+    assert to_spoken("café").symbols == (*phones_of("cafe"), ".")
+    assert words_of(to_spoken("Gregson’s cat")) == [list(phones_of("gregson's")), list(phones_of("cat"))]  # noqa: RUF001
+
+
+@pytest.mark.parametrize(
+    ("word", "letters"), [("FBI", "EH F B IY AY"), ("PC", "P IY S IY"), ("UK", "Y UW K EY"), ("US", "Y UW EH S")]
+)
+def test_short_words_in_capitals_are_spelled(word: str, letters: str) -> None:
+    assert words_of(to_spoken(f"see the {word} now"))[2] == letters.split()
+
+
+def test_capitals_everywhere_are_no_acronyms() -> None:
+    assert to_spoken("GO AND SEE IT").symbols == to_spoken("go and see it").symbols
+    assert words_of(to_spoken("the NATO talks"))[1] == list(phones_of("nato"))
+
+
+def test_marks_are_pauses_and_the_last_word_is_followed_by_one() -> None:
+    marks = [symbol for symbol in to_spoken("Well, yes; no - or (so) ... what?!").symbols if symbol in MARKS]
+    assert marks == [",", ",", ",", ",", ",", "!"]
+    assert to_spoken("hello").symbols[-1] == "."
+    assert to_spoken("hello,").symbols[-1] == ","
+    assert to_spoken("Really?").symbols[-1] == "?"
+    assert to_spoken("... hello").symbols[0] == "HH"  # nobody begins with a pause
+    assert to_spoken("yes, .").symbols[-2:] == ("S", ".")  # of two marks the stronger one counts
+    assert to_spoken("yes. ,").symbols[-2:] == ("S", ".")
+
+
+def test_what_is_not_said_is_named() -> None:
+    assert to_spoken("hi 😀 you").left_out == ("grinning face",)
+    assert to_spoken("hi 日 and П").left_out == ("cjk unified ideograph-65e5", "cyrillic capital letter pe")
+    assert to_spoken("one\x00two\x07").left_out == ("u+0000", "u+0007")
+    assert words_of(to_spoken("one\x00two")) == [list(phones_of("one")), list(phones_of("two"))]
+    assert to_spoken("“so” he said — *now*").left_out == ()
+    assert to_spoken("₿ 5").left_out == ("bitcoin sign",)
+
+
+@pytest.mark.parametrize("tag", ["<speak>", "</speak>", '<break time="500ms"/>', "<b class='x'>"])
+def test_tags_are_not_read_out(tag: str) -> None:
+    spoken = to_spoken(f"say {tag} no more")
+    assert spoken.symbols == to_spoken("say no more").symbols
+    assert spoken.left_out == (f"tag {tag}",)
+
+
+def test_tags_are_not_read_out_of_long_text_either() -> None:
+
+    wanted = [spoken.symbols for spoken in spoken_sentences("Hello there. Good day.")]
+    found = spoken_sentences('<speak>Hello there. <break time="1s"/>Good day.</speak>')
+    assert [spoken.symbols for spoken in found] == wanted
+
+
+def test_less_than_is_no_tag() -> None:
+    assert len(words_of(to_spoken("one < two and three > two"))) == 5
+    assert to_spoken("one < two and three > two").left_out == ()
+
+
+@pytest.mark.parametrize("text", ["", "   \n", "...", "?!", "😀", "日本語", "<speak></speak>", "\x00\x01", "'", "-"])
+def test_nothing_to_say_is_an_error(text: str) -> None:
+    with pytest.raises(UnspeakableError, match=r"nothing to say.*English"):
+        to_spoken(text)
+    if text != "<speak></speak>":
+        with pytest.raises(UnspeakableError, match=r"nothing to say.*English"):
+            spoken_sentences(text)
+
+
+def test_the_error_names_what_was_there() -> None:
+    with pytest.raises(UnspeakableError, match="grinning face"):
+        to_spoken("😀😀")
+
+
+def test_a_sentence_that_cannot_be_said_is_passed_over() -> None:
+    found = spoken_sentences("Hello there.\n\n日本語です\n\nGood day.")
+    assert [spoken.text for spoken in found] == ["Hello there.", "Good day."]
+
+
+def test_sentences_end_where_they_end() -> None:
+    assert sentences("Mr. Jones met Dr. A. Smith. He left! Why? Nobody knows; it is late.") == [
+        "Mr. Jones met Dr. A. Smith.",
+        "He left!",
+        "Why?",
+        "Nobody knows;",
+        "it is late.",
+    ]
+    assert sentences("No stop here\n\nAnother paragraph") == ["No stop here", "Another paragraph"]
+    assert sentences("") == []
+
+
+def plain(text: str) -> str:
+    """Return letters and digits alone, which no cut may lose."""
+    return "".join(character for character in text if character.isalnum())
+
+
+@given(st.text(alphabet=string.ascii_letters + string.digits + " .,;:!?\n\"'()-", max_size=900))
+def test_splitting_loses_no_letter(text: str) -> None:
+    parts = sentences(text)
+    assert plain("".join(parts)) == plain(text)
+    assert all(0 < len(part) <= LONGEST for part in parts)
+    assert plain("".join(split_sentences(text))) == plain(text)
+
+
+def test_lines_that_end_in_a_carriage_return_are_lines() -> None:
+    assert sentences("one line\r\nanother") == ["one line another"]
+
+    assert sentences("one line\ranother") == ["one line another"]
+
+
+def test_long_sentences_are_cut_at_commas_then_between_words_then_anywhere() -> None:
+    clause = "and so the long tale went on and on for many days, "
+    parts = sentences(clause * 12)
+    assert len(parts) > 2
+    assert all(part.endswith("days,") for part in parts)
+    parts = sentences("word " * 2000)
+    assert " ".join(parts) == " ".join(["word"] * 2000)
+    assert set(" ".join(parts).split()) == {"word"}
+    assert [len(part) for part in sentences("x" * 500)] == [220, 220, 60]
+
+
+def test_ten_thousand_characters_are_said() -> None:
+    text = ("The quick brown fox jumps over 13 lazy dogs, and then it sleeps. " * 160)[:10_000]
+    found = spoken_sentences(text)
+    assert sum(len(words_of(spoken)) for spoken in found) > 1900
+    assert max(len(spoken.symbols) for spoken in found) < 2 * LONGEST
+
+
+def check(spoken: SpokenText) -> None:
+    assert set(spoken.symbols) <= set(SYMBOLS)
+    assert spoken.symbols[-1] in MARKS
+    assert spoken.symbols[0] in PHONES
+    for one, two in zip(spoken.symbols, spoken.symbols[1:], strict=False):
+        assert one in PHONES or two in PHONES  # pauses do not follow each other
+    assert not any(character.isdigit() for character in spoken.text)
+
+
+ODD = st.sampled_from(
+    [*"0123456789.,:;/-'$£€%°½&@()<>", " ", "\n", "a", "St.", "No.", "1st", "II", "ñ", "日", "😀", "\u200d"]
+)
+
+
+@given(
+    st.one_of(st.text(max_size=60), st.lists(ODD, max_size=25).map("".join), st.lists(ODD, max_size=20).map(" ".join))
+)
+@example("1" * 300)
+@example("1.1.1.1.1")
+@example("$" * 50 + "1")
+@example("00:00:00/00-00")
+@example("\udc80 lone surrogates are no text")
+@example("'s")
+@example("a'b'c-d-e'")
+def test_any_text_is_said_or_refused(text: str) -> None:
+    with contextlib.suppress(UnspeakableError):
+        check(to_spoken(text))
+        for spoken in spoken_sentences(text):
+            check(spoken)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["the", "cat", "sat,", "on", "a", "mat.", "why?", "no!", "Gregson's", "ice-cream"]),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_words_that_are_words_already_stay(words: list[str]) -> None:
+    once = to_spoken(" ".join(words))
+    again = to_spoken(once.text)
+    assert again == once
+    assert said(once.text) == said(" ".join(words))

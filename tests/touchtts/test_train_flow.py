@@ -1,0 +1,229 @@
+"""Training of the flow on the recorded talks of a pack."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from audio_llm import hub
+from audio_llm.errors import ConfigError, DataError, UsageError
+from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.touchtts.data import Talk, TalkPack, pack_talks
+from audio_llm.touchtts.flow import FlowConfig, FlowNetwork, FlowRun
+from audio_llm.touchtts.flow_train import FlowTrainingConfig, Stretches, _Training, train_flow
+from audio_llm.touchtts.models import load_flow, speech_vectors
+from audio_llm.training.loop import TrainingConfig
+
+torch.set_num_threads(1)
+MODEL = FlowConfig(width=16, layers=1, heads=2, feed_forward=32, lookahead=2, left_frames=20, steps=2)
+
+
+def settings(steps: int, **changes: object) -> FlowTrainingConfig:
+    loop = TrainingConfig(steps, learning_rate=1e-2, warmup_steps=2, log_every=2, validate_every=10)
+    config = FlowTrainingConfig(MODEL, loop, tokens=15, batch=4, epoch_batches=20, main_voice="reader", validation=6)
+    return replace(config, **changes)
+
+
+def run(
+    packs: list[Path], tuning: list[Path], tokenizer: S3Tokenizer, out: Path, config: FlowTrainingConfig, **more: object
+) -> list[dict[str, float]]:
+    """Train; return the validations."""
+    train_flow(packs, tuning, tokenizer, "s3-tiny", out, config, device="cpu", **more)
+    rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    return [row["validation"] for row in rows if "validation" in row]
+
+
+def test_training_lowers_the_loss_and_leaves_a_model(
+    talks: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path
+) -> None:
+    found = run([talks], [tuning], tokenizer, tmp_path / "out", settings(100), provenance={"made": "here"})
+    assert len(found) == 10
+    assert found[0].keys() == {"loss", "full", "chunked"}
+    assert found[-1]["loss"] < 0.87 * found[0]["loss"]
+    assert found[-1]["loss"] == pytest.approx((found[-1]["full"] + found[-1]["chunked"]) / 2, rel=1e-4)
+    flow = load_flow(tmp_path / "out/best", tokenizer)
+    assert not flow.training
+    assert flow.config == replace(MODEL, speech=80)
+    assert flow.spread.min() >= 0.1
+    assert flow.mean.std() > 0.1
+    about = hub.load_model(tmp_path / "out/best")
+    assert about.provenance["made"] == "here"
+    assert about.config["tokenizer"] == {"name": "s3-tiny", "fingerprint": tokenizer.fingerprint}
+    made = FlowRun(flow, torch.zeros(1, 16), chunk=5).next_frames(torch.arange(5)[None], torch.arange(2)[None])
+    assert torch.isfinite(made).all()
+
+
+def test_a_stop_and_a_resume_end_where_one_run_does(
+    talks: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path
+) -> None:
+    config = settings(6)
+    config = replace(config, training=replace(config.training, schedule="constant", validate_every=3))
+    whole = run([talks], [tuning], tokenizer, tmp_path / "whole", config)
+    half = replace(config, training=replace(config.training, max_steps=3))
+    run([talks], [tuning], tokenizer, tmp_path / "halves", half)
+    with pytest.raises(UsageError, match="resume"):
+        run([talks], [tuning], tokenizer, tmp_path / "halves", config)
+    halves = run([talks], [tuning], tokenizer, tmp_path / "halves", config, resume=True)
+    assert len(whole) == len(halves) == 2
+    for one, other in zip(whole, halves, strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+
+
+def test_a_training_goes_on_from_a_model(talks: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path) -> None:
+    first = run([talks], [tuning], tokenizer, tmp_path / "one", settings(30))
+    other = settings(1, model=replace(MODEL, width=64, heads=4))  # the size of what it starts from counts
+    second = run([talks], [tuning], tokenizer, tmp_path / "two", other, start_from=tmp_path / "one/best")
+    assert second[0]["loss"] < 0.9 * first[0]["loss"]
+    one, two = (load_flow(tmp_path / name / "best", tokenizer) for name in ("one", "two"))
+    assert two.config == one.config
+    assert torch.equal(two.mean, one.mean)
+
+
+def test_synthetic_talks_are_passed_over(talks: Path, tokenizer: S3Tokenizer) -> None:
+    config = settings(1, main_share=0.5)
+    stretches = Stretches(TalkPack(talks), tokenizer, config)
+    assert stretches.rows.tolist() == list(range(10))
+    rng = np.random.default_rng(0)
+    drawn = [stretches._draw(rng, 0.5) for _ in range(200)]
+    assert {row for row, _ in drawn} <= set(range(10))
+
+
+def test_only_synthetic_talks_are_an_error(
+    sounds: list[np.ndarray], tokenizer: S3Tokenizer, tuning: Path, tmp_path: Path
+) -> None:
+    rows = [Talk(f"r{n}", "robot", "robot", "a cat", sounds[n], True) for n in range(2)]
+    pack_talks(rows, tokenizer, tmp_path / "robots")
+    for packs in (([tmp_path / "robots"], [tuning]), ([tuning], [tmp_path / "robots"])):
+        with pytest.raises(DataError, match="no recorded talk"):
+            run(*packs, tokenizer, tmp_path / "out", settings(1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_talks_of_another_tokenizer_are_refused(
+    talks: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path
+) -> None:
+    other = S3Tokenizer(tokenizer.network, "0" * 64)
+    with pytest.raises(DataError, match="another tokenizer"):
+        run([talks], [tuning], other, tmp_path / "out", settings(1))
+
+
+@pytest.fixture
+def crowd(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path: Path) -> Path:
+    """Return talks of a reader, of somebody with three, and of somebody with one."""
+    who = ["ann"] * 3 + ["bob"] * 3 + ["cid"]
+    voices = {"ann": "reader"}
+    rows = [Talk(f"{n}", voices.get(name, "crowd"), name, "a cat", sounds[n]) for n, name in enumerate(who)]
+    pack_talks(rows, tokenizer, tmp_path / "crowd")
+    return tmp_path / "crowd"
+
+
+def test_the_main_voice_comes_as_often_as_wanted_and_a_reference_is_of_the_same_speaker(
+    crowd: Path, tokenizer: S3Tokenizer
+) -> None:
+    stretches, rng = Stretches(TalkPack(crowd), tokenizer, settings(1)), np.random.default_rng(0)
+    drawn = [stretches._draw(rng, 0.6) for _ in range(600)]
+    speaker = stretches.pack.speakers
+    assert np.mean([speaker[row] == "ann" for row, _ in drawn]) == pytest.approx(0.6, abs=0.06)
+    bob, cid = (sum(speaker[row] == name for row, _ in drawn) for name in ("bob", "cid"))
+    assert bob / cid == pytest.approx(3**0.5, rel=0.35)
+    for row, reference in drawn:
+        assert speaker[row] == speaker[reference]
+        assert (row == reference) == (speaker[row] == "cid")  # another talk, if there is one
+    every = Stretches(TalkPack(crowd), tokenizer, settings(1, main_voice=""))
+    assert not len(every._main)
+    assert len(every._others) == 3
+
+
+def collated(talks: Path, tokenizer: S3Tokenizer, config: FlowTrainingConfig, seeds: range = range(40)) -> tuple:
+    torch.manual_seed(0)
+    flow = FlowNetwork(replace(MODEL, speech=80), speech_vectors(tokenizer)).eval()
+    stretches = Stretches(TalkPack(talks), tokenizer, config)
+    stretches.measure(flow, 0.6)
+    return flow, stretches.collate(flow, seeds, config)
+
+
+def test_stretches_are_what_was_asked_for(talks: Path, tokenizer: S3Tokenizer) -> None:
+    config = settings(1, drop_share=0.3, prompt_share=0.5, longest_prompt=0.4, wrong_tokens=0.0)
+    flow, batch = collated(talks, tokenizer, config, range(200))
+    assert batch.tokens.shape == (200, 15)
+    assert batch.mel.shape == batch.noise.shape == (200, 30, 80)
+    dropped = batch.reference_lengths == 0
+    assert 0.2 < dropped.float().mean() < 0.4
+    assert (batch.tokens[dropped] == -1).all()
+    assert (batch.ahead[dropped] == -1).all()
+    assert not batch.known[dropped].any()
+    known = batch.known[~dropped].sum(1)
+    assert 0.3 < (known > 0).float().mean() < 0.6
+    assert known.max() <= 12
+    assert not (batch.known[:, 1:] & ~batch.known[:, :-1]).any()  # a beginning
+    assert 0.0 <= batch.moment.min() < 0.05
+    assert 0.9 < batch.moment.max() < 1.0
+    assert float(batch.mel[batch.valid].mean()) == pytest.approx(0.0, abs=0.15)
+    assert float(batch.mel[batch.valid].std()) == pytest.approx(1.0, abs=0.2)
+    again = collated(talks, tokenizer, config, range(200))[1]
+    assert all(torch.equal(a, b) for a, b in zip(batch[:-1], again[:-1], strict=True))
+    assert flow.config.lookahead == batch.ahead.shape[1]
+
+
+def test_what_lies_ahead_is_what_comes_next(talks: Path, tokenizer: S3Tokenizer) -> None:
+    _, batch = collated(talks, tokenizer, settings(1, drop_share=0.0, wrong_tokens=0.0, tokens=5))
+    pack = TalkPack(talks)
+    for own, ahead in zip(batch.tokens.tolist(), batch.ahead.tolist(), strict=True):
+        told = [token for token in ahead if token >= 0]
+        assert ahead == told + [-1] * (2 - len(told))
+        rows = [pack.tokens(row).tolist() for row in range(10)]
+        assert any(
+            row[start : start + 5 + len(told)] == own + told and (len(told) == 2 or start + 5 + len(told) == len(row))
+            for row in rows
+            for start in range(len(row))
+        )
+
+
+def test_wrong_tokens_are_few_and_only_told(talks: Path, tokenizer: S3Tokenizer) -> None:
+    right = collated(talks, tokenizer, settings(1, wrong_tokens=0.0, drop_share=0.0))[1]
+    wrong = collated(talks, tokenizer, settings(1, wrong_tokens=0.4, drop_share=0.0))[1]
+    assert torch.equal(right.mel, wrong.mel)
+    assert 0.05 < (right.tokens != wrong.tokens)[right.tokens >= 0].float().mean() < 0.35
+
+
+@pytest.mark.parametrize("chunk", [0, 5])
+def test_a_batch_is_worth_what_its_stretches_are_alone(talks: Path, tokenizer: S3Tokenizer, chunk: int) -> None:
+    share = 0.0 if chunk else 1.0
+    config = settings(1, tokens=30, full_share=share, chunks=(5,))
+    flow, batch = collated(talks, tokenizer, config, range(6))
+    lengths = batch.valid.sum(1)
+    assert len(lengths.unique()) > 1  # some are shorter
+    assert batch.chunk == chunk
+    module = _Training(flow)
+    with torch.no_grad():
+        together = module(batch)
+        for row in range(6):
+            size = int(lengths[row])
+            # the tokens behind a stretch that is not the longest are none
+            cut = {"tokens": size // 2, "mel": size, "valid": size, "known": size, "noise": size}
+            own = {name: getattr(batch, name)[row : row + 1] for name in batch._fields[:-1]}
+            own |= {name: own[name][:, :end] for name, end in cut.items()}
+            alone = module(batch._replace(**own))
+            torch.testing.assert_close(alone[0], together[row], atol=1e-4, rtol=1e-4)
+
+
+def test_only_what_is_neither_known_nor_behind_the_end_counts(talks: Path, tokenizer: S3Tokenizer) -> None:
+    flow, batch = collated(talks, tokenizer, settings(1, tokens=30, prompt_share=1.0, drop_share=0.0), range(6))
+    module = _Training(flow)
+    with torch.no_grad():
+        before = module(batch)
+        noise = torch.where(batch.valid[:, :, None], batch.noise, 7.0)
+        torch.testing.assert_close(module(batch._replace(noise=noise)), before, atol=1e-5, rtol=1e-5)
+        told = module(batch._replace(known=torch.zeros_like(batch.known)))
+    assert (told - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("wrong", [{"chunks": ()}, {"chunks": (0,)}, {"tokens": 0}, {"batch": 0}])
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="1 or more"):
+        FlowTrainingConfig(**wrong)
