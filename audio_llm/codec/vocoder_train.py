@@ -86,6 +86,8 @@ def train_vocoder(
 ) -> TrainingResult:
     """Train a vocoder; `output/best` becomes a model directory with the smallest spectral distance.
 
+    With discriminators it is the latest one that was validated: what they are for no distance of spectra tells.
+
     Args:
         pack: Packed speech and noise to learn from.
         tuning: The same, of other people, which decides which model is the best.
@@ -128,6 +130,7 @@ def train_vocoder(
         max_minutes=max_minutes,
         resume=resume,
         device=device,
+        monitor="loss" if config.sound.adversarial_from < 0 else "latest",
         save=save,
         prepare=lambda chosen: make_batch(speech, chosen).waveforms,
         count_items=lambda waveforms: waveforms.numel() / 16_000,
@@ -140,11 +143,11 @@ def _made(vocoder: nn.Module, waveforms: Tensor) -> Tensor:
 
 
 def _validate(module: nn.Module, batches: list[Tensor]) -> dict[str, float]:
-    """Return the spectral distance, and how far off a listener is."""
+    """Return the spectral distance, how far off a listener is, and a number that falls with every batch learned."""
     judge = module.judge
     assert isinstance(judge, SoundLoss)
     device, total = next(module.parameters()).device, sum(map(len, batches))
-    found: dict[str, float] = {}
+    found: dict[str, float] = {"latest": -float(judge.batches)}
     for batch in batches:
         waveforms = batch.to(device)
         made = _made(module.vocoder, waveforms)  # type: ignore[arg-type]

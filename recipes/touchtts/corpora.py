@@ -15,6 +15,7 @@ from noisy_sets import row_part
 
 from audio_llm import audio
 from audio_llm.dlm.corpus import drop_shared, read_book
+from audio_llm.manifest import read_manifest
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.touchtts.data import Talk
 from audio_llm.tts import synthesize
@@ -62,6 +63,14 @@ def made(folder: Path, count: int, first: int = 0) -> Iterator[Talk]:
         if number % 500 == 0:
             logging.info("%d of %d sentences said", number - first, count)
         yield Talk(sentence.id, voice, voice, sentence.text, synthesize(sentence.text, voice), is_synthetic=True)
+
+
+def prepared(manifest: Path) -> Iterator[Talk]:
+    """Yield the talks of a manifest, as `audio-llm prepare` writes one; each speaker is a voice."""
+    for row in read_manifest(manifest):
+        speaker = row.speaker or manifest.parent.name
+        if row.text:
+            yield Talk(row.audio_filepath.stem, speaker, speaker, _cased(row.text), audio.read(row.audio_filepath))
 
 
 def _cased(text: str) -> str:

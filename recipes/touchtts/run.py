@@ -40,7 +40,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("exp/touchtts"), help="folder of everything that is made")
     parser.add_argument("--config", type=Path, help="settings of a training (default: config/STAGE.yaml)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
-    parser.add_argument("--name", help="trainings: folder of this one (default: the stage's name)")
+    parser.add_argument("--manifest", type=Path, help="own: manifest of talks")
+    parser.add_argument("--name", help="trainings, own: folder of this one (default: the stage's name)")
     parser.add_argument("--start", type=Path, help="trainings: model to start from")
     parser.add_argument("--max-minutes", type=float, help="of a training")
     parser.add_argument("--resume", action="store_true", help="go on with a training")
@@ -61,6 +62,13 @@ def pack(arguments: argparse.Namespace) -> None:
     for part in noisy_sets.PARTS:
         count = pack_talks(corpora.recorded(arguments.data, part), tokenizer, _talks(arguments) / part)
         logging.info("%s: %d talks", part, count)
+
+
+def own(arguments: argparse.Namespace) -> None:
+    """Pack the talks of a manifest, such as `audio-llm prepare` writes, as one more pack to train on."""
+    folder = _talks(arguments) / (arguments.name or "own")
+    count = pack_talks(corpora.prepared(arguments.manifest), S3Tokenizer.load(TOKENIZER), folder)
+    logging.info("%s: %d talks", folder, count)
 
 
 def made(arguments: argparse.Namespace) -> None:
@@ -131,6 +139,7 @@ def measure_cost(arguments: argparse.Namespace) -> None:
 
 STAGES = {
     "pack": pack,
+    "own": own,
     "made": made,
     "vocoder": vocoder,
     "talk": talk,

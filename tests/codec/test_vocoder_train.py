@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from audio_llm import hub
+from audio_llm.codec import vocoder_train as module
 from audio_llm.codec.losses import spectral_distance
 from audio_llm.codec.mel import log_mel
 from audio_llm.codec.sound_loss import SoundLoss, SoundLossConfig
@@ -41,7 +43,7 @@ def run(pack: Path, out: Path, config: VocoderTrainingConfig, **more: object) ->
 
 def test_training_lowers_the_distance_and_leaves_a_model(speech_pack: Path, tmp_path: Path) -> None:
     found = run(speech_pack, tmp_path / "out", settings(30), provenance={"made": "here"})
-    assert [list(values) for values in found] == [["loss"]] * 3
+    assert [list(values) for values in found] == [["latest", "loss"]] * 3
     assert found[-1]["loss"] < 0.92 * found[0]["loss"]
     vocoder = load_vocoder(tmp_path / "out/best")
     assert vocoder.config == MODEL
@@ -84,7 +86,7 @@ def test_a_training_goes_on_from_a_model(speech_pack: Path, tmp_path: Path) -> N
 def test_a_listener_has_a_say(speech_pack: Path, tmp_path: Path) -> None:
     listener = Listener("ears", "abc", lambda waveforms, lengths: waveforms.abs().cumsum(-1)[:, ::1600, None])
     found = run(speech_pack, tmp_path / "out", settings(2), listener=listener)
-    assert found[0].keys() == {"loss", "listening"}
+    assert found[0].keys() == {"loss", "listening", "latest"}
     assert hub.load_model(tmp_path / "out/best").provenance["listener"]["name"] == "ears"
 
 
@@ -118,3 +120,15 @@ def test_no_gradient_goes_from_the_sound_to_the_discriminators_and_back() -> Non
     alone(made.detach().requires_grad_(), original).backward()
     for one, other in zip(judge.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)  # they learn by telling apart, not by being deceived
+
+
+@pytest.mark.parametrize(("adversarial_from", "best"), [(0, 6), (-1, 2)])
+def test_with_discriminators_the_latest_one_is_kept(
+    speech_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adversarial_from: int, best: int
+) -> None:
+    worse = itertools.count()
+    monkeypatch.setattr(module, "spectral_distance", lambda made, original: torch.tensor(float(next(worse))))
+    config = settings(6, sound=SoundLossConfig(adversarial_from=adversarial_from, channels=4))
+    config = replace(config, training=replace(config.training, validate_every=2))
+    result = train_vocoder(speech_pack, speech_pack, tmp_path / "out", config, device="cpu")
+    assert result.best_step == best

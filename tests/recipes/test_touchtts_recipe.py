@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from audio_llm import hub
+from audio_llm.touchtts.data import TalkPack
 from audio_llm.touchtts.speech import TouchTTS
 
+SAMPLES = Path(__file__).parents[2] / "samples" / "speech"
 LOOP = ["training.max_steps=2", "training.validate_every=2", "training.warmup_steps=1"]
 VOCODER = [*LOOP, "model.width=16", "model.blocks=1", "model.fine_blocks=1", "batch=2", "validation=2"]
 LM = [*LOOP, "model.lm.width=32", "model.lm.layers=1", "model.lm.heads=2", "model.lm.feed_forward=32"]
@@ -31,6 +33,7 @@ def test_every_stage_runs_on_a_small_data_folder(
     printed = run_stages(
         "touchtts",
         output,
+        ["own", "--manifest", SAMPLES / "manifest.jsonl"],
         ["made", "--data", data, "--count", 3],
         ["vocoder", "--set", *VOCODER],
         ["talk", "--set", *LM],
@@ -44,5 +47,6 @@ def test_every_stage_runs_on_a_small_data_folder(
     assert "the true text is likelier for" in printed
     assert "| kathleen | 1 |" in printed
     assert "a chunk at 30 s" in printed
+    assert len(TalkPack(output / "talks" / "own")) == 11
     assert hub.verify_model(output / "touchtts-small").kind == "touchtts"
     assert TouchTTS.load(output / "touchtts-small").voices == ["kathleen"]
