@@ -22,6 +22,7 @@ from audio_llm.asr.ctc import CtcRecognizer
 from audio_llm.codec.codec import SpeechCodec
 from audio_llm.codec.mel import log_mel
 from audio_llm.metrics import character_error_rate
+from audio_llm.sound_metrics import dnsmos
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.touchtts.data import TalkPack
 from audio_llm.touchtts.layout import spell
@@ -106,8 +107,8 @@ def ladder(
     known = {(row["system"], row["words"]): row for row in rows if row["made_by"] == made_by}
     made = systems(speech, pack, voice, heard)
     yield f"{len(heard)} sentences; one of {SENTENCES} is picked by pocketsphinx; letters by {JUDGE}"
-    yield "| system | picked | character error rate, % | seconds |"
-    yield "|---|---|---|---|"
+    yield "| system | picked | character error rate, % | DNSMOS OVRL | seconds |"
+    yield "|---|---|---|---|---|"
     with output.open("a", encoding="utf-8") as file:
         for name, make in made.items():
             if names and name not in names:
@@ -132,6 +133,7 @@ def _judged(
     return {
         "picked": closed_set.picks(waveform, sentence.words, number),
         "text": text,
+        "ovrl": dnsmos(waveform).ovrl,
         "seconds": waveform.size / 16_000 - 0.2,
     }
 
@@ -140,7 +142,8 @@ def _ladder_row(name: str, rows: Sequence[dict[str, Any]]) -> str:
     picked = sum(row["picked"] for row in rows)
     rate = character_error_rate([row["words"] for row in rows], [row["text"] for row in rows])
     seconds = sum(row["seconds"] for row in rows) / len(rows)
-    return f"| {name} | {picked} of {len(rows)} | {100 * rate:.1f} | {seconds:.2f} |"
+    ovrl = sum(row["ovrl"] for row in rows) / len(rows)
+    return f"| {name} | {picked} of {len(rows)} | {100 * rate:.1f} | {ovrl:.2f} | {seconds:.2f} |"
 
 
 def text_matters(speech: TouchTTS, pack: TalkPack, voice: str, count: int) -> Iterator[str]:

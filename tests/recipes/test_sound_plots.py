@@ -55,8 +55,8 @@ def test_a_tokenizers_table_becomes_a_panel_a_noise(
 
 def test_every_speaking_system_has_its_bars(recipe_module: Callable[[str, str], ModuleType], tmp_path: Path) -> None:
     plot = recipe_module("touchtts", "plot")
-    table = ["50 sentences", "| system | picked | character error rate, % | seconds |", "|---|---|---|---|"]
-    table += [f"| {name} | {10 * number} of 50 | 20.0 | 3.10 |" for number, name in enumerate("abcdef")]
+    table = ["50 sentences", "| system | picked | character error rate, % | OVRL | seconds |", "|---|---|---|---|---|"]
+    table += [f"| {name} | {10 * number} of 50 | 20.0 | 3.00 | 3.10 |" for number, name in enumerate("abcdef")]
     plot.draw([*table, "| kathleen | 50 | 30.0 % | 20.0 % |"], tmp_path / "six.png")
     plot.draw(table[:6], tmp_path / "three.png")
     assert size(tmp_path / "six.png")[0] == size(tmp_path / "three.png")[0]
