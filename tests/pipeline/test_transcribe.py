@@ -262,7 +262,7 @@ def test_load_refuses_kinds_without_an_object(tmp_path: Path) -> None:
 
 def test_engines_are_described() -> None:
     reports = {report.name: report for report in engines.describe_engines()}
-    assert list(reports) == ["sphinx", "ctc", "whisper", "espnet"]
+    assert list(reports) == ["sphinx", "ctc", "touchtts", "whisper", "espnet"]
     assert reports["sphinx"].problem is None
     assert reports["sphinx"].capabilities is not None
     assert reports["sphinx"].capabilities.word_times
