@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from audio_llm.pipeline.front import Front
     from audio_llm.pipeline.transcribe import Transcriber
 
+RECOGNIZERS = ("sphinx", "ctc", "touchtts", "whisper", "espnet")  # of asr.engines, which is imported when it is used
 FORMATS = ("txt", "srt", "vtt", "tsv", "json", "nbest")
 _ONE_AFTER_ANOTHER = ("txt", "json", "nbest")  # formats of which several files may follow each other on stdout
 _DESCRIPTION = """Transcribe files, folders, globs or standard input (-): wav, flac, ogg, opus, mp3.
@@ -37,7 +38,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nbest", type=whole_number(1, 100), default=5, metavar="N", help="hypotheses per stretch of speech (5)"
     )
-    parser.add_argument("--asr", choices=("sphinx", "ctc", "whisper", "espnet"), default="sphinx", help="recogniser")
+    parser.add_argument("--asr", choices=RECOGNIZERS, default="sphinx", help="recogniser")
     parser.add_argument("--model", metavar="NAME|DIR", help="the recogniser's model")
     parser.add_argument("--correct", choices=("none", "dlm", "ger", "phrase"), default="none", help="corrector")
     parser.add_argument("--correct-model", metavar="NAME|DIR", help="the corrector's model")

@@ -279,6 +279,10 @@ def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") 
     name = {"ger-phrase": "phrase"}.get(kind, kind)
     if name in CORRECTORS:
         return load_corrector(name, str(folder), device=device)
+    if kind == "touchtts":  # which is a recogniser too, and more than that
+        from audio_llm.touchtts.speech import TouchTTS
+
+        return TouchTTS.load(folder, resolve_device(device))
     if kind in engines.ENGINES:
         return engines.load_recognizer(kind, str(folder), device)
     if kind in ("mask", "gense"):
@@ -293,7 +297,7 @@ def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") 
         from audio_llm.tokenizer.s3 import S3Tokenizer
 
         return S3Tokenizer.load(folder, resolve_device(device))
-    kinds = [*CORRECTORS, "ctc", "mask", "gense", "codec", "s3-tokenizer"]
+    kinds = [*CORRECTORS, "ctc", "mask", "gense", "codec", "s3-tokenizer", "touchtts"]
     remedy = f"kinds with one: {', '.join(kinds)}; hub.load_model reads any"
     raise ModelFormatError(f"there is no ready object for the kind {kind!r}", path=folder, remedy=remedy)
 

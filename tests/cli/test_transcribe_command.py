@@ -256,3 +256,10 @@ def test_terminal_gets_a_bar(fakes: Any, talk: Talk, tmp_path: Path, monkeypatch
     assert cli.main(["transcribe", str(talk()), "-o", str(tmp_path / "out")]) == 0
     assert "s of sound [" in screen.getvalue()
     assert "real-time factor" in screen.getvalue()
+
+
+def test_every_recogniser_can_be_chosen() -> None:
+    from audio_llm.asr.engines import ENGINES
+    from audio_llm.cli.transcribe import RECOGNIZERS
+
+    assert tuple(ENGINES) == RECOGNIZERS

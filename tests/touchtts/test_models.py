@@ -209,3 +209,9 @@ def test_a_voice_sounds_alike_at_all_lengths_but_not_at_all_levels(model: TouchM
     once, twice = voice_of(model.flow, pcm), voice_of(model.flow, np.concatenate([pcm, pcm]))
     torch.testing.assert_close(once, twice, atol=0.05, rtol=0.05)
     assert replace(model, voices={}).voices == {}
+
+
+def test_the_ready_object_of_a_speaking_model_speaks(model_folder: Path) -> None:
+    import audio_llm
+
+    assert audio_llm.load(model_folder).voices == ["reader", "robot"]
