@@ -1,8 +1,8 @@
 """How text and speech stand in a row for the language model: what is given, what is to come, and where in time it is.
 
 Every token has a place in time, in tokens of 40 ms: a phone where it should be said, a speech token where it is said.
-What belongs together is then near in time, whatever its number in the row, and the speed of speech is a matter of how
-fast time goes by: text tells how long it should take, and speech ends where that time is over.
+What belongs together is then near in time, whatever its number in the row: nobody has to find out what goes with what.
+Text tells how long it should take; in training time goes by a little faster or slower, so that speech need not.
 """
 
 from __future__ import annotations

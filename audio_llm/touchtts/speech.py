@@ -20,6 +20,7 @@ from audio_llm.simulation.sources import to_pcm
 from audio_llm.touchtts.data import prepared
 from audio_llm.touchtts.flow import FRAMES, FlowRun, frames_at_once
 from audio_llm.touchtts.models import TouchModel, load_touchtts, voice_of
+from audio_llm.touchtts.pace import Pace
 from audio_llm.touchtts.text import SpokenText, UnspeakableError, sentences, to_spoken, without_tags
 
 SLOWEST, FASTEST = 0.5, 2.0
@@ -124,7 +125,7 @@ class TouchTTS:
             text: English; a text of any length is said sentence by sentence.
             voice: A name of `voices`, or a recording of somebody to sound like (not a clone: the model has heard few
                 people); None takes the first.
-            speed: 0.5 to 2.
+            speed: 0.5 to 2: how much faster than the voice talks; its pitch stays.
             seed: Of all that is drawn; the same one gives the same speech.
             chunk: Tokens that are made to sound at a time, seeing nothing that comes later but a little: what `stream`
                 gives. None: a sentence is made to sound as a whole, which is a little better.
@@ -135,14 +136,14 @@ class TouchTTS:
             AudioFileError: The reference cannot be read, or is too short or silent.
         """
         who, spoken = self.voice(voice), spoken_sentences(text)
-        _check_chunk(chunk)
+        _check(speed, chunk)
         sounds, tokens, truncated = [], [], []
         for number, sentence in enumerate(spoken):
-            said = list(self._tokens(sentence, who, _checked_speed(speed), seed, number))
+            said = list(self._tokens(sentence, who, seed, number))
             tokens.append(tuple(said))
-            if self._is_cut(len(said), sentence, who, speed):
+            if self._is_cut(len(said), sentence, who):
                 truncated.append(number)
-            sounds += [self.sound(said, who, seed_of(seed, number), chunk), _pause(number, spoken)]
+            sounds += [self.sound(said, who, seed_of(seed, number), chunk, speed), _pause(number, spoken)]
         return Speech(_checked(np.concatenate(sounds)), tuple(spoken), tuple(tokens), tuple(truncated))
 
     def stream(
@@ -153,8 +154,8 @@ class TouchTTS:
         The first piece comes when `chunk` and `lookahead` tokens are said; without chunks a sentence is a piece.
         Arguments and errors as for `speak`; those of the arguments are raised here, not at the first piece.
         """
-        _check_chunk(chunk)
-        return self._stream(spoken_sentences(text), self.voice(voice), _checked_speed(speed), seed, chunk)
+        _check(speed, chunk)
+        return self._stream(spoken_sentences(text), self.voice(voice), speed, seed, chunk)
 
     def _stream(
         self, spoken: list[SpokenText], who: Reference, speed: float, seed: int, chunk: int | None
@@ -162,28 +163,31 @@ class TouchTTS:
         start = 0
         for number, sentence in enumerate(spoken):
             said: list[int] = []
-            tokens = self._tokens(sentence, who, speed, seed, number)
-            for sound, last in self._pieces(tokens, said, who, seed_of(seed, number), chunk):
+            tokens = self._tokens(sentence, who, seed, number)
+            for sound, last in self._pieces(tokens, said, who, seed_of(seed, number), chunk, speed):
                 if last:
                     sound = np.concatenate([sound, _pause(number, spoken)])
-                truncated = last and self._is_cut(len(said), sentence, who, speed)
+                truncated = last and self._is_cut(len(said), sentence, who)
                 yield Chunk(_checked(sound), start / SAMPLE_RATE, len(said), number, truncated)
                 start += len(sound)
 
     @torch.inference_mode()
-    def sound(self, tokens: Iterable[int], voice: Reference, seed: int = 0, chunk: int | None = None) -> np.ndarray:
-        """Return the sound (T,) float32 of speech tokens, 640 samples each.
+    def sound(
+        self, tokens: Iterable[int], voice: Reference, seed: int = 0, chunk: int | None = None, speed: float = 1.0
+    ) -> np.ndarray:
+        """Return the sound (T,) float32 of speech tokens, 640 samples each at speed 1.
 
         Args:
             tokens: Of one utterance.
             voice: What it shall sound like.
             seed: Of the noise.
             chunk: As for `speak`.
+            speed: As for `speak`.
         """
         given = torch.tensor([list(tokens)], dtype=torch.int64, device=voice.sound.device)
         if not given.shape[1]:
             return np.zeros(0, np.float32)
-        return _samples(self.model.vocoder(self._mel(given, voice, seed, chunk)))
+        return _samples(self.model.vocoder(Pace(speed).step(self._mel(given, voice, seed, chunk))))
 
     def voice(self, name: str | Path | None = None) -> Reference:
         """Return what a voice sounds like: one that has been learned, by name, or that of a recording.
@@ -232,15 +236,15 @@ class TouchTTS:
         return mel[:, voice.mel.shape[1] :]
 
     def _pieces(
-        self, tokens: Iterator[int], said: list[int], who: Reference, seed: int, chunk: int | None
+        self, tokens: Iterator[int], said: list[int], who: Reference, seed: int, chunk: int | None, speed: float
     ) -> Iterator[tuple[np.ndarray, bool]]:
         """Yield sound, and whether it is the last, as soon as there are tokens enough; `said` fills up with them."""
         if chunk is None:
             said += tokens
-            yield self.sound(said, who, seed), True
+            yield self.sound(said, who, seed, speed=speed), True
             return
         run, state = FlowRun(self.model.flow, who.sound, seed, chunk), self.model.vocoder.first_state()
-        prompt = who.in_chunks(chunk)
+        pace, prompt = Pace(speed), who.in_chunks(chunk)
         for place in range(0, prompt.tokens.shape[1], chunk):
             own, behind = prompt.tokens[:, place : place + chunk], prompt.tokens[:, place + chunk :]
             mel = prompt.mel[:, FRAMES * place : FRAMES * (place + chunk)]
@@ -254,19 +258,19 @@ class TouchTTS:
             last = not more and len(said) <= done + chunk
             parts = said[done : done + chunk], said[done + chunk :][:ahead]
             mel = run.next_frames(*(torch.tensor([part], dtype=torch.int64) for part in parts))
-            sound, state = self.model.vocoder.step(mel, state, last)
+            sound, state = self.model.vocoder.step(pace.step(mel), state, last)
             yield _samples(sound), last
             done += len(parts[0])
             if last:
                 return
 
-    def _tokens(self, sentence: SpokenText, who: Reference, speed: float, seed: int, number: int) -> Iterator[int]:
+    def _tokens(self, sentence: SpokenText, who: Reference, seed: int, number: int) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed_of(seed, number))
-        for (token,) in self.model.lm.speak([sentence.symbols], who.talks, speed, generator=generator):
+        for (token,) in self.model.lm.speak([sentence.symbols], who.talks, generator=generator):
             yield token
 
-    def _is_cut(self, count: int, sentence: SpokenText, who: Reference, speed: float) -> bool:
-        cut = count >= self.model.lm.most_tokens(sentence.symbols, who.talks, speed)
+    def _is_cut(self, count: int, sentence: SpokenText, who: Reference) -> bool:
+        cut = count >= self.model.lm.most_tokens(sentence.symbols, who.talks)
         if cut:
             logger.warning("cut off: %r", sentence.text[:60])
         return cut
@@ -300,13 +304,9 @@ def _samples(sound: Tensor) -> np.ndarray:
     return np.asarray(sound[0].cpu().numpy())
 
 
-def _checked_speed(speed: float) -> float:
+def _check(speed: float, chunk: int | None) -> None:
     if not SLOWEST <= speed <= FASTEST:
         raise UsageError(f"a speed of {speed:g} is outside {SLOWEST:g} to {FASTEST:g}", remedy="give a value near 1")
-    return speed
-
-
-def _check_chunk(chunk: int | None) -> None:
     if chunk is not None and chunk < 1:
         raise UsageError(f"a chunk of {chunk} tokens", remedy="give 1 or more")
 

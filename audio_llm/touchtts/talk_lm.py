@@ -110,21 +110,20 @@ class TalkLm(nn.Module):
             raise UsageError(f"no voice is named {name!r}", remedy=f"use one of {', '.join(self.config.voices)}")
         return self.config.voices.index(name)
 
-    def expected_tokens(self, symbols: Rows[str], voice: str, speed: float = 1.0) -> float:
+    def expected_tokens(self, symbols: Rows[str], voice: str) -> float:
         """Return how many tokens a text should take."""
         own = float(self.durations.cpu()[symbol_numbers(symbols)].sum())
-        return own * self.config.rates[self.voice(voice)] / speed
+        return own * self.config.rates[self.voice(voice)]
 
-    def most_tokens(self, symbols: Rows[str], voice: str, speed: float = 1.0) -> int:
+    def most_tokens(self, symbols: Rows[str], voice: str) -> int:
         """Return how many tokens a text may take; speech that has not ended by then is cut off."""
-        return max(2, math.ceil(_LONGEST_SHARE * self.expected_tokens(symbols, voice, speed)))
+        return max(2, math.ceil(_LONGEST_SHARE * self.expected_tokens(symbols, voice)))
 
     @torch.inference_mode()
     def speak(
         self,
         texts: Rows[Rows[str]],
         voice: str,
-        speed: float = 1.0,
         sampling: Sampling = SAMPLING,
         generator: torch.Generator | None = None,
     ) -> Iterator[list[int]]:
@@ -135,7 +134,6 @@ class TalkLm(nn.Module):
         Args:
             texts: Symbols of each, as in `text.SpokenText`.
             voice: Whose way to talk.
-            speed: 2.0 is twice as fast.
             sampling: How to draw.
             generator: Source of the draws.
 
@@ -144,9 +142,9 @@ class TalkLm(nn.Module):
         """
         number, device, durations = self.voice(voice), self.durations.device, self.durations.cpu()
         rows = [text_row(symbol_numbers(text), number, durations, self.lm.vocabulary) for text in texts]
-        wanted = torch.tensor([self.expected_tokens(text, voice, speed) for text in texts], device=device)
+        wanted = torch.tensor([self.expected_tokens(text, voice) for text in texts], device=device)
         length = torch.stack([durations[symbol_numbers(text)].sum() for text in texts]).to(device)
-        most = torch.tensor([self.most_tokens(text, voice, speed) for text in texts], device=device)
+        most = torch.tensor([self.most_tokens(text, voice) for text in texts], device=device)
 
         def place(step: int) -> Tensor:
             return (step + 0.5) * length / wanted

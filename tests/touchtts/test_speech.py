@@ -39,7 +39,7 @@ class Source:
     def __init__(self, *counts: int) -> None:
         self.counts, self.asked, self.seeds = counts, 0, []
 
-    def __call__(self, sentence: object, who: object, speed: float, seed: int, number: int) -> Iterator[int]:
+    def __call__(self, sentence: object, who: object, seed: int, number: int) -> Iterator[int]:
         self.seeds.append((seed, number))
         for place in range(self.counts[number]):
             self.asked += 1
@@ -182,7 +182,7 @@ def test_a_model_that_never_ends_is_cut_off(tts: TouchTTS, monkeypatch: pytest.M
     )
     spoken = tts.speak("Go home.", speed=2.0)
     assert spoken.truncated == (0,)
-    assert len(spoken.tokens[0]) == tts.model.lm.most_tokens(spoken.sentences[0].symbols, "reader", 2.0)
+    assert len(spoken.tokens[0]) == tts.model.lm.most_tokens(spoken.sentences[0].symbols, "reader")
     assert [chunk.truncated for chunk in tts.stream("Go home.", speed=2.0)][-1]
 
 
@@ -294,7 +294,8 @@ def test_voice_and_speed_change_the_speech(tts: TouchTTS) -> None:
     assert usual.tokens == tts.speak(TEXT).tokens  # the first voice is the usual one
     assert usual.tokens != tts.speak(TEXT, "robot").tokens
     fast, slow = (len(tts.speak(TEXT, speed=speed).waveform) for speed in (2.0, 0.5))
-    assert fast < 0.6 * slow
+    assert 3.0 * fast < slow < 4.2 * fast  # pauses stay as they are
+    assert tts.speak(TEXT, speed=2.0).tokens == usual.tokens  # the same is said
     assert tts.voices == ["reader", "robot"]
     assert tts.sample_rate == SAMPLE_RATE
 
@@ -371,3 +372,9 @@ def test_the_cost_of_a_chunk_does_not_grow(tts: TouchTTS, monkeypatch: pytest.Mo
     list(tts.stream(TEXT, chunk=10))
     assert max(seen) == 20 + 40  # its own frames, and two chunks for 30 of the past
     assert len(seen) == 20 * tts.model.flow.config.steps
+
+
+@pytest.mark.parametrize("speed", [0.5, 0.9, 1.3, 2.0])
+def test_a_stream_at_another_speed_is_the_speech_at_that_speed(tts: TouchTTS, speed: float) -> None:
+    made = tts.speak(TEXT, speed=speed, chunk=5)
+    np.testing.assert_allclose(whole(list(tts.stream(TEXT, speed=speed, chunk=5))), made.waveform, atol=1e-4)

@@ -29,10 +29,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def says(
-    lm: TalkLm, *texts: tuple[str, ...], voice: str = "reader", speed: float = 1.0, seed: int = 0, **more: Sampling
+    lm: TalkLm, *texts: tuple[str, ...], voice: str = "reader", seed: int = 0, **more: Sampling
 ) -> list[list[int]]:
     """Return the tokens of each text."""
-    steps = list(lm.speak(texts, voice, speed, generator=seeded(seed), **more))
+    steps = list(lm.speak(texts, voice, generator=seeded(seed), **more))
     return [[step[row] for step in steps if step[row] >= 0] for row in range(len(texts))]
 
 
@@ -106,27 +106,21 @@ def test_the_same_seed_says_the_same(talk_lm: TalkLm) -> None:
     assert says(talk_lm, LONG, HELLO, seed=1) == one
 
 
-def test_speed_voice_and_text_change_how_long_it_takes(talk_lm: TalkLm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_voice_and_text_change_how_long_it_takes(talk_lm: TalkLm, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = talk_lm.expected_tokens(HELLO, "reader")
     assert usual == pytest.approx(float(talk_lm.durations[symbol_numbers(HELLO)].sum()))
-    assert talk_lm.expected_tokens(HELLO, "reader", 2.0) == pytest.approx(usual / 2)
     assert talk_lm.expected_tokens(HELLO, "robot") == pytest.approx(1.3 * usual)
     assert talk_lm.most_tokens(HELLO, "reader") == math.ceil(1.5 * usual)
     ends_with(monkeypatch, talk_lm, 30.0)  # as soon as it may
-    for speed in (0.5, 1.0, 2.0):
-        (own,) = says(talk_lm, LONG, speed=speed)
-        assert len(own) == math.floor(0.6 * talk_lm.expected_tokens(LONG, "reader", speed))
-    slow, fast = (says(talk_lm, LONG, speed=speed, seed=3)[0] for speed in (0.5, 2.0))
-    assert slow[: len(fast)] != fast  # time goes by faster, and what comes next depends on the time
+    for voice in ("reader", "robot"):
+        (own,) = says(talk_lm, LONG, voice=voice)
+        assert len(own) == math.floor(0.6 * talk_lm.expected_tokens(LONG, voice))
 
 
 def test_speech_without_an_end_is_cut_off(talk_lm: TalkLm, monkeypatch: pytest.MonkeyPatch) -> None:
     ends_with(monkeypatch, talk_lm, -1e9)
-    for speed in (0.7, 1.0):
-        found = says(talk_lm, HELLO, LONG, SHORT, speed=speed)
-        assert [len(own) for own in found] == [
-            talk_lm.most_tokens(text, "reader", speed) for text in (HELLO, LONG, SHORT)
-        ]
+    found = says(talk_lm, HELLO, LONG, SHORT)
+    assert [len(own) for own in found] == [talk_lm.most_tokens(text, "reader") for text in (HELLO, LONG, SHORT)]
 
 
 def test_tokens_come_one_by_one(talk_lm: TalkLm, monkeypatch: pytest.MonkeyPatch) -> None:
