@@ -25,8 +25,6 @@ C = TypeVar("C")
 N = TypeVar("N", bound=nn.Module)
 
 TALK, FLOW, TOUCHTTS = "touchtts-lm", "touchtts-flow", "touchtts"
-
-
 _MEASURED = 200  # talks that tell what a voice sounds like
 
 
@@ -106,9 +104,8 @@ def assemble(
         own = [row for row, name in enumerate(talks.voices) if name == voice and talks.samples[row]]
         if not own:
             raise DataError(f"no recorded talk of the voice {voice!r}", remedy="pack some, or leave the voice out")
-        sounds[voice] = torch.cat([voice_of(parts[1], talks.pcm(row)) for row in own[:: -(-len(own) // 200)]]).mean(0)[
-            None
-        ]
+        some = own[:: -(-len(own) // _MEASURED)]
+        sounds[voice] = torch.cat([voice_of(parts[1], talks.pcm(row)) for row in some]).mean(0, keepdim=True)
     made_by = {str(name): hub.load_model(name).provenance for name in (lm, flow, vocoder)}
     return TouchModel(*parts, tokenizer, sounds), made_by
 

@@ -125,7 +125,7 @@ def synthesize(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.
         (T,) float32 at 16 kHz in -1..1; empty for a text without a letter or digit.
 
     Raises:
-        UsageError: Unknown voice, or a speed outside 0.3 to 3.
+        UsageError: Unknown voice, or a speed outside 0.3 to 3 (0.5 to 2 with TouchTTS).
         MissingDependencyError: The engine is not installed.
         SynthesisError: The engine failed or ran past the limit.
     """
@@ -140,7 +140,7 @@ def speak(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.0) ->
     if not any(character.isalnum() for character in text):
         return Spoken(np.zeros(0, np.float32))
     if known.engine == _NETWORK:
-        return Spoken(_network().speak(text, known.engine_name, min(max(speed, 0.5), 2.0)).waveform)
+        return Spoken(_network().speak(text, known.engine_name, speed).waveform)
     with tempfile.TemporaryDirectory(prefix="audio-llm-tts-") as folder:
         out = Path(folder) / "speech.wav"
         source = Path(folder) / "text.txt"

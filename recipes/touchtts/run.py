@@ -28,7 +28,6 @@ from audio_llm.training.config import load_config
 HERE = Path(__file__).parent
 TOKENIZER = "tokenizer-s3-small"
 MADE, MADE_TUNE = 8000, 80  # sentences that programs say
-LM_PARTS = (("train", "made"), ("tune", "made-tune"))
 MAIN_VOICE = "kathleen"
 
 
@@ -36,11 +35,12 @@ def main() -> int:
     """Run the stage named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--data", type=Path, help="pack, made, report: folder with audio/speech, audio/noise and text")
+    parser.add_argument("--data", type=Path, help="pack, made: folder with audio/speech, audio/noise and text")
     parser.add_argument("--output", type=Path, default=Path("exp/touchtts"), help="folder of everything that is made")
     parser.add_argument("--config", type=Path, help="settings of a training (default: config/STAGE.yaml)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
     parser.add_argument("--manifest", type=Path, help="own: manifest of talks")
+    parser.add_argument("--packs", nargs="+", help="talk, flow: packs of talks to learn from (train made; train)")
     parser.add_argument("--name", help="trainings, own: folder of this one (default: the stage's name)")
     parser.add_argument("--start", type=Path, help="trainings: model to start from")
     parser.add_argument("--max-minutes", type=float, help="of a training")
@@ -89,9 +89,8 @@ def vocoder(arguments: argparse.Namespace) -> None:
 def talk(arguments: argparse.Namespace) -> None:
     """Train the language model."""
     config = _config(arguments, TalkTrainingConfig)
-    packs, tuning = (
-        [_talks(arguments) / name for name in names] for names in (("train", "made"), ("tune", "made-tune"))
-    )
+    names = (arguments.packs or ("train", "made"), ("tune", "made-tune"))
+    packs, tuning = ([_talks(arguments) / name for name in own] for own in names)
     tokenizer = S3Tokenizer.load(TOKENIZER)
     train_talk_lm(packs, tuning, tokenizer, TOKENIZER, _folder(arguments), config, **_limits(arguments))
 
@@ -99,7 +98,8 @@ def talk(arguments: argparse.Namespace) -> None:
 def flow(arguments: argparse.Namespace) -> None:
     """Train the flow."""
     config = _config(arguments, FlowTrainingConfig)
-    packs, tuning = ([_talks(arguments) / part] for part in ("train", "tune"))
+    names = (arguments.packs or ("train",), ("tune",))
+    packs, tuning = ([_talks(arguments) / name for name in own] for own in names)
     tokenizer = S3Tokenizer.load(TOKENIZER)
     train_flow(packs, tuning, tokenizer, TOKENIZER, _folder(arguments), config, **_limits(arguments))
 
