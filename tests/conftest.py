@@ -1,8 +1,10 @@
-"""Every run of the tests draws the same examples; and a pack of made-up speech for whatever learns from one."""
+"""Every run of the tests draws the same examples; what tests of several packages learn from, and language models."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,3 +47,49 @@ def speech_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hiss = 0.1 * np.random.default_rng(0).standard_normal(40_000)
     write_speech_pack(folder, utterances, [np.cumsum(hiss - hiss.mean()).astype(np.float32) * 0.05])
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_llm() -> Callable[..., Any]:
+    """Kind, size, seed -> a random causal language model in eval mode."""
+    import torch
+    import transformers as hf
+
+    def make(kind: str = "llama", vocabulary: int = 64, layers: int = 3, seed: int = 0, **changes: Any) -> Any:
+        common = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4}
+        llama = {**common, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 512}
+        gpt2 = {"vocab_size": vocabulary, "n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 512}
+        config, network, values = {
+            "llama": (hf.LlamaConfig, hf.LlamaForCausalLM, llama),
+            "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM, llama),
+            "qwen3": (hf.Qwen3Config, hf.Qwen3ForCausalLM, {**llama, "head_dim": 8}),
+            "mistral": (hf.MistralConfig, hf.MistralForCausalLM, llama),
+            "gpt2": (hf.GPT2Config, hf.GPT2LMHeadModel, gpt2),
+            "falcon": (hf.FalconConfig, hf.FalconForCausalLM, common),
+        }[kind]
+        special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+        torch.manual_seed(seed)
+        return network(config(**{**values, **special, **changes})).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_llm_folder(
+    make_llm: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, Any]]:
+    """Kind and changes as of `make_llm` -> a transformers folder with a tokenizer and its network."""
+    from transformers import AutoTokenizer
+
+    from audio_llm.ger.small_lm import SmallLmSettings, create_small_lm
+
+    texts = ["the cat sat on the mat", "a dog ran home", "we see the dog", "he is here now", "so it goes", "come back"]
+    settings = SmallLmSettings(vocabulary=300, width=16, layers=1, heads=2, feed_forward=16)
+
+    def make(kind: str = "llama", **changes: Any) -> tuple[Path, Any]:
+        folder = create_small_lm(texts, tmp_path_factory.mktemp("llm") / kind, settings)
+        network = make_llm(kind, vocabulary=len(AutoTokenizer.from_pretrained(folder)), **changes)
+        network.save_pretrained(folder)
+        return folder, network
+
+    return make

@@ -23,7 +23,8 @@ _GER = """Train a corrector of N-best lists on lists with references: files (HyP
 packed lists. By default LoRA and the noise adapter on a causal language model; --kind phrase trains the phrase
 corrector, which needs no language model, in a minute or so for some thousand lists. The model lies in OUT/best."""
 _TOUCHTTS = """Train a part of TouchTTS on packed talks, as the recipe makes them: its language model (lm), which says
-text and writes down speech, or its flow, which makes mel spectra of tokens. The vocoder has a command of its own."""
+text and writes down speech, or its flow, which makes mel spectra of tokens. The vocoder has a command of its own. With
+--llm the language model is grown from one of text, a local folder of the Llama or Qwen kind."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -72,6 +73,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     touch.add_argument("--tuning", nargs="+", metavar="DIR", required=True, help="packed talks that choose the best")
     touch.add_argument("--tokenizer", metavar="NAME|DIR", required=True, help="that made the tokens")
     touch.add_argument("--start-from", metavar="NAME|DIR", help="a model to go on from")
+    touch.add_argument("--llm", metavar="DIR", help="lm: language model of text to grow, a folder of transformers")
     _add_loop_options(touch)
     touch.set_defaults(run=run_touchtts, log_level=logging.INFO, words_anywhere="words")
     ger = models.add_parser("ger", parents=[common], help="a corrector of N-best lists", description=_GER)
@@ -154,7 +156,10 @@ def run_touchtts(arguments: argparse.Namespace) -> int:
     options = {**_loop_options(arguments), "provenance": provenance}
     if arguments.part == "lm":
         talk = load_config(TalkTrainingConfig, arguments.config, overrides)
+        options["llm"] = arguments.llm
         return _finish(arguments, lambda: train_talk_lm(folders, tuning, *parts, output, talk, **options))
+    if arguments.llm:
+        raise UsageError("--llm is for --part lm", remedy="leave it out")
     flow = load_config(FlowTrainingConfig, arguments.config, overrides)
     return _finish(arguments, lambda: train_flow(folders, tuning, *parts, output, flow, **options))
 

@@ -79,25 +79,15 @@ class TokenLm(nn.Module):
         config: Its size; weights are drawn from torch's global generator.
         vectors: What the tokens of a range stand for, (R, D) float32 by name of the range (`Quantizer.decode` of all of
             them): tokens with vectors in common then share what is learned of them. Not stored with the weights.
+        network: Decoder of transformers of that size; None: a new Llama.
     """
 
-    def __init__(self, config: TokenLmConfig, vectors: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, config: TokenLmConfig, vectors: Mapping[str, Tensor] | None = None, network: Any | None = None
+    ) -> None:
         super().__init__()
-        from transformers import LlamaConfig, LlamaModel
-
         self.config, self.vocabulary = config, Vocabulary(config.ranges)
-        self.network = LlamaModel(
-            LlamaConfig(  # type: ignore[call-arg]
-                vocab_size=self.vocabulary.size,
-                hidden_size=config.width,
-                intermediate_size=config.feed_forward,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.heads,
-                pad_token_id=PAD,
-                attn_implementation="sdpa",
-            )
-        )
+        self.network: Any = _new_llama(config, self.vocabulary.size) if network is None else network
         self._cache_name = cache_name(self.network)
         self.segments = nn.Embedding(config.segments, config.width)
         nn.init.normal_(self.segments.weight, std=0.02)
@@ -141,7 +131,10 @@ class TokenLm(nn.Module):
 
     def embeddings(self) -> Tensor:
         """Return the vectors (V, width) that stand for the tokens, where they come in and where they come out."""
-        weight: Tensor = self.network.embed_tokens.weight
+        return self._featured(self.network.embed_tokens.weight)
+
+    def _featured(self, weight: Tensor) -> Tensor:
+        """Return vectors (V, width) with what tokens have in common added."""
         for name, layer in self.shared.items():
             span = self.vocabulary.span(name)
             own = weight[span.start : span.stop] + layer(getattr(self, f"features_{name}"))
@@ -246,6 +239,24 @@ class Decoding:
         """Go on with these rows alone, in this order, some of them perhaps twice; (B',) int64."""
         self._cache.batch_select_indices(rows)
         self._valid, self.hidden = self._valid[rows], self.hidden[rows]
+
+
+def _new_llama(config: TokenLmConfig, size: int) -> nn.Module:
+    """Return a Llama with random weights for a vocabulary of some size."""
+    from transformers import LlamaConfig, LlamaModel
+
+    return LlamaModel(
+        LlamaConfig(  # type: ignore[call-arg]
+            vocab_size=size,
+            hidden_size=config.width,
+            intermediate_size=config.feed_forward,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            pad_token_id=PAD,
+            attn_implementation="sdpa",
+        )
+    )
 
 
 def join(parts: list[Sequence]) -> Sequence:

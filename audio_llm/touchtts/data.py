@@ -64,7 +64,7 @@ class TalkPack:
         samples: (N,) int64, length of its sound; 0 for synthetic ones.
         voices: Whose way to talk it is.
         speakers: Who talks.
-        symbols: What is said, as in `text.SpokenText`.
+        spoken: What is said.
         texts: As written.
 
     Raises:
@@ -84,7 +84,7 @@ class TalkPack:
         )
         texts = {name: [decode_text(row) for reader in readers for row in reader.column(name)] for name in _TEXTS}
         self.ids, self.voices, self.speakers, self.texts = (texts[name] for name in _TEXTS)
-        self.symbols = [to_spoken(text).symbols for text in self.texts]
+        self.spoken = [to_spoken(text) for text in self.texts]
 
     def __len__(self) -> int:
         return len(self._places)

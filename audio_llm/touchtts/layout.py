@@ -1,29 +1,24 @@
 """How text and speech stand in a row for the language model: what is given, what is to come, and where in time it is.
 
-Every token has a place in time, in tokens of 40 ms: a phone where it should be said, a speech token where it is said.
-What belongs together is then near in time, whatever its number in the row: nobody has to find out what goes with what.
+Every token has a place in time, in tokens of 40 ms: a phone or a piece of a word where it should be said, a speech
+token where it is said. What belongs together is then near in time, whatever its number in the row: nobody has to find
+out what goes with what.
 Text tells how long it should take; in training time goes by a little faster or slower, so that speech need not.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence as Rows
 from enum import IntEnum
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from audio_llm.lm.token_lm import Sequence
 from audio_llm.lm.vocabulary import BOS, PAD, Vocabulary
-from audio_llm.touchtts.text import SYMBOLS
+from audio_llm.touchtts.script import Said, Script
 
-MARK, VOICE, SYMBOL, LETTER, SPEECH = "mark", "voice", "symbol", "letter", "speech"  # ranges of tokens
-LETTERS = " abcdefghijklmnopqrstuvwxyz'"
-LETTER_TOKENS = 1.7  # speech tokens that a letter takes, roughly
-_NUMBER_OF = {symbol: number for number, symbol in enumerate(SYMBOLS)}
-_LETTER_OF = {letter: number for number, letter in enumerate(LETTERS)}
+MARK, VOICE, SPEECH = "mark", "voice", "speech"  # ranges of tokens, beside those of a script
 
 
 class Mark(IntEnum):
@@ -42,35 +37,21 @@ class Segment(IntEnum):
     SPEECH = 1
 
 
-def symbol_numbers(symbols: Rows[str]) -> Tensor:
-    """Return the numbers (T,) int64 of symbols."""
-    return torch.tensor([_NUMBER_OF[symbol] for symbol in symbols], dtype=torch.int64)
-
-
-def letter_numbers(words: str) -> Tensor:
-    """Return the numbers (T,) int64 of the letters of normalised words, accents dropped; other signs are left out."""
-    plain = unicodedata.normalize("NFKD", words)
-    return torch.tensor([_LETTER_OF[letter] for letter in plain if letter in _LETTER_OF], dtype=torch.int64)
-
-
-def spell(numbers: Rows[int]) -> str:
-    """Return the words of letters."""
-    return " ".join("".join(LETTERS[number] for number in numbers).split())
-
-
-def text_row(symbols: Tensor, voice: int, durations: Tensor, vocabulary: Vocabulary) -> Sequence:
-    """Return what speech is made of, as a row (1, T): begin, task, voice, symbols, and the mark that speech begins.
+def text_row(text: Said, voice: int, durations: Tensor, script: Script, vocabulary: Vocabulary) -> Sequence:
+    """Return what speech is made of, as a row (1, T): begin, task, voice, text, and the mark that speech begins.
 
     Args:
-        symbols: (T,) int64.
+        text: What is to be said.
         voice: Its number.
-        durations: Of all symbols, (S,) float32 in tokens.
+        durations: Of all of the script's units, (U,) float32 in tokens.
+        script: Of the text.
         vocabulary: Of the language model.
     """
     marks = vocabulary.encode(MARK, torch.tensor([Mark.TTS, Mark.AUDIO]))
     who = vocabulary.encode(VOICE, torch.tensor([voice]))
-    ids = torch.cat([torch.tensor([BOS]), marks[:1], who, vocabulary.encode(SYMBOL, symbols), marks[1:]])
-    own = durations[symbols]
+    said = vocabulary.encode(script.spoken, text.numbers)
+    ids = torch.cat([torch.tensor([BOS]), marks[:1], who, said, marks[1:]])
+    own = text.durations(durations)
     places = own.cumsum(0) - 0.5 * own
     positions = torch.cat([torch.zeros(3), places, torch.zeros(1)])
     segments = torch.full_like(ids, Segment.TEXT)
@@ -94,11 +75,12 @@ def heard_row(tokens: Tensor, vocabulary: Vocabulary) -> Sequence:
     return Sequence(ids[None], segments[None], torch.cat([torch.zeros(2), times, torch.zeros(1)])[None])
 
 
-def letter_row(letters: Tensor, vocabulary: Vocabulary, first: int = 0) -> Sequence:
-    """Return letters (T,) int64 as a row (1, T); `first` is how many were before."""
-    positions = (torch.arange(len(letters)) + first + 0.5) * LETTER_TOKENS
-    segments = torch.full_like(letters, Segment.TEXT)
-    return Sequence(vocabulary.encode(LETTER, letters)[None], segments[None], positions[None])
+def written_row(numbers: Tensor, script: Script, vocabulary: Vocabulary) -> Sequence:
+    """Return what was written, (T,) int64 of the script's range, as a row (1, T)."""
+    own = script.time(numbers)
+    segments = torch.full_like(numbers, Segment.TEXT)
+    ids = vocabulary.encode(script.written, numbers)
+    return Sequence(ids[None], segments[None], (own.cumsum(0) - 0.5 * own)[None])
 
 
 def stack_rows(rows: Rows[Sequence], left: bool = False) -> Sequence:
@@ -116,21 +98,3 @@ def stack_rows(rows: Rows[Sequence], left: bool = False) -> Sequence:
 def moved(row: Sequence, device: torch.device) -> Sequence:
     """Return a row on a device."""
     return Sequence(*(part.to(device) for part in row))
-
-
-def fit_durations(symbols: Rows[Rows[str]], counts: np.ndarray) -> np.ndarray:
-    """Return how many tokens each of `SYMBOLS` takes on average, (S,) float64, from the lengths of whole utterances.
-
-    Args:
-        symbols: Of each utterance.
-        counts: (N,), tokens of each.
-    """
-    from scipy.optimize import nnls
-
-    table = np.zeros((len(symbols), len(SYMBOLS)))
-    for row, own in zip(table, symbols, strict=True):
-        np.add.at(row, [_NUMBER_OF[symbol] for symbol in own], 1.0)
-    usual = np.full(len(SYMBOLS), counts.sum() / max(1.0, table.sum()))
-    weight = np.sqrt(len(symbols) / 50.0 + 1.0)  # a pull to the mean, for symbols that are rare
-    found, _ = nnls(np.concatenate([table, weight * np.eye(len(SYMBOLS))]), np.concatenate([counts, weight * usual]))
-    return np.maximum(found, 0.2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from audio_llm import hub
 from audio_llm.codec.mel import log_mel
 from audio_llm.codec.vocoder import Vocoder, VocoderConfig, load_vocoder
 from audio_llm.errors import ConfigError, DataError, ModelFormatError
+from audio_llm.lm.causal import build_inside
 from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.touchtts.data import TalkPack
 from audio_llm.touchtts.flow import FlowConfig, FlowNetwork
@@ -63,7 +65,7 @@ def load_touchtts(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> T
             remedy = "get both again, or train it for this one"
             raise ModelFormatError(f"was trained with another {needed['name']!r}", path=loaded.path, remedy=remedy)
         vectors = speech_vectors(tokenizer)
-        lm = TalkLm(config_from_dict(TalkLmConfig, loaded.config["lm"], settings), vectors)
+        lm = _talk_lm(config_from_dict(TalkLmConfig, loaded.config["lm"], settings), vectors, loaded.path)
         flow = FlowNetwork(config_from_dict(FlowConfig, loaded.config["flow"], settings), vectors)
         vocoder = Vocoder(config_from_dict(VocoderConfig, loaded.config["vocoder"], settings))
         parts = {"lm": lm, "flow": flow, "vocoder": vocoder}
@@ -136,7 +138,7 @@ def save_touchtts(
     }
     config["tokenizer"] = {"name": tokenizer_name, "fingerprint": model.tokenizer.fingerprint}
     half = {name: value.half().contiguous() for name, value in tensors.items()}
-    hub.save_model(folder, config, half, TOUCHTTS, card, provenance)
+    hub.save_model(folder, config, half, TOUCHTTS, card, provenance, model.lm.assets())
 
 
 def _below(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -151,19 +153,28 @@ def load_talk_lm(name_or_dir: str | os.PathLike[str], tokenizer: S3Tokenizer, de
         ModelNotFoundError: It is not there.
         ModelFormatError: It is damaged, of another kind, or of another tokenizer.
     """
-    return _load(name_or_dir, TALK, TalkLmConfig, TalkLm, tokenizer, device)
+    return _load(name_or_dir, TALK, TalkLmConfig, _talk_lm, tokenizer, device)
 
 
 def load_flow(name_or_dir: str | os.PathLike[str], tokenizer: S3Tokenizer, device: str = "cpu") -> FlowNetwork:
     """Return the flow of a training in eval mode; raises as `load_talk_lm`."""
-    return _load(name_or_dir, FLOW, FlowConfig, FlowNetwork, tokenizer, device)
+    return _load(name_or_dir, FLOW, FlowConfig, _flow, tokenizer, device)
+
+
+def _talk_lm(config: TalkLmConfig, vectors: Tensor, folder: Path) -> TalkLm:
+    """Return a network whose weights are still to be loaded; what it was grown from lies in its folder."""
+    return TalkLm(config, vectors, build_inside(folder) if config.pieces else None)
+
+
+def _flow(config: FlowConfig, vectors: Tensor, folder: Path) -> FlowNetwork:
+    return FlowNetwork(config, vectors)
 
 
 def _load(
     name_or_dir: str | os.PathLike[str],
     kind: str,
     config_class: type[C],
-    network_class: Callable[[C, Tensor], N],
+    build: Callable[[C, Tensor, Path], N],
     tokenizer: S3Tokenizer,
     device: str,
 ) -> N:
@@ -177,7 +188,7 @@ def _load(
         remedy = "give the tokenizer that it was trained with"
         raise ModelFormatError("was trained with another tokenizer", path=loaded.path, remedy=remedy)
     try:
-        network = network_class(config, speech_vectors(tokenizer))
+        network = build(config, speech_vectors(tokenizer), loaded.path)
         network.load_state_dict(loaded.tensors)
     except (ConfigError, RuntimeError) as error:
         raise ModelFormatError(f"its weights do not fit its settings: {error}", path=loaded.path) from None

@@ -15,7 +15,7 @@ from audio_llm.asr.segment import segments
 from audio_llm.nbest import Hypothesis, NBest
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.touchtts.data import prepared
-from audio_llm.touchtts.layout import LETTER, letter_numbers, moved, spell
+from audio_llm.touchtts.layout import moved
 from audio_llm.touchtts.models import TouchModel, load_touchtts
 from audio_llm.touchtts.talk_lm import continuous, text_example
 
@@ -60,19 +60,19 @@ class TouchRecognizer:
         if speech is None:
             return [None for _ in texts]
         tokens, states = speech
-        scores: list[float | None] = []
+        lm, scores = self.model.lm, list[float | None]()
         for text in texts:
-            letters = letter_numbers(DEFAULT_NORMALIZER(text))
-            if not len(letters):
+            written = lm.script.to_write(DEFAULT_NORMALIZER(text))
+            if not len(written):
                 scores.append(None)
                 continue
-            row, targets = text_example(self.model.lm, tokens.cpu(), letters)
+            row, targets = text_example(lm, tokens.cpu(), written)
             features = None
             if states is not None:
                 row, features = continuous(moved(row, states.device), states)
-            device = self.model.lm.durations.device
+            device = lm.durations.device
             with torch.inference_mode():
-                found = self.model.lm(moved(row, device), targets.to(device), LETTER, features)
+                found = lm(moved(row, device), targets.to(device), lm.script.written, features)
             scores.append(-float(found.sum()))
         return scores
 
@@ -86,8 +86,8 @@ class TouchRecognizer:
         if speech is None:
             return []
         best: dict[str, float] = {}
-        for letters, score in self.model.lm.write(*speech, beam=max(_BEAM, nbest)):
-            text = spell(letters)
+        for written, score in self.model.lm.write(*speech, beam=max(_BEAM, nbest)):
+            text = DEFAULT_NORMALIZER(self.model.lm.script.read(written))
             if text:
                 best.setdefault(text, score)
         return list(best.items())[:nbest]

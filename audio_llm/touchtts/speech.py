@@ -266,11 +266,11 @@ class TouchTTS:
 
     def _tokens(self, sentence: SpokenText, who: Reference, seed: int, number: int) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed_of(seed, number))
-        for (token,) in self.model.lm.speak([sentence.symbols], who.talks, generator=generator):
+        for (token,) in self.model.lm.speak([sentence], who.talks, generator=generator):
             yield token
 
     def _is_cut(self, count: int, sentence: SpokenText, who: Reference) -> bool:
-        cut = count >= self.model.lm.most_tokens(sentence.symbols, who.talks)
+        cut = count >= self.model.lm.most_tokens(sentence, who.talks)
         if cut:
             logger.warning("cut off: %r", sentence.text[:60])
         return cut

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Rows
@@ -11,31 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from audio_llm.errors import ConfigError, UsageError
+from audio_llm.lm.causal import INSIDE, CausalLm
+from audio_llm.lm.grown_lm import GrownLm
 from audio_llm.lm.sampling import Sampling, draw_without_loops
 from audio_llm.lm.token_lm import Decoding, Sequence, TokenLm, TokenLmConfig
 from audio_llm.lm.vocabulary import EOS
 from audio_llm.touchtts.layout import (
-    LETTER,
-    LETTERS,
     MARK,
     SPEECH,
-    SYMBOL,
     VOICE,
     Mark,
     Segment,
     heard_row,
-    letter_row,
     moved,
     speech_row,
     stack_rows,
-    symbol_numbers,
     text_row,
+    written_row,
 )
-from audio_llm.touchtts.text import SYMBOLS
+from audio_llm.touchtts.script import PIECE, PhoneScript, PieceScript, Script
+from audio_llm.touchtts.text import SYMBOLS, SpokenText
 
 SAMPLING = Sampling(temperature=0.8, top_k=25, top_p=0.8)  # of speech tokens
 _SHORTEST_SHARE, _LONGEST_SHARE = 0.6, 1.5  # of the time that a text should take, at least and at most
-_LETTERS_PER_TOKEN = 1.2  # at most
 _END = 0  # what is drawn for the end; tokens count from 1
 
 
@@ -45,11 +44,13 @@ class TalkLmConfig:
 
     Attributes:
         voices: Names of the ways to talk that it has learned.
-        durations: Of each of `text.SYMBOLS`, in tokens.
+        durations: Of each unit of the text's script (`text.SYMBOLS`), in tokens.
         rates: How much longer each voice takes than that.
         speech: How many speech tokens there are.
         states: Width of what the tokenizer cuts tokens from.
-        lm: Size of the model; its ranges and segments are set here.
+        pieces: Vocabulary of the language model of text that this one is grown from, whose pieces of words it then
+            reads and writes; 0: it is grown from none, says phones and writes letters.
+        lm: Size of the model; its ranges and segments are set here. One that is grown has the size of the other model.
     """
 
     voices: tuple[str, ...] = ("reader",)
@@ -57,14 +58,18 @@ class TalkLmConfig:
     rates: tuple[float, ...] = (1.0,)
     speech: int = 1000
     states: int = 144
+    pieces: int = 0
     lm: TokenLmConfig = field(default_factory=lambda: TokenLmConfig(width=192, layers=5, heads=6, feed_forward=512))
 
     def __post_init__(self) -> None:
-        if len(self.voices) != len(self.rates) or len(self.durations) != len(SYMBOLS) or not self.voices:
-            remedy = f"give a rate for each voice and {len(SYMBOLS)} durations"
-            raise ConfigError(f"{len(self.voices)} voices, {len(self.rates)} rates", remedy=remedy)
-        sizes = {MARK: len(Mark), VOICE: len(self.voices), SYMBOL: len(SYMBOLS), LETTER: len(LETTERS)}
-        ranges = {**sizes, SPEECH: self.speech}
+        if len(self.voices) != len(self.rates) or not self.voices:
+            message = f"{len(self.voices)} voices, {len(self.rates)} rates"
+            raise ConfigError(message, remedy="give a rate for each voice, and a voice")
+        sizes = {MARK: len(Mark), VOICE: len(self.voices)}
+        if self.pieces:
+            ranges = {**sizes, SPEECH: self.speech, PIECE: self.pieces}
+        else:
+            ranges = {**sizes, **PhoneScript.ranges, SPEECH: self.speech}
         object.__setattr__(self, "lm", replace(self.lm, ranges=ranges, segments=len(Segment)))
 
 
@@ -74,16 +79,32 @@ class TalkLm(nn.Module):
     Args:
         config: Its size.
         vectors: What speech tokens stand for, (R, D) float32 (see `TokenLm`).
+        base: Language model of text that it is grown from, where its configuration has pieces.
+
+    Attributes:
+        script: How it takes and writes text.
+        base: As given; its weights are part of the model, its configuration and tokenizer are not.
+
+    Raises:
+        ConfigError: Durations or vocabulary do not fit the script.
     """
 
     durations: Tensor
 
-    def __init__(self, config: TalkLmConfig, vectors: Tensor | None = None) -> None:
+    def __init__(self, config: TalkLmConfig, vectors: Tensor | None = None, base: CausalLm | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.script: Script = script_of(base)
+        if len(config.durations) != self.script.units or config.pieces != self.script.ranges.get(PIECE, 0):
+            found = f"{len(config.durations)} durations, {config.pieces} pieces"
+            remedy = f"give {self.script.units} durations, and the language model that it is grown from"
+            raise ConfigError(found, remedy=remedy)
+        self.config, self.base = config, base
         vectors_of: Mapping[str, Tensor] = {} if vectors is None else {SPEECH: vectors}
-        self.lm = TokenLm(config.lm, vectors_of)
-        self.project = nn.Linear(config.states, config.lm.width)
+        if base is None:
+            self.lm = TokenLm(config.lm, vectors_of)
+        else:
+            self.lm = GrownLm(config.lm, base.network, vectors_of)
+        self.project = nn.Linear(config.states, self.lm.config.width)
         self.register_buffer("durations", torch.tensor(config.durations), persistent=False)
 
     def forward(self, sequence: Sequence, targets: Tensor, name: str, features: Tensor | None = None) -> Tensor:
@@ -100,6 +121,12 @@ class TalkLm(nn.Module):
         logits = self.lm.logits(hidden, name, [EOS]).float()
         return nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="none")
 
+    def assets(self) -> dict[str, str]:
+        """Return the text files that its model directory needs beside configuration and weights, by name."""
+        if self.base is None:
+            return {}
+        return {**self.base.files, INSIDE: json.dumps(self.base.config())}
+
     def _projected(self, features: Tensor) -> Tensor:
         """Return features as the model takes them; where there are none nothing is added, not even the bias."""
         return self.project(features) * (features.abs().sum(-1, keepdim=True) > 0)
@@ -110,19 +137,22 @@ class TalkLm(nn.Module):
             raise UsageError(f"no voice is named {name!r}", remedy=f"use one of {', '.join(self.config.voices)}")
         return self.config.voices.index(name)
 
-    def expected_tokens(self, symbols: Rows[str], voice: str) -> float:
-        """Return how many tokens a text should take."""
-        own = float(self.durations.cpu()[symbol_numbers(symbols)].sum())
-        return own * self.config.rates[self.voice(voice)]
+    def length(self, text: SpokenText) -> float:
+        """Return how long a text is, in tokens at the usual speed."""
+        return float(self.script.to_say(text).durations(self.durations.cpu()).sum())
 
-    def most_tokens(self, symbols: Rows[str], voice: str) -> int:
+    def expected_tokens(self, text: SpokenText, voice: str) -> float:
+        """Return how many tokens a text should take."""
+        return self.length(text) * self.config.rates[self.voice(voice)]
+
+    def most_tokens(self, text: SpokenText, voice: str) -> int:
         """Return how many tokens a text may take; speech that has not ended by then is cut off."""
-        return max(2, math.ceil(_LONGEST_SHARE * self.expected_tokens(symbols, voice)))
+        return max(2, math.ceil(_LONGEST_SHARE * self.expected_tokens(text, voice)))
 
     @torch.inference_mode()
     def speak(
         self,
-        texts: Rows[Rows[str]],
+        texts: Rows[SpokenText],
         voice: str,
         sampling: Sampling = SAMPLING,
         generator: torch.Generator | None = None,
@@ -132,7 +162,7 @@ class TalkLm(nn.Module):
         Texts said together do not influence each other, but draw from one source.
 
         Args:
-            texts: Symbols of each, as in `text.SpokenText`.
+            texts: What is to be said.
             voice: Whose way to talk.
             sampling: How to draw.
             generator: Source of the draws.
@@ -141,9 +171,10 @@ class TalkLm(nn.Module):
             UsageError: There is no such voice.
         """
         number, device, durations = self.voice(voice), self.durations.device, self.durations.cpu()
-        rows = [text_row(symbol_numbers(text), number, durations, self.lm.vocabulary) for text in texts]
+        said = [self.script.to_say(text) for text in texts]
+        rows = [text_row(text, number, durations, self.script, self.lm.vocabulary) for text in said]
         wanted = torch.tensor([self.expected_tokens(text, voice) for text in texts], device=device)
-        length = torch.stack([durations[symbol_numbers(text)].sum() for text in texts]).to(device)
+        length = torch.tensor([self.length(text) for text in texts], device=device)
         most = torch.tensor([self.most_tokens(text, voice) for text in texts], device=device)
 
         def place(step: int) -> Tensor:
@@ -154,7 +185,7 @@ class TalkLm(nn.Module):
 
     @torch.inference_mode()
     def write(self, tokens: Tensor, states: Tensor | None = None, beam: int = 4) -> list[tuple[list[int], float]]:
-        """Return what was said in some speech: letters and their log-probability, the likeliest first.
+        """Return what was said in some speech: tokens of the script and their log-probability, the likeliest first.
 
         Args:
             tokens: (T,) int64.
@@ -167,20 +198,28 @@ class TalkLm(nn.Module):
         if states is not None:
             row, features = continuous(row, states.to(device))
             features = self._projected(features)
-        longest = int(len(tokens) * _LETTERS_PER_TOKEN) + 2
+        table = self.lm.table(self.script.written, [EOS])
 
-        def follow(last: Tensor, step: int) -> Sequence:
-            rows = [letter_row(last[n : n + 1], self.lm.vocabulary, step) for n in range(len(last))]
-            return moved(stack_rows(rows), device)
+        def follow(texts: Rows[list[int]]) -> Sequence:
+            rows = [written_row(torch.tensor(text), self.script, self.lm.vocabulary) for text in texts]
+            last = [Sequence(*(part[:, -1:] for part in row)) for row in rows]
+            return moved(stack_rows(last), device)
 
-        return _written(Decoding(self.lm, row, features), self.lm.table(LETTER, [EOS]), follow, longest, beam)
+        return _written(Decoding(self.lm, row, features), table, follow, self.script.longest(len(tokens)), beam)
 
-    def score_speech(self, symbols: Rows[str], voice: str, tokens: Tensor) -> float:
+    def score_speech(self, text: SpokenText, voice: str, tokens: Tensor) -> float:
         """Return the log-probability in nats of speech tokens (T,) int64 and their end, given a text."""
-        sequence, targets = speech_example(self, symbols, voice, tokens)
+        sequence, targets = speech_example(self, text, voice, tokens)
         device = self.durations.device
         with torch.inference_mode():
             return -float(self(moved(sequence, device), targets.to(device), SPEECH).sum())
+
+
+def script_of(base: CausalLm | None) -> Script:
+    """Return how a model takes and writes text that is grown from another one, or from none."""
+    if base is None:
+        return PhoneScript()
+    return PieceScript(base.tokenizer, base.network.get_input_embeddings().num_embeddings)
 
 
 def _said(
@@ -221,20 +260,20 @@ def _said(
 
 
 def _written(
-    run: Decoding, table: Tensor, follow: Callable[[Tensor, int], Sequence], longest: int, beam: int
+    run: Decoding, table: Tensor, follow: Callable[[Rows[list[int]]], Sequence], longest: int, beam: int
 ) -> list[tuple[list[int], float]]:
     """Return texts by beam search with their log-probabilities, the likeliest for its length first.
 
     Args:
         run: What was heard, one row.
         table: Vectors of the end and of what is written.
-        follow: What was written last (B,), and how much was before, to rows (B, 1).
+        follow: Texts so far, B of them, to the last token of each as rows (B, 1).
         longest: Text, in what it is written in.
         beam: How many texts are followed.
     """
     beams: list[tuple[list[int], float]] = [([], 0.0)]
     done: list[tuple[list[int], float]] = []
-    for step in range(longest):
+    for _ in range(longest):
         log_probs = (run.hidden @ table.T).float().log_softmax(-1)
         totals = log_probs.cpu() + torch.tensor([score for _, score in beams])[:, None]
         best = totals.flatten().topk(min(2 * beam, totals.numel()))
@@ -251,35 +290,36 @@ def _written(
             break
         run.keep(torch.tensor([source for *_, source in following], device=run.hidden.device))
         beams = [(letters, score) for letters, score, _ in following]
-        run.feed(follow(torch.tensor([letters[-1] for letters, _ in beams]), step))
+        run.feed(follow([letters for letters, _ in beams]))
     return _ranked(done or beams)
 
 
 def speech_example(
-    lm: TalkLm, symbols: Rows[str], voice: str, tokens: Tensor, past: Tensor | None = None, stretch: float = 1.0
+    lm: TalkLm, text: SpokenText, voice: str, tokens: Tensor, past: Tensor | None = None, stretch: float = 1.0
 ) -> tuple[Sequence, Tensor]:
     """Return a row (1, N) of a text and its speech, and its targets.
 
     Args:
         lm: The model.
-        symbols: Of the text.
+        text: What is said.
         voice: Whose way to talk.
         tokens: (T,) int64 of the speech.
         past: What is told of the speech, where that is not the truth.
         stretch: How much faster than truly time goes by.
     """
     vocabulary, durations = lm.lm.vocabulary, lm.durations.cpu()
-    numbers = symbol_numbers(symbols)
-    text = text_row(numbers, lm.voice(voice), durations, vocabulary)
-    times = (torch.arange(len(tokens)) + 0.5) * (float(durations[numbers].sum()) / len(tokens) * stretch)
+    said = lm.script.to_say(text)
+    given = text_row(said, lm.voice(voice), durations, lm.script, vocabulary)
+    length = float(said.durations(durations).sum())
+    times = (torch.arange(len(tokens)) + 0.5) * (length / len(tokens) * stretch)
     speech = speech_row(tokens if past is None else past, times, vocabulary)
-    return _with_targets(text, speech, tokens)
+    return _with_targets(given, speech, tokens)
 
 
-def text_example(lm: TalkLm, tokens: Tensor, letters: Tensor) -> tuple[Sequence, Tensor]:
-    """Return a row (1, N) of speech tokens (T,) and what is said in them, letters (L,), and its targets."""
+def text_example(lm: TalkLm, tokens: Tensor, written: Tensor) -> tuple[Sequence, Tensor]:
+    """Return a row (1, N) of speech tokens (T,) and what is said in them, (L,) of the script, and its targets."""
     vocabulary = lm.lm.vocabulary
-    return _with_targets(heard_row(tokens, vocabulary), letter_row(letters, vocabulary), letters)
+    return _with_targets(heard_row(tokens, vocabulary), written_row(written, lm.script, vocabulary), written)
 
 
 def continuous(row: Sequence, states: Tensor, first: int = 2) -> tuple[Sequence, Tensor]:

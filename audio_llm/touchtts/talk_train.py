@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from audio_llm import hub
-from audio_llm.errors import ConfigError, DataError, ModelFormatError
+from audio_llm.errors import ConfigError, DataError, ModelFormatError, UsageError
+from audio_llm.lm.causal import load_causal_lm
 from audio_llm.lm.token_lm import Sequence
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.touchtts.data import TalkPack
-from audio_llm.touchtts.layout import LETTER, SPEECH, fit_durations, letter_numbers, stack_rows, symbol_numbers
+from audio_llm.touchtts.layout import SPEECH, stack_rows
 from audio_llm.touchtts.models import TALK, load_talk_lm, speech_vectors
-from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig, continuous, speech_example, text_example
+from audio_llm.touchtts.script import PIECE, Script, fit_durations
+from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig, continuous, script_of, speech_example, text_example
 from audio_llm.training.buckets import batches_by_length
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
@@ -70,13 +72,13 @@ class _Batch(NamedTuple):
         sequence: (B, N) each.
         targets: (B, N) int64.
         features: (B, N, states) float32; (B, N, 0) where tokens say everything.
-        says: Whether speech is to be said, not text.
+        name: Range of what is to come.
     """
 
     sequence: Sequence
     targets: Tensor
     features: Tensor
-    says: bool
+    name: str
 
 
 def train_talk_lm(
@@ -92,6 +94,7 @@ def train_talk_lm(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
+    llm: str | Path | None = None,
 ) -> TrainingResult:
     """Train the language model; `output/best` becomes a model directory with the lowest loss.
 
@@ -107,17 +110,23 @@ def train_talk_lm(
         device: `auto`, `cpu` or `cuda`.
         provenance: What made the model, for its directory.
         start_from: A model to start from; its settings count, not the configuration's.
+        llm: Folder of a language model of text to grow (see `GrownLm`), as transformers has it: it learns to say and to
+            write the pieces of words that it knows. Not with `start_from`.
 
     Raises:
+        UsageError: Two models are named to start from.
+        ModelNotFoundError: There is no such language model.
         DataError: A pack is missing, or its tokens are another tokenizer's.
-        ModelFormatError: The model to start from was trained with another tokenizer.
+        ModelFormatError: The model to start from was trained with another tokenizer, or cannot be grown.
     """
-    data, held_out = (_Talks(TalkPack(*folders), tokenizer, config) for folders in (packs, tuning))
+    if llm is not None and start_from is not None:
+        raise UsageError("two models to start from are named", remedy="grow one, or go on with one that was grown")
+    known = None if start_from is None else load_talk_lm(start_from, tokenizer).train()
+    base = None if llm is None else load_causal_lm(Path(llm))
+    script = script_of(base) if known is None else known.script
+    data, held_out = (_Talks(TalkPack(*folders), tokenizer, config, script) for folders in (packs, tuning))
     torch.manual_seed(config.training.seed)
-    if start_from is None:
-        lm = TalkLm(fitted(config.model, data.pack, tokenizer), speech_vectors(tokenizer))
-    else:
-        lm = load_talk_lm(start_from, tokenizer).train()
+    lm = known or TalkLm(fitted(config.model, data.pack, tokenizer, script), speech_vectors(tokenizer), base)
     unknown = set(data.pack.voices) - set(lm.config.voices)
     if unknown:
         remedy = "train a new model, or leave these talks out"
@@ -138,7 +147,7 @@ def train_talk_lm(
             "network": asdict(module.config),
             "tokenizer": {"name": tokenizer_name, "fingerprint": tokenizer.fingerprint},
         }
-        hub.save_model(folder, settings, module.state_dict(), TALK, CARD, made_by)
+        hub.save_model(folder, settings, module.state_dict(), TALK, CARD, made_by, module.assets())
 
     return train(
         lm,
@@ -156,34 +165,40 @@ def train_talk_lm(
     )
 
 
-def fitted(config: TalkLmConfig, pack: TalkPack, tokenizer: S3Tokenizer) -> TalkLmConfig:
+def fitted(config: TalkLmConfig, pack: TalkPack, tokenizer: S3Tokenizer, script: Script) -> TalkLmConfig:
     """Return a configuration with the voices of a pack, and how long its texts take."""
     chosen = np.random.default_rng(0).permutation(len(pack))[:_FITTED]
-    symbols, counts = [pack.symbols[row] for row in chosen], pack.counts[chosen].astype(np.float64)
-    durations = fit_durations(symbols, counts)
-    expected = np.array([durations[symbol_numbers(own).numpy()].sum() for own in pack.symbols])
+    units = np.stack([script.to_say(text).counts(script.units) for text in pack.spoken])
+    durations = fit_durations(units[chosen], pack.counts[chosen].astype(np.float64))
+    expected = units @ durations
     voices = tuple(sorted(set(pack.voices)))
     own = np.array(pack.voices)
     rates = tuple(float(pack.counts[own == name].sum() / expected[own == name].sum()) for name in voices)
     width = tokenizer.network.config.width
     return replace(
-        config, voices=voices, durations=tuple(durations.tolist()), rates=rates, speech=tokenizer.size, states=width
+        config,
+        voices=voices,
+        durations=tuple(durations.tolist()),
+        rates=rates,
+        speech=tokenizer.size,
+        states=width,
+        pieces=script.ranges.get(PIECE, 0),
     )
 
 
 class _Talks:
     """Talks of a pack, as batches."""
 
-    def __init__(self, pack: TalkPack, tokenizer: S3Tokenizer, config: TalkTrainingConfig) -> None:
+    def __init__(self, pack: TalkPack, tokenizer: S3Tokenizer, config: TalkTrainingConfig, script: Script) -> None:
         if pack.tokenizer != tokenizer.fingerprint:
             raise DataError("the talks were packed with another tokenizer", remedy="pack them with this one")
         self.pack, self.seed = pack, config.training.seed
-        self.letters = [letter_numbers(DEFAULT_NORMALIZER(text)) for text in pack.texts]
-        written = np.array([len(letters) > 0 for letters in self.letters])
-        self.recorded = np.flatnonzero((pack.samples > 0) & written)
+        self.written = [script.to_write(DEFAULT_NORMALIZER(text)) for text in pack.texts]
+        has_words = np.array([len(written) > 0 for written in self.written])
+        self.recorded = np.flatnonzero((pack.samples > 0) & has_words)
         self.said = np.repeat(np.arange(len(pack)), [config.repeats.get(voice, 1) for voice in pack.voices])
-        self.said_places = pack.counts + np.array([len(symbols) + 6 for symbols in pack.symbols])
-        self.written_places = pack.counts + np.array([len(letters) + 5 for letters in self.letters])
+        self.said_places = pack.counts + np.array([len(script.to_say(text).numbers) + 6 for text in pack.spoken])
+        self.written_places = pack.counts + np.array([len(written) + 5 for written in self.written])
 
     def batches(self, epoch: int, config: TalkTrainingConfig) -> list[tuple[str, list[tuple[int, int]]]]:
         """Return the batches of an epoch: a task, and (talk, seed) each."""
@@ -208,7 +223,7 @@ class _Talks:
         if task == "listen":
             states = [torch.from_numpy(self.pack.states(row)).float() for row, _ in chosen]
             sequence, features = continuous(sequence, nn.utils.rnn.pad_sequence(states, batch_first=True))
-        return _Batch(sequence, targets, features, task == "say")
+        return _Batch(sequence, targets, features, SPEECH if task == "say" else lm.script.written)
 
     def for_validation(self, lm: TalkLm, config: TalkTrainingConfig, voices: set[str]) -> dict[str, list[_Batch]]:
         """Return batches that are always the same: of each task, and of text that belongs to other speech."""
@@ -227,10 +242,10 @@ class _Talks:
     ) -> tuple[Sequence, Tensor]:
         tokens = torch.from_numpy(self.pack.tokens(row).astype(np.int64))
         if task != "say":
-            return text_example(lm, tokens, self.letters[row])
+            return text_example(lm, tokens, self.written[row])
         past = _partly_wrong(tokens, config.most_wrong_past * rng.random(), rng)
         stretch = float(np.exp(rng.normal(0.0, config.stretch))) if config.stretch else 1.0
-        return speech_example(lm, self.pack.symbols[row], self.pack.voices[row], tokens, past, stretch)
+        return speech_example(lm, self.pack.spoken[row], self.pack.voices[row], tokens, past, stretch)
 
 
 def _partly_wrong(tokens: Tensor, share: float, rng: np.random.Generator) -> Tensor:
@@ -250,7 +265,7 @@ def _loss(module: nn.Module, batch: _Batch) -> Tensor:
 
 def _entropies(module: nn.Module, batch: _Batch) -> Tensor:
     features = batch.features if batch.features.shape[2] else None
-    found: Tensor = module(batch.sequence, batch.targets, SPEECH if batch.says else LETTER, features)
+    found: Tensor = module(batch.sequence, batch.targets, batch.name, features)
     return found
 
 

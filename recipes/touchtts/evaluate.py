@@ -25,7 +25,6 @@ from audio_llm.metrics import character_error_rate
 from audio_llm.sound_metrics import dnsmos
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.touchtts.data import TalkPack
-from audio_llm.touchtts.layout import spell
 from audio_llm.touchtts.speech import CHUNK, TouchTTS
 from audio_llm.tts import synthesize
 
@@ -152,7 +151,7 @@ def text_matters(speech: TouchTTS, pack: TalkPack, voice: str, count: int) -> It
     lm, found = speech.model.lm, []
     for number, sentence in enumerate(heard):
         tokens = torch.from_numpy(pack.tokens(sentence.row).astype(np.int64))
-        texts = [pack.symbols[heard[place % len(heard)].row] for place in (number, number + 1)]
+        texts = [pack.spoken[heard[place % len(heard)].row] for place in (number, number + 1)]
         found.append([lm.score_speech(text, voice, tokens) / (len(tokens) + 1) for text in texts])
     true, other = np.array(found).T
     yield f"nats per token: true text {-true.mean():.3f}, another text {-other.mean():.3f}"
@@ -173,7 +172,7 @@ def transcription(speech: TouchTTS, pack: TalkPack, count: int) -> Iterator[str]
             states = torch.from_numpy(pack.states(row)).float()
             for is_continuous in texts:
                 written = speech.model.lm.write(tokens, states if is_continuous else None)
-                texts[is_continuous].append(spell(written[0][0]))
+                texts[is_continuous].append(DEFAULT_NORMALIZER(speech.model.lm.script.read(written[0][0])))
         rates = [character_error_rate(words, texts[name]) for name in (False, True)]
         yield f"| {voice} | {len(rows)} | {100 * rates[0]:.1f} % | {100 * rates[1]:.1f} % |"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,31 +50,6 @@ def tokenizer(small_folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(small_folder)
-
-
-@pytest.fixture(scope="session")
-def make_llm() -> Callable[..., Any]:
-    """Kind, size, seed -> a random causal language model in eval mode."""
-    import torch
-    import transformers as hf
-
-    def make(kind: str = "llama", vocabulary: int = 64, layers: int = 3, seed: int = 0, **changes: Any) -> Any:
-        common = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4}
-        llama = {**common, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 512}
-        gpt2 = {"vocab_size": vocabulary, "n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 512}
-        config, network, values = {
-            "llama": (hf.LlamaConfig, hf.LlamaForCausalLM, llama),
-            "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM, llama),
-            "qwen3": (hf.Qwen3Config, hf.Qwen3ForCausalLM, {**llama, "head_dim": 8}),
-            "mistral": (hf.MistralConfig, hf.MistralForCausalLM, llama),
-            "gpt2": (hf.GPT2Config, hf.GPT2LMHeadModel, gpt2),
-            "falcon": (hf.FalconConfig, hf.FalconForCausalLM, common),
-        }[kind]
-        special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-        torch.manual_seed(seed)
-        return network(config(**{**values, **special, **changes})).eval()
-
-    return make
 
 
 @pytest.fixture(scope="session")

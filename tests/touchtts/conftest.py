@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from audio_llm import hub
 from audio_llm.codec.vocoder import Vocoder, VocoderConfig
+from audio_llm.lm.causal import CausalLm, load_causal_lm
 from audio_llm.lm.token_lm import TokenLmConfig
 from audio_llm.quantizers import fsq
 from audio_llm.simulation.speech_pack import SpeechPack
@@ -21,7 +23,8 @@ from audio_llm.tokenizer.s3_model import S3Config, S3Network, log_mel
 from audio_llm.touchtts.data import Talk, pack_talks
 from audio_llm.touchtts.flow import FlowConfig, FlowNetwork
 from audio_llm.touchtts.models import TouchModel, save_touchtts, speech_vectors
-from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig
+from audio_llm.touchtts.script import PIECE
+from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig, script_of
 from audio_llm.touchtts.text import SYMBOLS
 
 torch.set_num_threads(1)
@@ -53,13 +56,36 @@ def tokenizer(home: Path) -> S3Tokenizer:
     return S3Tokenizer.load(home / "s3-tiny")
 
 
+@pytest.fixture(scope="session")
+def llm_folder(make_llm_folder: Callable[..., tuple[Path, Any]]) -> Path:
+    """Return a transformers folder of a language model of text with random weights."""
+    return make_llm_folder("qwen2")[0]
+
+
+@pytest.fixture
+def base(llm_folder: Path) -> CausalLm:
+    """Return that language model."""
+    return load_causal_lm(llm_folder)
+
+
 @pytest.fixture
 def talk_lm(tokenizer: S3Tokenizer) -> TalkLm:
     """Return a language model with random weights that all matter."""
     torch.manual_seed(1)
     durations = tuple(1.0 + 0.1 * (number % 7) for number in range(len(SYMBOLS)))
-    config = TalkLmConfig(("reader", "robot"), durations, (1.0, 1.3), tokenizer.size, S3.width, LM)
+    config = TalkLmConfig(("reader", "robot"), durations, (1.0, 1.3), tokenizer.size, S3.width, lm=LM)
     return _loud(TalkLm(config, speech_vectors(tokenizer)), 0.3)
+
+
+@pytest.fixture
+def grown_lm(tokenizer: S3Tokenizer, base: CausalLm) -> TalkLm:
+    """Return a language model that was grown from one of text, with random weights that all matter."""
+    torch.manual_seed(4)
+    script = script_of(base)
+    durations = tuple(1.0 + 0.1 * (number % 7) for number in range(script.units))
+    pieces = script.ranges[PIECE]
+    config = TalkLmConfig(("reader", "robot"), durations, (1.0, 1.3), tokenizer.size, S3.width, pieces, LM)
+    return _loud(TalkLm(config, speech_vectors(tokenizer), base), 0.3)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from audio_llm.codec.mel import SAMPLE_RATE
 from audio_llm.errors import AudioFileError, AudioLLMError, UsageError
 from audio_llm.touchtts.models import TouchModel
 from audio_llm.touchtts.speech import PAUSE_S, Chunk, Speech, TouchTTS
-from audio_llm.touchtts.text import UnspeakableError
+from audio_llm.touchtts.text import UnspeakableError, to_spoken
 
 torch.set_num_threads(1)
 TEXT = "Hello there, my friend. How are you? I am well."
@@ -103,7 +103,7 @@ def test_the_model_itself_streams_what_it_speaks(tts: TouchTTS) -> None:
     assert [sentence.text for sentence in spoken.sentences] == ["Hello there, my friend.", "How are you?", "I am well."]
     for sentence, tokens in zip(spoken.sentences, spoken.tokens, strict=True):
         assert 0 <= min(tokens) <= max(tokens) < 80
-        assert len(tokens) <= tts.model.lm.most_tokens(sentence.symbols, "reader")
+        assert len(tokens) <= tts.model.lm.most_tokens(sentence, "reader")
 
 
 def test_without_chunks_a_sentence_is_a_piece(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_starts_add_up_and_pauses_lie_between(
 def test_speech_that_was_cut_off_is_marked(
     tts: TouchTTS, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    most = tts.model.lm.most_tokens(("HH", "AW", "_", "AA", "R", "_", "Y", "UW", "?"), "reader")
+    most = tts.model.lm.most_tokens(to_spoken("How are you?"), "reader")
     told(tts, monkeypatch, 3, most, 3)
     with caplog.at_level(logging.WARNING, "audio_llm"):
         spoken = tts.speak(TEXT)
@@ -182,7 +182,7 @@ def test_a_model_that_never_ends_is_cut_off(tts: TouchTTS, monkeypatch: pytest.M
     )
     spoken = tts.speak("Go home.", speed=2.0)
     assert spoken.truncated == (0,)
-    assert len(spoken.tokens[0]) == tts.model.lm.most_tokens(spoken.sentences[0].symbols, "reader")
+    assert len(spoken.tokens[0]) == tts.model.lm.most_tokens(spoken.sentences[0], "reader")
     assert [chunk.truncated for chunk in tts.stream("Go home.", speed=2.0)][-1]
 
 

@@ -14,23 +14,28 @@ from audio_llm.errors import ConfigError, UsageError
 from audio_llm.lm.sampling import GREEDY, Sampling, draw
 from audio_llm.lm.vocabulary import EOS
 from audio_llm.touchtts import talk_lm as module
-from audio_llm.touchtts.layout import LETTER, LETTERS, SPEECH, heard_row, stack_rows, symbol_numbers
+from audio_llm.touchtts.layout import SPEECH, heard_row, stack_rows
+from audio_llm.touchtts.script import LETTER, LETTERS
 from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig, continuous, speech_example, text_example
-from audio_llm.touchtts.text import SYMBOLS
+from audio_llm.touchtts.text import SYMBOLS, SpokenText
 
 torch.set_num_threads(1)
-HELLO = ("HH", "AH", "L", "OW", "_", "Y", "UW", ".")
-SHORT = ("OW", ".")
-LONG = (*HELLO[:-1], ",", *HELLO)
+
+
+def spoken(*symbols: str) -> SpokenText:
+    return SpokenText("", symbols, ())
+
+
+HELLO = spoken("HH", "AH", "L", "OW", "_", "Y", "UW", ".")
+SHORT = spoken("OW", ".")
+LONG = spoken(*HELLO.symbols[:-1], ",", *HELLO.symbols)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def says(
-    lm: TalkLm, *texts: tuple[str, ...], voice: str = "reader", seed: int = 0, **more: Sampling
-) -> list[list[int]]:
+def says(lm: TalkLm, *texts: SpokenText, voice: str = "reader", seed: int = 0, **more: Sampling) -> list[list[int]]:
     """Return the tokens of each text."""
     steps = list(lm.speak(texts, voice, generator=seeded(seed), **more))
     return [[step[row] for step in steps if step[row] >= 0] for row in range(len(texts))]
@@ -71,7 +76,7 @@ def test_only_speech_tokens_are_said_and_speech_ends(talk_lm: TalkLm, seed: int)
 
 
 def test_texts_of_a_batch_have_no_influence_on_each_other(talk_lm: TalkLm, plainly: None) -> None:
-    texts = (HELLO, SHORT, LONG, ("AA",))
+    texts = (HELLO, SHORT, LONG, spoken("AA"))
     together = says(talk_lm, *texts, sampling=GREEDY)
     assert [len(own) > 0 for own in together] == [True] * 4
     for text, own in zip(texts, together, strict=True):
@@ -85,7 +90,7 @@ def test_what_is_said_is_likeliest_for_the_row_that_training_has(talk_lm: TalkLm
     said = torch.tensor(says(talk_lm, LONG, sampling=GREEDY)[0])
     assert len(said) > 8
     row, targets = speech_example(talk_lm, LONG, "reader", said)
-    length = float(talk_lm.durations[symbol_numbers(LONG)].sum())
+    length = talk_lm.length(LONG)
     places = row.positions.clone()
     start = row.ids.shape[1] - len(said)
     places[0, start:] = torch.arange(len(said)) + 0.5  # speed 1: a token is a token long
@@ -108,7 +113,7 @@ def test_the_same_seed_says_the_same(talk_lm: TalkLm) -> None:
 
 def test_voice_and_text_change_how_long_it_takes(talk_lm: TalkLm, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = talk_lm.expected_tokens(HELLO, "reader")
-    assert usual == pytest.approx(float(talk_lm.durations[symbol_numbers(HELLO)].sum()))
+    assert usual == pytest.approx(talk_lm.length(HELLO))
     assert talk_lm.expected_tokens(HELLO, "robot") == pytest.approx(1.3 * usual)
     assert talk_lm.most_tokens(HELLO, "reader") == math.ceil(1.5 * usual)
     ends_with(monkeypatch, talk_lm, 30.0)  # as soon as it may
@@ -139,10 +144,12 @@ def test_an_unknown_voice_is_refused(talk_lm: TalkLm) -> None:
         next(talk_lm.speak([HELLO], "nobody"))
 
 
-@pytest.mark.parametrize("wrong", [{"rates": (1.0,)}, {"durations": (1.0,)}, {"voices": (), "rates": ()}])
+@pytest.mark.parametrize(
+    "wrong", [{"rates": (1.0,)}, {"durations": (1.0,)}, {"voices": (), "rates": ()}, {"pieces": 300}]
+)
 def test_settings_that_do_not_go_together_are_refused(talk_lm: TalkLm, wrong: dict[str, tuple]) -> None:
-    with pytest.raises(ConfigError, match="durations"):
-        replace(talk_lm.config, **wrong)
+    with pytest.raises(ConfigError, match=r"give a rate for each voice|give \d+ durations"):
+        TalkLm(replace(talk_lm.config, **wrong))
 
 
 def test_what_is_told_of_the_past_is_not_what_is_to_be_said(talk_lm: TalkLm) -> None:
@@ -156,7 +163,7 @@ def test_what_is_told_of_the_past_is_not_what_is_to_be_said(talk_lm: TalkLm) -> 
     fast, _ = speech_example(talk_lm, HELLO, "robot", tokens, stretch=2.0)
     torch.testing.assert_close(fast.positions[0, -10:], 2.0 * row.positions[0, -10:])
     # without a stretch, speech and text end together
-    length = float(talk_lm.durations[symbol_numbers(HELLO)].sum())
+    length = talk_lm.length(HELLO)
     assert float(row.positions[0, -1]) == pytest.approx(length * 9.5 / 10)
 
 
@@ -350,7 +357,7 @@ def test_the_score_of_speech_is_the_sum_over_its_tokens_and_its_end(talk_lm: Tal
 def test_a_model_that_has_learned_prefers_the_true_text(talk_lm: TalkLm) -> None:
     pairs = [
         (HELLO, torch.tensor([1, 2, 3, 4, 5, 6, 7, 8] * 2)),
-        (LONG[4:], torch.tensor([40, 50, 60, 70, 30, 20, 10] * 2)),
+        (spoken(*LONG.symbols[4:]), torch.tensor([40, 50, 60, 70, 30, 20, 10] * 2)),
     ]
     optimizer = torch.optim.Adam(talk_lm.parameters(), 1e-2)
     for _ in range(60):
@@ -368,6 +375,6 @@ def test_a_model_that_has_learned_prefers_the_true_text(talk_lm: TalkLm) -> None
 def test_sizes_follow_from_what_there_is(talk_lm: TalkLm) -> None:
     assert talk_lm.config.lm.ranges == {"mark": 4, "voice": 2, "symbol": len(SYMBOLS), "letter": 28, "speech": 80}
     again = TalkLmConfig(
-        talk_lm.config.voices, talk_lm.config.durations, talk_lm.config.rates, 80, 16, talk_lm.config.lm
+        talk_lm.config.voices, talk_lm.config.durations, talk_lm.config.rates, 80, 16, lm=talk_lm.config.lm
     )
     assert again == talk_lm.config

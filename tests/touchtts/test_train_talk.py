@@ -16,14 +16,15 @@ from audio_llm.errors import DataError, ModelFormatError, UsageError
 from audio_llm.lm.token_lm import TokenLmConfig
 from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.touchtts.data import Talk, TalkPack, pack_talks
-from audio_llm.touchtts.layout import spell
 from audio_llm.touchtts.models import load_talk_lm, speech_vectors
+from audio_llm.touchtts.script import PhoneScript
 from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig
 from audio_llm.touchtts.talk_train import TalkTrainingConfig, _Talks, fitted, train_talk_lm
 from audio_llm.touchtts.text import to_spoken
 from audio_llm.training.loop import TrainingConfig
 
 torch.set_num_threads(1)
+SCRIPT = PhoneScript()
 MODEL = TalkLmConfig(lm=TokenLmConfig(width=16, layers=1, heads=2, feed_forward=32, dropout=0.0))
 
 
@@ -55,9 +56,9 @@ def test_training_lowers_the_loss_and_leaves_a_model(talks: Path, tokenizer: S3T
     assert about.provenance["made"] == "here"
     assert about.provenance["training"]["batch_places"] == 300
     assert about.config["tokenizer"] == {"name": "s3-tiny", "fingerprint": tokenizer.fingerprint}
-    symbols = to_spoken("the dog ran").symbols
-    steps = list(lm.speak([symbols], "reader", generator=torch.Generator().manual_seed(0)))
-    assert 0 < len(steps) <= lm.most_tokens(symbols, "reader")
+    text = to_spoken("the dog ran")
+    steps = list(lm.speak([text], "reader", generator=torch.Generator().manual_seed(0)))
+    assert 0 < len(steps) <= lm.most_tokens(text, "reader")
 
 
 def test_a_stop_and_a_resume_end_where_one_run_does(
@@ -137,15 +138,15 @@ def test_the_held_out_talks_decide(talks: Path, tuning: Path, tokenizer: S3Token
 def test_validation_batches_are_exact_and_always_the_same(talks: Path, tokenizer: S3Tokenizer) -> None:
     config, pack = settings(1, validation=99), TalkPack(talks)
     torch.manual_seed(0)
-    lm = TalkLm(fitted(MODEL, pack, tokenizer), speech_vectors(tokenizer)).eval()
-    data = _Talks(pack, tokenizer, config)
+    lm = TalkLm(fitted(MODEL, pack, tokenizer, SCRIPT), speech_vectors(tokenizer)).eval()
+    data = _Talks(pack, tokenizer, config, SCRIPT)
     one, other = (data.for_validation(lm, config, {"reader"}) for _ in range(2))
     for task in ("say", "write", "listen"):
         assert sum(len(batch.targets) for batch in one[task]) == 10  # without the robot
         for batch, same in zip(one[task], other[task], strict=True):
             assert torch.equal(batch.sequence.ids, same.sequence.ids)
             assert torch.equal(batch.sequence.positions, same.sequence.positions)
-    heard = {spell((row[row > 0] - 1).tolist()) for batch in one["write"] for row in batch.targets}
+    heard = {SCRIPT.read((row[row > 0] - 1).tolist()) for batch in one["write"] for row in batch.targets}
     assert heard == set(pack.texts[:5])
     span = lm.lm.vocabulary.span("speech")
     told = [set(row[(row >= span.start)].tolist()) for batch in one["listen"] for row in batch.sequence.ids]
@@ -154,7 +155,7 @@ def test_validation_batches_are_exact_and_always_the_same(talks: Path, tokenizer
 
 def test_batches_hold_what_is_asked_for(talks: Path, tokenizer: S3Tokenizer) -> None:
     config = settings(1, repeats={"robot": 3}, asr_share=0.5, continuous_share=0.5, batch_places=200)
-    data = _Talks(TalkPack(talks), tokenizer, config)
+    data = _Talks(TalkPack(talks), tokenizer, config, SCRIPT)
     batches = [batch for epoch in range(20) for batch in data.batches(epoch, config)]
     assert data.batches(3, config) == data.batches(3, config)
     assert data.batches(3, config) != data.batches(4, config)
@@ -176,7 +177,10 @@ def test_batches_hold_what_is_asked_for(talks: Path, tokenizer: S3Tokenizer) -> 
 
 def test_the_places_of_a_batch_are_counted_right(talks: Path, tokenizer: S3Tokenizer) -> None:
     config, pack = settings(1), TalkPack(talks)
-    lm, data = TalkLm(fitted(MODEL, pack, tokenizer), speech_vectors(tokenizer)), _Talks(pack, tokenizer, config)
+    lm, data = (
+        TalkLm(fitted(MODEL, pack, tokenizer, SCRIPT), speech_vectors(tokenizer)),
+        _Talks(pack, tokenizer, config, SCRIPT),
+    )
     for row in range(len(pack)):
         assert data.collate(lm, "say", [(row, 0)], config).sequence.ids.shape[1] <= data.said_places[row]
         assert data.collate(lm, "write", [(row, 0)], config).sequence.ids.shape[1] <= data.written_places[row]
@@ -184,7 +188,10 @@ def test_the_places_of_a_batch_are_counted_right(talks: Path, tokenizer: S3Token
 
 def test_the_past_is_wrong_now_and_then_but_never_what_is_to_come(talks: Path, tokenizer: S3Tokenizer) -> None:
     config, pack = settings(1, most_wrong_past=0.5), TalkPack(talks)
-    lm, data = TalkLm(fitted(MODEL, pack, tokenizer), speech_vectors(tokenizer)), _Talks(pack, tokenizer, config)
+    lm, data = (
+        TalkLm(fitted(MODEL, pack, tokenizer, SCRIPT), speech_vectors(tokenizer)),
+        _Talks(pack, tokenizer, config, SCRIPT),
+    )
     exact = replace(config, most_wrong_past=0.0, stretch=0.0)
     wanted = data.collate(lm, "say", [(2, 0)], exact)
     shares, lengths = [], set()
@@ -202,10 +209,10 @@ def test_the_past_is_wrong_now_and_then_but_never_what_is_to_come(talks: Path, t
 
 def test_what_is_known_of_time_is_fitted_to_the_talks(talks: Path, tokenizer: S3Tokenizer) -> None:
     pack = TalkPack(talks)
-    lm = TalkLm(fitted(MODEL, pack, tokenizer), speech_vectors(tokenizer))
+    lm = TalkLm(fitted(MODEL, pack, tokenizer, SCRIPT), speech_vectors(tokenizer))
     for voice in ("reader", "robot"):
         own = [row for row in range(len(pack)) if pack.voices[row] == voice]
-        expected = sum(lm.expected_tokens(pack.symbols[row], voice) for row in own)
+        expected = sum(lm.expected_tokens(pack.spoken[row], voice) for row in own)
         assert expected == pytest.approx(sum(pack.counts[row] for row in own), rel=1e-3)
 
 
@@ -218,7 +225,7 @@ def test_packed_talks_are_what_was_said(talks: Path, tokenizer: S3Tokenizer, sou
     assert pack.voices == ["reader"] * 10 + ["robot"] * 2
     assert pack.speakers == ["low"] * 5 + ["high"] * 5 + ["robot"] * 2
     assert pack.ids[3:5] == ["u3", "u4"]
-    assert pack.symbols[0] == to_spoken("a cat").symbols
+    assert pack.spoken[0] == to_spoken("a cat")
     for row in (0, 7, 11):
         tokens, states, pcm = pack.tokens(row), pack.states(row), pack.pcm(row)
         assert tokens.shape == (pack.counts[row],)

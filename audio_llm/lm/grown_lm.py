@@ -1,0 +1,60 @@
+"""A language model of text, grown by ranges of tokens of its own: speech beside the words that it knows already."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from audio_llm.errors import ModelFormatError
+from audio_llm.lm.token_lm import TokenLm, TokenLmConfig
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # `model_type` of transformers: rotary places, given ones
+
+
+class GrownLm(TokenLm):
+    """The model: a `TokenLm` whose network, and the tokens of whose last range, are those of another model.
+
+    Args:
+        config: Its ranges, the last one as large as the other model's vocabulary, segments and dropout; of its other
+            sizes nothing counts.
+        base: Causal language model of transformers; becomes part of this one.
+        vectors: As for `TokenLm`, of the ranges before the last.
+
+    Raises:
+        ModelFormatError: It is of a family whose places cannot be given.
+    """
+
+    def __init__(self, config: TokenLmConfig, base: Any, vectors: Mapping[str, Tensor] | None = None) -> None:
+        family = base.config.model_type
+        if family not in FAMILIES:
+            remedy = f"choose one of the families {', '.join(FAMILIES)}"
+            raise ModelFormatError(f"a language model of the family {family!r} cannot be grown", remedy=remedy)
+        sizes = {
+            "width": base.config.hidden_size,
+            "layers": base.config.num_hidden_layers,
+            "heads": base.config.num_attention_heads,
+            "feed_forward": base.config.intermediate_size,
+        }
+        super().__init__(replace(config, **sizes), vectors, base.float().get_decoder())
+        self._known = list(config.ranges)[-1]
+        known = self.network.embed_tokens.weight.detach()
+        self.own = nn.Embedding(self.vocabulary.span(self._known).start, known.shape[1])
+        with torch.no_grad():
+            self.own.weight.copy_(known.mean(0) + known.std(0) * torch.randn_like(self.own.weight))
+        nn.init.zeros_(self.segments.weight)  # at first everything is as the other model knows it
+        self.head = None if base.config.tie_word_embeddings else base.get_output_embeddings()
+
+    def embeddings(self) -> Tensor:
+        """See `TokenLm.embeddings`; what comes out of the last range may have vectors of its own (see `table`)."""
+        return torch.cat([self._featured(self.own.weight), self.network.embed_tokens.weight])
+
+    def table(self, name: str, specials: Collection[int] = ()) -> Tensor:
+        """See `TokenLm.table`."""
+        if name != self._known or self.head is None:
+            return super().table(name, specials)
+        weight: Tensor = self.head.weight
+        return torch.cat([self._featured(self.own.weight)[list(specials)], weight]) if specials else weight

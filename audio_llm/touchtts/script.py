@@ -1,0 +1,180 @@
+"""How text is written in a language model's vocabulary: as phones and letters, or as the pieces of a grown model."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audio_llm.touchtts.text import MARKS, SYMBOLS, SpokenText
+
+SYMBOL, LETTER, PIECE = "symbol", "letter", "piece"  # ranges of tokens
+LETTERS = " abcdefghijklmnopqrstuvwxyz'"
+LETTER_TOKENS = 1.7  # speech tokens that a letter takes, roughly
+_LETTERS_PER_TOKEN = 1.2  # at most
+_CHARACTERS = "".join(MARKS) + LETTERS  # what pieces are made of; others take no time
+_NUMBER_OF = {symbol: number for number, symbol in enumerate(SYMBOLS)}
+_LETTER_OF = {letter: number for number, letter in enumerate(LETTERS)}
+_CHARACTER_OF = {character: number for number, character in enumerate(_CHARACTERS)}
+
+
+class Said(NamedTuple):
+    """A text that is to be said.
+
+    Attributes:
+        numbers: (T,) int64, its tokens in the range.
+        units: What of `Script.units` each is made of.
+    """
+
+    numbers: Tensor
+    units: list[tuple[int, ...]]
+
+    def durations(self, of_units: Tensor) -> Tensor:
+        """Return how long each token takes, (T,) float32, from how long units take, (U,)."""
+        return torch.stack([of_units[list(own)].sum() for own in self.units])
+
+    def counts(self, units: int) -> np.ndarray:
+        """Return how often each unit comes in the text, (U,) float64."""
+        found = np.zeros(units)
+        np.add.at(found, [unit for own in self.units for unit in own], 1.0)
+        return found
+
+
+class Script(Protocol):
+    """A way to write text.
+
+    Attributes:
+        ranges: Ranges of tokens that it needs, and how many each has.
+        spoken: Range of what is to be said.
+        written: Range of what is written down.
+        units: How many kinds of things there are that each take a time of their own.
+    """
+
+    @property
+    def ranges(self) -> Mapping[str, int]: ...
+    @property
+    def spoken(self) -> str: ...
+    @property
+    def written(self) -> str: ...
+    @property
+    def units(self) -> int: ...
+
+    def to_say(self, text: SpokenText) -> Said:
+        """Return a text that is to be said."""
+        ...
+
+    def to_write(self, words: str) -> Tensor:
+        """Return normalised words as tokens (T,) int64 of the range `written`; empty where there are none."""
+        ...
+
+    def read(self, numbers: Sequence[int]) -> str:
+        """Return the words of tokens that were written."""
+        ...
+
+    def time(self, numbers: Tensor) -> Tensor:
+        """Return how long each token that was written takes, roughly: (T,) float32 in speech tokens."""
+        ...
+
+    def longest(self, tokens: int) -> int:
+        """Return how many tokens are written at most of so many speech tokens."""
+        ...
+
+
+class PhoneScript:
+    """Says phones and writes letters: what little data can teach."""
+
+    ranges: Mapping[str, int] = {SYMBOL: len(SYMBOLS), LETTER: len(LETTERS)}
+    spoken, written, units = SYMBOL, LETTER, len(SYMBOLS)
+
+    def to_say(self, text: SpokenText) -> Said:
+        """See `Script.to_say`."""
+        numbers = symbol_numbers(text.symbols)
+        return Said(numbers, [(number,) for number in numbers.tolist()])
+
+    def to_write(self, words: str) -> Tensor:
+        """See `Script.to_write`; accents are dropped, and signs that are no letters."""
+        plain = unicodedata.normalize("NFKD", words)
+        return torch.tensor([_LETTER_OF[letter] for letter in plain if letter in _LETTER_OF], dtype=torch.int64)
+
+    def read(self, numbers: Sequence[int]) -> str:
+        """See `Script.read`."""
+        return " ".join("".join(LETTERS[number] for number in numbers).split())
+
+    def time(self, numbers: Tensor) -> Tensor:
+        """See `Script.time`."""
+        return torch.full((len(numbers),), LETTER_TOKENS)
+
+    def longest(self, tokens: int) -> int:
+        """See `Script.longest`."""
+        return int(tokens * _LETTERS_PER_TOKEN) + 2
+
+
+class PieceScript:
+    """Says and writes the pieces of words that a language model has learned to read and write.
+
+    Args:
+        tokenizer: Of transformers.
+        size: Of the model's vocabulary.
+    """
+
+    spoken, written, units = PIECE, PIECE, len(_CHARACTERS)
+
+    def __init__(self, tokenizer: Any, size: int) -> None:
+        self.ranges: Mapping[str, int] = {PIECE: size}
+        self._tokenizer = tokenizer
+        self._units = functools.lru_cache(maxsize=None)(self._units_of)
+
+    def to_say(self, text: SpokenText) -> Said:
+        """See `Script.to_say`."""
+        numbers = self._encode(text.text)
+        return Said(numbers, [self._units(number) for number in numbers.tolist()])
+
+    def to_write(self, words: str) -> Tensor:
+        """See `Script.to_write`."""
+        return self._encode(words)
+
+    def read(self, numbers: Sequence[int]) -> str:
+        """See `Script.read`."""
+        return " ".join(str(self._tokenizer.decode(list(numbers), skip_special_tokens=True)).split())
+
+    def time(self, numbers: Tensor) -> Tensor:
+        """See `Script.time`."""
+        return torch.tensor([LETTER_TOKENS * len(self._units(number)) for number in numbers.tolist()])
+
+    def longest(self, tokens: int) -> int:
+        """See `Script.longest`."""
+        return int(tokens * _LETTERS_PER_TOKEN) + 2
+
+    def _encode(self, text: str) -> Tensor:
+        found = self._tokenizer.encode(text, add_special_tokens=False) if text else []
+        return torch.tensor(found, dtype=torch.int64)
+
+    def _units_of(self, number: int) -> tuple[int, ...]:
+        text = str(self._tokenizer.decode([number])).lower()
+        return tuple(_CHARACTER_OF[character] for character in text if character in _CHARACTER_OF)
+
+
+def symbol_numbers(symbols: Sequence[str]) -> Tensor:
+    """Return the numbers (T,) int64 of `text.SYMBOLS`."""
+    return torch.tensor([_NUMBER_OF[symbol] for symbol in symbols], dtype=torch.int64)
+
+
+def fit_durations(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return how many tokens each unit of text takes on average, (U,) float64, from the lengths of whole utterances.
+
+    Args:
+        counts: (N, U), how often each unit comes in an utterance.
+        lengths: (N,), tokens of each.
+    """
+    from scipy.optimize import nnls
+
+    units = counts.shape[1]
+    usual = np.full(units, lengths.sum() / max(1.0, counts.sum()))
+    weight = np.sqrt(len(counts) / 50.0 + 1.0)  # a pull to the mean, for units that are rare
+    table, wanted = np.concatenate([counts, weight * np.eye(units)]), np.concatenate([lengths, weight * usual])
+    return np.maximum(nnls(table, wanted)[0], 0.2)

@@ -1,0 +1,183 @@
+"""TouchTTS on a language model of text from a folder: it says and writes pieces of words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from audio_llm import hub
+from audio_llm.cli import main
+from audio_llm.errors import ModelFormatError, ModelNotFoundError, UsageError
+from audio_llm.lm.grown_lm import GrownLm
+from audio_llm.lm.token_lm import Sequence
+from audio_llm.lm.vocabulary import EOS
+from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.touchtts.layout import SPEECH
+from audio_llm.touchtts.models import TouchModel, load_talk_lm, load_touchtts, save_touchtts
+from audio_llm.touchtts.recognizer import TouchRecognizer
+from audio_llm.touchtts.script import PIECE
+from audio_llm.touchtts.speech import TouchTTS
+from audio_llm.touchtts.talk_lm import TalkLm, continuous, speech_example, text_example
+from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
+from audio_llm.touchtts.text import to_spoken
+from audio_llm.training.loop import TrainingConfig
+
+torch.set_num_threads(1)
+TOKENS = torch.tensor([5, 5, 60, 12, 33, 79, 0, 41])
+SETTINGS = TalkTrainingConfig(
+    training=TrainingConfig(30, learning_rate=1e-2, warmup_steps=2, log_every=2, validate_every=15),
+    batch_places=300,
+    validation=4,
+    asr_share=0.5,
+)
+
+
+def test_rows_hold_the_pieces_of_the_text(grown_lm: TalkLm) -> None:
+    text, vocabulary = to_spoken("The dog ran home."), grown_lm.lm.vocabulary
+    row, targets = speech_example(grown_lm, text, "robot", TOKENS)
+    numbers = grown_lm.script.to_say(text).numbers
+    assert vocabulary.decode(PIECE, row.ids[0, 3 : 3 + len(numbers)]).tolist() == numbers.tolist()
+    assert grown_lm.script.read(numbers.tolist()) == "The dog ran home."
+    assert targets[0, -9:].tolist() == [*(TOKENS + 1).tolist(), 0]
+    places = row.positions[0, 3 : 3 + len(numbers)]
+    assert (places.diff() > 0).all()
+    assert float(places[-1]) < grown_lm.length(text)
+    assert float(row.positions[0, -1]) == pytest.approx(grown_lm.length(text) * 7.5 / 8)
+    with torch.no_grad():
+        entropies = grown_lm(row, targets, SPEECH)
+    assert -grown_lm.score_speech(text, "robot", TOKENS) == pytest.approx(float(entropies.sum()), abs=1e-3)
+    other = grown_lm.score_speech(to_spoken("We see the dog."), "robot", TOKENS)
+    assert other != pytest.approx(-float(entropies.sum()), abs=1e-3)
+
+
+def test_it_speaks_within_bounds(grown_lm: TalkLm) -> None:
+    texts = [to_spoken("The dog ran home."), to_spoken("So it goes, and goes, and goes.")]
+    steps = list(grown_lm.speak(texts, "reader", generator=torch.Generator().manual_seed(0)))
+    for row, text in enumerate(texts):
+        own = [step[row] for step in steps if step[row] >= 0]
+        assert all(0 <= token < 80 for token in own)
+        assert 0.5 * grown_lm.expected_tokens(text, "reader") < len(own) <= grown_lm.most_tokens(text, "reader")
+
+
+@pytest.mark.parametrize("heard", ["tokens", "continuous"])
+def test_what_it_writes_is_worth_what_the_whole_row_says(grown_lm: TalkLm, heard: str) -> None:
+    states = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)) if heard == "continuous" else None
+
+    def whole(numbers: list[int]) -> tuple[Sequence, Tensor, Tensor | None]:
+        row, targets = text_example(grown_lm, TOKENS, torch.tensor(numbers, dtype=torch.int64))
+        row, features = (row, None) if states is None else continuous(row, states)
+        return row, targets, features
+
+    with torch.no_grad():  # random weights write the end now and then
+        row, _, features = whole(list(range(8)))
+        usual = grown_lm.lm(row, None if features is None else grown_lm._projected(features))[0, -8:].mean(0)
+        grown_lm.lm.own.weight[EOS] = 9.0 * usual / usual.square().sum()
+    texts = grown_lm.write(TOKENS, states, beam=3)
+    assert texts
+    for numbers, score in texts[:4]:
+        row, targets, features = whole(numbers)
+        with torch.no_grad():
+            assert score == pytest.approx(-float(grown_lm(row, targets, PIECE, features).sum()), abs=1e-3)
+
+
+@pytest.fixture
+def grown_model(model: TouchModel, grown_lm: TalkLm) -> TouchModel:
+    with torch.no_grad():
+        for tensor in grown_lm.state_dict().values():
+            tensor.copy_(tensor.half().float())
+    return replace(model, lm=grown_lm)
+
+
+def test_a_model_directory_holds_all_of_it(grown_model: TouchModel, home: Path, sounds: list[np.ndarray]) -> None:
+    folder = home / "grown"
+    save_touchtts(folder, grown_model, "s3-tiny", "Tiny.\n")
+    again = load_touchtts(folder)
+    assert isinstance(again.lm.lm, GrownLm)
+    assert again.lm.base is not None
+    one, other = (TouchTTS(m).speak("The dog ran home. So it goes.", seed=3) for m in (grown_model, again))
+    np.testing.assert_array_equal(one.waveform, other.waveform)
+    scores = [TouchRecognizer(m, "tiny").score(sounds[0], ["a cat"]) for m in (grown_model, again)]
+    assert scores[0] == scores[1]
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelFormatError, match="tokenizer"):
+        load_touchtts(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "untied"])
+def test_training_starts_from_what_the_other_model_knows(
+    make_llm_folder: Callable[..., tuple[Path, Any]], talks: Path, tokenizer: S3Tokenizer, tmp_path: Path, kind: str
+) -> None:
+    llm, network = make_llm_folder("llama" if kind == "untied" else kind, tie_word_embeddings=kind != "untied")
+    out = tmp_path / "out"
+    train_talk_lm([talks], [talks], tokenizer, "s3-tiny", out, SETTINGS, device="cpu", llm=llm)
+    rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    found = [row["validation"] for row in rows if "validation" in row]
+    for task in ("say", "write", "listen"):
+        assert found[-1][task] < 0.9 * found[0][task], task
+    lm = load_talk_lm(out / "best", tokenizer)
+    assert lm.config.pieces == network.config.vocab_size
+    assert lm.lm.config.layers == network.config.num_hidden_layers
+    assert {"llm.json", "tokenizer.json"} <= {path.name for path in (out / "best").iterdir()}
+    with pytest.raises(UsageError, match="two models to start from"):
+        train_talk_lm([talks], [talks], tokenizer, "s3-tiny", out, SETTINGS, llm=llm, start_from=out / "best")
+    more = replace(SETTINGS, training=replace(SETTINGS.training, max_steps=2))
+    train_talk_lm(
+        [talks], [talks], tokenizer, "s3-tiny", tmp_path / "more", more, device="cpu", start_from=out / "best"
+    )
+    again = load_talk_lm(tmp_path / "more/best", tokenizer)
+    assert again.config == lm.config
+
+
+def test_the_weights_of_the_other_model_are_where_it_begins(
+    make_llm_folder: Callable[..., tuple[Path, Any]], talks: Path, tokenizer: S3Tokenizer, tmp_path: Path
+) -> None:
+    llm, network = make_llm_folder("llama")
+    still = replace(SETTINGS, training=replace(SETTINGS.training, max_steps=1, learning_rate=0.0))
+    train_talk_lm([talks], [talks], tokenizer, "s3-tiny", tmp_path / "out", still, device="cpu", llm=llm)
+    found = hub.load_model(tmp_path / "out/best").tensors
+    for name, tensor in network.model.state_dict().items():
+        torch.testing.assert_close(torch.as_tensor(found[f"lm.network.{name}"]), tensor, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("part", "more", "message"),
+    [
+        ("flow", ["--llm", "LLM"], "--llm is for --part lm"),
+        ("lm", ["--llm", "nowhere"], "no causal language model"),
+    ],
+)
+def test_what_cannot_be_grown_is_said_on_the_command_line(
+    llm_folder: Path,
+    talks: Path,
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    part: str,
+    more: list[str],
+    message: str,
+) -> None:
+    words = [str(llm_folder) if word == "LLM" else word for word in more]
+    fixed = ["--tuning", str(talks), "--tokenizer", str(home / "s3-tiny"), "-o", str(tmp_path / "out")]
+    assert main(["train", "touchtts", str(talks), "--part", part, *fixed, *words]) in (2, 3)
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_grown_is_refused(
+    make_llm_folder: Callable[..., tuple[Path, Any]], talks: Path, tokenizer: S3Tokenizer, tmp_path: Path
+) -> None:
+    folder, _ = make_llm_folder("gpt2")
+    with pytest.raises(ModelFormatError, match="'gpt2' cannot be grown"):
+        train_talk_lm([talks], [talks], tokenizer, "s3-tiny", tmp_path / "out", SETTINGS, llm=folder)
+    with pytest.raises(ModelNotFoundError, match="no causal language model"):
+        train_talk_lm([talks], [talks], tokenizer, "s3-tiny", tmp_path / "out", SETTINGS, llm=tmp_path)
+    assert not (tmp_path / "out").exists()
