@@ -71,7 +71,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     touch.add_argument("words", nargs="+", metavar="DATA|KEY=VALUE", help="folders of packed talks, and settings")
     touch.add_argument("--part", choices=("lm", "flow"), required=True, help="text to tokens, or tokens to mel spectra")
     touch.add_argument("--tuning", nargs="+", metavar="DIR", required=True, help="packed talks that choose the best")
-    touch.add_argument("--tokenizer", metavar="NAME|DIR", required=True, help="that made the tokens")
+    touch.add_argument("--tokenizer", metavar="NAME|DIR", required=True, help="that made the tokens, or its .onnx file")
+    touch.add_argument("--variant", metavar="NAME", help="which S3Tokenizer an .onnx file is, such as v2_25hz")
     touch.add_argument("--start-from", metavar="NAME|DIR", help="a model to go on from")
     touch.add_argument("--llm", metavar="DIR", help="lm: language model of text to grow, a folder of transformers")
     _add_loop_options(touch)
@@ -142,8 +143,7 @@ def run_vocoder(arguments: argparse.Namespace) -> int:
 def run_touchtts(arguments: argparse.Namespace) -> int:
     """Train a part of TouchTTS; return the exit status."""
     from audio_llm import __version__
-    from audio_llm.hub import find_model
-    from audio_llm.tokenizer.s3 import S3Tokenizer
+    from audio_llm.tokenizer.load import load_tokenizer
     from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
     from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
     from audio_llm.training.config import load_config
@@ -151,7 +151,8 @@ def run_touchtts(arguments: argparse.Namespace) -> int:
     arguments.words += [word for word in arguments.tuning if "=" in word]  # argparse takes them for folders
     folders, overrides = _folders_and_settings(arguments)
     tuning, output = [Path(word) for word in arguments.tuning if "=" not in word], Path(arguments.output)
-    parts = S3Tokenizer.load(arguments.tokenizer), find_model(arguments.tokenizer).resolve().name
+    tokenizer = load_tokenizer(arguments.tokenizer, variant=arguments.variant)
+    parts = tokenizer, Path(arguments.tokenizer).resolve().name
     provenance = {"audio_llm": __version__, "data": [path.name for path in folders]}
     options = {**_loop_options(arguments), "provenance": provenance}
     if arguments.part == "lm":

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from audio_llm import hub
 from audio_llm.errors import ModelFormatError, UsageError
+from audio_llm.onnx_file import ONNX_SUFFIX
 from audio_llm.tokenizer.base import SemanticTokenizer
-
-ONNX_SUFFIX = ".onnx"
 
 
 def load_tokenizer(

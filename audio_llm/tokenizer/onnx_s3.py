@@ -7,7 +7,6 @@ here (as CosyVoice's front end and the package s3tokenizer make them).
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio_llm.errors import MissingDependencyError, ModelFormatError, ModelNotFoundError, UsageError
+from audio_llm.errors import ModelFormatError, UsageError
 from audio_llm.features import triangular_filters
+from audio_llm.onnx_file import file_sha256, open_session, takes
 from audio_llm.tokenizer.base import SAMPLE_RATE, Tokens
 
 N_FFT = 400  # samples, 25 ms
@@ -75,9 +75,9 @@ class OnnxS3Tokenizer:
         self.path, self.variant = Path(path).expanduser(), variant
         self.size, self.frame_rate = VARIANTS[variant].size, VARIANTS[variant].frame_rate
         self._frames_per_token = round(FRAME_RATE / self.frame_rate)
-        self._session = _open_session(self.path)
+        self._session = open_session(self.path, "an S3Tokenizer")
         self._mel_input, self._length_input = _input_names(self._session, self.path)
-        self.fingerprint = _sha256(self.path)
+        self.fingerprint = file_sha256(self.path)
         self._run(torch.zeros(N_MELS, _PROBE_FRAMES))
 
     @torch.inference_mode()
@@ -186,23 +186,6 @@ def _windows(frames: int) -> Iterator[_Window]:
         start = end - 2 * margin
 
 
-def _open_session(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        remedy = "pip install 'audio-llm[export]'"
-        raise MissingDependencyError("the S3Tokenizer needs onnxruntime", path=path, remedy=remedy) from None
-    if not path.is_file():
-        raise ModelNotFoundError("no such file", path=path, remedy="give the .onnx file of an S3Tokenizer")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors, which are raised as well
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's have no base of their own
-        raise _wrong(path, f"onnxruntime cannot read it: {error}") from None
-
-
 def _input_names(session: Any, path: Path) -> tuple[str, str]:
     """Return the names of the features and of their length, after a look at what the network takes and gives."""
     inputs = session.get_inputs()
@@ -212,8 +195,8 @@ def _input_names(session: Any, path: Path) -> tuple[str, str]:
         len(inputs) != 2
         or mel is None
         or length is None
-        or not _takes(mel, (1, N_MELS, None))
-        or not _takes(length, (1,))
+        or not takes(mel, (1, N_MELS, None))
+        or not takes(length, (1,))
     ):
         found = ", ".join(f"{part.name} {part.type} {part.shape}" for part in inputs)
         message = (
@@ -223,18 +206,5 @@ def _input_names(session: Any, path: Path) -> tuple[str, str]:
     return mel.name, length.name
 
 
-def _takes(part: Any, shape: tuple[int | None, ...]) -> bool:
-    """Return whether an input takes a shape, in which None is a size that it has to leave open (as text or None)."""
-    sizes = part.shape
-    if len(sizes) != len(shape):
-        return False
-    return all(not isinstance(size, int) or size == wanted for size, wanted in zip(sizes, shape, strict=True))
-
-
 def _wrong(path: Path, what: str) -> ModelFormatError:
     return ModelFormatError(what, path=path, remedy="check the file and the variant given for it")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

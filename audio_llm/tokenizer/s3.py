@@ -43,6 +43,11 @@ class S3Tokenizer:
         """How many different tokens there are."""
         return self.network.quantizer.size
 
+    @property
+    def width(self) -> int:
+        """Of what tokens are cut from."""
+        return self.network.config.width
+
     @torch.inference_mode()
     def encode(self, waveforms: Tensor, lengths: Tensor) -> Tokens:
         """Return tokens (see `SemanticTokenizer.encode`)."""

@@ -11,15 +11,18 @@ import numpy as np
 import torch
 
 from audio_llm.codec.codec import to_level
-from audio_llm.errors import DataError
+from audio_llm.errors import DataError, ModelFormatError
 from audio_llm.simulation.mono import trim_silence
 from audio_llm.simulation.sources import to_pcm
+from audio_llm.tokenizer.base import SemanticTokenizer
 from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.touchtts.speaker_vectors import CamPlusPlus
 from audio_llm.touchtts.text import UnspeakableError, to_spoken
 from audio_llm.training.shards import ShardReader, decode_text, encode_text, write_shards
 
 logger = logging.getLogger(__name__)
 
+TOKEN_RATE = 25.0  # tokens a second: two mel frames of 20 ms each
 MARGIN_S = 0.06  # of silence that is left before and behind an utterance
 LONGEST_S = 20.0  # longer utterances are left out
 _BATCH_S = 60.0  # of sound that is tokenized at once
@@ -47,9 +50,27 @@ class Talk:
     is_synthetic: bool = False
 
 
-def pack_talks(talks: Iterable[Talk], tokenizer: S3Tokenizer, folder: Path) -> int:
-    """Write talks with their tokens; return how many there are. Those without anything to say are left out."""
-    return write_shards(_rows(talks, tokenizer), folder, extra={"tokenizer": tokenizer.fingerprint})
+def pack_talks(
+    talks: Iterable[Talk], tokenizer: SemanticTokenizer, folder: Path, speaker: CamPlusPlus | None = None
+) -> int:
+    """Write talks with their tokens; return how many there are. Those without anything to say are left out.
+
+    Args:
+        talks: What to write.
+        tokenizer: Of 25 tokens a second; one of this package also gives what tokens are cut from.
+        folder: Where to.
+        speaker: What voices sound like to a flow; None: a flow listens to them itself.
+
+    Raises:
+        ModelFormatError: The tokenizer gives another number of tokens a second.
+    """
+    if tokenizer.frame_rate != TOKEN_RATE:
+        message = f"the tokenizer gives {tokenizer.frame_rate:g} tokens a second"
+        raise ModelFormatError(message, remedy=f"choose one of {TOKEN_RATE:g}, such as v2_25hz")
+    extra = {"tokenizer": tokenizer.fingerprint}
+    if speaker is not None:
+        extra |= {"speaker_file": speaker.path.name, "speaker_sha256": speaker.fingerprint}
+    return write_shards(_rows(talks, tokenizer, speaker), folder, extra=extra)
 
 
 class TalkPack:
@@ -60,6 +81,7 @@ class TalkPack:
 
     Attributes:
         tokenizer: Fingerprint of what made the tokens.
+        speaker: Name and fingerprint of the file that tells what voices sound like; empty without one.
         counts: (N,) int64, tokens of every talk.
         samples: (N,) int64, length of its sound; 0 for synthetic ones.
         voices: Whose way to talk it is.
@@ -68,7 +90,7 @@ class TalkPack:
         texts: As written.
 
     Raises:
-        DataError: A pack is missing or damaged, empty, or two were made by different tokenizers.
+        DataError: A pack is missing or damaged, empty, or two were made by different tokenizers or speaker files.
     """
 
     def __init__(self, *folders: str | Path) -> None:
@@ -78,6 +100,13 @@ class TalkPack:
             remedy = "pack talks with one tokenizer"
             raise DataError("no talks, or of different tokenizers", path=folders[0] if folders else None, remedy=remedy)
         self.tokenizer = str(made_by.pop())
+        speakers = {
+            (reader.extra.get("speaker_file", ""), reader.extra.get("speaker_sha256", "")) for reader in readers
+        }
+        if len(speakers) != 1:
+            remedy = "pack all talks with one, or all without"
+            raise DataError("different files tell what voices sound like", path=folders[0], remedy=remedy)
+        self.speaker: tuple[str, str] = speakers.pop()
         self._places = [(reader, row) for reader in readers for row in range(len(reader))]
         self.counts, self.samples = (
             np.concatenate([reader.lengths(name) for reader in readers]) for name in ("tokens", "pcm")
@@ -94,12 +123,19 @@ class TalkPack:
         return self._row(number)["tokens"]
 
     def states(self, number: int) -> np.ndarray:
-        """Return what its tokens were cut from: (T, width) float16; (0, width) for a synthetic talk."""
+        """Return what its tokens were cut from: (T, width) float16; (0, width) for a synthetic talk.
+
+        The width is 0 where the tokenizer does not tell.
+        """
         return self._row(number)["states"]
 
     def pcm(self, number: int) -> np.ndarray:
         """Return its sound: (S,) int16 at 16 kHz; empty for a synthetic talk."""
         return self._row(number)["pcm"]
+
+    def vector(self, number: int) -> np.ndarray:
+        """Return what its voice sounds like, (192,) float32; empty for a synthetic talk, or without a speaker file."""
+        return self._row(number)["vector"]
 
     def _row(self, number: int) -> dict[str, np.ndarray]:
         reader, row = self._places[number]
@@ -112,7 +148,9 @@ def prepared(waveform: np.ndarray) -> np.ndarray:
     return np.clip(trimmed * to_level(trimmed), -1.0, 1.0) if trimmed.size else trimmed
 
 
-def _rows(talks: Iterable[Talk], tokenizer: S3Tokenizer) -> Iterator[dict[str, np.ndarray]]:
+def _rows(
+    talks: Iterable[Talk], tokenizer: SemanticTokenizer, speaker: CamPlusPlus | None
+) -> Iterator[dict[str, np.ndarray]]:
     waiting: list[tuple[Talk, np.ndarray]] = []
     seconds, left_out = 0.0, 0
     for talk in talks:
@@ -123,27 +161,31 @@ def _rows(talks: Iterable[Talk], tokenizer: S3Tokenizer) -> Iterator[dict[str, n
         waiting.append((talk, sound))
         seconds += sound.size / 16_000
         if seconds > _BATCH_S:
-            yield from _tokenized(waiting, tokenizer)
+            yield from _tokenized(waiting, tokenizer, speaker)
             waiting, seconds = [], 0.0
     if waiting:
-        yield from _tokenized(waiting, tokenizer)
+        yield from _tokenized(waiting, tokenizer, speaker)
     if left_out:
         logger.warning("%d talks are left out: too short, too long, or nothing in them can be said", left_out)
 
 
-def _tokenized(talks: list[tuple[Talk, np.ndarray]], tokenizer: S3Tokenizer) -> Iterator[dict[str, np.ndarray]]:
+def _tokenized(
+    talks: list[tuple[Talk, np.ndarray]], tokenizer: SemanticTokenizer, speaker: CamPlusPlus | None
+) -> Iterator[dict[str, np.ndarray]]:
     sounds = [torch.from_numpy(sound) for _, sound in talks]
     lengths = torch.tensor([len(sound) for sound in sounds])
     waveforms = torch.nn.utils.rnn.pad_sequence(sounds, batch_first=True)
     tokens, states = tokenizer.encode(waveforms, lengths), None
-    if not all(talk.is_synthetic for talk, _ in talks):
+    if isinstance(tokenizer, S3Tokenizer) and not all(talk.is_synthetic for talk, _ in talks):
         states = tokenizer.states(waveforms, lengths).half().numpy()
     for place, (talk, sound) in enumerate(talks):
         count = int(tokens.lengths[place])
-        own = np.zeros((0, tokenizer.network.config.width), np.float16)
+        own = np.zeros((0, tokenizer.width if isinstance(tokenizer, S3Tokenizer) else 0), np.float16)
+        heard = None if talk.is_synthetic or speaker is None else speaker.encode(sound)
         yield {
             "tokens": tokens.tokens[place, :count].numpy().astype(np.int32),
             "states": own if talk.is_synthetic or states is None else states[place, :count],
+            "vector": np.zeros(0, np.float32) if heard is None else heard,
             "pcm": to_pcm(sound[:0] if talk.is_synthetic else sound),
             **{name: encode_text(getattr(talk, name)) for name in _TEXTS},
         }

@@ -24,6 +24,7 @@ from audio_llm.codec.mel import N_MELS
 from audio_llm.errors import ConfigError
 from audio_llm.lm.sampling import seed_of
 from audio_llm.lm.token_lm import cache_name
+from audio_llm.touchtts import speaker_vectors
 
 FRAMES = 2  # of mel to a token
 _NOISE_FRAMES = 64  # that are drawn together
@@ -44,6 +45,9 @@ class FlowConfig:
         left_frames: Frames of the past that a chunk sees, in whole chunks as few as suffice.
         steps: Of the solver.
         guidance: How much further to go in the direction that the tokens give: 0 is not at all.
+        speaker_file: Name of the file whose vectors tell it what voices sound like (see `CamPlusPlus`); empty: it
+            listens to mel spectra itself.
+        speaker_sha256: Fingerprint of that file.
     """
 
     speech: int = 1000
@@ -55,6 +59,8 @@ class FlowConfig:
     left_frames: int = 150
     steps: int = 5
     guidance: float = 0.7
+    speaker_file: str = ""
+    speaker_sha256: str = ""
 
     def __post_init__(self) -> None:
         if self.width % 2 or self.width % self.heads or min(self.lookahead, self.left_frames) < 0 or self.steps < 1:
@@ -110,7 +116,8 @@ class FlowNetwork(nn.Module):
         self.frames = nn.Linear(N_MELS, width)
         self.prompt = nn.Linear(N_MELS + 1, width, bias=False)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.reference = nn.Sequential(nn.Linear(2 * N_MELS, width), nn.SiLU(), nn.Linear(width, width))
+        told = speaker_vectors.WIDTH if config.speaker_file else 2 * N_MELS
+        self.reference = nn.Sequential(nn.Linear(told, width), nn.SiLU(), nn.Linear(width, width))
         self.network = LlamaModel(
             LlamaConfig(  # type: ignore[call-arg]
                 vocab_size=1,  # it is given vectors
@@ -141,7 +148,15 @@ class FlowNetwork(nn.Module):
         return self._velocity(inputs + self._at(x, moment), mask, None, positions)
 
     def voice(self, mel: Tensor, lengths: Tensor) -> Tensor:
-        """Return what a voice sounds like, (B, width), from normalised mel frames (B, N, 80); lengths (B,) int64."""
+        """Return what a voice sounds like, (B, width).
+
+        Args:
+            mel: Its speech, (B, N, 80) normalised frames; with a speaker file its vector, (B, 1, 192).
+            lengths: (B,) int64, frames of each.
+        """
+        if self.config.speaker_file:
+            told: Tensor = self.reference(mel[:, 0])
+            return told
         mask = (torch.arange(mel.shape[1], device=mel.device)[None] < lengths[:, None])[:, :, None].to(mel.dtype)
         count = mask.sum(1).clamp_min(1.0)
         mean = (mel * mask).sum(1) / count

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from audio_llm import hub
 from audio_llm.codec.mel import HOP_LENGTH, LOG_FLOOR, N_MELS, log_mel
 from audio_llm.errors import ConfigError, DataError
-from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.tokenizer.base import SemanticTokenizer
 from audio_llm.touchtts.data import TalkPack
 from audio_llm.touchtts.flow import FRAMES, FlowConfig, FlowNetwork, Given, chunk_mask
-from audio_llm.touchtts.models import FLOW, load_flow, speech_vectors
+from audio_llm.touchtts.models import FLOW, check_speaker, load_flow, speech_vectors, tokenizer_entry
 from audio_llm.training.buckets import new_draws, same_draws
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
@@ -81,7 +81,7 @@ class _Batch(NamedTuple):
         mel: (B, 2 N, 80) float32, normalised.
         valid: (B, 2 N) bool.
         known: (B, 2 N) bool, frames that the network is given.
-        reference: (B, M, 80) float32, normalised, of the same voice.
+        reference: (B, M, 80) float32, normalised, of the same voice; or its vector, (B, 1, 192).
         reference_lengths: (B,) int64; 0 where nothing is told.
         noise: (B, 2 N, 80) float32.
         moment: (B,) float32.
@@ -130,7 +130,7 @@ class _Training(nn.Module):
 def train_flow(
     packs: Rows[Path],
     tuning: Rows[Path],
-    tokenizer: S3Tokenizer,
+    tokenizer: SemanticTokenizer,
     tokenizer_name: str,
     output: Path,
     config: FlowTrainingConfig,
@@ -157,16 +157,21 @@ def train_flow(
         start_from: A flow to start from; its size counts, not the configuration's.
 
     Raises:
-        DataError: A pack is missing, has no recorded talk, or its tokens are another tokenizer's.
+        DataError: A pack is missing, has no recorded talk, its tokens are another tokenizer's, or it does not tell
+            what voices sound like to the flow to start from.
         ModelFormatError: The flow to start from was trained with another tokenizer.
     """
     stretches, held_out = (Stretches(TalkPack(*folders), tokenizer, config) for folders in (packs, tuning))
     torch.manual_seed(config.training.seed)
     if start_from is None:
-        flow = FlowNetwork(replace(config.model, speech=tokenizer.size), speech_vectors(tokenizer))
+        file, sha256 = stretches.pack.speaker
+        network = replace(config.model, speech=tokenizer.size, speaker_file=file, speaker_sha256=sha256)
+        flow = FlowNetwork(network, speech_vectors(tokenizer))
         stretches.measure(flow, config.main_share)
     else:
         flow = load_flow(start_from, tokenizer).train()
+    for data in (stretches, held_out):
+        check_speaker(flow.config, data.pack)
     config = replace(config, model=flow.config)
     size = sum(parameter.numel() for parameter in flow.parameters())
     logger.info("%d recorded talks, %.2f M parameters", len(stretches.rows), size / 1e6)
@@ -183,7 +188,7 @@ def train_flow(
         made_by = {**(provenance or {}), "training": asdict(config)}
         settings = {
             "network": asdict(network.config),
-            "tokenizer": {"name": tokenizer_name, "fingerprint": tokenizer.fingerprint},
+            "tokenizer": tokenizer_entry(tokenizer, tokenizer_name),
         }
         hub.save_model(folder, settings, network.state_dict(), FLOW, CARD, made_by)
 
@@ -215,7 +220,7 @@ class Stretches:
         DataError: There is no recorded talk, or the tokens are another tokenizer's.
     """
 
-    def __init__(self, pack: TalkPack, tokenizer: S3Tokenizer, config: FlowTrainingConfig) -> None:
+    def __init__(self, pack: TalkPack, tokenizer: SemanticTokenizer, config: FlowTrainingConfig) -> None:
         if pack.tokenizer != tokenizer.fingerprint:
             raise DataError("the talks were packed with another tokenizer", remedy="pack them with this one")
         self.pack, self.rows = pack, np.flatnonzero(pack.samples > 0)
@@ -279,7 +284,7 @@ class Stretches:
         told = rng.random() >= config.drop_share
         if not told:
             tokens, ahead, known = torch.full_like(tokens, -1), torch.full_like(ahead, -1), known & False
-        voice = flow.normalize(self._mel(reference))[: int(_REFERENCE_S * 16_000 / HOP_LENGTH)]
+        voice = self._voice(flow, reference)
         noise = torch.from_numpy(rng.standard_normal((FRAMES * count, N_MELS), dtype=np.float32))
         moment = 1.0 - math.cos(0.5 * math.pi * rng.random())
         valid = torch.ones(FRAMES * count, dtype=torch.bool)
@@ -294,6 +299,12 @@ class Stretches:
         row = int(rng.choice(own))
         others = own[own != row]
         return row, int(rng.choice(others)) if len(others) else row
+
+    def _voice(self, flow: FlowNetwork, row: int) -> Tensor:
+        """Return what a flow is told of the voice of a talk (see `FlowNetwork.voice`)."""
+        if flow.config.speaker_file:
+            return torch.from_numpy(self.pack.vector(row))[None]
+        return flow.normalize(self._mel(row))[: int(_REFERENCE_S * 16_000 / HOP_LENGTH)]
 
     def _mel(self, row: int) -> Tensor:
         """Return the log-mel frames (2 N, 80) of a talk's tokens."""

@@ -17,9 +17,14 @@ from audio_llm.codec.mel import log_mel
 from audio_llm.codec.vocoder import Vocoder, VocoderConfig, load_vocoder
 from audio_llm.errors import ConfigError, DataError, ModelFormatError
 from audio_llm.lm.causal import build_inside
+from audio_llm.onnx_file import ONNX_SUFFIX
+from audio_llm.tokenizer.base import SemanticTokenizer
+from audio_llm.tokenizer.load import load_tokenizer
+from audio_llm.tokenizer.onnx_s3 import OnnxS3Tokenizer
 from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.touchtts.data import TalkPack
 from audio_llm.touchtts.flow import FlowConfig, FlowNetwork
+from audio_llm.touchtts.speaker_vectors import CamPlusPlus
 from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig
 from audio_llm.training.config import config_from_dict
 
@@ -40,13 +45,16 @@ class TouchModel:
         vocoder: Mel spectra to sound.
         tokenizer: Of speech.
         voices: What each voice that has been learned sounds like, (1, width) float32 by name; also a voice of `lm`.
+        speaker: What tells the flow what a recording's voice sounds like, where the flow has learned from such a file
+            and it is there.
     """
 
     lm: TalkLm
     flow: FlowNetwork
     vocoder: Vocoder
-    tokenizer: S3Tokenizer
+    tokenizer: SemanticTokenizer
     voices: dict[str, Tensor]
+    speaker: CamPlusPlus | None = None
 
 
 def load_touchtts(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> TouchModel:
@@ -59,11 +67,7 @@ def load_touchtts(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> T
     loaded = hub.load_model(name_or_dir, TOUCHTTS, device)
     settings = loaded.path / hub.CONFIG_NAME
     try:
-        needed = loaded.config["tokenizer"]
-        tokenizer = S3Tokenizer.load(hub.find_companion(loaded.path, needed["name"]), device)
-        if tokenizer.fingerprint != needed["fingerprint"]:
-            remedy = "get both again, or train it for this one"
-            raise ModelFormatError(f"was trained with another {needed['name']!r}", path=loaded.path, remedy=remedy)
+        tokenizer = _needed_tokenizer(loaded.config["tokenizer"], loaded.path, device)
         vectors = speech_vectors(tokenizer)
         lm = _talk_lm(config_from_dict(TalkLmConfig, loaded.config["lm"], settings), vectors, loaded.path)
         flow = FlowNetwork(config_from_dict(FlowConfig, loaded.config["flow"], settings), vectors)
@@ -72,16 +76,42 @@ def load_touchtts(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> T
         for name, part in parts.items():
             part.load_state_dict(_below(name, loaded.tensors))
             part.to(device).eval().requires_grad_(False)
-        return TouchModel(lm, flow, vocoder, tokenizer, _below("voices", loaded.tensors))
+        speaker = _needed_speaker(flow.config, loaded.path)
+        return TouchModel(lm, flow, vocoder, tokenizer, _below("voices", loaded.tensors), speaker)
     except (ConfigError, KeyError, TypeError, RuntimeError) as error:
         raise ModelFormatError(f"its settings or weights do not fit: {error}", path=loaded.path) from None
+
+
+def _needed_tokenizer(needed: Mapping[str, Any], folder: Path, device: str) -> SemanticTokenizer:
+    """Return the tokenizer that a model directory names: a model, or an ONNX file beside the directory."""
+    name, variant = str(needed["name"]), needed.get("variant")
+    is_file = Path(name).suffix == ONNX_SUFFIX
+    found = load_tokenizer(folder.parent / name if is_file else hub.find_companion(folder, name), device, None, variant)
+    _check_companion(found.fingerprint, needed["fingerprint"], name, folder)
+    return found
+
+
+def _needed_speaker(config: FlowConfig, folder: Path) -> CamPlusPlus | None:
+    """Return what a flow has learned voices from, where its file lies beside the model directory; else None."""
+    path = folder.parent / config.speaker_file
+    if not config.speaker_file or not path.is_file():
+        return None
+    found = CamPlusPlus(path)
+    _check_companion(found.fingerprint, config.speaker_sha256, config.speaker_file, folder)
+    return found
+
+
+def _check_companion(found: str, needed: str, name: str, folder: Path) -> None:
+    if found != needed:
+        remedy = "get both again, or train it for this one"
+        raise ModelFormatError(f"was trained with another {name!r}", path=folder, remedy=remedy)
 
 
 def assemble(
     lm: str | os.PathLike[str],
     flow: str | os.PathLike[str],
     vocoder: str | os.PathLike[str],
-    tokenizer: S3Tokenizer,
+    tokenizer: SemanticTokenizer,
     talks: TalkPack,
     *voices: str,
 ) -> tuple[TouchModel, dict[str, Any]]:
@@ -107,14 +137,33 @@ def assemble(
         if not own:
             raise DataError(f"no recorded talk of the voice {voice!r}", remedy="pack some, or leave the voice out")
         some = own[:: -(-len(own) // _MEASURED)]
-        sounds[voice] = torch.cat([voice_of(parts[1], talks.pcm(row)) for row in some]).mean(0, keepdim=True)
+        check_speaker(parts[1].config, talks)
+        each = [voice_of(parts[1], talks.pcm(row), talks.vector(row)) for row in some]
+        sounds[voice] = torch.cat(each).mean(0, keepdim=True)
     made_by = {str(name): hub.load_model(name).provenance for name in (lm, flow, vocoder)}
     return TouchModel(*parts, tokenizer, sounds), made_by
 
 
+def check_speaker(flow: FlowConfig, talks: TalkPack) -> None:
+    """Raise `DataError` where a flow has learned voices from another file than the one that talks were packed with."""
+    if flow.speaker_file and talks.speaker[1] != flow.speaker_sha256:
+        remedy = f"pack them with the {flow.speaker_file} that the flow has learned from"
+        raise DataError("the talks do not say what voices sound like to this flow", remedy=remedy)
+
+
 @torch.inference_mode()
-def voice_of(flow: FlowNetwork, pcm: np.ndarray) -> Tensor:
-    """Return what a voice sounds like, (1, width), from speech (T,) int16 at 16 kHz at the level of packed talks."""
+def voice_of(flow: FlowNetwork, pcm: np.ndarray, vector: np.ndarray | None = None) -> Tensor:
+    """Return what a voice sounds like, (1, width).
+
+    Args:
+        flow: To whom.
+        pcm: Speech (T,) int16 at 16 kHz at the level of packed talks.
+        vector: Of that speech, (192,) float32 of `CamPlusPlus`, for a flow that has learned from such ones.
+    """
+    if flow.config.speaker_file:
+        assert vector is not None
+        told = torch.from_numpy(vector)[None, None].to(flow.mean.device)
+        return flow.voice(told, torch.ones(1, dtype=torch.int64))
     waveform = torch.from_numpy(pcm.astype(np.float32) / 32768.0).to(flow.mean.device)
     mel = flow.normalize(log_mel(waveform[None]))
     return flow.voice(mel, torch.tensor([mel.shape[1]], device=mel.device))
@@ -136,9 +185,15 @@ def save_touchtts(
         "flow": asdict(model.flow.config),
         "vocoder": asdict(model.vocoder.config),
     }
-    config["tokenizer"] = {"name": tokenizer_name, "fingerprint": model.tokenizer.fingerprint}
+    config["tokenizer"] = tokenizer_entry(model.tokenizer, tokenizer_name)
     half = {name: value.half().contiguous() for name, value in tensors.items()}
     hub.save_model(folder, config, half, TOUCHTTS, card, provenance, model.lm.assets())
+
+
+def tokenizer_entry(tokenizer: SemanticTokenizer, name: str) -> dict[str, str]:
+    """Return how a model directory names its tokenizer."""
+    entry = {"name": name, "fingerprint": tokenizer.fingerprint}
+    return {**entry, "variant": tokenizer.variant} if isinstance(tokenizer, OnnxS3Tokenizer) else entry
 
 
 def _below(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -146,7 +201,7 @@ def _below(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
-def load_talk_lm(name_or_dir: str | os.PathLike[str], tokenizer: S3Tokenizer, device: str = "cpu") -> TalkLm:
+def load_talk_lm(name_or_dir: str | os.PathLike[str], tokenizer: SemanticTokenizer, device: str = "cpu") -> TalkLm:
     """Return the language model of a training in eval mode.
 
     Raises:
@@ -156,17 +211,17 @@ def load_talk_lm(name_or_dir: str | os.PathLike[str], tokenizer: S3Tokenizer, de
     return _load(name_or_dir, TALK, TalkLmConfig, _talk_lm, tokenizer, device)
 
 
-def load_flow(name_or_dir: str | os.PathLike[str], tokenizer: S3Tokenizer, device: str = "cpu") -> FlowNetwork:
+def load_flow(name_or_dir: str | os.PathLike[str], tokenizer: SemanticTokenizer, device: str = "cpu") -> FlowNetwork:
     """Return the flow of a training in eval mode; raises as `load_talk_lm`."""
     return _load(name_or_dir, FLOW, FlowConfig, _flow, tokenizer, device)
 
 
-def _talk_lm(config: TalkLmConfig, vectors: Tensor, folder: Path) -> TalkLm:
+def _talk_lm(config: TalkLmConfig, vectors: Tensor | None, folder: Path) -> TalkLm:
     """Return a network whose weights are still to be loaded; what it was grown from lies in its folder."""
     return TalkLm(config, vectors, build_inside(folder) if config.pieces else None)
 
 
-def _flow(config: FlowConfig, vectors: Tensor, folder: Path) -> FlowNetwork:
+def _flow(config: FlowConfig, vectors: Tensor | None, folder: Path) -> FlowNetwork:
     return FlowNetwork(config, vectors)
 
 
@@ -174,8 +229,8 @@ def _load(
     name_or_dir: str | os.PathLike[str],
     kind: str,
     config_class: type[C],
-    build: Callable[[C, Tensor, Path], N],
-    tokenizer: S3Tokenizer,
+    build: Callable[[C, Tensor | None, Path], N],
+    tokenizer: SemanticTokenizer,
     device: str,
 ) -> N:
     loaded = hub.load_model(name_or_dir, kind, device)
@@ -195,7 +250,9 @@ def _load(
     return network.to(device).eval()
 
 
-def speech_vectors(tokenizer: S3Tokenizer) -> Tensor:
-    """Return what each speech token stands for, (R, D) float32."""
+def speech_vectors(tokenizer: SemanticTokenizer) -> Tensor | None:
+    """Return what each speech token stands for, (R, D) float32; None where the tokenizer does not tell."""
+    if not isinstance(tokenizer, S3Tokenizer):
+        return None
     quantizer = tokenizer.network.quantizer
     return quantizer.decode(torch.arange(quantizer.size, device=quantizer.steps.device)).float()

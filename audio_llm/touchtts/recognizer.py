@@ -14,6 +14,7 @@ from audio_llm.asr.base import SAMPLE_RATE, Capabilities
 from audio_llm.asr.segment import segments
 from audio_llm.nbest import Hypothesis, NBest
 from audio_llm.text import DEFAULT_NORMALIZER
+from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.touchtts.data import prepared
 from audio_llm.touchtts.layout import moved
 from audio_llm.touchtts.models import TouchModel, load_touchtts
@@ -30,7 +31,8 @@ class TouchRecognizer:
     Args:
         model: Its parts.
         version: Of the model.
-        heard: What the language model listens to: `tokens`, or the `continuous` features that they were cut from.
+        heard: What the language model listens to: `tokens`, or the `continuous` features that they were cut from,
+            where the tokenizer tells these.
     """
 
     name = "touchtts"
@@ -102,5 +104,7 @@ class TouchRecognizer:
         tokens = self.model.tokenizer.encode(waveforms, lengths).tokens[0]
         if not len(tokens):
             return None
-        is_continuous = self.heard == "continuous"
-        return tokens, self.model.tokenizer.states(waveforms, lengths)[0] if is_continuous else None
+        tokenizer = self.model.tokenizer
+        if self.heard == "continuous" and isinstance(tokenizer, S3Tokenizer):
+            return tokens, tokenizer.states(waveforms, lengths)[0]
+        return tokens, None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from audio_llm import audio
 from audio_llm.codec.mel import N_MELS, SAMPLE_RATE, log_mel
-from audio_llm.errors import AudioFileError, AudioLLMError, UsageError
+from audio_llm.errors import AudioFileError, AudioLLMError, ModelNotFoundError, UsageError
 from audio_llm.lm.sampling import seed_of
 from audio_llm.simulation.sources import to_pcm
 from audio_llm.touchtts.data import prepared
@@ -212,6 +212,7 @@ class TouchTTS:
 
         Raises:
             AudioFileError: There is too little speech in it.
+            ModelNotFoundError: The file that tells the flow what voices sound like is not there.
         """
         speech = prepared(waveform)[: int(_MOST_REFERENCE_S * SAMPLE_RATE)]
         if speech.size < _LEAST_REFERENCE_S * SAMPLE_RATE:
@@ -219,7 +220,12 @@ class TouchTTS:
             remedy = f"give a recording with {_LEAST_REFERENCE_S:g} s of speech or more"
             raise AudioFileError(f"there are {seconds:.1f} s of speech in it", path=name, remedy=remedy)
         voices = self.model.lm.config.voices
-        sound = voice_of(self.model.flow, to_pcm(speech))
+        file = self.model.flow.config.speaker_file
+        if file and self.model.speaker is None:
+            message = f"{file} tells this model what a recording's voice sounds like, and is not there"
+            raise ModelNotFoundError(message, path=name, remedy="put that file beside the model directory")
+        vector = None if self.model.speaker is None else self.model.speaker.encode(speech)
+        sound = voice_of(self.model.flow, to_pcm(speech), vector)
         waveforms = torch.from_numpy(speech)[None].to(sound.device)
         tokens = self.model.tokenizer.encode(waveforms, torch.tensor([speech.size], device=sound.device)).tokens[
             :, :_PROMPT

@@ -47,7 +47,7 @@ class TalkLmConfig:
         durations: Of each unit of the text's script (`text.SYMBOLS`), in tokens.
         rates: How much longer each voice takes than that.
         speech: How many speech tokens there are.
-        states: Width of what the tokenizer cuts tokens from.
+        states: Width of what the tokenizer cuts tokens from; 0 where it does not tell.
         pieces: Vocabulary of the language model of text that this one is grown from, whose pieces of words it then
             reads and writes; 0: it is grown from none, says phones and writes letters.
         lm: Size of the model; its ranges and segments are set here. One that is grown has the size of the other model.
@@ -104,7 +104,7 @@ class TalkLm(nn.Module):
             self.lm = TokenLm(config.lm, vectors_of)
         else:
             self.lm = GrownLm(config.lm, base.network, vectors_of)
-        self.project = nn.Linear(config.states, self.lm.config.width)
+        self.project = nn.Linear(config.states, self.lm.config.width) if config.states else nn.Identity()
         self.register_buffer("durations", torch.tensor(config.durations), persistent=False)
 
     def forward(self, sequence: Sequence, targets: Tensor, name: str, features: Tensor | None = None) -> Tensor:

@@ -17,10 +17,11 @@ from audio_llm.errors import ConfigError, DataError, ModelFormatError, UsageErro
 from audio_llm.lm.causal import load_causal_lm
 from audio_llm.lm.token_lm import Sequence
 from audio_llm.text import DEFAULT_NORMALIZER
+from audio_llm.tokenizer.base import SemanticTokenizer
 from audio_llm.tokenizer.s3 import S3Tokenizer
 from audio_llm.touchtts.data import TalkPack
 from audio_llm.touchtts.layout import SPEECH, stack_rows
-from audio_llm.touchtts.models import TALK, load_talk_lm, speech_vectors
+from audio_llm.touchtts.models import TALK, load_talk_lm, speech_vectors, tokenizer_entry
 from audio_llm.touchtts.script import PIECE, Script, fit_durations
 from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig, continuous, script_of, speech_example, text_example
 from audio_llm.training.buckets import batches_by_length
@@ -43,7 +44,7 @@ class TalkTrainingConfig:
         batch_places: Tokens of a batch, text and padding included.
         repeats: How often talks of a voice come in an epoch; once where none is given.
         asr_share: Of batches in which speech is written down, where there is recorded speech.
-        continuous_share: Of these, with what tokens were cut from in place of tokens.
+        continuous_share: Of these, with what tokens were cut from in place of tokens, where the tokenizer tells.
         stretch: Standard deviation of the logarithm of how much faster than truly time goes by, so that speech need
             not take just the time that was expected.
         most_wrong_past: Of the tokens that the model is told it said, the largest share that is not true.
@@ -84,7 +85,7 @@ class _Batch(NamedTuple):
 def train_talk_lm(
     packs: Rows[Path],
     tuning: Rows[Path],
-    tokenizer: S3Tokenizer,
+    tokenizer: SemanticTokenizer,
     tokenizer_name: str,
     output: Path,
     config: TalkTrainingConfig,
@@ -131,7 +132,8 @@ def train_talk_lm(
     if unknown:
         remedy = "train a new model, or leave these talks out"
         raise ModelFormatError(f"does not know the voices {', '.join(sorted(unknown))}", path=start_from, remedy=remedy)
-    config = replace(config, model=lm.config)
+    heard = config.continuous_share if lm.config.states else 0.0
+    config = replace(config, model=lm.config, continuous_share=heard)
     size = sum(parameter.numel() for parameter in lm.parameters())
     logger.info("%d talks, %d of them recorded, %.2f M parameters", len(data.pack), len(data.recorded), size / 1e6)
     for name, rate in zip(lm.config.voices, lm.config.rates, strict=True):
@@ -145,7 +147,7 @@ def train_talk_lm(
         made_by = {**(provenance or {}), "training": asdict(config)}
         settings = {
             "network": asdict(module.config),
-            "tokenizer": {"name": tokenizer_name, "fingerprint": tokenizer.fingerprint},
+            "tokenizer": tokenizer_entry(tokenizer, tokenizer_name),
         }
         hub.save_model(folder, settings, module.state_dict(), TALK, CARD, made_by, module.assets())
 
@@ -165,7 +167,7 @@ def train_talk_lm(
     )
 
 
-def fitted(config: TalkLmConfig, pack: TalkPack, tokenizer: S3Tokenizer, script: Script) -> TalkLmConfig:
+def fitted(config: TalkLmConfig, pack: TalkPack, tokenizer: SemanticTokenizer, script: Script) -> TalkLmConfig:
     """Return a configuration with the voices of a pack, and how long its texts take."""
     chosen = np.random.default_rng(0).permutation(len(pack))[:_FITTED]
     units = np.stack([script.to_say(text).counts(script.units) for text in pack.spoken])
@@ -174,7 +176,7 @@ def fitted(config: TalkLmConfig, pack: TalkPack, tokenizer: S3Tokenizer, script:
     voices = tuple(sorted(set(pack.voices)))
     own = np.array(pack.voices)
     rates = tuple(float(pack.counts[own == name].sum() / expected[own == name].sum()) for name in voices)
-    width = tokenizer.network.config.width
+    width = tokenizer.width if isinstance(tokenizer, S3Tokenizer) else 0
     return replace(
         config,
         voices=voices,
@@ -189,7 +191,9 @@ def fitted(config: TalkLmConfig, pack: TalkPack, tokenizer: S3Tokenizer, script:
 class _Talks:
     """Talks of a pack, as batches."""
 
-    def __init__(self, pack: TalkPack, tokenizer: S3Tokenizer, config: TalkTrainingConfig, script: Script) -> None:
+    def __init__(
+        self, pack: TalkPack, tokenizer: SemanticTokenizer, config: TalkTrainingConfig, script: Script
+    ) -> None:
         if pack.tokenizer != tokenizer.fingerprint:
             raise DataError("the talks were packed with another tokenizer", remedy="pack them with this one")
         self.pack, self.seed = pack, config.training.seed
@@ -231,7 +235,8 @@ class _Talks:
         rng = np.random.default_rng(0)
         found: dict[str, list[_Batch]] = {}
         for task, rows in (("say", np.arange(len(self.pack))), ("write", self.recorded), ("listen", self.recorded)):
-            rows = rng.permutation([row for row in rows if self.pack.voices[row] in voices])[: config.validation]
+            wanted = config.validation if task != "listen" or config.continuous_share else 0
+            rows = rng.permutation([row for row in rows if self.pack.voices[row] in voices])[:wanted]
             places = self.said_places if task == "say" else self.written_places
             groups = list(batches_by_length(rows, places, config.batch_places, rng))
             found[task] = [self.collate(lm, task, group, exact) for group in groups]

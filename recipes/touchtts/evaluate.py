@@ -166,15 +166,15 @@ def transcription(speech: TouchTTS, pack: TalkPack, count: int) -> Iterator[str]
         rows = [row for row, name in enumerate(pack.voices) if name == voice and pack.samples[row]]
         rows = np.random.default_rng(0).permutation(rows)[:count].tolist()
         words = [DEFAULT_NORMALIZER(pack.texts[row]) for row in rows]
-        texts: dict[bool, list[str]] = {False: [], True: []}
+        texts: dict[bool, list[str]] = {False: [], True: []} if speech.model.lm.config.states else {False: []}
         for row in rows:
             tokens = torch.from_numpy(pack.tokens(row).astype(np.int64))
             states = torch.from_numpy(pack.states(row)).float()
             for is_continuous in texts:
                 written = speech.model.lm.write(tokens, states if is_continuous else None)
                 texts[is_continuous].append(DEFAULT_NORMALIZER(speech.model.lm.script.read(written[0][0])))
-        rates = [character_error_rate(words, texts[name]) for name in (False, True)]
-        yield f"| {voice} | {len(rows)} | {100 * rates[0]:.1f} % | {100 * rates[1]:.1f} % |"
+        rates = [f"{100 * character_error_rate(words, own):.1f} %" for own in texts.values()]
+        yield f"| {voice} | {len(rows)} | {' | '.join([*rates, 'not told'][:2])} |"
 
 
 def cost(speech: TouchTTS, voice: str, seconds: Sequence[float] = (2.0, 10.0, 30.0)) -> Iterator[str]:

@@ -17,10 +17,13 @@ import noisy_sets
 
 from audio_llm import hub
 from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
-from audio_llm.tokenizer.s3 import S3Tokenizer, load_listener
+from audio_llm.tokenizer.base import SemanticTokenizer
+from audio_llm.tokenizer.load import load_tokenizer
+from audio_llm.tokenizer.s3 import load_listener
 from audio_llm.touchtts.data import TalkPack, pack_talks
 from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
 from audio_llm.touchtts.models import assemble, load_touchtts, save_touchtts
+from audio_llm.touchtts.speaker_vectors import CamPlusPlus
 from audio_llm.touchtts.speech import TouchTTS
 from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
 from audio_llm.training.config import load_config
@@ -41,6 +44,10 @@ def main() -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
     parser.add_argument("--manifest", type=Path, help="own: manifest of talks")
     parser.add_argument("--packs", nargs="+", help="talk, flow: packs of talks to learn from (train made; train)")
+    parser.add_argument("--tokenizer", default=TOKENIZER, help="a model, or a published S3Tokenizer .onnx file")
+    parser.add_argument("--variant", help="which S3Tokenizer that file is, such as v2_25hz")
+    parser.add_argument("--speaker", type=Path, help="packing: campplus.onnx, to tell a flow what voices sound like")
+    parser.add_argument("--llm", type=Path, help="talk: folder of a language model of text to grow")
     parser.add_argument("--name", help="trainings, own: folder of this one (default: the stage's name)")
     parser.add_argument("--start", type=Path, help="trainings: model to start from")
     parser.add_argument("--max-minutes", type=float, help="of a training")
@@ -58,24 +65,26 @@ def main() -> int:
 def pack(arguments: argparse.Namespace) -> None:
     """Pack recorded talks with their tokens, and speech and noise for the vocoder, a minute."""
     noisy_sets.pack(arguments.data, arguments.output / "packed")
-    tokenizer = S3Tokenizer.load(TOKENIZER)
+    tokenizer, speaker = _tokenizer(arguments), _speaker(arguments)
     for part in noisy_sets.PARTS:
-        count = pack_talks(corpora.recorded(arguments.data, part), tokenizer, _talks(arguments) / part)
+        count = pack_talks(corpora.recorded(arguments.data, part), tokenizer, _talks(arguments) / part, speaker)
         logging.info("%s: %d talks", part, count)
 
 
 def own(arguments: argparse.Namespace) -> None:
     """Pack the talks of a manifest, such as `audio-llm prepare` writes, as one more pack to train on."""
     folder = _talks(arguments) / (arguments.name or "own")
-    count = pack_talks(corpora.prepared(arguments.manifest), S3Tokenizer.load(TOKENIZER), folder)
+    talks = corpora.prepared(arguments.manifest)
+    count = pack_talks(talks, _tokenizer(arguments), folder, _speaker(arguments))
     logging.info("%s: %d talks", folder, count)
 
 
 def made(arguments: argparse.Namespace) -> None:
     """Have programs say book sentences, and pack these, ten minutes: more text for the language model to learn from."""
-    tokenizer, count = S3Tokenizer.load(TOKENIZER), arguments.count or MADE
+    tokenizer, count = _tokenizer(arguments), arguments.count or MADE
     for part, first, own in (("made", 0, count), ("made-tune", count, min(count, MADE_TUNE))):
-        found = pack_talks(corpora.made(arguments.data, own, first), tokenizer, _talks(arguments) / part)
+        talks = corpora.made(arguments.data, own, first)
+        found = pack_talks(talks, tokenizer, _talks(arguments) / part, _speaker(arguments))
         logging.info("%s: %d talks", part, found)
 
 
@@ -91,8 +100,8 @@ def talk(arguments: argparse.Namespace) -> None:
     config = _config(arguments, TalkTrainingConfig)
     names = (arguments.packs or ("train", "made"), ("tune", "made-tune"))
     packs, tuning = ([_talks(arguments) / name for name in own] for own in names)
-    tokenizer = S3Tokenizer.load(TOKENIZER)
-    train_talk_lm(packs, tuning, tokenizer, TOKENIZER, _folder(arguments), config, **_limits(arguments))
+    tokenizer = _tokenizer(arguments), Path(arguments.tokenizer).name
+    train_talk_lm(packs, tuning, *tokenizer, _folder(arguments), config, llm=arguments.llm, **_limits(arguments))
 
 
 def flow(arguments: argparse.Namespace) -> None:
@@ -100,19 +109,19 @@ def flow(arguments: argparse.Namespace) -> None:
     config = _config(arguments, FlowTrainingConfig)
     names = (arguments.packs or ("train",), ("tune",))
     packs, tuning = ([_talks(arguments) / name for name in own] for own in names)
-    tokenizer = S3Tokenizer.load(TOKENIZER)
-    train_flow(packs, tuning, tokenizer, TOKENIZER, _folder(arguments), config, **_limits(arguments))
+    tokenizer = _tokenizer(arguments), Path(arguments.tokenizer).name
+    train_flow(packs, tuning, *tokenizer, _folder(arguments), config, **_limits(arguments))
 
 
 def finish(arguments: argparse.Namespace) -> None:
     """Make `touchtts-small` of the parts that were trained: half precision, with its card."""
     folders = arguments.parts or [arguments.output / name / "best" for name in ("talk", "flow", "vocoder")]
-    model, provenance = assemble(
-        *folders, S3Tokenizer.load(TOKENIZER), TalkPack(_talks(arguments) / "train"), MAIN_VOICE
-    )
+    model, provenance = assemble(*folders, _tokenizer(arguments), TalkPack(_talks(arguments) / "train"), MAIN_VOICE)
     card = (HERE / "cards" / "touchtts-small.md").read_text(encoding="utf-8")
     folder = arguments.output / "touchtts-small"
-    save_touchtts(folder, model, TOKENIZER, card, {"recipe": "recipes/touchtts", "training": provenance})
+    save_touchtts(
+        folder, model, Path(arguments.tokenizer).name, card, {"recipe": "recipes/touchtts", "training": provenance}
+    )
     logging.info("%s: voices %s", folder, ", ".join(sorted(load_touchtts(folder).voices)))
 
 
@@ -152,6 +161,14 @@ STAGES = {
 
 def _speech(arguments: argparse.Namespace) -> TouchTTS:
     return TouchTTS.load(arguments.model or arguments.output / "touchtts-small")
+
+
+def _tokenizer(arguments: argparse.Namespace) -> SemanticTokenizer:
+    return load_tokenizer(arguments.tokenizer, variant=arguments.variant)
+
+
+def _speaker(arguments: argparse.Namespace) -> CamPlusPlus | None:
+    return CamPlusPlus(arguments.speaker) if arguments.speaker else None
 
 
 def _talks(arguments: argparse.Namespace) -> Path:

@@ -15,77 +15,11 @@ from torch import Tensor
 from audio_llm.errors import MissingDependencyError, ModelFormatError, ModelNotFoundError, UsageError
 from audio_llm.tokenizer.onnx_s3 import VARIANTS, OnnxS3Tokenizer, whisper_log_mel
 
-onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+from onnx_graphs import INT32, INT64, build_s3  # noqa: E402
 
 torch.set_num_threads(1)
-FLOAT, INT32, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.INT64
-
-
-def build_network(
-    path: Path,
-    stride: int = 4,
-    size: int = 6561,
-    positions: bool = False,
-    shape: tuple[int, ...] = (1, -1),
-    bands: int | str = 128,
-    length_type: int = INT32,
-    offset: int = 0,
-    as_float: bool = False,
-) -> Path:
-    """Save a graph that gives one number every `stride` frames, counted from the first.
-
-    Args:
-        path: The file.
-        stride: Frames.
-        size: Numbers are below it.
-        positions: Whether a number says how many came before it, in place of how loud the 20th band is.
-        shape: Of the output.
-        bands: Of the features that it takes.
-        length_type: Of the length that it takes.
-        offset: Added to every number.
-        as_float: Whether the numbers are floats.
-    """
-    node, constant = onnx.helper.make_node, onnx.helper.make_tensor
-
-    def whole(name: str, *values: int) -> Any:
-        return constant(name, INT64, [len(values)], values)
-
-    constants = [
-        *(whole(name, value) for name, value in (("zero", 0), ("two", 2), ("stride", stride), ("twenty", 20))),
-        *(whole("twenty-one", 21), whole("far", 1 << 40), whole("shape", *shape), whole("offset", offset)),
-        *(whole("first", 0), whole("size", size), constant("scale", FLOAT, [], [1000.0])),
-        *(constant("nought", INT64, [], [0]), constant("one", INT64, [], [1])),
-    ]
-    every = [
-        node("Slice", ["feats", "twenty", "twenty-one", "one-axis"], ["band"]),
-        node("Slice", ["band", "first", "far", "two", "stride"], ["some"]),
-        node("Mul", ["some", "scale"], ["loud"]),
-        node("Abs", ["loud"], ["positive"]),
-        node("Cast", ["positive"], ["loudness"], to=INT64),
-        node("Shape", ["some"], ["sizes"]),
-        node("Gather", ["sizes", "two-scalar"], ["count"], axis=0),
-        node("Range", ["nought", "count", "one"], ["order"]),
-        node("Shape", ["feats"], ["all-sizes"]),
-        node("Gather", ["all-sizes", "two-scalar"], ["frames"], axis=0),
-        node("Cast", ["feats_length"], ["length"], to=INT64),
-        node("Sub", ["length", "frames"], ["wrong"]),  # 0 where the length that is given is the right one
-        node("Add", ["order" if positions else "loudness", "wrong"], ["sum"]),
-        node("Mod", ["sum", "size"], ["small"]),
-        node("Add", ["small", "offset"], ["moved"]),
-        node("Reshape", ["moved", "shape"], ["shaped"]),
-        node("Cast", ["shaped"], ["indices"], to=FLOAT if as_float else INT32),
-    ]
-    constants += [whole("one-axis", 1), constant("two-scalar", INT64, [], [2])]
-    inputs = [
-        onnx.helper.make_tensor_value_info("feats", FLOAT, [1, bands, "T"]),
-        onnx.helper.make_tensor_value_info("feats_length", length_type, [1]),
-    ]
-    outputs = [onnx.helper.make_tensor_value_info("indices", FLOAT if as_float else INT32, None)]
-    graph = onnx.helper.make_graph(every, "tokenizer", inputs, outputs, constants)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, path)
-    return path
 
 
 def sounds(*samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -146,7 +80,7 @@ def test_features_of_short_sounds(samples: int) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants(tmp_path: Path, variant: str) -> None:
     rate, size = VARIANTS[variant].frame_rate, VARIANTS[variant].size
-    path = build_network(tmp_path / "a.onnx", stride=round(100 / rate), size=size)
+    path = build_s3(tmp_path / "a.onnx", stride=round(100 / rate), size=size)
     tokenizer = OnnxS3Tokenizer(path, variant)
     assert (tokenizer.size, tokenizer.frame_rate) == (size, rate)
     assert variant == f"{variant[:2]}_{rate:g}hz"
@@ -162,7 +96,7 @@ def test_variants(tmp_path: Path, variant: str) -> None:
 
 
 def test_a_batch_equals_one_by_one(tmp_path: Path) -> None:
-    tokenizer = OnnxS3Tokenizer(build_network(tmp_path / "a.onnx"), "v2_25hz")
+    tokenizer = OnnxS3Tokenizer(build_s3(tmp_path / "a.onnx"), "v2_25hz")
     waveforms, lengths = sounds(9000, 0, 170, 16_000)
     behind = torch.arange(16_000) >= lengths[:, None]
     together = tokenizer.encode(waveforms + 0.3 * behind, lengths)
@@ -179,7 +113,7 @@ def test_a_batch_equals_one_by_one(tmp_path: Path) -> None:
 def test_tokens_of_a_long_sound_are_aligned(tmp_path: Path, variant: str) -> None:
     """The graph looks at one frame alone, so that windows must give what a single pass over all frames would."""
     stride, size = round(100 / VARIANTS[variant].frame_rate), VARIANTS[variant].size
-    tokenizer = OnnxS3Tokenizer(build_network(tmp_path / "a.onnx", stride=stride, size=size), variant)
+    tokenizer = OnnxS3Tokenizer(build_s3(tmp_path / "a.onnx", stride=stride, size=size), variant)
     for samples in (480_000, 480_160, 480_800, 896_000, 896_320, 70 * 16_000 + 555):
         waveforms, _ = sounds(samples)
         mel = whisper_log_mel(waveforms[0])
@@ -189,7 +123,7 @@ def test_tokens_of_a_long_sound_are_aligned(tmp_path: Path, variant: str) -> Non
 
 def test_windows_of_30_s_overlap_by_4_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph numbers the tokens of each window, so that one sees which of them were kept."""
-    tokenizer = OnnxS3Tokenizer(build_network(tmp_path / "a.onnx", positions=True), "v2_25hz")
+    tokenizer = OnnxS3Tokenizer(build_s3(tmp_path / "a.onnx", positions=True), "v2_25hz")
     assert tokens_of(tokenizer, 30 * 16_000) == list(range(750))
     assert tokens_of(tokenizer, 30 * 16_000 + 159) == list(range(750))
     # 30 s and one frame: a second window begins at 26 s, and its first 2 s come from the first one
@@ -206,12 +140,12 @@ def test_windows_of_30_s_overlap_by_4_s(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("shape", [(-1,), (1, -1), (1, 1, -1)])
 def test_an_output_may_have_further_axes_of_one(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    tokenizer = OnnxS3Tokenizer(build_network(tmp_path / "a.onnx", positions=True, shape=shape), "v3_25hz")
+    tokenizer = OnnxS3Tokenizer(build_s3(tmp_path / "a.onnx", positions=True, shape=shape), "v3_25hz")
     assert tokens_of(tokenizer, 16_000) == list(range(25))
 
 
 def test_a_file_of_another_rate_is_refused(tmp_path: Path) -> None:
-    path = build_network(tmp_path / "speech_tokenizer_v1_50hz.onnx", stride=4, size=4096)
+    path = build_s3(tmp_path / "speech_tokenizer_v1_50hz.onnx", stride=4, size=4096)
     with pytest.raises(ModelFormatError, match="25 tokens of 1 s, but v1_50hz gives 50") as caught:
         OnnxS3Tokenizer(path, "v1_50hz")
     assert caught.value.path == path
@@ -221,13 +155,13 @@ def test_a_file_of_another_rate_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("offset", [-1, 4096])
 def test_tokens_that_the_variant_has_not_are_refused(tmp_path: Path, offset: int) -> None:
-    path = build_network(tmp_path / "a.onnx", positions=True, offset=offset)
+    path = build_s3(tmp_path / "a.onnx", positions=True, offset=offset)
     with pytest.raises(ModelFormatError, match=f"token {offset}, but v1_25hz has 4096"):
         OnnxS3Tokenizer(path, "v1_25hz")
 
 
 def test_a_token_out_of_range_is_found_later_too(tmp_path: Path) -> None:
-    tokenizer = OnnxS3Tokenizer(build_network(tmp_path / "a.onnx", positions=True), "v1_25hz")
+    tokenizer = OnnxS3Tokenizer(build_s3(tmp_path / "a.onnx", positions=True), "v1_25hz")
     tokenizer.size = 200
     with pytest.raises(ModelFormatError, match="token 200"):
         tokens_of(tokenizer, 10 * 16_000)
@@ -243,18 +177,18 @@ def test_a_token_out_of_range_is_found_later_too(tmp_path: Path) -> None:
     ],
 )
 def test_networks_with_other_inputs_or_outputs_are_refused(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
-    path = build_network(tmp_path / "a.onnx", **changes)
+    path = build_s3(tmp_path / "a.onnx", **changes)
     with pytest.raises(ModelFormatError, match=match):
         OnnxS3Tokenizer(path, "v2_25hz")
 
 
 def test_open_sizes_are_taken(tmp_path: Path) -> None:
-    path = build_network(tmp_path / "a.onnx", bands="bands", positions=True)
+    path = build_s3(tmp_path / "a.onnx", bands="bands", positions=True)
     assert tokens_of(OnnxS3Tokenizer(path, "v2_25hz"), 1600) == [0, 1, 2]
 
 
 def test_a_network_without_length_is_refused(tmp_path: Path) -> None:
-    model = onnx.load(build_network(tmp_path / "a.onnx"))
+    model = onnx.load(build_s3(tmp_path / "a.onnx"))
     del model.graph.input[1]
     model.graph.initializer.append(onnx.helper.make_tensor("feats_length", INT32, [1], [100]))
     onnx.save(model, tmp_path / "a.onnx")
@@ -270,12 +204,12 @@ def test_files_that_are_no_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match="onnxruntime cannot read it") as caught:
         OnnxS3Tokenizer(path, "v2_25hz")
     assert "\n" not in str(caught.value)
-    fixed = onnx.load(build_network(path))
+    fixed = onnx.load(build_s3(path))
     fixed.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 3000
     onnx.save(fixed, path)
     with pytest.raises(ModelFormatError, match=r"\[1, 128, 3000\]"):
         OnnxS3Tokenizer(path, "v2_25hz")
-    build_network(path, shape=(7, -1))
+    build_s3(path, shape=(7, -1))
     with pytest.raises(ModelFormatError, match="fails on 100 frames"):
         OnnxS3Tokenizer(path, "v2_25hz")
 
@@ -283,21 +217,21 @@ def test_files_that_are_no_network_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", ["", "v2", "speech_tokenizer_v2", "V2_25HZ"])
 def test_a_variant_is_not_guessed(tmp_path: Path, variant: str) -> None:
     with pytest.raises(UsageError, match="v1_50hz, v1_25hz, v2_25hz, v3_25hz"):
-        OnnxS3Tokenizer(build_network(tmp_path / "speech_tokenizer_v2.onnx"), variant)
+        OnnxS3Tokenizer(build_s3(tmp_path / "speech_tokenizer_v2.onnx"), variant)
 
 
 def test_without_onnxruntime_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = build_network(tmp_path / "a.onnx")
+    path = build_s3(tmp_path / "a.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'audio-llm\[export\]'"):
         OnnxS3Tokenizer(path, "v2_25hz")
 
 
 def test_tokens_do_not_depend_on_the_run(tmp_path: Path) -> None:
-    path = build_network(tmp_path / "a.onnx")
+    path = build_s3(tmp_path / "a.onnx")
     one, other = OnnxS3Tokenizer(path, "v2_25hz"), OnnxS3Tokenizer(str(path), "v2_25hz")
     assert np.array_equal(tokens_of(one, 20_000), tokens_of(other, 20_000))
     assert one.fingerprint == other.fingerprint
-    assert OnnxS3Tokenizer(build_network(tmp_path / "b.onnx", offset=1, size=6560), "v2_25hz").fingerprint != (
+    assert OnnxS3Tokenizer(build_s3(tmp_path / "b.onnx", offset=1, size=6560), "v2_25hz").fingerprint != (
         one.fingerprint
     )

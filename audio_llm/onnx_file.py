@@ -1,0 +1,55 @@
+"""Networks that others have published as ONNX files, run from the user's own file with onnxruntime."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audio_llm.errors import MissingDependencyError, ModelFormatError, ModelNotFoundError
+
+ONNX_SUFFIX = ".onnx"
+
+
+def open_session(path: Path, what: str) -> Any:
+    """Return an onnxruntime session on the CPU, on as many threads as torch has.
+
+    Args:
+        path: The file.
+        what: The network, for messages: `the S3Tokenizer`.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        ModelNotFoundError: There is no such file.
+        ModelFormatError: It is no network.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        remedy = "pip install 'audio-llm[export]'"
+        raise MissingDependencyError(f"{what} needs onnxruntime", path=path, remedy=remedy) from None
+    if not path.is_file():
+        raise ModelNotFoundError("no such file", path=path, remedy=f"give the {ONNX_SUFFIX} file of {what}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors, which are raised as well
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's have no base of their own
+        raise ModelFormatError(f"onnxruntime cannot read it: {error}", path=path, remedy="check the file") from None
+
+
+def takes(part: Any, shape: tuple[int | None, ...]) -> bool:
+    """Return whether a session's input takes a shape, in which None is a size that it has to leave open."""
+    sizes = part.shape
+    if len(sizes) != len(shape):
+        return False
+    return all(not isinstance(size, int) or size == wanted for size, wanted in zip(sizes, shape, strict=True))
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

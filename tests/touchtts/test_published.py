@@ -1,0 +1,223 @@
+"""Published networks from a user's own files: S3Tokenizer and CAM++, of which small graphs take the place here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from audio_llm import audio, hub
+from audio_llm.codec.vocoder import Vocoder
+from audio_llm.errors import DataError, ModelFormatError, ModelNotFoundError
+from audio_llm.tokenizer.onnx_s3 import OnnxS3Tokenizer
+from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.touchtts.data import Talk, TalkPack, pack_talks
+from audio_llm.touchtts.flow import FlowConfig
+from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
+from audio_llm.touchtts.models import TouchModel, assemble, load_flow, load_touchtts, save_touchtts
+from audio_llm.touchtts.recognizer import TouchRecognizer
+from audio_llm.touchtts.speaker_vectors import CamPlusPlus, kaldi_filter_bank
+from audio_llm.touchtts.speech import TouchTTS
+from audio_llm.touchtts.talk_lm import TalkLmConfig
+from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
+from audio_llm.training.loop import TrainingConfig
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+from onnx_graphs import build_campplus, build_s3
+
+torch.set_num_threads(1)
+TEXTS = ("a cat", "the dog ran", "we see it", "go home now", "he is here")
+LOOP = TrainingConfig(2, warmup_steps=1, log_every=1, validate_every=2)
+
+
+def hiss(seconds: float, seed: int = 0) -> np.ndarray:
+    time_s = np.arange(round(16_000 * seconds)) / 16_000
+    noise = np.random.default_rng(seed).standard_normal(len(time_s))
+    return (0.1 * noise * (1.1 + np.sin(2 * np.pi * 4 * time_s))).astype(np.float32)
+
+
+def made(sounds: list[np.ndarray]) -> Iterator[Talk]:
+    for number, sound in enumerate(sounds):
+        yield Talk(f"u{number}", "reader", "low" if number < 5 else "high", TEXTS[number % 5], sound)
+    yield Talk("r", "robot", "robot", "the dog ran again", sounds[0], is_synthetic=True)
+
+
+@pytest.fixture
+def speaker(tmp_path: Path) -> CamPlusPlus:
+    return CamPlusPlus(build_campplus(tmp_path / "campplus.onnx"))
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> OnnxS3Tokenizer:
+    return OnnxS3Tokenizer(build_s3(tmp_path / "speech_tokenizer_v2.onnx"), "v2_25hz")
+
+
+@pytest.mark.parametrize("seconds", [0.03, 0.5, 2.0])
+def test_features_are_kaldis(seconds: float) -> None:
+    waveform = hiss(seconds)
+    found = kaldi_filter_bank(waveform)
+    frames = 1 + (len(waveform) - 400) // 160
+    assert found.shape == (frames, 80)
+    # the definition, frame by frame: offset, pre-emphasis, Povey's window, power, triangles on the mel scale
+    window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)) ** 0.85
+    mels = 1127.0 * np.log(1.0 + np.array([20.0, 8000.0]) / 700.0)
+    edges = np.linspace(*mels, 82)
+    bins = 1127.0 * np.log(1.0 + np.arange(257) * 16_000 / 512 / 700.0)
+    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    filters = np.minimum(rising, falling).clip(0.0)
+    for frame in {0, frames // 2, frames - 1}:
+        part = waveform[160 * frame : 160 * frame + 400].astype(np.float64)
+        part = part - part.mean()
+        part = part - 0.97 * np.concatenate([part[:1], part[:-1]])
+        power = np.abs(np.fft.rfft(part * window, 512)) ** 2
+        wanted = np.log(np.maximum(filters @ power, 1.1920929e-07))
+        np.testing.assert_allclose(found[frame], wanted, atol=2e-3)
+
+
+def test_a_vector_is_of_the_voice_whatever_its_level(speaker: CamPlusPlus, sounds: list[np.ndarray]) -> None:
+    one, louder, other = (speaker.encode(sound) for sound in (sounds[0], 3.0 * sounds[0], sounds[7]))
+    assert one.shape == (192,)
+    assert one.dtype == np.float32
+    assert np.linalg.norm(one) == pytest.approx(1.0, abs=1e-5)
+    assert one @ louder > 0.999
+    assert one @ other < one @ louder
+    assert speaker.fingerprint == CamPlusPlus(speaker.path).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"bands": 40}, r"\[B, T, 80\], not fbank"),
+        ({"width": 256}, "not 192 numbers"),
+        ({"inputs": 2}, "it should take features"),
+        ({"finite": False}, "not 192 numbers"),
+    ],
+)
+def test_other_networks_are_refused(tmp_path: Path, changes: dict[str, int], match: str) -> None:
+    with pytest.raises(ModelFormatError, match=match) as caught:
+        CamPlusPlus(build_campplus(tmp_path / "a.onnx", **changes))
+    assert caught.value.path == tmp_path / "a.onnx"
+
+
+def test_files_that_are_no_networks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"a\.onnx: no such file .*CAM\+\+"):
+        CamPlusPlus(tmp_path / "a.onnx")
+    (tmp_path / "a.onnx").write_bytes(b"nonsense")
+    with pytest.raises(ModelFormatError, match="cannot read it"):
+        CamPlusPlus(tmp_path / "a.onnx")
+
+
+def test_packs_hold_tokens_of_the_file_and_vectors(
+    published: OnnxS3Tokenizer, speaker: CamPlusPlus, sounds: list[np.ndarray], tmp_path: Path
+) -> None:
+    assert pack_talks(made(sounds), published, tmp_path / "talks", speaker) == 11
+    pack = TalkPack(tmp_path / "talks")
+    assert pack.tokenizer == published.fingerprint
+    assert pack.speaker == ("campplus.onnx", speaker.fingerprint)
+    for row in (0, 7):
+        waveform = torch.from_numpy(pack.pcm(row).astype(np.float32) / 32768.0)
+        tokens = published.encode(waveform[None], torch.tensor([len(waveform)])).tokens[0].numpy()
+        assert len(tokens) == pack.counts[row]
+        assert pack.tokens(row).max() > 1000  # more than the package's own tokenizer has
+        assert pack.states(row).size == 0
+        assert pack.vector(row) @ speaker.encode(waveform.numpy()) > 0.99
+    assert pack.vector(10).size == 0  # a program's voice is nobody's
+    pack_talks(made(sounds[:1]), published, tmp_path / "others")
+    assert TalkPack(tmp_path / "others").vector(0).size == 0
+    with pytest.raises(DataError, match="different files tell what voices sound like"):
+        TalkPack(tmp_path / "talks", tmp_path / "others")
+
+
+def test_another_token_rate_is_refused(tmp_path: Path, sounds: list[np.ndarray]) -> None:
+    fast = OnnxS3Tokenizer(build_s3(tmp_path / "a.onnx", stride=2, size=4096), "v1_50hz")
+    with pytest.raises(ModelFormatError, match=r"50 tokens a second.*one of 25"):
+        pack_talks(made(sounds), fast, tmp_path / "talks")
+
+
+@pytest.fixture
+def trained(
+    model: TouchModel, published: OnnxS3Tokenizer, speaker: CamPlusPlus, sounds: list[np.ndarray], tmp_path: Path
+) -> Path:
+    """Return a model directory of parts that were trained, a little, on published tokens and vectors."""
+    talks = tmp_path / "talks"
+    pack_talks(made(sounds), published, talks, speaker)
+    name = published.path.name
+    small = model.lm.config.lm
+    talk = TalkTrainingConfig(TalkLmConfig(lm=small), LOOP, batch_places=300, validation=4, asr_share=0.5)
+    train_talk_lm([talks], [talks], published, name, tmp_path / "lm", talk, device="cpu")
+    flow = FlowTrainingConfig(replace(model.flow.config, speech=1000), LOOP, batch=4, epoch_batches=2, validation=4)
+    train_flow([talks], [talks], published, name, tmp_path / "flow", flow, device="cpu")
+    from dataclasses import asdict
+
+    from audio_llm.codec import vocoder as vocoder_module
+
+    vocoder: Vocoder = model.vocoder
+    hub.save_model(tmp_path / "vocoder", asdict(vocoder.config), vocoder.state_dict(), vocoder_module.KIND, "Tiny.\n")
+    parts = (tmp_path / "lm/best", tmp_path / "flow/best", tmp_path / "vocoder")
+    whole, _ = assemble(*parts, published, TalkPack(talks), "reader")
+    save_touchtts(tmp_path / "touch", whole, name, "Tiny.\n")
+    return tmp_path / "touch"
+
+
+def test_a_model_is_trained_on_published_networks_and_speaks(trained: Path, sounds: list[np.ndarray]) -> None:
+    model = load_touchtts(trained)
+    assert isinstance(model.tokenizer, OnnxS3Tokenizer)
+    assert hub.load_model(trained).config["tokenizer"]["variant"] == "v2_25hz"
+    assert model.lm.config.speech == model.flow.config.speech == 6561
+    assert model.lm.config.states == 0
+    assert (model.flow.config.speaker_file, model.speaker is None) == ("campplus.onnx", False)
+    assert json.loads((trained.parent / "lm/train.jsonl").read_text().splitlines()[-1])
+    tts = TouchTTS(model)
+    assert np.abs(tts.speak("The dog ran.").waveform).max() > 0
+    reference = trained.parent / "me.wav"
+    audio.write(reference, hiss(2.0), 16_000)
+    one, other = tts.voice(reference).sound, tts.voice("reader").sound
+    assert not torch.allclose(one, other, atol=1e-4)
+    assert np.isfinite(tts.speak("Hi.", reference).waveform).all()
+    recognizer = TouchRecognizer(model, "tiny")  # there are no continuous features: it listens to tokens
+    assert recognizer.score(sounds[0], ["a cat"])[0] is not None
+
+
+def test_without_the_speaker_file_learned_voices_speak_and_others_say_what_is_missing(trained: Path) -> None:
+    (trained.parent / "campplus.onnx").unlink()
+    tts = TouchTTS.load(trained)
+    assert len(tts.speak("Hi.").waveform)
+    audio.write(trained.parent / "me.wav", hiss(2.0), 16_000)
+    with pytest.raises(ModelNotFoundError, match=r"campplus\.onnx tells this model.*beside the model directory"):
+        tts.voice(trained.parent / "me.wav")
+    build_campplus(trained.parent / "campplus.onnx", bands="C")
+    with pytest.raises(ModelFormatError, match=r"another 'campplus\.onnx'"):
+        load_touchtts(trained)
+
+
+def test_without_its_tokenizer_a_model_says_which_file_is_missing(trained: Path) -> None:
+    file = trained.parent / "speech_tokenizer_v2.onnx"
+    file.unlink()
+    with pytest.raises(ModelNotFoundError, match=r"speech_tokenizer_v2\.onnx: no such file"):
+        load_touchtts(trained)
+    build_s3(file, positions=True)
+    with pytest.raises(ModelFormatError, match=r"another 'speech_tokenizer_v2\.onnx'"):
+        load_touchtts(trained)
+
+
+def test_a_flow_goes_on_with_the_voices_that_it_knows(
+    talks: Path, tokenizer: S3Tokenizer, speaker: CamPlusPlus, sounds: list[np.ndarray], tmp_path: Path
+) -> None:
+    pack_talks(made(sounds), tokenizer, tmp_path / "talks", speaker)
+    config = FlowTrainingConfig(
+        FlowConfig(80, width=16, layers=1, heads=2, feed_forward=32), LOOP, batch=4, epoch_batches=2, validation=4
+    )
+    mine = [tmp_path / "talks"]
+    train_flow(mine, mine, tokenizer, "s3-tiny", tmp_path / "flow", config, device="cpu")
+    assert load_flow(tmp_path / "flow/best", tokenizer).config.speaker_sha256 == speaker.fingerprint
+    with pytest.raises(DataError, match=r"with the campplus\.onnx that the flow has learned from"):
+        train_flow([talks], mine, tokenizer, "s3-tiny", tmp_path / "on", config, start_from=tmp_path / "flow/best")
+    with pytest.raises(DataError, match=r"with the campplus\.onnx that the flow has learned from"):
+        train_flow(mine, [talks], tokenizer, "s3-tiny", tmp_path / "on", config)
