@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import controls
 import data
+import loop
 import measure
 import recognizer
 import speed
@@ -26,11 +27,12 @@ from sets import ON_REQUEST, TRAIN_SETS, plans, read_set, tuning_pairs
 
 from audio_llm import hub
 from audio_llm.dlm.generate import generate
+from audio_llm.dlm.model import load
 from audio_llm.dlm.pack import pack
 from audio_llm.dlm.settings import read_settings
 from audio_llm.lm.char_lm import CharLm, CharLmConfig, train_char_lm
 from audio_llm.lm.kneser_ney import train_ngram
-from audio_llm.lm.ngram import save_ngram
+from audio_llm.lm.ngram import load_ngram, save_ngram
 from audio_llm.nbest import Hypothesis, NBest, read_nbest
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.training.loop import TrainingConfig
@@ -47,6 +49,7 @@ STAGES = (
     "tune-sound",
     "report",
     "controls",
+    "loop",
     "transfer",
     "ctc-pack",
     "ctc-tune",
@@ -124,6 +127,16 @@ def stage_transfer(folder: Path, output: Path, model_dir: Path, ctc: Path | None
     print(table(rows))
 
 
+def stage_loop(output: Path, model_dir: Path, named: list[str], sets: list[str]) -> None:
+    """Compare Denoising LMs that were trained alike but for their pairs, with the settings of `model_dir`."""
+    models = {name: load(path) for name, _, path in (word.partition("=") for word in named)}
+    language_model = load_ngram(output / LANGUAGE_MODEL)
+    lists = {name: to_lists(read_set(output, name)) for name in sets}
+    found = loop.compare(models, read_settings(model_dir), language_model, lists)
+    (output / "loop.md").write_text(found)
+    print(found)
+
+
 def stage_speed(folder: Path, output: Path, model_dir: Path, limit: int) -> None:
     """Measure what correction costs."""
     lists = to_lists(read_set(output, "synthetic-tune"))[:limit]
@@ -168,6 +181,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=100, help="controls, transfer, ctc-report, speed: of each set")
     parser.add_argument("--ctc", type=Path, help="transfer: a CTC recogniser's model directory")
     parser.add_argument("--model", type=Path, help="a model directory")
+    parser.add_argument("--models", nargs="+", metavar="NAME=DIR", help="loop: which Denoising LMs")
     parser.add_argument("--finished", type=Path, help="tune, tune-sound, ctc-tune: the model directory to write")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -189,6 +203,8 @@ def main() -> int:
         measure.report(arguments.data, arguments.output, arguments.model, arguments.sets, arguments.only)
     elif arguments.stage == "controls":
         print(controls.report(arguments.data, arguments.output, arguments.model, arguments.sets, arguments.limit))
+    elif arguments.stage == "loop":
+        stage_loop(arguments.output, arguments.model, arguments.models, arguments.sets or ["synthetic-voice"])
     elif arguments.stage == "transfer":
         stage_transfer(arguments.data, arguments.output, arguments.model, arguments.ctc, arguments.limit)
     elif arguments.stage == "ctc-pack":

@@ -71,6 +71,12 @@ def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path, tiny_data: Call
     controls = stage("controls", data, output, *model, *limits)
     assert "| DLM DSR, sound of the next utterance |" in controls
     assert "| list, trigram, sound |" in controls
+    both = [f"{name}={output / 'model' / part}" for name, part in (("one", "best"), ("same", "best"))]
+    loop = stage("loop", data, output, *model, "--models", *both, "--sets", "real-kathleen")
+    assert loop.count("| recogniser | ") == 1
+    one, same = (line.split(" | ") for line in loop.splitlines() if line.startswith(("| one", "| same")))
+    assert same[2] == "0 of 1"  # no text is likelier with what is the same
+    assert one[3:] == same[3:]
     assert "| kathleen | 1 |" in stage("ctc-report", data, output, "--model", str(ctc), *limits)
     transfer = stage("transfer", data, output, *model, "--ctc", str(ctc), *limits)
     assert "### test_cv: 2 utterances" in transfer
