@@ -161,7 +161,7 @@ def save_model(
         (temporary / WEIGHTS_NAME).chmod(0o644)  # safetensors lets only the owner read it
         for name, text in {**(assets or {}), CARD_NAME: card}.items():
             (temporary / name).write_text(text, encoding="utf-8")
-        hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        hashes = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
         document = {"format_version": FORMAT_VERSION, "kind": kind, "config": dict(config), "sha256": hashes}
         _write_config(temporary, document | {"provenance": dict(provenance or {})})
         temporary.chmod(0o755)
@@ -181,7 +181,7 @@ def write_card(folder: str | os.PathLike[str], card: str) -> None:
     document = _read_config(folder)
     temporary = folder / f".{CARD_NAME}.tmp"
     temporary.write_text(card, encoding="utf-8")
-    document["sha256"][CARD_NAME] = _sha256(temporary)
+    document["sha256"][CARD_NAME] = file_sha256(temporary)
     os.replace(temporary, folder / CARD_NAME)
     _write_config(folder, document)
 
@@ -480,7 +480,7 @@ def _check_files(folder: Path, document: dict[str, Any], except_for: set[str] | 
             continue
         if not path.is_file():
             raise _damaged(path, "is missing")
-        if _sha256(path) != expected:
+        if file_sha256(path) != expected:
             raise _damaged(path, "has another sha256 than config.json records: changed or cut off")
 
 
@@ -503,7 +503,8 @@ def _write_config(folder: Path, document: dict[str, Any]) -> None:
     os.replace(temporary, folder / CONFIG_NAME)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASH_BLOCK):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,3 @@ def takes(part: Any, shape: tuple[int | None, ...]) -> bool:
     if len(sizes) != len(shape):
         return False
     return all(not isinstance(size, int) or size == wanted for size, wanted in zip(sizes, shape, strict=True))
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

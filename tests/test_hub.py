@@ -176,7 +176,7 @@ def test_weights_that_are_not_safetensors_are_refused(model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(b"no weights at all")
     document = json.loads((model / "config.json").read_text())
-    edit_config(model, sha256={**document["sha256"], weights.name: hub._sha256(weights)})
+    edit_config(model, sha256={**document["sha256"], weights.name: hub.file_sha256(weights)})
     with pytest.raises(ModelFormatError, match="not readable as safetensors"):
         hub.load_model(model)
 

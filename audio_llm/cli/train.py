@@ -145,6 +145,7 @@ def run_touchtts(arguments: argparse.Namespace) -> int:
     from audio_llm import __version__
     from audio_llm.tokenizer.load import load_tokenizer
     from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
+    from audio_llm.touchtts.models import tokenizer_name
     from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
     from audio_llm.training.config import load_config
 
@@ -152,7 +153,7 @@ def run_touchtts(arguments: argparse.Namespace) -> int:
     folders, overrides = _folders_and_settings(arguments)
     tuning, output = [Path(word) for word in arguments.tuning if "=" not in word], Path(arguments.output)
     tokenizer = load_tokenizer(arguments.tokenizer, variant=arguments.variant)
-    parts = tokenizer, Path(arguments.tokenizer).resolve().name
+    parts = tokenizer, tokenizer_name(arguments.tokenizer)
     provenance = {"audio_llm": __version__, "data": [path.name for path in folders]}
     options = {**_loop_options(arguments), "provenance": provenance}
     if arguments.part == "lm":

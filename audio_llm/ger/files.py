@@ -19,7 +19,7 @@ from audio_llm.ger.encoders import EmbeddingEncoder, HashNgramEncoder, SentenceE
 from audio_llm.ger.model import GerSettings, RobustGer
 from audio_llm.ger.prompt import PromptEncoder
 from audio_llm.ger.settings import GerDecoding
-from audio_llm.lm.causal import INSIDE, build_inside, load_causal_lm
+from audio_llm.lm.causal import INSIDE, CausalLm, build_inside, load_causal_lm
 from audio_llm.training.config import config_from_dict, config_to_dict
 
 KIND = "ger"
@@ -209,7 +209,7 @@ def _put_together(
         remedy = "use noise.encoder=hash, or tune=adapters"
         raise ConfigError("the embeddings that the noise is measured by would change in training", remedy=remedy)
     encoder = _encoder(settings, tokenizer, network) if settings.use_noise else None
-    llm_config = json.loads(network.config.to_json_string(use_diff=False))
+    llm_config = CausalLm(network, tokenizer, files).config()
     model = RobustGer(network, encoder.width if encoder else 1, settings)
     collator = Collator(PromptEncoder(tokenizer, settings.prompt), encoder, settings.noise)
     return Built(model, collator, llm, fingerprint, llm_config, (tokenizer, files), True, normalizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +30,9 @@ class CausalLm(NamedTuple):
     files: dict[str, str]
 
     def config(self) -> dict[str, Any]:
-        """Return the network's configuration, plain JSON values."""
+        """Return the network's configuration, plain JSON values; where it came from is left out."""
         found: dict[str, Any] = json.loads(self.network.config.to_json_string(use_diff=False))
+        found.pop("_name_or_path", None)
         return found
 
 
@@ -39,11 +41,13 @@ def load_causal_lm(folder: Path) -> CausalLm:
 
     Raises:
         ModelNotFoundError: There is none, or it is no causal language model.
-        ModelFormatError: It has no tokenizer, or is no decoder.
+        ModelFormatError: It has no tokenizer, is no decoder, or its weights are quantized.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if not folder.is_dir():  # transformers would look for it on the network
+        raise ModelNotFoundError("no such folder of a language model", path=folder, remedy="check --llm")
     try:
         network = AutoModelForCausalLM.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True
@@ -51,6 +55,10 @@ def load_causal_lm(folder: Path) -> CausalLm:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ModelNotFoundError(f"no causal language model: {reason}", path=folder, remedy="check --llm") from None
+    except ImportError as error:  # of what a way to quantize weights needs
+        reason = str(error).splitlines()[0]
+        message = f"its weights are quantized, or need another package: {reason}"
+        raise ModelFormatError(message, path=folder, remedy="get the weights that are not quantized") from None
     _check_decoder(network, folder)
     return CausalLm(network, *_load_tokenizer(folder))
 
@@ -81,6 +89,10 @@ def _check_decoder(network: Any, folder: Path) -> None:
 
 
 def _load_tokenizer(folder: Path) -> tuple[Any, dict[str, str]]:
+    """Return the tokenizer of a folder, and the texts of files, by name, that make the same one elsewhere.
+
+    Which class a tokenizer has depends on other files of its folder. So it is written out, and read from there.
+    """
     from transformers import AutoTokenizer
 
     remedy = "put its tokenizer.json beside the weights"
@@ -88,8 +100,11 @@ def _load_tokenizer(folder: Path) -> tuple[Any, dict[str, str]]:
         raise ModelFormatError("has no tokenizer", path=folder, remedy=remedy)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with tempfile.TemporaryDirectory() as written:
+            tokenizer.save_pretrained(written)
+            present = [Path(written, name) for name in _TOKENIZER_FILES if Path(written, name).is_file()]
+            files = {path.name: path.read_text(encoding="utf-8") for path in present}
+            return AutoTokenizer.from_pretrained(written, local_files_only=True, trust_remote_code=False), files
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ModelFormatError(f"has no usable tokenizer: {reason}", path=folder, remedy=remedy) from None
-    present = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-    return tokenizer, {name: (folder / name).read_text(encoding="utf-8") for name in present}

@@ -19,9 +19,10 @@ class GrownLm(TokenLm):
     """The model: a `TokenLm` whose network, and the tokens of whose last range, are those of another model.
 
     Args:
-        config: Its ranges, the last one as large as the other model's vocabulary, segments and dropout; of its other
-            sizes nothing counts.
-        base: Causal language model of transformers; becomes part of this one.
+        config: Its ranges, the last one as large as the other model's vocabulary, segments and dropout; its other sizes
+            are the other model's, whatever they were.
+        base: Causal language model of transformers; becomes part of this one. Where its layers see a sliding window
+            only, rows are to be shorter than that: here they see everything.
         vectors: As for `TokenLm`, of the ranges before the last.
 
     Raises:
@@ -45,16 +46,22 @@ class GrownLm(TokenLm):
         self.own = nn.Embedding(self.vocabulary.span(self._known).start, known.shape[1])
         with torch.no_grad():
             self.own.weight.copy_(known.mean(0) + known.std(0) * torch.randn_like(self.own.weight))
-        nn.init.zeros_(self.segments.weight)  # at first everything is as the other model knows it
+        for parameter in (*self.segments.parameters(), *self.shared.parameters()):
+            nn.init.zeros_(parameter)  # at first everything is as the other model knows it
         self.head = None if base.config.tie_word_embeddings else base.get_output_embeddings()
 
     def embeddings(self) -> Tensor:
-        """See `TokenLm.embeddings`; what comes out of the last range may have vectors of its own (see `table`)."""
-        return torch.cat([self._featured(self.own.weight), self.network.embed_tokens.weight])
+        """Return the vectors of its own tokens, those before the last range, where they come in and come out."""
+        return self._featured(self.own.weight)
 
     def table(self, name: str, specials: Collection[int] = ()) -> Tensor:
         """See `TokenLm.table`."""
-        if name != self._known or self.head is None:
+        if name != self._known:
             return super().table(name, specials)
-        weight: Tensor = self.head.weight
-        return torch.cat([self._featured(self.own.weight)[list(specials)], weight]) if specials else weight
+        weight: Tensor = (self.network.embed_tokens if self.head is None else self.head).weight
+        return torch.cat([self.embeddings()[list(specials)], weight]) if specials else weight
+
+    def _look_up(self, embeddings: Tensor, ids: Tensor) -> Tensor:
+        first = len(embeddings)
+        known = self.network.embed_tokens((ids - first).clamp_min(0))
+        return torch.where((ids < first)[..., None], embeddings[ids.clamp_max(first - 1)], known)

@@ -133,6 +133,10 @@ class TokenLm(nn.Module):
         """Return the vectors (V, width) that stand for the tokens, where they come in and where they come out."""
         return self._featured(self.network.embed_tokens.weight)
 
+    def _look_up(self, embeddings: Tensor, ids: Tensor) -> Tensor:
+        """Return the vectors (B, N, width) of tokens (B, N), from those of `embeddings`."""
+        return embeddings[ids]
+
     def _featured(self, weight: Tensor) -> Tensor:
         """Return vectors (V, width) with what tokens have in common added."""
         for name, layer in self.shared.items():
@@ -195,7 +199,7 @@ class TokenLm(nn.Module):
         self, sequence: Sequence, embeddings: Tensor, mask: Tensor, cache: Any, features: Tensor | None = None
     ) -> Tensor:
         """Return hidden states; what was computed goes into a cache of transformers, if there is one."""
-        x = embeddings[sequence.ids] + self.segments(sequence.segments)
+        x = self._look_up(embeddings, sequence.ids) + self.segments(sequence.segments)
         if features is not None:
             x = x + features
         out = self.network(

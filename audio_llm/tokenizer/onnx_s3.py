@@ -19,7 +19,8 @@ from torch import Tensor
 
 from audio_llm.errors import ModelFormatError, UsageError
 from audio_llm.features import triangular_filters
-from audio_llm.onnx_file import file_sha256, open_session, takes
+from audio_llm.hub import file_sha256
+from audio_llm.onnx_file import open_session, takes
 from audio_llm.tokenizer.base import SAMPLE_RATE, Tokens
 
 N_FFT = 400  # samples, 25 ms

@@ -81,7 +81,7 @@ class TalkPack:
 
     Attributes:
         tokenizer: Fingerprint of what made the tokens.
-        speaker: Name and fingerprint of the file that tells what voices sound like; empty without one.
+        speaker: Name and fingerprint of the file that tells what recorded voices sound like; empty without one.
         counts: (N,) int64, tokens of every talk.
         samples: (N,) int64, length of its sound; 0 for synthetic ones.
         voices: Whose way to talk it is.
@@ -100,17 +100,11 @@ class TalkPack:
             remedy = "pack talks with one tokenizer"
             raise DataError("no talks, or of different tokenizers", path=folders[0] if folders else None, remedy=remedy)
         self.tokenizer = str(made_by.pop())
-        speakers = {
-            (reader.extra.get("speaker_file", ""), reader.extra.get("speaker_sha256", "")) for reader in readers
-        }
-        if len(speakers) != 1:
-            remedy = "pack all talks with one, or all without"
-            raise DataError("different files tell what voices sound like", path=folders[0], remedy=remedy)
-        self.speaker: tuple[str, str] = speakers.pop()
         self._places = [(reader, row) for reader in readers for row in range(len(reader))]
         self.counts, self.samples = (
             np.concatenate([reader.lengths(name) for reader in readers]) for name in ("tokens", "pcm")
         )
+        self.speaker = _speaker([reader for reader in readers if reader.lengths("pcm").any()])
         texts = {name: [decode_text(row) for reader in readers for row in reader.column(name)] for name in _TEXTS}
         self.ids, self.voices, self.speakers, self.texts = (texts[name] for name in _TEXTS)
         self.spoken = [to_spoken(text) for text in self.texts]
@@ -135,7 +129,7 @@ class TalkPack:
 
     def vector(self, number: int) -> np.ndarray:
         """Return what its voice sounds like, (192,) float32; empty for a synthetic talk, or without a speaker file."""
-        return self._row(number)["vector"]
+        return self._row(number).get("vector", np.zeros(0, np.float32))
 
     def _row(self, number: int) -> dict[str, np.ndarray]:
         reader, row = self._places[number]
@@ -189,6 +183,15 @@ def _tokenized(
             "pcm": to_pcm(sound[:0] if talk.is_synthetic else sound),
             **{name: encode_text(getattr(talk, name)) for name in _TEXTS},
         }
+
+
+def _speaker(readers: list[ShardReader]) -> tuple[str, str]:
+    """Return name and fingerprint of the file that told what the voices of some packs sound like."""
+    found = {reader.extra.get("speaker_sha256", ""): reader.extra.get("speaker_file", "") for reader in readers}
+    if len(found) > 1:
+        remedy = "pack all recorded talks with one file, or all without"
+        raise DataError("different files tell what voices sound like", path=readers[0].folder, remedy=remedy)
+    return next(((name, sha256) for sha256, name in found.items()), ("", ""))
 
 
 def _is_speakable(text: str) -> bool:

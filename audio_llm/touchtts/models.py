@@ -62,6 +62,7 @@ def load_touchtts(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> T
 
     Raises:
         ModelNotFoundError: It is not there, or its tokenizer is not: beside it, or by name.
+        MissingDependencyError: Its tokenizer is an ONNX file, and onnxruntime is not installed.
         ModelFormatError: It is damaged, of another kind, or its tokenizer is another one than it was trained with.
     """
     loaded = hub.load_model(name_or_dir, TOUCHTTS, device)
@@ -126,18 +127,18 @@ def assemble(
         voices: Voices of the language model that the model is to have.
 
     Raises:
-        DataError: There is no recorded talk of a voice.
+        DataError: There is no recorded talk of a voice, or the talks do not say what voices sound like to the flow.
         ModelNotFoundError, ModelFormatError: As `load_talk_lm`.
     """
     parts = load_talk_lm(lm, tokenizer), load_flow(flow, tokenizer), load_vocoder(vocoder)
     sounds = {}
+    check_speaker(parts[1].config, talks)
     for voice in voices:
         parts[0].voice(voice)
         own = [row for row, name in enumerate(talks.voices) if name == voice and talks.samples[row]]
         if not own:
             raise DataError(f"no recorded talk of the voice {voice!r}", remedy="pack some, or leave the voice out")
         some = own[:: -(-len(own) // _MEASURED)]
-        check_speaker(parts[1].config, talks)
         each = [voice_of(parts[1], talks.pcm(row), talks.vector(row)) for row in some]
         sounds[voice] = torch.cat(each).mean(0, keepdim=True)
     made_by = {str(name): hub.load_model(name).provenance for name in (lm, flow, vocoder)}
@@ -188,6 +189,12 @@ def save_touchtts(
     config["tokenizer"] = tokenizer_entry(model.tokenizer, tokenizer_name)
     half = {name: value.half().contiguous() for name, value in tensors.items()}
     hub.save_model(folder, config, half, TOUCHTTS, card, provenance, model.lm.assets())
+
+
+def tokenizer_name(name_or_dir: str | os.PathLike[str]) -> str:
+    """Return how model directories name a tokenizer: its directory's name, or its ONNX file's."""
+    path = Path(name_or_dir)
+    return path.name if path.suffix == ONNX_SUFFIX else hub.find_model(name_or_dir).resolve().name
 
 
 def tokenizer_entry(tokenizer: SemanticTokenizer, name: str) -> dict[str, str]:

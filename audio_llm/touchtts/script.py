@@ -16,7 +16,6 @@ from audio_llm.touchtts.text import MARKS, SYMBOLS, SpokenText
 SYMBOL, LETTER, PIECE = "symbol", "letter", "piece"  # ranges of tokens
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"
 LETTER_TOKENS = 1.7  # speech tokens that a letter takes, roughly
-_LETTERS_PER_TOKEN = 1.2  # at most
 _CHARACTERS = "".join(MARKS) + LETTERS  # what pieces are made of; others take no time
 _NUMBER_OF = {symbol: number for number, symbol in enumerate(SYMBOLS)}
 _LETTER_OF = {letter: number for number, letter in enumerate(LETTERS)}
@@ -36,7 +35,7 @@ class Said(NamedTuple):
 
     def durations(self, of_units: Tensor) -> Tensor:
         """Return how long each token takes, (T,) float32, from how long units take, (U,)."""
-        return torch.stack([of_units[list(own)].sum() for own in self.units])
+        return torch.tensor([float(of_units[list(own)].sum()) for own in self.units])
 
     def counts(self, units: int) -> np.ndarray:
         """Return how often each unit comes in the text, (U,) float64."""
@@ -80,10 +79,6 @@ class Script(Protocol):
         """Return how long each token that was written takes, roughly: (T,) float32 in speech tokens."""
         ...
 
-    def longest(self, tokens: int) -> int:
-        """Return how many tokens are written at most of so many speech tokens."""
-        ...
-
 
 class PhoneScript:
     """Says phones and writes letters: what little data can teach."""
@@ -108,10 +103,6 @@ class PhoneScript:
     def time(self, numbers: Tensor) -> Tensor:
         """See `Script.time`."""
         return torch.full((len(numbers),), LETTER_TOKENS)
-
-    def longest(self, tokens: int) -> int:
-        """See `Script.longest`."""
-        return int(tokens * _LETTERS_PER_TOKEN) + 2
 
 
 class PieceScript:
@@ -145,10 +136,6 @@ class PieceScript:
     def time(self, numbers: Tensor) -> Tensor:
         """See `Script.time`."""
         return torch.tensor([LETTER_TOKENS * len(self._units(number)) for number in numbers.tolist()])
-
-    def longest(self, tokens: int) -> int:
-        """See `Script.longest`."""
-        return int(tokens * _LETTERS_PER_TOKEN) + 2
 
     def _encode(self, text: str) -> Tensor:
         found = self._tokenizer.encode(text, add_special_tokens=False) if text else []

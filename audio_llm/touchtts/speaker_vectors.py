@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from audio_llm.errors import ModelFormatError
-from audio_llm.onnx_file import file_sha256, open_session, takes
+from audio_llm.hub import file_sha256
+from audio_llm.onnx_file import open_session, takes
 
 SAMPLE_RATE = 16_000  # Hz
 N_MELS = 80  # bands
@@ -59,7 +60,9 @@ class CamPlusPlus:
             output = np.asarray(self._session.run(None, {self._input: features[None]})[0])
         except Exception as error:  # onnxruntime's have no base of their own
             raise self._wrong(f"the network fails on {len(features)} frames: {error}") from None
-        if output.size != WIDTH or not np.isfinite(output).all():
+        if not np.isfinite(output).all():
+            raise self._wrong("it gives numbers that are not finite")
+        if output.size != WIDTH:
             raise self._wrong(f"its output is {output.dtype} {output.shape}, not {WIDTH} numbers")
         return output.reshape(-1).astype(np.float32)
 

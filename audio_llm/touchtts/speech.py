@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from audio_llm import audio
-from audio_llm.codec.mel import N_MELS, SAMPLE_RATE, log_mel
+from audio_llm.codec.mel import LOG_FLOOR, N_MELS, SAMPLE_RATE, log_mel
 from audio_llm.errors import AudioFileError, AudioLLMError, ModelNotFoundError, UsageError
 from audio_llm.lm.sampling import seed_of
 from audio_llm.simulation.sources import to_pcm
@@ -134,6 +134,7 @@ class TouchTTS:
             UnspeakableError: There is nothing in the text that can be said.
             UsageError: No such voice, or a speed or a chunk out of range.
             AudioFileError: The reference cannot be read, or is too short or silent.
+            ModelNotFoundError: The file that tells the flow what recordings sound like is not there.
         """
         who, spoken = self.voice(voice), spoken_sentences(text)
         _check(speed, chunk)
@@ -195,6 +196,7 @@ class TouchTTS:
         Raises:
             UsageError: There is neither a voice nor a file of that name.
             AudioFileError: There is too little speech in the recording, or it cannot be read.
+            ModelNotFoundError: The file that tells the flow what recordings sound like is not there.
         """
         name = self.voices[0] if name is None else name
         if str(name) in self.model.voices:
@@ -212,7 +214,7 @@ class TouchTTS:
 
         Raises:
             AudioFileError: There is too little speech in it.
-            ModelNotFoundError: The file that tells the flow what voices sound like is not there.
+            ModelNotFoundError: The file that tells the flow what recordings sound like is not there.
         """
         speech = prepared(waveform)[: int(_MOST_REFERENCE_S * SAMPLE_RATE)]
         if speech.size < _LEAST_REFERENCE_S * SAMPLE_RATE:
@@ -230,7 +232,9 @@ class TouchTTS:
         tokens = self.model.tokenizer.encode(waveforms, torch.tensor([speech.size], device=sound.device)).tokens[
             :, :_PROMPT
         ]
-        mel = log_mel(waveforms)[:, : FRAMES * tokens.shape[1]]
+        count = FRAMES * tokens.shape[1]
+        mel = log_mel(waveforms)[:, :count]
+        mel = torch.nn.functional.pad(mel, (0, 0, 0, count - mel.shape[1]), value=LOG_FLOOR)
         return Reference(ANYBODY if ANYBODY in voices else voices[0], sound, tokens, mel)
 
     def _mel(self, tokens: Tensor, voice: Reference, seed: int, chunk: int | None) -> Tensor:

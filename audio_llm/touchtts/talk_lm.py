@@ -35,6 +35,7 @@ from audio_llm.touchtts.text import SYMBOLS, SpokenText
 
 SAMPLING = Sampling(temperature=0.8, top_k=25, top_p=0.8)  # of speech tokens
 _SHORTEST_SHARE, _LONGEST_SHARE = 0.6, 1.5  # of the time that a text should take, at least and at most
+_WRITTEN_PER_TOKEN = 1.2  # letters, or pieces, at most
 _END = 0  # what is drawn for the end; tokens count from 1
 
 
@@ -98,12 +99,13 @@ class TalkLm(nn.Module):
             found = f"{len(config.durations)} durations, {config.pieces} pieces"
             remedy = f"give {self.script.units} durations, and the language model that it is grown from"
             raise ConfigError(found, remedy=remedy)
-        self.config, self.base = config, base
+        self.base = base
         vectors_of: Mapping[str, Tensor] = {} if vectors is None else {SPEECH: vectors}
         if base is None:
             self.lm = TokenLm(config.lm, vectors_of)
         else:
             self.lm = GrownLm(config.lm, base.network, vectors_of)
+        self.config = replace(config, lm=self.lm.config)
         self.project = nn.Linear(config.states, self.lm.config.width) if config.states else nn.Identity()
         self.register_buffer("durations", torch.tensor(config.durations), persistent=False)
 
@@ -205,7 +207,9 @@ class TalkLm(nn.Module):
             last = [Sequence(*(part[:, -1:] for part in row)) for row in rows]
             return moved(stack_rows(last), device)
 
-        return _written(Decoding(self.lm, row, features), table, follow, self.script.longest(len(tokens)), beam)
+        return _written(
+            Decoding(self.lm, row, features), table, follow, int(len(tokens) * _WRITTEN_PER_TOKEN) + 2, beam
+        )
 
     def score_speech(self, text: SpokenText, voice: str, tokens: Tensor) -> float:
         """Return the log-probability in nats of speech tokens (T,) int64 and their end, given a text."""

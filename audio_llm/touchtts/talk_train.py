@@ -123,7 +123,7 @@ def train_talk_lm(
     if llm is not None and start_from is not None:
         raise UsageError("two models to start from are named", remedy="grow one, or go on with one that was grown")
     known = None if start_from is None else load_talk_lm(start_from, tokenizer).train()
-    base = None if llm is None else load_causal_lm(Path(llm))
+    base = None if llm is None else load_causal_lm(hub.find_model(llm))
     script = script_of(base) if known is None else known.script
     data, held_out = (_Talks(TalkPack(*folders), tokenizer, config, script) for folders in (packs, tuning))
     torch.manual_seed(config.training.seed)
@@ -142,9 +142,11 @@ def train_talk_lm(
     if not validation["say"]:
         raise DataError("no tuning talk has a voice of the training", remedy="tune on talks of the same voices")
 
+    grown_from = {} if llm is None else {"llm": Path(llm).resolve().name}
+
     def save(module: nn.Module, folder: Path) -> None:
         assert isinstance(module, TalkLm)
-        made_by = {**(provenance or {}), "training": asdict(config)}
+        made_by = {**(provenance or {}), "training": asdict(config), **grown_from}
         settings = {
             "network": asdict(module.config),
             "tokenizer": tokenizer_entry(tokenizer, tokenizer_name),

@@ -366,7 +366,7 @@ class _Run:
 
 def _accelerator(device: str, config: TrainingConfig) -> Any:
     try:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError:
         remedy = "pip install 'audio-llm[train]'"
         raise MissingDependencyError("training needs accelerate", remedy=remedy) from None
@@ -376,7 +376,8 @@ def _accelerator(device: str, config: TrainingConfig) -> Any:
         raise UsageError("no CUDA device was found", remedy="use --device cpu")
     cuda = device != "cpu" and torch.cuda.is_available()
     half = config.bf16 if cuda else config.cpu_bf16
-    return Accelerator(cpu=not cuda, mixed_precision="bf16" if half else "no")
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # by batches of one task among several
+    return Accelerator(cpu=not cuda, mixed_precision="bf16" if half else "no", kwargs_handlers=[unused])
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:

@@ -30,6 +30,7 @@ from audio_llm.dlm.generate import generate
 from audio_llm.dlm.model import load
 from audio_llm.dlm.pack import pack
 from audio_llm.dlm.settings import read_settings
+from audio_llm.errors import DataError
 from audio_llm.lm.char_lm import CharLm, CharLmConfig, train_char_lm
 from audio_llm.lm.kneser_ney import train_ngram
 from audio_llm.lm.ngram import load_ngram, save_ngram
@@ -132,6 +133,9 @@ def stage_loop(output: Path, model_dir: Path, named: list[str], sets: list[str])
     models = {name: load(path) for name, _, path in (word.partition("=") for word in named)}
     language_model = load_ngram(output / LANGUAGE_MODEL)
     lists = {name: to_lists(read_set(output, name)) for name in sets}
+    for name, own in lists.items():
+        if not own:
+            raise DataError(f"there is nothing of the set {name}", path=output, remedy="make it by the stage generate")
     found = loop.compare(models, read_settings(model_dir), language_model, lists)
     (output / "loop.md").write_text(found)
     print(found)
@@ -170,7 +174,7 @@ def main() -> int:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
     parser.add_argument("--output", type=Path, default=Path("exp/dlm"))
-    parser.add_argument("--sets", nargs="*", help="generate, pack, report, controls: which sets")
+    parser.add_argument("--sets", nargs="*", help="generate, pack, report, controls, loop: which sets")
     parser.add_argument("--only", nargs="*", help="report: only these systems, by their names in the tables")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--max-minutes", type=float)
@@ -204,6 +208,9 @@ def main() -> int:
     elif arguments.stage == "controls":
         print(controls.report(arguments.data, arguments.output, arguments.model, arguments.sets, arguments.limit))
     elif arguments.stage == "loop":
+        names = [word.partition("=")[0] for word in arguments.models or [] if "=" in word]
+        if not arguments.model or len(names) < 2 or len({*names}) < len(arguments.models):
+            parser.error("loop: give --model, and with --models two or more words NAME=DIR of different names")
         stage_loop(arguments.output, arguments.model, arguments.models, arguments.sets or ["synthetic-voice"])
     elif arguments.stage == "transfer":
         stage_transfer(arguments.data, arguments.output, arguments.model, arguments.ctc, arguments.limit)

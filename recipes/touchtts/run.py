@@ -22,7 +22,7 @@ from audio_llm.tokenizer.load import load_tokenizer
 from audio_llm.tokenizer.s3 import load_listener
 from audio_llm.touchtts.data import TalkPack, pack_talks
 from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
-from audio_llm.touchtts.models import assemble, load_touchtts, save_touchtts
+from audio_llm.touchtts.models import assemble, load_touchtts, save_touchtts, tokenizer_name
 from audio_llm.touchtts.speaker_vectors import CamPlusPlus
 from audio_llm.touchtts.speech import TouchTTS
 from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
@@ -83,8 +83,7 @@ def made(arguments: argparse.Namespace) -> None:
     """Have programs say book sentences, and pack these, ten minutes: more text for the language model to learn from."""
     tokenizer, count = _tokenizer(arguments), arguments.count or MADE
     for part, first, own in (("made", 0, count), ("made-tune", count, min(count, MADE_TUNE))):
-        talks = corpora.made(arguments.data, own, first)
-        found = pack_talks(talks, tokenizer, _talks(arguments) / part, _speaker(arguments))
+        found = pack_talks(corpora.made(arguments.data, own, first), tokenizer, _talks(arguments) / part)
         logging.info("%s: %d talks", part, found)
 
 
@@ -97,10 +96,10 @@ def vocoder(arguments: argparse.Namespace) -> None:
 
 def talk(arguments: argparse.Namespace) -> None:
     """Train the language model."""
-    config = _config(arguments, TalkTrainingConfig)
+    config = _config(arguments, TalkTrainingConfig, "talk-llm" if arguments.llm else "talk")
     names = (arguments.packs or ("train", "made"), ("tune", "made-tune"))
     packs, tuning = ([_talks(arguments) / name for name in own] for own in names)
-    tokenizer = _tokenizer(arguments), Path(arguments.tokenizer).name
+    tokenizer = _tokenizer(arguments), tokenizer_name(arguments.tokenizer)
     train_talk_lm(packs, tuning, *tokenizer, _folder(arguments), config, llm=arguments.llm, **_limits(arguments))
 
 
@@ -109,7 +108,7 @@ def flow(arguments: argparse.Namespace) -> None:
     config = _config(arguments, FlowTrainingConfig)
     names = (arguments.packs or ("train",), ("tune",))
     packs, tuning = ([_talks(arguments) / name for name in own] for own in names)
-    tokenizer = _tokenizer(arguments), Path(arguments.tokenizer).name
+    tokenizer = _tokenizer(arguments), tokenizer_name(arguments.tokenizer)
     train_flow(packs, tuning, *tokenizer, _folder(arguments), config, **_limits(arguments))
 
 
@@ -120,7 +119,7 @@ def finish(arguments: argparse.Namespace) -> None:
     card = (HERE / "cards" / "touchtts-small.md").read_text(encoding="utf-8")
     folder = arguments.output / "touchtts-small"
     save_touchtts(
-        folder, model, Path(arguments.tokenizer).name, card, {"recipe": "recipes/touchtts", "training": provenance}
+        folder, model, tokenizer_name(arguments.tokenizer), card, {"recipe": "recipes/touchtts", "training": provenance}
     )
     logging.info("%s: voices %s", folder, ", ".join(sorted(load_touchtts(folder).voices)))
 
@@ -181,8 +180,9 @@ def _folder(arguments: argparse.Namespace) -> Path:
     return folder
 
 
-def _config(arguments: argparse.Namespace, kind: type[Any]) -> Any:
-    return load_config(kind, arguments.config or HERE / "config" / f"{arguments.stage}.yaml", arguments.set)
+def _config(arguments: argparse.Namespace, kind: type[Any], name: str | None = None) -> Any:
+    default = HERE / "config" / f"{name or arguments.stage}.yaml"
+    return load_config(kind, arguments.config or default, arguments.set)
 
 
 def _limits(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from audio_llm.training.loop import TrainingConfig
 torch.set_num_threads(1)
 TOKENS = torch.tensor([5, 5, 60, 12, 33, 79, 0, 41])
 SETTINGS = TalkTrainingConfig(
-    training=TrainingConfig(30, learning_rate=1e-2, warmup_steps=2, log_every=2, validate_every=15),
+    training=TrainingConfig(40, learning_rate=1e-2, warmup_steps=2, log_every=2, validate_every=5),
     batch_places=300,
     validation=4,
     asr_share=0.5,
@@ -102,11 +102,21 @@ def test_a_model_directory_holds_all_of_it(grown_model: TouchModel, home: Path, 
     save_touchtts(folder, grown_model, "s3-tiny", "Tiny.\n")
     again = load_touchtts(folder)
     assert isinstance(again.lm.lm, GrownLm)
-    assert again.lm.base is not None
+    for text in (
+        "The dog ran home.",
+        "Isn't 2nd  \u00c9 x\ny",
+        "<s> a",
+        "e\u0301",
+    ):  # whatever class reads the tokenizer's files
+        said = [m.lm.script.to_write(text).tolist() for m in (grown_model, again)]
+        assert said[0] == said[1]
     one, other = (TouchTTS(m).speak("The dog ran home. So it goes.", seed=3) for m in (grown_model, again))
     np.testing.assert_array_equal(one.waveform, other.waveform)
     scores = [TouchRecognizer(m, "tiny").score(sounds[0], ["a cat"]) for m in (grown_model, again)]
     assert scores[0] == scores[1]
+    assert scores[0][0] < 0.0
+    assert hub.load_model(folder).config["lm"]["lm"]["width"] == again.lm.base.network.config.hidden_size
+    assert "_name_or_path" not in json.loads((folder / "llm.json").read_text())
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelFormatError, match="tokenizer"):
         load_touchtts(folder)
@@ -128,6 +138,7 @@ def test_training_starts_from_what_the_other_model_knows(
     assert lm.config.pieces == network.config.vocab_size
     assert lm.lm.config.layers == network.config.num_hidden_layers
     assert {"llm.json", "tokenizer.json"} <= {path.name for path in (out / "best").iterdir()}
+    assert hub.load_model(out / "best").provenance["llm"] == llm.name
     with pytest.raises(UsageError, match="two models to start from"):
         train_talk_lm([talks], [talks], tokenizer, "s3-tiny", out, SETTINGS, llm=llm, start_from=out / "best")
     more = replace(SETTINGS, training=replace(SETTINGS.training, max_steps=2))
@@ -153,7 +164,7 @@ def test_the_weights_of_the_other_model_are_where_it_begins(
     ("part", "more", "message"),
     [
         ("flow", ["--llm", "LLM"], "--llm is for --part lm"),
-        ("lm", ["--llm", "nowhere"], "no causal language model"),
+        ("lm", ["--llm", "no/where"], "no/where"),
     ],
 )
 def test_what_cannot_be_grown_is_said_on_the_command_line(
@@ -162,6 +173,7 @@ def test_what_cannot_be_grown_is_said_on_the_command_line(
     home: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    no_network: None,
     part: str,
     more: list[str],
     message: str,
@@ -180,4 +192,10 @@ def test_a_folder_that_cannot_be_grown_is_refused(
         train_talk_lm([talks], [talks], tokenizer, "s3-tiny", tmp_path / "out", SETTINGS, llm=folder)
     with pytest.raises(ModelNotFoundError, match="no causal language model"):
         train_talk_lm([talks], [talks], tokenizer, "s3-tiny", tmp_path / "out", SETTINGS, llm=tmp_path)
+    folder, _ = make_llm_folder("llama")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelFormatError, match=r"quantized.*not quantized"):
+        train_talk_lm([talks], [talks], tokenizer, "s3-tiny", tmp_path / "out", SETTINGS, llm=folder)
     assert not (tmp_path / "out").exists()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,29 @@ import pytest
 import torch
 
 from audio_llm import audio, hub
-from audio_llm.codec.vocoder import Vocoder
+from audio_llm.codec.vocoder import KIND as VOCODER
 from audio_llm.errors import DataError, ModelFormatError, ModelNotFoundError
 from audio_llm.tokenizer.onnx_s3 import OnnxS3Tokenizer
 from audio_llm.tokenizer.s3 import S3Tokenizer
-from audio_llm.touchtts.data import Talk, TalkPack, pack_talks
-from audio_llm.touchtts.flow import FlowConfig
+from audio_llm.touchtts.data import Talk, TalkPack, pack_talks, prepared
+from audio_llm.touchtts.flow import FlowConfig, FlowNetwork
 from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
-from audio_llm.touchtts.models import TouchModel, assemble, load_flow, load_touchtts, save_touchtts
+from audio_llm.touchtts.models import (
+    TouchModel,
+    assemble,
+    load_flow,
+    load_touchtts,
+    save_touchtts,
+    tokenizer_name,
+    voice_of,
+)
 from audio_llm.touchtts.recognizer import TouchRecognizer
 from audio_llm.touchtts.speaker_vectors import CamPlusPlus, kaldi_filter_bank
 from audio_llm.touchtts.speech import TouchTTS
 from audio_llm.touchtts.talk_lm import TalkLmConfig
 from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
 from audio_llm.training.loop import TrainingConfig
+from audio_llm.training.shards import ShardReader, write_shards
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -97,7 +105,7 @@ def test_a_vector_is_of_the_voice_whatever_its_level(speaker: CamPlusPlus, sound
         ({"bands": 40}, r"\[B, T, 80\], not fbank"),
         ({"width": 256}, "not 192 numbers"),
         ({"inputs": 2}, "it should take features"),
-        ({"finite": False}, "not 192 numbers"),
+        ({"finite": False}, "not finite"),
     ],
 )
 def test_other_networks_are_refused(tmp_path: Path, changes: dict[str, int], match: str) -> None:
@@ -131,6 +139,9 @@ def test_packs_hold_tokens_of_the_file_and_vectors(
     assert pack.vector(10).size == 0  # a program's voice is nobody's
     pack_talks(made(sounds[:1]), published, tmp_path / "others")
     assert TalkPack(tmp_path / "others").vector(0).size == 0
+    pack_talks(list(made(sounds[:1]))[1:], published, tmp_path / "programs")
+    both = TalkPack(tmp_path / "talks", tmp_path / "programs")  # of programs nobody wants to know
+    assert both.speaker == pack.speaker
     with pytest.raises(DataError, match="different files tell what voices sound like"):
         TalkPack(tmp_path / "talks", tmp_path / "others")
 
@@ -154,12 +165,8 @@ def trained(
     train_talk_lm([talks], [talks], published, name, tmp_path / "lm", talk, device="cpu")
     flow = FlowTrainingConfig(replace(model.flow.config, speech=1000), LOOP, batch=4, epoch_batches=2, validation=4)
     train_flow([talks], [talks], published, name, tmp_path / "flow", flow, device="cpu")
-    from dataclasses import asdict
-
-    from audio_llm.codec import vocoder as vocoder_module
-
-    vocoder: Vocoder = model.vocoder
-    hub.save_model(tmp_path / "vocoder", asdict(vocoder.config), vocoder.state_dict(), vocoder_module.KIND, "Tiny.\n")
+    vocoder = model.vocoder
+    hub.save_model(tmp_path / "vocoder", asdict(vocoder.config), vocoder.state_dict(), VOCODER, "Tiny.\n")
     parts = (tmp_path / "lm/best", tmp_path / "flow/best", tmp_path / "vocoder")
     whole, _ = assemble(*parts, published, TalkPack(talks), "reader")
     save_touchtts(tmp_path / "touch", whole, name, "Tiny.\n")
@@ -173,16 +180,50 @@ def test_a_model_is_trained_on_published_networks_and_speaks(trained: Path, soun
     assert model.lm.config.speech == model.flow.config.speech == 6561
     assert model.lm.config.states == 0
     assert (model.flow.config.speaker_file, model.speaker is None) == ("campplus.onnx", False)
-    assert json.loads((trained.parent / "lm/train.jsonl").read_text().splitlines()[-1])
     tts = TouchTTS(model)
     assert np.abs(tts.speak("The dog ran.").waveform).max() > 0
     reference = trained.parent / "me.wav"
     audio.write(reference, hiss(2.0), 16_000)
-    one, other = tts.voice(reference).sound, tts.voice("reader").sound
-    assert not torch.allclose(one, other, atol=1e-4)
-    assert np.isfinite(tts.speak("Hi.", reference).waveform).all()
-    recognizer = TouchRecognizer(model, "tiny")  # there are no continuous features: it listens to tokens
-    assert recognizer.score(sounds[0], ["a cat"])[0] is not None
+    assert model.speaker is not None
+    vector = model.speaker.encode(prepared(audio.read(reference)))
+    wanted = model.flow.reference(torch.from_numpy(vector)[None])
+    torch.testing.assert_close(tts.voice(reference).sound, wanted, atol=1e-4, rtol=0)
+    ways = [TouchRecognizer(model, "tiny", way).score(sounds[0], ["a cat"]) for way in ("tokens", "continuous")]
+    assert ways[0] == ways[1]  # there are no continuous features: it listens to tokens
+    assert ways[0][0] < 0.0
+
+
+@pytest.mark.parametrize("samples", [19_200, 19_520, 20_003, 25_000])
+def test_what_is_streamed_after_a_reference_is_what_is_spoken(trained: Path, samples: int) -> None:
+    # these tokenizers begin another token where the mel spectrum has no frames for it
+    reference = trained.parent / "me.wav"
+    audio.write(reference, hiss(samples / 16_000), 16_000)
+    tts = TouchTTS.load(trained)
+    who = tts.voice(reference)
+    assert who.mel.shape[1] == 2 * who.tokens.shape[1]
+    at_once = tts.speak("The dog ran home.", reference, chunk=10).waveform
+    pieces = np.concatenate([chunk.waveform for chunk in tts.stream("The dog ran home.", reference, chunk=10)])
+    np.testing.assert_allclose(pieces, at_once, atol=1e-4)
+
+
+def test_a_file_is_named_by_the_name_that_it_was_given_by(tmp_path: Path, home: Path) -> None:
+    file = build_s3(tmp_path / "0a1b2c")
+    (tmp_path / "tokenizer.onnx").symlink_to(file)
+    assert tokenizer_name(tmp_path / "tokenizer.onnx") == "tokenizer.onnx"
+    assert tokenizer_name(home / "s3-tiny") == "s3-tiny"
+    assert tokenizer_name("tokenizer-s3-small") == "tokenizer-s3-small"
+
+
+def test_packs_of_before_speaker_files_are_read(
+    talks: Path, tokenizer: S3Tokenizer, flow: FlowNetwork, tmp_path: Path
+) -> None:
+    reader = ShardReader(talks)
+    rows = ({name: array for name, array in row.items() if name != "vector"} for row in reader)
+    write_shards(rows, tmp_path / "old", extra={"tokenizer": tokenizer.fingerprint})
+    pack = TalkPack(tmp_path / "old")
+    assert pack.speaker == ("", "")
+    sounds = [voice_of(flow, one.pcm(3), one.vector(3)) for one in (pack, TalkPack(talks))]
+    assert torch.equal(*sounds)
 
 
 def test_without_the_speaker_file_learned_voices_speak_and_others_say_what_is_missing(trained: Path) -> None:
