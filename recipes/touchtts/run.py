@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import corpora
 import evaluate
 import noisy_sets
+from likeness import likeness
+from resemblyzer_weights import read_resemblyzer
 
 from audio_llm import hub
 from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
@@ -55,6 +57,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="made: sentences; reports: how many of each")
     parser.add_argument("--parts", nargs=3, metavar=("LM", "FLOW", "VOCODER"), help="finish: trainings to put together")
     parser.add_argument("--systems", nargs="*", default=[], help="report: which, of those that evaluate.py names")
+    parser.add_argument(
+        "--encoder", type=Path, help="likeness: Resemblyzer's pretrained.pt (default: the installed one)"
+    )
     parser.add_argument("--model", help="reports: which (default: OUTPUT/touchtts-small)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -145,6 +150,13 @@ def measure_cost(arguments: argparse.Namespace) -> None:
         print(line, flush=True)
 
 
+def measure_likeness(arguments: argparse.Namespace) -> None:
+    """Print who a speaker encoder takes speech for that was asked to sound like somebody of the test part."""
+    pack = TalkPack(_talks(arguments) / "test")
+    for line in likeness(_speech(arguments), pack, read_resemblyzer(arguments.encoder), MAIN_VOICE):
+        print(line, flush=True)
+
+
 STAGES = {
     "pack": pack,
     "own": own,
@@ -155,6 +167,7 @@ STAGES = {
     "finish": finish,
     "report": report,
     "cost": measure_cost,
+    "likeness": measure_likeness,
 }
 
 
