@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from audio_llm.errors import DataError
 from audio_llm.touchtts.data import TalkPack
 from audio_llm.touchtts.speech import TouchTTS
 from audio_llm.tse.speaker import SpeakerEncoder, embed
@@ -26,12 +27,17 @@ def likeness(speech: TouchTTS, pack: TalkPack, encoder: SpeakerEncoder, main_voi
         pack: Talks of people that nothing has learned from.
         encoder: Who judges.
         main_voice: Left out: the voice that the model has learned.
+
+    Raises:
+        DataError: There are not two people with three talks each.
     """
     talks: dict[str, list[np.ndarray]] = {}
     for row in np.argsort(-pack.samples, kind="stable").tolist():
         if pack.voices[row] != main_voice and pack.samples[row] >= _LEAST_S * speech.sample_rate:
             talks.setdefault(pack.speakers[row], []).append(pack.pcm(row).astype(np.float32) / 32768.0)
     people = [own for own in talks.values() if len(own) >= 3]
+    if len(people) < 2:
+        raise DataError(f"{len(people)} people with three talks of {_LEAST_S} s", remedy="pack talks of more people")
     known = torch.stack([_voice(encoder, own[2 : 2 + _KNOWN_BY]) for own in people])
     usual = _voice(encoder, [speech.speak(text).waveform for text in SENTENCES])
     lent = [speech.reference(own[0]) for own in people]

@@ -7,12 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from audio_llm import hub
 from audio_llm.touchtts.data import TalkPack
 from audio_llm.touchtts.speech import TouchTTS
-from audio_llm.tse.speaker import SpeakerEncoder
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "speech"
 LOOP = ["training.max_steps=2", "training.validate_every=2", "training.warmup_steps=1"]
@@ -28,8 +26,6 @@ def test_every_stage_runs_on_a_small_data_folder(
     tiny_data: Callable[[Path], Path], run_stages: Callable[..., str], tmp_path: Path
 ) -> None:
     data, output = tiny_data(tmp_path / "data"), tmp_path / "exp"
-    encoder = tmp_path / "encoder.pt"
-    torch.save({"model_state": SpeakerEncoder().state_dict()}, encoder)
     run_stages("touchtts", output, ["pack", "--data", data])
     for kind in ("talks", "packed"):  # too few people for a tuning part of their own
         shutil.rmtree(output / kind / "tune")
@@ -45,7 +41,6 @@ def test_every_stage_runs_on_a_small_data_folder(
         ["finish"],
         ["report", "--count", 1],
         ["cost"],
-        ["likeness", "--encoder", encoder],
     )
     for name in ("recording", "codec-small", "vocoder", "flow of true tokens", "full", "full in chunks"):
         assert f"| {name} | " in printed
