@@ -35,7 +35,9 @@ class Said(NamedTuple):
 
     def durations(self, of_units: Tensor) -> Tensor:
         """Return how long each token takes, (T,) float32, from how long units take, (U,)."""
-        return torch.tensor([float(of_units[list(own)].sum()) for own in self.units])
+        place = torch.tensor([number for number, own in enumerate(self.units) for _ in own], dtype=torch.int64)
+        unit = torch.tensor([unit for own in self.units for unit in own], dtype=torch.int64)
+        return of_units.new_zeros(len(self.units)).index_add(0, place, of_units[unit])
 
     def counts(self, units: int) -> np.ndarray:
         """Return how often each unit comes in the text, (U,) float64."""
