@@ -136,7 +136,7 @@ def stage_loop(output: Path, model_dir: Path, named: list[str], sets: list[str])
     for name, own in lists.items():
         if not own:
             raise DataError(f"there is nothing of the set {name}", path=output, remedy="make it by the stage generate")
-    found = loop.compare(models, read_settings(model_dir), language_model, lists)
+    found = loop.compare(models, read_settings(hub.find_model(model_dir)), language_model, lists)
     (output / "loop.md").write_text(found)
     print(found)
 
