@@ -24,8 +24,8 @@ packed lists. By default LoRA and the noise adapter on a causal language model; 
 corrector, which needs no language model, in a minute or so for some thousand lists. The model lies in OUT/best."""
 _TOUCHTTS = """Train a part of TouchTTS on packed talks, as the recipe makes them: its language model (lm), which says
 text and writes down speech, or its flow, which makes mel spectra of tokens. The vocoder has a command of its own. With
---llm the language model is grown from one of text, a local folder of the Llama or Qwen kind; give it a low learning rate,
-such as the recipe's talk-llm.yaml has."""
+--llm the language model is grown from one of text, a local folder of the Llama or Qwen kind: give it a low learning
+rate, such as the recipe's talk-llm.yaml has."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
