@@ -16,13 +16,13 @@ from audio_llm.simulation.mono import trim_silence
 from audio_llm.simulation.sources import to_pcm
 from audio_llm.tokenizer.base import SemanticTokenizer
 from audio_llm.tokenizer.s3 import S3Tokenizer
+from audio_llm.tokenizer.s3_model import TOKEN_RATE
 from audio_llm.touchtts.speaker_vectors import CamPlusPlus
 from audio_llm.touchtts.text import UnspeakableError, to_spoken
 from audio_llm.training.shards import ShardReader, decode_text, encode_text, write_shards
 
 logger = logging.getLogger(__name__)
 
-TOKEN_RATE = 25.0  # tokens a second: two mel frames of 20 ms each
 MARGIN_S = 0.06  # of silence that is left before and behind an utterance
 LONGEST_S = 20.0  # longer utterances are left out
 _BATCH_S = 60.0  # of sound that is tokenized at once

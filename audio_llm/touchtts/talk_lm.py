@@ -176,7 +176,7 @@ class TalkLm(nn.Module):
         said = [self.script.to_say(text) for text in texts]
         rows = [text_row(text, number, durations, self.script, self.lm.vocabulary) for text in said]
         wanted = torch.tensor([self.expected_tokens(text, voice) for text in texts], device=device)
-        length = torch.tensor([self.length(text) for text in texts], device=device)
+        length = torch.stack([text.durations(durations).sum() for text in said]).to(device)
         most = torch.tensor([self.most_tokens(text, voice) for text in texts], device=device)
 
         def place(step: int) -> Tensor:

@@ -39,23 +39,18 @@ def likeness(speech: TouchTTS, pack: TalkPack, encoder: SpeakerEncoder, main_voi
     if len(people) < 2:
         raise DataError(f"{len(people)} people with three talks of {_LEAST_S} s", remedy="pack talks of more people")
     known = torch.stack([_voice(encoder, own[2 : 2 + _KNOWN_BY]) for own in people])
-    usual = _voice(encoder, [speech.speak(text).waveform for text in SENTENCES])
+    usual = [speech.speak(text) for text in SENTENCES]
+    tokens = [one.tokens[0] for one in usual]  # the same words and the same way to talk in every voice
     lent = [speech.reference(own[0]) for own in people]
-    said = [[speech.sound(tokens, who) for tokens in _tokens(speech)] for who in lent]
+    said = torch.stack([_voice(encoder, [speech.sound(own, who) for own in tokens]) for who in lent])
     yield "| voice | likeness to the person | to the others | taken for the person |"
     yield "|---|---|---|---|"
     yield _line("the reference itself", torch.stack([_voice(encoder, own[:1]) for own in people]), known)
     yield _line("another recording of the person", torch.stack([_voice(encoder, own[1:2]) for own in people]), known)
-    yield _line("speech with the reference", torch.stack([_voice(encoder, own) for own in said]), known)
-    yield _line(
-        "speech with another one's reference", torch.stack([_voice(encoder, own) for own in said]).roll(1, 0), known
-    )
-    yield _line(f"speech of {main_voice}", usual.expand(len(people), -1), known)
-
-
-def _tokens(speech: TouchTTS) -> list[tuple[int, ...]]:
-    """Return what is said in every voice: the sentences in the same words and the same way to talk."""
-    return [speech.speak(text).tokens[0] for text in SENTENCES]
+    yield _line("speech with the reference", said, known)
+    yield _line("speech with another one's reference", said.roll(1, 0), known)
+    own_voice = _voice(encoder, [one.waveform for one in usual])
+    yield _line(f"speech of {main_voice}", own_voice.expand(len(people), -1), known)
 
 
 @torch.inference_mode()
