@@ -24,7 +24,7 @@ _BASE = [
     *("errors", "audio", "features", "text", "nbest", "manifest", "hub", "metrics", "training"),
     *("align", "correction", "doctor", "gate", "list_metrics", "sound_metrics", "audio_stream", "onnx_file"),
 ]
-_PARTS = ["quantizers", "simulation", "asr", "tts", "tokenizer", "codec", "lm"]
+_PARTS = ["nn", "quantizers", "simulation", "asr", "tts", "tokenizer", "codec", "lm"]
 _SYSTEMS = ["ger", "dlm", "gense", "touchtts", "tse"]
 RANKS = {
     **dict.fromkeys(_BASE, 0),

@@ -164,9 +164,7 @@ def plan_scene(sources: SceneSources, config: SceneConfig, seed: int, index: int
     rng = np.random.default_rng([seed, index])
     count = int(rng.integers(config.talkers[0], config.talkers[1] + 1))
     chosen = [int(voice) for voice in rng.choice(len(sources.voices), count, replace=False)]
-    size = tuple(float(wall) for wall in (*rng.uniform(*config.room_m, 2), rng.uniform(2.4, 3.5)))
-    place = tuple(float(rng.uniform(_MARGIN_M, wall - _MARGIN_M)) for wall in size[:2])
-    room = Room(size, float(rng.uniform(*config.rt60_s)), (*place, 1.5), float(rng.uniform(0, 360)))  # type: ignore[arg-type]
+    room = draw_room(config, rng)
     measured = None
     if sources.measured_rooms and rng.random() < config.measured_room_share:
         measured = int(rng.integers(len(sources.measured_rooms)))
@@ -192,6 +190,13 @@ def plan_scene(sources: SceneSources, config: SceneConfig, seed: int, index: int
     if rng.random() >= config.nobody_share:  # drawn last, so that the share changes nothing else
         return plan
     return replace(plan, look=(replace(look[0], starts_s=config.look_seconds), *look[1:]))
+
+
+def draw_room(config: SceneConfig, rng: np.random.Generator) -> Room:
+    """Return a room with a listener somewhere in it, facing anywhere."""
+    size = tuple(float(wall) for wall in (*rng.uniform(*config.room_m, 2), rng.uniform(2.4, 3.5)))
+    place = tuple(float(rng.uniform(_MARGIN_M, wall - _MARGIN_M)) for wall in size[:2])
+    return Room(size, float(rng.uniform(*config.rt60_s)), (*place, 1.5), float(rng.uniform(0, 360)))  # type: ignore[arg-type]
 
 
 def _target(config: SceneConfig, rng: np.random.Generator, voice: int) -> Talker:

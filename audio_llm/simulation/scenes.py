@@ -16,9 +16,9 @@ from audio_llm.simulation.scene_plan import SceneConfig, ScenePlan, SceneSources
 _Heard = tuple[np.ndarray, float]  # a person in both ears, (2, T), and the mean speed, degrees a second
 _Hear = Callable[[np.ndarray, Talker, np.random.Generator], _Heard]
 
-_TONE_SIZE = 256  # samples of the filter that changes the tone of a source
+TONE_SIZE = 256  # samples of the filter that changes the tone of a source
 _NOISE_DIRECTIONS = 6  # that a noise comes from, so that it has none
-_REFERENCE_DB = -27.0  # level of the target, below full scale, before the overall level is drawn
+REFERENCE_DB = -27.0  # level of the target, below full scale, before the overall level is drawn
 _GAP_S = (0.1, 0.4)  # between two utterances of a person
 
 
@@ -71,7 +71,7 @@ def render_scene(
     """Return the sound of a plan; what one part is does not depend on whether the other is wanted."""
     rng, look_rng, apart_rng = (np.random.default_rng([*plan.seed, part]) for part in (1, 2, 3))
     measured = None if plan.measured_room is None else sources.measured_rooms[plan.measured_room]
-    place = _Place(vary(sources.heads[plan.head], apart_rng, config.head), plan.room, measured)
+    place = Place(vary(sources.heads[plan.head], apart_rng, config.head), plan.room, measured)
     samples, look_samples = round(config.seconds * SAMPLE_RATE), round(config.look_seconds * SAMPLE_RATE)
     clean, said = _apart(sources.voices[plan.talkers[0].voice], apart_rng, look_samples, samples)
 
@@ -79,11 +79,11 @@ def render_scene(
         first: np.ndarray, people: Sequence[Talker], snr_db: float, hear: _Hear, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
         """Return each person in both ears (K, 2, T), all with noise (2, T), and the speeds."""
-        others = [_speech(sources.voices[talker.voice].utterances, rng, first.size) for talker in people[1:]]
-        dry = [colour(sound, slow_waves_db(rng, _TONE_SIZE, config.tone_db)) for sound in (first, *others)]
+        others = [repeat_speech(sources.voices[talker.voice].utterances, rng, first.size) for talker in people[1:]]
+        dry = [colour(sound, slow_waves_db(rng, TONE_SIZE, config.tone_db)) for sound in (first, *others)]
         heard, speeds = zip(*(hear(*who, rng) for who in zip(dry, people, strict=True)), strict=True)
         speech = _levelled(heard, people, first.size)
-        together = speech.sum(axis=0) + _noise(sources, place.head, rng, first.size, snr_db)
+        together = speech.sum(axis=0) + diffuse_noise(sources, place.head, rng, first.size, snr_db)
         gain = min(10.0 ** (plan.overall_db / 20.0), 0.99 / max(float(np.abs(together).max()), 1e-9))
         return np.float32(gain) * speech, np.float32(gain) * together, speeds
 
@@ -98,7 +98,7 @@ def render_scene(
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a scene takes place."""
 
     head: Head
@@ -143,10 +143,10 @@ def _apart(voice: Voice, rng: np.random.Generator, look: int, mixture: int) -> t
         while len(order) - len(first) > 1 and sum(part.size for part in first) < look:
             first.append(order[len(first)])
         rest = order[len(first) :]
-    return _speech(first, rng, look), _speech(rest, rng, mixture)
+    return repeat_speech(first, rng, look), repeat_speech(rest, rng, mixture)
 
 
-def _speech(utterances: Sequence[np.ndarray], rng: np.random.Generator, samples: int) -> np.ndarray:
+def repeat_speech(utterances: Sequence[np.ndarray], rng: np.random.Generator, samples: int) -> np.ndarray:
     """Return utterances in random order, one after another until there is enough; (samples,) float32.
 
     What is too short is said again after a pause: a person of few recordings would else be told by silence.
@@ -177,11 +177,11 @@ def _levelled(heard: Sequence[np.ndarray], talkers: Sequence[Talker], samples: i
         active = sound[:, round(talker.starts_s * SAMPLE_RATE) : round(talker.ends_s * SAMPLE_RATE)]
         power = float(np.mean(active.astype(np.float64) ** 2)) if active.size else 0.0
         if power > 0.0:
-            out[row] = sound * np.float32(10.0 ** ((_REFERENCE_DB + talker.level_db) / 20.0) / np.sqrt(power))
+            out[row] = sound * np.float32(10.0 ** ((REFERENCE_DB + talker.level_db) / 20.0) / np.sqrt(power))
     return out
 
 
-def _noise(sources: SceneSources, head: Head, rng: np.random.Generator, samples: int, snr_db: float) -> np.ndarray:
+def diffuse_noise(sources: SceneSources, head: Head, rng: np.random.Generator, samples: int, snr_db: float) -> np.ndarray:
     """Return noise from all around, so much below the target's level; (2, samples) float32."""
     if not sources.noises:
         return np.zeros((2, samples), dtype=np.float32)
@@ -195,4 +195,4 @@ def _noise(sources: SceneSources, head: Head, rng: np.random.Generator, samples:
     power = float(np.mean(heard.astype(np.float64) ** 2))
     if power == 0.0:
         return heard
-    return heard * np.float32(10.0 ** ((_REFERENCE_DB - snr_db) / 20.0) / np.sqrt(power))
+    return heard * np.float32(10.0 ** ((REFERENCE_DB - snr_db) / 20.0) / np.sqrt(power))

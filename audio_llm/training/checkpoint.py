@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,12 @@ def find_folder(folder: Path) -> Path | None:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, random: torch.Tensor, state: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    random: torch.Tensor,
+    state: dict[str, Any],
+    further: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:
     """Write model, optimiser and position.
 
@@ -55,6 +60,7 @@ def save_checkpoint(
         optimizer: AdamW, or another whose state is a tensor or number per parameter.
         random: (P, N) uint8, the random state of every process (see `random_state`).
         state: Plain JSON values.
+        further: Names of further files, and what writes each.
     """
     from safetensors.torch import save_file, save_model
 
@@ -66,6 +72,8 @@ def save_checkpoint(
     def write(new: Path) -> None:
         save_model(model, str(new / _MODEL))
         save_file(tensors, new / _OPTIMIZER)
+        for name, write_file in (further or {}).items():
+            write_file(new / name)
         (new / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
     replace_folder(folder, write)

@@ -2,20 +2,25 @@
 
 Spectra of two microphones are read in bands of adjacent bins; what enters and leaves a band has weights of its own,
 since the same direction is another phase in every band. Each block is modulated by the speaker (FiLM), mixes the bands,
-and remembers each band's past in a GRU; nothing recurs over frequency and nothing looks ahead. The head is a complex
-filter from two ears to two ears in every bin, so that cues stay.
+and remembers each band's past in a recurrent layer: a GRU or a gated linear recurrence (`nn.recurrent`). Nothing recurs
+over frequency and nothing looks ahead. A longer analysis window that ends with the frame can add finer features, which
+tell harmonics apart, without more delay. The head is a complex filter from two ears to two ears in every bin, so that
+interaural cues stay.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from audio_llm.errors import ConfigError
-from audio_llm.tse.frames import BINS, CHUNK, FRAME, OVERLAP, inverse, transform
+from audio_llm.nn.recurrent import LinearRecurrence
+from audio_llm.tse.frames import BINS, CHUNK, FRAME, OVERLAP, inverse, transform, transform_long
 
 EARS = 2
 _PER_BIN = 8  # features of a bin in one frame
@@ -29,14 +34,16 @@ class ExtractorConfig:
 
     Attributes:
         channels: Of every band.
-        hidden: Of the GRUs.
+        hidden: Units of the recurrent layers.
         blocks: How many.
         stride: Bins in a band.
         context: Frames of features that are seen at once, this one and those before.
-        kernel: Bands that the depthwise convolution sees.
+        kernel: Bands that the depthwise convolution over bands sees; 0: no convolution, the matrix over all bands remains.
         embedding: Width of the speaker's embedding; 0: the network takes none.
         outputs: Streams in the output: 1, or one for each talker.
         front: Whether there is one more head, for whoever is in front.
+        recurrence: `gru`, or `linear` for the gated linear recurrence, which trains faster.
+        window: Samples of the long analysis window, a multiple of 192 such as 576 (36 ms); 0: none.
     """
 
     channels: int = 48
@@ -48,15 +55,29 @@ class ExtractorConfig:
     embedding: int = 256
     outputs: int = 1
     front: bool = False
+    recurrence: Literal["gru", "linear"] = "gru"
+    window: int = 0
 
     def __post_init__(self) -> None:
-        if self.kernel % 2 == 0 or self.context < 1 or self.stride < 1 or self.outputs < 1:
+        if (self.kernel and self.kernel % 2 == 0) or self.context < 1 or self.stride < 1 or self.outputs < 1:
             raise ConfigError(f"no extractor has the shape {self}", remedy="give an odd kernel and sizes of 1 or more")
+        if self.window % FRAME or (self.window and self.window < 2 * FRAME):
+            raise ConfigError(f"a window of {self.window} samples", remedy=f"give 0 or {2 * FRAME}, {3 * FRAME}, ...")
 
     @property
     def bands(self) -> int:
         """How many bands there are."""
         return -(-BINS // self.stride)
+
+    @property
+    def tail(self) -> int:
+        """Samples before a chunk that its windows reach back to."""
+        return max(FRAME, self.window) - CHUNK
+
+    @property
+    def fine(self) -> int:
+        """Bins of the long window for each bin of a frame; 0 without such a window."""
+        return self.window // FRAME
 
 
 PRESETS = {
@@ -71,10 +92,10 @@ class ExtractorState:
     """What the network remembers between two chunks; zeros at the beginning.
 
     Attributes:
-        tail: (B, 2, 64) float32, the last samples that came.
+        tail: (B, 2, 64) float32, the last samples that came; more (`ExtractorConfig.tail`) with a long window.
         past: (B, context - 1, 8, BINS) float32, features of the frames before.
         overlap: (B, outputs x 2, 64) float32, samples of the last frame that wait for the next.
-        hidden: (blocks, B, bands, hidden) float32, of the GRUs.
+        hidden: (blocks, B, bands, hidden) float32, of the recurrent layers.
     """
 
     tail: Tensor
@@ -93,7 +114,7 @@ class Extractor(nn.Module):
     def __init__(self, config: ExtractorConfig) -> None:
         super().__init__()
         self.config = config
-        width = _PER_BIN * config.context * config.stride
+        width = _PER_BIN * config.stride * (config.context + config.fine)
         self.embed = _BandLinear(config.bands, width, config.channels)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.channels)
@@ -127,7 +148,7 @@ class Extractor(nn.Module):
         """Return the state before the first chunk."""
         config, like = self.config, self.norm.weight
         return ExtractorState(
-            like.new_zeros(batch, EARS, OVERLAP),
+            like.new_zeros(batch, EARS, config.tail),
             like.new_zeros(batch, config.context - 1, _PER_BIN, BINS),
             like.new_zeros(batch, config.outputs * EARS, OVERLAP),
             like.new_zeros(config.blocks, batch, config.bands, config.hidden),
@@ -147,32 +168,60 @@ class Extractor(nn.Module):
         Returns:
             (B, outputs, 2, T) float32, and the next state; (B, 1, 2, T) of the front.
         """
-        frames = torch.cat([state.tail, sound], dim=-1).unfold(-1, FRAME, CHUNK)
-        spectra = transform(frames).transpose(1, 2)  # (B, N, ears, 2, bins)
-        features = torch.cat([state.past, _features(spectra)], dim=1)
-        x = self._embed(features).transpose(0, 1).contiguous()  # time first, which the GRU likes
+        with _full_precision(sound):
+            heard = torch.cat([state.tail, sound], dim=-1)
+            spectra = transform(heard[..., self.config.tail - OVERLAP :].unfold(-1, FRAME, CHUNK)).transpose(1, 2)
+            features = torch.cat([state.past, _features(spectra)], dim=1)  # (B, context - 1 + N, 8, bins)
+            fine = None
+            if self.config.window:
+                fine = _features(transform_long(heard.unfold(-1, self.config.window, CHUNK)).transpose(1, 2))
+            x = self._embed(features, fine)
+        x = x.transpose(0, 1).contiguous()  # time first, which recurrent layers want
         hidden = []
         for number, block in enumerate(self.blocks):
             x, memory = block(x, None if film is None else film[:, number], state.hidden[number])
             hidden.append(memory)
-        filters = (self.front if front else self.filters)(self.norm(x).transpose(0, 1))
-        frames = inverse(_filter(filters, spectra)).flatten(2, 3).transpose(1, 2)  # (B, streams, N, 192)
+        with _full_precision(sound):
+            filters = (self.front if front else self.filters)(self.norm(x.float()).transpose(0, 1))
+            frames = inverse(_filter(filters, spectra)).flatten(2, 3).transpose(1, 2)  # (B, streams, N, 192)
         overlap = state.overlap[:, : frames.shape[1]]
         ends = torch.cat([overlap[:, :, None], frames[..., CHUNK:]], dim=2)
         found = (frames[..., :CHUNK] + functional.pad(ends[:, :, :-1], (0, CHUNK - OVERLAP))).flatten(-2)
         after = ExtractorState(
-            sound[..., -OVERLAP:], features[:, len(spectra[0]) :], ends[:, :, -1], torch.stack(hidden)
+            heard[..., heard.shape[-1] - self.config.tail :],
+            features[:, len(spectra[0]) :],
+            ends[:, :, -1],
+            torch.stack(hidden),
         )
         return found.unflatten(1, (-1, EARS)), after
 
-    def _embed(self, features: Tensor) -> Tensor:
-        """Return bands (B, N, bands, C) of features (B, context - 1 + N, 8, bins)."""
+    def compile_blocks(self) -> None:
+        """Fuse the element-wise operations of the blocks (`torch.compile`), for long trainings at one shape of batch."""
+        for block in self.blocks:
+            assert isinstance(block, _Block)
+            block.compile_parts()
+
+    def _embed(self, features: Tensor, fine: Tensor | None) -> Tensor:
+        """Return bands (B, N, bands, C) of features (B, context - 1 + N, 8, bins) and fine ones (B, N, 8, fine bins)."""
         config = self.config
-        seen = torch.cat([features[:, n : n - config.context + 1 or None] for n in range(config.context)], dim=2)
-        seen = functional.pad(seen, (0, config.bands * config.stride - BINS))
-        seen = seen.unflatten(-1, (config.bands, config.stride)).permute(0, 1, 3, 2, 4).flatten(3)
-        embedded: Tensor = self.embed(seen)
+        count = features.shape[1] - config.context + 1
+        seen = torch.cat([features[:, n : n + count] for n in range(config.context)], dim=2)
+        parts = [_by_band(seen, config.bands, config.stride)]
+        if fine is not None:
+            parts.append(_by_band(fine, config.bands, config.stride * config.fine))
+        embedded: Tensor = self.embed(torch.cat(parts, dim=-1))
         return embedded
+
+
+def _by_band(features: Tensor, bands: int, stride: int) -> Tensor:
+    """Return (B, N, bands, F x stride) of (B, N, F, bins), zeros where the last band has no bins."""
+    padded = functional.pad(features, (0, bands * stride - features.shape[-1]))
+    return padded.unflatten(-1, (bands, stride)).permute(0, 1, 3, 2, 4).flatten(3)
+
+
+def _full_precision(like: Tensor) -> Any:
+    """Return a context without autocast: spectra and filters lose too much in bfloat16."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 class _BandLinear(nn.Module):
@@ -222,26 +271,54 @@ class _Block(nn.Module):
         super().__init__()
         channels = config.channels
         self.band_norm, self.time_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.near = nn.Conv1d(channels, channels, config.kernel, padding=config.kernel // 2, groups=channels)
+        if config.kernel:
+            self.near = nn.Conv1d(channels, channels, config.kernel, padding=config.kernel // 2, groups=channels)
         self.far = nn.Linear(config.bands, config.bands)
         self.up, self.down = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
-        self.gru = nn.GRU(channels, config.hidden)
-        self.out = nn.Linear(config.hidden, channels)
+        self.linear = config.recurrence == "linear"
+        if self.linear:
+            self.recurrence = LinearRecurrence(channels, config.hidden)
+            self._parts: tuple[Callable[..., Any], ...] = self._before, self._after
+        else:
+            self.gru = nn.GRU(channels, config.hidden)
+            self.out = nn.Linear(config.hidden, channels)
+
+    def compile_parts(self) -> None:
+        """Compile what lies before and after the recurrence, which is one operation by itself."""
+        if self.linear:
+            self._parts = torch.compile(self._before), torch.compile(self._after)
 
     def forward(self, x: Tensor, film: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Transform (N, B, bands, C), film (B, 2, C), with the memory (B, bands, hidden); return both anew."""
+        if self.linear:
+            before, after = self._parts
+            x, forget, entry, gate = before(x, film)
+            states = self.recurrence.scan(forget.flatten(1, 2), entry.flatten(1, 2), hidden.flatten(0, 1).float())
+            return after(x, states.view(gate.shape), gate), states[-1].view(hidden.shape)
         x = self._bands(x, film)
         found, memory = self.gru(self.time_norm(x).flatten(1, 2), hidden.flatten(0, 1)[None].to(x.dtype))
         return x + self.out(found).view(x.shape), memory.view(hidden.shape)
+
+    def _before(self, x: Tensor, film: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return x with its bands mixed, and what the recurrence takes: forget, entry and output gate."""
+        x = self._bands(x, film)
+        return x, *self.recurrence.gates(self.time_norm(x))
+
+    def _after(self, x: Tensor, states: Tensor, gate: Tensor) -> Tensor:
+        out: Tensor = x + self.recurrence.output(states, gate)
+        return out
 
     def _bands(self, x: Tensor, film: Tensor | None) -> Tensor:
         """Modulate (..., bands, C) by film (..., 2, C), and mix the bands."""
         y = self.band_norm(x)
         if film is not None:
             y = y * (1.0 + film[..., None, 0, :]) + film[..., None, 1, :]
-        turned = y.transpose(-1, -2)
-        near = self.near(turned.reshape(-1, *turned.shape[-2:])).view(turned.shape)
-        mixed = (near + self.far(turned)).transpose(-1, -2)
+        if hasattr(self, "near"):
+            turned = y.transpose(-1, -2)
+            near = self.near(turned.reshape(-1, *turned.shape[-2:])).view(turned.shape)
+            mixed = (near + self.far(turned)).transpose(-1, -2)
+        else:  # the matrix from the left spares two transpositions
+            mixed = y + torch.matmul(self.far.weight, y) + self.far.bias[:, None]
         out: Tensor = x + self.down(functional.silu(self.up(mixed)))
         return out
 

@@ -46,6 +46,17 @@ def transform(frames: Tensor) -> Tensor:
     return (frames @ _forward().to(frames)).unflatten(-1, (2, BINS))
 
 
+def transform_long(frames: Tensor) -> Tensor:
+    """Window long frames (..., W) and return their spectra (..., 2, W / 2 + 1), at the level of `transform`'s.
+
+    The window rises as a sine up to the last 64 samples and falls over these as the frames' own does, so that a long
+    frame that ends with a frame adds no delay and weighs the newest samples as the frame does.
+    """
+    size = frames.shape[-1]
+    table = _forward_long(size).to(frames)
+    return (frames @ table).unflatten(-1, (2, size // 2 + 1))
+
+
 def inverse(spectra: Tensor) -> Tensor:
     """Return the windowed frames (..., FRAME) of spectra (..., 2, BINS)."""
     return spectra.flatten(-2) @ _backward().to(spectra)
@@ -68,6 +79,18 @@ def _turns() -> np.ndarray:
 def _forward() -> Tensor:
     """(FRAME, 2 x BINS) float32: window and DFT."""
     table = np.concatenate([np.cos(_turns()), -np.sin(_turns())], axis=1) * _window()[:, None]
+    return torch.from_numpy(table.astype(np.float32))
+
+
+@functools.cache
+@torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
+def _forward_long(size: int) -> Tensor:
+    """(size, size + 2) float32: window and DFT, scaled so that noise has the level that it has in a frame."""
+    rise = np.sin(0.5 * np.pi * (np.arange(size - OVERLAP) + 0.5) / (size - OVERLAP))
+    window = np.concatenate([rise, _window()[-OVERLAP:]])
+    window *= np.sqrt(np.square(_window()).sum() / np.square(window).sum())
+    turns = 2.0 * np.pi * (np.outer(np.arange(size), np.arange(size // 2 + 1)) % size) / size
+    table = np.concatenate([np.cos(turns), -np.sin(turns)], axis=1) * window[:, None]
     return torch.from_numpy(table.astype(np.float32))
 
 

@@ -1,13 +1,17 @@
-"""Training of the trunk by location: each talker of a scene in a stream of its own, from left to right.
+"""Training of the separator: each talker of a scene in a stream of its own, in the order that fits best or from left to right.
 
-In looks, whoever is in front. No speaker is asked for, so that the network learns what a target is made of before it
-learns whose it is.
+No speaker is asked for, so that the network learns what a target is made of before it learns whose it is. Scenes are
+rendered anew for every step, or mixed of rooms rendered before, which costs far less. With `front_weight`, enrollments
+are learned too: there a head of its own extracts the frontal speaker.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,11 +21,13 @@ from torch import Tensor, nn
 
 from audio_llm import hub
 from audio_llm.errors import ConfigError
+from audio_llm.simulation.rendered import RenderedScenes
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import Scene, make_scene
 from audio_llm.simulation.sources import read_sources
 from audio_llm.sound_metrics import si_sdr_db
 from audio_llm.training.buckets import new_draws, same_draws
+from audio_llm.training.config import config_to_dict
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.tse.extractor import Extractor, ExtractorConfig
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
@@ -49,9 +55,10 @@ class SeparatorTrainingConfig:
         training: The loop's settings.
         scenes: How scenes are drawn.
         batch_scenes: Scenes in a batch.
+        rendered: Folder of rendered rooms (`simulation.rendered`) of which scenes are mixed; None renders every scene.
+        compile: Fuse the element-wise operations of the network's blocks; needs a C++ compiler, and a minute.
         front_weight: Of the loss in looks; 0 trains on mixtures alone, in half the time.
-        order: Of the talkers among the streams: from left to right by `location`, or whichever is `best`, for which a
-            trunk must know how to separate.
+        order: Of the talkers among the streams: from left to right by `location`, or whichever fits `best`.
         epoch_batches: Batches in an epoch; every epoch draws new scenes.
         validation_scenes: Scenes of the tuning part at each validation.
         seed: Of the scenes.
@@ -62,6 +69,8 @@ class SeparatorTrainingConfig:
     gridnet: GridNetConfig | None = None
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=20_000))
     scenes: SceneConfig = field(default_factory=_still_pairs)
+    rendered: Path | None = None
+    compile: bool = False
     batch_scenes: int = 8
     front_weight: float = 0.0
     order: Literal["location", "best"] = "location"
@@ -94,7 +103,7 @@ def train_separator(
         tuning: Packed sources that decide which model is the best.
         output: Folder of the training.
         config: How to train.
-        start: A trunk to start from.
+        start: A separator of the same shape to start from.
         max_minutes: Stop after this time.
         resume: Go on from `output/last`.
         device: `auto`, `cpu` or `cuda`.
@@ -108,6 +117,8 @@ def train_separator(
         raise ConfigError(f"{config.scenes.talkers[1]} talkers, {config.outputs} streams", remedy=remedy)
     if config.gridnet is not None and config.front_weight:
         raise ConfigError("the reference has no head for the front", remedy="set front_weight to 0")
+    if config.rendered is not None and config.front_weight:
+        raise ConfigError("rendered rooms hold no enrollments", remedy="set front_weight to 0, or rendered to null")
     sources, held_out = read_sources(pack), read_sources(tuning)
     samples = round(config.scenes.seconds * SAMPLE_RATE) // CHUNK * CHUNK
     seconds = samples / SAMPLE_RATE
@@ -116,15 +127,25 @@ def train_separator(
     model = Extractor(config.model) if config.gridnet is None else GridNet(config.gridnet)
     if start is not None:
         model.load_state_dict(start.state_dict())
-    logger.info("%d people, %d parameters", len(sources.voices), sum(p.numel() for p in model.parameters()))
+    logger.info("%d speakers, %d parameters", len(sources.voices), sum(p.numel() for p in model.parameters()))
+    if config.compile and isinstance(model, Extractor):
+        model.compile_blocks()
+    fixed = _validation_batches(held_out, config)
 
     def loss(network: nn.Module, batch: SeparationBatch) -> Tensor:
         return _loss(network, batch, config)
 
     def evaluate(network: nn.Module) -> dict[str, float]:
-        return validate(network, held_out, config)
+        return validate(network, fixed, config)
 
-    with SceneProcesses(pack, config.processes) as scenes:
+    with contextlib.ExitStack() as stack:
+        if config.rendered is not None:
+            rooms = RenderedScenes(config.rendered)
+            logger.info("%d rooms, %.1f h of single talkers", len(rooms), rooms.seconds / 3600)
+            make = functools.partial(mix_batch, rooms, config, config.seed)
+        else:
+            scenes = stack.enter_context(SceneProcesses(pack, config.processes))
+            make = functools.partial(scenes.make, make_batch, config, config.seed)
         return train(
             model,
             new_draws(config.batch_scenes, config.epoch_batches),
@@ -136,7 +157,7 @@ def train_separator(
             resume=resume,
             device=device,
             save=lambda network, folder: _save(network, folder, config),
-            prepare=lambda chosen: scenes.make(make_batch, config, config.seed, chosen),
+            prepare=make,
             count_items=lambda batch: (batch.mixture.numel() + batch.look.numel()) / 2 / SAMPLE_RATE,
         )
 
@@ -167,6 +188,23 @@ def make_batch(sources: SceneSources, config: SeparatorTrainingConfig, seed: int
         torch.from_numpy(np.stack([scene.look for scene in scenes])),
         torch.from_numpy(np.stack([scene.look_target[None] for scene in scenes])),
     )
+
+
+def mix_batch(rooms: RenderedScenes, config: SeparatorTrainingConfig, seed: int, indices: range) -> SeparationBatch:
+    """Return these scenes, mixed of rendered rooms; for streams in the order that fits best."""
+    scenes = [rooms.draw(config.scenes, seed, index) for index in indices]
+    talkers = np.zeros((len(scenes), config.outputs, *scenes[0].mixture.shape), dtype=np.float32)
+    for row, scene in zip(talkers, scenes, strict=True):
+        row[: len(scene.talkers)] = scene.talkers
+    mixture = torch.from_numpy(np.stack([scene.mixture for scene in scenes]))
+    nothing = torch.zeros(len(scenes), 2, 0)
+    return SeparationBatch(mixture, torch.from_numpy(talkers), nothing, nothing[:, None])
+
+
+def _validation_batches(sources: SceneSources, config: SeparatorTrainingConfig) -> list[SeparationBatch]:
+    """Return the scenes that decide which model is the best, always the same ones."""
+    draws = same_draws(config.batch_scenes, config.validation_scenes)
+    return [make_batch(sources, config, VALIDATION_SEED, chosen) for chosen in draws]
 
 
 def _loss(network: nn.Module, batch: SeparationBatch, config: SeparatorTrainingConfig) -> Tensor:
@@ -213,14 +251,16 @@ def slots(scene: Scene, streams: int) -> np.ndarray:
     return found
 
 
-@torch.inference_mode()
-def validate(model: nn.Module, sources: SceneSources, config: SeparatorTrainingConfig) -> dict[str, float]:
-    """Return loss and mean SI-SDR improvements over both ears and all talkers, on scenes that are always the same."""
+@torch.no_grad()  # and not inference mode, in which compiled blocks would be compiled once more
+def validate(
+    model: nn.Module, batches: Sequence[SeparationBatch], config: SeparatorTrainingConfig
+) -> dict[str, float]:
+    """Return loss and mean SI-SDR improvements over both ears and all talkers."""
     device = next(model.parameters()).device
     rows: dict[str, list[float]] = {"loss": [], "si_sdri_db": []}
-    for chosen in same_draws(config.batch_scenes, config.validation_scenes):
-        batch = SeparationBatch(*(part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen)))
-        rows["loss"] += [float(_loss(model, batch, config))] * len(chosen)
+    for fixed in batches:
+        batch = SeparationBatch(*(part.to(device) for part in fixed))
+        rows["loss"] += [float(_loss(model, batch, config))] * len(batch.mixture)
         found = model(batch.mixture)
         rows["si_sdri_db"] += _gains(found, _by_stream(found, batch, config), batch.mixture)
         if config.front_weight:
@@ -238,7 +278,7 @@ def _gains(found: Tensor, wanted: Tensor, mixture: Tensor) -> list[float]:
 
 def _save(model: nn.Module, folder: Path, config: SeparatorTrainingConfig) -> None:
     assert isinstance(model, Extractor | GridNet)
-    provenance: dict[str, Any] = {"training": asdict(config)}
-    card = "# A trunk trained by location\n\nThe talkers of a binaural mixture, in a stream each.\n"
+    provenance: dict[str, Any] = {"training": config_to_dict(config)}
+    card = "# A separator\n\nThe talkers of a binaural mixture, one in each stream.\n"
     kind = SEPARATOR if isinstance(model, Extractor) else GRIDNET
-    hub.save_model(folder, asdict(model.config), model.state_dict(), kind, card, provenance)
+    hub.save_model(folder, config_to_dict(model.config), model.state_dict(), kind, card, provenance)

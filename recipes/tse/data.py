@@ -27,6 +27,7 @@ CORPORA = (  # all but those that are for reporting elsewhere
     "kathleen",
     "cmu_arctic_few",
 )
+EXTRA_CORPORA = ("common_voice_v1_dev", "dc_tts_own_voice", "librispeech_tc100_walleclipse")  # for training alone
 TEST_HEADS = ("subject_003", "subject_012", "subject_021", "subject_044", "subject_124", "subject_165")
 TUNE_HEADS = ("subject_008", "subject_065")
 TEST_KEMAR, TRAIN_KEMAR = "kemar_normal_pinna", "kemar_large_pinna"
@@ -34,6 +35,7 @@ TUNE_SHARE = 0.08  # of the training speakers and of the noises
 TEST_NOISE_SHARE = 0.15
 MOST_UTTERANCES = 60  # of one speaker
 LEAST_S = 1.0  # of an utterance without silence
+LEAST_RANGE_DB = 30.0  # between loud and quiet frames of an extra recording: those with more noise teach noise
 
 
 def pack(folder: Path, output: Path) -> None:
@@ -48,6 +50,30 @@ def pack(folder: Path, output: Path) -> None:
             output / part, _voices(folder, part), _noises(folder, part), _heads(folder, part), _rooms(folder, part)
         )
         logging.info("%s: %s", part, found)
+    pack_extra(folder, output)
+
+
+def pack_extra(folder: Path, output: Path) -> None:
+    """Write the pack `extra`: more voices for training, clean recordings only; without speaker ids a clip is a voice."""
+    logging.info("extra: %s", write_sources(output / "extra", _extra_voices(folder), (), ()))
+
+
+def _extra_voices(folder: Path) -> Iterator[Voice]:
+    for corpus in EXTRA_CORPORA:
+        for row in _manifest(folder, f"speech/{corpus}"):
+            if row["split"] != "train" or (row["speaker"] and speaker_part(row["speaker"], "train") != "train"):
+                continue
+            sound = trim_silence(audio.read(folder / "audio" / row["path"]))
+            if sound.size >= LEAST_S * audio.SAMPLE_RATE and _range_db(sound) >= LEAST_RANGE_DB:
+                yield Voice(str(row["speaker"] or row["id"]), corpus, str(row.get("gender") or ""), (sound,))
+
+
+def _range_db(sound: np.ndarray) -> float:
+    """Return the distance between the 95th and the 5th percentile of the levels of frames of 20 ms."""
+    size = audio.SAMPLE_RATE // 50
+    frames = sound[: sound.size // size * size].reshape(-1, size)
+    levels = 10.0 * np.log10(np.mean(np.square(frames), axis=1) + 1e-10)
+    return float(np.diff(np.percentile(levels, [5, 95]))[0])
 
 
 def _voices(folder: Path, part: str) -> Iterator[Voice]:

@@ -22,6 +22,7 @@ import smoke
 import teacher
 
 from audio_llm import cli, hub
+from audio_llm.simulation.rendered import RenderConfig, render_rooms
 from audio_llm.simulation.scene_plan import SceneConfig
 from audio_llm.simulation.sources import read_sources
 from audio_llm.training.config import load_config
@@ -59,6 +60,8 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=1000, help="evaluate: how many")
     parser.add_argument("--part", default="0/1", help="evaluate: N/COUNT, this one of several processes")
     parser.add_argument("--measured-room", action="store_true", help="evaluate: in a real room")
+    parser.add_argument("--shards", type=int, default=60, help="render: how many, 24 rooms each")
+    parser.add_argument("--processes", type=int, default=1, help="render: how many work")
     parser.add_argument("--smoke", action="store_true", help="all: tiny, on the sample recordings")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -81,6 +84,15 @@ def pack(arguments: argparse.Namespace) -> None:
         data.pack(arguments.data, arguments.output / "packed")
 
 
+def render(arguments: argparse.Namespace) -> None:
+    """Render rooms with talkers, of which `separate` mixes its scenes; a stopped rendering goes on where it was."""
+    packed = arguments.output / "packed"
+    config = load_config(RenderConfig, _settings(arguments, "render"), arguments.set)
+    packs = [packed / name for name in ("train", "extra") if (packed / name).exists()]
+    rooms = render_rooms(packs, config, arguments.output / "rendered", arguments.shards, arguments.processes)
+    logging.info("%d rooms", rooms)
+
+
 def teach(arguments: argparse.Namespace) -> None:
     """Add the teacher's vectors to the packs."""
     if not arguments.smoke:
@@ -97,8 +109,11 @@ def learn_voices(arguments: argparse.Namespace) -> None:
 
 
 def separate(arguments: argparse.Namespace) -> None:
-    """Train the trunk by location."""
+    """Train the separator, on scenes mixed of rendered rooms where there are any."""
     config = load_config(SeparatorTrainingConfig, _settings(arguments, "separate"), arguments.set)
+    rooms = arguments.output / "rendered"
+    if config.rendered is None and not config.front_weight and rooms.is_dir():
+        config = replace(config, rendered=rooms)
     start = load_separator(arguments.start) if arguments.start else None
     output = arguments.output / "separator"
     logging.info("%s", train_separator(*_parts(arguments), output, config, start=start, **_limits(arguments)))
@@ -196,6 +211,7 @@ def _last_minutes(path: Path) -> float:
 
 STAGES = {
     "pack": pack,
+    "render": render,
     "teach": teach,
     "speaker": learn_voices,
     "separate": separate,

@@ -7,10 +7,11 @@ import torch
 
 from audio_llm.errors import ConfigError
 from audio_llm.tse.extractor import PRESETS, Extractor, ExtractorConfig
-from audio_llm.tse.frames import BINS, CHUNK, OVERLAP, analyze, synthesize
+from audio_llm.tse.frames import BINS, CHUNK, FRAME, OVERLAP, analyze, synthesize, transform, transform_long
 
 torch.set_num_threads(1)
 TINY = ExtractorConfig(channels=8, hidden=8, blocks=2, stride=4, embedding=6)
+LINEAR = ExtractorConfig(8, 8, 2, 4, kernel=0, embedding=6, recurrence="linear", window=576)
 
 
 def make_model(config: ExtractorConfig = TINY, seed: int = 0) -> Extractor:
@@ -38,11 +39,12 @@ def test_analysis_and_synthesis_are_a_delay_of_64_samples() -> None:
 def test_presets_have_the_sizes_of_the_design() -> None:
     sizes = {name: sum(p.numel() for p in Extractor(config).parameters()) for name, config in PRESETS.items()}
     assert {name: round(size, -4) for name, size in sizes.items()} == {"B": 400_000, "C": 530_000, "D": 830_000}
-    with pytest.raises(ConfigError):
-        ExtractorConfig(kernel=4)
+    for wrong in ({"kernel": 4}, {"window": 192}, {"window": 600}):
+        with pytest.raises(ConfigError):
+            ExtractorConfig(**wrong)
 
 
-@pytest.mark.parametrize("config", [TINY, ExtractorConfig(8, 8, 2, 3, embedding=0, outputs=2)])
+@pytest.mark.parametrize("config", [TINY, ExtractorConfig(8, 8, 2, 3, embedding=0, outputs=2), LINEAR])
 def test_chunks_give_what_the_whole_gives(config: ExtractorConfig) -> None:
     model = make_model(config)
     x = sound(60, 2)
@@ -59,6 +61,22 @@ def test_chunks_give_what_the_whole_gives(config: ExtractorConfig) -> None:
     assert all(part.abs().max() > 0 for part in state.tensors().values())
 
 
+def test_the_long_window_tells_two_harmonics_apart() -> None:
+    time_s = torch.arange(576) / 16_000
+    voice = torch.sin(2 * torch.pi * 1000.0 * time_s) + torch.sin(2 * torch.pi * (1000.0 + 4 * 16_000 / 576) * time_s)
+    fine = transform_long(voice).square().sum(0)
+    assert fine[38] < 0.1 * min(fine[36], fine[40])  # a valley between two peaks
+    coarse = transform(voice[-FRAME:]).square().sum(0)
+    assert coarse[13] > 0.5 * max(coarse[12], coarse[14])
+
+
+def test_noise_has_one_level_in_both_windows() -> None:
+    noise = torch.randn(200, 576, generator=torch.Generator().manual_seed(0))
+    long, short = transform_long(noise), transform(noise[:, -FRAME:])
+    level_db = 10 * (long[..., 9:279].square().mean() / short[..., 3:93].square().mean()).log10()
+    assert abs(float(level_db)) < 0.2
+
+
 def test_two_interleaved_streams_are_two_streams() -> None:
     model = make_model()
     xs = [sound(6, seed=seed) for seed in (1, 2)]
@@ -73,9 +91,10 @@ def test_two_interleaved_streams_are_two_streams() -> None:
                 torch.testing.assert_close(piece, alone, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("config", [TINY, LINEAR])
 @pytest.mark.parametrize("changed", [1000, 1023, 1024, 1087])
-def test_the_future_changes_nothing_before_its_lookahead(changed: int) -> None:
-    model = make_model()
+def test_the_future_changes_nothing_before_its_lookahead(changed: int, config: ExtractorConfig) -> None:
+    model = make_model(config)
     x = sound(16)
     other = x.clone()
     other[..., changed:] = 0.3 * torch.randn(other[..., changed:].shape)
@@ -100,8 +119,9 @@ def test_the_speaker_matters() -> None:
         assert torch.equal(film, torch.zeros_like(film))  # no speaker: no modulation
 
 
-def test_gradients_reach_everything_and_silence_is_harmless() -> None:
-    model = make_model().train()
+@pytest.mark.parametrize("config", [TINY, LINEAR])
+def test_gradients_reach_everything_and_silence_is_harmless(config: ExtractorConfig) -> None:
+    model = make_model(config).train()
     film = model.condition(torch.randn(1, 6))
     model(torch.cat([torch.zeros(1, 2, CHUNK * 3), sound(4)], dim=-1), film).square().mean().backward()
     for name, parameter in model.named_parameters():

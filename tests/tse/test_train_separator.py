@@ -88,7 +88,14 @@ def test_training_lowers_the_loss_and_leaves_a_model(pack: Path, tmp_path: Path,
     model = ExtractorConfig(channels=8, hidden=8, blocks=1, stride=6, embedding=0, outputs=3, front=True)
     loop = TrainingConfig(24, learning_rate=5e-3, warmup_steps=3, log_every=5, validate_every=4, save_every=20)
     config = SeparatorTrainingConfig(
-        model, None, loop, PAIRS, 4, front_weight=1.0, order=order, epoch_batches=50, validation_scenes=6
+        model=model,
+        training=loop,
+        scenes=PAIRS,
+        batch_scenes=4,
+        front_weight=1.0,
+        order=order,
+        epoch_batches=50,
+        validation_scenes=6,
     )
     train_separator(pack, pack, tmp_path / "out", config, device="cpu")
     rows = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]

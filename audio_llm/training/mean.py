@@ -1,0 +1,65 @@
+"""The exponential running mean of a network's weights, which validates better than the weights of the last step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class WeightMean:
+    """Follows a network in training.
+
+    Args:
+        model: The network.
+        decay: Of the mean at each step, such as 0.999; less during the first steps, so that the start is forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._model, self._decay, self._steps = model, decay, 0
+        self._mean = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after a step."""
+        self._steps += 1
+        decay = min(self._decay, self._steps / (9.0 + self._steps))
+        own = [parameter.detach() for _, parameter in self._model.named_parameters()]
+        torch._foreach_lerp_(list(self._mean.values()), own, 1.0 - decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Have the network compute with the mean for a while."""
+        own = {name: parameter.detach().clone() for name, parameter in self._model.named_parameters()}
+        self._copy(self._mean)
+        try:
+            yield
+        finally:
+            self._copy(own)
+
+    def save(self, path: Path) -> None:
+        """Write the mean as safetensors, and how many steps it has seen."""
+        from safetensors.torch import save_file
+
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self._mean.items()}
+        save_file(tensors, path, metadata={"steps": str(self._steps)})
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote; without such a file the mean starts from the weights as they are."""
+        from safetensors import safe_open
+
+        if not path.exists():
+            self._mean = {name: tensor.detach().clone() for name, tensor in self._model.named_parameters()}
+            return
+        with safe_open(path, "pt") as file:
+            self._steps = int(file.metadata()["steps"])
+            for name, tensor in self._mean.items():
+                tensor.copy_(file.get_tensor(name))
+
+    @torch.no_grad()
+    def _copy(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self._model.named_parameters():
+            parameter.copy_(tensors[name])
