@@ -2,8 +2,8 @@
 
     h[t] = f[t] h[t-1] + (1 - f[t]) c[t]
 
-With f = 1 - sigmoid(z), c and an output gate all linear in the input, as in minimal gated units without a recurrent
-matrix (Qin et al. 2023, "Hierarchically gated recurrent neural network"). Whole sequences and single steps give the same.
+With f = 1 - sigmoid(z), z, c and an output gate all linear in the input (Qin et al. 2023, "Hierarchically gated
+recurrent neural network"). Whole sequences and single steps give the same.
 """
 
 from __future__ import annotations

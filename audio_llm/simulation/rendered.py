@@ -1,8 +1,9 @@
 """Rendered rooms on disk, of which scenes are mixed anew at each use.
 
-Rendering a scene costs far more than mixing it. So each row of the shards holds one head in one room, with several talkers,
-each alone in both ears, and one diffuse noise. A scene draws some of the talkers, for each a place in its recording, the
-levels, the overlap, a noise of any row, and which ear is which: one hour of rendered sound gives hundreds of hours of scenes.
+Rendering a scene costs far more than mixing it. So each row of the shards holds one head in one room, with several
+talkers, each alone in both ears, and one diffuse noise. A scene draws some of the talkers, for each an excerpt of its
+recording, the levels, the overlap, a noise of any row, and which ear is which: an hour of rendered sound gives hundreds
+of hours of scenes.
 """
 
 from __future__ import annotations

@@ -181,7 +181,9 @@ def _levelled(heard: Sequence[np.ndarray], talkers: Sequence[Talker], samples: i
     return out
 
 
-def diffuse_noise(sources: SceneSources, head: Head, rng: np.random.Generator, samples: int, snr_db: float) -> np.ndarray:
+def diffuse_noise(
+    sources: SceneSources, head: Head, rng: np.random.Generator, samples: int, snr_db: float
+) -> np.ndarray:
     """Return noise from all around, so much below the target's level; (2, samples) float32."""
     if not sources.noises:
         return np.zeros((2, samples), dtype=np.float32)

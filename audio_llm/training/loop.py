@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -81,6 +82,11 @@ class TrainingConfig:
         for name in ("max_steps", "batches_per_step", "log_every", "validate_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}", remedy="give 1 or more")
+
+    @property
+    def on_cpu_bf16(self) -> bool:
+        """Whether a training on this CPU computes in bfloat16."""
+        return bf16_is_faster() if self.cpu_bf16 == "auto" else self.cpu_bf16
 
 
 @dataclass(frozen=True)
@@ -400,11 +406,12 @@ def _accelerator(device: str, config: TrainingConfig) -> Any:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("no CUDA device was found", remedy="use --device cpu")
     cuda = device != "cpu" and torch.cuda.is_available()
-    half = config.bf16 if cuda else bf16_is_faster() if config.cpu_bf16 == "auto" else config.cpu_bf16
+    half = config.bf16 if cuda else config.on_cpu_bf16
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # by batches of one task among several
     return Accelerator(cpu=not cuda, mixed_precision="bf16" if half else "no", kwargs_handlers=[unused])
 
 
+@functools.cache
 def bf16_is_faster(size: int = 512) -> bool:
     """Return whether this CPU multiplies matrices (size, size) faster in bfloat16 than in float32, by timing both."""
 

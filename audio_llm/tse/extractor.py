@@ -38,7 +38,7 @@ class ExtractorConfig:
         blocks: How many.
         stride: Bins in a band.
         context: Frames of features that are seen at once, this one and those before.
-        kernel: Bands that the depthwise convolution over bands sees; 0: no convolution, the matrix over all bands remains.
+        kernel: Bands that the depthwise convolution sees; 0: no convolution, the matrix over all bands remains.
         embedding: Width of the speaker's embedding; 0: the network takes none.
         outputs: Streams in the output: 1, or one for each talker.
         front: Whether there is one more head, for whoever is in front.
@@ -196,13 +196,13 @@ class Extractor(nn.Module):
         return found.unflatten(1, (-1, EARS)), after
 
     def compile_blocks(self) -> None:
-        """Fuse the element-wise operations of the blocks (`torch.compile`), for long trainings at one shape of batch."""
+        """Fuse the element-wise operations of the blocks (`torch.compile`), for long trainings at one batch shape."""
         for block in self.blocks:
             assert isinstance(block, _Block)
             block.compile_parts()
 
     def _embed(self, features: Tensor, fine: Tensor | None) -> Tensor:
-        """Return bands (B, N, bands, C) of features (B, context - 1 + N, 8, bins) and fine ones (B, N, 8, fine bins)."""
+        """Return bands (B, N, bands, C) of features (B, context - 1 + N, 8, bins), fine ones (B, N, 8, fine bins)."""
         config = self.config
         count = features.shape[1] - config.context + 1
         seen = torch.cat([features[:, n : n + count] for n in range(config.context)], dim=2)

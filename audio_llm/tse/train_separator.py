@@ -1,4 +1,4 @@
-"""Training of the separator: each talker of a scene in a stream of its own, in the order that fits best or from left to right.
+"""Training of the separator: each talker of a scene in a stream of its own, in the best order or from left to right.
 
 No speaker is asked for, so that the network learns what a target is made of before it learns whose it is. Scenes are
 rendered anew for every step, or mixed of rooms rendered before, which costs far less. With `front_weight`, enrollments
@@ -252,9 +252,7 @@ def slots(scene: Scene, streams: int) -> np.ndarray:
 
 
 @torch.no_grad()  # and not inference mode, in which compiled blocks would be compiled once more
-def validate(
-    model: nn.Module, batches: Sequence[SeparationBatch], config: SeparatorTrainingConfig
-) -> dict[str, float]:
+def validate(model: nn.Module, batches: Sequence[SeparationBatch], config: SeparatorTrainingConfig) -> dict[str, float]:
     """Return loss and mean SI-SDR improvements over both ears and all talkers."""
     device = next(model.parameters()).device
     rows: dict[str, list[float]] = {"loss": [], "si_sdri_db": []}
@@ -278,7 +276,8 @@ def _gains(found: Tensor, wanted: Tensor, mixture: Tensor) -> list[float]:
 
 def _save(model: nn.Module, folder: Path, config: SeparatorTrainingConfig) -> None:
     assert isinstance(model, Extractor | GridNet)
-    provenance: dict[str, Any] = {"training": config_to_dict(config)}
+    provenance: dict[str, Any] = {"training": config_to_dict(replace(config, rendered=None))}
+    provenance["rendered"] = config.rendered is not None
     card = "# A separator\n\nThe talkers of a binaural mixture, one in each stream.\n"
     kind = SEPARATOR if isinstance(model, Extractor) else GRIDNET
     hub.save_model(folder, config_to_dict(model.config), model.state_dict(), kind, card, provenance)

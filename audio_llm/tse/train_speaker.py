@@ -126,7 +126,7 @@ def train_speaker(
     logger.info("%d parameters", sum(p.numel() for p in model.parameters()))
 
     def loss(network: nn.Module, batch: SpeakerBatch) -> Tensor:
-        return speaker_loss(network(batch.spoilt), _taught(teacher, batch.clean, config.training.cpu_bf16), config)
+        return speaker_loss(network(batch.spoilt), _taught(teacher, batch.clean, config.training.on_cpu_bf16), config)
 
     with SceneProcesses(pack, config.processes) as pieces:
         return train(

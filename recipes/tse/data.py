@@ -54,7 +54,7 @@ def pack(folder: Path, output: Path) -> None:
 
 
 def pack_extra(folder: Path, output: Path) -> None:
-    """Write the pack `extra`: more voices for training, clean recordings only; without speaker ids a clip is a voice."""
+    """Write the pack `extra`: more voices for training, clean recordings only; without speaker ids each clip is one."""
     logging.info("extra: %s", write_sources(output / "extra", _extra_voices(folder), (), ()))
 
 
