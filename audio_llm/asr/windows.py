@@ -1,0 +1,141 @@
+"""Stretches of speech packed into windows of up to 30 s, and times in a window mapped back to the recording.
+
+Whisper's encoder takes 30 s at a time, whatever the length of the speech, so that a window of many short stretches
+costs as much as a single short one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from audio_llm.asr.base import SAMPLE_RATE
+from audio_llm.asr.segment import Segment
+from audio_llm.errors import UsageError
+
+GAP_S = 0.2  # longest silence inserted between two pieces: their padding already holds the pause that divides sentences
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of the recording in a window.
+
+    Attributes:
+        offset_s: Where it begins in the window, seconds.
+        start_s: Where it begins in the recording, seconds.
+        duration_s: Its length in both, seconds.
+    """
+
+    offset_s: float
+    start_s: float
+    duration_s: float
+
+    @property
+    def end_s(self) -> float:
+        """Where it ends in the recording, seconds."""
+        return self.start_s + self.duration_s
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a recognizer takes at a time.
+
+    Attributes:
+        waveform: (T,) float32 at 16 kHz.
+        pieces: The stretches it consists of, in order, one per segment; between them lies silence of at most 0.2 s.
+    """
+
+    waveform: np.ndarray
+    pieces: tuple[Piece, ...]
+
+    @property
+    def start_s(self) -> float:
+        """Where its first piece begins in the recording, seconds."""
+        return self.pieces[0].start_s
+
+    @property
+    def end_s(self) -> float:
+        """Where its last piece ends in the recording, seconds."""
+        return self.pieces[-1].end_s
+
+    def piece_at(self, time_s: float) -> int:
+        """Return the index of the piece at a time in the window; between two pieces that of the nearer one."""
+        index = max(0, bisect_right([piece.offset_s for piece in self.pieces], time_s) - 1)
+        after_s = time_s - self.pieces[index].offset_s - self.pieces[index].duration_s
+        if after_s > 0 and index + 1 < len(self.pieces) and self.pieces[index + 1].offset_s - time_s < after_s:
+            index += 1
+        return index
+
+    def recording_time(self, time_s: float) -> float:
+        """Return the time in the recording, seconds, of a time in the window.
+
+        Later times give later or equal ones. A time between two pieces, before the first or after the last one gives
+        the nearest boundary.
+        """
+        piece = self.pieces[self.piece_at(time_s)]
+        return piece.start_s + min(max(time_s - piece.offset_s, 0.0), piece.duration_s)
+
+
+def pack_windows(segments: Iterable[Segment], max_s: float = 30.0) -> Iterator[Window]:
+    """Yield windows of neighboring segments, each as soon as the next segment does not fit.
+
+    Segments that follow each other without a gap stay so; otherwise silence as long as the gap, at most 0.2 s, divides
+    them. Segments are never divided, except those longer than a window. One window is held in memory.
+
+    Args:
+        segments: Stretches of one recording, in order and without overlap.
+        max_s: Longest window in seconds, more than 0.
+
+    Raises:
+        UsageError: `max_s` is less than one sample.
+    """
+    longest = int(max_s * SAMPLE_RATE)
+    if longest < 1:
+        raise UsageError(f"a window of {max_s} s holds nothing", remedy="choose 30 seconds")
+    packer = _Packer(longest)
+    for segment in segments:
+        for start in range(0, len(segment.waveform), longest):
+            part = segment.waveform[start : start + longest]
+            yield from packer.add(round(segment.start_s * SAMPLE_RATE) + start, part)
+    yield from packer.flush()
+
+
+class _Packer:
+    """The window that is being filled, in samples."""
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._parts: list[np.ndarray] = []
+        self._places: list[tuple[int, int, int]] = []  # of each piece: offset, start, length
+        self._length = 0
+
+    def add(self, start: int, waveform: np.ndarray) -> Iterator[Window]:
+        """Append a piece; give out the window before it where it does not fit."""
+        gap = self._gap(start)
+        if self._places and self._length + gap + len(waveform) > self._longest:
+            yield from self.flush()
+            gap = 0
+        if gap:
+            self._parts.append(np.zeros(gap, np.float32))
+        self._parts.append(waveform)
+        self._places.append((self._length + gap, start, len(waveform)))
+        self._length += gap + len(waveform)
+
+    def flush(self) -> Iterator[Window]:
+        """Give out what is there."""
+        if self._places:
+            pieces = (
+                Piece(offset_s=offset / SAMPLE_RATE, start_s=start / SAMPLE_RATE, duration_s=length / SAMPLE_RATE)
+                for offset, start, length in self._places
+            )
+            yield Window(np.concatenate(self._parts, dtype=np.float32), tuple(pieces))
+        self._parts, self._places, self._length = [], [], 0
+
+    def _gap(self, start: int) -> int:
+        if not self._places:
+            return 0
+        _, before, length = self._places[-1]
+        return min(max(0, start - before - length), round(GAP_S * SAMPLE_RATE))
