@@ -233,9 +233,10 @@ def _read_tokens(folder: Path, size: int) -> dict[str, int]:
         if not 0 <= number < size or vocabulary[number] != token:
             message = f"belongs to another model: its token {token!r} is not number {number} of the vocabulary"
             raise ModelFormatError(message, path=folder / "tokenizer.json", remedy=_REMEDY)
-    for mark in ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>", "<|startofprev|>"):
-        if mark not in tokens:
-            raise ModelFormatError(f"lacks Whisper's {mark}", path=folder / "tokenizer.json", remedy=_REMEDY)
+    tasks = ("transcribe", "translate") if size >= _MULTILINGUAL_SIZE else ()
+    for mark in ("endoftext", "startoftranscript", "startofprev", "notimestamps", *tasks):
+        if f"<|{mark}|>" not in tokens:
+            raise ModelFormatError(f"lacks Whisper's <|{mark}|>", path=folder / "tokenizer.json", remedy=_REMEDY)
     return tokens
 
 
