@@ -30,6 +30,7 @@ CORE_REQUIREMENTS = (
     "tqdm>=4.66",
     "huggingface_hub>=1",
     "onnxruntime>=1.20",
+    "filelock>=3.12",
 )
 EXTRAS: dict[str, tuple[str, ...]] = {  # as in pyproject.toml, without those that only this project's tests need
     "train": ("accelerate>=1.10,<2", "peft>=0.18,<1"),

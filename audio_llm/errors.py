@@ -55,6 +55,10 @@ class ModelNotFoundError(AudioLLMError):
     exit_status = 3
 
 
+class DownloadError(ModelNotFoundError):
+    """A model that could not be downloaded, or whose files could not be stored."""
+
+
 class ModelFormatError(AudioLLMError):
     """A model directory that is damaged, of another version, or that holds pickles instead of safetensors."""
 

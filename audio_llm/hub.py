@@ -17,6 +17,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from audio_llm.errors import AudioLLMError, ConfigError, ModelFormatError, ModelNotFoundError, UsageError
+from audio_llm.installed import (
+    MANIFEST_NAME,
+    Manifest,
+    checked_files,
+    file_sha256,
+    foreign_kind,
+    read_manifest,
+    weights_sha256,
+)
+from audio_llm.registry import MODELS, canonical_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,8 +43,6 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 _ASSET_SUFFIXES = (".json", ".txt")
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 _PICKLE_STARTS = (b"\x80", b"PK")  # a bare pickle, and the zip that torch.save writes
-_SAFE_DOWNLOADS = ["*.json", "*.safetensors", "*.txt", "*.md"]
-_HASH_BLOCK = 1 << 20  # bytes
 _offline = False
 
 
@@ -113,8 +121,21 @@ def is_offline() -> bool:
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloaded models: $AUDIO_LLM_CACHE, or ~/.cache/audio-llm/models."""
-    return Path(os.environ.get("AUDIO_LLM_CACHE") or os.path.expanduser("~/.cache/audio-llm/models"))
+    """Return the folder of installed models: $AUDIO_LLM_CACHE, or `audio-llm/models` in the user's cache."""
+    chosen = os.environ.get("AUDIO_LLM_CACHE")
+    return Path(chosen).expanduser() if chosen else _user_cache() / "audio-llm" / "models"
+
+
+def _user_cache() -> Path:
+    """Return the folder that the platform provides for caches."""
+    if sys.platform == "win32":
+        variable, default = "LOCALAPPDATA", Path("~/AppData/Local")
+    elif sys.platform == "darwin":
+        return Path("~/Library/Caches").expanduser()
+    else:
+        variable, default = "XDG_CACHE_HOME", Path("~/.cache")
+    chosen = os.environ.get(variable, "")
+    return Path(chosen) if os.path.isabs(chosen) else default.expanduser()
 
 
 def save_model(
@@ -277,7 +298,11 @@ def model_settings(name_or_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def fingerprint(name_or_dir: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a model's weights as its directory states it, for models that depend on it."""
-    return str(_read_config(find_model(name_or_dir))["sha256"][WEIGHTS_NAME])
+    folder = find_model(name_or_dir)
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.files and WEIGHTS_NAME not in manifest.files:
+        return weights_sha256(manifest)
+    return str(_read_config(folder)["sha256"][WEIGHTS_NAME])
 
 
 def model_stamp(name: str | None) -> str | None:
@@ -285,7 +310,9 @@ def model_stamp(name: str | None) -> str | None:
     if name is None:
         return None
     try:
-        config = (find_model(name) / CONFIG_NAME).read_bytes()
+        folder = find_model(name)
+        manifest = folder / MANIFEST_NAME
+        config = (manifest if manifest.is_file() else folder / CONFIG_NAME).read_bytes()
     except (AudioLLMError, OSError):  # whoever loads it says what is wrong
         return name
     return f"{name}:{hashlib.sha256(config).hexdigest()[:16]}"
@@ -317,8 +344,12 @@ def find_companion(name_or_dir: str | os.PathLike[str], name: str, sha256: str |
 def find_model(name_or_dir: str | os.PathLike[str]) -> Path:
     """Return the folder of a model: a path, else a model shipped with the package, else one in the cache.
 
+    Args:
+        name_or_dir: A folder, a name, or an alias of a registered model such as `tiny.en`.
+
     Raises:
-        ModelNotFoundError: None of these holds it; the message names models with a similar name.
+        ModelNotFoundError: None of these holds it; the message names the command that installs a registered model,
+            else models with a similar name.
     """
     text = os.fspath(name_or_dir)
     path = Path(text).expanduser()
@@ -327,42 +358,67 @@ def find_model(name_or_dir: str | os.PathLike[str]) -> Path:
     if path.is_file():
         raise ModelFormatError("is a file", path=path, remedy=f"give the folder with {CONFIG_NAME} and {WEIGHTS_NAME}")
     is_name = bool(text) and not path.is_absolute() and ".." not in path.parts
-    for root in (PRETRAINED, cache_folder()):
-        folder = root / text.replace("/", "--")
-        if is_name and (folder / CONFIG_NAME).is_file():
-            return folder
-    names = [model.name for model in list_models()]
+    registered = canonical_name(text)
+    for name in (text, registered) if registered not in (None, text) else (text,):
+        for root in (PRETRAINED, cache_folder()):
+            folder = root / str(name).replace("/", "--")
+            if is_name and _is_model(folder):
+                return folder
+    if registered is not None:
+        remedy = f"`audio-llm models get {registered}` downloads it, about {MODELS[registered].size_bytes / 1e6:.0f} MB"
+        raise ModelNotFoundError(f"the model {registered} is not installed", remedy=remedy)
+    names = [*(model.name for model in list_models()), *MODELS]
     near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(names) or 'none'}"
     remedy = f"{hint}; see `audio-llm models list` and `audio-llm models get`"
     raise ModelNotFoundError(f"no model is named {text!r} and there is no such folder", remedy=remedy)
 
 
+def _is_model(folder: Path) -> bool:
+    return (folder / CONFIG_NAME).is_file() or (folder / MANIFEST_NAME).is_file()
+
+
 def list_models() -> list[ModelInfo]:
     """Return the models shipped with the package and those in the cache, by name, the shipped ones first."""
-    found: dict[str, ModelInfo] = {}
+    models: dict[str, ModelInfo] = {}
     for root in (PRETRAINED, cache_folder()):
         folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         for folder in folders:
             name = folder.name.replace("--", "/")
-            if (folder / CONFIG_NAME).is_file() and name not in found and not folder.name.startswith("."):
-                found[name] = model_info(folder, name)
-    return list(found.values())
+            if _is_model(folder) and name not in models and not folder.name.startswith("."):
+                models[name] = model_info(folder, name)
+    return list(models.values())
 
 
 def model_info(name_or_dir: str | os.PathLike[str], name: str | None = None) -> ModelInfo:
     """Describe a model without reading its weights; what is wrong with it goes to `problem`."""
     folder = find_model(name_or_dir)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    name = name or folder.resolve().name
-    foreign = _transformers_type(folder)
-    if foreign:
-        return ModelInfo(name, folder, f"transformers:{foreign}", size, {})
+    name = name or folder.resolve().name.replace("--", "/")
     try:
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            return ModelInfo(
+                name, folder, manifest.kind, size, _origin(manifest), problem=_missing_file(folder, manifest)
+            )
+        kind = foreign_kind(folder)
+        if kind is not None:
+            return ModelInfo(name, folder, kind, size, {})
         document = _read_config(folder)
     except AudioLLMError as error:
         return ModelInfo(name, folder, "", size, {}, problem=str(error))
     return ModelInfo(name, folder, document["kind"], size, document["provenance"])
+
+
+def _origin(manifest: Manifest) -> dict[str, Any]:
+    """Return what the record of an installed model says about where it came from."""
+    verified = "by this project" if manifest.verified_by_project else "not verified by the project"
+    return {"source": manifest.source, "license": manifest.license, "files verified": verified, **manifest.origin}
+
+
+def _missing_file(folder: Path, manifest: Manifest) -> str | None:
+    missing = [name for name in manifest.files if not (folder / name).is_file()]
+    return f"{folder / missing[0]}: is missing" if missing else None
 
 
 def verify_model(name_or_dir: str | os.PathLike[str]) -> ModelInfo:
@@ -373,58 +429,9 @@ def verify_model(name_or_dir: str | os.PathLike[str]) -> ModelInfo:
         ModelFormatError: A file is missing, changed, or a pickle.
     """
     folder = find_model(name_or_dir)
-    _check_files(folder, _read_config(folder))
+    if not checked_files(folder, full=True):
+        _check_files(folder, _read_config(folder))
     return model_info(folder)
-
-
-def get_model(repo_id: str, revision: str | None = None, overwrite: bool = False) -> Path:
-    """Download a model from the Hugging Face hub into the cache: safetensors and text files only.
-
-    Args:
-        repo_id: `OWNER/NAME` on the hub.
-        revision: Branch, tag or commit; None takes the default branch.
-        overwrite: Download again although the cache holds it.
-
-    Raises:
-        UsageError: Downloads are forbidden, or the name is not of the form OWNER/NAME.
-        ModelNotFoundError: The hub has no such model, or cannot be reached.
-        ModelFormatError: The repository holds no safetensors weights.
-    """
-    parts = repo_id.split("/")
-    if len(parts) != 2 or not all(parts) or any(part.startswith(".") for part in parts):
-        raise UsageError(f"{repo_id!r} is not a name on the hub", remedy="give OWNER/NAME")
-    target = cache_folder() / repo_id.replace("/", "--")
-    if (target / CONFIG_NAME).is_file() and not overwrite:
-        return target
-    if is_offline():
-        remedy = "leave out --offline and unset AUDIO_LLM_OFFLINE and HF_HUB_OFFLINE"
-        raise UsageError(f"{repo_id} is not in the cache and downloads are forbidden", remedy=remedy)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        _download(repo_id, revision, temporary)
-        shutil.rmtree(temporary / ".cache", ignore_errors=True)  # huggingface_hub's own notes
-        if not any(temporary.glob("*.safetensors")):
-            remedy = "choose a revision or a model that is published as safetensors; pickles are never loaded"
-            raise ModelFormatError(f"{repo_id} holds no safetensors weights", remedy=remedy)
-        temporary.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
-
-
-def _download(repo_id: str, revision: str | None, folder: Path) -> None:
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(repo_id, revision=revision, local_dir=folder, allow_patterns=_SAFE_DOWNLOADS)
-    except Exception as error:  # the client's own and those of its network library have no common base
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        remedy = "check the name and the network"
-        raise ModelNotFoundError(f"{repo_id} could not be downloaded: {reason}", remedy=remedy) from error
 
 
 def _read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
@@ -484,15 +491,6 @@ def _check_files(folder: Path, document: dict[str, Any], except_for: set[str] | 
             raise _damaged(path, "has another sha256 than config.json records: changed or cut off")
 
 
-def _transformers_type(folder: Path) -> str | None:
-    try:
-        document = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    is_foreign = isinstance(document, dict) and "format_version" not in document and "model_type" in document
-    return str(document["model_type"]) if is_foreign else None
-
-
 def _damaged(path: Path, what: str) -> ModelFormatError:
     return ModelFormatError(what, path=path, remedy="copy, download or train the model again")
 
@@ -501,12 +499,3 @@ def _write_config(folder: Path, document: dict[str, Any]) -> None:
     temporary = folder / f".{CONFIG_NAME}.tmp"
     temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, folder / CONFIG_NAME)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

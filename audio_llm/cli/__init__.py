@@ -12,13 +12,26 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from audio_llm import __version__
-from audio_llm.cli import correct, enhance, export, extract, inspect, prepare, score, speak, tokens, train, transcribe
+from audio_llm.cli import (
+    correct,
+    doctor,
+    enhance,
+    export,
+    extract,
+    models,
+    prepare,
+    score,
+    speak,
+    tokens,
+    train,
+    transcribe,
+)
 from audio_llm.cli.options import whole_number
 from audio_llm.errors import AudioLLMError
 
 INTERRUPTED = 130
 
-_COMMANDS = (transcribe, correct, enhance, extract, speak, tokens, prepare, score, train, export, inspect)
+_COMMANDS = (transcribe, correct, enhance, extract, speak, tokens, prepare, score, train, export, models, doctor)
 _EPILOG = "exit status: 0 all done, 1 some inputs failed, 2 usage, 3 model missing, 4 no audio found, 130 interrupted"
 
 
