@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shlex
 import shutil
 import stat
@@ -14,29 +13,26 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 
-from audio_llm.errors import AudioFileError
-
-if TYPE_CHECKING:
-    import soundfile
+from audio_llm.audio_channels import EACH, MIX, Channel, Excerpt, Mixer, channel_index
+from audio_llm.audio_containers import NOT_SOUND, ContainerTrack
+from audio_llm.audio_soundfile import SoundFileTrack
+from audio_llm.errors import AudioFileError, MissingDependencyError
 
 SAMPLE_RATE = 16_000  # Hz, what the recognisers take
 STDIN = "-"  # the name that stands for standard input
 
-_PIECE = 16_384  # frames read at a time, whatever the block length
+_PIECE = 16_384  # frames written at a time
 _RATES = (1_000, 1_000_000)  # Hz, outside of which a header is not believed
-_UNKNOWN_BYTES = (range(0x7FFF_0000, 0x8000_0001), range(0xFFFF_0000, 0x1_0000_0000))  # as written to a pipe
-_UNKNOWN_FRAMES = 1 << 60  # libsndfile's count where the file does not say
-_LEAST_LOSS_S = {"MP3": 0.1}  # encoder padding makes the count of frames in an MP3 inexact
-_CLAIMED_BYTES = re.compile(r"(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
-_NO_END_MARK = re.compile(r"lacks an end-of-stream|without an End-Of-Stream", re.IGNORECASE)
-_FOREIGN = (
+_LEAST_ALIGNED_S = 0.5
+_CONTAINERS = (  # that libsndfile does not know: place, mark, name
     (4, b"ftyp", "MP4 (m4a)"),
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA"),
     (0, b"\x1a\x45\xdf\xa3", "WebM (Matroska)"),
+    (0, b"#!AMR", "AMR"),
 )
 _WRITERS = {
     ".wav": ("WAV", "PCM_16"),
@@ -48,6 +44,13 @@ _WRITERS = {
 }
 
 WRITABLE = tuple(_WRITERS)  # suffixes
+READABLE = (  # suffixes of what is read; whether a file really is sound, its content tells
+    *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".mpga"),
+    *(".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".sph", ".voc", ".wv", ".ape", ".tta"),
+    *(".m4a", ".m4b", ".m4p", ".m4r", ".aac", ".aax", ".ac3", ".eac3", ".dts", ".amr", ".awb", ".3ga", ".wma", ".mka"),
+    *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".webm", ".weba", ".mkv", ".avi", ".wmv", ".asf", ".flv", ".ogv", ".mts"),
+    *(".m2ts", ".mpg", ".mpeg", ".mxf"),
+)
 
 _log = logging.getLogger(__name__)
 
@@ -81,40 +84,58 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
         return reader.info
 
 
-def read(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+def read(
+    path: str | os.PathLike[str],
+    sample_rate: int = SAMPLE_RATE,
+    channel: Channel = MIX,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+) -> np.ndarray:
     """Read a whole sound file; its warnings (see `BlockReader`) go to the log.
 
     Args:
         path: The file, or `-` for standard input.
         sample_rate: Wanted rate in Hz.
+        channel: As in `Excerpt`.
+        start_s: As in `Excerpt`.
+        end_s: As in `Excerpt`.
 
     Returns:
-        (T,) float32, the mean of the channels, within -1..1; empty for an empty file.
+        (T,) float32 within -1..1, the mean of the channels or the one chosen, or (T, C) for `each`; empty for an
+        empty file.
 
     Raises:
-        AudioFileError: The file is missing, unreadable, no sound, or holds NaN or infinite samples.
+        AudioFileError: The file is missing, unreadable, no sound, or holds NaN or infinite samples; it has no such
+            channel, or it ends before `start_s`.
+        UsageError: The channel or the times are not valid for any file.
     """
-    with BlockReader(path, sample_rate) as reader:
+    with BlockReader(path, sample_rate, channel=channel, start_s=start_s, end_s=end_s) as reader:
         blocks = list(reader)
         for warning in reader.warnings:
             _log.warning("%s: %s", path, warning)
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+        shape = (0, reader.info.channels) if channel == EACH else (0,)
+    return np.concatenate(blocks) if blocks else np.zeros(shape, np.float32)
 
 
 class BlockReader:
-    """Reads a sound file once, block by block, in memory that depends on neither its length nor its channels' count.
+    """Reads a sound file once, block by block, in memory that does not depend on its length.
 
-    Samples are never scaled: channels are averaged, the rate is converted, and what lies beyond -1..1 is clipped
-    (with a warning where a file of floating-point samples really holds such values).
+    libsndfile reads what it knows; other containers (MP4, WebM, WMA, AMR, video files ...) go through FFmpeg, on the
+    time line of a player. Samples are never scaled: channels are averaged, the rate is converted, and what lies
+    beyond -1..1 is clipped (with a warning where a file of floating-point samples really holds such values).
 
     Args:
         path: The file, or `-` for standard input, which is first copied to a temporary file. So is a pipe.
         sample_rate: Wanted rate in Hz; None takes the file's own.
         block_s: Length of the blocks in seconds; the last may be shorter.
-        mono: Average the channels; otherwise blocks are (T, C).
+        channel: As in `Excerpt`; blocks are (T, C) for `each`, else (T,).
+        start_s: As in `Excerpt`.
+        end_s: As in `Excerpt`.
 
     Raises:
-        AudioFileError: The file is missing, unreadable or no sound; while reading: NaN or infinite samples.
+        AudioFileError: The file is missing, unreadable or no sound, it has no such channel, or it ends before
+            `start_s`; while reading: NaN or infinite samples, or an end before `start_s` where that is not known.
+        UsageError: The channel or the times are not valid for any file.
     """
 
     def __init__(
@@ -122,30 +143,43 @@ class BlockReader:
         path: str | os.PathLike[str],
         sample_rate: int | None = SAMPLE_RATE,
         block_s: float = 30.0,
-        mono: bool = True,
+        channel: Channel = MIX,
+        start_s: float = 0.0,
+        end_s: float | None = None,
     ) -> None:
-        self._mono = mono
+        self._excerpt = Excerpt(channel, start_s, end_s)
+        self._each = channel == EACH
         self._name = "standard input" if str(path) == STDIN else str(path)
         self._warnings: list[str] = []
         self._spool = _spool(path)
         self._stream: IO[bytes] | None = None
-        self._file: soundfile.SoundFile | None = None
+        self._track: SoundFileTrack | ContainerTrack | None = None
         try:
             source = Path(self._spool.name if self._spool else path)
-            self._size = _check(source, self._name)
-            if self._size:
-                self._open(source)
+            size, container = _check(source, self._name)
+            if size:
+                self._track = self._open(source, size, container)
+            else:
+                self._warnings.append("the file is empty (0 bytes)")
+            self.info = self._describe(Path(path))
+            self._index = channel_index(channel, self.info.channels, self._name) if size else None
+            if start_s > 0 and self.info.duration_s <= start_s:
+                self._refuse_start(self.info.duration_s)
         except BaseException:
             self.close()
             raise
-        self.info = self._describe(Path(path))
         self.sample_rate = sample_rate or self.info.sample_rate
         self._block = max(1, round(block_s * self.sample_rate))
 
     @property
+    def start_s(self) -> float:
+        """Where the first block begins, in seconds of the file: `start_s`, rounded to a sample of the file."""
+        return round(self._excerpt.start_s * self.info.sample_rate) / self.info.sample_rate
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What was amiss with the sound, one line each; complete once the last block was read."""
-        return tuple(self._warnings)
+        return (*(self._track.warnings if self._track else ()), *self._warnings)
 
     def __enter__(self) -> BlockReader:
         return self
@@ -155,7 +189,7 @@ class BlockReader:
 
     def close(self) -> None:
         """Close the file and remove the temporary copy, if there is one."""
-        for thing in (self._file, self._stream, self._spool):
+        for thing in (self._track, self._stream, self._spool):
             if thing is not None:
                 thing.close()
 
@@ -174,77 +208,83 @@ class BlockReader:
         if count:
             yield np.concatenate(waiting)
 
-    def _open(self, source: Path) -> None:
-        import soundfile
-
+    def _open(self, source: Path, size: int, container: str | None) -> SoundFileTrack | ContainerTrack:
+        """Open the file with libsndfile, or with FFmpeg where it is a container, or libsndfile cannot read it."""
         try:
-            self._file = _open_forward(str(source))
-            if self._file.format == "MP3":
-                self._file.close()
-                self._stream = source.open("rb")  # so that it can be told how far the decoder came
-                self._file = _open_forward(self._stream)
-        except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: the suffix .raw
-            reason = getattr(error, "error_string", "").rstrip(". ")
-            if not reason or "possibly a pipe" in reason:  # what libsndfile says of every MP3 it cannot read
-                reason = "no sound in a known format"
-            reason = reason.replace("Internal error : SF_INFO struct incomplete", "the sample rate is 0 or no number")
+            track: SoundFileTrack | ContainerTrack = (
+                self._open_container(source, container) if container else SoundFileTrack(source, size, self._name)
+            )
+        except AudioFileError as error:
+            if container:
+                raise
+            try:
+                track = self._open_container(source)
+            except (AudioFileError, MissingDependencyError) as second:
+                raise (error if second.message.startswith(NOT_SOUND) else second) from None
+        if not _RATES[0] <= track.sample_rate <= _RATES[1]:
+            track.close()
             raise AudioFileError(
-                f"cannot be read as sound: {reason}",
-                path=self._name,
-                remedy=f"check that it plays at all; if it does: {_ffmpeg(self._name)}",
-            ) from None
-        if not _RATES[0] <= self._file.samplerate <= _RATES[1]:
-            raise AudioFileError(
-                f"its header claims a sample rate of {self._file.samplerate} Hz",
+                f"its header claims a sample rate of {track.sample_rate} Hz",
                 path=self._name,
                 remedy=f"name the true rate: sox -r 16000 {shlex.quote(self._name)} OUT.wav",
             )
+        return track
+
+    def _open_container(self, source: Path, kind: str = "") -> ContainerTrack:
+        self._stream = source.open("rb")
+        return ContainerTrack(self._stream, self._name, kind)
 
     def _describe(self, path: Path) -> AudioInfo:
-        if (file := self._file) is None:
+        if (track := self._track) is None:
             return AudioInfo(path, SAMPLE_RATE, 1, 0.0, "empty")
-        duration_s = file.frames / file.samplerate if file.frames < _UNKNOWN_FRAMES else float("inf")
-        return AudioInfo(path, file.samplerate, file.channels, duration_s, f"{file.format} {file.subtype}")
+        return AudioInfo(path, track.sample_rate, track.channels, track.duration_s, track.format)
 
     def _resampled(self) -> Iterator[np.ndarray]:
-        if self._file is None:
+        if self._track is None:
             return
-        if self._file.samplerate == self.sample_rate:
-            yield from self._pieces(self._file)
+        if self._track.sample_rate == self.sample_rate:
+            yield from self._pieces(self._track)
             return
         import soxr
 
-        channels = () if self._mono else (self._file.channels,)
-        stream = soxr.ResampleStream(self._file.samplerate, self.sample_rate, *channels or (1,), dtype="float32")
-        for piece in self._pieces(self._file):
+        channels = (self._track.channels,) if self._each else ()
+        stream = soxr.ResampleStream(self._track.sample_rate, self.sample_rate, *channels or (1,), dtype="float32")
+        for piece in self._pieces(self._track):
             yield stream.resample_chunk(piece)
         yield stream.resample_chunk(np.zeros((0, *channels), np.float32), last=True)
 
-    def _pieces(self, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-        """Yield the channels, or their mean, at the file's own rate, and note what is missing at the end."""
-        import soundfile
-
-        buffer = np.empty((_PIECE, file.channels), np.float32)
-        done, peak, broken = 0, 0.0, False
-        while not broken:
-            buffer.fill(np.nan)  # what libsndfile did decode before it raised an error is found by this mark
-            try:
-                count = len(file.read(out=buffer))
-            except soundfile.SoundFileError:
-                count = int(np.isnan(buffer[:, -1]).argmax()) if np.isnan(buffer[-1, -1]) else _PIECE
-                broken = True
-            piece = buffer[:count].mean(axis=1) if self._mono else buffer[:count].copy()
-            if not np.isfinite(piece).all():
-                self._refuse_not_finite(done + int((~np.isfinite(piece.reshape(count, -1)).all(axis=1)).argmax()))
-            if count:
-                peak = max(peak, float(np.abs(buffer[:count]).max()))
+    def _pieces(self, track: SoundFileTrack | ContainerTrack) -> Iterator[np.ndarray]:
+        """Yield the channels that are read, or their mean, at the file's own rate."""
+        rate, mixer, peak = track.sample_rate, Mixer(track.channels, track.sample_rate), 0.0
+        start, end_s = round(self._excerpt.start_s * rate), self._excerpt.end_s
+        end = round(end_s * rate) if end_s is not None and end_s < float("inf") else None
+        done = track.seek(start)
+        for raw in track.pieces():
+            part = raw[max(0, start - done) : None if end is None else max(0, end - done)]
+            if len(part):
+                piece = self._of_channels(part, mixer)
+                if not np.isfinite(piece).all():
+                    bad = ~np.isfinite(piece.reshape(len(piece), -1)).all(axis=1)
+                    self._refuse_not_finite(max(start, done) + int(bad.argmax()))
+                peak = max(peak, float(np.abs(part).max()))
                 yield piece
-            done += count
-            if count < _PIECE:
+            done += len(raw)
+            if end is not None and done >= end:
                 break
-        self._note_losses(file, done)
-        if peak > 1 and file.subtype in {"FLOAT", "DOUBLE"}:
+        if start > 0 and done <= start:
+            self._refuse_start(done / rate)
+        if peak > 1 and track.is_float:
             self._warnings.append(f"samples up to {peak:.4g} were clipped to 1: the file is too loud, scale it down")
+        if mixer.aligned_s >= _LEAST_ALIGNED_S:
+            self._warnings.append(
+                f"its channels are inverted copies of each other for {mixer.aligned_s:.1f} s and would cancel out: "
+                "they were aligned before they were mixed"
+            )
+
+    def _of_channels(self, part: np.ndarray, mixer: Mixer) -> np.ndarray:
+        if self._each:
+            return part.copy()
+        return mixer.mix(part) if self._index is None else part[:, self._index].copy()
 
     def _refuse_not_finite(self, frame: int) -> None:
         raise AudioFileError(
@@ -253,31 +293,12 @@ class BlockReader:
             remedy="export it again as 16-bit PCM from the program that made it",
         )
 
-    def _note_losses(self, file: soundfile.SoundFile, done: int) -> None:
-        """Compare the frames that were read with what the header claims, format by format."""
-        got_s = done / file.samplerate
-        claimed = _claimed_frames(file, done)
-        if self._stream is not None and not _mp3_knows_length(self._stream.name):
-            claimed = done
-            left = self._size - self._stream.tell()
-            if left > max(_PIECE, 0.05 * self._size):
-                self._warnings.append(
-                    f"only the first {got_s:.2f} s could be read, {left} bytes of sound follow (an MP3 of varying "
-                    f"bit rate without its length); to read them all: {_ffmpeg(self._name)}"
-                )
-        lost_s = (claimed - done) / file.samplerate
-        if claimed < _UNKNOWN_FRAMES and lost_s >= _LEAST_LOSS_S.get(file.format, 0.005):
-            self._warnings.append(f"the file is cut off or damaged: {lost_s:.2f} s lost after {got_s:.2f} s")
-        elif _NO_END_MARK.search(file.extra_info) and got_s > 0.1:  # libsndfile writes none into the shortest files
-            self._warnings.append(
-                f"the file is cut off: it ends without its end mark after {got_s:.2f} s, "
-                "the seconds lost are not known in this format"
-            )
-        elif file.format == "WAV" and not done and self._size > 1_000:
-            self._warnings.append(
-                f"its header claims 0 s but {self._size} bytes follow: the recording was not finished; "
-                f"to repair it: sox --ignore-length {shlex.quote(self._name)} OUT.wav"
-            )
+    def _refuse_start(self, duration_s: float) -> None:
+        raise AudioFileError(
+            f"ends after {duration_s:.2f} s, nothing can be read from {self._excerpt.start_s:g} s on",
+            path=self._name,
+            remedy="choose an earlier start",
+        )
 
 
 def write(path: str | os.PathLike[str], waveform: np.ndarray, sample_rate: int) -> None:
@@ -405,8 +426,8 @@ def _spool(path: str | os.PathLike[str]) -> Any:
     return spool
 
 
-def _check(source: Path, name: str) -> int:
-    """Return the size in bytes, or raise where no sound can be in the file."""
+def _check(source: Path, name: str) -> tuple[int, str | None]:
+    """Return the size in bytes and the container's name (see `_container_name`), or raise where it is no file."""
     try:
         if not source.is_dir() and source.exists() and not source.is_file():
             raise AudioFileError("a device, not a file", path=name, remedy="record from it to a file first")
@@ -423,60 +444,11 @@ def _check(source: Path, name: str) -> int:
         ) from None
     except OSError as error:
         raise AudioFileError(f"cannot be opened: {error.strerror}", path=name, remedy="check the name") from None
-    if container := _foreign_container(head):
-        raise AudioFileError(f"{container} is not a format that is read here", path=name, remedy=_ffmpeg(name))
-    return size
+    return size, _container_name(head)
 
 
-def _foreign_container(head: bytes) -> str | None:
+def _container_name(head: bytes) -> str | None:
     """Name the container by its first bytes where libsndfile does not know it."""
     if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
         return "AAC"
-    return next((name for at, mark, name in _FOREIGN if head.startswith(mark, at)), None)
-
-
-def _ffmpeg(name: str) -> str:
-    path = Path(name)
-    out = path.with_name(f"{path.stem}_16k.wav" if path.suffix.lower() == ".wav" else f"{path.stem}.wav")
-    return f"ffmpeg -i {shlex.quote(name)} -ar 16000 -ac 1 {shlex.quote(str(out))}"
-
-
-def _mp3_knows_length(name: str) -> bool:
-    """True where an encoder left the count of frames in the first frame (behind an ID3 tag of any length)."""
-    with open(name, "rb") as file:
-        head = file.read(10)
-        tag = 0
-        if head[:3] == b"ID3":
-            tag = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-        file.seek(tag)
-        first = file.read(256)
-    return any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))
-
-
-def _open_forward(source: str | IO[bytes]) -> soundfile.SoundFile:
-    """Open a file to be read once from start to end.
-
-    soundfile seeks to where it already is after every read of a seekable file. In an MP3 that throws away the bits
-    that a frame borrows from those before it: the next samples come out wrong and mpg123 prints an error.
-    """
-    import soundfile
-
-    class Forward(soundfile.SoundFile):
-        def seekable(self) -> bool:
-            return False
-
-    return Forward(source)
-
-
-def _claimed_frames(file: soundfile.SoundFile, done: int) -> int:
-    """Return the frames the header promises; libsndfile corrects the count of WAV and its like, but logs it."""
-    match = _CLAIMED_BYTES.search(file.extra_info)
-    if not match:
-        return file.frames
-    claimed, real = map(int, match.groups())
-    if any(claimed in sizes for sizes in _UNKNOWN_BYTES):
-        return done
-    if real:
-        return round(done * claimed / real)
-    align = re.search(r"Block Align\s*: (\d+)", file.extra_info)
-    return claimed // int(align.group(1)) if align else done
+    return next((name for at, mark, name in _CONTAINERS if head.startswith(mark, at)), None)

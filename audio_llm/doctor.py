@@ -22,6 +22,7 @@ CORE_REQUIREMENTS = (
     "scipy>=1.14",
     "soundfile>=0.13",
     "soxr>=0.5",
+    "av>=14",
     "pocketsphinx>=5.1,<6",
     "jiwer>=4,<5",
     "num2words>=0.5.13",
@@ -44,7 +45,7 @@ PROGRAMS: dict[str, tuple[str, str]] = {
         "more voices for it",
         "apt install festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts",
     ),
-    "ffmpeg": ("turning mp4 and m4a into wav by hand", "apt install ffmpeg"),
+    "ffmpeg": ("turning what is not read here into wav by hand", "apt install ffmpeg"),
 }
 
 

@@ -238,11 +238,11 @@ def test_bad_file_is_one_line_with_file_and_remedy(tmp_path: Path, name: str) ->
 
 
 def test_the_ffmpeg_line_can_be_pasted(tmp_path: Path) -> None:
-    path = tmp_path / "my memo.m4a"
-    path.write_bytes(b"\0\0\0\x20ftypM4A " + bytes(99))
+    path = tmp_path / "my memo.mp3"
+    path.write_bytes(b"no sound\n" * 50)
     with pytest.raises(AudioFileError) as caught:
         audio.read(path)
-    words = shlex.split(caught.value.remedy or "")
+    words = shlex.split((caught.value.remedy or "").partition("does: ")[2])
     assert words == ["ffmpeg", "-i", str(path), "-ar", "16000", "-ac", "1", str(tmp_path / "my memo.wav")]
     (tmp_path / "b.wav").write_bytes(b"text")
     with pytest.raises(AudioFileError, match=r"-i \S+b\.wav -ar 16000 -ac 1 \S+b_16k\.wav"):

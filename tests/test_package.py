@@ -22,8 +22,9 @@ HEAVY = ("torch", "transformers", "scipy", "soundfile", "soxr", "pocketsphinx", 
 
 _BASE = [
     *("errors", "audio", "features", "text", "nbest", "manifest", "hub", "metrics", "training"),
-    *("align", "correction", "doctor", "gate", "list_metrics", "sound_metrics", "audio_stream", "onnx_file"),
+    *("align", "correction", "doctor", "gate", "list_metrics", "sound_metrics", "onnx_file"),
     *("registry", "installed", "download"),
+    *("audio_channels", "audio_containers", "audio_soundfile", "audio_stream"),
 ]
 _PARTS = ["nn", "quantizers", "simulation", "asr", "tts", "tokenizer", "codec", "lm"]
 _SYSTEMS = ["ger", "dlm", "gense", "touchtts", "tse"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 
 
@@ -36,3 +37,16 @@ def share(text: str) -> float:
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f"{text} is not 0 to 1")
     return value
+
+
+def clock(text: str) -> float:
+    """Read seconds, `MM:SS` or `HH:MM:SS`, with or without a fraction, for argparse's `type`."""
+    parts = text.strip().split(":")
+    try:
+        if not all(re.fullmatch(r"\d+", part) for part in parts[:-1]) or not re.fullmatch(r"\d+(\.\d*)?", parts[-1]):
+            raise ValueError
+        if len(parts) > 3 or any(float(part) >= 60 for part in parts[1:]):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: give seconds or HH:MM:SS, as 90.5 or 1:30.5") from None
+    return sum(float(part) * 60**power for power, part in enumerate(reversed(parts)))

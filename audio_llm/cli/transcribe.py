@@ -9,10 +9,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audio_llm.cli.options import whole_number
+from audio_llm.cli.options import clock, whole_number
 from audio_llm.errors import UsageError
 
 if TYPE_CHECKING:
+    from audio_llm.audio_channels import Excerpt
     from audio_llm.cli.console import Progress
     from audio_llm.pipeline.formats import Transcript
     from audio_llm.pipeline.front import Front
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 RECOGNIZERS = ("sphinx", "ctc", "touchtts", "whisper", "espnet")  # of asr.engines, which is imported when it is used
 FORMATS = ("txt", "srt", "vtt", "tsv", "json", "nbest")
 _ONE_AFTER_ANOTHER = ("txt", "json", "nbest")  # formats of which several files may follow each other on stdout
-_DESCRIPTION = """Transcribe files, folders, globs or standard input (-): wav, flac, ogg, opus, mp3.
+_DESCRIPTION = """Transcribe files, folders, globs or standard input (-): wav, flac, mp3, ogg, m4a, webm ..., and video.
 Without -o the text goes to stdout. With -o a run that was stopped goes on where it was: give the same command again."""
 
 
@@ -52,6 +53,14 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "--enhance", metavar="NAME|DIR", help="take noise out first, by mask-small, say; often costs words: see README"
     )
     front.add_argument("--extract", metavar="LOOK", help="keep one person of a binaural recording only, see `extract`")
+    parser.add_argument(
+        "--channel",
+        default="mix",
+        metavar="C",
+        help="mix (default), left, right, a number from 1 on, or each: a labeled transcript per channel",
+    )
+    parser.add_argument("--start", type=clock, default=0.0, metavar="TIME", help="begin there: seconds or HH:MM:SS")
+    parser.add_argument("--end", type=clock, metavar="TIME", help="stop there; times in the text are the file's")
     parser.add_argument("--words", metavar="FILE", help="names and terms to prefer, one a line")
     parser.set_defaults(run=run)
 
@@ -64,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.correct == "none" and (arguments.correct_model or arguments.decode):
         raise UsageError("--correct-model and --decode belong to a corrector", remedy="add --correct dlm")
+    excerpt = _excerpt(arguments)
     words = _read_words(arguments.words) if arguments.words else []
     inputs = find_audio(arguments.inputs)
     formats = arguments.format or ["txt"]
@@ -75,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Progress(len(inputs), total_s, arguments.quiet, arguments.verbose > 0, lines) as progress:
         for result in run_batch(
             inputs,
-            lambda: _load(arguments, words, progress),
+            lambda: _load(arguments, words, progress, excerpt),
             arguments.output,
             formats,
             _settings(arguments, words),
@@ -93,19 +103,28 @@ def run(arguments: argparse.Namespace) -> int:
 def _show(progress: Progress, transcript: Transcript, arguments: argparse.Namespace, alone: bool) -> None:
     """Print one transcript: in the format asked for, or for a reader with the changed words marked."""
     from audio_llm.cli.console import mark_changes, use_colors
-    from audio_llm.pipeline.formats import render
+    from audio_llm.pipeline.formats import labeled_text, render
 
     if arguments.format:
         progress.show(render(transcript, arguments.format[0]).rstrip("\n"))
     elif arguments.correct == "none":
-        progress.show(transcript.text if alone else f"{transcript.name}\n  {transcript.text}")
+        text = labeled_text(transcript)
+        progress.show(text if alone else "\n  ".join([transcript.name, *text.split("\n")]))
     else:
         colors = use_colors(sys.stdout)
         marked = " ".join(mark_changes(part.nbest.best, part.text, colors) for part in transcript.segments)
         progress.show(f"{transcript.name}\n  recognised: {transcript.recognized}\n  corrected:  {marked}")
 
 
-def _load(arguments: argparse.Namespace, words: list[str], progress: Progress) -> Transcriber:
+def _excerpt(arguments: argparse.Namespace) -> Excerpt:
+    from audio_llm.audio_channels import Excerpt, parse_channel
+
+    if arguments.extract and arguments.channel != "mix":
+        raise UsageError("--extract needs all channels", remedy="leave --channel out")
+    return Excerpt(parse_channel(arguments.channel), arguments.start, arguments.end)
+
+
+def _load(arguments: argparse.Namespace, words: list[str], progress: Progress, excerpt: Excerpt) -> Transcriber:
     from audio_llm.pipeline.transcribe import load_transcriber
 
     front = _front(arguments)
@@ -124,6 +143,7 @@ def _load(arguments: argparse.Namespace, words: list[str], progress: Progress) -
         beside=True,
         front=front,
     )
+    transcriber.excerpt = excerpt
     if transcriber.refused and not arguments.quiet:
         refused = ", ".join(transcriber.refused)
         progress.say(f"audio-llm: warning: {arguments.words}: {arguments.asr} cannot prefer: {refused}")
@@ -150,6 +170,8 @@ def _settings(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]
         settings["enhance"] = model_stamp(arguments.enhance)
     if arguments.extract:
         settings["extract"] = os.path.abspath(arguments.extract)
+    if arguments.channel != "mix" or arguments.start or arguments.end is not None:
+        settings["excerpt"] = [arguments.channel, arguments.start, arguments.end]
     if arguments.correct != "none":
         model = arguments.correct_model or CORRECTORS[arguments.correct].default_model
         settings |= {"correct": arguments.correct, "decode": arguments.decode or "default"}

@@ -134,7 +134,7 @@ class Enhancer:
             )
         if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
             raise UsageError("is the input as well", path=output, remedy="name another output")
-        with BlockReader(path, None, _BLOCK_S, mono=False) as reader:
+        with BlockReader(path, None, _BLOCK_S, channel="each") as reader:
             blocks = iter(reader)
             first = next(blocks, None)
             if first is None:

@@ -8,11 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from audio_llm.audio import STDIN
+from audio_llm.audio import READABLE, STDIN
 from audio_llm.errors import NoAudioFoundError
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3")  # what is read
-FOREIGN_SUFFIXES = (".m4a", ".mp4", ".aac", ".wma")  # found too, so that they fail by name rather than go unnoticed
 STDIN_NAME = Path("stdin")  # what outputs for standard input are named after
 
 
@@ -33,9 +31,9 @@ class AudioInput:
 def find_audio(inputs: Sequence[str]) -> list[AudioInput]:
     """Return the sound files that the inputs stand for.
 
-    Files are taken whatever their suffix, so that whoever reads them can say what is wrong with an .m4a; a file
-    that does not exist is taken too, so that a batch reports it and goes on. Folders are searched recursively for
-    `SUFFIXES` and `FOREIGN_SUFFIXES` (hidden files and folders left out). Globs (`*`, `?`, `[`; `**` for any depth)
+    Files are taken whatever their suffix, for it is their content that tells how they are read; a file that does
+    not exist is taken too, so that a batch reports it and goes on. Folders are searched recursively for the suffixes
+    in `audio.READABLE`, in either case (hidden files and folders left out). Globs (`*`, `?`, `[`; `**` for any depth)
     are expanded where the shell has not done it. A file found twice counts once.
 
     Args:
@@ -54,7 +52,7 @@ def find_audio(inputs: Sequence[str]) -> list[AudioInput]:
     if not found:
         raise NoAudioFoundError(
             f"no sound file in {', '.join(inputs) or 'the inputs'}",
-            remedy=f"give files, or folders that hold {', '.join(SUFFIXES)}",
+            remedy="give files, or folders that hold .wav, .flac, .mp3, .m4a, .mp4 or other sound and video files",
         )
     return list(found.values())
 
@@ -80,11 +78,7 @@ def _below(folder: Path, root: Path) -> Iterator[AudioInput]:
     names: list[Path] = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [
-            Path(parent, name)
-            for name in files
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES + FOREIGN_SUFFIXES)
-        ]
+        names += [Path(parent, name) for name in files if not name.startswith(".") and name.lower().endswith(READABLE)]
     for path in sorted(names):
         if path.is_file() or not path.exists():  # pipes and devices would wait for ever
             yield AudioInput(path, path.relative_to(root))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class TranscriptSegment:
         words: The words of `text` with times in the recording; empty where the recogniser gives none.
         nbest: What the recogniser considered.
         correction: How `text` came out of it; None where no corrector ran.
+        channel: Name of its channel, where each channel was transcribed for itself: `left`, `channel 3`.
     """
 
     start_s: float
@@ -46,6 +48,7 @@ class TranscriptSegment:
     words: tuple[Word, ...]
     nbest: NBest
     correction: Correction | None = None
+    channel: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,9 @@ def render(transcript: Transcript, format: str) -> str:
 
     Args:
         transcript: What was said.
-        format: `txt` (one line, or nothing), `srt`, `vtt`, `tsv` (start_ms, end_ms, text; a row per stretch of
-            speech), `json` (everything, on one line), `nbest` (JSON lines that `audio_llm.nbest` reads back).
+        format: `txt` (one line, or nothing; a line per turn of a channel where each was transcribed), `srt`, `vtt`,
+            `tsv` (start_ms, end_ms, text, and the channel if there is one; a row per stretch of speech), `json`
+            (everything, on one line), `nbest` (JSON lines that `audio_llm.nbest` reads back).
 
     Raises:
         UsageError: No format has that name.
@@ -138,14 +142,41 @@ def cues(transcript: Transcript) -> list[Cue]:
     """Cut the transcript into subtitles.
 
     Returns:
-        At most two lines of 42 characters (a longer word stays whole) and 7 s each, in order, never overlapping.
+        At most two lines of 42 characters (a longer word stays whole) and 7 s each, in order, never overlapping
+        but for those of different channels.
     """
+    channels = dict.fromkeys(segment.channel for segment in transcript.segments)
+    each = (cue for channel in channels for cue in _cues(transcript, channel))
+    return sorted(each, key=lambda cue: cue.start_ms)
+
+
+def labeled_text(transcript: Transcript) -> str:
+    """Return the text, or where each channel was transcribed a line for every turn: `LEFT: good morning`."""
+    return "\n".join(_turns(transcript))
+
+
+def _turns(transcript: Transcript) -> list[str]:
+    segments = [segment for segment in transcript.segments if segment.text.strip()]
+    if not any(segment.channel for segment in segments):
+        return [transcript.text]
+    turns = itertools.groupby(segments, key=lambda segment: segment.channel)
+    return [" ".join([_label(channel), *(part.text for part in parts)]) for channel, parts in turns]
+
+
+def _label(channel: str | None) -> str:
+    return f"{channel.upper()}:" if channel else ""
+
+
+def _cues(transcript: Transcript, channel: str | None) -> list[Cue]:
+    """Cut the segments of one channel into subtitles, its name in front of each."""
     result: list[Cue] = []
     for segment in transcript.segments:
-        for group in _groups(_timed_words(segment)):
+        if segment.channel != channel:
+            continue
+        for group in _groups(_timed_words(segment), _label(channel)):
             start_ms = max(_ms(group[0].start_s), result[-1].end_ms if result else 0)
             end_ms = min(_ms(group[-1].end_s), start_ms + _ms(_CUE_S))
-            lines = tuple(_wrap(word.text for word in group))
+            lines = tuple(_wrap([_label(channel), *(word.text for word in group)]))
             result.append(Cue(start_ms, max(end_ms, start_ms + _LEAST_MS), lines))
     return result
 
@@ -186,14 +217,14 @@ def _timed_words(segment: TranscriptSegment) -> list[Word]:
     return list(align_words(segment.words, segment.text) or _share(texts, segment.start_s, segment.end_s))
 
 
-def _groups(words: Sequence[Word]) -> Iterator[list[Word]]:
-    """Divide the words of a segment into cues."""
+def _groups(words: Sequence[Word], label: str = "") -> Iterator[list[Word]]:
+    """Divide the words of a segment into cues that begin with a label."""
     group: list[Word] = []
     for word in words:
         if group and (
             word.start_s - group[-1].end_s > _PAUSE_S
             or word.end_s - group[0].start_s > _CUE_S
-            or len(_wrap(w.text for w in [*group, word])) > _LINES
+            or len(_wrap([label, *(w.text for w in [*group, word])])) > _LINES
         ):
             yield group
             group = []
@@ -202,8 +233,8 @@ def _groups(words: Sequence[Word]) -> Iterator[list[Word]]:
         yield group
 
 
-def _wrap(texts: Iterator[str]) -> list[str]:
-    return textwrap.wrap(" ".join(texts), _LINE, break_long_words=False, break_on_hyphens=False)
+def _wrap(texts: Iterable[str]) -> list[str]:
+    return textwrap.wrap(" ".join(texts).strip(), _LINE, break_long_words=False, break_on_hyphens=False)
 
 
 def _ms(seconds: float) -> int:
@@ -216,8 +247,8 @@ def _clock(ms: int, point: str) -> str:
 
 
 def _txt(transcript: Transcript) -> str:
-    text = " ".join(transcript.text.split())
-    return f"{text}\n" if text else ""
+    lines = (" ".join(line.split()) for line in _turns(transcript))
+    return "".join(f"{line}\n" for line in lines if line)
 
 
 def _srt(transcript: Transcript) -> str:
@@ -237,8 +268,12 @@ def _vtt(transcript: Transcript) -> str:
 
 
 def _tsv(transcript: Transcript) -> str:
-    rows = (f"{_ms(s.start_s)}\t{_ms(s.end_s)}\t{' '.join(s.text.split())}\n" for s in transcript.segments)
-    return "start_ms\tend_ms\ttext\n" + "".join(rows)
+    channels = any(segment.channel for segment in transcript.segments)
+    rows = [["start_ms", "end_ms", "text", "channel"]]
+    for segment in transcript.segments:
+        times = [str(_ms(segment.start_s)), str(_ms(segment.end_s))]
+        rows.append([*times, " ".join(segment.text.split()), segment.channel or ""])
+    return "".join("\t".join(row if channels else row[:3]) + "\n" for row in rows)
 
 
 def _json(transcript: Transcript) -> str:
@@ -250,6 +285,7 @@ def _json(transcript: Transcript) -> str:
             "words": [asdict(word) for word in segment.words],
             "nbest": nbest_to_dict(segment.nbest),
             "correction": asdict(segment.correction) if segment.correction else None,
+            "channel": segment.channel,
         }
         for segment in transcript.segments
     ]

@@ -14,10 +14,11 @@ from audio_llm import hub
 from audio_llm.asr import engines
 from audio_llm.asr.base import SAMPLE_RATE, Recognizer
 from audio_llm.asr.segment import Segment, segments
-from audio_llm.audio import BlockReader
+from audio_llm.audio import BlockReader, probe, readable_twice
+from audio_llm.audio_channels import EACH, Excerpt, channel_name
 from audio_llm.correction import Correction, Corrector, Edit
 from audio_llm.doctor import resolve_device
-from audio_llm.errors import ModelFormatError
+from audio_llm.errors import ModelFormatError, UsageError
 from audio_llm.nbest import NBest, Word
 from audio_llm.pipeline.beside import CorrectorBeside, load_beside
 from audio_llm.pipeline.correct import CORRECTORS, list_length, load_corrector
@@ -38,6 +39,9 @@ class Transcriber:
         protected: Words and terms that a correction must not take away.
         refused: Those of them that the recogniser could not take, for the record.
         front: Changes the sound before it is recognised.
+
+    Attributes:
+        excerpt: What is read of a file where a call does not say.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Transcriber:
         front: Front | None = None,
     ) -> None:
         self.refused = tuple(refused)
+        self.excerpt = Excerpt()
         self._recognizer = recognizer
         self._corrector = corrector
         self._nbest = nbest
@@ -80,32 +85,78 @@ class Transcriber:
         source: str | os.PathLike[str] | Iterable[np.ndarray],
         name: str = "",
         progress: Callable[[float], None] | None = None,
+        excerpt: Excerpt | None = None,
     ) -> Transcript:
         """Transcribe one recording.
 
         Args:
-            source: A sound file, `-` for standard input, or blocks of (T,) float32 at 16 kHz in -1..1.
+            source: A sound or video file, `-` for standard input, or blocks of (T,) float32 at 16 kHz in -1..1.
             name: Name of the transcript; empty takes the path.
             progress: Called with the seconds of sound just finished.
+            excerpt: What is read of a file; times in the transcript are those of the file. With the channel `each`
+                every channel is transcribed for itself, and its segments carry its name. None takes `self.excerpt`.
 
         Raises:
-            AudioFileError: The file cannot be read as sound.
+            AudioFileError: The file cannot be read as sound, has no such channel, or ends before the excerpt.
+            UsageError: An excerpt of what is no file, or one channel for a `front` that needs all.
         """
-        return self.begin(source, name, progress).finish()
+        return self.begin(source, name, progress, excerpt).finish()
 
     def begin(
         self,
         source: str | os.PathLike[str] | Iterable[np.ndarray],
         name: str = "",
         progress: Callable[[float], None] | None = None,
+        excerpt: Excerpt | None = None,
     ) -> Begun:
         """Recognise one recording, and have it corrected; arguments and errors as for `transcribe`."""
-        if isinstance(source, str | os.PathLike):
-            with BlockReader(source, mono=self._front is None or self._front.mono) as reader:
-                begun = self._begin_blocks(self._through_front(reader), name or os.fspath(source), progress)
-                begun.warnings = tuple(reader.warnings)
-                return begun
-        return self._begin_blocks(self._through_front(source), name, progress)
+        excerpt = excerpt or self.excerpt
+        if not isinstance(source, str | os.PathLike):
+            if excerpt != Excerpt():
+                raise UsageError("an excerpt is taken of files only", remedy="cut the waveform before")
+            return self._begin_blocks(self._through_front(source), name, progress)
+        name = name or os.fspath(source)
+        if self._front is not None and not self._front.mono:
+            if excerpt.channel != Excerpt().channel:
+                raise UsageError("--extract needs all channels", remedy="leave --channel out")
+            return self._begin_file(source, name, progress, dataclasses.replace(excerpt, channel=EACH))
+        if excerpt.channel == EACH:
+            return self._begin_each(source, name, progress, excerpt)
+        return self._begin_file(source, name, progress, excerpt)
+
+    def _begin_file(
+        self,
+        source: str | os.PathLike[str],
+        name: str,
+        progress: Callable[[float], None] | None,
+        excerpt: Excerpt,
+    ) -> Begun:
+        with BlockReader(source, channel=excerpt.channel, start_s=excerpt.start_s, end_s=excerpt.end_s) as reader:
+            begun = self._begin_blocks(self._through_front(reader), name, progress)
+            begun.parts = [_at(part, reader.start_s) for part in begun.parts]
+            begun.warnings = reader.warnings
+            return begun
+
+    def _begin_each(
+        self,
+        source: str | os.PathLike[str],
+        name: str,
+        progress: Callable[[float], None] | None,
+        excerpt: Excerpt,
+    ) -> Begun:
+        """Recognise the channels one after another: reading again costs little, holding a silent one may cost all."""
+        with readable_twice(source) as path:
+            count = max(1, probe(path).channels)
+            share = None if progress is None else lambda seconds: progress(seconds / count)
+            begun: list[Begun] = []
+            for index in range(count):
+                label = channel_name(index, count)
+                one = self._begin_file(path, f"{name}#{label}", share, dataclasses.replace(excerpt, channel=index + 1))
+                one.parts = [dataclasses.replace(part, channel=label) for part in one.parts]
+                begun.append(one)
+        parts = sorted((part for one in begun for part in one.parts), key=lambda part: part.start_s)
+        warnings = tuple(dict.fromkeys(line for one in begun for line in one.warnings))
+        return Begun(name, max(one.duration_s for one in begun), parts, self._protected, warnings)
 
     def _through_front(self, blocks: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
         if self._front is None:
@@ -150,6 +201,7 @@ class _Part:
     end_s: float
     nbest: NBest
     correction: Future[Correction] | None
+    channel: str | None = None
 
 
 @dataclasses.dataclass
@@ -190,11 +242,11 @@ class Begun:
     def _finish_part(self, part: _Part) -> TranscriptSegment:
         nbest, words = part.nbest, part.nbest.words
         if part.correction is None:
-            return TranscriptSegment(part.start_s, part.end_s, nbest.best, words, nbest, None)
+            return TranscriptSegment(part.start_s, part.end_s, nbest.best, words, nbest, None, part.channel)
         correction = protect(part.correction.result(), self.protected)
         if correction.text != nbest.best:
             words = align_words(words, correction.text)
-        return TranscriptSegment(part.start_s, part.end_s, correction.text, words, nbest, correction)
+        return TranscriptSegment(part.start_s, part.end_s, correction.text, words, nbest, correction, part.channel)
 
 
 def protect(correction: Correction, terms: Iterable[str]) -> Correction:
@@ -328,6 +380,14 @@ class _Meter:
 
 def _shifted(word: Word, seconds: float) -> Word:
     return dataclasses.replace(word, start_s=word.start_s + seconds, end_s=word.end_s + seconds)
+
+
+def _at(part: _Part, seconds: float) -> _Part:
+    """Return a part of an excerpt with the times of the file."""
+    if not seconds:
+        return part
+    nbest = dataclasses.replace(part.nbest, words=tuple(_shifted(word, seconds) for word in part.nbest.words))
+    return dataclasses.replace(part, start_s=part.start_s + seconds, end_s=part.end_s + seconds, nbest=nbest)
 
 
 def _apply(words: Sequence[str], edits: Iterable[Edit]) -> list[str]:

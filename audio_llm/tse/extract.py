@@ -148,7 +148,7 @@ def extract(
             if progress is not None:
                 progress(count.samples / rate, whole_s)
 
-    with BlockReader(mixture, None, _BLOCK_S, mono=False) as reader:
+    with BlockReader(mixture, None, _BLOCK_S, channel="each") as reader:
         blocks = iter(reader)
         first = next(blocks, None)
         if first is None:
@@ -170,7 +170,7 @@ def read_look(path: str | os.PathLike[str]) -> Look:
     Raises:
         AudioFileError: It cannot be read, is shorter than 1 s, or silent.
     """
-    with BlockReader(path, SAMPLE_RATE, MOST_S, mono=False) as reader:
+    with BlockReader(path, SAMPLE_RATE, MOST_S, channel="each") as reader:
         waveform = next(iter(reader), np.zeros((0, 1), np.float32))
         channels, whole_s = reader.info.channels, reader.info.duration_s
         more = whole_s - MOST_S if len(waveform) == round(MOST_S * SAMPLE_RATE) else 0.0

@@ -189,7 +189,7 @@ def test_json_holds_everything() -> None:
     keys = ["schema_version", "name", "duration_s", "text", "recognized", "segments", "corrections", "warnings"]
     assert list(document) == keys
     (part,) = document["segments"]
-    assert list(part) == ["start_s", "end_s", "text", "words", "nbest", "correction"]
+    assert list(part) == ["start_s", "end_s", "text", "words", "nbest", "correction", "channel"]
     assert part["words"] == [{"text": "hello", "start_s": 0.6, "end_s": pytest.approx(0.9), "confidence": 0.5}]
     assert part["nbest"]["hypotheses"] == [{"text": "hallo", "score": None}, {"text": "hello", "score": None}]
     assert part["correction"] == document["corrections"][0]

@@ -125,8 +125,8 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "header_only.flac": (b"fLaC", "cannot be read as sound"),
     "random.mp3": (bytes(range(256)) * 40, "cannot be read as sound"),
     "page.ogg": (b"<!doctype html><html></html>" * 20, "cannot be read as sound"),
-    "phone.m4a": (b"\0\0\0\x20ftypM4A \0\0\0\0" + b"\0" * 500, "ffmpeg -i"),
-    "renamed.wav": (b"\0\0\0\x20ftypmp42\0\0\0\0" + b"\0" * 500, "ffmpeg -i"),
+    "phone.m4a": (b"\0\0\0\x20ftypM4A \0\0\0\0" + b"\0" * 500, "without its index (moov)"),
+    "renamed.wav": (b"\0\0\0\x20ftypmp42\0\0\0\0" + b"\0" * 500, "without its index (moov)"),
 }
 
 
