@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -30,8 +30,33 @@ class Capabilities:
     word_preference: bool
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """What was recognized in a stretch of a recording.
+
+    Attributes:
+        start_s: Where it begins in the recording, seconds.
+        end_s: Where it ends.
+        nbest: The hypotheses, word times in seconds of the recording.
+        waveform: (T,) float32 at 16 kHz, its sound.
+        language: Code of the language where the recognizer knows it, else empty.
+        language_probability: Of that language where it was detected, 0 to 1.
+        notes: What checks did to the text, in words.
+        rejected: Why the text does not count, or empty.
+    """
+
+    start_s: float
+    end_s: float
+    nbest: NBest
+    waveform: np.ndarray = field(repr=False)
+    language: str = ""
+    language_probability: float | None = None
+    notes: tuple[str, ...] = ()
+    rejected: str = ""
+
+
 class Recognizer(Protocol):
-    """Speech to an N-best list."""
+    """Speech to N-best lists."""
 
     name: str
     version: str
@@ -47,6 +72,19 @@ class Recognizer(Protocol):
 
         Returns:
             The list, best first, word times in seconds from the start of the waveform.
+        """
+        ...
+
+    def recognize_stream(
+        self, blocks: Iterable[np.ndarray], nbest: int = 1, id: str = "", sound: bool = False
+    ) -> Iterator[Stretch]:
+        """Recognize a recording of any length, stretch by stretch, as its sound comes.
+
+        Args:
+            blocks: (T,) float32 at 16 kHz in -1..1, one after another.
+            nbest: How many distinct hypotheses at most for every stretch.
+            id: Begins the name of every list: `id#0`, `id#1`, ...
+            sound: Whether the sound of every stretch is needed, by a corrector, say.
         """
         ...
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from audio_llm.asr.base import SAMPLE_RATE
+from audio_llm.asr.base import SAMPLE_RATE, Stretch
+from audio_llm.nbest import NBest
 
 _FRAME = 480  # samples, the 30 ms at 16 kHz that pocketsphinx's detector takes
 _VAD_MODE = 1  # 0 loose to 3 strict; 2 and 3 miss the ends of words in quiet recordings (peaks under -30 dBFS)
@@ -60,6 +61,21 @@ def segments(blocks: Iterable[np.ndarray], max_s: float = 30.0) -> Iterator[Segm
     for frame in _frames(blocks):
         yield from cutter.push(frame, detector.is_voiced(frame))
     yield from cutter.finish()
+
+
+def recognize_segments(
+    recognize: Callable[[np.ndarray, int, str], NBest], blocks: Iterable[np.ndarray], nbest: int, id: str
+) -> Iterator[Stretch]:
+    """Recognize stretch by stretch (see `Recognizer.recognize_stream`) with what takes one stretch at a time."""
+    for number, segment in enumerate(segments(blocks)):
+        found = recognize(segment.waveform, nbest, f"{id}#{number}")
+        words = tuple(
+            replace(word, start_s=word.start_s + segment.start_s, end_s=word.end_s + segment.start_s)
+            for word in found.words
+        )
+        end_s = segment.start_s + len(segment.waveform) / SAMPLE_RATE
+        nbest_list = replace(found, words=words)
+        yield Stretch(start_s=segment.start_s, end_s=end_s, nbest=nbest_list, waveform=segment.waveform)
 
 
 class _Detector:

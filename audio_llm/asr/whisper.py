@@ -1,248 +1,384 @@
-"""Any Whisper of the transformers package as a recogniser: N-best list, word times, log p(text | audio)."""
+"""Whisper on CTranslate2: the recognizer of this project; needs neither torch nor transformers.
+
+A recording is divided at pauses by voice activity detection, its stretches are packed into windows of up to 30 s, and
+windows are decoded in batches. Where lists of hypotheses are asked for, every stretch is a window of its own, since ten
+hypotheses of 30 s hold hardly more than one or two variants of each sentence.
+"""
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from audio_llm.asr.base import SAMPLE_RATE, Capabilities
-from audio_llm.asr.whisper_model import Prompt, WhisperModel, alignment_heads, load_model, make_prompt
-from audio_llm.asr.whisper_times import token_starts, words_of_tokens
-from audio_llm.errors import UsageError
+from audio_llm.asr.base import SAMPLE_RATE, Capabilities, Stretch
+from audio_llm.asr.segment import Segment
+from audio_llm.asr.vad import SpeechDetector, VadOptions, speech_segments
+from audio_llm.asr.whisper_decode import Candidate, Decoded, DecodeOptions, WhisperDecoder
+from audio_llm.asr.whisper_features import WINDOW_SAMPLES, log_mel
+from audio_llm.asr.whisper_tokens import Task, WhisperTokens
+from audio_llm.asr.whisper_words import align_texts
+from audio_llm.asr.windows import Piece, Window, cut_segments, pack_windows
+from audio_llm.errors import MissingDependencyError, ModelFormatError, ModelNotFoundError, UsageError
+from audio_llm.installed import checked_files
 from audio_llm.nbest import Hypothesis, NBest, Word
 
-if TYPE_CHECKING:
-    import torch
+logger = logging.getLogger(__name__)
 
-_FRAME_S = 0.02  # one encoder frame: two feature frames of 10 ms
-_MIN_SAMPLES = SAMPLE_RATE // 10  # below 0.1 s there is nothing to recognise
-_SILENCE_PEAK = 1e-4  # quieter than -80 dBFS counts as silence
-_EXTRA_BEAMS = 3  # some sequences differ in tokens but not in text
-_SCORE_BATCH = 8  # texts scored in one pass of the decoder; each keeps tokens x vocabulary floats
-_NO_SPEECH = 0.6  # openai/whisper takes a window for silence where its own mark for it is more probable than this
-_DOUBT = -1.0  # ... and the text's mean log-probability per token is below this
-
-
-class WhisperRecognizer:
-    """Recognise with a Whisper model, in windows of up to 30 s.
-
-    A score is log p(text, end mark | audio) in nats, summed over the tokens; lists are ranked by it.
-    """
-
-    name = "whisper"
-    capabilities = Capabilities(scores=True, word_times=True, text_scores=True, word_preference=False)
-
-    def __init__(self, model: WhisperModel, prompt: Prompt) -> None:
-        self.version = f"whisper-{model.name}"
-        self._model = model.network
-        self._feature_extractor = model.feature_extractor
-        self._tokenizer = model.tokenizer
-        self._prompt = prompt
-        self._alignment_heads = alignment_heads(model.network)
-
-    @classmethod
-    def load(
-        cls, name_or_dir: str | os.PathLike[str], device: str = "cpu", offline: bool = False, language: str = "en"
-    ) -> WhisperRecognizer:
-        """Load a model by hub name or from a folder; safetensors only, and no code from either.
-
-        Args:
-            name_or_dir: Such as `openai/whisper-tiny.en`, or a folder that `save_pretrained` wrote.
-            device: `cpu` (float32) or `cuda` (float16).
-            offline: Take only what was downloaded before.
-            language: Code of the spoken language, for multilingual models.
-
-        Raises:
-            ModelNotFoundError: There is no such model, here or on the hub.
-            ModelFormatError: It is not a Whisper model, or its weights are not in safetensors.
-            UsageError: The model does not know the language.
-        """
-        model = load_model(name_or_dir, device, offline)
-        return cls(model, make_prompt(model, language))
-
-    def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
-        """Recognise one utterance (see `Recognizer.recognize`).
-
-        Args:
-            waveform: (T,) float32 at 16 kHz in -1..1, at most 30 s.
-            nbest: How many distinct hypotheses at most.
-            id: Name for the result.
-
-        Raises:
-            UsageError: The waveform is longer than the model's window.
-        """
-        import torch
-
-        if waveform.size < _MIN_SAMPLES or float(np.abs(waveform).max()) < _SILENCE_PEAK:
-            return NBest(id, ())
-        with torch.inference_mode():
-            encoded = self._encode(waveform)
-            beams = self._beam_search(encoded, nbest)
-            if not beams or self._is_silence(encoded, beams[0]):
-                return NBest(id, ())
-            words = self._word_times(encoded, beams[0].tokens, waveform.size / SAMPLE_RATE)
-        return NBest(id, tuple(Hypothesis(beam.text, beam.score) for beam in beams), words=words)
-
-    def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
-        """Return log p(text | audio) by teacher forcing, the end mark included (see `Recognizer.score`).
-
-        A text with more tokens than the decoder has places gives None.
-
-        Args:
-            waveform: (T,) float32 at 16 kHz, at most 30 s.
-            texts: As the model would write them; Whisper's probabilities depend on capitals and punctuation.
-        """
-        import torch
-
-        scores: list[float | None] = [None] * len(texts)
-        tokens = [self._text_tokens(text) for text in texts]
-        usable = [index for index, ids in enumerate(tokens) if len(ids) <= self._max_text_tokens]
-        if not usable or waveform.size < _MIN_SAMPLES:
-            return scores
-        with torch.inference_mode():
-            encoded = self._encode(waveform)
-            for start in range(0, len(usable), _SCORE_BATCH):
-                batch = usable[start : start + _SCORE_BATCH]
-                log_probs = self._token_log_probs(encoded, [tokens[index] for index in batch])
-                for index, values in zip(batch, log_probs, strict=True):
-                    scores[index] = float(values.sum())
-        return scores
-
-    def prefer(self, words: Sequence[str]) -> list[str]:
-        """Return all words: nothing in here can prefer them."""
-        return list(words)
-
-    @property
-    def _max_text_tokens(self) -> int:
-        return int(self._model.config.max_target_positions) - len(self._prompt.tokens)
-
-    def _encode(self, waveform: np.ndarray) -> torch.Tensor:
-        """Return the encoder's output, (1, frames, width)."""
-        limit_s = self._feature_extractor.chunk_length
-        if waveform.size > limit_s * SAMPLE_RATE:
-            message = f"{waveform.size / SAMPLE_RATE:.1f} s of sound, but Whisper hears {limit_s} s at a time"
-            raise UsageError(message, remedy="cut it at pauses first")
-        features = self._feature_extractor(
-            np.asarray(waveform, dtype=np.float32), sampling_rate=SAMPLE_RATE, return_tensors="pt"
-        ).input_features
-        features = features.to(device=self._model.device, dtype=self._model.dtype)
-        output: torch.Tensor = self._model.get_encoder()(features).last_hidden_state
-        return output
-
-    def _beam_search(self, encoded: torch.Tensor, nbest: int) -> list[_Beam]:
-        """Return distinct texts, best first; an empty best text gives none.
-
-        `generate` of the Whisper class itself repeats the input and sets num_return_sequences to 1, so that all
-        sequences come out identical; the mixin's own gives a true list, for one window and a prompt made by hand.
-        """
-        import torch
-        from transformers import GenerationConfig, GenerationMixin
-        from transformers.modeling_outputs import BaseModelOutput
-
-        prompt = self._prompt
-        beams = nbest + _EXTRA_BEAMS
-        config = GenerationConfig(
-            num_beams=beams,
-            num_return_sequences=beams,
-            length_penalty=0.0,  # rank by the sum of log-probabilities, the score that is reported
-            do_sample=False,
-            max_length=len(prompt.tokens) + min(self._model.config.max_target_positions // 2, self._max_text_tokens),
-            suppress_tokens=prompt.never,
-            begin_suppress_tokens=prompt.never_first,
-            decoder_start_token_id=prompt.tokens[0],
-            bos_token_id=prompt.end,
-            eos_token_id=prompt.end,
-            pad_token_id=prompt.end,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        output: Any = GenerationMixin.generate(
-            self._model,
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-            decoder_input_ids=torch.tensor([prompt.tokens], device=self._model.device),
-            generation_config=config,
-        )
-        sequences = [sequence[len(prompt.tokens) :] for sequence in output.sequences.tolist()]
-        tokens = [ids[: ids.index(prompt.end)] if prompt.end in ids else ids for ids in sequences]
-        scores = output.sequences_scores.tolist()
-        unfinished = [index for index, ids in enumerate(sequences) if prompt.end not in ids]
-        if unfinished:  # at the length limit; their scores lack the end mark that the others include
-            log_probs = self._token_log_probs(encoded, [tokens[index] for index in unfinished])
-            for index, values in zip(unfinished, log_probs, strict=True):
-                scores[index] = float(values.sum())
-        found = [_Beam(self._text(ids), score, ids) for ids, score in zip(tokens, scores, strict=True)]
-        return _distinct(found)[:nbest]
-
-    def _is_silence(self, encoded: torch.Tensor, best: _Beam) -> bool:
-        if self._prompt.no_speech is None or best.score / (len(best.tokens) + 1) >= _DOUBT:
-            return False
-        logits = self._decode(encoded, [self._prompt.tokens[:1]]).logits[0, 0]
-        return float(logits.float().softmax(dim=-1)[self._prompt.no_speech]) > _NO_SPEECH
-
-    def _word_times(self, encoded: torch.Tensor, tokens: list[int], duration_s: float) -> tuple[Word, ...]:
-        sequence = [*self._prompt.tokens, *tokens, self._prompt.end]
-        implementation = self._model.config._attn_implementation
-        self._model.set_attn_implementation("eager")  # the fast kernels keep no attention weights
-        try:
-            output = self._decode(encoded, [sequence], output_attentions=True)
-        finally:
-            self._model.set_attn_implementation(implementation)
-        frames = max(1, min(encoded.shape[1], round(duration_s / _FRAME_S)))
-        attention = np.stack(
-            [output.cross_attentions[layer][0, head, :, :frames].float().cpu() for layer, head in self._alignment_heads]
-        )
-        starts = token_starts(attention, len(self._prompt.tokens)) * _FRAME_S
-        places = slice(len(self._prompt.tokens) - 1, len(sequence) - 2)
-        log_probs = output.logits[0, places].float().log_softmax(dim=-1).cpu().numpy()
-        own = log_probs[np.arange(len(tokens)), tokens]
-        prefixes = [self._text(tokens[: end + 1]) for end in range(len(tokens))]
-        return words_of_tokens(prefixes, starts.tolist(), own.tolist(), duration_s)
-
-    def _token_log_probs(self, encoded: torch.Tensor, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Return for each text the log-probabilities of its tokens and of the end mark, (tokens + 1,) float32."""
-        end, start = self._prompt.end, len(self._prompt.tokens) - 1
-        longest = max(len(ids) for ids in texts)
-        rows = [[*self._prompt.tokens, *ids, *[end] * (longest - len(ids))] for ids in texts]
-        log_probs = self._decode(encoded, rows).logits[:, start:].float().log_softmax(dim=-1).cpu()
-        return [row[range(len(ids) + 1), [*ids, end]] for row, ids in zip(log_probs, texts, strict=True)]
-
-    def _decode(self, encoded: torch.Tensor, rows: Sequence[Sequence[int]], **options: bool) -> Any:
-        """Run the decoder over whole sequences of equal length, all with the same sound."""
-        import torch
-        from transformers.modeling_outputs import BaseModelOutput
-
-        return self._model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.expand(len(rows), -1, -1)),
-            decoder_input_ids=torch.tensor([list(row) for row in rows], device=self._model.device),
-            use_cache=False,
-            **options,
-        )
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        return " ".join(str(self._tokenizer.decode(list(tokens), skip_special_tokens=True)).split())
-
-    def _text_tokens(self, text: str) -> list[int]:
-        text = " ".join(text.split())
-        return list(self._tokenizer(f" {text}", add_special_tokens=False).input_ids) if text else []
+_MIN_SAMPLES = SAMPLE_RATE // 50  # below 20 ms there is nothing to recognize
+_SILENCE_PEAK = 1e-5  # quieter than -100 dBFS counts as silence
+_DETECTION_WINDOWS = 3  # whose languages are averaged
+Compute = Literal["auto", "int8", "float32", "float16"]
 
 
 @dataclass(frozen=True)
-class _Beam:
-    text: str
-    score: float
-    tokens: list[int]
+class WhisperOptions:
+    """How recordings are recognized.
+
+    Attributes:
+        language: Code of the spoken language; None detects it from the first windows with speech.
+        multilingual: Detect the language of every window.
+        task: `transcribe`, or `translate` into English.
+        prompt: Text that the model takes for what was said before every window: style, spelling, topic.
+        hotwords: Names and terms to prefer.
+        decode: Beam size and guards.
+        batch_size: Windows decoded together.
+        vad: Recognize stretches with speech only; otherwise everything, cut every 30 s.
+        vad_options: Thresholds of the detection.
+        word_times: Align words with the sound. Without, a text comes for each window and not for each stretch.
+    """
+
+    language: str | None = None
+    multilingual: bool = False
+    task: Task = "transcribe"
+    prompt: str = ""
+    hotwords: tuple[str, ...] = ()
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
+    batch_size: int = 4
+    vad: bool = True
+    vad_options: VadOptions = field(default_factory=VadOptions)
+    word_times: bool = True
 
 
-def _distinct(beams: Sequence[_Beam]) -> list[_Beam]:
-    """Return the beams without repeated texts, best first; an empty best text means that nothing was said."""
-    found: dict[str, _Beam] = {}
-    for beam in sorted(beams, key=lambda beam: beam.score, reverse=True):
-        if not beam.text and not found:
-            return []
-        if beam.text:
-            found.setdefault(beam.text, beam)
-    return list(found.values())
+class WhisperRecognizer:
+    """Recognize with a Whisper model in CTranslate2's format.
+
+    A hypothesis' score is log p(text, end mark | window) in nats, summed over its tokens; lists are ranked by the score
+    per token, as Whisper's beam search does.
+
+    Args:
+        model: A `ctranslate2.models.Whisper`.
+        tokens: Its tokenizer.
+        bands: Mel bands that it takes, 80 or 128.
+        version: Name of the model with a part of its weights' hash.
+        options: How to recognize.
+    """
+
+    name = "whisper"
+    capabilities = Capabilities(scores=True, word_times=True, text_scores=True, word_preference=True)
+
+    def __init__(
+        self, model: Any, tokens: WhisperTokens, bands: int, version: str, options: WhisperOptions | None = None
+    ) -> None:
+        options = options or WhisperOptions()
+        self.version = version
+        self._model, self._tokens, self._bands = model, tokens, bands
+        self._detector: SpeechDetector | None = None
+        self.configure(options)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        device: str = "cpu",
+        compute: Compute = "auto",
+        threads: int | None = None,
+        options: WhisperOptions | None = None,
+    ) -> WhisperRecognizer:
+        """Load a model from a folder with `model.bin` and `tokenizer.json`.
+
+        Args:
+            folder: Of a model in CTranslate2's format; files that `audio-llm models get` installed are checked.
+            device: `cpu` or `cuda`.
+            compute: Format of the computation; `auto`: int8 on a CPU, float16 on a GPU.
+            threads: Of the CPU; None: as many as there are cores.
+            options: How to recognize.
+
+        Raises:
+            ModelNotFoundError: A file is missing.
+            ModelFormatError: A file was changed or is damaged, or holds another kind of network.
+            UsageError: The device does not compute in this format, or the model does not know the language.
+            MissingDependencyError: ctranslate2 is not installed.
+        """
+        folder = Path(folder)
+        model = _open(folder, device, compute, threads)
+        tokens = WhisperTokens.load(folder, bool(model.is_multilingual))
+        return cls(model, tokens, int(model.n_mels), _version(folder), options)
+
+    @property
+    def options(self) -> WhisperOptions:
+        """How recordings are recognized."""
+        return self._options
+
+    def configure(self, options: WhisperOptions) -> None:
+        """Recognize in another way from now on.
+
+        Raises:
+            UsageError: The model does not know the language, or does not translate.
+        """
+        language = self._tokens.check_language(options.language)
+        if options.task == "translate" and not self._tokens.multilingual:
+            remedy = "use a multilingual model, such as whisper-base"
+            raise UsageError("an English-only model does not translate", remedy=remedy)
+        if options.batch_size < 1 or options.decode.beam_size < 1:
+            raise UsageError("batch and beam hold nothing", remedy="give 1 or more")
+        self._options = replace(options, language=language if self._tokens.multilingual else "en")
+        self._context = self._tokens.encode(_context(options))
+        self._decoder = WhisperDecoder(self._model, self._tokens, options.decode)
+
+    def prefer(self, words: Sequence[str]) -> list[str]:
+        """Prefer these names and terms from now on (see `Recognizer.prefer`); all are taken."""
+        self.configure(replace(self._options, hotwords=tuple(words)))
+        return []
+
+    def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
+        """Recognize one utterance, without voice activity detection (see `Recognizer.recognize`).
+
+        Args:
+            waveform: (T,) float32 at 16 kHz in -1..1, at most 30 s.
+            nbest: Distinct hypotheses, at most.
+            id: Name for the result.
+
+        Raises:
+            UsageError: The waveform is longer than 30 s.
+        """
+        if waveform.size < _MIN_SAMPLES or float(np.abs(waveform).max()) < _SILENCE_PEAK:
+            return NBest(id, ())
+        piece = Piece(offset_s=0.0, start_s=0.0, duration_s=waveform.size / SAMPLE_RATE)
+        encoded = self._encode([waveform])
+        languages = [(self._options.language or "", None)]
+        if self._options.language is None:
+            languages = _best_language(self._detect(encoded))
+        stretches = self._stretches([Window(waveform, (piece,))], encoded, languages, nbest)
+        return next((replace(stretch.nbest, id=id) for stretch in stretches if not stretch.rejected), NBest(id, ()))
+
+    def recognize_stream(
+        self, blocks: Iterable[np.ndarray], nbest: int = 1, id: str = "", sound: bool = False
+    ) -> Iterator[Stretch]:
+        """Recognize a recording of any length (see `Recognizer.recognize_stream`); memory does not grow with it."""
+        windows: Iterator[Window] = iter(self._windows(blocks, apart=nbest > 1 or sound))
+        language: tuple[str, float | None] | None = None
+        if self._options.language is not None:
+            language = self._options.language, None
+        count = itertools.count()
+        while batch := list(itertools.islice(windows, self._options.batch_size)):
+            if language is None and len(batch) < _DETECTION_WINDOWS:
+                batch += list(itertools.islice(windows, _DETECTION_WINDOWS - len(batch)))
+            encoded = self._encode([window.waveform for window in batch])
+            if self._options.multilingual and self._tokens.multilingual:
+                languages = _best_language(self._detect(encoded))
+            else:
+                if language is None:
+                    probabilities = self._detect(encoded[:_DETECTION_WINDOWS])
+                    language = _best_language(_mean(probabilities))[0]
+                    logger.info("language: %s (probability %.2f)", *language)
+                languages = [language] * len(batch)
+            for stretch in self._stretches(batch, encoded, languages, nbest):
+                yield replace(stretch, nbest=replace(stretch.nbest, id=f"{id}#{next(count)}"))
+
+    def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
+        """Return log p(text | audio) of the tokens of each text, without the end mark (see `Recognizer.score`).
+
+        Args:
+            waveform: (T,) float32 at 16 kHz, at most 30 s.
+            texts: As the model would write them: its probabilities depend on capitals and punctuation. A text that is
+                empty or has more tokens than the decoder has positions gives None.
+        """
+        scores: list[float | None] = [None] * len(texts)
+        ids = [self._tokens.encode(text) for text in texts]
+        usable = [number for number, own in enumerate(ids) if 0 < len(own) <= _MAX_TEXT_TOKENS]
+        if not usable or waveform.size < _MIN_SAMPLES:
+            return scores
+        encoded = self._encode([waveform])
+        language = self._options.language or _best_language(self._detect(encoded))[0][0]
+        prompt = self._tokens.prompt(language, self._options.task)
+        duration_s = waveform.size / SAMPLE_RATE
+        for start in range(0, len(usable), self._options.batch_size):
+            part = usable[start : start + self._options.batch_size]
+            same = np.repeat(encoded, len(part), axis=0)
+            chosen = [ids[number] for number in part]
+            aligned = align_texts(
+                self._model, self._tokens, same, prompt, chosen, [duration_s] * len(part), language
+            )
+            for number, text in zip(part, aligned, strict=True):
+                scores[number] = float(text.log_probs.sum())
+        return scores
+
+    def _windows(self, blocks: Iterable[np.ndarray], apart: bool) -> Iterator[Window]:
+        """Return what is decoded at a time: packed windows, or a window for each stretch."""
+        if self._options.vad:
+            self._detector = self._detector or SpeechDetector()
+            segments: Iterator[Segment] = speech_segments(blocks, self._options.vad_options, self._detector)
+        else:
+            segments = cut_segments(blocks)
+        if not apart:
+            return pack_windows(segments)
+        return (window for segment in segments for window in pack_windows([segment]))
+
+    def _encode(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the encoder's output: (B, 1500, D) float32."""
+        import ctranslate2
+
+        features = np.stack([log_mel(waveform, self._bands) for waveform in waveforms])
+        encoded = self._model.encode(ctranslate2.StorageView.from_array(features), to_cpu=True)
+        return np.asarray(encoded)
+
+    def _detect(self, encoded: np.ndarray) -> list[dict[str, float]]:
+        """Return the probability of each language code for every window."""
+        import ctranslate2
+
+        if not self._tokens.multilingual:
+            return [{"en": 1.0}] * len(encoded)
+        results = self._model.detect_language(ctranslate2.StorageView.from_array(np.ascontiguousarray(encoded)))
+        return [{token.strip("<|>"): float(value) for token, value in result} for result in results]
+
+    def _stretches(
+        self, windows: Sequence[Window], encoded: np.ndarray, languages: Sequence[tuple[str, float | None]], nbest: int
+    ) -> Iterator[Stretch]:
+        """Yield what was recognized in encoded windows, in order."""
+        task = self._options.task
+        prompts = [self._tokens.prompt(language, task, self._context) for language, _ in languages]
+        decoded = self._decoder.decode(encoded, prompts, nbest, self._context)
+        words = self._words(windows, encoded, decoded, [language for language, _ in languages])
+        for number, window in enumerate(windows):
+            result, (language, probability) = decoded[number], languages[number]
+            if not result.candidates:
+                continue
+            about = {"language": language, "language_probability": probability, "notes": result.notes}
+            if result.rejected or not words[number]:
+                hypotheses = tuple(Hypothesis(each.text, each.score) for each in result.candidates)
+                yield Stretch(
+                    start_s=window.start_s,
+                    end_s=window.end_s,
+                    nbest=NBest("", hypotheses),
+                    waveform=window.waveform,
+                    rejected=result.rejected,
+                    **about,
+                )
+            else:
+                yield from _by_piece(window, result.candidates, words[number], about)
+
+    def _words(
+        self, windows: Sequence[Window], encoded: np.ndarray, decoded: Sequence[Decoded], languages: Sequence[str]
+    ) -> list[tuple[Word, ...]]:
+        """Return the words of each window's best text, times in the window; none where they are not asked for."""
+        words: list[tuple[Word, ...]] = [()] * len(windows)
+        if not self._options.word_times:
+            return words
+        for language in dict.fromkeys(languages):
+            chosen = [
+                number
+                for number, result in enumerate(decoded)
+                if languages[number] == language and result.candidates and not result.rejected
+            ]
+            if not chosen:
+                continue
+            aligned = align_texts(
+                self._model,
+                self._tokens,
+                encoded[chosen],
+                self._tokens.prompt(language, self._options.task),
+                [decoded[number].candidates[0].ids for number in chosen],
+                [windows[number].waveform.size / SAMPLE_RATE for number in chosen],
+                language,
+            )
+            for number, text in zip(chosen, aligned, strict=True):
+                words[number] = text.words
+        return words
+
+
+_MAX_TEXT_TOKENS = 440  # of a text that is scored: the decoder's positions less those of the prompt
+
+
+def _by_piece(
+    window: Window, candidates: Sequence[Candidate], words: Sequence[Word], about: dict[str, Any]
+) -> Iterator[Stretch]:
+    """Divide the text of a window among its pieces by the times of its words, which become those of the recording."""
+    if len(window.pieces) == 1:
+        hypotheses = tuple(Hypothesis(each.text, each.score) for each in candidates)
+        groups = [(window.pieces[0], list(words), hypotheses)]
+    else:
+        of_piece: dict[int, list[Word]] = {}
+        for word in words:
+            index = max(window.piece_at((word.start_s + word.end_s) / 2), *of_piece, 0)
+            of_piece.setdefault(index, []).append(word)
+        groups = [(window.pieces[index], own, (_hypothesis(own),)) for index, own in of_piece.items()]
+    for piece, own, hypotheses in groups:
+        placed = tuple(_placed(word, piece) for word in own)
+        first = max(0, round(piece.offset_s * SAMPLE_RATE))
+        waveform = window.waveform[first : first + round(piece.duration_s * SAMPLE_RATE)]
+        nbest = NBest("", hypotheses, words=placed)
+        yield Stretch(start_s=piece.start_s, end_s=piece.end_s, nbest=nbest, waveform=waveform, **about)
+
+
+def _hypothesis(words: Sequence[Word]) -> Hypothesis:
+    return Hypothesis(" ".join(word.text for word in words))
+
+
+def _placed(word: Word, piece: Piece) -> Word:
+    """Return a word of a window at its time in the recording, within its piece."""
+    start_s = min(max(word.start_s - piece.offset_s, 0.0), piece.duration_s)
+    end_s = min(max(word.end_s - piece.offset_s, start_s), piece.duration_s)
+    return replace(word, start_s=piece.start_s + start_s, end_s=piece.start_s + end_s)
+
+
+def _context(options: WhisperOptions) -> str:
+    """Return the text in front of every window."""
+    listed = ", ".join(options.hotwords)
+    return " ".join(part for part in (options.prompt.strip(), listed and f"Glossary: {listed}.") if part)
+
+
+def _mean(probabilities: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    codes = probabilities[0].keys()
+    return [{code: float(np.mean([each.get(code, 0.0) for each in probabilities])) for code in codes}]
+
+
+def _best_language(probabilities: Sequence[dict[str, float]]) -> list[tuple[str, float | None]]:
+    return [max(each.items(), key=lambda item: item[1]) for each in probabilities]
+
+
+def _open(folder: Path, device: str, compute: Compute, threads: int | None) -> Any:
+    try:
+        import ctranslate2
+    except ImportError:
+        raise MissingDependencyError("Whisper needs ctranslate2", remedy="pip install ctranslate2") from None
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            remedy = "give the folder of a Whisper model in CTranslate2's format, or get one with `audio-llm models get`"
+            raise ModelNotFoundError(f"{name} is missing", path=folder, remedy=remedy)
+    checked_files(folder)
+    wanted = {"auto": "int8" if device == "cpu" else "float16"}.get(compute, compute)
+    known = ctranslate2.get_supported_compute_types(device)
+    if wanted not in known:
+        remedy = f"use --compute with one of {', '.join(sorted(known & {'int8', 'float32', 'float16'}))}"
+        raise UsageError(f"this {device} does not compute in {wanted}", remedy=remedy)
+    cores = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        return ctranslate2.models.Whisper(str(folder), device=device, compute_type=wanted, intra_threads=cores)
+    except (RuntimeError, ValueError) as error:
+        remedy = "get the model again"
+        raise ModelFormatError(f"no readable Whisper: {error}", path=folder / "model.bin", remedy=remedy) from None
+
+
+def _version(folder: Path) -> str:
+    """Return the name of a model and the beginning of its weights' SHA-256 where it is recorded."""
+    from audio_llm.installed import read_manifest, weights_sha256
+
+    manifest = read_manifest(folder)
+    return f"{manifest.name}@{weights_sha256(manifest)[:12]}" if manifest else folder.resolve().name

@@ -103,6 +103,34 @@ def pack_windows(segments: Iterable[Segment], max_s: float = 30.0) -> Iterator[W
     yield from packer.flush()
 
 
+def cut_segments(blocks: Iterable[np.ndarray], max_s: float = 30.0) -> Iterator[Segment]:
+    """Yield a whole recording in segments of up to `max_s`, cut at the quietest 0.1 s of their last third.
+
+    Args:
+        blocks: (T,) float32 in -1..1 at 16 kHz, one after another.
+        max_s: Longest segment in seconds.
+    """
+    longest = int(max_s * SAMPLE_RATE)
+    held, start = np.zeros(0, np.float32), 0
+    for block in blocks:
+        held = np.concatenate([held, np.asarray(block, dtype=np.float32)])
+        while len(held) > longest:
+            cut = _quietest(held[:longest])
+            yield Segment(start / SAMPLE_RATE, held[:cut])
+            held, start = held[cut:], start + cut
+    if len(held):
+        yield Segment(start / SAMPLE_RATE, held)
+
+
+def _quietest(waveform: np.ndarray) -> int:
+    """Return the middle of the quietest 0.1 s in the last third."""
+    size = SAMPLE_RATE // 10
+    frames = waveform[2 * len(waveform) // 3 :]
+    frames = frames[: len(frames) // size * size].reshape(-1, size)
+    quietest = int(np.argmin(np.square(frames).mean(axis=1)))
+    return 2 * len(waveform) // 3 + quietest * size + size // 2
+
+
 class _Packer:
     """The window that is being filled, in samples."""
 

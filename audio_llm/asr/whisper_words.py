@@ -1,0 +1,103 @@
+"""Word times of Whisper on CTranslate2: attention aligned to the sound, made into words with plausible lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from audio_llm.asr.whisper_tokens import WhisperTokens
+from audio_llm.nbest import Word
+
+FRAME_S = 0.02  # one frame of the encoder
+_LEAST_FRAMES = 4  # feature frames of 10 ms; the native aligner ends the process on windows of one encoder frame
+_MIN_WORD_S = 0.02
+_MAX_WORD_S = 2.0  # longer ones hold a pause
+
+
+@dataclass(frozen=True)
+class AlignedText:
+    """A text with its place in a window.
+
+    Attributes:
+        words: Words in order, times in seconds of the window, confidence the geometric mean of the tokens'.
+        log_probs: (N,) float64, natural-log probability of each token of the text.
+    """
+
+    words: tuple[Word, ...]
+    log_probs: np.ndarray
+
+
+def align_texts(
+    model: Any,
+    tokens: WhisperTokens,
+    encoded: np.ndarray,
+    prompt: Sequence[int],
+    texts: Sequence[Sequence[int]],
+    durations_s: Sequence[float],
+    language: str,
+) -> list[AlignedText]:
+    """Align texts with their windows.
+
+    Args:
+        model: A `ctranslate2.models.Whisper`.
+        tokens: Its tokenizer.
+        encoded: (B, 1500, D) float32, the encoder's output.
+        prompt: Ids before every text, without a context.
+        texts: Text ids of each window, not empty.
+        durations_s: Length of the sound of each window, at most 30.
+        language: Code of the language, for the division into words.
+    """
+    import ctranslate2
+
+    frames = [min(3000, max(_LEAST_FRAMES, round(seconds * 100))) for seconds in durations_s]
+    results = model.align(
+        ctranslate2.StorageView.from_array(np.ascontiguousarray(encoded)), list(prompt), [list(ids) for ids in texts], frames
+    )
+    return [
+        _words(tokens, result, ids, duration_s, language)
+        for result, ids, duration_s in zip(results, texts, durations_s, strict=True)
+    ]
+
+
+def _words(
+    tokens: WhisperTokens, result: Any, ids: Sequence[int], duration_s: float, language: str
+) -> AlignedText:
+    starts_s = _token_starts(result.alignments, len(ids) + 1) * FRAME_S
+    probabilities = np.maximum(np.asarray(result.text_token_probs[: len(ids)], dtype=np.float64), 1e-10)
+    log_probs = np.log(probabilities)
+    words: list[Word] = []
+    for text, positions in tokens.words(ids, language):
+        start_s = min(float(starts_s[positions[0]]), max(0.0, duration_s - _MIN_WORD_S))
+        end_s = min(float(starts_s[positions[-1] + 1]), duration_s)
+        end_s = min(max(end_s, start_s + _MIN_WORD_S), start_s + _MAX_WORD_S)
+        confidence = float(np.exp(log_probs[positions].mean()))
+        words.append(Word(text, start_s, end_s, confidence))
+    return AlignedText(_in_order(words, duration_s), log_probs)
+
+
+def _token_starts(alignments: Sequence[tuple[int, int]], count: int) -> np.ndarray:
+    """Return the first frame of each token, (count,), of (token, frame) pairs along a monotone path."""
+    starts = np.zeros(count)
+    if alignments:
+        path = np.asarray(alignments)
+        first = np.searchsorted(path[:, 0], np.arange(count))
+        starts = path[np.minimum(first, len(path) - 1), 1].astype(np.float64)
+    return np.maximum.accumulate(starts)
+
+
+def _in_order(words: Sequence[Word], duration_s: float) -> tuple[Word, ...]:
+    """Let no word begin before the one before it ends, nor end after the sound; crowded words share what is left."""
+    result: list[Word] = []
+    at_s = 0.0
+    for number, word in enumerate(words):
+        rest_s = max(0.0, duration_s - at_s)
+        least_s = min(_MIN_WORD_S, rest_s / (len(words) - number))
+        latest_s = duration_s - least_s * (len(words) - number)
+        start_s = max(at_s, min(word.start_s, latest_s))
+        end_s = min(max(word.end_s, start_s + least_s), duration_s)
+        result.append(Word(word.text, start_s, end_s, word.confidence))
+        at_s = end_s
+    return tuple(result)
