@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from audio_llm import features, hub
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
+from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.asr.ctc_model import (
     BLANK,
     FRAME_S,
@@ -61,7 +62,7 @@ class Distortion:
     seed: int = 0
 
 
-class CtcRecognizer:
+class CtcRecognizer(SegmentRecognizer):
     """Recognise English with our own CTC network.
 
     `score` gives exact natural-log probabilities log p(text | audio), summed over all alignments. The scores of a list

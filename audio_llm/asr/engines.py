@@ -1,25 +1,37 @@
-"""Recognisers by name: which there are, what each can give, and how to load one."""
+"""Recognizers by name: which there are, what each can give, and how to load one."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import importlib
 import importlib.util
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from audio_llm import hub
 from audio_llm.asr.base import Capabilities, Recognizer
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import ModelFormatError, ModelNotFoundError, UsageError
+from audio_llm.installed import foreign_kind
+from audio_llm.registry import CTRANSLATE2_WHISPER, MODELS, canonical_name
 
+if TYPE_CHECKING:
+    from audio_llm.asr.whisper import Compute, WhisperOptions
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+DEFAULT_MODELS = ("whisper-base", "whisper-tiny.en")  # of `auto`, the first that is installed
 
 @dataclass(frozen=True)
 class Engine:
-    """How one recogniser is reached.
+    """How one recognizer is reached.
 
     Attributes:
-        name: Name for `load_recognizer` and `--asr`.
+        name: Name for `load_recognizer` and `--recognizer`.
         summary: What it is, in a few words.
         module: Module that holds the class; imported when it is used.
         class_name: Name of the class in it.
@@ -40,7 +52,7 @@ class EngineReport:
     """One engine as it stands on this machine.
 
     Attributes:
-        name: Name for `--asr`.
+        name: Name for `--recognizer`.
         summary: What it is.
         default_model: Model taken when none is named.
         capabilities: What it can give; None where the engine cannot be imported.
@@ -68,8 +80,15 @@ ENGINES: dict[str, Engine] = {
         ),
         Engine(
             "whisper",
-            "any Whisper of the transformers package",
+            "Whisper on CTranslate2",
             "audio_llm.asr.whisper",
+            "WhisperRecognizer",
+            default_model="whisper-base",
+        ),
+        Engine(
+            "whisper-torch",
+            "any Whisper of the transformers package",
+            "audio_llm.asr.whisper_torch",
             "WhisperRecognizer",
             model_needed="a hub name such as openai/whisper-tiny.en, or a folder",
         ),
@@ -85,37 +104,143 @@ ENGINES: dict[str, Engine] = {
 
 
 def load_recognizer(
-    name: str = "sphinx", model: str | None = None, device: str = "cpu", offline: bool = False
+    name: str = AUTO,
+    model: str | None = None,
+    device: str = "cpu",
+    offline: bool = False,
+    options: WhisperOptions | None = None,
+    compute: Compute = "auto",
 ) -> Recognizer:
-    """Load a recogniser.
+    """Load a recognizer.
 
     Args:
-        name: One of `ENGINES`.
-        model: Name or folder of its model; None takes the engine's own.
+        name: `auto` for the best one that is installed, one of `ENGINES`, or the name or folder of a Whisper model:
+            `whisper-base`, `tiny.en`, `openai/whisper-small`, a CTranslate2 or transformers folder.
+        model: Name or folder of the engine's model; None takes the engine's own.
         device: `cpu`, `cuda`, or `auto` for CUDA where there is one; pocketsphinx always runs on the CPU.
         offline: Download nothing; also in force where `hub.is_offline()`.
+        options: How Whisper recognizes; other engines refuse what they cannot do.
+        compute: Format in which Whisper computes.
 
     Raises:
-        UsageError: No engine has that name, or the engine takes no model, or needs one.
+        UsageError: No engine has that name, the engine takes no model, or needs one, or cannot do what `options` asks.
         ModelNotFoundError: There is no such model.
         MissingDependencyError: A package that the engine needs is not installed.
     """
-    if name not in ENGINES:
-        raise UsageError(f"no recogniser is named {name!r}", remedy=f"use one of {', '.join(ENGINES)}")
+    chosen = resolve_recognizer(name, model, options)
+    engine, model = ENGINES[chosen.engine], chosen.model
+    if engine.name != "whisper":
+        _refuse(engine, options)
+    if engine.name == "sphinx":
+        return _recognizer_class(engine)()
+    if engine.name == "whisper":
+        on = _ctranslate2_device(device)
+        return _recognizer_class(engine).load(hub.find_model(str(model)), on, compute, options=options)
+    if engine.name in ("ctc", "touchtts"):
+        return _recognizer_class(engine).load(hub.find_model(str(model)), resolve_device(device))
+    if engine.name == "espnet":
+        return _recognizer_class(engine).load(_espnet_folder(str(model)), resolve_device(device))
+    offline = offline or hub.is_offline()
+    source = _whisper_source(str(model), offline)
+    language = (options.language if options else None) or "en"
+    return _recognizer_class(engine).load(source, resolve_device(device), offline, language)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recognizer that a name stands for: one of `ENGINES`, and the name or folder of its model, or None."""
+
+    engine: str
+    model: str | None
+
+
+def resolve_recognizer(name: str, model: str | None = None, options: WhisperOptions | None = None) -> Choice:
+    """Return which engine and model a name of `load_recognizer` stands for.
+
+    Raises:
+        UsageError: No recognizer has that name, or the engine takes no model, or needs one.
+        ModelNotFoundError: A Whisper model is not installed, or a folder does not exist.
+    """
+    if name == AUTO and model is None:
+        return _best_installed(options)
+    if name in ENGINES or (name == AUTO and model is not None):
+        return _with_model("whisper" if name == AUTO else name, model)
+    if model is not None:
+        remedy = f"leave out --model, or give --recognizer one of {', '.join(ENGINES)}"
+        raise UsageError(f"{name!r} is a model already", remedy=remedy)
+    if canonical_name(name) is not None or "/" in name or Path(name).expanduser().exists() or _is_installed(name):
+        return _with_model("whisper", name)
+    names = [AUTO, *ENGINES, *(each.name for each in MODELS.values() if each.kind == CTRANSLATE2_WHISPER)]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}, or the folder of a Whisper model"
+    raise UsageError(f"unknown recognizer {name!r}", remedy=hint)
+
+
+def _best_installed(options: WhisperOptions | None) -> Choice:
+    """Return the Whisper that is installed, else pocketsphinx, with a warning."""
+    english = options is None or options.language in (None, "en")
+    for name in DEFAULT_MODELS if english else DEFAULT_MODELS[:1]:
+        if _is_installed(name):
+            return Choice("whisper", name)
+    if options is not None and options != type(options)():
+        hub.find_model(DEFAULT_MODELS[0])  # pocketsphinx can do nothing of that: the error names the command
+    logger.warning(
+        "no Whisper model is installed: pocketsphinx recognizes, with about four times as many word errors; "
+        "`audio-llm models get %s` downloads one",
+        DEFAULT_MODELS[0],
+    )
+    return Choice("sphinx", None)
+
+
+def _with_model(name: str, model: str | None) -> Choice:
     engine = ENGINES[name]
     model = model or engine.default_model
     if model is None and engine.model_needed:
-        raise UsageError(f"the recogniser {name} needs a model", remedy=f"give --model with {engine.model_needed}")
-    if name == "sphinx":
-        if model is not None:
-            raise UsageError("the recogniser sphinx has its model inside", remedy="leave out --model, or choose --asr")
-        return _recognizer_class(engine)()
-    if name in ("ctc", "touchtts"):
-        return _recognizer_class(engine).load(hub.find_model(str(model)), resolve_device(device))
-    if name == "espnet":
-        return _recognizer_class(engine).load(_espnet_folder(str(model)), resolve_device(device))
-    source = _whisper_source(str(model), offline or hub.is_offline())
-    return _recognizer_class(engine).load(source, resolve_device(device), offline or hub.is_offline())
+        raise UsageError(f"the recognizer {name} needs a model", remedy=f"give --model with {engine.model_needed}")
+    if model is not None and name == "sphinx":
+        remedy = "leave out --model, or choose another --recognizer"
+        raise UsageError("the recognizer sphinx has its model inside", remedy=remedy)
+    if name == "whisper" and model is not None:
+        folder = hub.find_model(model)
+        if foreign_kind(folder) != CTRANSLATE2_WHISPER and (folder / "model.safetensors").is_file():
+            return Choice("whisper-torch", str(folder))
+    return Choice(name, model)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        hub.find_model(name)
+    except (ModelNotFoundError, ModelFormatError):
+        return False
+    return True
+
+
+def _refuse(engine: Engine, options: WhisperOptions | None) -> None:
+    """Raise where options ask for what only Whisper can do: an option without effect would mislead."""
+    if options is None:
+        return
+    plain = type(options)()
+    able = {"hotwords", "word_times", "decode"} | ({"language"} if engine.name == "whisper-torch" else set())
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        english = field.name == "language" and value == "en"
+        if field.name not in able and value != getattr(plain, field.name) and not english:
+            what = f"the recognizer {engine.name} has no option {field.name.replace('_', ' ')}"
+            raise UsageError(what, remedy="leave it out, or use --recognizer whisper-base")
+
+
+def _ctranslate2_device(device: str) -> str:
+    """Return `cpu` or `cuda`, as CTranslate2 sees the machine."""
+    if device == "cpu":
+        return device
+    import ctranslate2
+
+    count = ctranslate2.get_cuda_device_count()
+    if device == "auto":
+        return "cuda" if count else "cpu"
+    if not count:
+        raise UsageError("CTranslate2 finds no CUDA device", remedy="use --device cpu")
+    return "cuda"
 
 
 def describe_engines() -> list[EngineReport]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
+from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.asr.espnet_files import check_config, find_files, read_config, read_weights
 from audio_llm.errors import MissingDependencyError, ModelFormatError
 from audio_llm.nbest import Hypothesis, NBest
@@ -51,7 +52,7 @@ _UNUSED_MODULES = (
 )
 
 
-class EspnetRecognizer:
+class EspnetRecognizer(SegmentRecognizer):
     """Recognise with a trained ESPnet2 model: an encoder with CTC, an attention decoder, or both.
 
     A score is the sum that ESPnet ranks by, in nats: `(1 - w) log p_decoder + w log p_ctc` with w the CTC weight.

@@ -78,6 +78,20 @@ def recognize_segments(
         yield Stretch(start_s=segment.start_s, end_s=end_s, nbest=nbest_list, waveform=segment.waveform)
 
 
+class SegmentRecognizer:
+    """Base of recognizers that take one stretch of speech at a time, through `recognize`."""
+
+    def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
+        """Recognize one utterance (see `Recognizer.recognize`)."""
+        raise NotImplementedError
+
+    def recognize_stream(
+        self, blocks: Iterable[np.ndarray], nbest: int = 1, id: str = "", sound: bool = False
+    ) -> Iterator[Stretch]:
+        """Recognize a recording of any length (see `Recognizer.recognize_stream`)."""
+        return recognize_segments(self.recognize, blocks, nbest, id)
+
+
 class _Detector:
     """Tells frames with voice from others: pocketsphinx's detector, held to levels not far below the loudest."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
+from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.nbest import Hypothesis, NBest, Word
 from audio_llm.text import DEFAULT_NORMALIZER
 
@@ -37,7 +38,7 @@ class _Entry:
     score: float
 
 
-class SphinxRecognizer:
+class SphinxRecognizer(SegmentRecognizer):
     """Recognise US English with pocketsphinx; needs no download.
 
     Scores are natural logarithms of pocketsphinx's own path scores (acoustic, plus language model where a whole

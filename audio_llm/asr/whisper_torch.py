@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
+from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.asr.whisper_model import Prompt, WhisperModel, alignment_heads, load_model, make_prompt
 from audio_llm.asr.whisper_times import token_starts, words_of_tokens
 from audio_llm.errors import UsageError
@@ -27,7 +28,7 @@ _NO_SPEECH = 0.6  # openai/whisper takes a window for silence where its own mark
 _DOUBT = -1.0  # ... and the text's mean log-probability per token is below this
 
 
-class WhisperRecognizer:
+class WhisperRecognizer(SegmentRecognizer):
     """Recognise with a Whisper model, in windows of up to 30 s.
 
     A score is log p(text, end mark | audio) in nats, summed over the tokens; lists are ranked by it.

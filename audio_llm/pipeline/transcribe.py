@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -12,8 +12,7 @@ import numpy as np
 
 from audio_llm import hub
 from audio_llm.asr import engines
-from audio_llm.asr.base import SAMPLE_RATE, Recognizer
-from audio_llm.asr.segment import Segment, segments
+from audio_llm.asr.base import SAMPLE_RATE, Recognizer, Stretch
 from audio_llm.audio import BlockReader, probe, readable_twice
 from audio_llm.audio_channels import EACH, Excerpt, channel_name
 from audio_llm.correction import Correction, Corrector, Edit
@@ -22,11 +21,12 @@ from audio_llm.errors import ModelFormatError, UsageError
 from audio_llm.nbest import NBest, Word
 from audio_llm.pipeline.beside import CorrectorBeside, load_beside
 from audio_llm.pipeline.correct import CORRECTORS, list_length, load_corrector
-from audio_llm.pipeline.formats import Transcript, TranscriptSegment, align_words
+from audio_llm.pipeline.formats import RejectedText, Transcript, TranscriptSegment, align_words
 from audio_llm.pipeline.front import Front
 from audio_llm.text import DEFAULT_NORMALIZER
 
 _AHEAD = 8  # recordings
+_NO_SOUND = np.zeros(0, np.float32)
 
 
 class Transcriber:
@@ -134,6 +134,7 @@ class Transcriber:
         with BlockReader(source, channel=excerpt.channel, start_s=excerpt.start_s, end_s=excerpt.end_s) as reader:
             begun = self._begin_blocks(self._through_front(reader), name, progress)
             begun.parts = [_at(part, reader.start_s) for part in begun.parts]
+            begun.rejected = [_rejected_at(text, reader.start_s) for text in begun.rejected]
             begun.warnings = reader.warnings
             return begun
 
@@ -154,9 +155,11 @@ class Transcriber:
                 one = self._begin_file(path, f"{name}#{label}", share, dataclasses.replace(excerpt, channel=index + 1))
                 one.parts = [dataclasses.replace(part, channel=label) for part in one.parts]
                 begun.append(one)
-        parts = sorted((part for one in begun for part in one.parts), key=lambda part: part.start_s)
+        parts = sorted((part for one in begun for part in one.parts), key=lambda part: part.stretch.start_s)
+        rejected = [text for one in begun for text in one.rejected]
         warnings = tuple(dict.fromkeys(line for one in begun for line in one.warnings))
-        return Begun(name, max(one.duration_s for one in begun), parts, self._protected, warnings)
+        duration_s = max(one.duration_s for one in begun)
+        return Begun(name, duration_s, parts, self._protected, warnings, rejected, self.about)
 
     def _through_front(self, blocks: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
         if self._front is None:
@@ -166,24 +169,28 @@ class Transcriber:
     def _begin_blocks(self, blocks: Iterable[np.ndarray], name: str, progress: Callable[[float], None] | None) -> Begun:
         meter = _Meter(progress)
         parts: list[_Part] = []
-        for index, segment in enumerate(segments(meter.count(blocks))):
-            part = self._begin_segment(segment, f"{name}#{index}")
-            if part is not None:
-                parts.append(part)
-            meter.reached(segment.start_s + len(segment.waveform) / SAMPLE_RATE)
+        rejected: list[RejectedText] = []
+        count = max(self._nbest, self._corrector.hypotheses if self._corrector else 1)
+        stretches = self._recognizer.recognize_stream(
+            meter.count(blocks), count, name, sound=self._corrector is not None
+        )
+        for stretch in stretches:
+            if stretch.rejected:
+                rejected.append(RejectedText(stretch.start_s, stretch.end_s, stretch.nbest.best, stretch.rejected))
+            elif stretch.nbest.best.strip():
+                parts.append(self._begin_stretch(stretch))
+            meter.reached(stretch.end_s)
         meter.reached(meter.seconds)
-        return Begun(name, meter.seconds, parts, self._protected)
+        return Begun(name, meter.seconds, parts, self._protected, rejected=rejected, about=self.about)
 
-    def _begin_segment(self, segment: Segment, id: str) -> _Part | None:
-        """Return the text of one stretch, or None where nothing was recognised."""
-        wanted = max(self._nbest, self._corrector.hypotheses if self._corrector else 1)
-        heard = self._recognizer.recognize(segment.waveform, wanted, id)
-        if not heard.best.strip():
-            return None
-        words = tuple(_shifted(word, segment.start_s) for word in heard.words)
-        nbest = dataclasses.replace(heard, hypotheses=heard.hypotheses[: self._nbest], words=words)
-        end_s = segment.start_s + len(segment.waveform) / SAMPLE_RATE
-        return _Part(segment.start_s, end_s, nbest, self._correct(heard, segment.waveform))
+    def _begin_stretch(self, stretch: Stretch) -> _Part:
+        correction = self._correct(stretch.nbest, stretch.waveform)
+        stretch = dataclasses.replace(
+            stretch,
+            nbest=dataclasses.replace(stretch.nbest, hypotheses=stretch.nbest.hypotheses[: self._nbest]),
+            waveform=_NO_SOUND,
+        )
+        return _Part(stretch, correction)
 
     def _correct(self, heard: NBest, waveform: np.ndarray) -> Future[Correction] | None:
         if self._corrector is None or isinstance(self._corrector, CorrectorBeside):
@@ -195,11 +202,9 @@ class Transcriber:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One stretch of speech, and what the corrector will say."""
+    """One stretch of speech without its sound, and what the corrector will return."""
 
-    start_s: float
-    end_s: float
-    nbest: NBest
+    stretch: Stretch
     correction: Future[Correction] | None
     channel: str | None = None
 
@@ -214,6 +219,8 @@ class Begun:
         parts: Stretches of speech.
         protected: Terms that a correction must not take away.
         warnings: What was odd about the file.
+        rejected: Recognized text that does not count.
+        about: What the transcript is made with.
     """
 
     name: str
@@ -221,6 +228,8 @@ class Begun:
     parts: list[_Part]
     protected: frozenset[str]
     warnings: tuple[str, ...] = ()
+    rejected: list[RejectedText] = dataclasses.field(default_factory=list)
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def done(self) -> bool:
         """Return whether `finish` need not wait."""
@@ -237,16 +246,29 @@ class Begun:
             segments=segments,
             corrections=tuple(segment.correction for segment in segments if segment.correction is not None),
             warnings=self.warnings,
+            rejected=tuple(self.rejected),
+            about=self.about,
         )
 
     def _finish_part(self, part: _Part) -> TranscriptSegment:
-        nbest, words = part.nbest, part.nbest.words
-        if part.correction is None:
-            return TranscriptSegment(part.start_s, part.end_s, nbest.best, words, nbest, None, part.channel)
-        correction = protect(part.correction.result(), self.protected)
-        if correction.text != nbest.best:
-            words = align_words(words, correction.text)
-        return TranscriptSegment(part.start_s, part.end_s, correction.text, words, nbest, correction, part.channel)
+        stretch, correction = part.stretch, None
+        text, words = stretch.nbest.best, stretch.nbest.words
+        if part.correction is not None:
+            correction = protect(part.correction.result(), self.protected)
+            if correction.text != text:
+                text, words = correction.text, align_words(words, correction.text)
+        return TranscriptSegment(
+            start_s=stretch.start_s,
+            end_s=stretch.end_s,
+            text=text,
+            words=words,
+            nbest=stretch.nbest,
+            correction=correction,
+            channel=part.channel,
+            language=stretch.language,
+            language_probability=stretch.language_probability,
+            notes=stretch.notes,
+        )
 
 
 def protect(correction: Correction, terms: Iterable[str]) -> Correction:
@@ -386,8 +408,14 @@ def _at(part: _Part, seconds: float) -> _Part:
     """Return a part of an excerpt with the times of the file."""
     if not seconds:
         return part
-    nbest = dataclasses.replace(part.nbest, words=tuple(_shifted(word, seconds) for word in part.nbest.words))
-    return dataclasses.replace(part, start_s=part.start_s + seconds, end_s=part.end_s + seconds, nbest=nbest)
+    stretch = part.stretch
+    nbest = dataclasses.replace(stretch.nbest, words=tuple(_shifted(word, seconds) for word in stretch.nbest.words))
+    times = {"start_s": stretch.start_s + seconds, "end_s": stretch.end_s + seconds}
+    return dataclasses.replace(part, stretch=dataclasses.replace(stretch, nbest=nbest, **times))
+
+
+def _rejected_at(text: RejectedText, seconds: float) -> RejectedText:
+    return dataclasses.replace(text, start_s=text.start_s + seconds, end_s=text.end_s + seconds)
 
 
 def _apply(words: Sequence[str], edits: Iterable[Edit]) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 
 from audio_llm import hub
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
+from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.asr.segment import segments
 from audio_llm.nbest import Hypothesis, NBest
 from audio_llm.text import DEFAULT_NORMALIZER
@@ -25,7 +26,7 @@ _LEAST_S = 0.1
 _BEAM = 5
 
 
-class TouchRecognizer:
+class TouchRecognizer(SegmentRecognizer):
     """The recogniser.
 
     Args:
