@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import os
@@ -141,8 +142,9 @@ def _choose(repository: Repository, patterns: tuple[str, ...]) -> list[RemoteFil
 
 def _require_space(files: list[RemoteFile], folder: Path) -> None:
     needed = sum(file.size_bytes or 0 for file in files)
-    if needed > shutil.disk_usage(folder).free:
-        raise OSError(28, "No space left on device")
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
 
 
 def _compare(file: RemoteFile, path: Path) -> None:
