@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from audio_llm import hub, installed
-from audio_llm.errors import ModelFormatError
+from audio_llm.errors import ModelFormatError, ModelNotFoundError
 from audio_llm.installed import InstalledFile, Manifest
 
 
@@ -107,6 +107,11 @@ def test_record_of_a_file_outside_its_folder_is_refused(folder: Path, name: str)
 
 def test_folder_without_a_record_has_nothing_to_compare(tmp_path: Path) -> None:
     assert installed.checked_files(tmp_path) == {}
+
+
+def test_model_that_was_removed_names_the_command_that_installs_it(folder: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="models get someone/model"):
+        installed.checked_files(folder.parent / "someone--model")
 
 
 def test_foreign_folders_are_known_by_their_files(tmp_path: Path) -> None:

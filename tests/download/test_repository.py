@@ -114,6 +114,14 @@ def test_model_bin_that_is_not_of_ctranslate2_is_refused(fake_hub: Hub, content:
         hub.find_model("owner/m")
 
 
+def test_files_of_an_earlier_attempt_at_another_revision_are_dropped(fake_hub: Hub, model_cache: Path) -> None:
+    staging = model_cache / ".owner--m.partial" / "files"
+    staging.mkdir(parents=True)
+    (staging / "vocab.json").write_text("{}")
+    fake_hub.repositories["owner/m"] = {"config.json": b"{}", "model.safetensors": b"\0" * 16}
+    assert sorted(installed.checked_files(install.get_model("owner/m"))) == ["config.json", "model.safetensors"]
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_file_that_differs_from_the_hash_of_the_hub_is_refused(fake_hub: Hub, model_cache: Path, name: str) -> None:
     fake_hub.repositories["owner/m"] = {"config.json": b"{}", "model.safetensors": b"\0" * 16}
