@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from audio_llm.errors import ModelFormatError
+from audio_llm.errors import ModelFormatError, ModelNotFoundError
 from audio_llm.registry import CTRANSLATE2_WHISPER, MODELS
 
 MANIFEST_NAME = "audio-llm.json"
@@ -100,9 +100,13 @@ def checked_files(folder: str | os.PathLike[str], full: bool = False) -> dict[st
         Recorded files by name; empty for a folder that `audio-llm models get` did not write.
 
     Raises:
+        ModelNotFoundError: The folder does not exist, or was removed.
         ModelFormatError: A file is missing or differs from its record; the error names it.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        remedy = f"it was removed: `audio-llm models get {folder.name.replace('--', '/')}`"
+        raise ModelNotFoundError("there is no such folder", path=folder, remedy=remedy)
     manifest = read_manifest(folder)
     if manifest is None:
         return {}

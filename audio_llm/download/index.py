@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.parser
+import errno
 import hashlib
 import importlib
 import importlib.util
@@ -108,7 +109,7 @@ def _pip_error(wheel: Wheel, output: str) -> DownloadError | ModelFormatError | 
     if "DO NOT MATCH THE HASHES" in output:
         return _other_hash(wheel)
     if "No space left on device" in output:
-        return OSError(28, "No space left on device")
+        return OSError(errno.ENOSPC, "No space left on device")
     versions = re.search(r"from versions: ([^)]*)\)", output)
     if _UNREACHABLE.search(output):
         remedy = "check the network, the proxy and pip's index-url"

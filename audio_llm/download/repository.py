@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import os
@@ -65,6 +66,9 @@ def fetch(source: HubSource, staging: Path) -> dict[str, Any]:
     repository = describe(source.repo_id, source.revision)
     chosen = _choose(repository, source.patterns)
     folder = staging / "files"
+    for path in folder.iterdir():  # of an attempt at another revision
+        if path.is_file() and path.name not in {file.name for file in chosen}:
+            path.unlink()
     _require_space(chosen, staging)
     for file in chosen:
         download_file(repository, file.name, folder)
@@ -141,8 +145,9 @@ def _choose(repository: Repository, patterns: tuple[str, ...]) -> list[RemoteFil
 
 def _require_space(files: list[RemoteFile], folder: Path) -> None:
     needed = sum(file.size_bytes or 0 for file in files)
-    if needed > shutil.disk_usage(folder).free:
-        raise OSError(28, "No space left on device")
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
 
 
 def _compare(file: RemoteFile, path: Path) -> None:
