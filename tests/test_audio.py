@@ -110,7 +110,8 @@ def test_empty_and_one_sample_files_are_empty_sound(tmp_path: Path) -> None:
         for samples in (0, 1, 2):
             soundfile.write(tmp_path / f"a.{kind}", np.full(samples, 0.5, np.float32), RATE)
             sound, warnings = read_all(tmp_path / f"a.{kind}")
-            assert (len(sound), warnings) == (samples, ())
+            empty = (tmp_path / f"a.{kind}").stat().st_size == 0  # so libsndfile writes a FLAC of no samples
+            assert (len(sound), warnings) == (samples, ("the file is empty (0 bytes)",) if empty else ())
     soundfile.write(tmp_path / "b.wav", np.full(1, 0.5, np.float32), 44_100)
     assert len(audio.read(tmp_path / "b.wav")) <= 1
 

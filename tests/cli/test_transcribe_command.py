@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import sys
@@ -9,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from audio_llm import cli, hub
+from audio_llm import audio, cli, hub
 from audio_llm.cli.console import mark_changes
+from audio_llm.cli.options import clock
 from audio_llm.pipeline import transcribe
 
 Talk = Callable[..., Path]
@@ -263,3 +266,58 @@ def test_every_recogniser_can_be_chosen() -> None:
     from audio_llm.cli.transcribe import RECOGNIZERS
 
     assert tuple(ENGINES) == RECOGNIZERS
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("1.5", 1.5), ("01:30", 90), ("1:02:03.25", 3723.25), ("100:00", 6000)]
+)
+def test_times_are_seconds_or_a_clock(text: str, seconds: float) -> None:
+    assert clock(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1:60", "1:2:3:4", "1.5:00", "abc", "nan", "inf", "1e3", ":30"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="give seconds or HH:MM:SS"):
+        clock(text)
+
+
+def test_each_channel_is_labeled(fakes: Any, talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = audio.read(talk())
+    audio.write(tmp_path / "eight.wav", np.stack([one] + [0 * one] * 6 + [np.roll(one, 800)], axis=1), 16_000)
+    assert cli.main(["transcribe", str(tmp_path / "eight.wav"), "--channel", "each"]) == 0
+    text = "the cat sad on the mat"
+    assert capsys.readouterr().out == f"CHANNEL 1: {text}\nCHANNEL 8: {text}\n"
+    assert cli.main(["transcribe", str(tmp_path / "eight.wav"), "--channel", "2"]) == 0
+    assert capsys.readouterr().out == "\n"
+
+
+def test_start_and_end_and_a_changed_excerpt_is_done_again(fakes: Any, talk: Talk, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["transcribe", str(talk()), "-o", str(out), "-q", "-f", "tsv"]
+    assert cli.main(command) == 0
+    whole = (out / "talk.tsv").read_text().splitlines()[1].split("\t")
+    assert cli.main([*command, "--start", "0:00.5", "--end", "3.5"]) == 0
+    part = (out / "talk.tsv").read_text().splitlines()[1].split("\t")
+    assert int(part[0]) == pytest.approx(int(whole[0]), abs=60)
+    assert cli.main([*command, "--start", "2", "--end", "2.5"]) == 0
+    assert int((out / "talk.tsv").read_text().splitlines()[1].split("\t")[0]) >= 2000
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--channel", "3"], 1, "there is no channel 3, the file has 1 channel"),
+        (["--channel", "both"], 2, "no channel is named 'both'"),
+        (["--start", "1:00:00"], 1, "ends after 4.00 s"),
+        (["--start", "2", "--end", "1"], 2, "is not after the start"),
+        (["--channel", "left", "--extract", "look.wav"], 2, "--extract needs all channels"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_with_the_remedy(
+    fakes: Any, talk: Talk, capsys: pytest.CaptureFixture[str], options: list[str], status: int, message: str
+) -> None:
+    assert cli.main(["transcribe", str(talk()), *options]) == status
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("audio-llm: error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert lines[0].endswith(")")

@@ -32,6 +32,14 @@ def test_folder_is_searched_and_sorted(tree: Path) -> None:
     assert all(item.path == Path("in") / item.relative for item in find_audio(["in"]))
 
 
+def test_a_folder_holds_whatever_can_be_read_in_either_case(tmp_path: Path) -> None:
+    names = ["a.m4a", "b.MP4", "c.mov", "d.webm", "e.MKV", "f.aac", "g.amr", "h.wma", "i.caf", "j.AIFF", "k.au"]
+    names += ["l.w64", "m.rf64", "n.wave", "o.mp2", "p.sph", "q.wv", "r.3gp", "s.m4b", "t.spx"]
+    for name in [*names, "notes.txt", "page.html", "code.ts", "image.png", "m4a"]:
+        (tmp_path / name).touch()
+    assert relatives(str(tmp_path)) == sorted(names)
+
+
 def test_named_files_keep_their_order_and_name(tree: Path) -> None:
     assert find_audio(["in/sub/d.mp3", "in/b.wav"]) == [
         AudioInput(Path("in/sub/d.mp3"), Path("d.mp3")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from datetime import timedelta
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from audio_llm.correction import Correction, Edit
 from audio_llm.errors import UsageError
 from audio_llm.nbest import Hypothesis, NBest, Word, read_nbest
-from audio_llm.pipeline.formats import FORMATS, Transcript, TranscriptSegment, align_words, cues, render
+from audio_llm.pipeline.formats import FORMATS, Transcript, TranscriptSegment, align_words, cues, labeled_text, render
 
 LETTERS = st.text(alphabet="abc<&>é'-", min_size=1, max_size=12)
 TEXTS = st.lists(LETTERS, max_size=60).map(" ".join)
@@ -195,6 +196,29 @@ def test_json_holds_everything() -> None:
     assert part["correction"] == document["corrections"][0]
     assert part["correction"]["edits"][0]["source"] == "hypothesis 2"
     assert document["name"] == "ü.wav"
+
+
+def test_channels_are_labeled_in_order_of_time() -> None:
+    parts = [("left", "good morning", 0.0), ("left", "how are you", 2.0), ("right", "fine", 2.4), ("left", "good", 4.0)]
+    segments = [dataclasses.replace(make_segment(text, start_s), channel=name) for name, text, start_s in parts]
+    transcript = make_transcript(*segments)
+    assert render(transcript, "txt") == "LEFT: good morning how are you\nRIGHT: fine\nLEFT: good\n"
+    assert labeled_text(transcript) == "LEFT: good morning how are you\nRIGHT: fine\nLEFT: good"
+    times = [(cue.start_ms, cue.lines) for cue in cues(transcript)]
+    assert times[1:3] == [(2000, ("LEFT: how are you",)), (2400, ("RIGHT: fine",))]  # they overlap, as the voices did
+    assert [block.content for block in srt.parse(render(transcript, "srt"))][2] == "RIGHT: fine"
+    assert webvtt.from_buffer(io.StringIO(render(transcript, "vtt")))[3].text == "LEFT: good"
+    assert render(transcript, "tsv").splitlines()[::3] == [
+        "start_ms\tend_ms\ttext\tchannel",
+        "2400\t2700\tfine\tright",
+    ]
+    assert [part["channel"] for part in json.loads(render(transcript, "json"))["segments"]] == [p[0] for p in parts]
+
+
+def test_label_counts_among_the_letters_of_a_line() -> None:
+    segment = dataclasses.replace(make_segment("quite long words " * 8), channel="channel 12")
+    assert all(cue.lines[0].startswith("CHANNEL 12: ") for cue in cues(make_transcript(segment)))
+    assert all(len(line) <= 42 for cue in cues(make_transcript(segment)) for line in cue.lines)
 
 
 def test_nbest_is_read_back(tmp_path: object) -> None:

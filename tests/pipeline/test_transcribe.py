@@ -272,3 +272,50 @@ def test_one_call_transcribes_with_the_default_recognizer(tmp_path: Path) -> Non
     audio.write(tmp_path / "silence.wav", silence(2), SAMPLE_RATE)
     transcript = audio_llm.transcribe(tmp_path / "silence.wav")
     assert (transcript.text, transcript.duration_s) == ("", 2.0)
+
+
+def two_speakers(path: Path) -> Path:
+    """Write 10 s in which the left channel speaks from 1 s and from 7 s on, the right one from 4 s on."""
+    left, right = np.zeros(10 * SAMPLE_RATE, np.float32), np.zeros(10 * SAMPLE_RATE, np.float32)
+    for channel, start_s in ((left, 1), (left, 7), (right, 4)):
+        sound = speech(1.5)
+        channel[start_s * SAMPLE_RATE : start_s * SAMPLE_RATE + len(sound)] = sound
+    audio.write(path, np.stack([left, right], axis=1), SAMPLE_RATE)
+    return path
+
+
+def test_each_channel_is_transcribed_for_itself_and_merged_in_order_of_time(tmp_path: Path) -> None:
+    path = two_speakers(tmp_path / "call.wav")
+    seconds: list[float] = []
+    found = Transcriber(FakeRecognizer("yes")).transcribe(path, "call", seconds.append, audio.Excerpt("each"))
+    assert [(part.channel, round(part.start_s)) for part in found.segments] == [("left", 1), ("right", 4), ("left", 7)]
+    assert [part.nbest.id for part in found.segments] == ["call#left#0", "call#right#0", "call#left#1"]
+    assert found.text == "yes yes yes"
+    assert found.duration_s == 10
+    assert sum(seconds) == pytest.approx(10)
+
+
+def test_one_channel_is_transcribed_without_a_label(tmp_path: Path) -> None:
+    path = two_speakers(tmp_path / "call.wav")
+    transcriber = Transcriber(FakeRecognizer("yes"))
+    for channel, count in (("left", 2), (2, 1), ("mix", 3)):
+        found = transcriber.transcribe(path, excerpt=audio.Excerpt(channel))
+        assert [part.channel for part in found.segments] == [None] * count
+
+
+@pytest.mark.parametrize("channel", ["mix", "each"])
+def test_times_of_an_excerpt_are_those_of_the_file(tmp_path: Path, channel: str) -> None:
+    path = two_speakers(tmp_path / "call.flac")
+    transcriber = Transcriber(FakeRecognizer("yes"), FakeCorrector(yes="oh yes"))
+    whole = transcriber.transcribe(path, excerpt=audio.Excerpt(channel)).segments[1:]
+    part = transcriber.transcribe(path, excerpt=audio.Excerpt(channel, 3.0, 9.5)).segments
+    assert [segment.text for segment in part] == ["oh yes"] * 2
+    for one, other in zip(whole, part, strict=True):
+        assert other.start_s == pytest.approx(one.start_s, abs=0.1)
+        assert [word.start_s for word in other.words] == pytest.approx([word.start_s for word in one.words], abs=0.1)
+        assert other.nbest.words[0].start_s == pytest.approx(one.nbest.words[0].start_s, abs=0.1)
+
+
+def test_an_excerpt_is_taken_of_files_only() -> None:
+    with pytest.raises(UsageError, match="of files only"):
+        Transcriber(FakeRecognizer()).transcribe([speech(1)], excerpt=audio.Excerpt("left"))
