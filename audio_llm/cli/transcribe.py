@@ -6,16 +6,19 @@ import argparse
 import os
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audio_llm.cli.options import whole_number
+from audio_llm.cli.subtitles import add_subtitle_options, subtitle_options, subtitle_settings
 from audio_llm.errors import UsageError
 
 if TYPE_CHECKING:
     from audio_llm.cli.console import Progress
     from audio_llm.pipeline.formats import Transcript
     from audio_llm.pipeline.front import Front
+    from audio_llm.pipeline.subtitles import SubtitleOptions
     from audio_llm.pipeline.transcribe import Transcriber
 
 RECOGNIZERS = ("sphinx", "ctc", "touchtts", "whisper", "espnet")  # of asr.engines, which is imported when it is used
@@ -53,13 +56,14 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     front.add_argument("--extract", metavar="LOOK", help="keep one person of a binaural recording only, see `extract`")
     parser.add_argument("--words", metavar="FILE", help="names and terms to prefer, one a line")
+    add_subtitle_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Transcribe the inputs; return the exit status."""
     from audio_llm.cli.console import Progress, total_seconds
-    from audio_llm.pipeline.batch import run_batch
+    from audio_llm.pipeline.batch import run_batch, write_transcript
     from audio_llm.pipeline.files import find_audio
 
     if arguments.correct == "none" and (arguments.correct_model or arguments.decode):
@@ -67,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     words = _read_words(arguments.words) if arguments.words else []
     inputs = find_audio(arguments.inputs)
     formats = arguments.format or ["txt"]
+    subtitles = subtitle_options(arguments, formats)
     if arguments.output is None:
         _check_stdout(formats, len(inputs))
     total_s = total_seconds(inputs) if sys.stderr.isatty() and not arguments.quiet else None
@@ -81,22 +86,29 @@ def run(arguments: argparse.Namespace) -> int:
             _settings(arguments, words),
             arguments.overwrite,
             progress.advance,
+            partial(write_transcript, subtitles=subtitles),
         ):
             count[result.status] += 1
             progress.finished(result)
             if arguments.output is None and result.transcript is not None:
-                _show(progress, result.transcript, arguments, alone=len(inputs) == 1)
+                _show(progress, result.transcript, arguments, subtitles, alone=len(inputs) == 1)
     progress.summary(count["done"], count["skipped"], count["failed"])
     return 1 if count["failed"] else 0
 
 
-def _show(progress: Progress, transcript: Transcript, arguments: argparse.Namespace, alone: bool) -> None:
+def _show(
+    progress: Progress,
+    transcript: Transcript,
+    arguments: argparse.Namespace,
+    subtitles: SubtitleOptions,
+    alone: bool,
+) -> None:
     """Print one transcript: in the format asked for, or for a reader with the changed words marked."""
     from audio_llm.cli.console import mark_changes, use_colors
     from audio_llm.pipeline.formats import render
 
     if arguments.format:
-        progress.show(render(transcript, arguments.format[0]).rstrip("\n"))
+        progress.show(render(transcript, arguments.format[0], subtitles).rstrip("\n"))
     elif arguments.correct == "none":
         progress.show(transcript.text if alone else f"{transcript.name}\n  {transcript.text}")
     else:
@@ -150,6 +162,7 @@ def _settings(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]
         settings["enhance"] = model_stamp(arguments.enhance)
     if arguments.extract:
         settings["extract"] = os.path.abspath(arguments.extract)
+    settings |= subtitle_settings(arguments)
     if arguments.correct != "none":
         model = arguments.correct_model or CORRECTORS[arguments.correct].default_model
         settings |= {"correct": arguments.correct, "decode": arguments.decode or "default"}

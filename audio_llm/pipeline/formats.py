@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,15 +13,11 @@ from audio_llm.align import edits
 from audio_llm.correction import Correction
 from audio_llm.errors import UsageError
 from audio_llm.nbest import NBest, Word, nbest_to_dict, write_nbest
+from audio_llm.pipeline.subtitles import DEFAULT_SUBTITLES, SUBTITLE_FORMATS, Cue, SubtitleOptions, cut_cues
 from audio_llm.text import NORMALIZERS
 
 SCHEMA_VERSION = 1  # of the JSON form; goes up when a key changes its meaning or goes away
 
-_LINE = 42  # characters of a subtitle line
-_LINES = 2  # lines of a cue
-_CUE_S = 7.0  # longest cue
-_PAUSE_S = 1.0  # silence that ends a cue
-_LEAST_MS = 100  # shortest cue
 _SLIVER_S = 0.05  # what an inserted word may take in front of the first and behind the last word
 _MOST_SLIVER_S = 0.2  # all of them together: less than the context around a stretch of speech
 
@@ -71,35 +66,23 @@ class Transcript:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Cue:
-    """One subtitle.
-
-    Attributes:
-        start_ms: Start in milliseconds.
-        end_ms: End, after `start_ms`, not after the start of the next.
-        lines: What is shown.
-    """
-
-    start_ms: int
-    end_ms: int
-    lines: tuple[str, ...]
-
-
-def render(transcript: Transcript, format: str) -> str:
+def render(transcript: Transcript, format: str, subtitles: SubtitleOptions = DEFAULT_SUBTITLES) -> str:
     """Return the transcript as the content of a file; a transcript without words is valid in every format.
 
     Args:
         transcript: What was said.
         format: `txt` (one line, or nothing), `srt`, `vtt`, `tsv` (start_ms, end_ms, text; a row per stretch of
             speech), `json` (everything, on one line), `nbest` (JSON lines that `audio_llm.nbest` reads back).
+        subtitles: How `srt` and `vtt` show it; the other formats do not depend on it.
 
     Raises:
         UsageError: No format has that name.
     """
+    if format in SUBTITLE_FORMATS:
+        return SUBTITLE_FORMATS[format](cues(transcript, subtitles), subtitles)
     if format not in FORMATS:
         raise UsageError(f"no output format is named {format!r}", remedy=f"use one of {', '.join(FORMATS)}")
-    return FORMATS[format](transcript)
+    return _RENDERERS[format](transcript)
 
 
 def align_words(recognized: Sequence[Word], corrected_text: str) -> tuple[Word, ...]:
@@ -134,20 +117,11 @@ def align_words(recognized: Sequence[Word], corrected_text: str) -> tuple[Word, 
     return tuple(words)
 
 
-def cues(transcript: Transcript) -> list[Cue]:
-    """Cut the transcript into subtitles.
-
-    Returns:
-        At most two lines of 42 characters (a longer word stays whole) and 7 s each, in order, never overlapping.
-    """
-    result: list[Cue] = []
-    for segment in transcript.segments:
-        for group in _groups(_timed_words(segment)):
-            start_ms = max(_ms(group[0].start_s), result[-1].end_ms if result else 0)
-            end_ms = min(_ms(group[-1].end_s), start_ms + _ms(_CUE_S))
-            lines = tuple(_wrap(word.text for word in group))
-            result.append(Cue(start_ms, max(end_ms, start_ms + _LEAST_MS), lines))
-    return result
+def cues(transcript: Transcript, options: SubtitleOptions = DEFAULT_SUBTITLES) -> list[Cue]:
+    """Cut the transcript into subtitles; see `subtitles.cut_cues`."""
+    segments = transcript.segments
+    limit_s = max([transcript.duration_s, *(segment.end_s for segment in segments)])
+    return cut_cues(((segment.text, _timed_words(segment)) for segment in segments), limit_s, options)
 
 
 def _key(text: str) -> str:
@@ -179,61 +153,23 @@ def _share(texts: Sequence[str], start_s: float, end_s: float) -> Iterator[Word]
         yield Word(text, word_start_s, end_s if letters == total else start_s + (end_s - start_s) * letters / total)
 
 
-def _timed_words(segment: TranscriptSegment) -> list[Word]:
+def _timed_words(segment: TranscriptSegment) -> Sequence[Word]:
+    """Return words with times that together are the text; scripts without spaces have several between two spaces."""
+    if "".join("".join(word.text for word in segment.words).split()) == "".join(segment.text.split()):
+        return segment.words
     texts = segment.text.split()
     if len(segment.words) == len(texts):
         return _kept(segment.words, texts)
-    return list(align_words(segment.words, segment.text) or _share(texts, segment.start_s, segment.end_s))
-
-
-def _groups(words: Sequence[Word]) -> Iterator[list[Word]]:
-    """Divide the words of a segment into cues."""
-    group: list[Word] = []
-    for word in words:
-        if group and (
-            word.start_s - group[-1].end_s > _PAUSE_S
-            or word.end_s - group[0].start_s > _CUE_S
-            or len(_wrap(w.text for w in [*group, word])) > _LINES
-        ):
-            yield group
-            group = []
-        group.append(word)
-    if group:
-        yield group
-
-
-def _wrap(texts: Iterator[str]) -> list[str]:
-    return textwrap.wrap(" ".join(texts), _LINE, break_long_words=False, break_on_hyphens=False)
+    return align_words(segment.words, segment.text) or list(_share(texts, segment.start_s, segment.end_s))
 
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _clock(ms: int, point: str) -> str:
-    seconds, ms = divmod(ms, 1000)
-    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{point}{ms:03}"
-
-
 def _txt(transcript: Transcript) -> str:
     text = " ".join(transcript.text.split())
     return f"{text}\n" if text else ""
-
-
-def _srt(transcript: Transcript) -> str:
-    blocks = (
-        f"{number}\n{_clock(cue.start_ms, ',')} --> {_clock(cue.end_ms, ',')}\n" + "\n".join(cue.lines) + "\n"
-        for number, cue in enumerate(cues(transcript), 1)
-    )
-    return "\n".join(blocks)
-
-
-def _vtt(transcript: Transcript) -> str:
-    blocks = ["WEBVTT\n"]
-    for cue in cues(transcript):
-        text = "\n".join(cue.lines).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        blocks.append(f"{_clock(cue.start_ms, '.')} --> {_clock(cue.end_ms, '.')}\n{text}\n")
-    return "\n".join(blocks)
 
 
 def _tsv(transcript: Transcript) -> str:
@@ -281,11 +217,5 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-FORMATS: dict[str, Callable[[Transcript], str]] = {
-    "txt": _txt,
-    "srt": _srt,
-    "vtt": _vtt,
-    "tsv": _tsv,
-    "json": _json,
-    "nbest": _nbest,
-}
+_RENDERERS: dict[str, Callable[[Transcript], str]] = {"txt": _txt, "tsv": _tsv, "json": _json, "nbest": _nbest}
+FORMATS = ("txt", *SUBTITLE_FORMATS, "tsv", "json", "nbest")
