@@ -43,7 +43,7 @@ def subtitle_options(arguments: argparse.Namespace, formats: Sequence[str]) -> S
     given = subtitle_settings(arguments)
     option = next(("--" + name.replace("_", "-") for name in given), "")
     if given and not {"srt", "vtt"} & set(formats):
-        raise UsageError(f"{option} belongs to subtitles", remedy="add -f srt or -f vtt")
+        raise UsageError(f"{option} belongs to srt and vtt", remedy="add -f srt or -f vtt")
     if arguments.subtitles == "karaoke" and "vtt" not in formats:
         raise UsageError("--subtitles karaoke belongs to vtt", remedy="add -f vtt, or use --subtitles words")
     return SubtitleOptions(**{_OPTIONS[name]: value for name, value in given.items()})

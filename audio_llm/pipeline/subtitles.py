@@ -244,7 +244,7 @@ def _groups(units: Sequence[_Unit], options: SubtitleOptions) -> list[list[_Unit
     """Divide the units of a segment into cues."""
     groups: list[list[_Unit]] = []
     for unit in units:
-        if groups and unit.start_s - groups[-1][-1].end_s <= _PAUSE_S and _fits([*groups[-1], unit], options):
+        if groups and _together(groups[-1], [unit], options):
             groups[-1].append(unit)
         else:
             groups.append([unit])
@@ -258,7 +258,7 @@ def _merge_short(groups: Sequence[list[_Unit]], limit_s: float, options: Subtitl
     ends = [*(group[0].start_s for group in groups[1:]), limit_s]
     for group, end_s in zip(groups, ends, strict=False):
         short = end_s - group[0].start_s < _READABLE_S
-        if merged and (short or was_short) and _fits([*merged[-1], *group], options):
+        if merged and (short or was_short) and _together(merged[-1], group, options):
             merged[-1] = [*merged[-1], *group]
         else:
             merged.append(group)
@@ -266,9 +266,11 @@ def _merge_short(groups: Sequence[list[_Unit]], limit_s: float, options: Subtitl
     return merged
 
 
-def _fits(units: Sequence[_Unit], options: SubtitleOptions) -> bool:
-    """Return whether units fit into one cue."""
-    return units[-1].end_s - units[0].start_s <= _CUE_S and len(_wrap(units, options.line_width)) <= options.max_lines
+def _together(before: Sequence[_Unit], after: Sequence[_Unit], options: SubtitleOptions) -> bool:
+    """Return whether units may follow others within a cue."""
+    if after[0].start_s - before[-1].end_s > _PAUSE_S or after[-1].end_s - before[0].start_s > _CUE_S:
+        return False
+    return len(_wrap([*before, *after], options.line_width)) <= options.max_lines
 
 
 def _wrap(units: Sequence[_Unit], width: int) -> list[list[_Unit]]:

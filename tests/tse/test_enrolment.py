@@ -101,9 +101,7 @@ def test_a_pack_without_vectors_is_refused(taught: Path) -> None:
         read_vectors(taught, [Voice("stranger", "made", "", ())])
 
 
-def test_training_hearing_goes_from_made_streams_to_everything(
-    taught: Path, scenes_here: None, tmp_path: Path
-) -> None:
+def test_training_hearing_goes_from_made_streams_to_everything(taught: Path, scenes_here: None, tmp_path: Path) -> None:
     loop = TrainingConfig(2, warmup_steps=1, log_every=2, validate_every=2)
     scenes = replace(SCENES, nobody_share=0.4)
     last: TargetHearing | None = None

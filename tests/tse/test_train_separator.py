@@ -84,9 +84,7 @@ def test_the_best_order_is_the_one_of_the_least_loss() -> None:
 
 
 @pytest.mark.parametrize("order", ["location", "best"])
-def test_training_lowers_the_loss_and_leaves_a_model(
-    pack: Path, scenes_here: None, tmp_path: Path, order: str
-) -> None:
+def test_training_lowers_the_loss_and_leaves_a_model(pack: Path, scenes_here: None, tmp_path: Path, order: str) -> None:
     model = ExtractorConfig(channels=8, hidden=8, blocks=1, stride=6, embedding=0, outputs=3, front=True)
     loop = TrainingConfig(16, learning_rate=5e-3, warmup_steps=3, log_every=1, validate_every=8)
     config = SeparatorTrainingConfig(
