@@ -90,21 +90,23 @@ def load(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
 
 def transcribe(
     path: str | os.PathLike[str],
-    asr: str = "sphinx",
+    recognizer: str = "auto",
     correct: str | None = None,
     model: str | None = None,
-    nbest: int = 5,
+    nbest: int | None = None,
     device: str = "cpu",
+    language: str | None = None,
 ) -> Transcript:
     """Transcribe one sound file; for many, build one `pipeline.transcribe.Transcriber` and keep it.
 
     Args:
         path: The file, or `-` for standard input.
-        asr: `sphinx`, `ctc`, `whisper` or `espnet`.
+        recognizer: `auto` for the best one installed, `whisper-base`, another Whisper, `sphinx`, `ctc` or `espnet`.
         correct: `dlm` to correct the text, None to leave it as recognised.
         model: The recogniser's model; None takes its own.
-        nbest: Hypotheses to ask for.
+        nbest: Hypotheses to ask for; None: 5 where a corrector runs, else 1.
         device: `cpu`, `cuda` or `auto`.
+        language: Code of the spoken language; None lets Whisper detect it.
 
     Returns:
         Text, word times, hypotheses and corrections.
@@ -115,4 +117,10 @@ def transcribe(
     """
     from audio_llm.pipeline.transcribe import load_transcriber
 
-    return load_transcriber(asr, model, correct or "none", nbest=nbest, device=device).transcribe(path)
+    options = None
+    if language is not None:
+        from audio_llm.asr.whisper import WhisperOptions
+
+        options = WhisperOptions(language=language)
+    transcriber = load_transcriber(recognizer, model, correct or "none", nbest=nbest, device=device, options=options)
+    return transcriber.transcribe(path)

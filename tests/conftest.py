@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch read it: the tests share the cores
 
 import numpy as np
 import pytest
@@ -14,6 +17,16 @@ pytest_plugins = ("package_index", "real_models")  # fixtures for tests of sever
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+
+MOST_WORKERS = 8  # each holds torch: about 1 GB
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run on all cores; single files, which are over before other processes have started, in this one."""
+    if all(".py" in argument for argument in config.args):
+        return 0
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
+
 
 FORMANTS_HZ = {"a": (750, 1250), "e": (450, 1900), "i": (300, 2300), "o": (480, 850), "u": (320, 700)}
 

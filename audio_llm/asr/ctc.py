@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from audio_llm import features, hub
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
-from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.asr.ctc_model import (
     BLANK,
     FRAME_S,
@@ -28,6 +27,7 @@ from audio_llm.asr.ctc_model import (
     frames_needed,
 )
 from audio_llm.asr.ctc_search import SearchSettings, WordPrior, prefix_beam
+from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.errors import ConfigError, ModelFormatError
 from audio_llm.lm.ngram import load_ngram
 from audio_llm.nbest import Hypothesis, NBest, Word

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 AUTO = "auto"
 DEFAULT_MODELS = ("whisper-base", "whisper-tiny.en")  # of `auto`, the first that is installed
 
+
 @dataclass(frozen=True)
 class Engine:
     """How one recognizer is reached.

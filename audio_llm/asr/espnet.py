@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
-from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.asr.espnet_files import check_config, find_files, read_config, read_weights
+from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.errors import MissingDependencyError, ModelFormatError
 from audio_llm.nbest import Hypothesis, NBest
 

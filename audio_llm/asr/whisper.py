@@ -21,7 +21,7 @@ from audio_llm.asr.base import SAMPLE_RATE, Capabilities, Stretch
 from audio_llm.asr.segment import Segment
 from audio_llm.asr.vad import SpeechDetector, VadOptions, speech_segments
 from audio_llm.asr.whisper_decode import Candidate, Decoded, DecodeOptions, WhisperDecoder
-from audio_llm.asr.whisper_features import WINDOW_SAMPLES, log_mel
+from audio_llm.asr.whisper_features import log_mel
 from audio_llm.asr.whisper_tokens import Task, WhisperTokens
 from audio_llm.asr.whisper_words import align_texts
 from audio_llm.asr.windows import Piece, Window, cut_segments, pack_windows
@@ -162,9 +162,8 @@ class WhisperRecognizer:
             return NBest(id, ())
         piece = Piece(offset_s=0.0, start_s=0.0, duration_s=waveform.size / SAMPLE_RATE)
         encoded = self._encode([waveform])
-        languages = [(self._options.language or "", None)]
-        if self._options.language is None:
-            languages = _best_language(self._detect(encoded))
+        known: tuple[str, float | None] = self._options.language or "", None
+        languages = [known] if known[0] else _best_language(self._detect(encoded))
         stretches = self._stretches([Window(waveform, (piece,))], encoded, languages, nbest)
         return next((replace(stretch.nbest, id=id) for stretch in stretches if not stretch.rejected), NBest(id, ()))
 
@@ -213,9 +212,7 @@ class WhisperRecognizer:
             part = usable[start : start + self._options.batch_size]
             same = np.repeat(encoded, len(part), axis=0)
             chosen = [ids[number] for number in part]
-            aligned = align_texts(
-                self._model, self._tokens, same, prompt, chosen, [duration_s] * len(part), language
-            )
+            aligned = align_texts(self._model, self._tokens, same, prompt, chosen, [duration_s] * len(part), language)
             for number, text in zip(part, aligned, strict=True):
                 scores[number] = float(text.log_probs.sum())
         return scores
@@ -260,7 +257,7 @@ class WhisperRecognizer:
             result, (language, probability) = decoded[number], languages[number]
             if not result.candidates:
                 continue
-            about = {"language": language, "language_probability": probability, "notes": result.notes}
+            about: dict[str, Any] = {"language": language, "language_probability": probability, "notes": result.notes}
             if result.rejected or not words[number]:
                 hypotheses = tuple(Hypothesis(each.text, each.score) for each in result.candidates)
                 yield Stretch(
@@ -360,7 +357,7 @@ def _open(folder: Path, device: str, compute: Compute, threads: int | None) -> A
         raise MissingDependencyError("Whisper needs ctranslate2", remedy="pip install ctranslate2") from None
     for name in ("model.bin", "config.json", "tokenizer.json"):
         if not (folder / name).is_file():
-            remedy = "give the folder of a Whisper model in CTranslate2's format, or get one with `audio-llm models get`"
+            remedy = "give a folder in CTranslate2's format, or get a model with `audio-llm models get whisper-base`"
             raise ModelNotFoundError(f"{name} is missing", path=folder, remedy=remedy)
     checked_files(folder)
     wanted = {"auto": "int8" if device == "cpu" else "float16"}.get(compute, compute)

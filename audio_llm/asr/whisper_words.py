@@ -53,18 +53,15 @@ def align_texts(
     import ctranslate2
 
     frames = [min(3000, max(_LEAST_FRAMES, round(seconds * 100))) for seconds in durations_s]
-    results = model.align(
-        ctranslate2.StorageView.from_array(np.ascontiguousarray(encoded)), list(prompt), [list(ids) for ids in texts], frames
-    )
+    sound = ctranslate2.StorageView.from_array(np.ascontiguousarray(encoded))
+    results = model.align(sound, list(prompt), [list(ids) for ids in texts], frames)
     return [
         _words(tokens, result, ids, duration_s, language)
         for result, ids, duration_s in zip(results, texts, durations_s, strict=True)
     ]
 
 
-def _words(
-    tokens: WhisperTokens, result: Any, ids: Sequence[int], duration_s: float, language: str
-) -> AlignedText:
+def _words(tokens: WhisperTokens, result: Any, ids: Sequence[int], duration_s: float, language: str) -> AlignedText:
     starts_s = _token_starts(result.alignments, len(ids) + 1) * FRAME_S
     probabilities = np.maximum(np.asarray(result.text_token_probs[: len(ids)], dtype=np.float64), 1e-10)
     log_probs = np.log(probabilities)

@@ -6,20 +6,25 @@ import argparse
 import os
 import sys
 from collections import Counter
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audio_llm.cli.options import clock, whole_number
+from audio_llm.cli.recognition import add_recognizer_options, whisper_options
+from audio_llm.cli.subtitles import add_subtitle_options, subtitle_options, subtitle_settings
 from audio_llm.errors import UsageError
 
 if TYPE_CHECKING:
+    from audio_llm.asr.whisper import WhisperOptions
     from audio_llm.audio_channels import Excerpt
     from audio_llm.cli.console import Progress
     from audio_llm.pipeline.formats import Transcript
     from audio_llm.pipeline.front import Front
+    from audio_llm.pipeline.subtitles import SubtitleOptions
     from audio_llm.pipeline.transcribe import Transcriber
 
-RECOGNIZERS = ("sphinx", "ctc", "touchtts", "whisper", "espnet")  # of asr.engines, which is imported when it is used
 FORMATS = ("txt", "srt", "vtt", "tsv", "json", "nbest")
 _ONE_AFTER_ANOTHER = ("txt", "json", "nbest")  # formats of which several files may follow each other on stdout
 _DESCRIPTION = """Transcribe files, folders, globs or standard input (-): wav, flac, mp3, ogg, m4a, webm ..., and video.
@@ -37,10 +42,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "-f", "--format", metavar="LIST", type=_format_list, help=f"of {','.join(FORMATS)} (default: txt)"
     )
     parser.add_argument(
-        "--nbest", type=whole_number(1, 100), default=5, metavar="N", help="hypotheses per stretch of speech (5)"
+        "--nbest",
+        type=whole_number(1, 100),
+        metavar="N",
+        help="hypotheses per stretch of speech (default: 5 with a corrector or the format nbest, else 1)",
     )
-    parser.add_argument("--asr", choices=RECOGNIZERS, default="sphinx", help="recogniser")
-    parser.add_argument("--model", metavar="NAME|DIR", help="the recogniser's model")
+    add_recognizer_options(parser)
     parser.add_argument("--correct", choices=("none", "dlm", "ger", "phrase"), default="none", help="corrector")
     parser.add_argument("--correct-model", metavar="NAME|DIR", help="the corrector's model")
     parser.add_argument(
@@ -61,22 +68,24 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--start", type=clock, default=0.0, metavar="TIME", help="begin there: seconds or HH:MM:SS")
     parser.add_argument("--end", type=clock, metavar="TIME", help="stop there; times in the text are the file's")
-    parser.add_argument("--words", metavar="FILE", help="names and terms to prefer, one a line")
+    add_subtitle_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Transcribe the inputs; return the exit status."""
     from audio_llm.cli.console import Progress, total_seconds
-    from audio_llm.pipeline.batch import run_batch
+    from audio_llm.pipeline.batch import run_batch, write_transcript
     from audio_llm.pipeline.files import find_audio
 
     if arguments.correct == "none" and (arguments.correct_model or arguments.decode):
         raise UsageError("--correct-model and --decode belong to a corrector", remedy="add --correct dlm")
     excerpt = _excerpt(arguments)
+    options = whisper_options(arguments, word_times=_needs_word_times(arguments))
     words = _read_words(arguments.words) if arguments.words else []
     inputs = find_audio(arguments.inputs)
     formats = arguments.format or ["txt"]
+    subtitles = subtitle_options(arguments, formats)
     if arguments.output is None:
         _check_stdout(formats, len(inputs))
     total_s = total_seconds(inputs) if sys.stderr.isatty() and not arguments.quiet else None
@@ -85,28 +94,35 @@ def run(arguments: argparse.Namespace) -> int:
     with Progress(len(inputs), total_s, arguments.quiet, arguments.verbose > 0, lines) as progress:
         for result in run_batch(
             inputs,
-            lambda: _load(arguments, words, progress, excerpt),
+            lambda: _load(arguments, options, words, progress, excerpt),
             arguments.output,
             formats,
-            _settings(arguments, words),
+            _settings(arguments, options, words),
             arguments.overwrite,
             progress.advance,
+            partial(write_transcript, subtitles=subtitles),
         ):
             count[result.status] += 1
             progress.finished(result)
             if arguments.output is None and result.transcript is not None:
-                _show(progress, result.transcript, arguments, alone=len(inputs) == 1)
+                _show(progress, result.transcript, arguments, subtitles, alone=len(inputs) == 1)
     progress.summary(count["done"], count["skipped"], count["failed"])
     return 1 if count["failed"] else 0
 
 
-def _show(progress: Progress, transcript: Transcript, arguments: argparse.Namespace, alone: bool) -> None:
+def _show(
+    progress: Progress,
+    transcript: Transcript,
+    arguments: argparse.Namespace,
+    subtitles: SubtitleOptions,
+    alone: bool,
+) -> None:
     """Print one transcript: in the format asked for, or for a reader with the changed words marked."""
     from audio_llm.cli.console import mark_changes, use_colors
     from audio_llm.pipeline.formats import labeled_text, render
 
     if arguments.format:
-        progress.show(render(transcript, arguments.format[0]).rstrip("\n"))
+        progress.show(render(transcript, arguments.format[0], subtitles).rstrip("\n"))
     elif arguments.correct == "none":
         text = labeled_text(transcript)
         progress.show(text if alone else "\n  ".join([transcript.name, *text.split("\n")]))
@@ -124,29 +140,43 @@ def _excerpt(arguments: argparse.Namespace) -> Excerpt:
     return Excerpt(parse_channel(arguments.channel), arguments.start, arguments.end)
 
 
-def _load(arguments: argparse.Namespace, words: list[str], progress: Progress, excerpt: Excerpt) -> Transcriber:
+def _needs_word_times(arguments: argparse.Namespace) -> bool:
+    """Return whether an output shows when something was said, or a corrector needs stretches."""
+    return arguments.correct != "none" or any(name != "txt" for name in arguments.format or ())
+
+
+def _hypotheses(arguments: argparse.Namespace) -> int | None:
+    wanted: int | None = arguments.nbest
+    return 5 if wanted is None and "nbest" in (arguments.format or ()) else wanted
+
+
+def _load(
+    arguments: argparse.Namespace, options: WhisperOptions, words: list[str], progress: Progress, excerpt: Excerpt
+) -> Transcriber:
     from audio_llm.pipeline.transcribe import load_transcriber
 
     front = _front(arguments)
     for warning in front.warnings if front is not None and not arguments.quiet else ():
         progress.say(f"audio-llm: warning: {warning}")
     transcriber = load_transcriber(
-        arguments.asr,
+        arguments.recognizer,
         arguments.model,
         arguments.correct,
         arguments.correct_model,
         arguments.decode,
-        arguments.nbest,
+        _hypotheses(arguments),
         words,
         arguments.device,
         arguments.offline,
         beside=True,
         front=front,
+        options=options,
+        compute=arguments.compute,
     )
     transcriber.excerpt = excerpt
     if transcriber.refused and not arguments.quiet:
         refused = ", ".join(transcriber.refused)
-        progress.say(f"audio-llm: warning: {arguments.words}: {arguments.asr} cannot prefer: {refused}")
+        progress.say(f"audio-llm: warning: {arguments.words}: {arguments.recognizer} cannot prefer: {refused}")
     return transcriber
 
 
@@ -158,20 +188,26 @@ def _front(arguments: argparse.Namespace) -> Front | None:
     return ExtractedFront(arguments.extract, device=arguments.device) if arguments.extract else None
 
 
-def _settings(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
+def _settings(arguments: argparse.Namespace, options: WhisperOptions, words: list[str]) -> dict[str, Any]:
     """Return what decides the text: a file done with other settings is done again."""
-    from audio_llm.asr.engines import ENGINES
+    from audio_llm.asr.engines import AUTO, resolve_recognizer
     from audio_llm.hub import model_stamp
     from audio_llm.pipeline.correct import CORRECTORS
 
-    settings: dict[str, Any] = {"asr": arguments.asr, "nbest": arguments.nbest, "words": words}
-    settings["model"] = model_stamp(arguments.model or ENGINES[arguments.asr].default_model)
+    name = arguments.recognizer
+    if arguments.correct != "none" and name == AUTO and arguments.model is None:
+        name = "sphinx"
+    choice = resolve_recognizer(name, arguments.model, options)
+    settings: dict[str, Any] = {"asr": choice.engine, "nbest": _hypotheses(arguments), "words": words}
+    settings["model"] = model_stamp(choice.model)
+    settings["recognition"] = [asdict(options), arguments.compute]
     if arguments.enhance:
         settings["enhance"] = model_stamp(arguments.enhance)
     if arguments.extract:
         settings["extract"] = os.path.abspath(arguments.extract)
     if arguments.channel != "mix" or arguments.start or arguments.end is not None:
         settings["excerpt"] = [arguments.channel, arguments.start, arguments.end]
+    settings |= subtitle_settings(arguments)
     if arguments.correct != "none":
         model = arguments.correct_model or CORRECTORS[arguments.correct].default_model
         settings |= {"correct": arguments.correct, "decode": arguments.decode or "default"}

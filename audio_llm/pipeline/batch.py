@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from audio_llm.errors import AudioLLMError, UsageError
 from audio_llm.pipeline.files import AudioInput
 from audio_llm.pipeline.formats import Transcript, render
+from audio_llm.pipeline.subtitles import DEFAULT_SUBTITLES, SubtitleOptions
 
 JOURNAL_NAME = ".audio-llm-journal.jsonl"
 
@@ -168,10 +169,12 @@ def output_stems(inputs: Sequence[AudioInput]) -> list[str]:
     return stems
 
 
-def write_transcript(transcript: Transcript, outputs: Sequence[Path]) -> Transcript:
+def write_transcript(
+    transcript: Transcript, outputs: Sequence[Path], subtitles: SubtitleOptions = DEFAULT_SUBTITLES
+) -> Transcript:
     """Write a transcript to files, each in the format that its suffix names."""
     for path in outputs:
-        write_whole(path, render(transcript, path.suffix[1:]))
+        write_whole(path, render(transcript, path.suffix[1:], subtitles))
     return transcript
 
 

@@ -6,24 +6,27 @@ import io
 import itertools
 import json
 import math
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from audio_llm.align import edits
 from audio_llm.correction import Correction
 from audio_llm.errors import UsageError
 from audio_llm.nbest import NBest, Word, nbest_to_dict, write_nbest
+from audio_llm.pipeline.subtitles import (
+    DEFAULT_SUBTITLES,
+    NARROWEST,
+    SUBTITLE_FORMATS,
+    Cue,
+    SubtitleOptions,
+    columns,
+    cut_cues,
+)
 from audio_llm.text import NORMALIZERS
 
 SCHEMA_VERSION = 1  # of the JSON form; goes up when a key changes its meaning or goes away
 
-_LINE = 42  # characters of a subtitle line
-_LINES = 2  # lines of a cue
-_CUE_S = 7.0  # longest cue
-_PAUSE_S = 1.0  # silence that ends a cue
-_LEAST_MS = 100  # shortest cue
 _SLIVER_S = 0.05  # what an inserted word may take in front of the first and behind the last word
 _MOST_SLIVER_S = 0.2  # all of them together: less than the context around a stretch of speech
 
@@ -40,6 +43,9 @@ class TranscriptSegment:
         nbest: What the recogniser considered.
         correction: How `text` came out of it; None where no corrector ran.
         channel: Name of its channel, where each channel was transcribed for itself: `left`, `channel 3`.
+        language: Code of the language the recognizer took it for; empty where it knows none.
+        language_probability: Of that language where it was detected, 0 to 1.
+        notes: What the recognizer's checks did to the text.
     """
 
     start_s: float
@@ -49,6 +55,26 @@ class TranscriptSegment:
     nbest: NBest
     correction: Correction | None = None
     channel: str | None = None
+    language: str = ""
+    language_probability: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RejectedText:
+    """Recognized text that does not count: most likely nobody said it.
+
+    Attributes:
+        start_s: Start of its stretch in seconds from the beginning of the recording.
+        end_s: End in seconds.
+        text: The text.
+        reason: Why it does not count.
+    """
+
+    start_s: float
+    end_s: float
+    text: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -63,6 +89,8 @@ class Transcript:
         segments: Stretches of speech in order of time.
         corrections: What the corrector did, in the same order; empty where none ran.
         warnings: What was amiss with the sound.
+        rejected: Recognized text that does not count, with the reason.
+        about: What the transcript was made with: recognizer, options, corrector, version.
     """
 
     name: str
@@ -72,24 +100,22 @@ class Transcript:
     segments: tuple[TranscriptSegment, ...]
     corrections: tuple[Correction, ...] = ()
     warnings: tuple[str, ...] = ()
+    rejected: tuple[RejectedText, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def languages(self) -> dict[str, float | None]:
+        """Languages that the recognizer took the recording for, with the highest probability where detected."""
+        found: dict[str, float | None] = {}
+        for segment in self.segments:
+            if segment.language:
+                known = found.get(segment.language)
+                given = segment.language_probability
+                found[segment.language] = given if known is None else max(known, given or 0.0)
+        return found
 
 
-@dataclass(frozen=True)
-class Cue:
-    """One subtitle.
-
-    Attributes:
-        start_ms: Start in milliseconds.
-        end_ms: End, after `start_ms`, not after the start of the next.
-        lines: What is shown.
-    """
-
-    start_ms: int
-    end_ms: int
-    lines: tuple[str, ...]
-
-
-def render(transcript: Transcript, format: str) -> str:
+def render(transcript: Transcript, format: str, subtitles: SubtitleOptions = DEFAULT_SUBTITLES) -> str:
     """Return the transcript as the content of a file; a transcript without words is valid in every format.
 
     Args:
@@ -97,13 +123,16 @@ def render(transcript: Transcript, format: str) -> str:
         format: `txt` (one line, or nothing; a line per turn of a channel where each was transcribed), `srt`, `vtt`,
             `tsv` (start_ms, end_ms, text, and the channel if there is one; a row per stretch of speech), `json`
             (everything, on one line), `nbest` (JSON lines that `audio_llm.nbest` reads back).
+        subtitles: How `srt` and `vtt` show it; the other formats do not depend on it.
 
     Raises:
         UsageError: No format has that name.
     """
+    if format in SUBTITLE_FORMATS:
+        return SUBTITLE_FORMATS[format](cues(transcript, subtitles), subtitles)
     if format not in FORMATS:
         raise UsageError(f"no output format is named {format!r}", remedy=f"use one of {', '.join(FORMATS)}")
-    return FORMATS[format](transcript)
+    return _RENDERERS[format](transcript)
 
 
 def align_words(recognized: Sequence[Word], corrected_text: str) -> tuple[Word, ...]:
@@ -138,15 +167,10 @@ def align_words(recognized: Sequence[Word], corrected_text: str) -> tuple[Word, 
     return tuple(words)
 
 
-def cues(transcript: Transcript) -> list[Cue]:
-    """Cut the transcript into subtitles.
-
-    Returns:
-        At most two lines of 42 characters (a longer word stays whole) and 7 s each, in order, never overlapping
-        but for those of different channels.
-    """
+def cues(transcript: Transcript, options: SubtitleOptions = DEFAULT_SUBTITLES) -> list[Cue]:
+    """Cut the transcript into subtitles; see `subtitles.cut_cues`. Those of different channels may overlap."""
     channels = dict.fromkeys(segment.channel for segment in transcript.segments)
-    each = (cue for channel in channels for cue in _cues(transcript, channel))
+    each = (cue for channel in channels for cue in _cues(transcript, channel, options))
     return sorted(each, key=lambda cue: cue.start_ms)
 
 
@@ -167,18 +191,16 @@ def _label(channel: str | None) -> str:
     return f"{channel.upper()}:" if channel else ""
 
 
-def _cues(transcript: Transcript, channel: str | None) -> list[Cue]:
+def _cues(transcript: Transcript, channel: str | None, options: SubtitleOptions) -> list[Cue]:
     """Cut the segments of one channel into subtitles, its name in front of each."""
-    result: list[Cue] = []
-    for segment in transcript.segments:
-        if segment.channel != channel:
-            continue
-        for group in _groups(_timed_words(segment), _label(channel)):
-            start_ms = max(_ms(group[0].start_s), result[-1].end_ms if result else 0)
-            end_ms = min(_ms(group[-1].end_s), start_ms + _ms(_CUE_S))
-            lines = tuple(_wrap([_label(channel), *(word.text for word in group)]))
-            result.append(Cue(start_ms, max(end_ms, start_ms + _LEAST_MS), lines))
-    return result
+    segments = [segment for segment in transcript.segments if segment.channel == channel]
+    limit_s = max([transcript.duration_s, *(segment.end_s for segment in segments)])
+    texts = ((segment.text, _timed_words(segment)) for segment in segments)
+    label = _label(channel)
+    if not label:
+        return cut_cues(texts, limit_s, options)
+    width = max(NARROWEST, options.line_width - columns(label) - 1)
+    return [cue.labeled(label) for cue in cut_cues(texts, limit_s, replace(options, line_width=width))]
 
 
 def _key(text: str) -> str:
@@ -210,61 +232,23 @@ def _share(texts: Sequence[str], start_s: float, end_s: float) -> Iterator[Word]
         yield Word(text, word_start_s, end_s if letters == total else start_s + (end_s - start_s) * letters / total)
 
 
-def _timed_words(segment: TranscriptSegment) -> list[Word]:
+def _timed_words(segment: TranscriptSegment) -> Sequence[Word]:
+    """Return words with times that together are the text; scripts without spaces have several between two spaces."""
+    if "".join("".join(word.text for word in segment.words).split()) == "".join(segment.text.split()):
+        return segment.words
     texts = segment.text.split()
     if len(segment.words) == len(texts):
         return _kept(segment.words, texts)
-    return list(align_words(segment.words, segment.text) or _share(texts, segment.start_s, segment.end_s))
-
-
-def _groups(words: Sequence[Word], label: str = "") -> Iterator[list[Word]]:
-    """Divide the words of a segment into cues that begin with a label."""
-    group: list[Word] = []
-    for word in words:
-        if group and (
-            word.start_s - group[-1].end_s > _PAUSE_S
-            or word.end_s - group[0].start_s > _CUE_S
-            or len(_wrap([label, *(w.text for w in [*group, word])])) > _LINES
-        ):
-            yield group
-            group = []
-        group.append(word)
-    if group:
-        yield group
-
-
-def _wrap(texts: Iterable[str]) -> list[str]:
-    return textwrap.wrap(" ".join(texts).strip(), _LINE, break_long_words=False, break_on_hyphens=False)
+    return align_words(segment.words, segment.text) or list(_share(texts, segment.start_s, segment.end_s))
 
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _clock(ms: int, point: str) -> str:
-    seconds, ms = divmod(ms, 1000)
-    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{point}{ms:03}"
-
-
 def _txt(transcript: Transcript) -> str:
     lines = (" ".join(line.split()) for line in _turns(transcript))
     return "".join(f"{line}\n" for line in lines if line)
-
-
-def _srt(transcript: Transcript) -> str:
-    blocks = (
-        f"{number}\n{_clock(cue.start_ms, ',')} --> {_clock(cue.end_ms, ',')}\n" + "\n".join(cue.lines) + "\n"
-        for number, cue in enumerate(cues(transcript), 1)
-    )
-    return "\n".join(blocks)
-
-
-def _vtt(transcript: Transcript) -> str:
-    blocks = ["WEBVTT\n"]
-    for cue in cues(transcript):
-        text = "\n".join(cue.lines).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        blocks.append(f"{_clock(cue.start_ms, '.')} --> {_clock(cue.end_ms, '.')}\n{text}\n")
-    return "\n".join(blocks)
 
 
 def _tsv(transcript: Transcript) -> str:
@@ -285,6 +269,8 @@ def _json(transcript: Transcript) -> str:
             "words": [asdict(word) for word in segment.words],
             "nbest": nbest_to_dict(segment.nbest),
             "correction": asdict(segment.correction) if segment.correction else None,
+            **({"language": segment.language} if segment.language else {}),
+            **({"notes": list(segment.notes)} if segment.notes else {}),
             "channel": segment.channel,
         }
         for segment in transcript.segments
@@ -298,7 +284,11 @@ def _json(transcript: Transcript) -> str:
         "segments": segments,
         "corrections": [asdict(correction) for correction in transcript.corrections],
         "warnings": list(transcript.warnings),
+        "rejected": [asdict(text) for text in transcript.rejected],
+        "about": dict(transcript.about),
     }
+    if languages := transcript.languages:
+        content["languages"] = languages
     return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -317,11 +307,5 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-FORMATS: dict[str, Callable[[Transcript], str]] = {
-    "txt": _txt,
-    "srt": _srt,
-    "vtt": _vtt,
-    "tsv": _tsv,
-    "json": _json,
-    "nbest": _nbest,
-}
+_RENDERERS: dict[str, Callable[[Transcript], str]] = {"txt": _txt, "tsv": _tsv, "json": _json, "nbest": _nbest}
+FORMATS = ("txt", *SUBTITLE_FORMATS, "tsv", "json", "nbest")

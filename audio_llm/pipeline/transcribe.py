@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audio_llm import hub
+from audio_llm import __version__, hub
 from audio_llm.asr import engines
 from audio_llm.asr.base import SAMPLE_RATE, Recognizer, Stretch
 from audio_llm.audio import BlockReader, probe, readable_twice
@@ -24,6 +25,9 @@ from audio_llm.pipeline.correct import CORRECTORS, list_length, load_corrector
 from audio_llm.pipeline.formats import RejectedText, Transcript, TranscriptSegment, align_words
 from audio_llm.pipeline.front import Front
 from audio_llm.text import DEFAULT_NORMALIZER
+
+if TYPE_CHECKING:
+    from audio_llm.asr.whisper import Compute, WhisperOptions
 
 _AHEAD = 8  # recordings
 _NO_SOUND = np.zeros(0, np.float32)
@@ -42,6 +46,7 @@ class Transcriber:
 
     Attributes:
         excerpt: What is read of a file where a call does not say.
+        about: What a transcript is made with, for its JSON form.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Transcriber:
     ) -> None:
         self.refused = tuple(refused)
         self.excerpt = Excerpt()
+        self.about: Mapping[str, Any] = {"recognizer": recognizer.version, "audio_llm": __version__}
         self._recognizer = recognizer
         self._corrector = corrector
         self._nbest = nbest
@@ -302,48 +308,76 @@ def protect(correction: Correction, terms: Iterable[str]) -> Correction:
 
 
 def load_transcriber(
-    asr: str = "sphinx",
+    recognizer: str = engines.AUTO,
     model: str | None = None,
     correct: str = "none",
     correct_model: str | None = None,
     decode: str | None = None,
-    nbest: int = 5,
+    nbest: int | None = None,
     words: Iterable[str] = (),
     device: str = "cpu",
     offline: bool = False,
     beside: bool = False,
     front: Front | None = None,
+    options: WhisperOptions | None = None,
+    compute: Compute = "auto",
 ) -> Transcriber:
-    """Load a recogniser and a corrector by name.
+    """Load a recognizer and a corrector by name.
 
     Args:
-        asr: One of `asr.engines.ENGINES`.
-        model: The recogniser's model; None takes its own.
+        recognizer: As for `asr.engines.load_recognizer`. With a corrector `auto` is pocketsphinx, for which the
+            shipped correctors are trained.
+        model: The recognizer's model; None takes its own.
         correct: `none` or one of `pipeline.correct.CORRECTORS`.
         correct_model: The corrector's model; None takes its own.
         decode: How the corrector decodes (see `load_corrector`).
-        nbest: Hypotheses to ask for.
+        nbest: Hypotheses to ask for; None: 5 where a corrector runs, else 1. Whisper decodes every stretch of speech
+            by itself where there are several, which takes longer.
         words: Names and terms to prefer; corrections do not take them away.
         device: `cpu`, `cuda` or `auto`.
         offline: Download nothing.
         beside: Correct in a process of its own where that saves time: beside pocketsphinx, with two cores or more. A
             program that asks for it must guard its main module (see `multiprocessing`).
         front: Changes the sound before it is recognised.
+        options: How Whisper recognizes.
+        compute: Format in which Whisper computes.
 
     Raises:
-        UsageError: A name is unknown.
+        UsageError: A name is unknown, or the recognizer cannot do what `options` asks.
         ModelNotFoundError: There is no such model.
     """
     words = tuple(words)
-    recognizer = engines.load_recognizer(asr, model, device, offline)
+    if correct != "none" and recognizer == engines.AUTO and model is None:
+        recognizer = "sphinx"
+    loaded = engines.load_recognizer(recognizer, model, device, offline, options, compute)
     corrector: Corrector | None = None
-    if correct != "none" and beside and asr == "sphinx" and (os.cpu_count() or 1) > 1:
-        hypotheses = list_length(correct, correct_model, recognizer, decode)
-        corrector = load_beside(asr, words, correct, correct_model, decode, device, hypotheses)
+    if correct != "none" and beside and recognizer == "sphinx" and (os.cpu_count() or 1) > 1:
+        hypotheses = list_length(correct, correct_model, loaded, decode)
+        corrector = load_beside(recognizer, words, correct, correct_model, decode, device, hypotheses)
     elif correct != "none":
-        corrector = load_corrector(correct, correct_model, recognizer, decode, device)
-    refused = tuple(recognizer.prefer(words)) if words else ()
-    return Transcriber(recognizer, corrector, nbest, protected=words, refused=refused, front=front)
+        corrector = load_corrector(correct, correct_model, loaded, decode, device)
+    refused = tuple(loaded.prefer(words)) if words else ()
+    count = nbest or (5 if corrector is not None else 1)
+    transcriber = Transcriber(loaded, corrector, count, protected=words, refused=refused, front=front)
+    transcriber.about = _about(loaded, corrector, words, options)
+    return transcriber
+
+
+def _about(
+    recognizer: Recognizer, corrector: Corrector | None, words: Sequence[str], options: WhisperOptions | None
+) -> dict[str, Any]:
+    """Return what a transcript is made with."""
+    about: dict[str, Any] = {"recognizer": recognizer.version, "audio_llm": __version__}
+    if options is not None:
+        about["language"] = options.language or "auto"
+        about["task"] = options.task
+        if options.prompt:
+            about["prompt"] = options.prompt
+    if words:
+        about["hotwords_sha256"] = hashlib.sha256("\n".join(words).encode()).hexdigest()
+    if corrector is not None:
+        about["corrector"] = corrector.name
+    return about
 
 
 def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
@@ -410,8 +444,8 @@ def _at(part: _Part, seconds: float) -> _Part:
         return part
     stretch = part.stretch
     nbest = dataclasses.replace(stretch.nbest, words=tuple(_shifted(word, seconds) for word in stretch.nbest.words))
-    times = {"start_s": stretch.start_s + seconds, "end_s": stretch.end_s + seconds}
-    return dataclasses.replace(part, stretch=dataclasses.replace(stretch, nbest=nbest, **times))
+    start_s, end_s = stretch.start_s + seconds, stretch.end_s + seconds
+    return dataclasses.replace(part, stretch=dataclasses.replace(stretch, start_s=start_s, end_s=end_s, nbest=nbest))
 
 
 def _rejected_at(text: RejectedText, seconds: float) -> RejectedText:

@@ -11,8 +11,7 @@ import torch
 
 from audio_llm import hub
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
-from audio_llm.asr.segment import SegmentRecognizer
-from audio_llm.asr.segment import segments
+from audio_llm.asr.segment import SegmentRecognizer, segments
 from audio_llm.nbest import Hypothesis, NBest
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.tokenizer.s3 import S3Tokenizer

@@ -111,9 +111,9 @@ def test_a_model_directory_holds_all_of_it(grown_model: TouchModel, home: Path, 
         said = [m.lm.script.to_write(text).tolist() for m in (grown_model, again)]
         assert said[0] == said[1]
     one, other = (TouchTTS(m).speak("The dog ran home. So it goes.", seed=3) for m in (grown_model, again))
-    np.testing.assert_array_equal(one.waveform, other.waveform)
+    np.testing.assert_allclose(one.waveform, other.waveform, atol=1e-6)
     scores = [TouchRecognizer(m, "tiny").score(sounds[0], ["a cat"]) for m in (grown_model, again)]
-    assert scores[0] == scores[1]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
     assert scores[0][0] < 0.0
     assert hub.load_model(folder).config["lm"]["lm"]["width"] == again.lm.base.network.config.hidden_size
     assert "_name_or_path" not in json.loads((folder / "llm.json").read_text())

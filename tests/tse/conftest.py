@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from audio_llm.simulation.heads import load_head
 from audio_llm.simulation.scene_plan import Voice
-from audio_llm.simulation.sources import write_sources
+from audio_llm.simulation.sources import read_sources, write_sources
 
 
 @pytest.fixture(scope="session")
@@ -25,5 +29,31 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (0.1 * buzz * (np.sin(2 * np.pi * rng.uniform(2, 5) * time_s) > 0)).astype(np.float32) for _ in "ab"
         )
         voices.append(Voice(f"v{number}", "made", "", sounds))
-    write_sources(folder, voices, [rng.standard_normal(9000).astype(np.float32)], [load_head()])
+    head = load_head()
+    head = replace(head, azimuths=head.azimuths[::6], responses=head.responses[::6])  # scenes in a fifth of the time
+    write_sources(folder, voices, [rng.standard_normal(9000).astype(np.float32)], [head])
     return folder
+
+
+class ScenesHere:
+    """Makes batches in this process, as `SceneProcesses` does in others: tests need not wait for these to start."""
+
+    def __init__(self, pack: Path, count: int = 1) -> None:
+        self._sources = read_sources(pack)
+
+    def __enter__(self) -> ScenesHere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def make(self, function: Callable[..., Any], config: Any, seed: int, chosen: range) -> Any:
+        """Return a batch of these scenes."""
+        return function(self._sources, config, seed, chosen)
+
+
+@pytest.fixture
+def scenes_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings make their scenes without processes of their own."""
+    for name in ("train_separator", "train_hearing", "train_speaker"):
+        monkeypatch.setattr(import_module(f"audio_llm.tse.{name}"), "SceneProcesses", ScenesHere)

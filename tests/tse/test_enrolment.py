@@ -101,14 +101,14 @@ def test_a_pack_without_vectors_is_refused(taught: Path) -> None:
         read_vectors(taught, [Voice("stranger", "made", "", ())])
 
 
-def test_training_hearing_goes_from_made_streams_to_everything(taught: Path, tmp_path: Path) -> None:
-    loop = TrainingConfig(4, warmup_steps=1, log_every=2, validate_every=4)
+def test_training_hearing_goes_from_made_streams_to_everything(taught: Path, scenes_here: None, tmp_path: Path) -> None:
+    loop = TrainingConfig(2, warmup_steps=1, log_every=2, validate_every=2)
     scenes = replace(SCENES, nobody_share=0.4)
     last: TargetHearing | None = None
     names: dict[str, set[str]] = {}
     for streams in ("made", "frozen", "joint"):
         config = HearingTrainingConfig(
-            TINY, loop, scenes, streams, "best", 0.5, batch_scenes=2, epoch_batches=9, validation_scenes=4
+            TINY, loop, scenes, streams, "best", 0.5, batch_scenes=2, epoch_batches=9, validation_scenes=3
         )
         train_hearing(taught, taught, tmp_path / streams, config, start=last, device="cpu")
         last = load_hearing(tmp_path / streams / "best")

@@ -84,9 +84,9 @@ def test_the_best_order_is_the_one_of_the_least_loss() -> None:
 
 
 @pytest.mark.parametrize("order", ["location", "best"])
-def test_training_lowers_the_loss_and_leaves_a_model(pack: Path, tmp_path: Path, order: str) -> None:
+def test_training_lowers_the_loss_and_leaves_a_model(pack: Path, scenes_here: None, tmp_path: Path, order: str) -> None:
     model = ExtractorConfig(channels=8, hidden=8, blocks=1, stride=6, embedding=0, outputs=3, front=True)
-    loop = TrainingConfig(24, learning_rate=5e-3, warmup_steps=3, log_every=5, validate_every=4, save_every=20)
+    loop = TrainingConfig(16, learning_rate=5e-3, warmup_steps=3, log_every=1, validate_every=8)
     config = SeparatorTrainingConfig(
         model=model,
         training=loop,
@@ -95,12 +95,12 @@ def test_training_lowers_the_loss_and_leaves_a_model(pack: Path, tmp_path: Path,
         front_weight=1.0,
         order=order,
         epoch_batches=50,
-        validation_scenes=6,
+        validation_scenes=4,
     )
     train_separator(pack, pack, tmp_path / "out", config, device="cpu")
     rows = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
     losses = [row["validation"]["loss"] for row in rows if "validation" in row]
-    assert len(losses) == 6
-    assert losses[-1] < losses[0] - 0.5
+    assert len(losses) == 2
+    assert losses[-1] < losses[0] < rows[0]["loss"] - 0.2  # of the first batch, before anything was learned
     loaded = hub.load_model(tmp_path / "out/best", "tse-separator")
     assert loaded.config["outputs"] == 3
