@@ -28,6 +28,7 @@ CORE_REQUIREMENTS = (
     "num2words>=0.5.13",
     "wetext>=0.1.8,<0.2",
     "PyYAML>=6",
+    "regex>=2024.5.10",
     "tqdm>=4.66",
     "huggingface_hub>=1",
     "onnxruntime>=1.20",
