@@ -32,6 +32,8 @@ CORE_REQUIREMENTS = (
     "tqdm>=4.66",
     "huggingface_hub>=1",
     "onnxruntime>=1.20",
+    "ctranslate2>=4.5,<5",
+    "tokenizers>=0.20",
     "filelock>=3.12",
 )
 EXTRAS: dict[str, tuple[str, ...]] = {  # as in pyproject.toml, without those that only this project's tests need

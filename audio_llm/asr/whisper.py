@@ -192,7 +192,10 @@ class WhisperRecognizer:
                 yield replace(stretch, nbest=replace(stretch.nbest, id=f"{id}#{next(count)}"))
 
     def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
-        """Return log p(text | audio) of the tokens of each text, without the end mark (see `Recognizer.score`).
+        """Return log p(text | audio) of the tokens of each text (see `Recognizer.score`).
+
+        Each token's probability is that among all text tokens: the end mark and timestamps, between which and text the
+        model would also have to decide, do not count.
 
         Args:
             waveform: (T,) float32 at 16 kHz, at most 30 s.
@@ -206,13 +209,13 @@ class WhisperRecognizer:
             return scores
         encoded = self._encode([waveform])
         language = self._options.language or _best_language(self._detect(encoded))[0][0]
-        prompt = self._tokens.prompt(language, self._options.task)
+        mark = self._tokens.alignment_start(language, self._options.task)
         duration_s = waveform.size / SAMPLE_RATE
         for start in range(0, len(usable), self._options.batch_size):
             part = usable[start : start + self._options.batch_size]
             same = np.repeat(encoded, len(part), axis=0)
             chosen = [ids[number] for number in part]
-            aligned = align_texts(self._model, self._tokens, same, prompt, chosen, [duration_s] * len(part), language)
+            aligned = align_texts(self._model, self._tokens, same, mark, chosen, [duration_s] * len(part), language)
             for number, text in zip(part, aligned, strict=True):
                 scores[number] = float(text.log_probs.sum())
         return scores
@@ -290,7 +293,7 @@ class WhisperRecognizer:
                 self._model,
                 self._tokens,
                 encoded[chosen],
-                self._tokens.prompt(language, self._options.task),
+                self._tokens.alignment_start(language, self._options.task),
                 [decoded[number].candidates[0].ids for number in chosen],
                 [windows[number].waveform.size / SAMPLE_RATE for number in chosen],
                 language,

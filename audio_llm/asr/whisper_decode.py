@@ -19,6 +19,7 @@ from audio_llm.asr.whisper_tokens import WhisperTokens
 MAX_LENGTH = 448  # positions of the decoder
 _TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 _SAMPLES = 5  # drawn at each temperature; the likeliest counts
+_SEED = 0
 _EXTRA_BEAMS = 3  # some hypotheses differ in tokens and not in text
 _NO_SPEECH = 0.6  # above this probability of its own mark, and with an unlikely text, a window holds no speech
 _UNLIKELY = -1.0  # mean log-probability per token below which a text counts as unlikely
@@ -142,6 +143,8 @@ class WhisperDecoder:
 
     def _guarded(self, encoded: np.ndarray, prompt: list[int], first: Decoded, nbest: int) -> Decoded:
         """Return a result that passes the checks, or what is left of it."""
+        import ctranslate2
+
         if not first.candidates:
             return first
         best = first.candidates[0]
@@ -151,6 +154,7 @@ class WhisperDecoder:
         if not problem:
             return first
         result, notes = first, (*first.notes, f"decoded again: {problem}")
+        ctranslate2.set_random_seed(_SEED)  # the same sound gives the same text
         for temperature in _TEMPERATURES:
             sampled = self._generate(
                 encoded,
