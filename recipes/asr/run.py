@@ -20,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import sets
 import systems
 
-from audio_llm.metrics import bootstrap_interval, paired_p_value, utterance_errors
+from audio_llm.metrics import oracle, utterance_errors
 from audio_llm.nbest import Hypothesis, NBest
-from audio_llm.metrics import oracle
 from audio_llm.text import DEFAULT_NORMALIZER
 
 
