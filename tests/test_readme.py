@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from audio_llm.manifest import read_manifest
+from audio_llm.pipeline.files import find_audio
+
 PROJECT = Path(__file__).parents[1]
 
 
@@ -53,7 +56,16 @@ def test_main_job_in_a_fresh_environment(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for recording in (PROJECT / "samples" / "speech").glob("*.flac"):
-        assert recording.name in done.stdout
+    recordings = find_audio([str(PROJECT / "samples" / "speech")])
+    for recording in recordings:
+        assert recording.path.name in done.stdout
     assert "Traceback" not in done.stderr
-    assert done.stdout.count("recognised:") == done.stdout.count("corrected:") == 11
+    assert done.stdout.count("recognised:") == done.stdout.count("corrected:") == len(recordings) == 14
+
+
+def test_every_sample_of_speech_has_its_text() -> None:
+    folder = PROJECT / "samples" / "speech"
+    rows = [row for name in ("manifest", "range") for row in read_manifest(folder / f"{name}.jsonl")]
+    texts = {Path(row.audio_filepath).name: row.text for row in rows}
+    assert sorted(texts) == sorted(item.path.name for item in find_audio([str(folder)]))
+    assert all(texts.values())
