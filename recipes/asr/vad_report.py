@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from audio_llm import audio
+from audio_llm.asr.segment import Segment
 from audio_llm.asr.vad import SpeechDetector, VadOptions, speech_segments
 from audio_llm.simulation.mono import add_noise
 
@@ -80,7 +81,7 @@ def print_noise(data: Path, part: str, options: VadOptions, detector: SpeechDete
 
 
 def print_speech(data: Path, part: str, options: VadOptions, detector: SpeechDetector) -> None:
-    """Print how much of the speech is missed and how much else is included, in silence and in noise."""
+    """Print how much of the speech is missed and how much else is included, by corpus, level and noise."""
     sounds = [waveform for row, waveform in noises(data, part) if not is_speech(row) and len(waveform) >= 4 * RATE]
     print(
         "\n| condition | utterances | s of speech | missed % | first / last 100 ms missed | other sound included % |"
@@ -88,37 +89,43 @@ def print_speech(data: Path, part: str, options: VadOptions, detector: SpeechDet
     )
     for name, (snr_db, peak_db) in CONDITIONS.items():
         rng = np.random.default_rng(0)
-        speech = missed = other = included = 0.0
-        count, edges = 0, np.zeros(2, int)
-        for waveform in utterances(data, part):
+        counts: dict[str, list[np.ndarray]] = defaultdict(list)
+        for corpus, waveform in utterances(data, part):
             clean = np.pad(waveform / np.abs(waveform).max(), round(SILENCE_S * RATE))
-            scene = clean + 1e-4 * rng.standard_normal(len(clean)).astype(np.float32)
             reference = speech_mask(clean)
+            scene = clean + 1e-4 * rng.standard_normal(len(clean)).astype(np.float32)
             if snr_db is not None:
                 sound = sounds[rng.integers(len(sounds))]
                 padding_db = 10 * np.log10(np.mean(reference))  # the ratio counts where there is speech
                 scene = add_noise(clean, sound, snr_db + padding_db)
             scene = scene / np.abs(scene).max() * 10 ** (peak_db / 20)
             scene = (np.round(scene * 32768) / 32768).astype(np.float32)  # as a 16-bit file has it
-            inside = np.zeros(len(clean), bool)
-            for segment in speech_segments([scene], options, detector):
-                start = round(segment.start_s * RATE)
-                inside[start : start + len(segment.waveform)] = True
-            first, last = np.flatnonzero(reference)[[0, -1]]
-            edge = round(EDGE_S * RATE)
-            edges += [not inside[first : first + edge].all(), not inside[last + 1 - edge : last + 1].all()]
-            count += 1
-            speech += reference.sum() / RATE
-            missed += (reference & ~inside).sum() / RATE
-            included += (inside & ~reference).sum() / RATE
-            other += (~reference).sum() / RATE
-        share = f"{100 * missed / speech:.2f} | {edges[0]} / {edges[1]} | {100 * included / other:.0f}"
-        print(f"| {name} | {count} | {speech:.0f} | {share} |")
+            found = compared(reference, list(speech_segments([scene], options, detector)))
+            counts[name].append(found)
+            if name == "as recorded":
+                counts[f"of these {corpus}"].append(found)
+        for title, rows in counts.items():
+            speech, missed, other, included, first, last = np.sum(rows, axis=0)
+            share = f"{100 * missed / speech:.2f} | {first:.0f} / {last:.0f} | {100 * included / other:.0f}"
+            print(f"| {title} | {len(rows)} | {speech / RATE:.0f} | {share} |", flush=True)
+
+
+def compared(reference: np.ndarray, segments: list[Segment]) -> np.ndarray:
+    """Return speech, missed speech, other sound, other sound included (samples), first and last 100 ms missed (0/1)."""
+    inside = np.zeros(len(reference), bool)
+    for segment in segments:
+        start = round(segment.start_s * RATE)
+        inside[start : start + len(segment.waveform)] = True
+    first, last = np.flatnonzero(reference)[[0, -1]]
+    edge = round(EDGE_S * RATE)
+    edges = (inside[first : first + edge], inside[last + 1 - edge : last + 1])
+    samples = (reference, reference & ~inside, ~reference, inside & ~reference)
+    return np.array([*(mask.sum() for mask in samples), *(not mask.all() for mask in edges)], float)
 
 
 def print_speed(data: Path, options: VadOptions, detector: SpeechDetector) -> None:
     """Print how many seconds of sound a second of computing takes."""
-    joined = np.concatenate(list(utterances(data, "report")))
+    joined = np.concatenate([waveform for _, waveform in utterances(data, "report")])
     begin, begin_cpu = time.perf_counter(), time.process_time()
     count = sum(1 for _ in speech_segments([joined], options, detector))
     wall_s, cpu_s = time.perf_counter() - begin, time.process_time() - begin_cpu
@@ -129,13 +136,13 @@ def print_speed(data: Path, options: VadOptions, detector: SpeechDetector) -> No
 
 def print_memory(data: Path, options: VadOptions, detector: SpeechDetector, hours: float) -> None:
     """Print the peak memory after each tenth of a long stream in which one thirtieth is speech."""
-    speech = np.concatenate(list(utterances(data, "report")))[: 60 * RATE]
-    noise = (1e-3 * np.random.default_rng(0).standard_normal(29 * 60 * RATE)).astype(np.float32)
+    speech = np.concatenate([waveform for _, waveform in utterances(data, "report")])[: 60 * RATE]
+    noise = 1e-3 * np.random.default_rng(0).standard_normal(60 * RATE, dtype=np.float32)
     total = 0.0
 
     def stream() -> Iterator[np.ndarray]:
         for index in range(round(2 * hours)):
-            for part in (noise, speech):
+            for part in (*[noise] * 29, speech):
                 yield from (part[start : start + RATE] for start in range(0, len(part), RATE))
             if index % max(1, round(hours / 5)) == 0:
                 peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -156,15 +163,15 @@ def noises(data: Path, part: str) -> Iterator[tuple[dict[str, Any], np.ndarray]]
                 yield row, audio.read(data / "audio" / row["path"])
 
 
-def utterances(data: Path, part: str) -> Iterator[np.ndarray]:
-    """Yield utterances of the training or the `dev` speakers whose speech can be told from the rest by its level."""
+def utterances(data: Path, part: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield corpus and sound of utterances of training or `dev` speakers that suit a reference by level."""
     for corpus in CORPORA:
         split = "dev" if part == "report" else "train"
         rows = [row for row in manifest(data / "audio" / "speech" / corpus / "manifest.jsonl") if row["split"] == split]
         for row in rows[:: max(1, len(rows) // UTTERANCES)][:UTTERANCES]:
             waveform = audio.read(data / "audio" / row["path"])
             if dynamics_db(waveform) >= LEAST_DYNAMICS_DB:
-                yield waveform
+                yield corpus, waveform
 
 
 def dynamics_db(waveform: np.ndarray) -> float:
