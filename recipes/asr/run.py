@@ -17,7 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import languages
+import names
+import nonspeech
 import sets
+import speed
 import systems
 
 from audio_llm.metrics import oracle, utterance_errors
@@ -37,6 +41,8 @@ def main() -> int:
     parser.add_argument("--beam", type=int, default=5)
     parser.add_argument("--nbest", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1, help="speed: how often each system runs")
+    parser.add_argument("--only", nargs="*", help="speed: these systems alone")
     parser.add_argument("--limit", type=int, help="utterances of each set")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -100,7 +106,43 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-STAGES = {"wer": recognize, "report": report}
+def names_right(arguments: argparse.Namespace) -> None:
+    """Print how many names are right without and with a word list, here and by faster-whisper."""
+    for set_name in arguments.sets:
+        listed = names.NAMES[set_name]
+        utterances = list(sets.utterances(arguments.data, set_name))
+        references = [utterance.text for utterance in utterances]
+        for system in ("audio-llm", "faster-whisper"):
+            for label, words in (("without", ()), ("with the list", listed)):
+                run = systems.load_with_words(system, arguments.model, words, arguments.threads)
+                hypotheses = [run(utterance.waveform)[0] for utterance in utterances]
+                counts = names.count(references, hypotheses, listed)
+                logging.info("%s, %s, %s, %s: %s", set_name, system, arguments.model, label, counts)
+
+
+def invented(arguments: argparse.Namespace) -> None:
+    """Print the words found where nobody speaks."""
+    nonspeech.run(arguments.data, systems.load_whisper(arguments.model, arguments.threads))
+
+
+def detected(arguments: argparse.Namespace) -> None:
+    """Print which languages are detected."""
+    languages.run(systems.load_whisper(arguments.model, arguments.threads, language=None))
+
+
+def timed(arguments: argparse.Namespace) -> None:
+    """Time whole processes, in turns."""
+    speed.run(arguments.data, arguments.output, arguments.model, arguments.threads, arguments.rounds, arguments.only)
+
+
+STAGES = {
+    "wer": recognize,
+    "report": report,
+    "names": names_right,
+    "nonspeech": invented,
+    "languages": detected,
+    "speed": timed,
+}
 
 
 if __name__ == "__main__":
