@@ -183,8 +183,8 @@ def _best_installed(options: WhisperOptions | None) -> Choice:
     for name in DEFAULT_MODELS if english else DEFAULT_MODELS[:1]:
         if _is_installed(name):
             return Choice("whisper", name)
-    if options is not None and options != type(options)():
-        hub.find_model(DEFAULT_MODELS[0])  # pocketsphinx can do nothing of that: the error names the command
+    if _beyond(ENGINES["sphinx"], options):
+        hub.find_model(DEFAULT_MODELS[0])  # pocketsphinx cannot do that: the error names the command
     logger.warning(
         "no Whisper model is installed: pocketsphinx recognizes, with about four times as many word errors; "
         "`audio-llm models get %s` downloads one",
@@ -202,10 +202,17 @@ def _with_model(name: str, model: str | None) -> Choice:
         remedy = "leave out --model, or choose another --recognizer"
         raise UsageError("the recognizer sphinx has its model inside", remedy=remedy)
     if name == "whisper" and model is not None:
-        folder = hub.find_model(model)
+        folder = _whisper_folder(model)
         if foreign_kind(folder) != CTRANSLATE2_WHISPER and (folder / "model.safetensors").is_file():
             return Choice("whisper-torch", str(folder))
     return Choice(name, model)
+
+
+def _whisper_folder(model: str) -> Path:
+    path = Path(model).expanduser()
+    if model.startswith((".", "/", "~")) and not path.exists():
+        raise ModelNotFoundError("no such folder", path=path, remedy="give the folder of a Whisper model, or a name")
+    return hub.find_model(model)
 
 
 def _is_installed(name: str) -> bool:
@@ -218,16 +225,23 @@ def _is_installed(name: str) -> bool:
 
 def _refuse(engine: Engine, options: WhisperOptions | None) -> None:
     """Raise where options ask for what only Whisper can do: an option without effect would mislead."""
+    if beyond := _beyond(engine, options):
+        what = f"the recognizer {engine.name} has no option {beyond}"
+        raise UsageError(what, remedy="leave it out, or use --recognizer whisper-base")
+
+
+def _beyond(engine: Engine, options: WhisperOptions | None) -> str:
+    """Return an option that is set and that the engine has not, or an empty string."""
     if options is None:
-        return
+        return ""
     plain = type(options)()
-    able = {"hotwords", "word_times", "decode"} | ({"language"} if engine.name == "whisper-torch" else set())
+    able = {"hotwords", "word_times"} | ({"language"} if engine.name == "whisper-torch" else set())
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         english = field.name == "language" and value == "en"
         if field.name not in able and value != getattr(plain, field.name) and not english:
-            what = f"the recognizer {engine.name} has no option {field.name.replace('_', ' ')}"
-            raise UsageError(what, remedy="leave it out, or use --recognizer whisper-base")
+            return field.name.replace("_", " ")
+    return ""
 
 
 def _ctranslate2_device(device: str) -> str:
