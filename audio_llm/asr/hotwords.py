@@ -1,8 +1,8 @@
 """Names and terms put right after recognition: words that sound like a listed term and are likelier as that term.
 
-Whisper spells a name as it has seen it most, even with the name in its prompt. So every place in a text that sounds like
-a listed term is tried with the term in it, and the recognizer itself says whether the sound supports it. English only:
-sounds are compared by the phones of an English dictionary and of letter-to-sound rules.
+Whisper may spell a name as it has seen it most, even with the name in its prompt. So every place in a text that sounds
+like a listed term is tried with the term in it, and the recognizer itself says whether the sound supports it. English
+only: sounds are compared by the phones of an English dictionary and of letter-to-sound rules.
 """
 
 from __future__ import annotations
