@@ -23,10 +23,12 @@ class AlignedText:
 
     Attributes:
         words: Words in order, times in seconds of the window, confidence the geometric mean of the tokens'.
+        scores: Natural-log probability of each word, the sum over its tokens.
         log_probs: (N,) float64, natural-log probability of each token of the text among all text tokens.
     """
 
     words: tuple[Word, ...]
+    scores: tuple[float, ...]
     log_probs: np.ndarray
 
 
@@ -66,13 +68,15 @@ def _words(tokens: WhisperTokens, result: Any, ids: Sequence[int], duration_s: f
     probabilities = np.maximum(np.asarray(result.text_token_probs[: len(ids)], dtype=np.float64), 1e-10)
     log_probs = np.log(probabilities)
     words: list[Word] = []
+    scores: list[float] = []
     for text, positions in tokens.words(ids, language):
         start_s = min(float(starts_s[positions[0]]), max(0.0, duration_s - _MIN_WORD_S))
         end_s = min(float(starts_s[positions[-1] + 1]), duration_s)
         end_s = min(max(end_s, start_s + _MIN_WORD_S), start_s + _MAX_WORD_S)
         confidence = float(np.exp(log_probs[positions].mean()))
         words.append(Word(text, start_s, end_s, confidence))
-    return AlignedText(_in_order(words, duration_s), log_probs)
+        scores.append(float(log_probs[positions].sum()))
+    return AlignedText(_in_order(words, duration_s), tuple(scores), log_probs)
 
 
 def _token_starts(alignments: Sequence[tuple[int, int]], count: int) -> np.ndarray:
