@@ -181,7 +181,9 @@ def resolve_recognizer(name: str, model: str | None = None, options: WhisperOpti
 
 def _best_installed(options: WhisperOptions | None) -> Choice:
     """Return the Whisper that is installed, else pocketsphinx."""
-    english = options is None or options.language in (None, "en")
+    english = options is None or (
+        options.language in (None, "en") and not options.multilingual and options.task == "transcribe"
+    )
     for name in DEFAULT_MODELS if english else DEFAULT_MODELS[:1]:
         if _is_installed(name):
             return Choice("whisper", name)

@@ -22,8 +22,8 @@ from audio_llm.asr.segment import Segment
 from audio_llm.asr.vad import SpeechDetector, VadOptions, speech_segments
 from audio_llm.asr.whisper_decode import Candidate, Decoded, DecodeOptions, WhisperDecoder
 from audio_llm.asr.whisper_features import log_mel
-from audio_llm.asr.whisper_tokens import Task, WhisperTokens
-from audio_llm.asr.whisper_words import align_texts
+from audio_llm.asr.whisper_tokens import CONTEXT_TOKENS, Task, WhisperTokens
+from audio_llm.asr.whisper_words import align_texts, in_order
 from audio_llm.asr.windows import Piece, Window, cut_segments, pack_windows
 from audio_llm.errors import MissingDependencyError, ModelFormatError, ModelNotFoundError, UsageError
 from audio_llm.installed import checked_files
@@ -107,7 +107,7 @@ class WhisperRecognizer:
             folder: Of a model in CTranslate2's format; files that `audio-llm models get` installed are checked.
             device: `cpu` or `cuda`.
             compute: Format of the computation; `auto`: int8 on a CPU, float16 on a GPU.
-            threads: Of the CPU; None: as many as there are cores.
+            threads: Of the CPU; None: OMP_NUM_THREADS, or as many as there are cores.
             options: How to recognize.
 
         Raises:
@@ -130,22 +130,38 @@ class WhisperRecognizer:
         """Recognize in another way from now on.
 
         Raises:
-            UsageError: The model does not know the language, or does not translate.
+            UsageError: The model does not know the language, does not translate, or cannot detect languages, or the
+                language is both given and detected.
         """
         language = self._tokens.check_language(options.language)
         if options.task == "translate" and not self._tokens.multilingual:
             remedy = "use a multilingual model, such as whisper-base"
             raise UsageError("an English-only model does not translate", remedy=remedy)
+        if options.multilingual and not self._tokens.multilingual:
+            remedy = "use a multilingual model, such as whisper-base"
+            raise UsageError("an English-only model detects no languages", remedy=remedy)
+        if options.multilingual and options.language is not None:
+            remedy = "leave out the language, or do not ask for several"
+            raise UsageError("the language is given, so none is detected", remedy=remedy)
         if options.batch_size < 1 or options.decode.beam_size < 1:
             raise UsageError("batch and beam hold nothing", remedy="give 1 or more")
         self._options = replace(options, language=language if self._tokens.multilingual else "en")
         self._context = self._tokens.encode(_context(options))
+        if len(self._context) > CONTEXT_TOKENS:
+            count = len(self._context)
+            logger.warning("prompt and hotwords have %d tokens, of which the last %d count", count, CONTEXT_TOKENS)
         self._decoder = WhisperDecoder(self._model, self._tokens, options.decode)
 
     def prefer(self, words: Sequence[str]) -> list[str]:
-        """Prefer these names and terms from now on (see `Recognizer.prefer`); all are taken."""
-        self.configure(replace(self._options, hotwords=tuple(words)))
-        return []
+        """Prefer these names and terms from now on (see `Recognizer.prefer`), as many as fit into the prompt."""
+        taken: list[str] = []
+        refused: list[str] = []
+        for word in words:
+            context = _context(replace(self._options, hotwords=(*taken, word)))
+            fits = len(self._tokens.encode(context)) <= CONTEXT_TOKENS
+            (taken if fits else refused).append(word)
+        self.configure(replace(self._options, hotwords=tuple(taken)))
+        return refused
 
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
         """Recognize one utterance, without voice activity detection (see `Recognizer.recognize`).
@@ -158,7 +174,7 @@ class WhisperRecognizer:
         Raises:
             UsageError: The waveform is longer than 30 s.
         """
-        if waveform.size < _MIN_SAMPLES or float(np.abs(waveform).max()) < _SILENCE_PEAK:
+        if _is_silent(waveform):
             return NBest(id, ())
         piece = Piece(offset_s=0.0, start_s=0.0, duration_s=waveform.size / SAMPLE_RATE)
         encoded = self._encode([waveform])
@@ -224,6 +240,7 @@ class WhisperRecognizer:
             segments: Iterator[Segment] = speech_segments(blocks, self._options.vad_options, self._detector)
         else:
             segments = cut_segments(blocks)
+        segments = (segment for segment in segments if not _is_silent(segment.waveform))
         if not apart:
             return pack_windows(segments)
         return (window for segment in segments for window in pack_windows([segment]))
@@ -300,6 +317,11 @@ class WhisperRecognizer:
         return words
 
 
+def _is_silent(waveform: np.ndarray) -> bool:
+    """Return whether there is nothing to recognize."""
+    return waveform.size < _MIN_SAMPLES or float(np.abs(waveform).max()) < _SILENCE_PEAK
+
+
 _MAX_TEXT_TOKENS = 440  # of a text that is scored: the decoder's positions less those of the prompt
 
 
@@ -315,24 +337,43 @@ def _by_piece(
         for word in words:
             index = max(window.piece_at((word.start_s + word.end_s) / 2), *of_piece, 0)
             of_piece.setdefault(index, []).append(word)
-        groups = [(window.pieces[index], own, (_hypothesis(own),)) for index, own in of_piece.items()]
+        texts = _divided(candidates[0].text, list(of_piece.values()))
+        groups = [
+            (window.pieces[index], own, (Hypothesis(text),))
+            for (index, own), text in zip(of_piece.items(), texts, strict=True)
+        ]
     for piece, own, hypotheses in groups:
-        placed = tuple(_placed(word, piece) for word in own)
+        placed = _placed(own, piece)
         first = max(0, round(piece.offset_s * SAMPLE_RATE))
         waveform = window.waveform[first : first + round(piece.duration_s * SAMPLE_RATE)]
         nbest = NBest("", hypotheses, words=placed)
         yield Stretch(start_s=piece.start_s, end_s=piece.end_s, nbest=nbest, waveform=waveform, **about)
 
 
-def _hypothesis(words: Sequence[Word]) -> Hypothesis:
-    return Hypothesis(" ".join(word.text for word in words))
+def _divided(text: str, groups: Sequence[Sequence[Word]]) -> list[str]:
+    """Return the parts of a text that consist of the words of each group, with the text's own spaces or none."""
+    starts: list[int] = []
+    at = 0
+    for words in groups:
+        for number, word in enumerate(words):
+            found = text.find(word.text, at)
+            if found < 0:  # bytes that are no character
+                return [" ".join(each.text for each in own) for own in groups]
+            if number == 0:
+                starts.append(found)
+            at = found + len(word.text)
+    ends = [*starts[1:], len(text)]
+    return [text[start:end].strip() for start, end in zip([0, *starts[1:]], ends, strict=True)]
 
 
-def _placed(word: Word, piece: Piece) -> Word:
-    """Return a word of a window at its time in the recording, within its piece."""
-    start_s = min(max(word.start_s - piece.offset_s, 0.0), piece.duration_s)
-    end_s = min(max(word.end_s - piece.offset_s, start_s), piece.duration_s)
-    return replace(word, start_s=piece.start_s + start_s, end_s=piece.start_s + end_s)
+def _placed(words: Sequence[Word], piece: Piece) -> tuple[Word, ...]:
+    """Return words of a window at their times in the recording, within their piece."""
+    offset_s, start_s = piece.offset_s, piece.start_s
+    inside = [replace(word, start_s=word.start_s - offset_s, end_s=word.end_s - offset_s) for word in words]
+    return tuple(
+        replace(word, start_s=start_s + word.start_s, end_s=start_s + word.end_s)
+        for word in in_order(inside, piece.duration_s)
+    )
 
 
 def _context(options: WhisperOptions) -> str:
@@ -365,12 +406,20 @@ def _open(folder: Path, device: str, compute: Compute, threads: int | None) -> A
     if wanted not in known:
         remedy = f"use --compute with one of {', '.join(sorted(known & {'int8', 'float32', 'float16'}))}"
         raise UsageError(f"this {device} does not compute in {wanted}", remedy=remedy)
-    cores = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = threads or _threads()
     try:
-        return ctranslate2.models.Whisper(str(folder), device=device, compute_type=wanted, intra_threads=cores)
+        return ctranslate2.models.Whisper(str(folder), device=device, compute_type=wanted, intra_threads=count)
     except (RuntimeError, ValueError) as error:
         remedy = "get the model again"
         raise ModelFormatError(f"no readable Whisper: {error}", path=folder / "model.bin", remedy=remedy) from None
+
+
+def _threads() -> int:
+    """Return how many threads to use: $OMP_NUM_THREADS, or as many as there are cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(folder: Path) -> str:
