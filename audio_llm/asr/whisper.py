@@ -20,10 +20,10 @@ import numpy as np
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities, Stretch
 from audio_llm.asr.segment import Segment
 from audio_llm.asr.vad import SpeechDetector, VadOptions, speech_segments
-from audio_llm.asr.whisper_decode import Candidate, Decoded, DecodeOptions, WhisperDecoder
+from audio_llm.asr.whisper_decode import Decoded, DecodeOptions, WhisperDecoder
 from audio_llm.asr.whisper_features import log_mel
 from audio_llm.asr.whisper_tokens import CONTEXT_TOKENS, Task, WhisperTokens
-from audio_llm.asr.whisper_words import align_texts, in_order
+from audio_llm.asr.whisper_words import align_texts, by_piece
 from audio_llm.asr.windows import Piece, Window, cut_segments, pack_windows
 from audio_llm.errors import MissingDependencyError, ModelFormatError, ModelNotFoundError, UsageError
 from audio_llm.installed import checked_files
@@ -286,7 +286,7 @@ class WhisperRecognizer:
                     **about,
                 )
             else:
-                yield from _by_piece(window, result.candidates, words[number], about)
+                yield from by_piece(window, result.candidates, words[number], about)
 
     def _words(
         self, windows: Sequence[Window], encoded: np.ndarray, decoded: Sequence[Decoded], languages: Sequence[str]
@@ -323,57 +323,6 @@ def _is_silent(waveform: np.ndarray) -> bool:
 
 
 _MAX_TEXT_TOKENS = 440  # of a text that is scored: the decoder's positions less those of the prompt
-
-
-def _by_piece(
-    window: Window, candidates: Sequence[Candidate], words: Sequence[Word], about: dict[str, Any]
-) -> Iterator[Stretch]:
-    """Divide the text of a window among its pieces by the times of its words, which become those of the recording."""
-    if len(window.pieces) == 1:
-        hypotheses = tuple(Hypothesis(each.text, each.score) for each in candidates)
-        groups = [(window.pieces[0], list(words), hypotheses)]
-    else:
-        of_piece: dict[int, list[Word]] = {}
-        for word in words:
-            index = max(window.piece_at((word.start_s + word.end_s) / 2), *of_piece, 0)
-            of_piece.setdefault(index, []).append(word)
-        texts = _divided(candidates[0].text, list(of_piece.values()))
-        groups = [
-            (window.pieces[index], own, (Hypothesis(text),))
-            for (index, own), text in zip(of_piece.items(), texts, strict=True)
-        ]
-    for piece, own, hypotheses in groups:
-        placed = _placed(own, piece)
-        first = max(0, round(piece.offset_s * SAMPLE_RATE))
-        waveform = window.waveform[first : first + round(piece.duration_s * SAMPLE_RATE)]
-        nbest = NBest("", hypotheses, words=placed)
-        yield Stretch(start_s=piece.start_s, end_s=piece.end_s, nbest=nbest, waveform=waveform, **about)
-
-
-def _divided(text: str, groups: Sequence[Sequence[Word]]) -> list[str]:
-    """Return the parts of a text that consist of the words of each group, with the text's own spaces or none."""
-    starts: list[int] = []
-    at = 0
-    for words in groups:
-        for number, word in enumerate(words):
-            found = text.find(word.text, at)
-            if found < 0:  # bytes that are no character
-                return [" ".join(each.text for each in own) for own in groups]
-            if number == 0:
-                starts.append(found)
-            at = found + len(word.text)
-    ends = [*starts[1:], len(text)]
-    return [text[start:end].strip() for start, end in zip([0, *starts[1:]], ends, strict=True)]
-
-
-def _placed(words: Sequence[Word], piece: Piece) -> tuple[Word, ...]:
-    """Return words of a window at their times in the recording, within their piece."""
-    offset_s, start_s = piece.offset_s, piece.start_s
-    inside = [replace(word, start_s=word.start_s - offset_s, end_s=word.end_s - offset_s) for word in words]
-    return tuple(
-        replace(word, start_s=start_s + word.start_s, end_s=start_s + word.end_s)
-        for word in in_order(inside, piece.duration_s)
-    )
 
 
 def _context(options: WhisperOptions) -> str:
