@@ -187,8 +187,8 @@ def _best_installed(options: WhisperOptions | None) -> Choice:
     for name in DEFAULT_MODELS if english else DEFAULT_MODELS[:1]:
         if _is_installed(name):
             return Choice("whisper", name)
-    if _lacking(ENGINES["sphinx"], options):
-        hub.find_model(DEFAULT_MODELS[0])  # pocketsphinx can do nothing of that: the error names the command
+    if _beyond(ENGINES["sphinx"], options):
+        hub.find_model(DEFAULT_MODELS[0])  # pocketsphinx cannot do that: the error names the command
     return Choice("sphinx", None)
 
 
@@ -209,10 +209,17 @@ def _with_model(name: str, model: str | None) -> Choice:
         remedy = "leave out --model, or choose another --recognizer"
         raise UsageError("the recognizer sphinx has its model inside", remedy=remedy)
     if name == "whisper" and model is not None:
-        folder = hub.find_model(model)
+        folder = _whisper_folder(model)
         if foreign_kind(folder) != CTRANSLATE2_WHISPER and (folder / "model.safetensors").is_file():
             return Choice("whisper-torch", str(folder))
     return Choice(name, model)
+
+
+def _whisper_folder(model: str) -> Path:
+    path = Path(model).expanduser()
+    if model.startswith((".", "/", "~")) and not path.exists():
+        raise ModelNotFoundError("no such folder", path=path, remedy="give the folder of a Whisper model, or a name")
+    return hub.find_model(model)
 
 
 def _is_installed(name: str) -> bool:
@@ -225,13 +232,13 @@ def _is_installed(name: str) -> bool:
 
 def _refuse(engine: Engine, options: WhisperOptions | None, compute: Compute) -> None:
     """Raise where options ask for what only Whisper can do: an option without effect would mislead."""
-    if lacking := _lacking(engine, options) or ("compute" if compute != "auto" else ""):
-        what = f"the recognizer {engine.name} has no option {lacking.replace('_', ' ')}"
+    if beyond := _beyond(engine, options) or ("compute" if compute != "auto" else ""):
+        what = f"the recognizer {engine.name} has no option {beyond}"
         raise UsageError(what, remedy="leave it out, or use --recognizer whisper-base")
 
 
-def _lacking(engine: Engine, options: WhisperOptions | None) -> str:
-    """Return the name of the first option that an engine other than Whisper does not have, or an empty string."""
+def _beyond(engine: Engine, options: WhisperOptions | None) -> str:
+    """Return an option that is set and that the engine has not, or an empty string."""
     if options is None:
         return ""
     plain = type(options)()
@@ -240,7 +247,7 @@ def _lacking(engine: Engine, options: WhisperOptions | None) -> str:
         value = getattr(options, field.name)
         english = field.name == "language" and value == "en"
         if field.name not in able and value != getattr(plain, field.name) and not english:
-            return field.name
+            return field.name.replace("_", " ")
     return ""
 
 
