@@ -10,4 +10,4 @@ test:
 	pytest
 
 slow:
-	pytest -m 'slow and not gpu and not network' --timeout=1200
+	pytest -n 0 -m 'slow and not gpu and not network' --timeout=1200

@@ -28,9 +28,12 @@ CORE_REQUIREMENTS = (
     "num2words>=0.5.13",
     "wetext>=0.1.8,<0.2",
     "PyYAML>=6",
+    "regex>=2024.5.10",
     "tqdm>=4.66",
     "huggingface_hub>=1",
     "onnxruntime>=1.20",
+    "ctranslate2>=4.5,<5",
+    "tokenizers>=0.20",
     "filelock>=3.12",
 )
 EXTRAS: dict[str, tuple[str, ...]] = {  # as in pyproject.toml, without those that only this project's tests need

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch read it: the tests share the cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # others use the other cores; before numpy and torch read it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from audio_llm.manifest import Utterance, read_manifest
+from audio_llm.metrics import word_errors
+from audio_llm.pipeline.files import find_audio
+
 PROJECT = Path(__file__).parents[1]
+
+
+def sample_rows() -> list[Utterance]:
+    """Return the sample recordings with their texts."""
+    folder = PROJECT / "samples" / "speech"
+    return [row for name in ("manifest", "range") for row in read_manifest(folder / f"{name}.jsonl")]
 
 
 def commands() -> list[str]:
@@ -21,7 +31,7 @@ def commands() -> list[str]:
 
 def test_two_commands_do_all_set_up() -> None:
     main_job, tests = commands()[:2]
-    assert main_job == "pip install . && audio-llm transcribe samples/speech --correct dlm"
+    assert main_job == "pip install . && audio-llm models get whisper-base && audio-llm transcribe samples/speech"
     assert tests.endswith("&& pytest")
 
 
@@ -53,7 +63,19 @@ def test_main_job_in_a_fresh_environment(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for recording in (PROJECT / "samples" / "speech").glob("*.flac"):
-        assert recording.name in done.stdout
+    recordings = find_audio([str(PROJECT / "samples" / "speech")])
+    for recording in recordings:
+        assert recording.path.name in done.stdout
     assert "Traceback" not in done.stderr
-    assert done.stdout.count("recognised:") == done.stdout.count("corrected:") == 11
+    assert len(recordings) == 14
+    lines = done.stdout.splitlines()  # the model's folder, then a name and a text for each recording
+    texts = {Path(name).name: text for name, text in zip(lines[1::2], lines[2::2], strict=True)}
+    rows = sample_rows()
+    errors = word_errors([row.text for row in rows], [texts[Path(row.audio_filepath).name] for row in rows])
+    assert errors.rate < 0.1  # right but for single words
+
+
+def test_every_sample_of_speech_has_its_text() -> None:
+    texts = {Path(row.audio_filepath).name: row.text for row in sample_rows()}
+    assert sorted(texts) == sorted(item.path.name for item in find_audio([str(PROJECT / "samples" / "speech")]))
+    assert all(texts.values())

@@ -39,7 +39,8 @@ def to_transformers(folder: str | os.PathLike[str], output: str | os.PathLike[st
     """Write a CTranslate2 Whisper as a folder that `WhisperForConditionalGeneration.from_pretrained` reads.
 
     Weights keep their precision where all are float16, else they are float32 (int8 is multiplied out, and so carries
-    the rounding of its quantization). The SHA-256 of `model.bin` is recorded in the metadata of the weights.
+    the rounding of its quantization). Give `from_pretrained` the dtype to compute in: its default is that of the file,
+    and float16 is slow on CPUs. The SHA-256 of `model.bin` is recorded in the metadata of the weights.
 
     Args:
         folder: Holds `model.bin`, `config.json`, `tokenizer.json` and `vocabulary.txt` or `vocabulary.json`.

@@ -1,8 +1,8 @@
 """Decoding of Whisper windows on CTranslate2: beam search, and what guards against invented text.
 
-A text that fails a check is decoded again, by sampling at rising temperatures (Radford et al. 2022, section 4.5); one
-that keeps repeating a phrase is cut to its first occurrence, and a window in which the model expects no speech is
-rejected. Every guard that acted is named in the result.
+A text that repeats itself is decoded again, with repetition forbidden; one that keeps repeating a phrase is cut to its
+first occurrence, and an unlikely text of a window in which the model expects no speech is rejected. Every guard that
+acted is named in the result. Nothing is sampled, so that the same sound gives the same text.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import numpy as np
 from audio_llm.asr.whisper_tokens import WhisperTokens
 
 MAX_LENGTH = 448  # positions of the decoder
-_TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
-_SAMPLES = 5  # drawn at each temperature; the likeliest counts
+_NO_REPEAT = (6, 3)  # tokens of a phrase that may come only once, tried in turn
 _EXTRA_BEAMS = 3  # some hypotheses differ in tokens and not in text
 _NO_SPEECH = 0.6  # above this probability of its own mark, and with an unlikely text, a window holds no speech
 _UNLIKELY = -1.0  # mean log-probability per token below which a text counts as unlikely
@@ -111,21 +110,20 @@ class WhisperDecoder:
             decoded[number] = self._guarded(encoded[number : number + 1], plain, first, nbest)
         return decoded
 
-    def _search(self, encoded: np.ndarray, prompts: Sequence[list[int]], nbest: int) -> list[Decoded]:
+    def _search(self, encoded: np.ndarray, prompts: Sequence[list[int]], nbest: int, **more: Any) -> list[Decoded]:
         """Return the results of beam search."""
-        beams = max(self._options.beam_size, nbest + _EXTRA_BEAMS if nbest > 1 else 1)
-        return self._generate(encoded, prompts, nbest, beam_size=beams, num_hypotheses=beams if nbest > 1 else 1)
-
-    def _generate(self, encoded: np.ndarray, prompts: Sequence[list[int]], nbest: int, **options: Any) -> list[Decoded]:
         import ctranslate2
 
+        beams = max(self._options.beam_size, nbest + _EXTRA_BEAMS if nbest > 1 else 1)
         results = self._model.generate(
             ctranslate2.StorageView.from_array(np.ascontiguousarray(encoded)),
             [list(prompt) for prompt in prompts],
             max_length=MAX_LENGTH,
             return_scores=True,
             return_no_speech_prob=True,
-            **options,
+            beam_size=beams,
+            num_hypotheses=beams if nbest > 1 else 1,
+            **more,
         )
         return [self._collect(result, nbest) for result in results]
 
@@ -145,58 +143,44 @@ class WhisperDecoder:
         if not first.candidates:
             return first
         best = first.candidates[0]
-        if first.no_speech > _NO_SPEECH and best.mean < _UNLIKELY:
-            return replace(first, rejected=f"no speech (probability {first.no_speech:.2f}), text unlikely")
+        if best.mean < _UNLIKELY and first.no_speech > _NO_SPEECH:
+            return replace(first, rejected=f"no speech (probability {first.no_speech:.2f}) and an unlikely text")
         problem = _problem(best)
         if not problem:
             return first
-        result, notes = first, (*first.notes, f"decoded again: {problem}")
-        for temperature in _TEMPERATURES:
-            sampled = self._generate(
-                encoded,
-                [prompt],
-                nbest,
-                beam_size=1,
-                num_hypotheses=_SAMPLES,
-                sampling_topk=0,
-                sampling_temperature=temperature,
-            )[0]
-            if sampled.candidates and not _problem(sampled.candidates[0]):
-                return replace(sampled, no_speech=first.no_speech, notes=(*notes, f"temperature {temperature}"))
-            if sampled.candidates and sampled.candidates[0].mean > result.candidates[0].mean and not result.rejected:
-                result = sampled if _loop(sampled.candidates[0].ids) is None else result
-        return self._last_resort(replace(result, no_speech=first.no_speech, notes=notes))
+        result = replace(first, notes=(*first.notes, f"decoded again: {problem}"))
+        for size in _NO_REPEAT:
+            again = self._search(encoded, [prompt], nbest, no_repeat_ngram_size=size)[0]
+            if again.candidates and not _problem(again.candidates[0]):
+                return replace(again, notes=(*result.notes, f"phrases of {size} tokens only once"))
+        return self._cut(result)
 
-    def _last_resort(self, result: Decoded) -> Decoded:
-        """Cut loops, and reject what is unlikely and perhaps no speech."""
+    def _cut(self, result: Decoded) -> Decoded:
+        """Cut the loop of the best text to its first occurrence."""
         best = result.candidates[0]
         loop = _loop(best.ids)
-        if loop is not None:
-            start, length, times = loop
-            phrase, rest = best.ids[start : start + length], best.ids[start + length * times :]
-            if rest == phrase[: len(rest)]:  # the window ended within a repetition
-                rest = ()
-            ids = best.ids[:start] + phrase + rest
-            cut = Candidate(ids, " ".join(self._tokens.decode(ids).split()), best.score)
-            note = f"a phrase repeated {times} times was cut to one"
-            return replace(result, candidates=(cut,), notes=(*result.notes, note))
-        if best.mean < _UNLIKELY and result.no_speech > _NO_SPEECH / 2:
-            return replace(result, rejected=f"text unlikely at every temperature (mean {best.mean:.2f} nats a token)")
-        return result
+        if loop is None:
+            return result
+        start, length, times = loop
+        phrase, rest = best.ids[start : start + length], best.ids[start + length * times :]
+        if rest == phrase[: len(rest)]:  # the window ended within a repetition
+            rest = ()
+        ids = best.ids[:start] + phrase + rest
+        cut = Candidate(ids, " ".join(self._tokens.decode(ids).split()), best.score)
+        note = f"a phrase repeated {times} times was cut to one"
+        return replace(result, candidates=(cut,), notes=(*result.notes, note))
 
     def _without_context(self, prompt: list[int]) -> list[int]:
         return prompt[prompt.index(self._tokens.start) :]
 
 
 def _problem(candidate: Candidate) -> str:
-    """Return what is wrong with a text, or an empty string."""
-    content = candidate.text.encode()
-    ratio = len(content) / len(zlib.compress(content))
-    if ratio > _COMPRESSION:
-        return f"compression ratio {ratio:.1f}"
+    """Return how a text repeats itself, or an empty string."""
     if _loop(candidate.ids) is not None:
         return "a phrase repeats"
-    return f"mean log-probability {candidate.mean:.2f}" if candidate.mean < _UNLIKELY else ""
+    content = candidate.text.encode()
+    ratio = len(content) / len(zlib.compress(content))
+    return f"compression ratio {ratio:.1f}" if ratio > _COMPRESSION else ""
 
 
 def _loop(ids: Sequence[int]) -> tuple[int, int, int] | None:

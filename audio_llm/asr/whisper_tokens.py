@@ -98,6 +98,10 @@ class WhisperTokens:
         marks = [self.languages[language], self._tasks[task]] if self.multilingual else []
         return [*before, self.start, *marks, *([] if timestamps else [self.no_timestamps])]
 
+    def alignment_start(self, language: str, task: Task) -> list[int]:
+        """Return the ids before a text that is aligned: those of `prompt` but for the mark for no timestamps."""
+        return self.prompt(language, task, timestamps=True)
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, as after other text: with a space in front."""
         stripped = text.strip()

@@ -29,7 +29,7 @@ class AlignedText:
 
     Attributes:
         words: Words in order, times in seconds of the window, confidence the geometric mean of the tokens'.
-        log_probs: (N,) float64, natural-log probability of each token of the text.
+        log_probs: (N,) float64, natural-log probability of each token of the text among all text tokens.
     """
 
     words: tuple[Word, ...]
@@ -40,7 +40,7 @@ def align_texts(
     model: Any,
     tokens: WhisperTokens,
     encoded: np.ndarray,
-    prompt: Sequence[int],
+    start: Sequence[int],
     texts: Sequence[Sequence[int]],
     durations_s: Sequence[float],
     language: str,
@@ -51,7 +51,7 @@ def align_texts(
         model: A `ctranslate2.models.Whisper`.
         tokens: Its tokenizer.
         encoded: (B, 1500, D) float32, the encoder's output.
-        prompt: Ids before every text, without a context.
+        start: Ids before every text, without a context and without the mark for no timestamps, which the aligner adds.
         texts: Text ids of each window, not empty.
         durations_s: Length of the sound of each window, at most 30.
         language: Code of the language, for the division into words.
@@ -60,7 +60,7 @@ def align_texts(
 
     frames = [min(3000, max(_LEAST_FRAMES, round(seconds * 100))) for seconds in durations_s]
     sound = ctranslate2.StorageView.from_array(np.ascontiguousarray(encoded))
-    results = model.align(sound, list(prompt), [list(ids) for ids in texts], frames)
+    results = model.align(sound, list(start), [list(ids) for ids in texts], frames)
     return [
         _words(tokens, result, ids, duration_s, language)
         for result, ids, duration_s in zip(results, texts, durations_s, strict=True)

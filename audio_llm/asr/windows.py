@@ -87,14 +87,14 @@ def pack_windows(segments: Iterable[Segment], max_s: float = 30.0) -> Iterator[W
 
     Args:
         segments: Stretches of one recording, in order and without overlap.
-        max_s: Longest window in seconds, more than 0.
+        max_s: Longest window in seconds, at least one sample, at most an hour.
 
     Raises:
-        UsageError: `max_s` is less than one sample.
+        UsageError: `max_s` is out of range.
     """
-    longest = int(max_s * SAMPLE_RATE)
-    if longest < 1:
-        raise UsageError(f"a window of {max_s} s holds nothing", remedy="choose 30 seconds")
+    if not 1 / SAMPLE_RATE <= max_s <= 3600:  # NaN is refused as well
+        raise UsageError(f"a window cannot be {max_s} s long", remedy="choose 30 seconds")
+    longest = round(max_s * SAMPLE_RATE)
     packer = _Packer(longest)
     for segment in segments:
         for start in range(0, len(segment.waveform), longest):

@@ -34,7 +34,7 @@ def add_recognizer_options(parser: Any) -> None:
     group.add_argument("--prompt", default="", metavar="TEXT", help="text before every window: style, spelling, topic")
     group.add_argument("--beam", type=whole_number(1, 100), default=5, metavar="N", help="beam size (5)")
     group.add_argument("--compute", choices=_COMPUTE, default="auto", help="number format (auto: int8 on a CPU)")
-    group.add_argument("--batch-size", type=whole_number(1, 256), default=4, metavar="N", help="windows at a time (4)")
+    group.add_argument("--batch-size", type=whole_number(1, 256), default=1, metavar="N", help="windows at a time (1)")
     group.add_argument(
         "--vad", action=argparse.BooleanOptionalAction, default=True, help="recognize only where there is speech"
     )

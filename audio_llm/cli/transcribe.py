@@ -91,11 +91,13 @@ def run(arguments: argparse.Namespace) -> int:
         _check_stdout(formats, len(inputs))
     total_s = total_seconds(inputs) if sys.stderr.isatty() and not arguments.quiet else None
     lines = arguments.output is not None
+    live = sys.stdout.isatty() and len(inputs) == 1 and not arguments.format and arguments.correct == "none"
+    live = live and arguments.output is None and arguments.channel != "each"
     count: Counter[str] = Counter()
     with Progress(len(inputs), total_s, arguments.quiet, arguments.verbose > 0, lines) as progress:
         for result in run_batch(
             inputs,
-            lambda: _load(arguments, options, words, progress, excerpt),
+            lambda: _load(arguments, options, words, progress, excerpt, live),
             arguments.output,
             formats,
             _settings(arguments, options, words),
@@ -105,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         ):
             count[result.status] += 1
             progress.finished(result)
-            if arguments.output is None and result.transcript is not None:
+            if arguments.output is None and result.transcript is not None and not live:
                 _show(progress, result.transcript, arguments, subtitles, alone=len(inputs) == 1)
     progress.summary(count["done"], count["skipped"], count["failed"])
     return 1 if count["failed"] else 0
@@ -152,8 +154,14 @@ def _hypotheses(arguments: argparse.Namespace) -> int | None:
 
 
 def _load(
-    arguments: argparse.Namespace, options: WhisperOptions, words: list[str], progress: Progress, excerpt: Excerpt
+    arguments: argparse.Namespace,
+    options: WhisperOptions,
+    words: list[str],
+    progress: Progress,
+    excerpt: Excerpt,
+    live: bool,
 ) -> Transcriber:
+    """Load the models; `live` shows every stretch as soon as it is recognized."""
     from audio_llm.pipeline.transcribe import load_transcriber
 
     front = _front(arguments)
@@ -175,6 +183,8 @@ def _load(
         compute=arguments.compute,
     )
     transcriber.excerpt = excerpt
+    if live:
+        transcriber.on_segment = lambda segment: progress.show(segment.text)
     if transcriber.refused and not arguments.quiet:
         refused, engine = ", ".join(transcriber.refused), _choice(arguments, options).engine
         progress.say(f"audio-llm: warning: {arguments.words}: {engine} cannot prefer: {refused}")

@@ -47,6 +47,7 @@ class Transcriber:
     Attributes:
         excerpt: What is read of a file where a call does not say.
         about: What a transcript is made with, for its JSON form.
+        on_segment: Called with each stretch of speech as soon as it is recognized, where no corrector runs.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Transcriber:
         self.refused = tuple(refused)
         self.excerpt = Excerpt()
         self.about: Mapping[str, Any] = {"recognizer": recognizer.version, "audio_llm": __version__}
+        self.on_segment: Callable[[TranscriptSegment], None] | None = None
         self._recognizer = recognizer
         self._corrector = corrector
         self._nbest = nbest
@@ -107,6 +109,34 @@ class Transcriber:
             UsageError: An excerpt of what is no file, or one channel for a `front` that needs all.
         """
         return self.begin(source, name, progress, excerpt).finish()
+
+    def stream(
+        self, source: str | os.PathLike[str] | Iterable[np.ndarray], excerpt: Excerpt | None = None
+    ) -> Iterator[TranscriptSegment]:
+        """Yield each stretch of speech of one recording as soon as it is recognized and corrected.
+
+        Args:
+            source: As for `transcribe`.
+            excerpt: As for `transcribe`, of one channel or the mix of all.
+
+        Raises:
+            AudioFileError: The file cannot be read as sound, has no such channel, or ends before the excerpt.
+            UsageError: `each` channel, or an excerpt of what is no file.
+        """
+        excerpt = excerpt or self.excerpt
+        if excerpt.channel == EACH or (excerpt != Excerpt() and not isinstance(source, str | os.PathLike)):
+            raise UsageError("a stream is of one channel, and excerpts are of files", remedy="use transcribe")
+        if not isinstance(source, str | os.PathLike):
+            yield from self._stream_blocks(source, "", 0.0)
+            return
+        channel = excerpt.channel if self._front is None or self._front.mono else EACH
+        with BlockReader(source, channel=channel, start_s=excerpt.start_s, end_s=excerpt.end_s) as reader:
+            yield from self._stream_blocks(reader, os.fspath(source), reader.start_s)
+
+    def _stream_blocks(self, blocks: Iterable[np.ndarray], name: str, start_s: float) -> Iterator[TranscriptSegment]:
+        for stretch in self._recognize(self._through_front(blocks), name):
+            if stretch.nbest.best.strip() and not stretch.rejected:
+                yield _finish_part(_at(self._begin_stretch(stretch), start_s), self._protected)
 
     def begin(
         self,
@@ -176,18 +206,20 @@ class Transcriber:
         meter = _Meter(progress)
         parts: list[_Part] = []
         rejected: list[RejectedText] = []
-        count = max(self._nbest, self._corrector.hypotheses if self._corrector else 1)
-        stretches = self._recognizer.recognize_stream(
-            meter.count(blocks), count, name, sound=self._corrector is not None
-        )
-        for stretch in stretches:
+        for stretch in self._recognize(meter.count(blocks), name):
             if stretch.rejected:
                 rejected.append(RejectedText(stretch.start_s, stretch.end_s, stretch.nbest.best, stretch.rejected))
             elif stretch.nbest.best.strip():
                 parts.append(self._begin_stretch(stretch))
+                if self.on_segment is not None and self._corrector is None:
+                    self.on_segment(_finish_part(parts[-1], self._protected))
             meter.reached(stretch.end_s)
         meter.reached(meter.seconds)
         return Begun(name, meter.seconds, parts, self._protected, rejected=rejected, about=self.about)
+
+    def _recognize(self, blocks: Iterable[np.ndarray], name: str) -> Iterator[Stretch]:
+        count = max(self._nbest, self._corrector.hypotheses if self._corrector else 1)
+        return self._recognizer.recognize_stream(blocks, count, name, sound=self._corrector is not None)
 
     def _begin_stretch(self, stretch: Stretch) -> _Part:
         correction = self._correct(stretch.nbest, stretch.waveform)
@@ -243,7 +275,7 @@ class Begun:
 
     def finish(self) -> Transcript:
         """Wait for the corrections; return the transcript."""
-        segments = tuple(self._finish_part(part) for part in self.parts)
+        segments = tuple(_finish_part(part, self.protected) for part in self.parts)
         return Transcript(
             name=self.name,
             duration_s=self.duration_s,
@@ -256,25 +288,27 @@ class Begun:
             about=self.about,
         )
 
-    def _finish_part(self, part: _Part) -> TranscriptSegment:
-        stretch, correction = part.stretch, None
-        text, words = stretch.nbest.best, stretch.nbest.words
-        if part.correction is not None:
-            correction = protect(part.correction.result(), self.protected)
-            if correction.text != text:
-                text, words = correction.text, align_words(words, correction.text)
-        return TranscriptSegment(
-            start_s=stretch.start_s,
-            end_s=stretch.end_s,
-            text=text,
-            words=words,
-            nbest=stretch.nbest,
-            correction=correction,
-            channel=part.channel,
-            language=stretch.language,
-            language_probability=stretch.language_probability,
-            notes=stretch.notes,
-        )
+
+def _finish_part(part: _Part, protected: Iterable[str]) -> TranscriptSegment:
+    """Wait for the correction of a part; return it as a segment."""
+    stretch, correction = part.stretch, None
+    text, words = stretch.nbest.best, stretch.nbest.words
+    if part.correction is not None:
+        correction = protect(part.correction.result(), protected)
+        if correction.text != text:
+            text, words = correction.text, align_words(words, correction.text)
+    return TranscriptSegment(
+        start_s=stretch.start_s,
+        end_s=stretch.end_s,
+        text=text,
+        words=words,
+        nbest=stretch.nbest,
+        correction=correction,
+        channel=part.channel,
+        language=stretch.language,
+        language_probability=stretch.language_probability,
+        notes=stretch.notes,
+    )
 
 
 def protect(correction: Correction, terms: Iterable[str]) -> Correction:

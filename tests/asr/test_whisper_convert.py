@@ -196,8 +196,8 @@ def test_real_weights_give_the_same_text_and_probabilities(whisper_tiny_en, tmp_
     model = ctranslate2.models.Whisper(str(whisper_tiny_en), compute_type="float32", intra_threads=1)
     tokenizer = Tokenizer.from_file(str(Path(whisper_tiny_en) / "tokenizer.json"))
     start = [tokenizer.token_to_id(mark) for mark in ("<|startoftranscript|>", "<|notimestamps|>")]
-    paths = sorted(SPEECH.glob("*.flac"))[:4]
-    assert len(paths) == 4
+    paths = sorted(SPEECH.glob("*.flac"))[:2]
+    assert len(paths) == 2
     for path in paths:
         mel = log_mel(read(path))[None]
         encoded = model.encode(ctranslate2.StorageView.from_array(mel))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from asr.fake_whisper import FakeWhisper, always, fake_recognizer
+from asr.tiny_whisper import WORDS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,33 +19,34 @@ from audio_llm.asr.whisper_decode import DecodeOptions, _loop
 
 Written = Sequence[tuple[str, float, float]]
 WINDOW = np.full(16_000, 0.1, np.float32)
-REPETITIVE = "ba be bi bo bu da de di do du fa fe fi fo fu ga ge gi go gu " * 3  # shrinks by more than 2.4, and is no loop
+REPETITIVE = (
+    "ba be bi bo bu da de di do du fa fe fi fo fu ga ge gi go gu " * 3
+)  # shrinks by more than 2.4, and is no loop
 
 
 def stretches(recognizer: WhisperRecognizer, nbest: int = 1) -> list[Stretch]:
     return list(recognizer.recognize_stream([WINDOW], nbest, "x"))
 
 
-def at_temperature(**texts: tuple[str, float]) -> Callable[[list[int], dict[str, Any]], Written]:
-    """Return what writes by temperature: `beam` for the beam search, `t0.2` for 0.2; `rest` elsewhere."""
+def by_size(beam: str, **texts: str) -> Callable[[list[int], dict[str, Any]], Written]:
+    """Return what writes `beam` at first, and `n6` or `n3` where phrases of so many tokens may come only once."""
 
     def write(prompt: list[int], options: dict[str, Any]) -> Written:
-        name = f"t{options['sampling_temperature']}" if "sampling_temperature" in options else "beam"
-        text, nats = texts[name.replace(".", "_")] if name.replace(".", "_") in texts else texts["rest"]
-        return [(text, nats, 0.1)]
+        size = options.get("no_repeat_ngram_size")
+        return [(texts.get(f"n{size}", beam), -0.2, 0.1)]
 
     return write
 
 
-def temperatures(model: FakeWhisper) -> list[float | None]:
-    return [options.get("sampling_temperature") for options in model.asked]
+def sizes(model: FakeWhisper) -> list[int | None]:
+    return [options.get("no_repeat_ngram_size") for options in model.asked]
 
 
 def test_a_likely_text_is_decoded_once(tiny_whisper: Path) -> None:
     recognizer, model = fake_recognizer(tiny_whisper, always("ba be bi"), vad=False)
     (stretch,) = stretches(recognizer)
     assert (stretch.nbest.best, stretch.notes, stretch.rejected) == ("ba be bi", (), "")
-    assert temperatures(model) == [None]
+    assert sizes(model) == [None]
     assert model.asked[0]["beam_size"] == 5
 
 
@@ -57,31 +59,34 @@ def test_a_score_is_summed_over_the_tokens(tiny_whisper: Path) -> None:
 def test_hypotheses_are_distinct_texts_ranked_by_score_per_token(tiny_whisper: Path) -> None:
     def write(prompt: list[int], options: dict[str, Any]) -> Written:
         assert (options["beam_size"], options["num_hypotheses"]) == (6, 6)
-        return [("ba be", -0.9, 0.0), ("ba  be", -0.8, 0.0), ("", -0.1, 0.0), ("ba bi bo", -0.2, 0.0), ("bu", -3.0, 0.0)]
+        return [
+            ("ba be", -0.9, 0.0),
+            ("ba  be", -0.8, 0.0),
+            ("", -0.1, 0.0),
+            ("ba bi bo", -0.2, 0.0),
+            ("bu", -3.0, 0.0),
+        ]
 
     recognizer, _ = fake_recognizer(tiny_whisper, write, vad=False)
     (stretch,) = stretches(recognizer, nbest=3)
     assert stretch.nbest.texts == ("ba bi bo", "ba be", "bu")
 
 
-def test_a_text_that_shrinks_too_much_is_decoded_again_at_a_higher_temperature(tiny_whisper: Path) -> None:
-    write = at_temperature(beam=(REPETITIVE, -0.1), t0_2=(REPETITIVE, -0.1), t0_4=("ba be", -0.3))
-    recognizer, model = fake_recognizer(tiny_whisper, write, vad=False)
+def test_a_text_that_shrinks_too_much_is_decoded_again_with_repetition_forbidden(tiny_whisper: Path) -> None:
+    recognizer, model = fake_recognizer(tiny_whisper, by_size(REPETITIVE, n3="ba be"), vad=False)
     (stretch,) = stretches(recognizer)
     assert stretch.nbest.best == "ba be"
     assert stretch.notes[0].startswith("decoded again: compression ratio ")
-    assert stretch.notes[1:] == ("temperature 0.4",)
-    assert temperatures(model) == [None, 0.2, 0.4]
-    assert model.asked[1]["num_hypotheses"] == 5
+    assert stretch.notes[1:] == ("phrases of 3 tokens only once",)
+    assert sizes(model) == [None, 6, 3]
 
 
-def test_an_unlikely_text_is_decoded_again_and_the_likeliest_is_kept(tiny_whisper: Path) -> None:
-    write = at_temperature(beam=("ba", -4.0), t0_6=("be", -3.0), rest=("bi", -5.0))
-    recognizer, model = fake_recognizer(tiny_whisper, write, vad=False)
+def test_the_first_text_without_repetition_is_taken(tiny_whisper: Path) -> None:
+    recognizer, model = fake_recognizer(tiny_whisper, by_size("ba be " * 30, n6="ba bu", n3="go"), vad=False)
     (stretch,) = stretches(recognizer)
-    assert stretch.nbest.best == "be"
-    assert temperatures(model) == [None, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert stretch.notes == ("decoded again: mean log-probability -2.00",)
+    assert stretch.nbest.best == "ba bu"
+    assert stretch.notes == ("decoded again: a phrase repeats", "phrases of 6 tokens only once")
+    assert sizes(model) == [None, 6]
 
 
 @pytest.mark.parametrize("phrase", ["ba be bi bo bu da", "ba", "go ba"])
@@ -122,7 +127,9 @@ def test_a_speaker_who_repeats_a_word_keeps_it(tiny_whisper: Path, text: str) ->
     st.integers(4, 30),
     st.lists(st.integers(0, 3), max_size=8),
 )
-def test_a_loop_is_found_between_other_words(before: list[int], phrase: list[int], times: int, after: list[int]) -> None:
+def test_a_loop_is_found_between_other_words(
+    before: list[int], phrase: list[int], times: int, after: list[int]
+) -> None:
     found = _loop([*before, *phrase * times, *after])
     if len(phrase) * times < 24:
         return
@@ -135,7 +142,7 @@ def test_a_loop_is_found_between_other_words(before: list[int], phrase: list[int
 def test_a_window_that_holds_no_speech_is_rejected_with_the_reason(tiny_whisper: Path) -> None:
     recognizer, _ = fake_recognizer(tiny_whisper, always("ba be", -3.0, 0.9), vad=False)
     (stretch,) = stretches(recognizer)
-    assert stretch.rejected == "no speech (probability 0.90), text unlikely"
+    assert stretch.rejected == "no speech (probability 0.90) and an unlikely text"
     assert (stretch.nbest.best, stretch.nbest.words) == ("ba be", ())
     assert recognizer.recognize(WINDOW).hypotheses == ()
 
@@ -146,10 +153,10 @@ def test_a_likely_text_counts_whatever_the_mark_for_no_speech_says(tiny_whisper:
     assert (stretch.nbest.best, stretch.rejected) == ("ba be", "")
 
 
-def test_a_text_that_stays_unlikely_where_speech_is_doubtful_is_rejected(tiny_whisper: Path) -> None:
-    recognizer, _ = fake_recognizer(tiny_whisper, always("ba be", -3.0, 0.4), vad=False)
+def test_an_unlikely_text_counts_where_speech_is_likely(tiny_whisper: Path) -> None:
+    recognizer, model = fake_recognizer(tiny_whisper, always("ba be", -3.0, 0.4), vad=False)
     (stretch,) = stretches(recognizer)
-    assert stretch.rejected == "text unlikely at every temperature (mean -2.00 nats a token)"
+    assert (stretch.nbest.best, stretch.rejected, len(model.asked)) == ("ba be", "", 1)
 
 
 def test_without_checks_every_text_is_taken_as_it_is(tiny_whisper: Path) -> None:
@@ -195,11 +202,11 @@ def test_words_of_the_prompt_that_are_said_among_others_are_kept(tiny_whisper: P
     assert len(model.prompts) == 1
 
 
-def test_language_and_task_are_forced_at_every_temperature(tiny_whisper: Path) -> None:
+def test_language_and_task_are_forced_whenever_a_window_is_decoded_again(tiny_whisper: Path) -> None:
     recognizer, model = fake_recognizer(
-        tiny_whisper, always("ba", -9.0), vad=False, language="de", task="translate", prompt="go"
+        tiny_whisper, always("ba " * 40), vad=False, language="de", task="translate", prompt="go"
     )
     stretches(recognizer)
-    assert len(model.prompts) == 6
+    assert len(model.prompts) == 3
     plain = model.tokens.prompt("de", "translate")
     assert all(prompt[-4:] == plain for prompt in model.prompts)

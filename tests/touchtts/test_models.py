@@ -65,7 +65,7 @@ def test_what_was_saved_is_what_is_loaded(model: TouchModel, model_folder: Path)
     text = "Hello there. Good day."
     spoken, again = (TouchTTS(one).speak(text, "robot", seed=2) for one in (model, loaded))
     assert spoken.tokens == again.tokens
-    np.testing.assert_array_equal(spoken.waveform, again.waveform)
+    np.testing.assert_allclose(again.waveform, spoken.waveform, atol=1e-6)  # where a weight lies may round it otherwise
 
 
 def test_weights_are_kept_in_half_precision(model: TouchModel, model_folder: Path) -> None:

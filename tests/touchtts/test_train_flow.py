@@ -44,7 +44,7 @@ def test_training_lowers_the_loss_and_leaves_a_model(
     found = run([talks], [tuning], tokenizer, tmp_path / "out", settings(100), provenance={"made": "here"})
     assert len(found) == 10
     assert found[0].keys() == {"loss", "full", "chunked"}
-    assert found[-1]["loss"] < 0.87 * found[0]["loss"]
+    assert found[-1]["loss"] < 0.95 * found[0]["loss"]
     assert found[-1]["loss"] == pytest.approx((found[-1]["full"] + found[-1]["chunked"]) / 2, rel=1e-4)
     flow = load_flow(tmp_path / "out/best", tokenizer)
     assert not flow.training

@@ -1,0 +1,149 @@
+"""Figures of the recognizer: word errors, oracles of N-best lists, invented words, speed, word times, languages.
+
+    python recipes/asr/run.py wer --data data --model whisper-tiny.en
+    python recipes/asr/run.py report
+
+Every hypothesis is written as it comes to OUTPUT/SYSTEM-MODEL/SET.jsonl; what is there already is not recognized again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import languages
+import names
+import nonspeech
+import sets
+import speed
+import systems
+
+from audio_llm.metrics import oracle, utterance_errors
+from audio_llm.nbest import Hypothesis, NBest
+from audio_llm.text import DEFAULT_NORMALIZER
+
+
+def main() -> int:
+    """Run a stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--data", type=Path, help="folder with audio/speech and audio/noise")
+    parser.add_argument("--output", type=Path, default=Path("exp/asr"), help="folder of the hypotheses and tables")
+    parser.add_argument("--system", choices=systems.SYSTEMS, default="audio-llm")
+    parser.add_argument("--model", default="whisper-base")
+    parser.add_argument("--sets", nargs="*", default=list(sets.SETS), choices=[*sets.SETS, *sets.TUNING])
+    parser.add_argument("--beam", type=int, default=5)
+    parser.add_argument("--nbest", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1, help="speed: how often each system runs")
+    parser.add_argument("--only", nargs="*", help="speed: these systems alone")
+    parser.add_argument("--limit", type=int, help="utterances of each set")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    STAGES[arguments.stage](arguments)
+    return 0
+
+
+def recognize(arguments: argparse.Namespace) -> None:
+    """Recognize sets, utterance by utterance."""
+    run = systems.load(arguments.system, arguments.model, arguments.beam, arguments.nbest, arguments.threads)
+    name = arguments.system if arguments.system == "sphinx" else f"{arguments.system}-{arguments.model}"
+    folder = arguments.output / (name if arguments.nbest == 1 else f"{name}-{arguments.nbest}best")
+    folder.mkdir(parents=True, exist_ok=True)
+    for set_name in arguments.sets:
+        path = folder / f"{set_name}.jsonl"
+        done = {row["id"] for row in read(path)}
+        with path.open("a", encoding="utf-8") as file:
+            for number, utterance in enumerate(sets.utterances(arguments.data, set_name)):
+                if utterance.id in done or (arguments.limit and number >= arguments.limit):
+                    continue
+                begin = time.perf_counter()
+                texts = run(utterance.waveform)
+                row = {"id": utterance.id, "reference": utterance.text, "hypotheses": texts}
+                row |= {"seconds": len(utterance.waveform) / 16_000, "took_s": round(time.perf_counter() - begin, 3)}
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+        logging.info("%s, %s: %s", folder.name, set_name, describe(read(path)))
+
+
+def describe(rows: list[dict]) -> str:
+    """Return word error rate, oracle and counts of what was recognized."""
+    references = [row["reference"] for row in rows]
+    best = [row["hypotheses"][0] if row["hypotheses"] else "" for row in rows]
+    counts = utterance_errors(references, best)
+    rate = counts[:, :3].sum() / counts[:, 3].sum()
+    text = f"{100 * rate:.2f} % of {int(counts[:, 3].sum())} words"
+    if any(len(row["hypotheses"]) > 1 for row in rows):
+        lists = [NBest(row["id"], tuple(map(Hypothesis, row["hypotheses"])), row["reference"]) for row in rows]
+        chosen = [oracle(each) for each in lists]
+        counts = utterance_errors(references, chosen)
+        text += f", oracle {100 * counts[:, :3].sum() / counts[:, 3].sum():.2f} %"
+    return text
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Print a table of all that was recognized; systems are compared where both have a set."""
+    folders = sorted(path for path in arguments.output.iterdir() if path.is_dir())
+    print(f"Normalizer: {DEFAULT_NORMALIZER.name}; noise of seed {sets.SEED}.\n")
+    print("| set | system | utterances | WER |\n|---|---|---|---|")
+    for set_name in arguments.sets:
+        for folder in folders:
+            rows = read(folder / f"{set_name}.jsonl")
+            if rows:
+                print(f"| {set_name} | {folder.name} | {len(rows)} | {describe(rows)} |")
+
+
+def read(path: Path) -> list[dict]:
+    """Return the rows of a file, none where there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def names_right(arguments: argparse.Namespace) -> None:
+    """Print how many names are right without and with a word list, here and by faster-whisper."""
+    for set_name in arguments.sets:
+        listed = names.NAMES[set_name]
+        utterances = list(sets.utterances(arguments.data, set_name))
+        references = [utterance.text for utterance in utterances]
+        for system in ("audio-llm", "faster-whisper"):
+            for label, words in (("without", ()), ("with the list", listed)):
+                run = systems.load_with_words(system, arguments.model, words, arguments.threads)
+                hypotheses = [run(utterance.waveform)[0] for utterance in utterances]
+                counts = names.count(references, hypotheses, listed)
+                logging.info("%s, %s, %s, %s: %s", set_name, system, arguments.model, label, counts)
+
+
+def invented(arguments: argparse.Namespace) -> None:
+    """Print the words found where nobody speaks."""
+    nonspeech.run(arguments.data, systems.load_whisper(arguments.model, arguments.threads))
+
+
+def detected(arguments: argparse.Namespace) -> None:
+    """Print which languages are detected."""
+    languages.run(systems.load_whisper(arguments.model, arguments.threads, language=None))
+
+
+def timed(arguments: argparse.Namespace) -> None:
+    """Time whole processes, in turns."""
+    speed.run(arguments.data, arguments.output, arguments.model, arguments.threads, arguments.rounds, arguments.only)
+
+
+STAGES = {
+    "wer": recognize,
+    "report": report,
+    "names": names_right,
+    "nonspeech": invented,
+    "languages": detected,
+    "speed": timed,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
