@@ -102,7 +102,7 @@ class WhisperRecognizer:
         self.version = version
         self._workers = workers
         self._model, self._tokens, self._bands = model, tokens, bands
-        self._detector: SpeechDetector | None = None
+        self._detectors: list[SpeechDetector] = []  # loaded, and not in use
         self.configure(options)
 
     @classmethod
@@ -264,14 +264,19 @@ class WhisperRecognizer:
     def _windows(self, blocks: Iterable[np.ndarray], apart: bool) -> Iterator[Window]:
         """Return what is decoded at a time: packed windows, or a window for each stretch."""
         if self._options.vad:
-            self._detector = self._detector or SpeechDetector()
-            segments: Iterator[Segment] = speech_segments(blocks, self._options.vad_options, self._detector)
+            segments = self._speech(blocks)
         else:
             segments = cut_segments(blocks)
         segments = (segment for segment in segments if not _is_silent(segment.waveform))
         if not apart:
             return pack_windows(segments)
         return (window for segment in segments for window in pack_windows([segment]))
+
+    def _speech(self, blocks: Iterable[np.ndarray]) -> Iterator[Segment]:
+        """Yield stretches of speech; every recording that is under way has a detector of its own."""
+        detector = self._detectors.pop() if self._detectors else SpeechDetector()
+        yield from speech_segments(blocks, self._options.vad_options, detector)
+        self._detectors.append(detector)
 
     def _encode(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Return the encoder's output: (B, 1500, D) float32."""

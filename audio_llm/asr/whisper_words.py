@@ -113,7 +113,7 @@ def _placed(words: Sequence[Word], piece: Piece) -> tuple[Word, ...]:
     offset_s, start_s = piece.offset_s, piece.start_s
     inside = [replace(word, start_s=word.start_s - offset_s, end_s=word.end_s - offset_s) for word in words]
     return tuple(
-        replace(word, start_s=start_s + word.start_s, end_s=start_s + word.end_s)
+        replace(word, start_s=start_s + word.start_s, end_s=min(start_s + word.end_s, piece.end_s))
         for word in in_order(inside, piece.duration_s)
     )
 

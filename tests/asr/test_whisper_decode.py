@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from asr.fake_whisper import FakeWhisper, always, fake_recognizer
-from asr.tiny_whisper import WORDS
 from hypothesis import given
 from hypothesis import strategies as st
 
