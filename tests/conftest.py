@@ -29,6 +29,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
 
 
+@pytest.fixture
+def no_installed_models(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test depend on which models the user has installed."""
+    monkeypatch.setenv("AUDIO_LLM_CACHE", str(tmp_path_factory.mktemp("no-models")))
+
+
 FORMANTS_HZ = {"a": (750, 1250), "e": (450, 1900), "i": (300, 2300), "o": (480, 850), "u": (320, 700)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -188,5 +189,8 @@ def test_main_job_opens_no_connection(tmp_path: Path, correct: str) -> None:
     waveform = 0.1 * buzz + 0.001 * generator.standard_normal(len(time_s))
     audio.write(tmp_path / "a.wav", waveform.astype(np.float32), 16_000)
     command = [sys.executable, "-c", _BLOCKED, "transcribe", str(tmp_path / "a.wav"), "--correct", correct]
-    done = subprocess.run([*command, "--offline"], capture_output=True, text=True, cwd=PROJECT, timeout=100)
+    environment = {**os.environ, "AUDIO_LLM_CACHE": str(tmp_path / "no-models")}
+    done = subprocess.run(
+        [*command, "--offline"], capture_output=True, text=True, cwd=PROJECT, timeout=100, env=environment
+    )
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr

@@ -131,8 +131,10 @@ def load_recognizer(
     chosen = resolve_recognizer(name, model, options)
     engine, model = ENGINES[chosen.engine], chosen.model
     if engine.name != "whisper":
-        _refuse(engine, options)
+        _refuse(engine, options, compute)
     if engine.name == "sphinx":
+        if name == AUTO:
+            _warn_of_sphinx()
         return _recognizer_class(engine)()
     if engine.name == "whisper":
         on = _ctranslate2_device(device)
@@ -178,19 +180,24 @@ def resolve_recognizer(name: str, model: str | None = None, options: WhisperOpti
 
 
 def _best_installed(options: WhisperOptions | None) -> Choice:
-    """Return the Whisper that is installed, else pocketsphinx, with a warning."""
-    english = options is None or options.language in (None, "en")
+    """Return the Whisper that is installed, else pocketsphinx."""
+    english = options is None or (
+        options.language in (None, "en") and not options.multilingual and options.task == "transcribe"
+    )
     for name in DEFAULT_MODELS if english else DEFAULT_MODELS[:1]:
         if _is_installed(name):
             return Choice("whisper", name)
     if _beyond(ENGINES["sphinx"], options):
         hub.find_model(DEFAULT_MODELS[0])  # pocketsphinx cannot do that: the error names the command
+    return Choice("sphinx", None)
+
+
+def _warn_of_sphinx() -> None:
     logger.warning(
         "no Whisper model is installed: pocketsphinx recognizes, with about four times as many word errors; "
         "`audio-llm models get %s` downloads one",
         DEFAULT_MODELS[0],
     )
-    return Choice("sphinx", None)
 
 
 def _with_model(name: str, model: str | None) -> Choice:
@@ -223,9 +230,9 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def _refuse(engine: Engine, options: WhisperOptions | None) -> None:
+def _refuse(engine: Engine, options: WhisperOptions | None, compute: Compute) -> None:
     """Raise where options ask for what only Whisper can do: an option without effect would mislead."""
-    if beyond := _beyond(engine, options):
+    if beyond := _beyond(engine, options) or ("compute" if compute != "auto" else ""):
         what = f"the recognizer {engine.name} has no option {beyond}"
         raise UsageError(what, remedy="leave it out, or use --recognizer whisper-base")
 

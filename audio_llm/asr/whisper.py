@@ -23,12 +23,13 @@ import numpy as np
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities, Stretch
 from audio_llm.asr.segment import Segment
 from audio_llm.asr.vad import SpeechDetector, speech_segments
-from audio_llm.asr.whisper_tokens import WhisperTokens
+from audio_llm.asr.whisper_tokens import CONTEXT_TOKENS, WhisperTokens
 from audio_llm.asr.whisper_windows import (
     Language,
     WhisperOptions,
     WindowRecognizer,
     best_languages,
+    context_text,
     mean_probabilities,
 )
 from audio_llm.asr.whisper_words import align_texts
@@ -79,7 +80,7 @@ class WhisperRecognizer:
         self.version = version
         self._workers = workers
         self._model, self._tokens, self._bands = model, tokens, bands
-        self._detector: SpeechDetector | None = None
+        self._detectors: list[SpeechDetector] = []  # loaded, and not in use
         self.configure(options)
 
     @classmethod
@@ -98,7 +99,7 @@ class WhisperRecognizer:
             device: `cpu` or `cuda`.
             compute: Format of the computation; `auto`: int8 on a CPU, float16 on a GPU.
             threads: Of the CPU, each of which decodes windows of its own: two decode 1.5 to 3 times as fast as one
-                window on both (measured). None: as many as there are cores.
+                window on both (measured). None: OMP_NUM_THREADS, or as many as there are cores.
             options: How to recognize.
 
         Raises:
@@ -122,21 +123,34 @@ class WhisperRecognizer:
         """Recognize in another way from now on.
 
         Raises:
-            UsageError: The model does not know the language, or does not translate.
+            UsageError: The model does not know the language, does not translate, or cannot detect languages, or the
+                language is both given and detected.
         """
         language = self._tokens.check_language(options.language)
         if options.task == "translate" and not self._tokens.multilingual:
             remedy = "use a multilingual model, such as whisper-base"
             raise UsageError("an English-only model does not translate", remedy=remedy)
+        if options.multilingual and not self._tokens.multilingual:
+            remedy = "use a multilingual model, such as whisper-base"
+            raise UsageError("an English-only model detects no languages", remedy=remedy)
+        if options.multilingual and options.language is not None:
+            remedy = "leave out the language, or do not ask for several"
+            raise UsageError("the language is given, so none is detected", remedy=remedy)
         if options.batch_size < 1 or options.decode.beam_size < 1:
             raise UsageError("batch and beam hold nothing", remedy="give 1 or more")
         self._options = replace(options, language=language if self._tokens.multilingual else "en")
         self._windows = WindowRecognizer(self._model, self._tokens, self._bands, self._options)
 
     def prefer(self, words: Sequence[str]) -> list[str]:
-        """Prefer these names and terms from now on (see `Recognizer.prefer`); all are taken."""
-        self.configure(replace(self._options, hotwords=tuple(words)))
-        return []
+        """Prefer these names and terms from now on (see `Recognizer.prefer`), as many as fit into the prompt."""
+        taken: list[str] = []
+        refused: list[str] = []
+        for word in words:
+            context = context_text(replace(self._options, hotwords=(*taken, word)))
+            fits = len(self._tokens.encode(context)) <= CONTEXT_TOKENS
+            (taken if fits else refused).append(word)
+        self.configure(replace(self._options, hotwords=tuple(taken)))
+        return refused
 
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
         """Recognize one utterance, without voice activity detection (see `Recognizer.recognize`).
@@ -149,7 +163,7 @@ class WhisperRecognizer:
         Raises:
             UsageError: The waveform is longer than 30 s.
         """
-        if waveform.size < _MIN_SAMPLES or float(np.abs(waveform).max()) < _SILENCE_PEAK:
+        if _is_silent(waveform):
             return NBest(id, ())
         piece = Piece(offset_s=0.0, start_s=0.0, duration_s=waveform.size / SAMPLE_RATE)
         stretches = self._windows.recognize([Window(waveform, (piece,))], self._known(), nbest, again=False)
@@ -213,14 +227,22 @@ class WhisperRecognizer:
 
     def _cut(self, blocks: Iterable[np.ndarray], apart: bool) -> Iterator[Window]:
         """Return what is decoded at a time: packed windows, or a window for each stretch."""
-        if self._options.vad:
-            self._detector = self._detector or SpeechDetector()
-            segments: Iterator[Segment] = speech_segments(blocks, self._options.vad_options, self._detector)
-        else:
-            segments = cut_segments(blocks)
+        segments = self._speech(blocks) if self._options.vad else cut_segments(blocks)
+        segments = (segment for segment in segments if not _is_silent(segment.waveform))
         if not apart:
             return pack_windows(segments)
         return (window for segment in segments for window in pack_windows([segment]))
+
+    def _speech(self, blocks: Iterable[np.ndarray]) -> Iterator[Segment]:
+        """Yield stretches of speech; every recording that is under way has a detector of its own."""
+        detector = self._detectors.pop() if self._detectors else SpeechDetector()
+        yield from speech_segments(blocks, self._options.vad_options, detector)
+        self._detectors.append(detector)
+
+
+def _is_silent(waveform: np.ndarray) -> bool:
+    """Return whether there is nothing to recognize."""
+    return waveform.size < _MIN_SAMPLES or float(np.abs(waveform).max()) < _SILENCE_PEAK
 
 
 _MAX_TEXT_TOKENS = 440  # of a text that is scored: the decoder's positions less those of the prompt
@@ -251,6 +273,10 @@ def _open(folder: Path, device: str, compute: Compute, workers: int) -> Any:
 
 
 def _cores() -> int:
+    """Return how many threads to use: $OMP_NUM_THREADS, or as many as there are cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -162,7 +162,10 @@ class WhisperDecoder:
         if loop is None:
             return result
         start, length, times = loop
-        ids = best.ids[: start + length] + best.ids[start + length * times :]
+        phrase, rest = best.ids[start : start + length], best.ids[start + length * times :]
+        if rest == phrase[: len(rest)]:  # the window ended within a repetition
+            rest = ()
+        ids = best.ids[:start] + phrase + rest
         cut = Candidate(ids, " ".join(self._tokens.decode(ids).split()), best.score)
         note = f"a phrase repeated {times} times was cut to one"
         return replace(result, candidates=(cut,), notes=(*result.notes, note))

@@ -6,6 +6,8 @@ is decoded once more, as a window of its own.
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,15 +16,17 @@ import numpy as np
 
 from audio_llm.asr.base import SAMPLE_RATE, Stretch
 from audio_llm.asr.vad import VadOptions
-from audio_llm.asr.whisper_decode import Decoded, DecodeOptions, WhisperDecoder
+from audio_llm.asr.whisper_decode import Candidate, Decoded, DecodeOptions, WhisperDecoder
 from audio_llm.asr.whisper_features import log_mel
-from audio_llm.asr.whisper_tokens import Task, WhisperTokens
-from audio_llm.asr.whisper_words import AlignedText, align_texts
+from audio_llm.asr.whisper_tokens import CONTEXT_TOKENS, Task, WhisperTokens
+from audio_llm.asr.whisper_words import AlignedText, align_texts, in_order
 from audio_llm.asr.windows import Piece, Window
 from audio_llm.nbest import Hypothesis, NBest, Word
 
+logger = logging.getLogger(__name__)
+
 _LEAST_PIECE_S = 1.3  # a shorter piece, its padding included, may hold no word
-_LEAST_GAP_S = 3.0  # of a piece without words before, between or after others
+_LEAST_REST_S = 3.0  # of a piece after its last word that is more than a pause
 
 Language = tuple[str, float | None]  # code, and its probability where it was detected
 
@@ -66,7 +70,10 @@ class WindowRecognizer:
 
     def __init__(self, model: Any, tokens: WhisperTokens, bands: int, options: WhisperOptions) -> None:
         self._model, self._tokens, self._bands, self._options = model, tokens, bands, options
-        self._context = tokens.encode(_context(options))
+        self._context = tokens.encode(context_text(options))
+        if len(self._context) > CONTEXT_TOKENS:
+            count = len(self._context)
+            logger.warning("prompt and hotwords have %d tokens, of which the last %d count", count, CONTEXT_TOKENS)
         self._decoder = WhisperDecoder(model, tokens, options.decode)
 
     def encode(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
@@ -95,7 +102,7 @@ class WindowRecognizer:
             windows: Of one recording, in order.
             known: Their language; None detects that of each.
             nbest: Distinct hypotheses of each window, at most.
-            again: Decode speech that was left out once more.
+            again: Decode speech that was left out once more; not where windows hold more than detected speech.
 
         Returns:
             What was recognized, in order of time; rejected text too.
@@ -108,7 +115,7 @@ class WindowRecognizer:
         stretches: list[Stretch] = []
         for window, language, result, text in zip(windows, languages, decoded, aligned, strict=True):
             own = list(_stretches(window, language, result, text))
-            if again and not result.rejected:
+            if again and self._options.vad and not result.rejected:
                 for start_s, end_s in left_out(window, text.words if text else ()):
                     own += self.recognize([window.part(start_s, end_s)], language, nbest, again=False)
             stretches += _apart(sorted(own, key=lambda stretch: stretch.start_s))
@@ -142,31 +149,25 @@ class WindowRecognizer:
 
 
 def left_out(window: Window, words: Sequence[Word]) -> list[tuple[float, float]]:
-    """Return the parts of a window, in seconds of it, where speech has no words; not all of a window of one piece.
+    """Return the parts of a window, in seconds of it, where a text ends before speech does.
 
     Args:
-        window: The window.
-        words: Its words, in order, times in the window.
+        window: The window, of pieces with speech.
+        words: Its words, in order, times in the window; none for a window of one piece is an answer, not an omission.
     """
     if not words and len(window.pieces) == 1:
         return []
-    of_piece: dict[int, list[Word]] = {}
+    ends_s: dict[int, float] = {}
     for word in words:
-        of_piece.setdefault(window.piece_at((word.start_s + word.end_s) / 2), []).append(word)
+        ends_s[window.piece_at((word.start_s + word.end_s) / 2)] = word.end_s
     spans: list[tuple[float, float]] = []
     for index, piece in enumerate(window.pieces):
-        ends_s = piece.offset_s + piece.duration_s
-        own = of_piece.get(index, [])
-        if not own:
-            if piece.duration_s >= _LEAST_PIECE_S:
-                spans.append((piece.offset_s, ends_s))
-            continue
-        times = [piece.offset_s, *(time for word in own for time in (word.start_s, word.end_s)), ends_s]
-        spans += [
-            (before, after)
-            for before, after in zip(times[::2], times[1::2], strict=True)
-            if after - before >= _LEAST_GAP_S
-        ]
+        end_s = piece.offset_s + piece.duration_s
+        said_s = ends_s.get(index)
+        if said_s is None and piece.duration_s >= _LEAST_PIECE_S:
+            spans.append((piece.offset_s, end_s))
+        elif said_s is not None and end_s - said_s >= _LEAST_REST_S:
+            spans.append((said_s, end_s))
     return _joined(spans, window)
 
 
@@ -200,44 +201,69 @@ def _stretches(window: Window, language: Language, result: Decoded, text: Aligne
     )
     if text is None or not text.words:
         yield about
-    elif len(window.pieces) == 1:
-        words = tuple(_placed(word, window.pieces[0]) for word in text.words)
-        yield replace(about, nbest=NBest("", hypotheses, words=words))
     else:
-        yield from _by_piece(window, text, about)
+        yield from by_piece(window, result.candidates, text, about)
 
 
-def _by_piece(window: Window, text: AlignedText, about: Stretch) -> Iterator[Stretch]:
-    """Divide the text of a window among its pieces by the times of its words, which become those of the recording."""
+def by_piece(window: Window, candidates: Sequence[Candidate], text: AlignedText, about: Stretch) -> Iterator[Stretch]:
+    """Divide the text of a window among its pieces by the times of its words, which become those of the recording.
+
+    Args:
+        window: The window.
+        candidates: Its texts, best first; those of a window of several pieces but the best are left out.
+        text: The best text, aligned.
+        about: What the stretches have in common.
+    """
     of_piece: dict[int, list[int]] = {}
     for number, word in enumerate(text.words):
         index = max([window.piece_at((word.start_s + word.end_s) / 2), *of_piece])
         of_piece.setdefault(index, []).append(number)
-    for index, numbers in of_piece.items():
+    parts = _divided(candidates[0].text, [[text.words[number] for number in own] for own in of_piece.values()])
+    for (index, numbers), part in zip(of_piece.items(), parts, strict=True):
         piece = window.pieces[index]
-        words = tuple(_placed(text.words[number], piece) for number in numbers)
-        score = float(sum(text.scores[number] for number in numbers))
-        best = Hypothesis(" ".join(word.text for word in words), score)
-        first = round(piece.offset_s * SAMPLE_RATE)
+        hypotheses = about.nbest.hypotheses
+        if len(window.pieces) > 1:
+            hypotheses = (Hypothesis(part, float(sum(text.scores[number] for number in numbers))),)
+        words = _placed([text.words[number] for number in numbers], piece)
+        first = max(0, round(piece.offset_s * SAMPLE_RATE))
         waveform = window.waveform[first : first + round(piece.duration_s * SAMPLE_RATE)]
-        nbest = NBest("", (best,), words=words)
+        nbest = NBest("", hypotheses, words=words)
         yield replace(about, start_s=piece.start_s, end_s=piece.end_s, nbest=nbest, waveform=waveform)
+
+
+def _divided(text: str, groups: Sequence[Sequence[Word]]) -> list[str]:
+    """Return the parts of a text that consist of the words of each group, with the text's own spaces or none."""
+    starts: list[int] = []
+    at = 0
+    for words in groups:
+        for number, word in enumerate(words):
+            found = text.find(word.text, at)
+            if found < 0:  # bytes that are no character
+                return [" ".join(each.text for each in own) for own in groups]
+            if number == 0:
+                starts.append(found)
+            at = found + len(word.text)
+    ends = [*starts[1:], len(text)]
+    return [text[start:end].strip() for start, end in zip([0, *starts[1:]], ends, strict=True)]
+
+
+def _placed(words: Sequence[Word], piece: Piece) -> tuple[Word, ...]:
+    """Return words of a window at their times in the recording, within their piece."""
+    offset_s, start_s = piece.offset_s, piece.start_s
+    inside = [replace(word, start_s=word.start_s - offset_s, end_s=word.end_s - offset_s) for word in words]
+    return tuple(
+        replace(word, start_s=start_s + word.start_s, end_s=min(start_s + word.end_s, piece.end_s))
+        for word in in_order(inside, piece.duration_s)
+    )
 
 
 def _apart(stretches: Sequence[Stretch]) -> list[Stretch]:
     """Let no stretch go on after the next one begins."""
-    ends = [*(stretch.start_s for stretch in stretches[1:]), np.inf]
-    return [replace(stretch, end_s=min(stretch.end_s, end_s)) for stretch, end_s in zip(stretches, ends, strict=True)]
+    ends = [min(one.end_s, following.start_s) for one, following in itertools.pairwise(stretches)]
+    return [*(replace(one, end_s=end_s) for one, end_s in zip(stretches, ends, strict=False)), *stretches[-1:]]
 
 
-def _placed(word: Word, piece: Piece) -> Word:
-    """Return a word of a window at its time in the recording, within its piece."""
-    start_s = min(max(word.start_s - piece.offset_s, 0.0), piece.duration_s)
-    end_s = min(max(word.end_s - piece.offset_s, start_s), piece.duration_s)
-    return replace(word, start_s=piece.start_s + start_s, end_s=piece.start_s + end_s)
-
-
-def _context(options: WhisperOptions) -> str:
+def context_text(options: WhisperOptions) -> str:
     """Return the text in front of every window."""
     listed = ", ".join(options.hotwords)
     return " ".join(part for part in (options.prompt.strip(), listed and f"Glossary: {listed}.") if part)

@@ -76,7 +76,7 @@ def _words(tokens: WhisperTokens, result: Any, ids: Sequence[int], duration_s: f
         confidence = float(np.exp(log_probs[positions].mean()))
         words.append(Word(text, start_s, end_s, confidence))
         scores.append(float(log_probs[positions].sum()))
-    return AlignedText(_in_order(words, duration_s), tuple(scores), log_probs)
+    return AlignedText(in_order(words, duration_s), tuple(scores), log_probs)
 
 
 def _token_starts(alignments: Sequence[tuple[int, int]], count: int) -> np.ndarray:
@@ -89,16 +89,24 @@ def _token_starts(alignments: Sequence[tuple[int, int]], count: int) -> np.ndarr
     return np.maximum.accumulate(starts)
 
 
-def _in_order(words: Sequence[Word], duration_s: float) -> tuple[Word, ...]:
-    """Let no word begin before the one before it ends, nor end after the sound; crowded words share what is left."""
+def in_order(words: Sequence[Word], duration_s: float) -> tuple[Word, ...]:
+    """Let no word begin before the one before it ends, nor end after the sound; crowded words share what is left.
+
+    Args:
+        words: In the order of the text.
+        duration_s: Length of the sound, more than 0.
+
+    Returns:
+        The words with 0 <= start < end <= duration, none begins before the end of the one before.
+    """
     result: list[Word] = []
     at_s = 0.0
     for number, word in enumerate(words):
         rest_s = max(0.0, duration_s - at_s)
         least_s = min(_MIN_WORD_S, rest_s / (len(words) - number))
-        latest_s = duration_s - least_s * (len(words) - number)
-        start_s = max(at_s, min(word.start_s, latest_s))
-        end_s = min(max(word.end_s, start_s + least_s), duration_s)
+        later_s = least_s * (len(words) - number - 1)  # what the words after this one need
+        start_s = max(at_s, min(word.start_s, duration_s - later_s - least_s))
+        end_s = min(max(word.end_s, start_s + least_s), duration_s - later_s)
         result.append(Word(word.text, start_s, end_s, word.confidence))
         at_s = end_s
     return tuple(result)

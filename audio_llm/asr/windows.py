@@ -36,7 +36,7 @@ class Piece:
     @property
     def end_s(self) -> float:
         """Where it ends in the recording, seconds."""
-        return self.start_s + self.duration_s
+        return round((self.start_s + self.duration_s) * SAMPLE_RATE) / SAMPLE_RATE  # as exact as the duration of a file
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Window:
         the nearest boundary.
         """
         piece = self.pieces[self.piece_at(time_s)]
-        return piece.start_s + min(max(time_s - piece.offset_s, 0.0), piece.duration_s)
+        return min(piece.start_s + max(time_s - piece.offset_s, 0.0), piece.end_s)
 
 
 def pack_windows(segments: Iterable[Segment], max_s: float = 30.0) -> Iterator[Window]:

@@ -17,6 +17,7 @@ from audio_llm.cli.subtitles import add_subtitle_options, subtitle_options, subt
 from audio_llm.errors import UsageError
 
 if TYPE_CHECKING:
+    from audio_llm.asr.engines import Choice
     from audio_llm.asr.whisper import WhisperOptions
     from audio_llm.audio_channels import Excerpt
     from audio_llm.cli.console import Progress
@@ -180,8 +181,8 @@ def _load(
     if live:
         transcriber.on_segment = lambda segment: progress.show(segment.text)
     if transcriber.refused and not arguments.quiet:
-        refused = ", ".join(transcriber.refused)
-        progress.say(f"audio-llm: warning: {arguments.words}: {arguments.recognizer} cannot prefer: {refused}")
+        refused, engine = ", ".join(transcriber.refused), _choice(arguments, options).engine
+        progress.say(f"audio-llm: warning: {arguments.words}: {engine} cannot prefer: {refused}")
     return transcriber
 
 
@@ -193,16 +194,22 @@ def _front(arguments: argparse.Namespace) -> Front | None:
     return ExtractedFront(arguments.extract, device=arguments.device) if arguments.extract else None
 
 
-def _settings(arguments: argparse.Namespace, options: WhisperOptions, words: list[str]) -> dict[str, Any]:
-    """Return what decides the text: a file done with other settings is done again."""
+def _choice(arguments: argparse.Namespace, options: WhisperOptions) -> Choice:
+    """Return the recognizer that will be loaded."""
     from audio_llm.asr.engines import AUTO, resolve_recognizer
-    from audio_llm.hub import model_stamp
-    from audio_llm.pipeline.correct import CORRECTORS
 
     name = arguments.recognizer
     if arguments.correct != "none" and name == AUTO and arguments.model is None:
         name = "sphinx"
-    choice = resolve_recognizer(name, arguments.model, options)
+    return resolve_recognizer(name, arguments.model, options)
+
+
+def _settings(arguments: argparse.Namespace, options: WhisperOptions, words: list[str]) -> dict[str, Any]:
+    """Return what decides the text: a file done with other settings is done again."""
+    from audio_llm.hub import model_stamp
+    from audio_llm.pipeline.correct import CORRECTORS
+
+    choice = _choice(arguments, options)
     settings: dict[str, Any] = {"asr": choice.engine, "nbest": _hypotheses(arguments), "words": words}
     settings["model"] = model_stamp(choice.model)
     settings["recognition"] = [asdict(options), arguments.compute]

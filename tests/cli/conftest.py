@@ -1,4 +1,4 @@
-"""A recogniser and a corrector that need no model, for the command line's own behaviour."""
+"""A recognizer and a corrector that need no model, for the command line's own behaviour."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ import pytest
 from audio_llm import audio
 from audio_llm.asr import engines
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
+from audio_llm.asr.engines import Choice, resolve_recognizer
+from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.correction import Correction
 from audio_llm.nbest import Hypothesis, NBest, Word
 from audio_llm.pipeline import correct, transcribe
 
 
+@pytest.fixture(autouse=True)
+def _no_installed_models(no_installed_models: None) -> None:
+    """No command of these tests sees the user's models."""
+
+
 @dataclass
-class Fakes:
-    """What the fake recogniser hears, what the fake corrector changes, and how they were asked for."""
+class Fakes(SegmentRecognizer):
+    """What the fake recognizer returns, what the fake corrector changes, and how they were asked for."""
 
     text: str = "the cat sad on the mat"
     changes: dict[str, str] = field(default_factory=lambda: {"sad": "sat"})
@@ -56,8 +63,13 @@ class Fakes:
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    """Put fakes in place of every recogniser and corrector."""
+    """Put fakes in place of every recognizer and corrector; `auto` is pocketsphinx, and models need not exist."""
     both = Fakes()
+
+    def resolve(name: str, model: str | None = None, options: Any = None) -> Choice:
+        if name == engines.AUTO or name in engines.ENGINES:
+            return Choice("sphinx" if name == engines.AUTO else name, model)
+        return resolve_recognizer(name, model, options)
 
     def load_recognizer(*arguments: Any) -> Fakes:
         both.recognizer_asked.append(arguments)
@@ -75,6 +87,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
         return both
 
     monkeypatch.setattr(engines, "load_recognizer", load_recognizer)
+    monkeypatch.setattr(engines, "resolve_recognizer", resolve)
     for module in (correct, transcribe):
         monkeypatch.setattr(module, "load_corrector", load_corrector)
     monkeypatch.setattr(transcribe, "list_length", lambda *arguments: 1)

@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 
 from audio_llm import audio, cli, hub
+from audio_llm.asr.engines import ENGINES
+from audio_llm.asr.vad import VadOptions
+from audio_llm.asr.whisper import WhisperOptions
+from audio_llm.asr.whisper_decode import DecodeOptions
 from audio_llm.cli.console import mark_changes
 from audio_llm.cli.options import clock
 from audio_llm.pipeline import transcribe
@@ -104,11 +108,56 @@ def test_options_reach_the_engines(fakes: Any, talk: Talk, monkeypatch: pytest.M
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(variable, "")
     monkeypatch.setattr(hub, "_offline", False)
-    command = ["transcribe", str(talk()), "--asr", "whisper", "--model", "some/model", "--device", "cpu", "--offline"]
-    assert cli.main([*command, "--correct", "dlm", "--correct-model", "mine", "--decode", "dlm-sum"]) == 0
-    assert fakes.recognizer_asked == [("whisper", "some/model", "cpu", True)]
+    command = ["transcribe", str(talk()), "--recognizer", "whisper", "--model", "some/model", "--device", "cpu"]
+    corrector = ["--correct", "dlm", "--correct-model", "mine", "--decode", "dlm-sum"]
+    assert cli.main([*command, *corrector, "--offline", "--compute", "float32", "--beam", "3"]) == 0
+    ((*named, options, compute),) = fakes.recognizer_asked
+    assert named == ["whisper", "some/model", "cpu", True]
+    assert (options, compute) == (WhisperOptions(decode=DecodeOptions(beam_size=3)), "float32")
     assert fakes.corrector_asked == [{"name": "dlm", "model": "mine", "decode": "dlm-sum", "device": "cpu"}]
     assert hub.is_offline()
+
+
+def test_recognition_options_reach_the_recognizer(fakes: Any, talk: Talk) -> None:
+    command = ["transcribe", str(talk()), "--recognizer", "whisper", "-f", "json"]
+    vad = ["--vad-threshold", "0.2", "--vad-min-silence", "0.8", "--vad-pad", "0.2"]
+    texts = ["--language", "de", "--task", "translate", "--prompt", "Glossary", "--batch-size", "7"]
+    assert cli.main([*command, *vad, *texts]) == 0
+    assert cli.main([*command, "--no-vad", "--multilingual"]) == 0
+    assert [asked[4] for asked in fakes.recognizer_asked] == [
+        WhisperOptions(
+            language="de",
+            task="translate",
+            prompt="Glossary",
+            batch_size=7,
+            vad_options=VadOptions(threshold=0.2, neg_threshold=0.7 * 0.2, min_silence_s=0.8, pad_s=0.2),
+        ),
+        WhisperOptions(multilingual=True, vad=False),
+    ]
+
+
+def test_words_are_aligned_only_where_an_output_shows_times(fakes: Any, talk: Talk) -> None:
+    path = str(talk())
+    for options in ([], ["-f", "txt"], ["-f", "srt"], ["-f", "json"], ["--correct", "dlm"]):
+        assert cli.main(["transcribe", path, *options]) == 0
+    assert [asked[4].word_times for asked in fakes.recognizer_asked] == [False, False, True, True, True]
+
+
+def test_asr_is_another_name_of_the_option_recognizer(fakes: Any, talk: Talk) -> None:
+    for option in ("--asr", "--recognizer"):
+        assert cli.main(["transcribe", str(talk()), option, "ctc"]) == 0
+    assert [asked[0] for asked in fakes.recognizer_asked] == ["ctc", "ctc"]
+
+
+def test_one_hypothesis_is_the_default_and_five_where_lists_are_written(
+    fakes: Any, talk: Talk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, count in (([], 1), (["--correct", "dlm"], 2), (["--nbest", "1", "--correct", "dlm"], 1)):
+        assert cli.main(["transcribe", str(talk()), "-f", "json", *options]) == 0
+        (segment,) = json.loads(capsys.readouterr().out)["segments"]
+        assert len(segment["nbest"]["hypotheses"]) == count  # the fake knows two
+    assert cli.main(["transcribe", str(talk()), "-f", "nbest"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["hypotheses"]) == 2
 
 
 def test_nbest_option_limits_the_lists(fakes: Any, talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +199,10 @@ def test_threads_take_effect(fakes: Any, talk: Talk, monkeypatch: pytest.MonkeyP
         ["--threads", "0"],
         ["-f", "docx"],
         ["-f", "txt,srt"],
-        ["--asr", "sfinx"],
+        ["--recognizer", "sfinx"],
+        ["--language", "de", "--vad-threshold", "2"],
+        ["--batch-size", "0"],
+        ["--compute", "int3"],
         ["--device", "tpu"],
         ["--decode", "dsr"],
         ["--correct-model", "x"],
@@ -261,11 +313,32 @@ def test_terminal_gets_a_bar(fakes: Any, talk: Talk, tmp_path: Path, monkeypatch
     assert "real-time factor" in screen.getvalue()
 
 
-def test_every_recogniser_can_be_chosen() -> None:
-    from audio_llm.asr.engines import ENGINES
-    from audio_llm.cli.transcribe import RECOGNIZERS
+def test_every_recognizer_can_be_chosen(fakes: Any, talk: Talk) -> None:
+    path = str(talk())
+    for name in ENGINES:
+        assert cli.main(["transcribe", path, "--recognizer", name]) == 0
+    assert [asked[0] for asked in fakes.recognizer_asked] == list(ENGINES)
 
-    assert tuple(ENGINES) == RECOGNIZERS
+
+def test_without_an_installed_whisper_pocketsphinx_recognizes_and_says_so_once(
+    talk: Talk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["transcribe", str(talk())]) == 0
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "pocketsphinx recognizes" in line]
+    assert cli.main(["transcribe", str(talk()), "--language", "en", "-f", "json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["about"]["recognizer"].startswith("pocketsphinx")
+    (warning,) = [line for line in captured.err.splitlines() if "pocketsphinx recognizes" in line]
+    assert "`audio-llm models get whisper-base` downloads one" in warning
+
+
+def test_an_option_that_pocketsphinx_lacks_is_an_error_where_no_whisper_is_installed(
+    talk: Talk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["transcribe", str(talk()), "--language", "de"]) == 3
+    assert "audio-llm models get whisper-base" in capsys.readouterr().err
+    assert cli.main(["transcribe", str(talk()), "--recognizer", "sphinx", "--language", "de"]) == 2
+    assert "the recognizer sphinx has no option language" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.correction import Correction
 from audio_llm.errors import AudioLLMError, ModelNotFoundError, UsageError
 from audio_llm.nbest import Hypothesis, NBest
@@ -35,8 +36,8 @@ class Measurer:
         return made
 
 
-class Echo:
-    """Hears a word in everything."""
+class Echo(SegmentRecognizer):
+    """Recognizes a word in everything."""
 
     name, version = "echo", "1"
 

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from audio_llm.correction import Correction, Edit
 from audio_llm.errors import UsageError
 from audio_llm.nbest import Hypothesis, NBest, Word, read_nbest
-from audio_llm.pipeline.formats import FORMATS, Transcript, TranscriptSegment, align_words, cues, labeled_text, render
+from audio_llm.pipeline.formats import (
+    FORMATS,
+    RejectedText,
+    Transcript,
+    TranscriptSegment,
+    align_words,
+    cues,
+    labeled_text,
+    render,
+)
 
 LETTERS = st.text(alphabet="abc<&>é'-", min_size=1, max_size=12)
 TEXTS = st.lists(LETTERS, max_size=60).map(" ".join)
@@ -188,7 +197,8 @@ def test_json_holds_everything() -> None:
     document = json.loads(text)
     assert text.count("\n") == 1
     keys = ["schema_version", "name", "duration_s", "text", "recognized", "segments", "corrections", "warnings"]
-    assert list(document) == keys
+    assert list(document) == [*keys, "rejected", "about"]
+    assert (document["rejected"], document["about"]) == ([], {})
     (part,) = document["segments"]
     assert list(part) == ["start_s", "end_s", "text", "words", "nbest", "correction", "channel"]
     assert part["words"] == [{"text": "hello", "start_s": 0.6, "end_s": pytest.approx(0.9), "confidence": 0.5}]
@@ -196,6 +206,29 @@ def test_json_holds_everything() -> None:
     assert part["correction"] == document["corrections"][0]
     assert part["correction"]["edits"][0]["source"] == "hypothesis 2"
     assert document["name"] == "ü.wav"
+
+
+def test_json_holds_languages_notes_and_rejected_text() -> None:
+    notes = ("decoded again: a phrase repeats", "temperature 0.2")
+    parts = [
+        dataclasses.replace(make_segment(text, start_s), language=code, language_probability=probability, notes=noted)
+        for text, start_s, code, probability, noted in (
+            ("hello", 0.0, "en", 0.5, ()),
+            ("hallo", 2.0, "de", None, notes),
+            ("there", 4.0, "en", 0.75, ()),
+        )
+    ]
+    rejected = RejectedText(9.0, 9.5, "Thank you.", "no speech (probability 0.90), text unlikely")
+    transcript = dataclasses.replace(
+        make_transcript(*parts), rejected=(rejected,), about={"recognizer": "whisper-base@0123", "language": "auto"}
+    )
+    document = json.loads(render(transcript, "json"))
+    assert document["languages"] == {"en": 0.75, "de": None}
+    assert document["about"] == {"recognizer": "whisper-base@0123", "language": "auto"}
+    assert document["rejected"] == [dataclasses.asdict(rejected)]
+    assert [part["language"] for part in document["segments"]] == ["en", "de", "en"]
+    assert [part.get("notes") for part in document["segments"]] == [None, list(notes), None]
+    assert "Thank you" not in document["text"]
 
 
 def test_channels_are_labeled_in_order_of_time() -> None:

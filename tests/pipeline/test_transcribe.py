@@ -16,6 +16,7 @@ from audio_llm import audio, hub
 from audio_llm.align import edits
 from audio_llm.asr import engines
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
+from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.correction import Correction, Edit
 from audio_llm.errors import ModelFormatError, ModelNotFoundError, UsageError
 from audio_llm.nbest import Hypothesis, NBest, Word
@@ -23,8 +24,8 @@ from audio_llm.pipeline.correct import load_corrector
 from audio_llm.pipeline.transcribe import Transcriber, protect
 
 
-class FakeRecognizer:
-    """Hears the same words in every stretch of speech, spread evenly over it."""
+class FakeRecognizer(SegmentRecognizer):
+    """Recognizes the same words in every stretch of speech, spread evenly over it."""
 
     name = "fake"
     version = "1"
@@ -236,7 +237,7 @@ def test_protect_takes_all_back_where_edits_do_not_explain_the_text() -> None:
 
 
 def test_names_that_do_not_exist_are_usage_errors() -> None:
-    with pytest.raises(UsageError, match="no recogniser is named 'sfinx'"):
+    with pytest.raises(UsageError, match=r"unknown recognizer 'sfinx' \(did you mean sphinx\?\)"):
         engines.load_recognizer("sfinx")
     with pytest.raises(UsageError, match="no corrector"):
         load_corrector("llm")
@@ -245,6 +246,8 @@ def test_names_that_do_not_exist_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="model inside"):
         engines.load_recognizer("sphinx", "some-model")
     with pytest.raises(UsageError, match="needs a model"):
+        engines.load_recognizer("whisper-torch")
+    with pytest.raises(ModelNotFoundError, match="whisper-base"):
         engines.load_recognizer("whisper")
     with pytest.raises(ModelNotFoundError):
         engines.load_recognizer("ctc", "no-such-model")
@@ -262,7 +265,7 @@ def test_load_refuses_kinds_without_an_object(tmp_path: Path) -> None:
 
 def test_engines_are_described() -> None:
     reports = {report.name: report for report in engines.describe_engines()}
-    assert list(reports) == ["sphinx", "ctc", "touchtts", "whisper", "espnet"]
+    assert list(reports) == ["sphinx", "ctc", "touchtts", "whisper", "whisper-torch", "espnet"]
     assert reports["sphinx"].problem is None
     assert reports["sphinx"].capabilities is not None
     assert reports["sphinx"].capabilities.word_times

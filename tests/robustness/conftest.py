@@ -1,4 +1,4 @@
-"""A recogniser that needs no model, for tests in which only the input matters."""
+"""A recognizer that needs no model, for tests in which only the input matters."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import pytest
 
 from audio_llm.asr import engines
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
+from audio_llm.asr.engines import Choice
+from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.nbest import Hypothesis, NBest, Word
 
 
-class Hearer:
-    """Hears the word `speech` in every stretch of speech."""
+@pytest.fixture(autouse=True)
+def _no_installed_models(no_installed_models: None) -> None:
+    """No command of these tests sees the user's models."""
+
+
+class Hearer(SegmentRecognizer):
+    """Recognizes the word `speech` in every stretch of speech."""
 
     name = "fake"
     version = "1"
@@ -33,6 +40,7 @@ class Hearer:
 @pytest.fixture
 def hearer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "load_recognizer", lambda *arguments: Hearer())
+    monkeypatch.setattr(engines, "resolve_recognizer", lambda *arguments: Choice("sphinx", None))
 
 
 def make_speech(seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:

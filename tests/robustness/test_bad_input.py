@@ -320,14 +320,18 @@ def test_samples_are_transcribed(tmp_path: Path) -> None:
 _LONG = """
 import resource, sys
 from audio_llm.asr import engines
+from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.cli import main
 from audio_llm.nbest import Hypothesis, NBest
 
-class Hearer:
+class Hearer(SegmentRecognizer):
+    version = "1"
+
     def recognize(self, waveform, nbest=5, id=""):
         return NBest(id, (Hypothesis("speech", -1.0),))
 
 engines.load_recognizer = lambda *arguments: Hearer()
+engines.resolve_recognizer = lambda *arguments: engines.Choice("sphinx", None)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 status = main(["transcribe", sys.argv[1]])
 print("grown_kb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, file=sys.stderr)
