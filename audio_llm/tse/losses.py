@@ -40,7 +40,7 @@ def best_order(estimate: Tensor, target: Tensor, mixture: Tensor, silent_weight:
         mixture: (B, 2, T).
         silent_weight: As of `separation_loss`, which is least for `in_order(target, order)`.
     """
-    pairs = _loss(estimate[:, :, None], target[:, None], mixture[:, None], silent_weight)  # (B, K, K)
+    pairs = _pair_losses(estimate, target, mixture, silent_weight)  # (B, K, K)
     count = estimate.shape[1]
     orders = torch.tensor(list(permutations(range(count))), device=pairs.device)  # (K!, K)
     found: Tensor = orders[pairs[:, torch.arange(count), orders].sum(-1).argmin(1)]
@@ -57,6 +57,25 @@ def _loss(estimate: Tensor, target: Tensor, mixture: Tensor, silent_weight: floa
     ratios = 0.5 * (snr_db(estimate, target) + si_sdr_db(estimate, target)).mean(-1)
     leak = leak_db(estimate, mixture[:, None]).mean(-1)
     return torch.where(talking(target), -ratios, silent_weight * leak)
+
+
+def _pair_losses(estimate: Tensor, target: Tensor, mixture: Tensor, silent_weight: float) -> Tensor:
+    """Return `_loss` of every stream (B, K, 2, T) with every target: (B, K, K), from inner products alone."""
+    found, wanted = estimate.transpose(1, 2), target.transpose(1, 2)  # (B, ears, K, T)
+    samples = found.shape[-1]
+    found_power, wanted_power = found.square().sum(-1)[..., None], wanted.square().sum(-1)[..., None, :]
+    product = found @ wanted.mT
+    error = (found_power - 2.0 * product + wanted_power).clamp(min=0.0)
+    snr = (wanted_power + _FLOOR) / (error + _FLOOR)
+    found_mean, wanted_mean = found.mean(-1)[..., None], wanted.mean(-1)[..., None, :]
+    product = product - samples * found_mean * wanted_mean
+    found_power = found_power - samples * found_mean.square()
+    wanted_power = wanted_power - samples * wanted_mean.square()
+    scaled = product.square() / (wanted_power + _FLOOR)
+    si_sdr = (scaled + _FLOOR) / ((found_power - scaled).clamp(min=0.0) + _FLOOR)
+    ratios = (5.0 * (snr.log10() + si_sdr.log10())).mean(1)
+    leak = leak_db(estimate, mixture[:, None]).mean(-1)
+    return torch.where(talking(target)[:, None], -ratios, silent_weight * leak[..., None])
 
 
 def talking(target: Tensor) -> Tensor:

@@ -87,9 +87,12 @@ def pack(arguments: argparse.Namespace) -> None:
 def render(arguments: argparse.Namespace) -> None:
     """Render rooms with talkers, of which `separate` mixes its scenes; a stopped rendering goes on where it was."""
     packed = arguments.output / "packed"
-    config = load_config(RenderConfig, _settings(arguments, "render"), arguments.set)
+    config, shards = smoke.ROOMS, 1
+    if not arguments.smoke:
+        config = load_config(RenderConfig, _settings(arguments, "render"), arguments.set)
+        shards = arguments.shards
     packs = [packed / name for name in ("train", "extra") if (packed / name).exists()]
-    rooms = render_rooms(packs, config, arguments.output / "rendered", arguments.shards, arguments.processes)
+    rooms = render_rooms(packs, config, arguments.output / "rendered", shards, arguments.processes)
     logging.info("%d rooms", rooms)
 
 

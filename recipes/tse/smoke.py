@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from audio_llm import audio
 from audio_llm.simulation.heads import Head, load_head, vary
 from audio_llm.simulation.mono import coloured_noise, trim_silence
+from audio_llm.simulation.rendered import RenderConfig
 from audio_llm.simulation.scene_plan import Voice
 from audio_llm.simulation.sources import write_sources
 from audio_llm.tse.speaker import SpeakerEncoder
@@ -26,6 +27,7 @@ _FEW = ["batch_scenes=2", "validation_scenes=2"]
 _SHORT = [*_FEW, "scenes.seconds=1.024", "scenes.look_seconds=1.024", "scenes.talkers=[2,2]"]
 _HEAR = [*_SHORT, *(f"model.extractor.{setting}" for setting in _TRUNK), "model.selector.hidden=16"]
 _HEAR += ["model.selector.layers=1", "noisy_share=0.5"]
+ROOMS = RenderConfig(seconds=1.2, talkers=2, rows_per_shard=2)
 SETTINGS = {
     "speaker": ["hidden=16", "layers=1", "batch_pieces=4", "validation_pieces=4"],
     "separate": [*_SHORT, *(f"model.{setting}" for setting in _TRUNK), "front_weight=1"],

@@ -18,7 +18,7 @@ from audio_llm.simulation.sources import read_sources
 from audio_llm.sound_metrics import si_sdr_db, snr_db
 from audio_llm.training.loop import TrainingConfig
 from audio_llm.tse.extractor import ExtractorConfig
-from audio_llm.tse.losses import best_order, in_order, leak_db, separation_loss, talking
+from audio_llm.tse.losses import _loss, _pair_losses, best_order, in_order, leak_db, separation_loss, talking
 from audio_llm.tse.train_separator import SeparatorTrainingConfig, slots, talkers_by_stream, train_separator
 
 torch.set_num_threads(1)
@@ -81,6 +81,16 @@ def test_the_best_order_is_the_one_of_the_least_loss() -> None:
         least = separation_loss(found[one], target[one, own], mixture[one])
         for other in permutations(range(3)):
             assert separation_loss(found[one], target[one, list(other)], mixture[one]) >= least
+
+
+def test_losses_of_pairs_are_those_of_the_loss_itself() -> None:
+    generator = torch.Generator().manual_seed(1)
+    target = torch.randn(3, 3, 2, 800, generator=generator) + 0.1
+    target[1, 2] = 0.0
+    estimate = 0.7 * target.flip(1) + 0.2 * torch.randn(3, 3, 2, 800, generator=generator)
+    mixture = target.sum(1)
+    direct = _loss(estimate[:, :, None], target[:, None], mixture[:, None], 0.3)
+    torch.testing.assert_close(_pair_losses(estimate, target, mixture, 0.3), direct, atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("order", ["location", "best"])
