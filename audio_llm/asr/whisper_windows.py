@@ -1,0 +1,286 @@
+"""Windows of speech to recognized stretches: encoding, languages, decoding, word times, and what was left out.
+
+The decoder sometimes ends a text before the window does. So words are aligned with the sound, and speech without words
+is decoded once more, as a window of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from audio_llm.asr.base import SAMPLE_RATE, Stretch
+from audio_llm.asr.vad import VadOptions
+from audio_llm.asr.whisper_decode import Decoded, DecodeOptions, WhisperDecoder
+from audio_llm.asr.whisper_features import log_mel
+from audio_llm.asr.whisper_tokens import Task, WhisperTokens
+from audio_llm.asr.whisper_words import AlignedText, align_texts, in_order
+from audio_llm.asr.windows import Piece, Window
+from audio_llm.nbest import Hypothesis, NBest, Word
+
+_LEAST_PIECE_S = 1.3  # a shorter piece, its padding included, may hold no word
+_LEAST_GAP_S = 3.0  # of a piece without words before, between or after others
+
+Language = tuple[str, float | None]  # code, and its probability where it was detected
+
+
+@dataclass(frozen=True)
+class WhisperOptions:
+    """How recordings are recognized.
+
+    Attributes:
+        language: Code of the spoken language; None detects it from the first windows with speech.
+        multilingual: Detect the language of every window.
+        task: `transcribe`, or `translate` into English.
+        prompt: Text that the model takes for what was said before every window: style, spelling, topic.
+        hotwords: Names and terms to prefer.
+        decode: Beam size and guards.
+        batch_size: Windows decoded together by each worker.
+        vad: Recognize stretches with speech only; otherwise everything, cut every 30 s.
+        vad_options: Thresholds of the detection.
+    """
+
+    language: str | None = None
+    multilingual: bool = False
+    task: Task = "transcribe"
+    prompt: str = ""
+    hotwords: tuple[str, ...] = ()
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
+    batch_size: int = 1
+    vad: bool = True
+    vad_options: VadOptions = field(default_factory=VadOptions)
+
+
+class WindowRecognizer:
+    """Recognizes windows; may be called from several threads.
+
+    Args:
+        model: A `ctranslate2.models.Whisper`.
+        tokens: Its tokenizer.
+        bands: Mel bands that it takes, 80 or 128.
+        options: How to recognize.
+    """
+
+    def __init__(self, model: Any, tokens: WhisperTokens, bands: int, options: WhisperOptions) -> None:
+        self._model, self._tokens, self._bands, self._options = model, tokens, bands, options
+        self._context = tokens.encode(context_of(options))
+        self._decoder = WhisperDecoder(model, tokens, options.decode)
+
+    def encode(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the encoder's output: (B, 1500, D) float32."""
+        import ctranslate2
+
+        features = np.stack([log_mel(waveform, self._bands) for waveform in waveforms])
+        encoded = self._model.encode(ctranslate2.StorageView.from_array(features), to_cpu=True)
+        return np.asarray(encoded)
+
+    def detect(self, encoded: np.ndarray) -> list[dict[str, float]]:
+        """Return the probability of each language code for every window."""
+        import ctranslate2
+
+        if not self._tokens.multilingual:
+            return [{"en": 1.0}] * len(encoded)
+        results = self._model.detect_language(ctranslate2.StorageView.from_array(np.ascontiguousarray(encoded)))
+        return [{token.strip("<|>"): float(value) for token, value in result} for result in results]
+
+    def recognize(
+        self, windows: Sequence[Window], known: Language | None, nbest: int, again: bool = True
+    ) -> list[Stretch]:
+        """Recognize windows.
+
+        Args:
+            windows: Of one recording, in order.
+            known: Their language; None detects that of each.
+            nbest: Distinct hypotheses of each window, at most.
+            again: Decode speech that was left out once more.
+
+        Returns:
+            What was recognized, in order of time; rejected text too.
+        """
+        encoded = self.encode([window.waveform for window in windows])
+        languages = [known] * len(windows) if known is not None else best_languages(self.detect(encoded))
+        prompts = [self._tokens.prompt(code, self._options.task, self._context) for code, _ in languages]
+        decoded = self._decoder.decode(encoded, prompts, nbest, self._context)
+        aligned = self._align(windows, encoded, decoded, [code for code, _ in languages])
+        stretches: list[Stretch] = []
+        for window, language, result, text in zip(windows, languages, decoded, aligned, strict=True):
+            added: list[Stretch] = []
+            if again and not result.rejected:
+                for start_s, end_s in left_out(window, text.words if text else ()):
+                    found = self.recognize([window.part(start_s, end_s)], language, nbest, again=False)
+                    window = window.divided(start_s, end_s) if found else window
+                    added += found
+            own = [*_stretches(window, language, result, text), *added]
+            stretches += _apart(sorted(own, key=lambda stretch: stretch.start_s))
+        return stretches
+
+    def _align(
+        self, windows: Sequence[Window], encoded: np.ndarray, decoded: Sequence[Decoded], languages: Sequence[str]
+    ) -> list[AlignedText | None]:
+        """Align the best text of each window, None where there is none."""
+        texts: list[AlignedText | None] = [None] * len(windows)
+        for language in dict.fromkeys(languages):
+            chosen = [
+                number
+                for number, result in enumerate(decoded)
+                if languages[number] == language and result.candidates and not result.rejected
+            ]
+            if not chosen:
+                continue
+            found = align_texts(
+                self._model,
+                self._tokens,
+                encoded[chosen],
+                self._tokens.alignment_start(language, self._options.task),
+                [decoded[number].candidates[0].ids for number in chosen],
+                [windows[number].waveform.size / SAMPLE_RATE for number in chosen],
+                language,
+            )
+            for number, text in zip(chosen, found, strict=True):
+                texts[number] = text
+        return texts
+
+
+def left_out(window: Window, words: Sequence[Word]) -> list[tuple[float, float]]:
+    """Return the parts of a window, in seconds of it, where speech has no words; not all of a window of one piece.
+
+    Args:
+        window: The window.
+        words: Its words, in order, times in the window.
+    """
+    if not words and len(window.pieces) == 1:
+        return []
+    of_piece: dict[int, list[Word]] = {}
+    for word in words:
+        of_piece.setdefault(window.piece_at((word.start_s + word.end_s) / 2), []).append(word)
+    spans: list[tuple[float, float]] = []
+    for index, piece in enumerate(window.pieces):
+        ends_s = piece.offset_s + piece.duration_s
+        own = of_piece.get(index, [])
+        if not own:
+            if piece.duration_s >= _LEAST_PIECE_S:
+                spans.append((piece.offset_s, ends_s))
+            continue
+        times = [piece.offset_s, *(time for word in own for time in (word.start_s, word.end_s)), ends_s]
+        spans += [
+            (before, after)
+            for before, after in zip(times[::2], times[1::2], strict=True)
+            if after - before >= _LEAST_GAP_S
+        ]
+    return _joined(spans, window)
+
+
+def _joined(spans: Sequence[tuple[float, float]], window: Window) -> list[tuple[float, float]]:
+    """Join spans between which the window has nothing but inserted silence."""
+    joined: list[tuple[float, float]] = []
+    for start_s, end_s in spans:
+        follows = joined and window.piece_at(start_s) - window.piece_at(joined[-1][1] - 1e-3) == 1
+        at_edges = joined and start_s == window.pieces[window.piece_at(start_s)].offset_s
+        if follows and at_edges:
+            joined[-1] = (joined[-1][0], end_s)
+        else:
+            joined.append((start_s, end_s))
+    return joined
+
+
+def _stretches(window: Window, language: Language, result: Decoded, text: AlignedText | None) -> Iterator[Stretch]:
+    """Yield what was recognized in one window."""
+    if not result.candidates:
+        return
+    hypotheses = tuple(Hypothesis(each.text, each.score) for each in result.candidates)
+    about = Stretch(
+        start_s=window.start_s,
+        end_s=window.end_s,
+        nbest=NBest("", hypotheses),
+        waveform=window.waveform,
+        language=language[0],
+        language_probability=language[1],
+        notes=result.notes,
+        rejected=result.rejected,
+    )
+    if text is None or not text.words:
+        yield about
+    elif len(window.pieces) == 1:
+        words = _placed(text.words, window.pieces[0])
+        yield replace(about, nbest=NBest("", hypotheses, words=words))
+    else:
+        yield from by_piece(window, text, about)
+
+
+def by_piece(window: Window, text: AlignedText, about: Stretch) -> Iterator[Stretch]:
+    """Divide the text of a window among its pieces by the times of its words, which become those of the recording.
+
+    Args:
+        window: Of several pieces.
+        text: Its words.
+        about: What is true of the whole window; its best hypothesis is the text.
+    """
+    of_piece: dict[int, list[int]] = {}
+    for number, word in enumerate(text.words):
+        index = max([window.piece_at((word.start_s + word.end_s) / 2), *of_piece])
+        of_piece.setdefault(index, []).append(number)
+    parts = _divided(about.nbest.best, [[text.words[number] for number in own] for own in of_piece.values()])
+    for (index, numbers), part in zip(of_piece.items(), parts, strict=True):
+        piece = window.pieces[index]
+        alone = len(of_piece) == 1
+        words = _placed([text.words[number] for number in numbers], piece)
+        score = float(sum(text.scores[number] for number in numbers))
+        best = Hypothesis(part, score)
+        first = round(piece.offset_s * SAMPLE_RATE)
+        waveform = window.waveform[first : first + round(piece.duration_s * SAMPLE_RATE)]
+        nbest = NBest("", about.nbest.hypotheses if alone else (best,), words=words)
+        yield replace(about, start_s=piece.start_s, end_s=piece.end_s, nbest=nbest, waveform=waveform)
+
+
+def _apart(stretches: Sequence[Stretch]) -> list[Stretch]:
+    """Let no stretch go on after the next one begins."""
+    if not stretches:
+        return []
+    ends = [*(stretch.start_s for stretch in stretches[1:]), np.inf]
+    return [replace(stretch, end_s=min(stretch.end_s, end_s)) for stretch, end_s in zip(stretches, ends, strict=True)]
+
+
+def _divided(text: str, groups: Sequence[Sequence[Word]]) -> list[str]:
+    """Return the parts of a text that consist of the words of each group, with the text's own spaces or none."""
+    starts: list[int] = []
+    at = 0
+    for words in groups:
+        for number, word in enumerate(words):
+            found = text.find(word.text, at)
+            if found < 0:  # bytes that are no character
+                return [" ".join(each.text for each in own) for own in groups]
+            if number == 0:
+                starts.append(found)
+            at = found + len(word.text)
+    ends = [*starts[1:], len(text)]
+    return [text[start:end].strip() for start, end in zip([0, *starts[1:]], ends, strict=True)]
+
+
+def _placed(words: Sequence[Word], piece: Piece) -> tuple[Word, ...]:
+    """Return words of a window at their times in the recording, within their piece."""
+    offset_s, start_s = piece.offset_s, piece.start_s
+    inside = [replace(word, start_s=word.start_s - offset_s, end_s=word.end_s - offset_s) for word in words]
+    return tuple(
+        replace(word, start_s=start_s + word.start_s, end_s=min(start_s + word.end_s, piece.end_s))
+        for word in in_order(inside, piece.duration_s)
+    )
+
+
+def context_of(options: WhisperOptions) -> str:
+    """Return the text in front of every window."""
+    listed = ", ".join(options.hotwords)
+    return " ".join(part for part in (options.prompt.strip(), listed and f"Glossary: {listed}.") if part)
+
+
+def mean_probabilities(probabilities: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the mean over windows, as one."""
+    codes = probabilities[0].keys()
+    return [{code: float(np.mean([each.get(code, 0.0) for each in probabilities])) for code in codes}]
+
+
+def best_languages(probabilities: Sequence[dict[str, float]]) -> list[Language]:
+    """Return the most probable language of each window."""
+    return [max(each.items(), key=lambda item: item[1]) for each in probabilities]
