@@ -242,7 +242,7 @@ def _beyond(engine: Engine, options: WhisperOptions | None) -> str:
     if options is None:
         return ""
     plain = type(options)()
-    able = {"hotwords"} | ({"language"} if engine.name == "whisper-torch" else set())
+    able = {"hotwords", "word_times"} | ({"language"} if engine.name == "whisper-torch" else set())
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         english = field.name == "language" and value == "en"

@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,21 +22,15 @@ import numpy as np
 
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities, Stretch
 from audio_llm.asr.segment import Segment
-from audio_llm.asr.vad import SpeechDetector, speech_segments
-from audio_llm.asr.whisper_tokens import CONTEXT_TOKENS, WhisperTokens
-from audio_llm.asr.whisper_windows import (
-    Language,
-    WhisperOptions,
-    WindowRecognizer,
-    best_languages,
-    context_of,
-    mean_probabilities,
-)
-from audio_llm.asr.whisper_words import align_texts
+from audio_llm.asr.vad import SpeechDetector, VadOptions, speech_segments
+from audio_llm.asr.whisper_decode import Decoded, DecodeOptions, WhisperDecoder
+from audio_llm.asr.whisper_features import log_mel
+from audio_llm.asr.whisper_tokens import CONTEXT_TOKENS, Task, WhisperTokens
+from audio_llm.asr.whisper_words import align_texts, by_piece
 from audio_llm.asr.windows import Piece, Window, cut_segments, pack_windows
 from audio_llm.errors import MissingDependencyError, ModelFormatError, ModelNotFoundError, UsageError
 from audio_llm.installed import checked_files
-from audio_llm.nbest import NBest
+from audio_llm.nbest import Hypothesis, NBest, Word
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +40,35 @@ _MIN_SAMPLES = SAMPLE_RATE // 50  # below 20 ms there is nothing to recognize
 _SILENCE_PEAK = 1e-5  # quieter than -100 dBFS counts as silence
 _DETECTION_WINDOWS = 3  # whose languages are averaged
 Compute = Literal["auto", "int8", "float32", "float16"]
-__all__ = ["Compute", "WhisperOptions", "WhisperRecognizer"]
+
+
+@dataclass(frozen=True)
+class WhisperOptions:
+    """How recordings are recognized.
+
+    Attributes:
+        language: Code of the spoken language; None detects it from the first windows with speech.
+        multilingual: Detect the language of every window.
+        task: `transcribe`, or `translate` into English.
+        prompt: Text that the model takes for what was said before every window: style, spelling, topic.
+        hotwords: Names and terms to prefer.
+        decode: Beam size and guards.
+        batch_size: Windows decoded together by each worker.
+        vad: Recognize stretches with speech only; otherwise everything, cut every 30 s.
+        vad_options: Thresholds of the detection.
+        word_times: Align words with the sound. Without, a text comes for each window and not for each stretch.
+    """
+
+    language: str | None = None
+    multilingual: bool = False
+    task: Task = "transcribe"
+    prompt: str = ""
+    hotwords: tuple[str, ...] = ()
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
+    batch_size: int = 1
+    vad: bool = True
+    vad_options: VadOptions = field(default_factory=VadOptions)
+    word_times: bool = True
 
 
 class WhisperRecognizer:
@@ -139,17 +161,18 @@ class WhisperRecognizer:
         if options.batch_size < 1 or options.decode.beam_size < 1:
             raise UsageError("batch and beam hold nothing", remedy="give 1 or more")
         self._options = replace(options, language=language if self._tokens.multilingual else "en")
-        count = len(self._tokens.encode(context_of(options)))
-        if count > CONTEXT_TOKENS:
+        self._context = self._tokens.encode(_context(options))
+        if len(self._context) > CONTEXT_TOKENS:
+            count = len(self._context)
             logger.warning("prompt and hotwords have %d tokens, of which the last %d count", count, CONTEXT_TOKENS)
-        self._windows = WindowRecognizer(self._model, self._tokens, self._bands, self._options)
+        self._decoder = WhisperDecoder(self._model, self._tokens, options.decode)
 
     def prefer(self, words: Sequence[str]) -> list[str]:
         """Prefer these names and terms from now on (see `Recognizer.prefer`), as many as fit into the prompt."""
         taken: list[str] = []
         refused: list[str] = []
         for word in words:
-            context = context_of(replace(self._options, hotwords=(*taken, word)))
+            context = _context(replace(self._options, hotwords=(*taken, word)))
             fits = len(self._tokens.encode(context)) <= CONTEXT_TOKENS
             (taken if fits else refused).append(word)
         self.configure(replace(self._options, hotwords=tuple(taken)))
@@ -169,35 +192,45 @@ class WhisperRecognizer:
         if _is_silent(waveform):
             return NBest(id, ())
         piece = Piece(offset_s=0.0, start_s=0.0, duration_s=waveform.size / SAMPLE_RATE)
-        stretches = self._windows.recognize([Window(waveform, (piece,))], self._known(), nbest, again=False)
+        encoded = self._encode([waveform])
+        known: tuple[str, float | None] = self._options.language or "", None
+        languages = [known] if known[0] else _best_language(self._detect(encoded))
+        stretches = self._stretches([Window(waveform, (piece,))], encoded, languages, nbest)
         return next((replace(stretch.nbest, id=id) for stretch in stretches if not stretch.rejected), NBest(id, ()))
 
     def recognize_stream(
         self, blocks: Iterable[np.ndarray], nbest: int = 1, id: str = "", sound: bool = False
     ) -> Iterator[Stretch]:
         """Recognize a recording of any length (see `Recognizer.recognize_stream`); memory does not grow with it."""
-        windows = iter(self._cut(blocks, apart=nbest > 1 or sound))
-        known = self._known()
-        if known is None and not self._options.multilingual:
+        windows = iter(self._windows(blocks, apart=nbest > 1 or sound))
+        known: tuple[str, float | None] | None = None
+        if self._options.language is not None:
+            known = self._options.language, None
+        elif not self._options.multilingual:
             first = list(itertools.islice(windows, _DETECTION_WINDOWS))
             if not first:
                 return
-            encoded = self._windows.encode([window.waveform for window in first])
-            known = best_languages(mean_probabilities(self._windows.detect(encoded)))[0]
+            encoded = self._encode([window.waveform for window in first])
+            known = _best_language(_mean(self._detect(encoded)))[0]
             logger.info("language: %s (probability %.2f)", *known)
             windows = itertools.chain(first, windows)
         numbers = itertools.count()
-        jobs = (functools.partial(self._windows.recognize, batch, known, nbest) for batch in self._batches(windows))
+        jobs = (functools.partial(self._recognize_batch, batch, known, nbest) for batch in self._batches(windows))
         for stretches in _in_order(jobs, self._workers):
             for stretch in stretches:
                 yield replace(stretch, nbest=replace(stretch.nbest, id=f"{id}#{next(numbers)}"))
 
-    def _known(self) -> Language | None:
-        return None if self._options.language is None else (self._options.language, None)
-
     def _batches(self, windows: Iterator[Window]) -> Iterator[list[Window]]:
         while batch := list(itertools.islice(windows, self._options.batch_size)):
             yield batch
+
+    def _recognize_batch(
+        self, windows: Sequence[Window], known: tuple[str, float | None] | None, nbest: int
+    ) -> list[Stretch]:
+        """Recognize windows, in a thread of its own."""
+        encoded = self._encode([window.waveform for window in windows])
+        languages = [known] * len(windows) if known is not None else _best_language(self._detect(encoded))
+        return list(self._stretches(windows, encoded, languages, nbest))
 
     def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
         """Return log p(text | audio) of the tokens of each text (see `Recognizer.score`).
@@ -215,8 +248,8 @@ class WhisperRecognizer:
         usable = [number for number, own in enumerate(ids) if 0 < len(own) <= _MAX_TEXT_TOKENS]
         if not usable or waveform.size < _MIN_SAMPLES:
             return scores
-        encoded = self._windows.encode([waveform])
-        language = self._options.language or best_languages(self._windows.detect(encoded))[0][0]
+        encoded = self._encode([waveform])
+        language = self._options.language or _best_language(self._detect(encoded))[0][0]
         mark = self._tokens.alignment_start(language, self._options.task)
         duration_s = waveform.size / SAMPLE_RATE
         for start in range(0, len(usable), self._options.batch_size):
@@ -228,9 +261,12 @@ class WhisperRecognizer:
                 scores[number] = float(text.log_probs.sum())
         return scores
 
-    def _cut(self, blocks: Iterable[np.ndarray], apart: bool) -> Iterator[Window]:
+    def _windows(self, blocks: Iterable[np.ndarray], apart: bool) -> Iterator[Window]:
         """Return what is decoded at a time: packed windows, or a window for each stretch."""
-        segments = self._speech(blocks) if self._options.vad else cut_segments(blocks)
+        if self._options.vad:
+            segments = self._speech(blocks)
+        else:
+            segments = cut_segments(blocks)
         segments = (segment for segment in segments if not _is_silent(segment.waveform))
         if not apart:
             return pack_windows(segments)
@@ -242,6 +278,77 @@ class WhisperRecognizer:
         yield from speech_segments(blocks, self._options.vad_options, detector)
         self._detectors.append(detector)
 
+    def _encode(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the encoder's output: (B, 1500, D) float32."""
+        import ctranslate2
+
+        features = np.stack([log_mel(waveform, self._bands) for waveform in waveforms])
+        encoded = self._model.encode(ctranslate2.StorageView.from_array(features), to_cpu=True)
+        return np.asarray(encoded)
+
+    def _detect(self, encoded: np.ndarray) -> list[dict[str, float]]:
+        """Return the probability of each language code for every window."""
+        import ctranslate2
+
+        if not self._tokens.multilingual:
+            return [{"en": 1.0}] * len(encoded)
+        results = self._model.detect_language(ctranslate2.StorageView.from_array(np.ascontiguousarray(encoded)))
+        return [{token.strip("<|>"): float(value) for token, value in result} for result in results]
+
+    def _stretches(
+        self, windows: Sequence[Window], encoded: np.ndarray, languages: Sequence[tuple[str, float | None]], nbest: int
+    ) -> Iterator[Stretch]:
+        """Yield what was recognized in encoded windows, in order."""
+        task = self._options.task
+        prompts = [self._tokens.prompt(language, task, self._context) for language, _ in languages]
+        decoded = self._decoder.decode(encoded, prompts, nbest, self._context)
+        words = self._words(windows, encoded, decoded, [language for language, _ in languages])
+        for number, window in enumerate(windows):
+            result, (language, probability) = decoded[number], languages[number]
+            if not result.candidates:
+                continue
+            about: dict[str, Any] = {"language": language, "language_probability": probability, "notes": result.notes}
+            if result.rejected or not words[number]:
+                hypotheses = tuple(Hypothesis(each.text, each.score) for each in result.candidates)
+                yield Stretch(
+                    start_s=window.start_s,
+                    end_s=window.end_s,
+                    nbest=NBest("", hypotheses),
+                    waveform=window.waveform,
+                    rejected=result.rejected,
+                    **about,
+                )
+            else:
+                yield from by_piece(window, result.candidates, words[number], about)
+
+    def _words(
+        self, windows: Sequence[Window], encoded: np.ndarray, decoded: Sequence[Decoded], languages: Sequence[str]
+    ) -> list[tuple[Word, ...]]:
+        """Return the words of each window's best text, times in the window; none where they are not asked for."""
+        words: list[tuple[Word, ...]] = [()] * len(windows)
+        if not self._options.word_times:
+            return words
+        for language in dict.fromkeys(languages):
+            chosen = [
+                number
+                for number, result in enumerate(decoded)
+                if languages[number] == language and result.candidates and not result.rejected
+            ]
+            if not chosen:
+                continue
+            aligned = align_texts(
+                self._model,
+                self._tokens,
+                encoded[chosen],
+                self._tokens.alignment_start(language, self._options.task),
+                [decoded[number].candidates[0].ids for number in chosen],
+                [windows[number].waveform.size / SAMPLE_RATE for number in chosen],
+                language,
+            )
+            for number, text in zip(chosen, aligned, strict=True):
+                words[number] = text.words
+        return words
+
 
 def _is_silent(waveform: np.ndarray) -> bool:
     """Return whether there is nothing to recognize."""
@@ -249,6 +356,21 @@ def _is_silent(waveform: np.ndarray) -> bool:
 
 
 _MAX_TEXT_TOKENS = 440  # of a text that is scored: the decoder's positions less those of the prompt
+
+
+def _context(options: WhisperOptions) -> str:
+    """Return the text in front of every window."""
+    listed = ", ".join(options.hotwords)
+    return " ".join(part for part in (options.prompt.strip(), listed and f"Glossary: {listed}.") if part)
+
+
+def _mean(probabilities: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    codes = probabilities[0].keys()
+    return [{code: float(np.mean([each.get(code, 0.0) for each in probabilities])) for code in codes}]
+
+
+def _best_language(probabilities: Sequence[dict[str, float]]) -> list[tuple[str, float | None]]:
+    return [max(each.items(), key=lambda item: item[1]) for each in probabilities]
 
 
 def _open(folder: Path, device: str, compute: Compute, workers: int) -> Any:

@@ -1,15 +1,21 @@
-"""Word times of Whisper on CTranslate2: attention aligned to the sound, made into words with plausible lengths."""
+"""Word times of Whisper on CTranslate2: attention aligned to the sound, made into words with plausible lengths.
+
+By the times of its words the text of a packed window is divided among the stretches of the recording it holds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from audio_llm.asr.base import SAMPLE_RATE, Stretch
+from audio_llm.asr.whisper_decode import Candidate
 from audio_llm.asr.whisper_tokens import WhisperTokens
-from audio_llm.nbest import Word
+from audio_llm.asr.windows import Piece, Window
+from audio_llm.nbest import Hypothesis, NBest, Word
 
 FRAME_S = 0.02  # one frame of the encoder
 _LEAST_FRAMES = 4  # feature frames of 10 ms; the native aligner ends the process on windows of one encoder frame
@@ -23,12 +29,10 @@ class AlignedText:
 
     Attributes:
         words: Words in order, times in seconds of the window, confidence the geometric mean of the tokens'.
-        scores: Natural-log probability of each word, the sum over its tokens.
         log_probs: (N,) float64, natural-log probability of each token of the text among all text tokens.
     """
 
     words: tuple[Word, ...]
-    scores: tuple[float, ...]
     log_probs: np.ndarray
 
 
@@ -63,20 +67,69 @@ def align_texts(
     ]
 
 
+def by_piece(
+    window: Window, candidates: Sequence[Candidate], words: Sequence[Word], about: dict[str, Any]
+) -> Iterator[Stretch]:
+    """Divide the text of a window among its pieces by the times of its words, which become those of the recording."""
+    if len(window.pieces) == 1:
+        hypotheses = tuple(Hypothesis(each.text, each.score) for each in candidates)
+        groups = [(window.pieces[0], list(words), hypotheses)]
+    else:
+        of_piece: dict[int, list[Word]] = {}
+        for word in words:
+            index = max(window.piece_at((word.start_s + word.end_s) / 2), *of_piece, 0)
+            of_piece.setdefault(index, []).append(word)
+        texts = _divided(candidates[0].text, list(of_piece.values()))
+        groups = [
+            (window.pieces[index], own, (Hypothesis(text),))
+            for (index, own), text in zip(of_piece.items(), texts, strict=True)
+        ]
+    for piece, own, hypotheses in groups:
+        placed = _placed(own, piece)
+        first = max(0, round(piece.offset_s * SAMPLE_RATE))
+        waveform = window.waveform[first : first + round(piece.duration_s * SAMPLE_RATE)]
+        nbest = NBest("", hypotheses, words=placed)
+        yield Stretch(start_s=piece.start_s, end_s=piece.end_s, nbest=nbest, waveform=waveform, **about)
+
+
+def _divided(text: str, groups: Sequence[Sequence[Word]]) -> list[str]:
+    """Return the parts of a text that consist of the words of each group, with the text's own spaces or none."""
+    starts: list[int] = []
+    at = 0
+    for words in groups:
+        for number, word in enumerate(words):
+            found = text.find(word.text, at)
+            if found < 0:  # bytes that are no character
+                return [" ".join(each.text for each in own) for own in groups]
+            if number == 0:
+                starts.append(found)
+            at = found + len(word.text)
+    ends = [*starts[1:], len(text)]
+    return [text[start:end].strip() for start, end in zip([0, *starts[1:]], ends, strict=True)]
+
+
+def _placed(words: Sequence[Word], piece: Piece) -> tuple[Word, ...]:
+    """Return words of a window at their times in the recording, within their piece."""
+    offset_s, start_s = piece.offset_s, piece.start_s
+    inside = [replace(word, start_s=word.start_s - offset_s, end_s=word.end_s - offset_s) for word in words]
+    return tuple(
+        replace(word, start_s=start_s + word.start_s, end_s=min(start_s + word.end_s, piece.end_s))
+        for word in in_order(inside, piece.duration_s)
+    )
+
+
 def _words(tokens: WhisperTokens, result: Any, ids: Sequence[int], duration_s: float, language: str) -> AlignedText:
     starts_s = _token_starts(result.alignments, len(ids) + 1) * FRAME_S
     probabilities = np.maximum(np.asarray(result.text_token_probs[: len(ids)], dtype=np.float64), 1e-10)
     log_probs = np.log(probabilities)
     words: list[Word] = []
-    scores: list[float] = []
     for text, positions in tokens.words(ids, language):
         start_s = min(float(starts_s[positions[0]]), max(0.0, duration_s - _MIN_WORD_S))
         end_s = min(float(starts_s[positions[-1] + 1]), duration_s)
         end_s = min(max(end_s, start_s + _MIN_WORD_S), start_s + _MAX_WORD_S)
         confidence = float(np.exp(log_probs[positions].mean()))
         words.append(Word(text, start_s, end_s, confidence))
-        scores.append(float(log_probs[positions].sum()))
-    return AlignedText(in_order(words, duration_s), tuple(scores), log_probs)
+    return AlignedText(in_order(words, duration_s), log_probs)
 
 
 def _token_starts(alignments: Sequence[tuple[int, int]], count: int) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -69,36 +68,6 @@ class Window:
         if after_s > 0 and index + 1 < len(self.pieces) and self.pieces[index + 1].offset_s - time_s < after_s:
             index += 1
         return index
-
-    def part(self, start_s: float, end_s: float) -> Window:
-        """Return the window between two times in it, as a window of its own; pieces of less than 10 ms go."""
-        first, last = round(start_s * SAMPLE_RATE), round(end_s * SAMPLE_RATE)
-        pieces = []
-        for piece in self.pieces:
-            from_s = max(piece.offset_s, start_s)
-            to_s = min(piece.offset_s + piece.duration_s, end_s)
-            if to_s - from_s >= 0.01:
-                moved_s = from_s - piece.offset_s
-                pieces.append(
-                    Piece(offset_s=from_s - start_s, start_s=piece.start_s + moved_s, duration_s=to_s - from_s)
-                )
-        return Window(self.waveform[first:last], tuple(pieces))
-
-    def divided(self, start_s: float, end_s: float) -> Window:
-        """Return the window with its pieces cut at two times in it."""
-        pieces: list[Piece] = []
-        for piece in self.pieces:
-            first, last = (round(edge * SAMPLE_RATE) for edge in (piece.offset_s, piece.offset_s + piece.duration_s))
-            cuts = [cut for cut in (round(start_s * SAMPLE_RATE), round(end_s * SAMPLE_RATE)) if first < cut < last]
-            for begin, end in pairwise([first, *cuts, last]):
-                pieces.append(
-                    Piece(
-                        offset_s=begin / SAMPLE_RATE,
-                        start_s=piece.start_s + (begin - first) / SAMPLE_RATE,
-                        duration_s=(end - begin) / SAMPLE_RATE,
-                    )
-                )
-        return Window(self.waveform, tuple(pieces))
 
     def recording_time(self, time_s: float) -> float:
         """Return the time in the recording, seconds, of a time in the window.

@@ -43,7 +43,7 @@ def add_recognizer_options(parser: Any) -> None:
     group.add_argument("--vad-pad", type=float, metavar="S", help="sound kept around each stretch, seconds (0.5)")
 
 
-def whisper_options(arguments: argparse.Namespace) -> WhisperOptions:
+def whisper_options(arguments: argparse.Namespace, word_times: bool) -> WhisperOptions:
     """Return how Whisper recognizes.
 
     Raises:
@@ -72,4 +72,5 @@ def whisper_options(arguments: argparse.Namespace) -> WhisperOptions:
         batch_size=arguments.batch_size,
         vad=arguments.vad,
         vad_options=vad,
+        word_times=word_times,
     )

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.correct == "none" and (arguments.correct_model or arguments.decode):
         raise UsageError("--correct-model and --decode belong to a corrector", remedy="add --correct dlm")
     excerpt = _excerpt(arguments)
-    options = whisper_options(arguments)
+    options = whisper_options(arguments, word_times=_needs_word_times(arguments))
     words = _read_words(arguments.words) if arguments.words else []
     inputs = find_audio(arguments.inputs)
     formats = arguments.format or ["txt"]
@@ -141,6 +141,11 @@ def _excerpt(arguments: argparse.Namespace) -> Excerpt:
     if arguments.extract and arguments.channel != "mix":
         raise UsageError("--extract needs all channels", remedy="leave --channel out")
     return Excerpt(parse_channel(arguments.channel), arguments.start, arguments.end)
+
+
+def _needs_word_times(arguments: argparse.Namespace) -> bool:
+    """Return whether an output shows when something was said, or a corrector needs stretches."""
+    return arguments.correct != "none" or any(name != "txt" for name in arguments.format or ())
 
 
 def _hypotheses(arguments: argparse.Namespace) -> int | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audio_llm.tse.extractor import Extractor, ExtractorState
-from audio_llm.tse.frames import BINS, CHUNK, FRAME, OVERLAP, inverse, transform, transform_long
+from audio_llm.tse.frames import BINS, CHUNK, FRAME, OVERLAP, inverse, transform
 
 EARS = 2
 _PARTS = 4  # real and imaginary parts of both ears' spectra: left, left, right, right
@@ -67,9 +67,6 @@ class ExtractorStep(nn.Module):
     sums: Tensor
     logs: Tensor
     floor: Tensor
-    fine_order: Tensor
-    fine_table: Tensor
-    fine_floor: Tensor
     filtered: Tensor
     signs: Tensor
 
@@ -78,13 +75,8 @@ class ExtractorStep(nn.Module):
         self.extractor, self.config = extractor, extractor.config
         config = self.config
         self.bins = config.bands * config.stride  # with those that only fill the last band
-        order = _order(config.bands, config.stride)
+        order = torch.arange(self.bins).view(config.bands, config.stride).T.flatten()
         self.register_buffer("order", order)
-        if config.window:
-            fine_order = _order(config.bands, config.stride * config.fine)
-            self.register_buffer("fine_order", fine_order)
-            self.register_buffer("fine_table", transform_long(torch.eye(config.window)).flatten(1))
-            self.register_buffer("fine_floor", _floor(fine_order, config.window // 2 + 1))
         own = torch.arange(config.stride * config.outputs * EARS * _PARTS).view(config.stride, -1)
         self.register_buffer("rows", own.T.flatten())  # of the filters: (output, ear, part, bin of the band)
         self.register_buffer("forward_table", transform(torch.eye(FRAME)).flatten(1))
@@ -93,7 +85,9 @@ class ExtractorStep(nn.Module):
         self.register_buffer("right", torch.tensor(_RIGHT))
         self.register_buffer("sums", torch.tensor(_SUMS))
         self.register_buffer("logs", torch.tensor(_LOGS))
-        self.register_buffer("floor", _floor(order, BINS))
+        floor = torch.zeros(_PARTS, self.bins)
+        floor[:EARS] = torch.where(order < BINS, _FLOOR**2, 1.0)  # a logarithm of 0 where there is no bin
+        self.register_buffer("floor", floor)
         self.register_buffer("filtered", torch.tensor(_FILTERED))
         self.register_buffer("signs", torch.tensor(_SIGNS)[:, None])
 
@@ -111,7 +105,7 @@ class ExtractorStep(nn.Module):
         Args:
             chunk: (1, 2, 128) float32.
             film: (blocks, 2, C), or None where the network takes no embedding.
-            tail: (1, 2, 64), more with a long window (`ExtractorConfig.tail`).
+            tail: (1, 2, 64).
             past: ((context - 1) x 8, bins).
             overlap: (outputs x 2, 64).
             hidden: (bands, H) of each block.
@@ -119,14 +113,9 @@ class ExtractorStep(nn.Module):
         Returns:
             (outputs x 2, 128), and the next state in the same order.
         """
-        heard = torch.cat([tail, chunk], dim=-1)
-        spectra = (heard[..., self.config.tail - OVERLAP :] @ self._forward()).view(_PARTS, self.bins)
-        seen = torch.cat([past, self._features(spectra, self.floor)], dim=0)  # (context x 8, bins)
-        rows = seen.view(-1, self.config.bands)  # (context x 8 x stride, bands)
-        if self.config.window:
-            fine = self._features((heard @ self._forward_long()).view(_PARTS, -1), self.fine_floor)
-            rows = torch.cat([rows, fine.view(-1, self.config.bands)], dim=0)
-        rows = rows.T
+        spectra = (torch.cat([tail, chunk], dim=-1) @ self._forward()).view(_PARTS, self.bins)
+        seen = torch.cat([past, self._features(spectra)], dim=0)  # (context x 8, bins)
+        rows = seen.view(-1, self.config.bands).T  # (bands, context x 8 x stride)
         embed: Any = self.extractor.embed
         x = (rows.unsqueeze(1) @ embed.weight).squeeze(1) + embed.bias
         memories = []
@@ -136,28 +125,22 @@ class ExtractorStep(nn.Module):
         frames = self._filter(x, spectra) @ self._backward()  # (outputs x 2, FRAME)
         start, middle, end = frames.split([OVERLAP, CHUNK - OVERLAP, OVERLAP], dim=-1)
         sound = torch.cat([start + overlap, middle], dim=-1)
-        return sound, [heard[..., CHUNK:], seen[len(self.logs) :], end, *memories]
+        return sound, [chunk[..., CHUNK - OVERLAP :], seen[len(self.logs) :], end, *memories]
 
     def _forward(self) -> Tensor:
         """Return window and DFT, (FRAME, 2 x bins), the bins that only fill being zero."""
         table = functional.pad(self.forward_table.view(FRAME, 2, BINS), (0, self.bins - BINS))
         return table[..., self.order].view(FRAME, 2 * self.bins)
 
-    def _forward_long(self) -> Tensor:
-        """Return long window and DFT, (window, 2 x fine bins), the bins that only fill being zero."""
-        bins, size = self.config.window // 2 + 1, len(self.fine_order)
-        table = functional.pad(self.fine_table.view(-1, 2, bins), (0, size - bins))
-        return table[..., self.fine_order].view(-1, 2 * size)
-
     def _backward(self) -> Tensor:
         """Return inverse DFT and window, (2 x bins, FRAME), the bins that only fill being zero."""
         table = functional.pad(self.backward_table.view(2, BINS, FRAME), (0, 0, 0, self.bins - BINS))
         return table[:, self.order].view(2 * self.bins, FRAME)
 
-    def _features(self, spectra: Tensor, floor: Tensor) -> Tensor:
-        """Return (8, bins) of (4, bins); the floor (4, bins) is added to powers."""
+    def _features(self, spectra: Tensor) -> Tensor:
+        """Return (8, bins) of (4, bins)."""
         products = spectra[self.left] * spectra[self.right]
-        powers, phase = torch.addmm(floor, self.sums, products).split([EARS, EARS])
+        powers, phase = torch.addmm(self.floor, self.sums, products).split([EARS, EARS])
         levels, scales = (self.logs @ powers.log()).split([EARS, len(self.logs) - EARS])
         return torch.cat([torch.cat([spectra, phase]) * scales.exp(), levels])
 
@@ -171,35 +154,16 @@ class ExtractorStep(nn.Module):
         return (filters * parts).sum(dim=2).view(-1, 2 * self.bins)
 
 
-def _order(bands: int, stride: int) -> Tensor:
-    """Return the numbers of bins in the order (bin of the band, band)."""
-    return torch.arange(bands * stride).view(bands, stride).T.flatten()
-
-
-def _floor(order: Tensor, bins: int) -> Tensor:
-    """Return what is added to powers, (4, bins in this order)."""
-    floor = torch.zeros(_PARTS, len(order))
-    floor[:EARS] = torch.where(order < bins, _FLOOR**2, 1.0)  # a logarithm of 0 where there is no bin
-    return floor
-
-
 def _block(block: Any, x: Tensor, film: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Transform (bands, C) with film (2, C) and the memory (bands, H); return both anew."""
     y = block.band_norm(x)
     if film is not None:
         y = y * (1.0 + film[0]) + film[1]
-    if hasattr(block, "near"):
-        turned = y.T
-        near = block.near(turned.unsqueeze(0)).squeeze(0)
-        mixed = torch.addmm(near, turned, block.far.weight.T).T  # but for the bias of `far`, a constant behind `up`
-    else:
-        mixed = torch.addmm(y, block.far.weight, y)
+    turned = y.T
+    near = block.near(turned.unsqueeze(0)).squeeze(0)
+    mixed = torch.addmm(near, turned, block.far.weight.T).T  # but for the bias of `far`, a constant behind `up`
     bias = torch.outer(block.far.bias, block.up.weight.sum(dim=1)) + block.up.bias
     x = x + block.down(functional.silu(torch.addmm(bias, mixed, block.up.weight.T)))
-    if block.linear:
-        forget, entry, gate = block.recurrence.gates(block.time_norm(x))
-        memory = torch.addcmul(entry, forget, hidden)
-        return x + block.recurrence.output(memory, gate), memory
     memory = gru_step(block.gru, block.time_norm(x), hidden)
     return x + block.out(memory), memory
 

@@ -36,7 +36,7 @@ def load(system: str, model: str, beam: int, nbest: int, threads: int) -> Recogn
 
 def load_whisper(model: str, threads: int, language: str | None = "en") -> WhisperRecognizer:
     """Return a Whisper of this project without word times."""
-    options = WhisperOptions(language=language)
+    options = WhisperOptions(language=language, word_times=False)
     return WhisperRecognizer.load(hub.find_model(model), threads=threads, options=options)
 
 

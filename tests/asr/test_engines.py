@@ -57,7 +57,9 @@ def test_auto_takes_no_english_only_model_for_other_languages(
     assert resolve_recognizer("auto", options=options) == Choice("whisper", "whisper-base")
 
 
-@pytest.mark.parametrize("options", [WhisperOptions(), WhisperOptions(hotwords=("Whitby",), language="en")])
+@pytest.mark.parametrize(
+    "options", [WhisperOptions(), WhisperOptions(word_times=False), WhisperOptions(hotwords=("Whitby",), language="en")]
+)
 def test_auto_is_pocketsphinx_where_that_can_do_what_is_asked(cache: Path, options: WhisperOptions) -> None:
     assert resolve_recognizer("auto", options=options) == Choice("sphinx", None)
 

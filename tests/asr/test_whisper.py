@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from asr.fake_whisper import FakeWhisper, always, fake_recognizer
-from asr.tiny_whisper import WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +27,6 @@ from audio_llm.installed import InstalledFile, Manifest, file_sha256, write_mani
 RATE = 16_000
 SAMPLES = Path(__file__).parents[2] / "samples" / "speech"
 PROJECT = Path(__file__).parents[2]
-FULL = " ".join(WORDS)  # so many words leave no gap in 30 s
 UNGUARDED = DecodeOptions(beam_size=2, guards=False)  # the texts of random weights are unlikely
 
 Talk = Callable[..., np.ndarray]
@@ -108,7 +106,7 @@ def test_an_installed_file_that_was_changed_is_named(tiny_whisper: Path, tmp_pat
     content = bytearray((folder / "model.bin").read_bytes())
     content[-1] ^= 1
     (folder / "model.bin").write_bytes(content)
-    with pytest.raises(ModelFormatError, match=r"model\.bin: has another SHA-256"):
+    with pytest.raises(ModelFormatError, match="model.bin: has another SHA-256"):
         WhisperRecognizer.load(folder)
 
 
@@ -228,7 +226,7 @@ def test_texts_are_scored_and_what_cannot_be_scored_is_none(english: WhisperReco
 # ---- recordings
 
 
-@pytest.mark.parametrize("options", [{}, {"vad": False}])
+@pytest.mark.parametrize("options", [{}, {"vad": False}, {"word_times": False}])
 def test_the_division_into_blocks_does_not_matter(
     english: WhisperRecognizer, talk: Talk, options: dict[str, Any]
 ) -> None:
@@ -296,38 +294,14 @@ def test_what_was_recognized_before_an_error_has_come_out(tiny_whisper: Path, hi
     def write(prompt: list[int], options: dict[str, Any]) -> list[tuple[str, float, float]]:
         if next(count) == 3:
             raise RuntimeError("out of memory")
-        return [(FULL, -0.1, 0.0)]
+        return [("ba be", -0.1, 0.0)]
 
     model.write = write
     found = []
     with pytest.raises(RuntimeError, match="out of memory"):  # noqa: PT012
         for stretch in recognizer.recognize_stream([hiss(200)]):
             found.append(stretch.nbest.best)
-    assert found == [FULL] * (3 if workers == 1 else len(found))
-    assert len(found) >= 1
-
-
-def test_speech_without_words_inside_a_stretch_is_decoded_again_and_keeps_the_order(
-    tiny_whisper: Path, hiss: Hiss
-) -> None:
-    """The words around it stay within stretches of their own."""
-    recognizer, model = fake_recognizer(tiny_whisper, always(""), vad=False, language="en")
-    texts = iter(["ba be", "bi", "bo"])
-    model.write = lambda prompt, options: [(next(texts), -0.1, 0.0)]
-    sound = hiss(18)
-    stretches = list(recognizer.recognize_stream([sound]))
-    assert [part.nbest.best for part in stretches] == ["ba", "bi", "be", "bo"]
-    assert_times(stretches, 18.0)
-    assert [part.start_s for part in stretches] == pytest.approx([0.0, 2.0, 6.0, 8.0], abs=0.1)
-    assert np.array_equal(np.concatenate([part.waveform for part in stretches]), sound)
-
-
-def test_a_stretch_without_gaps_keeps_its_list_of_hypotheses(tiny_whisper: Path, hiss: Hiss) -> None:
-    recognizer, model = fake_recognizer(tiny_whisper, always(""), vad=False, language="en")
-    texts = iter([[("ba be", -0.1, 0.0), ("ba bi", -0.2, 0.0)], [("go", -0.1, 0.0)]])
-    model.write = lambda prompt, options: next(texts)
-    stretches = list(recognizer.recognize_stream([hiss(5)], nbest=2))
-    assert [part.nbest.texts for part in stretches] == [("ba be", "ba bi")]
+    assert found == ["ba be"] * 3
 
 
 def test_packed_windows_give_a_stretch_for_each_utterance(english: WhisperRecognizer, talk: Talk) -> None:
@@ -343,6 +317,13 @@ def test_packed_windows_give_a_stretch_for_each_utterance(english: WhisperRecogn
         assert np.array_equal(part.waveform, waveform[start : start + size])
         assert size / RATE == pytest.approx(part.end_s - part.start_s)
         assert [word.text for word in part.nbest.words] == part.nbest.best.split()
+
+
+def test_without_word_times_a_text_comes_for_each_window(english: WhisperRecognizer, talk: Talk) -> None:
+    waveform = talk((0, 1, 2), (2.0,))
+    (stretch,) = run(english, waveform, word_times=False)
+    assert stretch.nbest.words == ()
+    assert stretch.nbest.best == " ".join(part.nbest.best for part in run(english, waveform))
 
 
 def test_without_detection_every_sample_is_recognized_once(tiny_whisper: Path, hiss: Hiss) -> None:
@@ -455,7 +436,7 @@ def test_the_language_is_the_mean_over_several_windows(tiny_whisper: Path, hiss:
 
 
 def test_every_window_has_its_own_language_where_several_are_expected(tiny_whisper: Path, hiss: Hiss) -> None:
-    recognizer, model = fake_recognizer(tiny_whisper, always(FULL), vad=False, multilingual=True)
+    recognizer, model = fake_recognizer(tiny_whisper, always("ba"), vad=False, multilingual=True)
     model.languages = [{"en": 0.8, "de": 0.2}, {"en": 0.1, "de": 0.9}]
     stretches = list(recognizer.recognize_stream([hiss(100)]))
     found = [(part.language, part.language_probability) for part in stretches]

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audio_llm.asr.base import SAMPLE_RATE, Stretch
+from audio_llm.asr.whisper_decode import Candidate
 from audio_llm.asr.whisper_tokens import WhisperTokens
-from audio_llm.asr.whisper_windows import by_piece
-from audio_llm.asr.whisper_words import AlignedText, align_texts, in_order
+from audio_llm.asr.whisper_words import align_texts, by_piece, in_order
 from audio_llm.asr.windows import Piece, Window
-from audio_llm.nbest import Hypothesis, NBest, Word
+from audio_llm.nbest import Word
 
 TIMES = st.floats(-5, 40, allow_nan=False)
 SAMPLES = st.integers(160, 64_000)
@@ -28,10 +28,8 @@ def make_window(*pieces: tuple[float, float, float]) -> Window:
 
 
 def divide(window: Window, text: str, *words: tuple[str, float, float]) -> list[Stretch]:
-    timed = tuple(Word(word, start_s, end_s, 0.5) for word, start_s, end_s in words)
-    aligned = AlignedText(timed, (-1.5,) * len(timed), np.zeros(len(timed)))
-    about = Stretch(window.start_s, window.end_s, NBest("", (Hypothesis(text, -3.0),)), window.waveform, "de", 0.8)
-    return list(by_piece(window, aligned, about))
+    timed = [Word(word, start_s, end_s, 0.5) for word, start_s, end_s in words]
+    return list(by_piece(window, [Candidate((1, 2), text, -3.0)], timed, {}))
 
 
 def assert_in_order(words: tuple[Word, ...], start_s: float, end_s: float) -> None:
@@ -63,13 +61,20 @@ def test_crowded_words_share_the_end_of_the_sound() -> None:
     assert [word.start_s for word in words] == pytest.approx([0.0, 0.96, 0.98])
 
 
+def test_a_window_of_one_piece_keeps_scores_and_all_hypotheses() -> None:
+    candidates = [Candidate((1,), "one two", -1.0), Candidate((2,), "one too", -2.0)]
+    words = [Word("one", 0.0, 0.5), Word("two", 0.5, 1.0)]
+    (stretch,) = by_piece(make_window((0.0, 7.0, 1.0)), candidates, words, {"language": "de"})
+    assert [(each.text, each.score) for each in stretch.nbest.hypotheses] == [("one two", -1.0), ("one too", -2.0)]
+    assert (stretch.start_s, stretch.end_s, stretch.language) == (7.0, 8.0, "de")
+    assert [(word.start_s, word.end_s) for word in stretch.nbest.words] == [(7.0, 7.5), (7.5, 8.0)]
+
+
 def test_the_text_of_a_packed_window_is_divided_by_the_times_of_its_words() -> None:
     window = make_window((0.0, 10.0, 2.0), (2.2, 50.0, 3.0))
     first, second = divide(window, "One two. Three?", ("One", 0.1, 0.5), ("two.", 0.5, 1.9), ("Three?", 2.9, 3.2))
     assert (first.nbest.best, second.nbest.best) == ("One two.", "Three?")
     assert (first.start_s, first.end_s, second.start_s, second.end_s) == (10.0, 12.0, 50.0, 53.0)
-    assert (first.nbest.hypotheses[0].score, second.nbest.hypotheses[0].score) == (-3.0, -1.5)
-    assert (second.language, second.language_probability) == ("de", 0.8)
     assert [word.start_s for word in first.nbest.words] == pytest.approx([10.1, 10.5])
     assert [(word.start_s, word.end_s) for word in second.nbest.words] == [pytest.approx((50.7, 51.0))]
     assert [stretch.waveform.size for stretch in (first, second)] == [2 * SAMPLE_RATE, 3 * SAMPLE_RATE]
@@ -77,9 +82,9 @@ def test_the_text_of_a_packed_window_is_divided_by_the_times_of_its_words() -> N
 
 def test_text_without_spaces_gets_none_where_it_is_divided() -> None:
     window = make_window((0.0, 0.0, 2.0), (2.2, 50.0, 3.0))
-    words = [("今", 0.1, 0.3), ("天、", 0.3, 0.5), ("好", 2.5, 2.7), ("OK", 2.7, 2.8), ("吗。", 2.9, 3.2)]
-    first, second = divide(window, "今天、好 OK 吗。", *words)
-    assert (first.nbest.best, second.nbest.best) == ("今天、", "好 OK 吗。")
+    words = [("今", 0.1, 0.3), ("天，", 0.3, 0.5), ("好", 2.5, 2.7), ("OK", 2.7, 2.8), ("吗？", 2.9, 3.2)]
+    first, second = divide(window, "今天，好 OK 吗？", *words)
+    assert (first.nbest.best, second.nbest.best) == ("今天，", "好 OK 吗？")
 
 
 def test_a_piece_without_words_has_no_stretch() -> None:
@@ -111,7 +116,7 @@ def test_every_word_of_a_window_comes_once_and_within_its_stretch(
     duration_s = pieces[-1][0] + pieces[-1][2]
     words = in_order([Word(f"w{at}", start, start + length) for at, (start, length) in enumerate(times)], duration_s)
     text = " ".join(word.text for word in words)
-    found = divide(window, text, *((word.text, word.start_s, word.end_s) for word in words))
+    found = list(by_piece(window, [Candidate((1,), text, -1.0)], words, {}))
     assert " ".join(stretch.nbest.best for stretch in found) == text
     assert [word.text for stretch in found for word in stretch.nbest.words] == text.split()
     before_s = 0.0
