@@ -26,9 +26,9 @@ from asr.tiny_whisper import (
 from safetensors import safe_open
 from transformers import WhisperForConditionalGeneration
 
-from audio_llm.asr.whisper import WhisperRecognizer
 from audio_llm.asr.whisper_convert import read_ctranslate2, to_transformers
 from audio_llm.asr.whisper_features import log_mel
+from audio_llm.asr.whisper_torch import WhisperRecognizer
 from audio_llm.audio import read
 from audio_llm.errors import AudioLLMError, ModelFormatError, ModelNotFoundError, UsageError
 from audio_llm.hub import file_sha256

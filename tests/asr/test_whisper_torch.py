@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from audio_llm.asr.base import SAMPLE_RATE
-from audio_llm.asr.whisper import WhisperRecognizer
 from audio_llm.asr.whisper_times import token_starts, warp, words_of_tokens
+from audio_llm.asr.whisper_torch import WhisperRecognizer
 from audio_llm.errors import ModelFormatError, ModelNotFoundError, UsageError
 
 SPACE = "Ġ"

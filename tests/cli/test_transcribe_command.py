@@ -136,13 +136,6 @@ def test_recognition_options_reach_the_recognizer(fakes: Any, talk: Talk) -> Non
     ]
 
 
-def test_words_are_aligned_only_where_an_output_shows_times(fakes: Any, talk: Talk) -> None:
-    path = str(talk())
-    for options in ([], ["-f", "txt"], ["-f", "srt"], ["-f", "json"], ["--correct", "dlm"]):
-        assert cli.main(["transcribe", path, *options]) == 0
-    assert [asked[4].word_times for asked in fakes.recognizer_asked] == [False, False, True, True, True]
-
-
 def test_asr_is_another_name_of_the_option_recognizer(fakes: Any, talk: Talk) -> None:
     for option in ("--asr", "--recognizer"):
         assert cli.main(["transcribe", str(talk()), option, "ctc"]) == 0
