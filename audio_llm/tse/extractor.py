@@ -188,7 +188,7 @@ class Extractor(nn.Module):
         ends = torch.cat([overlap[:, :, None], frames[..., CHUNK:]], dim=2)
         found = (frames[..., :CHUNK] + functional.pad(ends[:, :, :-1], (0, CHUNK - OVERLAP))).flatten(-2)
         after = ExtractorState(
-            heard[..., heard.shape[-1] - self.config.tail :],
+            heard[..., -self.config.tail :],
             features[:, len(spectra[0]) :],
             ends[:, :, -1],
             torch.stack(hidden),
@@ -204,8 +204,7 @@ class Extractor(nn.Module):
     def _embed(self, features: Tensor, fine: Tensor | None) -> Tensor:
         """Return bands (B, N, bands, C) of features (B, context - 1 + N, 8, bins), fine ones (B, N, 8, fine bins)."""
         config = self.config
-        count = features.shape[1] - config.context + 1
-        seen = torch.cat([features[:, n : n + count] for n in range(config.context)], dim=2)
+        seen = torch.cat([features[:, n : n - config.context + 1 or None] for n in range(config.context)], dim=2)
         parts = [_by_band(seen, config.bands, config.stride)]
         if fine is not None:
             parts.append(_by_band(fine, config.bands, config.stride * config.fine))

@@ -224,7 +224,7 @@ def test_a_state_that_differs_is_found(model_folder: Path, tmp_path: Path, monke
     from audio_llm_export.extractor_step import ExtractorStep
 
     right = ExtractorStep._features
-    monkeypatch.setattr(ExtractorStep, "_features", lambda self, spectra: right(self, spectra) + 1e-3)
+    monkeypatch.setattr(ExtractorStep, "_features", lambda self, *spectra: right(self, *spectra) + 1e-3)
     with pytest.raises(ParityError, match="its states by"):
         export_tse(model_folder, tmp_path / "out")
 
