@@ -79,7 +79,7 @@ class SphinxRecognizer(SegmentRecognizer):
         words = tuple(_words(decoder))
         ranked = self._with_preference(entries)
         if ranked[0].text != entries[0].text:
-            words = self._align_words(waveform, ranked[0].text)
+            words = self.align_words(waveform, ranked[0].text)
         return NBest(id, tuple(Hypothesis(e.text, e.score) for e in ranked[:nbest]), words=words)
 
     def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
@@ -162,7 +162,13 @@ class SphinxRecognizer(SegmentRecognizer):
             return None
         return float(sum(_nats(segment.ascore) for segment in aligner.seg()))
 
-    def _align_words(self, waveform: np.ndarray, text: str) -> tuple[Word, ...]:
+    def align_words(self, waveform: np.ndarray, text: str) -> tuple[Word, ...]:
+        """Return the words of a text with their times, by forced alignment; empty where that fails.
+
+        Args:
+            waveform: (T,) float32 at 16 kHz.
+            text: Lower-case words of the dictionary.
+        """
         aligner = self._run_aligner(_pcm(waveform), text)
         return tuple(_words(aligner)) if aligner is not None else ()
 

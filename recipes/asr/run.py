@@ -23,6 +23,7 @@ import nonspeech
 import sets
 import speed
 import systems
+import word_times
 
 from audio_llm.metrics import oracle, utterance_errors
 from audio_llm.nbest import Hypothesis, NBest
@@ -120,6 +121,14 @@ def names_right(arguments: argparse.Namespace) -> None:
                 logging.info("%s, %s, %s, %s: %s", set_name, system, arguments.model, label, counts)
 
 
+def aligned(arguments: argparse.Namespace) -> None:
+    """Print how far word times are from those of forced alignment."""
+    recognizer = systems.load_whisper(arguments.model, arguments.threads)
+    print("| time | words | median difference | 90th percentile | median, signed |\n|---|---|---|---|---|")
+    for name in arguments.sets:
+        word_times.run(arguments.data, name, recognizer)
+
+
 def invented(arguments: argparse.Namespace) -> None:
     """Print the words found where nobody speaks."""
     nonspeech.run(arguments.data, systems.load_whisper(arguments.model, arguments.threads))
@@ -139,6 +148,7 @@ STAGES = {
     "wer": recognize,
     "report": report,
     "names": names_right,
+    "times": aligned,
     "nonspeech": invented,
     "languages": detected,
     "speed": timed,
