@@ -20,7 +20,10 @@ MAX_LENGTH = 448  # positions of the decoder
 _NO_REPEAT = (6, 3)  # tokens of a phrase that may come only once, tried in turn
 _EXTRA_BEAMS = 3  # some hypotheses differ in tokens and not in text
 _NO_SPEECH = 0.6  # above this probability of its own mark, and with an unlikely text, a window holds no speech
-_UNLIKELY = -1.0  # mean log-probability per token below which a text counts as unlikely
+_PERHAPS_NO_SPEECH = 0.1  # the same for texts of few words, as sneezes and barks give; clean speech has below 0.1
+_FEW_WORDS = 4
+_UNLIKELY = -0.5  # mean log-probability per token below which a text counts as unlikely
+_GARBAGE = -1.0  # the same of a text without repetitions that is better than the loop cut to one
 _COMPRESSION = 2.4  # a text that zlib shrinks more than this repeats itself
 _LOOP_TIMES = 4  # a phrase this often in a row, and over as many tokens as below, is a loop; people say less
 _LOOP_TOKENS = 24
@@ -143,7 +146,8 @@ class WhisperDecoder:
         if not first.candidates:
             return first
         best = first.candidates[0]
-        if best.mean < _UNLIKELY and first.no_speech > _NO_SPEECH:
+        enough = _PERHAPS_NO_SPEECH if len(best.text.split()) <= _FEW_WORDS else _NO_SPEECH
+        if best.mean < _UNLIKELY and first.no_speech > enough:
             return replace(first, rejected=f"no speech (probability {first.no_speech:.2f}) and an unlikely text")
         problem = _problem(best)
         if not problem:
@@ -151,7 +155,7 @@ class WhisperDecoder:
         result = replace(first, notes=(*first.notes, f"decoded again: {problem}"))
         for size in _NO_REPEAT:
             again = self._search(encoded, [prompt], nbest, no_repeat_ngram_size=size)[0]
-            if again.candidates and not _problem(again.candidates[0]):
+            if again.candidates and again.candidates[0].mean >= _GARBAGE and not _problem(again.candidates[0]):
                 return replace(again, notes=(*result.notes, f"phrases of {size} tokens only once"))
         return self._cut(result)
 

@@ -152,10 +152,19 @@ def test_a_likely_text_counts_whatever_the_mark_for_no_speech_says(tiny_whisper:
     assert (stretch.nbest.best, stretch.rejected) == ("ba be", "")
 
 
-def test_an_unlikely_text_counts_where_speech_is_likely(tiny_whisper: Path) -> None:
-    recognizer, model = fake_recognizer(tiny_whisper, always("ba be", -3.0, 0.4), vad=False)
+@pytest.mark.parametrize(("text", "no_speech"), [("ba be bi bo bu", 0.4), ("ba be", 0.05)])
+def test_an_unlikely_text_counts_where_speech_is_likely(tiny_whisper: Path, text: str, no_speech: float) -> None:
+    recognizer, model = fake_recognizer(tiny_whisper, always(text, -3.0, no_speech), vad=False)
     (stretch,) = stretches(recognizer)
-    assert (stretch.nbest.best, stretch.rejected, len(model.asked)) == ("ba be", "", 1)
+    assert (stretch.nbest.best, stretch.rejected, len(model.asked)) == (text, "", 1)
+
+
+def test_few_unlikely_words_are_rejected_where_speech_is_in_doubt(tiny_whisper: Path) -> None:
+    recognizer, _ = fake_recognizer(tiny_whisper, always("ba be", -1.0, 0.3), vad=False)
+    (stretch,) = stretches(recognizer)
+    assert stretch.rejected == "no speech (probability 0.30) and an unlikely text"
+    likely, _ = fake_recognizer(tiny_whisper, always("ba be", -0.2, 0.3), vad=False)
+    assert [each.rejected for each in stretches(likely)] == [""]
 
 
 def test_without_checks_every_text_is_taken_as_it_is(tiny_whisper: Path) -> None:
