@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,18 +24,7 @@ PRESET_C = ExtractorConfig(embedding=0, outputs=STREAMS, front=True)
 LINEAR = ExtractorConfig(
     channels=64, hidden=96, blocks=5, stride=4, kernel=0, embedding=0, outputs=STREAMS, front=True, recurrence="linear"
 )
-LINEAR_LONG = ExtractorConfig(
-    channels=64,
-    hidden=96,
-    blocks=5,
-    stride=4,
-    kernel=0,
-    embedding=0,
-    outputs=STREAMS,
-    front=True,
-    recurrence="linear",
-    window=576,
-)
+LINEAR_LONG = replace(LINEAR, window=576)
 
 
 @dataclass(frozen=True)
