@@ -35,9 +35,7 @@ S = TypeVar("S")
 N = TypeVar("N", bound="nn.Module")
 
 FORMAT_VERSION = 1
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-CARD_NAME = "README.md"
+CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 _ASSET_SUFFIXES = (".json", ".txt")
@@ -367,7 +365,7 @@ def find_model(name_or_dir: str | os.PathLike[str]) -> Path:
     if registered is not None:
         remedy = f"`audio-llm models get {registered}` downloads it, about {MODELS[registered].size_bytes / 1e6:.0f} MB"
         raise ModelNotFoundError(f"the model {registered} is not installed", remedy=remedy)
-    names = list(dict.fromkeys([*(model.name for model in list_models()), *MODELS]))
+    names = list({model.name: None for model in list_models()} | dict.fromkeys(MODELS))
     near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known models: {', '.join(names) or 'none'}"
     remedy = f"{hint}; see `audio-llm models list` and `audio-llm models get`"

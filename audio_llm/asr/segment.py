@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -78,12 +79,12 @@ def recognize_segments(
         yield Stretch(start_s=segment.start_s, end_s=end_s, nbest=nbest_list, waveform=segment.waveform)
 
 
-class SegmentRecognizer:
+class SegmentRecognizer(ABC):
     """Base of recognizers that take one stretch of speech at a time, through `recognize`."""
 
+    @abstractmethod
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
         """Recognize one utterance (see `Recognizer.recognize`)."""
-        raise NotImplementedError
 
     def recognize_stream(
         self, blocks: Iterable[np.ndarray], nbest: int = 1, id: str = "", sound: bool = False

@@ -6,6 +6,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from audio_llm import audio
 from audio_llm.asr.whisper import WhisperRecognizer
 
@@ -59,7 +61,7 @@ def run(recognizer: WhisperRecognizer) -> None:
         print(f"| {code} | {len(right)} of {len(texts)} | {mean:.2f} | {others} |", flush=True)
 
 
-def speak(code: str, text: str):
+def speak(code: str, text: str) -> np.ndarray:
     """Return a text as espeak-ng speaks it, (T,) float32 at 16 kHz."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "speech.wav"
