@@ -83,7 +83,7 @@ def load(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
         ModelNotFoundError: There is no such model.
         ModelFormatError: It is damaged, or of a kind that has no ready object.
     """
-    from audio_llm.pipeline.transcribe import load_model_object
+    from audio_llm.pipeline.load import load_model_object
 
     return load_model_object(name_or_dir, device)
 
@@ -115,7 +115,7 @@ def transcribe(
         AudioFileError: The file cannot be read as sound.
         ModelNotFoundError: There is no such model.
     """
-    from audio_llm.pipeline.transcribe import load_transcriber
+    from audio_llm.pipeline.load import load_transcriber
 
     options = None
     if language is not None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from audio_llm.align import align, edits
 from audio_llm.nbest import NBest
+from audio_llm.text import DEFAULT_NORMALIZER
 
 
 @dataclass(frozen=True)
@@ -133,3 +134,44 @@ class Corrector(Protocol):
                 (T,) float32 at 16 kHz.
         """
         ...
+
+
+def protect(correction: Correction, terms: Iterable[str]) -> Correction:
+    """Take back the edits that remove a listed term; all of them where they cannot be told apart.
+
+    Args:
+        correction: What a corrector returned.
+        terms: Words or sequences of words, compared without case and punctuation.
+
+    Returns:
+        The correction itself where it removes no term.
+    """
+    wanted = [term for term in (DEFAULT_NORMALIZER(term).split() for term in terms) if term]
+    source = DEFAULT_NORMALIZER(correction.input).split()
+    result = DEFAULT_NORMALIZER(correction.text).split()
+    lost = [term for term in wanted if _count(term, result) < _count(term, source)]
+    if correction.kept or not lost:
+        return correction
+    reason = f"kept for {', '.join(sorted(' '.join(term) for term in lost))}"
+    if _apply(source, correction.edits) == result:
+        harmless = tuple(
+            edit
+            for edit in correction.edits
+            if not any(_count(term, _apply(source, [edit])) < _count(term, source) for term in lost)
+        )
+        text = _apply(source, harmless)
+        if harmless and not any(_count(term, text) < _count(term, source) for term in lost):
+            text_reason = f"{correction.reason}, {reason}"
+            return replace(correction, text=" ".join(text), edits=harmless, reason=text_reason)
+    return replace(correction, text=correction.input, kept=True, reason=reason, edits=())
+
+
+def _apply(words: Sequence[str], made: Iterable[Edit]) -> list[str]:
+    out = list(words)
+    for edit in sorted(made, key=lambda edit: edit.start, reverse=True):
+        out[edit.start : edit.end] = edit.after.split()
+    return out
+
+
+def _count(term: Sequence[str], words: Sequence[str]) -> int:
+    return sum(words[start : start + len(term)] == list(term) for start in range(len(words) - len(term) + 1))

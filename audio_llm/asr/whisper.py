@@ -281,19 +281,30 @@ def _cores() -> int:
 
 
 def _in_order(jobs: Iterator[Callable[[], T]], workers: int) -> Iterator[T]:
-    """Run jobs in threads, one more than there are workers under way; yield their results in order."""
+    """Run jobs in threads, one more than there are workers under way; yield their results in order.
+
+    Where `jobs` raises, the results of those before come first.
+    """
     if workers == 1:
         yield from (job() for job in jobs)
         return
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(workers) as pool:
+        failure: Exception | None = None
         try:
-            for job in jobs:
-                waiting.append(pool.submit(job))
+            while failure is None:
+                try:
+                    waiting.append(pool.submit(next(jobs)))
+                except StopIteration:
+                    break
+                except Exception as error:  # of who reads the recording: what was read before is not lost
+                    failure = error
                 if len(waiting) > workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+            if failure is not None:
+                raise failure
         finally:  # also where the reader of the results goes away
             for future in waiting:
                 future.cancel()

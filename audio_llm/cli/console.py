@@ -81,6 +81,7 @@ class Progress:
         self._verbose = verbose
         self._lines = lines
         self._count = 0
+        self._within = False  # a line of parts
         self._sound_s = 0.0
         self._began = time.monotonic()
         self._bar: Any = None
@@ -141,6 +142,20 @@ class Progress:
     def show(self, text: str) -> None:
         """Print a result to stdout above the bar."""
         self._print(text, sys.stdout)
+
+    def show_part(self, text: str) -> None:
+        """Print the next part of a result to stdout at once: a line of its own on a terminal, else after a space."""
+        if sys.stdout.isatty():
+            self.show(text)
+        else:
+            print(" " * self._within + text, end="", flush=True)
+            self._within = True
+
+    def end_parts(self, failed: bool) -> None:
+        """End the line that `show_part` printed, or print an empty one where nothing was said."""
+        if not sys.stdout.isatty() and (self._within or not failed):
+            print(flush=True)
+        self._within = False
 
     def summary(self, done: int, skipped: int, failed: int) -> None:
         """Say on stderr how it went."""

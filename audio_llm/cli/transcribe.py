@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from audio_llm.pipeline.front import Front
     from audio_llm.pipeline.subtitles import SubtitleOptions
     from audio_llm.pipeline.transcribe import Transcriber
+    from audio_llm.pipeline.unfinished import UnfinishedFolder
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json", "nbest")
 _ONE_AFTER_ANOTHER = ("txt", "json", "nbest")  # formats of which several files may follow each other on stdout
 _DESCRIPTION = """Transcribe files, folders, globs or standard input (-): wav, flac, mp3, ogg, m4a, webm ..., and video.
-Without -o the text goes to stdout. With -o a run that was stopped goes on where it was: give the same command again."""
+Without -o the text goes to stdout. With -o a run that was stopped goes on where it was, within a recording too: give
+the same command again."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -78,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     from audio_llm.cli.console import Progress, total_seconds
     from audio_llm.pipeline.batch import run_batch, write_transcript
     from audio_llm.pipeline.files import find_audio
+    from audio_llm.pipeline.unfinished import UnfinishedFolder
 
     if arguments.correct == "none" and (arguments.correct_model or arguments.decode):
         raise UsageError("--correct-model and --decode belong to a corrector", remedy="add --correct dlm")
@@ -91,23 +94,29 @@ def run(arguments: argparse.Namespace) -> int:
         _check_stdout(formats, len(inputs))
     total_s = total_seconds(inputs) if sys.stderr.isatty() and not arguments.quiet else None
     lines = arguments.output is not None
-    live = sys.stdout.isatty() and len(inputs) == 1 and not arguments.format and arguments.correct == "none"
+    live = len(inputs) == 1 and not arguments.format and arguments.correct == "none"
     live = live and arguments.output is None and arguments.channel != "each"
+    settings = _settings(arguments, options, words)
+    unfinished = UnfinishedFolder(Path(arguments.output), settings) if arguments.output is not None else None
     count: Counter[str] = Counter()
     with Progress(len(inputs), total_s, arguments.quiet, arguments.verbose > 0, lines) as progress:
         for result in run_batch(
             inputs,
-            lambda: _load(arguments, options, words, progress, excerpt, live),
+            lambda: _load(arguments, options, words, progress, excerpt, live, unfinished),
             arguments.output,
             formats,
-            _settings(arguments, options, words),
+            settings,
             arguments.overwrite,
             progress.advance,
             partial(write_transcript, subtitles=subtitles),
         ):
             count[result.status] += 1
             progress.finished(result)
-            if arguments.output is None and result.transcript is not None and not live:
+            if unfinished is not None and result.status == "done":
+                unfinished.remove(result.path)
+            if live:
+                progress.end_parts(failed=result.status == "failed")
+            elif arguments.output is None and result.transcript is not None:
                 _show(progress, result.transcript, arguments, subtitles, alone=len(inputs) == 1)
     progress.summary(count["done"], count["skipped"], count["failed"])
     return 1 if count["failed"] else 0
@@ -155,9 +164,10 @@ def _load(
     progress: Progress,
     excerpt: Excerpt,
     live: bool,
+    unfinished: UnfinishedFolder | None,
 ) -> Transcriber:
     """Load the models; `live` shows every stretch as soon as it is recognized."""
-    from audio_llm.pipeline.transcribe import load_transcriber
+    from audio_llm.pipeline.load import load_transcriber
 
     front = _front(arguments)
     for warning in front.warnings if front is not None and not arguments.quiet else ():
@@ -178,8 +188,9 @@ def _load(
         compute=arguments.compute,
     )
     transcriber.excerpt = excerpt
+    transcriber.unfinished = unfinished
     if live:
-        transcriber.on_segment = lambda segment: progress.show(segment.text)
+        transcriber.on_segment = lambda segment: progress.show_part(segment.text)
     if transcriber.refused and not arguments.quiet:
         refused, engine = ", ".join(transcriber.refused), _choice(arguments, options).engine
         progress.say(f"audio-llm: warning: {arguments.words}: {engine} cannot prefer: {refused}")

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from audio_llm import __version__, hub
-from audio_llm.asr import engines
+from audio_llm import __version__
 from audio_llm.asr.base import SAMPLE_RATE, Recognizer, Stretch
 from audio_llm.audio import BlockReader, probe, readable_twice
 from audio_llm.audio_channels import EACH, Excerpt, channel_name
-from audio_llm.correction import Correction, Corrector, Edit
-from audio_llm.doctor import resolve_device
-from audio_llm.errors import ModelFormatError, UsageError
+from audio_llm.correction import Correction, Corrector, protect
+from audio_llm.errors import UsageError
 from audio_llm.nbest import NBest, Word
-from audio_llm.pipeline.beside import CorrectorBeside, load_beside
-from audio_llm.pipeline.correct import CORRECTORS, list_length, load_corrector
+from audio_llm.pipeline.beside import CorrectorBeside
 from audio_llm.pipeline.formats import RejectedText, Transcript, TranscriptSegment, align_words
 from audio_llm.pipeline.front import Front
-from audio_llm.text import DEFAULT_NORMALIZER
-
-if TYPE_CHECKING:
-    from audio_llm.asr.whisper import Compute, WhisperOptions
+from audio_llm.pipeline.unfinished import UnfinishedFolder, UnfinishedRecording
 
 _AHEAD = 8  # recordings
 _NO_SOUND = np.zeros(0, np.float32)
@@ -48,6 +41,8 @@ class Transcriber:
         excerpt: What is read of a file where a call does not say.
         about: What a transcript is made with, for its JSON form.
         on_segment: Called with each stretch of speech as soon as it is recognized, where no corrector runs.
+        unfinished: Where recordings are gone on with whose transcription a crash ended; where neither a corrector nor a
+            front runs, whose state would be lost.
     """
 
     def __init__(
@@ -63,6 +58,7 @@ class Transcriber:
         self.excerpt = Excerpt()
         self.about: Mapping[str, Any] = {"recognizer": recognizer.version, "audio_llm": __version__}
         self.on_segment: Callable[[TranscriptSegment], None] | None = None
+        self.unfinished: UnfinishedFolder | None = None
         self._recognizer = recognizer
         self._corrector = corrector
         self._nbest = nbest
@@ -135,8 +131,8 @@ class Transcriber:
 
     def _stream_blocks(self, blocks: Iterable[np.ndarray], name: str, start_s: float) -> Iterator[TranscriptSegment]:
         for stretch in self._recognize(self._through_front(blocks), name):
-            if stretch.nbest.best.strip() and not stretch.rejected:
-                yield _finish_part(_at(self._begin_stretch(stretch), start_s), self._protected)
+            if _counts(stretch):
+                yield _finish_part(self._begin_stretch(_moved(stretch, start_s)), self._protected)
 
     def begin(
         self,
@@ -167,12 +163,45 @@ class Transcriber:
         progress: Callable[[float], None] | None,
         excerpt: Excerpt,
     ) -> Begun:
+        if self.unfinished is not None and self._corrector is None and self._front is None:
+            kept = self.unfinished.begin(source, excerpt)
+            if kept is not None:
+                with kept:
+                    return self._go_on(source, name, progress, excerpt, kept)
         with BlockReader(source, channel=excerpt.channel, start_s=excerpt.start_s, end_s=excerpt.end_s) as reader:
             begun = self._begin_blocks(self._through_front(reader), name, progress)
-            begun.parts = [_at(part, reader.start_s) for part in begun.parts]
-            begun.rejected = [_rejected_at(text, reader.start_s) for text in begun.rejected]
+            begun.place(reader.start_s)
             begun.warnings = reader.warnings
             return begun
+
+    def _go_on(
+        self,
+        source: str | os.PathLike[str],
+        name: str,
+        progress: Callable[[float], None] | None,
+        excerpt: Excerpt,
+        kept: UnfinishedRecording,
+    ) -> Begun:
+        """Recognize what an earlier run did not, and keep every stretch in case that this one ends early too."""
+        earlier = [
+            dataclasses.replace(stretch, nbest=_numbered(stretch.nbest, name, number))
+            for number, stretch in enumerate(kept.stretches)
+        ]
+        skipped_s = kept.start_s - excerpt.start_s
+        if progress is not None and skipped_s:
+            progress(skipped_s)
+        with BlockReader(source, channel=excerpt.channel, start_s=kept.start_s, end_s=excerpt.end_s) as reader:
+            begun = self._begin_blocks(
+                reader, name, progress, lambda stretch: kept.add(_moved(stretch, reader.start_s)), len(earlier)
+            )
+            begun.place(reader.start_s)
+            begun.warnings = reader.warnings
+        begun.duration_s += skipped_s
+        begun.rejected[:0] = [_rejected(stretch) for stretch in earlier if stretch.rejected]
+        begun.parts[:0] = [_Part(stretch, None) for stretch in earlier if _counts(stretch)]
+        if earlier:
+            begun.warnings += (f"an earlier run ended early: went on at {kept.start_s:.1f} s",)
+        return begun
 
     def _begin_each(
         self,
@@ -202,14 +231,26 @@ class Transcriber:
             return blocks
         return self._front.through(block if block.ndim == 2 else block[:, None] for block in blocks)
 
-    def _begin_blocks(self, blocks: Iterable[np.ndarray], name: str, progress: Callable[[float], None] | None) -> Begun:
+    def _begin_blocks(
+        self,
+        blocks: Iterable[np.ndarray],
+        name: str,
+        progress: Callable[[float], None] | None,
+        keep: Callable[[Stretch], None] | None = None,
+        before: int = 0,
+    ) -> Begun:
+        """Recognize; `keep` is called with every stretch, `before` counts those that were recognized before."""
         meter = _Meter(progress)
         parts: list[_Part] = []
         rejected: list[RejectedText] = []
-        for stretch in self._recognize(meter.count(blocks), name):
+        for number, stretch in enumerate(self._recognize(meter.count(blocks), name), before):
+            if before:
+                stretch = dataclasses.replace(stretch, nbest=_numbered(stretch.nbest, name, number))
+            if keep is not None:
+                keep(stretch)
             if stretch.rejected:
-                rejected.append(RejectedText(stretch.start_s, stretch.end_s, stretch.nbest.best, stretch.rejected))
-            elif stretch.nbest.best.strip():
+                rejected.append(_rejected(stretch))
+            elif _counts(stretch):
                 parts.append(self._begin_stretch(stretch))
                 if self.on_segment is not None and self._corrector is None:
                     self.on_segment(_finish_part(parts[-1], self._protected))
@@ -269,6 +310,15 @@ class Begun:
     rejected: list[RejectedText] = dataclasses.field(default_factory=list)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def place(self, start_s: float) -> None:
+        """Move all times, of what was read from `start_s` on, to those of the file."""
+        if start_s:
+            self.parts = [dataclasses.replace(part, stretch=_moved(part.stretch, start_s)) for part in self.parts]
+            self.rejected = [
+                dataclasses.replace(text, start_s=text.start_s + start_s, end_s=text.end_s + start_s)
+                for text in self.rejected
+            ]
+
     def done(self) -> bool:
         """Return whether `finish` need not wait."""
         return all(part.correction is None or part.correction.done() for part in self.parts)
@@ -311,139 +361,6 @@ def _finish_part(part: _Part, protected: Iterable[str]) -> TranscriptSegment:
     )
 
 
-def protect(correction: Correction, terms: Iterable[str]) -> Correction:
-    """Take back the edits that remove a listed term; all of them where they cannot be told apart.
-
-    Args:
-        correction: What a corrector returned.
-        terms: Words or sequences of words, compared without case and punctuation.
-
-    Returns:
-        The correction itself where it removes no term.
-    """
-    wanted = [term for term in (DEFAULT_NORMALIZER(term).split() for term in terms) if term]
-    source = DEFAULT_NORMALIZER(correction.input).split()
-    result = DEFAULT_NORMALIZER(correction.text).split()
-    lost = [term for term in wanted if _count(term, result) < _count(term, source)]
-    if correction.kept or not lost:
-        return correction
-    reason = f"kept for {', '.join(sorted(' '.join(term) for term in lost))}"
-    if _apply(source, correction.edits) == result:
-        harmless = tuple(
-            edit
-            for edit in correction.edits
-            if not any(_count(term, _apply(source, [edit])) < _count(term, source) for term in lost)
-        )
-        text = _apply(source, harmless)
-        if harmless and not any(_count(term, text) < _count(term, source) for term in lost):
-            text_reason = f"{correction.reason}, {reason}"
-            return dataclasses.replace(correction, text=" ".join(text), edits=harmless, reason=text_reason)
-    return dataclasses.replace(correction, text=correction.input, kept=True, reason=reason, edits=())
-
-
-def load_transcriber(
-    recognizer: str = engines.AUTO,
-    model: str | None = None,
-    correct: str = "none",
-    correct_model: str | None = None,
-    decode: str | None = None,
-    nbest: int | None = None,
-    words: Iterable[str] = (),
-    device: str = "cpu",
-    offline: bool = False,
-    beside: bool = False,
-    front: Front | None = None,
-    options: WhisperOptions | None = None,
-    compute: Compute = "auto",
-) -> Transcriber:
-    """Load a recognizer and a corrector by name.
-
-    Args:
-        recognizer: As for `asr.engines.load_recognizer`. With a corrector `auto` is pocketsphinx, for which the
-            shipped correctors are trained.
-        model: The recognizer's model; None takes its own.
-        correct: `none` or one of `pipeline.correct.CORRECTORS`.
-        correct_model: The corrector's model; None takes its own.
-        decode: How the corrector decodes (see `load_corrector`).
-        nbest: Hypotheses to ask for; None: 5 where a corrector runs, else 1. Whisper decodes every stretch of speech
-            by itself where there are several, which takes longer.
-        words: Names and terms to prefer; corrections do not take them away.
-        device: `cpu`, `cuda` or `auto`.
-        offline: Download nothing.
-        beside: Correct in a process of its own where that saves time: beside pocketsphinx, with two cores or more. A
-            program that asks for it must guard its main module (see `multiprocessing`).
-        front: Changes the sound before it is recognised.
-        options: How Whisper recognizes.
-        compute: Format in which Whisper computes.
-
-    Raises:
-        UsageError: A name is unknown, or the recognizer cannot do what `options` asks.
-        ModelNotFoundError: There is no such model.
-    """
-    words = tuple(words)
-    if correct != "none" and recognizer == engines.AUTO and model is None:
-        recognizer = "sphinx"
-    loaded = engines.load_recognizer(recognizer, model, device, offline, options, compute)
-    corrector: Corrector | None = None
-    if correct != "none" and beside and recognizer == "sphinx" and (os.cpu_count() or 1) > 1:
-        hypotheses = list_length(correct, correct_model, loaded, decode)
-        corrector = load_beside(recognizer, words, correct, correct_model, decode, device, hypotheses)
-    elif correct != "none":
-        corrector = load_corrector(correct, correct_model, loaded, decode, device)
-    refused = tuple(loaded.prefer(words)) if words else ()
-    count = nbest or (5 if corrector is not None else 1)
-    transcriber = Transcriber(loaded, corrector, count, protected=words, refused=refused, front=front)
-    transcriber.about = _about(loaded, corrector, words, options)
-    return transcriber
-
-
-def _about(
-    recognizer: Recognizer, corrector: Corrector | None, words: Sequence[str], options: WhisperOptions | None
-) -> dict[str, Any]:
-    """Return what a transcript is made with."""
-    about: dict[str, Any] = {"recognizer": recognizer.version, "audio_llm": __version__}
-    if options is not None:
-        about["language"] = options.language or "auto"
-        about["task"] = options.task
-        if options.prompt:
-            about["prompt"] = options.prompt
-    if words:
-        about["hotwords_sha256"] = hashlib.sha256("\n".join(words).encode()).hexdigest()
-    if corrector is not None:
-        about["corrector"] = corrector.name
-    return about
-
-
-def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
-    """Return the ready object of a model directory by its kind (see `audio_llm.load`)."""
-    folder = hub.find_model(name_or_dir)
-    kind = hub.model_kind(folder)
-    name = {"ger-phrase": "phrase"}.get(kind, kind)
-    if name in CORRECTORS:
-        return load_corrector(name, str(folder), device=device)
-    if kind == "touchtts":  # which is a recogniser too, and more than that
-        from audio_llm.touchtts.speech import TouchTTS
-
-        return TouchTTS.load(folder, resolve_device(device))
-    if kind in engines.ENGINES:
-        return engines.load_recognizer(kind, str(folder), device)
-    if kind in ("mask", "gense"):
-        from audio_llm.gense.enhance import Enhancer
-
-        return Enhancer.load(folder, device=device)
-    if kind == "codec":
-        from audio_llm.codec.codec import SpeechCodec
-
-        return SpeechCodec.load(folder, resolve_device(device))
-    if kind == "s3-tokenizer":
-        from audio_llm.tokenizer.s3 import S3Tokenizer
-
-        return S3Tokenizer.load(folder, resolve_device(device))
-    kinds = [*CORRECTORS, "ctc", "mask", "gense", "codec", "s3-tokenizer", "touchtts"]
-    remedy = f"kinds with one: {', '.join(kinds)}; hub.load_model reads any"
-    raise ModelFormatError(f"there is no ready object for the kind {kind!r}", path=folder, remedy=remedy)
-
-
 class _Meter:
     """Counts the sound that went in and reports what is finished."""
 
@@ -472,26 +389,20 @@ def _shifted(word: Word, seconds: float) -> Word:
     return dataclasses.replace(word, start_s=word.start_s + seconds, end_s=word.end_s + seconds)
 
 
-def _at(part: _Part, seconds: float) -> _Part:
-    """Return a part of an excerpt with the times of the file."""
-    if not seconds:
-        return part
-    stretch = part.stretch
+def _moved(stretch: Stretch, seconds: float) -> Stretch:
+    """Return a stretch of an excerpt with the times of the file."""
     nbest = dataclasses.replace(stretch.nbest, words=tuple(_shifted(word, seconds) for word in stretch.nbest.words))
-    start_s, end_s = stretch.start_s + seconds, stretch.end_s + seconds
-    return dataclasses.replace(part, stretch=dataclasses.replace(stretch, start_s=start_s, end_s=end_s, nbest=nbest))
+    return dataclasses.replace(stretch, start_s=stretch.start_s + seconds, end_s=stretch.end_s + seconds, nbest=nbest)
 
 
-def _rejected_at(text: RejectedText, seconds: float) -> RejectedText:
-    return dataclasses.replace(text, start_s=text.start_s + seconds, end_s=text.end_s + seconds)
+def _numbered(nbest: NBest, name: str, number: int) -> NBest:
+    return dataclasses.replace(nbest, id=f"{name}#{number}")
 
 
-def _apply(words: Sequence[str], edits: Iterable[Edit]) -> list[str]:
-    out = list(words)
-    for edit in sorted(edits, key=lambda edit: edit.start, reverse=True):
-        out[edit.start : edit.end] = edit.after.split()
-    return out
+def _counts(stretch: Stretch) -> bool:
+    """Return whether a stretch is part of the transcript."""
+    return bool(stretch.nbest.best.strip()) and not stretch.rejected
 
 
-def _count(term: Sequence[str], words: Sequence[str]) -> int:
-    return sum(words[start : start + len(term)] == list(term) for start in range(len(words) - len(term) + 1))
+def _rejected(stretch: Stretch) -> RejectedText:
+    return RejectedText(stretch.start_s, stretch.end_s, stretch.nbest.best, stretch.rejected)

@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("--sets", nargs="*", default=list(sets.SETS), choices=[*sets.SETS, *sets.TUNING])
     parser.add_argument("--beam", type=int, default=5)
     parser.add_argument("--nbest", type=int, default=1)
+    parser.add_argument("--packed", action="store_true", help="wer: neighbors joined to windows of up to 30 s")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1, help="speed: how often each system runs")
     parser.add_argument("--only", nargs="*", help="speed: these systems alone")
@@ -55,13 +56,15 @@ def recognize(arguments: argparse.Namespace) -> None:
     """Recognize sets, utterance by utterance."""
     run = systems.load(arguments.system, arguments.model, arguments.beam, arguments.nbest, arguments.threads)
     name = arguments.system if arguments.system == "sphinx" else f"{arguments.system}-{arguments.model}"
-    folder = arguments.output / (name if arguments.nbest == 1 else f"{name}-{arguments.nbest}best")
+    name += f"-{arguments.nbest}best" if arguments.nbest > 1 else ""
+    folder = arguments.output / (f"{name}-packed" if arguments.packed else name)
     folder.mkdir(parents=True, exist_ok=True)
     for set_name in arguments.sets:
         path = folder / f"{set_name}.jsonl"
         done = {row["id"] for row in read(path)}
         with path.open("a", encoding="utf-8") as file:
-            for number, utterance in enumerate(sets.utterances(arguments.data, set_name)):
+            utterances = sets.utterances(arguments.data, set_name)
+            for number, utterance in enumerate(sets.packed(utterances) if arguments.packed else utterances):
                 if utterance.id in done or (arguments.limit and number >= arguments.limit):
                     continue
                 begin = time.perf_counter()

@@ -17,7 +17,7 @@ from audio_llm.asr.engines import Choice, resolve_recognizer
 from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.correction import Correction
 from audio_llm.nbest import Hypothesis, NBest, Word
-from audio_llm.pipeline import correct, transcribe
+from audio_llm.pipeline import correct, load
 
 
 @pytest.fixture(autouse=True)
@@ -88,11 +88,11 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
 
     monkeypatch.setattr(engines, "load_recognizer", load_recognizer)
     monkeypatch.setattr(engines, "resolve_recognizer", resolve)
-    for module in (correct, transcribe):
+    for module in (correct, load):
         monkeypatch.setattr(module, "load_corrector", load_corrector)
-    monkeypatch.setattr(transcribe, "list_length", lambda *arguments: 1)
+    monkeypatch.setattr(load, "list_length", lambda *arguments: 1)
     monkeypatch.setattr(
-        transcribe,
+        load,
         "load_beside",
         lambda asr, words, name, model, decode, device, hypotheses: load_corrector(name, model, None, decode, device),
     )

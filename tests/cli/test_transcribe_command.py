@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -261,6 +262,48 @@ def test_interrupt_is_status_130(
     assert (tmp_path / "out/a.txt").is_file()
     assert "interrupted" in capsys.readouterr().err
     monkeypatch.undo()
+
+
+def test_a_recording_that_was_under_way_is_gone_on_with(
+    fakes: Any, talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = audio.read(talk())
+    audio.write(tmp_path / "four.wav", np.concatenate([one] * 4), 16_000)
+    command = ["transcribe", str(tmp_path / "four.wav"), "-o", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    expected = (tmp_path / "out/four.txt").read_text()
+    counts, original = itertools.count(), fakes.recognize
+
+    def stop_at_the_fourth(*args: Any) -> Any:
+        if next(counts) == 3:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(fakes, "recognize", stop_at_the_fourth)
+    assert cli.main([*command, "--overwrite"]) == 130
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    assert next(counts) == 6  # the third and the fourth stretch came again
+    assert "warning" in capsys.readouterr().err
+    assert (tmp_path / "out/four.txt").read_text() == expected
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".audio-llm-journal.jsonl", "four.txt"]
+
+
+def test_the_text_of_one_file_is_printed_as_it_comes(
+    fakes: Any, talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio.write(tmp_path / "two.wav", np.concatenate([audio.read(talk())] * 2), 16_000)
+    original = fakes.recognize
+    printed: list[str] = []
+
+    def recognize(*args: Any) -> Any:
+        printed.append(capsys.readouterr().out)
+        return original(*args)
+
+    monkeypatch.setattr(fakes, "recognize", recognize)
+    assert cli.main(["transcribe", str(tmp_path / "two.wav")]) == 0
+    assert printed == ["", "the cat sad on the mat"]
+    assert capsys.readouterr().out == " the cat sad on the mat\n"
 
 
 def test_unexpected_exception_is_that_files_failure(

@@ -17,11 +17,11 @@ from audio_llm.align import edits
 from audio_llm.asr import engines
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
 from audio_llm.asr.segment import SegmentRecognizer
-from audio_llm.correction import Correction, Edit
+from audio_llm.correction import Correction, Edit, protect
 from audio_llm.errors import ModelFormatError, ModelNotFoundError, UsageError
 from audio_llm.nbest import Hypothesis, NBest, Word
 from audio_llm.pipeline.correct import load_corrector
-from audio_llm.pipeline.transcribe import Transcriber, protect
+from audio_llm.pipeline.transcribe import Transcriber
 
 
 class FakeRecognizer(SegmentRecognizer):

@@ -1,0 +1,125 @@
+"""Recognizers, correctors and whole transcribers by name; any model directory as its ready object."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from audio_llm import __version__, hub
+from audio_llm.asr import engines
+from audio_llm.asr.base import Recognizer
+from audio_llm.correction import Corrector
+from audio_llm.doctor import resolve_device
+from audio_llm.errors import ModelFormatError
+from audio_llm.pipeline.beside import load_beside
+from audio_llm.pipeline.correct import CORRECTORS, list_length, load_corrector
+from audio_llm.pipeline.front import Front
+from audio_llm.pipeline.transcribe import Transcriber
+
+if TYPE_CHECKING:
+    from audio_llm.asr.whisper import Compute, WhisperOptions
+
+
+def load_transcriber(
+    recognizer: str = engines.AUTO,
+    model: str | None = None,
+    correct: str = "none",
+    correct_model: str | None = None,
+    decode: str | None = None,
+    nbest: int | None = None,
+    words: Iterable[str] = (),
+    device: str = "cpu",
+    offline: bool = False,
+    beside: bool = False,
+    front: Front | None = None,
+    options: WhisperOptions | None = None,
+    compute: Compute = "auto",
+) -> Transcriber:
+    """Load a recognizer and a corrector by name.
+
+    Args:
+        recognizer: As for `asr.engines.load_recognizer`. With a corrector `auto` is pocketsphinx, for which the
+            shipped correctors are trained.
+        model: The recognizer's model; None takes its own.
+        correct: `none` or one of `pipeline.correct.CORRECTORS`.
+        correct_model: The corrector's model; None takes its own.
+        decode: How the corrector decodes (see `load_corrector`).
+        nbest: Hypotheses to ask for; None: 5 where a corrector runs, else 1. Whisper decodes every stretch of speech
+            by itself where there are several, which takes longer.
+        words: Names and terms to prefer; corrections do not take them away.
+        device: `cpu`, `cuda` or `auto`.
+        offline: Download nothing.
+        beside: Correct in a process of its own where that saves time: beside pocketsphinx, with two cores or more. A
+            program that asks for it must guard its main module (see `multiprocessing`).
+        front: Changes the sound before it is recognised.
+        options: How Whisper recognizes.
+        compute: Format in which Whisper computes.
+
+    Raises:
+        UsageError: A name is unknown, or the recognizer cannot do what `options` asks.
+        ModelNotFoundError: There is no such model.
+    """
+    words = tuple(words)
+    if correct != "none" and recognizer == engines.AUTO and model is None:
+        recognizer = "sphinx"
+    loaded = engines.load_recognizer(recognizer, model, device, offline, options, compute)
+    corrector: Corrector | None = None
+    if correct != "none" and beside and recognizer == "sphinx" and (os.cpu_count() or 1) > 1:
+        hypotheses = list_length(correct, correct_model, loaded, decode)
+        corrector = load_beside(recognizer, words, correct, correct_model, decode, device, hypotheses)
+    elif correct != "none":
+        corrector = load_corrector(correct, correct_model, loaded, decode, device)
+    refused = tuple(loaded.prefer(words)) if words else ()
+    count = nbest or (5 if corrector is not None else 1)
+    transcriber = Transcriber(loaded, corrector, count, protected=words, refused=refused, front=front)
+    transcriber.about = _about(loaded, corrector, words, options)
+    return transcriber
+
+
+def _about(
+    recognizer: Recognizer, corrector: Corrector | None, words: Sequence[str], options: WhisperOptions | None
+) -> dict[str, Any]:
+    """Return what a transcript is made with."""
+    about: dict[str, Any] = {"recognizer": recognizer.version, "audio_llm": __version__}
+    if options is not None:
+        about["language"] = options.language or "auto"
+        about["task"] = options.task
+        if options.prompt:
+            about["prompt"] = options.prompt
+    if words:
+        about["hotwords_sha256"] = hashlib.sha256("\n".join(words).encode()).hexdigest()
+    if corrector is not None:
+        about["corrector"] = corrector.name
+    return about
+
+
+def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
+    """Return the ready object of a model directory by its kind (see `audio_llm.load`)."""
+    folder = hub.find_model(name_or_dir)
+    kind = hub.model_kind(folder)
+    name = {"ger-phrase": "phrase"}.get(kind, kind)
+    if name in CORRECTORS:
+        return load_corrector(name, str(folder), device=device)
+    if kind == "touchtts":  # which is a recogniser too, and more than that
+        from audio_llm.touchtts.speech import TouchTTS
+
+        return TouchTTS.load(folder, resolve_device(device))
+    if kind in engines.ENGINES:
+        return engines.load_recognizer(kind, str(folder), device)
+    if kind in ("mask", "gense"):
+        from audio_llm.gense.enhance import Enhancer
+
+        return Enhancer.load(folder, device=device)
+    if kind == "codec":
+        from audio_llm.codec.codec import SpeechCodec
+
+        return SpeechCodec.load(folder, resolve_device(device))
+    if kind == "s3-tokenizer":
+        from audio_llm.tokenizer.s3 import S3Tokenizer
+
+        return S3Tokenizer.load(folder, resolve_device(device))
+    kinds = [*CORRECTORS, "ctc", "mask", "gense", "codec", "s3-tokenizer", "touchtts"]
+    remedy = f"kinds with one: {', '.join(kinds)}; hub.load_model reads any"
+    raise ModelFormatError(f"there is no ready object for the kind {kind!r}", path=folder, remedy=remedy)

@@ -1,0 +1,151 @@
+"""What is recognized of a recording so far, kept on disk: after a crash the same command goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from audio_llm.asr.base import Stretch
+from audio_llm.audio import STDIN
+from audio_llm.audio_channels import Excerpt
+from audio_llm.errors import DataError
+from audio_llm.nbest import nbest_from_dict, nbest_to_dict
+
+_PREFIX = ".audio-llm-unfinished-"
+_LEAD_S = 1.0  # before the stretch that is recognized again: detectors of speech look back
+_NO_SOUND = np.zeros(0, np.float32)
+
+logger = logging.getLogger(__name__)
+
+
+class UnfinishedFolder:
+    """Recordings whose transcription has begun, a file for each in an output folder.
+
+    Args:
+        folder: The folder; made when something is kept.
+        settings: Plain values that decide what the text will be; with others nothing is gone on with.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._settings = json.dumps(settings, sort_keys=True, ensure_ascii=False, default=str)
+
+    def begin(self, source: str | os.PathLike[str], excerpt: Excerpt) -> UnfinishedRecording | None:
+        """Begin with a recording, or go on with it; None for standard input, which cannot be read again."""
+        if os.fspath(source) == STDIN:
+            return None
+        try:
+            status = os.stat(source)
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return None  # the error comes from who reads the recording or writes the transcript
+        about = [self._settings, status.st_size, status.st_mtime_ns, asdict(excerpt)]
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        path = self._folder / f"{self._stem(source)}-{excerpt.channel}.jsonl"
+        return UnfinishedRecording(path, key, excerpt.start_s)
+
+    def remove(self, source: str | os.PathLike[str]) -> None:
+        """Remove what is kept of a recording whose transcript is written."""
+        for path in self._folder.glob(f"{self._stem(source)}-*.jsonl"):
+            path.unlink(missing_ok=True)
+
+    def _stem(self, source: str | os.PathLike[str]) -> str:
+        name = os.path.abspath(source).encode(errors="surrogateescape")
+        return _PREFIX + hashlib.sha256(name).hexdigest()[:16]
+
+
+class UnfinishedRecording:
+    """What is recognized of one recording, or of one of its channels.
+
+    Args:
+        path: The file.
+        key: Of recording and settings; what was kept under another is given up.
+        start_s: Where the transcription begins, seconds of the recording.
+
+    Attributes:
+        stretches: What an earlier run recognized, but for its last stretch, which is recognized again; no sound.
+        start_s: Where to go on, seconds of the recording.
+    """
+
+    def __init__(self, path: Path, key: str, start_s: float) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+        self.stretches: list[Stretch] = []
+        self.start_s = start_s
+        kept = _read(path, key)
+        if len(kept) > 1:
+            *self.stretches, last = kept
+            self.start_s = max(self.stretches[-1].end_s, last.start_s - _LEAD_S)
+        self._write({"key": key}, "w")
+        for stretch in self.stretches:
+            self.add(stretch)
+
+    def __enter__(self) -> UnfinishedRecording:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, stretch: Stretch) -> None:
+        """Keep a stretch, its times those of the recording; it is on disk when this returns."""
+        row: dict[str, Any] = {
+            "start_s": stretch.start_s,
+            "end_s": stretch.end_s,
+            "nbest": nbest_to_dict(stretch.nbest),
+        }
+        row |= {"language": stretch.language, "language_probability": stretch.language_probability}
+        self._write({**row, "notes": list(stretch.notes), "rejected": stretch.rejected})
+
+    def _write(self, row: Mapping[str, Any], mode: str = "a") -> None:
+        """Write a line; a full disk costs what is kept and not the transcript."""
+        try:
+            if self._file is None and mode == "w":
+                self._file = self._path.open(mode, encoding="utf-8", errors="backslashreplace")
+            if self._file is not None:
+                self._file.write(json.dumps(row) + "\n")
+                self._file.flush()
+        except OSError as error:
+            logger.warning("%s: %s; if this run is stopped, this recording begins again", self._path, error)
+            self._file = None
+
+
+def _read(path: Path, key: str) -> list[Stretch]:
+    """Return the stretches in a file, up to a line that is cut off; none where it belongs to another key."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    stretches: list[Stretch] = []
+    try:
+        if not lines or json.loads(lines[0]).get("key") != key:
+            return []
+        for number, line in enumerate(lines[1:], 2):
+            stretches.append(_stretch(json.loads(line), str(path), number))
+    except (ValueError, KeyError, TypeError, AttributeError, DataError):
+        return stretches  # the run ended within this line
+    return stretches
+
+
+def _stretch(row: Mapping[str, Any], where: str, number: int) -> Stretch:
+    return Stretch(
+        start_s=float(row["start_s"]),
+        end_s=float(row["end_s"]),
+        nbest=nbest_from_dict(row["nbest"], where, number, "line"),
+        waveform=_NO_SOUND,
+        language=str(row["language"]),
+        language_probability=row["language_probability"],
+        notes=tuple(row["notes"]),
+        rejected=str(row["rejected"]),
+    )
