@@ -26,3 +26,9 @@ def real_model(name: str) -> Path:
 def whisper_tiny_en() -> Path:
     """Return the folder of whisper-tiny.en."""
     return real_model("whisper-tiny.en")
+
+
+@pytest.fixture(scope="session")
+def whisper_base() -> Path:
+    """Return the folder of whisper-base, which knows many languages."""
+    return real_model("whisper-base")

@@ -1,107 +1,57 @@
-"""Names and terms put right after recognition: words that sound like a listed term and are likelier as that term.
-
-Whisper may spell a name as it has seen it most, even with the name in its prompt. So every place in a text that sounds
-like a listed term is tried with the term in it, and the recognizer itself says whether the sound supports it. English
-only: sounds are compared by the phones of an English dictionary and of letter-to-sound rules.
-"""
+"""Names and terms of a list, written as the list writes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+import re
+from collections.abc import Sequence
 
-from audio_llm.align import edit_distance
-from audio_llm.asr.pronounce import phones_of
-from audio_llm.text import DEFAULT_NORMALIZER
-
-_FAR = 0.5  # phones that differ, per phone of the longer side, beyond which a term is not tried
-_SHORT = 3  # terms of fewer phones sound like too much
-_TRIES = 6  # places of a text that are tried, the nearest ones
-_MARGIN = 4.0  # nats by which a text with a listed term may be less likely and still be taken
-
-Score = Callable[[Sequence[str]], Sequence[float | None]]
+_AROUND = re.compile(r"^(\W*)(.*?)((?:['\N{RIGHT SINGLE QUOTATION MARK}]s)?\W*)$", re.DOTALL)
+_SENTENCE_ENDS = (".", "!", "?", "...", "\N{HORIZONTAL ELLIPSIS}")
+_SHORT = 4  # letters: all capitals at the start of a sentence, "IT" may be the pronoun
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a term might be in a text: words `start` to `end`, and how far their sound is from the term's, 0 to 1."""
+def listed_spelling(words: Sequence[str], terms: Sequence[str]) -> list[str]:
+    """Return words with the capitals that a list of terms gives them; letters are never changed.
 
-    start: int
-    end: int
-    term: str
-    distance: float
-
-
-def restore_terms(text: str, terms: Sequence[str], score: Score, margin: float = _MARGIN) -> tuple[str, list[Place]]:
-    """Put listed terms into a text where the sound supports them.
+    A word takes the capitals of a term where the recognizer wrote it with a capital itself ("Nasa" becomes "NASA"), or
+    where no common word has such capitals ("macdougall" becomes "MacDougall"). Where "IT" is listed, "it" stays, and so
+    does "It" at the start of a sentence.
 
     Args:
-        text: Recognized text.
-        terms: As they are written.
-        score: Texts -> log p(text | audio) of each in nats, None for one it cannot score.
-        margin: Nats by which a text with a term may be less likely.
-
-    Returns:
-        The text, and the places that were changed, in the order of the changes.
+        words: Words of one text in order, with their punctuation.
+        terms: Of one word or several, as they should be written.
     """
-    changed: list[Place] = []
-    places = find_places(text.split(), terms)[:_TRIES]
-    if not places:
-        return text, changed
-    texts = [text, *(_replace(text.split(), place) for place in places)]
-    scores = score(texts)
-    before = scores[0]
-    if before is None:
-        return text, changed
-    gains = [(value - before, place) for value, place in zip(scores[1:], places, strict=True) if value is not None]
-    words = text.split()
-    for gain, place in sorted(gains, key=lambda pair: -pair[0]):
-        overlaps = any(place.start < other.end and other.start < place.end for other in changed)
-        if gain >= -margin and not overlaps:
-            changed.append(place)
-    for place in sorted(changed, key=lambda place: -place.start):
-        words = _replace(words, place).split()
-    return " ".join(words), changed
-
-
-def find_places(words: Sequence[str], terms: Sequence[str]) -> list[Place]:
-    """Return where terms might be in a text, the places that sound most alike first."""
-    plain = [DEFAULT_NORMALIZER(word) for word in words]
-    listed = {DEFAULT_NORMALIZER(term) for term in terms}
-    places: list[Place] = []
-    for term in terms:
-        wanted = DEFAULT_NORMALIZER(term)
-        sound = _sound(wanted)
-        if len(sound) < _SHORT:
+    written = list(words)
+    parts = [_parts(word) for word in words]
+    for term in sorted(terms, key=lambda term: -len(term.split())):
+        wanted = [_parts(word)[1] for word in term.split()]
+        plain = [word.lower() for word in wanted]
+        if not all(wanted):
             continue
-        count = len(wanted.split())
-        for length in range(max(1, count - 1), count + 3):
-            for start in range(len(words) - length + 1):
-                own = " ".join(plain[start : start + length]).strip()
-                if not own or own == wanted or own in listed or own == f"{wanted}'s":
-                    continue
-                distance = _distance(_sound(own), sound)
-                if distance <= _FAR:
-                    places.append(Place(start, start + length, term, distance))
-    return sorted(places, key=lambda place: (place.distance, place.start, place.end))
+        for start in range(len(words) - len(wanted) + 1):
+            own = [part[1] for part in parts[start : start + len(wanted)]]
+            if [word.lower() for word in own] != plain or own == wanted:
+                continue
+            first = start == 0 or words[start - 1].rstrip("\"')]").endswith(_SENTENCE_ENDS)
+            if len(wanted) > 1 or _may_take(own[0], wanted[0], first):
+                for index, word in enumerate(wanted, start):
+                    before, _, after = parts[index]
+                    written[index] = before + word + after
+    return written
 
 
-def _sound(text: str) -> tuple[str, ...]:
-    return tuple(phone for word in text.split() for phone in phones_of(word))
+def _parts(word: str) -> tuple[str, str, str]:
+    """Divide a word from the punctuation around it and from a possessive."""
+    match = _AROUND.match(word)
+    assert match is not None  # every part may be empty
+    before, core, after = match.groups()
+    return before, core, after
 
 
-def _distance(own: Sequence[str], other: Sequence[str]) -> float:
-    longest = max(len(own), len(other))
-    if not longest or abs(len(own) - len(other)) > _FAR * longest:
-        return 1.0
-    return edit_distance(own, other) / longest
-
-
-def _replace(words: Sequence[str], place: Place) -> str:
-    """Return a text with the term in its place; punctuation and a possessive at the end of the place stay."""
-    last = words[place.end - 1]
-    bare = last.rstrip(".,;:!?\"')]}")
-    ending = last[len(bare) :]
-    if bare.endswith(("'s", "’s")) and not place.term.endswith(("'s", "’s")):  # noqa: RUF001
-        ending = bare[-2:] + ending
-    return " ".join([*words[: place.start], place.term + ending, *words[place.end :]])
+def _may_take(own: str, wanted: str, first: bool) -> bool:
+    inner = any(one.islower() and other.isupper() for one, other in itertools.pairwise(wanted))
+    if inner:
+        return True
+    short = wanted.isupper() and len(wanted) <= _SHORT
+    return own != own.lower() and not (first and short)

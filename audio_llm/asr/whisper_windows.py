@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from audio_llm.asr.base import SAMPLE_RATE, Stretch
+from audio_llm.asr.hotwords import listed_spelling
 from audio_llm.asr.vad import VadOptions
 from audio_llm.asr.whisper_decode import Candidate, Decoded, DecodeOptions, WhisperDecoder
 from audio_llm.asr.whisper_features import log_mel
@@ -119,7 +120,7 @@ class WindowRecognizer:
                 for start_s, end_s in left_out(window, text.words if text else ()):
                     own += self.recognize([window.part(start_s, end_s)], language, nbest, again=False)
             stretches += _apart(sorted(own, key=lambda stretch: stretch.start_s))
-        return stretches
+        return [_spelled(stretch, self._options.hotwords) for stretch in stretches]
 
     def _align(
         self, windows: Sequence[Window], encoded: np.ndarray, decoded: Sequence[Decoded], languages: Sequence[str]
@@ -261,6 +262,18 @@ def _apart(stretches: Sequence[Stretch]) -> list[Stretch]:
     """Let no stretch go on after the next one begins."""
     ends = [min(one.end_s, following.start_s) for one, following in itertools.pairwise(stretches)]
     return [*(replace(one, end_s=end_s) for one, end_s in zip(stretches, ends, strict=False)), *stretches[-1:]]
+
+
+def _spelled(stretch: Stretch, hotwords: Sequence[str]) -> Stretch:
+    """Return a stretch in whose texts listed names are written as in the list."""
+    if not hotwords:
+        return stretch
+    hypotheses = tuple(
+        replace(each, text=" ".join(listed_spelling(each.text.split(), hotwords))) for each in stretch.nbest.hypotheses
+    )
+    texts = listed_spelling([word.text for word in stretch.nbest.words], hotwords)
+    words = tuple(replace(word, text=text) for word, text in zip(stretch.nbest.words, texts, strict=True))
+    return replace(stretch, nbest=replace(stretch.nbest, hypotheses=hypotheses, words=words))
 
 
 def context_text(options: WhisperOptions) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import languages
+import memory
 import names
 import nonspeech
 import sets
@@ -147,6 +148,11 @@ def timed(arguments: argparse.Namespace) -> None:
     speed.run(arguments.data, arguments.output, arguments.model, arguments.threads, arguments.rounds, arguments.only)
 
 
+def held(arguments: argparse.Namespace) -> None:
+    """Measure memory on hours of sound."""
+    memory.run(arguments.data, arguments.output, arguments.model, arguments.threads)
+
+
 STAGES = {
     "wer": recognize,
     "report": report,
@@ -155,6 +161,7 @@ STAGES = {
     "nonspeech": invented,
     "languages": detected,
     "speed": timed,
+    "memory": held,
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from asr.fake_whisper import FakeWhisper, always, fake_recognizer
+from asr.stretches import assert_times
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,17 +56,6 @@ def run(
 
 def plain(stretches: list[Stretch]) -> list[tuple[Any, ...]]:
     return [(part.start_s, part.end_s, part.nbest, part.language, part.language_probability) for part in stretches]
-
-
-def assert_times(stretches: list[Stretch], duration_s: float) -> None:
-    before_s = word_s = 0.0
-    for stretch in stretches:
-        assert before_s <= stretch.start_s < stretch.end_s <= duration_s
-        before_s = stretch.end_s
-        for word in stretch.nbest.words:
-            assert word_s <= word.start_s + 1e-9
-            assert stretch.start_s <= word.start_s < word.end_s <= stretch.end_s
-            word_s = word.end_s
 
 
 # ---- loading
@@ -472,6 +462,17 @@ def test_preferred_words_replace_those_before_and_keep_the_other_options(tiny_wh
     assert (recognizer.options.language, recognizer.options.prompt) == ("de", "ba be")
 
 
+@pytest.mark.parametrize("nbest", [1, 3])
+def test_listed_words_are_written_as_in_the_list(tiny_whisper: Path, hiss: Hiss, nbest: int) -> None:
+    written = [("ba gogo da", -0.1, 0.0), ("ba gogo de", -0.2, 0.0)]
+    recognizer, _ = fake_recognizer(tiny_whisper, lambda *asked: written, vad=False, language="en")
+    recognizer.prefer(["goGo"])
+    (stretch,) = recognizer.recognize_stream([hiss(2)], nbest)
+    assert stretch.nbest.texts == ("ba goGo da", "ba goGo de")[:nbest]
+    assert [word.text for word in stretch.nbest.words] == ["ba", "goGo", "da"]
+    assert recognizer.recognize(hiss(2)).best == "ba goGo da"
+
+
 def test_words_that_do_not_fit_into_the_prompt_are_returned(tiny_whisper: Path, hiss: Hiss) -> None:
     recognizer, model = fake_recognizer(tiny_whisper, always("du da"), vad=False, prompt="ba be")
     words = [f"{first}{second}" for first in ("ba", "be", "bi", "go") for second in "abdefgiou" for _ in range(9)]
@@ -487,91 +488,3 @@ def test_words_that_do_not_fit_into_the_prompt_are_returned(tiny_whisper: Path, 
 def test_a_prompt_that_is_too_long_is_said(tiny_whisper: Path, caplog: pytest.LogCaptureFixture) -> None:
     fake_recognizer(tiny_whisper, always(""), prompt="ba " * 300)
     assert "prompt and hotwords have 300 tokens, of which the last 223 count" in caplog.text
-
-
-# ---- real weights
-
-
-@pytest.fixture(scope="module")
-def real(whisper_tiny_en: Path) -> WhisperRecognizer:
-    return WhisperRecognizer.load(whisper_tiny_en)
-
-
-def words_of(stretches: list[Stretch]) -> list[str]:
-    text = " ".join(part.nbest.best for part in stretches if not part.rejected)
-    return "".join(letter for letter in text.lower() if letter.isalpha() or letter == " ").split()
-
-
-def recognized(recognizer: WhisperRecognizer, waveform: np.ndarray, **options: Any) -> list[Stretch]:
-    return run(recognizer, waveform, decode=DecodeOptions(), **options)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("vad", [True, False])
-def test_silence_and_noise_give_no_text(real: WhisperRecognizer, hiss: Hiss, vad: bool) -> None:
-    rng = np.random.default_rng(1)
-    brown = np.cumsum(rng.standard_normal(30 * RATE))
-    brown = (0.2 * (brown - brown.mean()) / np.abs(brown).max()).astype(np.float32)
-    hum = (0.1 * np.sin(2 * np.pi * 50 * np.arange(30 * RATE) / RATE)).astype(np.float32)
-    for sound in (np.zeros(30 * RATE, np.float32), hiss(30, level=0.003), hiss(30, level=0.1), brown, hum):
-        stretches = recognized(real, sound, vad=vad)
-        assert [part.nbest.best for part in stretches if not part.rejected] == []
-
-
-@pytest.mark.slow
-def test_nothing_is_recognized_between_two_utterances(real: WhisperRecognizer, talk: Talk, hiss: Hiss) -> None:
-    gap = np.concatenate([talk((0,)), hiss(25, level=0.003), np.zeros(10 * RATE, np.float32), talk((1,))])
-    stretches = recognized(real, gap)
-    assert len(stretches) == 2
-    assert words_of(stretches) == words_of(recognized(real, talk((0,)))) + words_of(recognized(real, talk((1,))))
-
-
-@pytest.mark.slow
-def test_short_utterances_with_pauses_between_all_come_once(real: WhisperRecognizer, talk: Talk) -> None:
-    numbers = list(range(6)) * 2
-    alone = {number: words_of(recognized(real, talk((number,)))) for number in range(6)}
-    for pauses_s in ((2.0, 3.1, 4.0), (2.7,)):
-        together = words_of(recognized(real, talk(numbers, pauses_s)))
-        for number in range(6):
-            probe = alone[number][-3:]
-            times = sum(together[at : at + 3] == probe for at in range(len(together)))
-            assert times == 2, (number, probe, together)
-
-
-@pytest.mark.slow
-def test_a_word_list_prints_no_name_that_is_not_said(real: WhisperRecognizer, talk: Talk, hiss: Hiss) -> None:
-    names = ["Szymborska", "Quetzalcoatl", "Thunberg", "Ngugi", "Kierkegaard", "Popocatepetl", "Wojciech", "Reykjavik"]
-    real.configure(WhisperOptions())
-    assert real.prefer(names) == []
-    sounds = [talk((0, 1, 2)), hiss(20, level=0.05), np.concatenate([talk((3,)), hiss(8, level=0.01)])]
-    for vad in (True, False):
-        for sound in sounds:
-            real.configure(WhisperOptions(hotwords=tuple(names), prompt="A talk on history.", vad=vad))
-            found = words_of(list(real.recognize_stream([sound])))
-            assert not {name.lower() for name in names} & set(found)
-            assert "glossary" not in found
-
-
-@pytest.mark.slow
-def test_silence_in_front_changes_nothing_in_the_text(real: WhisperRecognizer, talk: Talk) -> None:
-    waveform = talk((0, 1, 2))
-    late = np.concatenate([np.zeros(40 * RATE, np.float32), waveform])
-    assert words_of(recognized(real, late)) == words_of(recognized(real, waveform))
-
-
-@pytest.mark.slow
-def test_a_file_cut_at_many_places_keeps_its_times_in_order(real: WhisperRecognizer, talk: Talk) -> None:
-    waveform = talk((0, 1), (0.3, 0.8))
-    for cut in np.random.default_rng(3).integers(1, len(waveform), 25):
-        stretches = recognized(real, waveform[:cut], vad=bool(cut % 3))
-        assert_times(stretches, cut / RATE)
-
-
-@pytest.mark.slow
-def test_batched_and_sequential_give_the_same_segments(real: WhisperRecognizer, talk: Talk) -> None:
-    waveform = talk(list(range(6)) * 3, (0.8, 1.6))
-    one, four = (recognized(real, waveform, batch_size=size) for size in (1, 4))
-    assert [part.nbest.best for part in one] == [part.nbest.best for part in four]
-    for first, second in zip(one, four, strict=True):
-        for word, other in zip(first.nbest.words, second.nbest.words, strict=True):
-            assert (other.start_s, other.end_s) == pytest.approx((word.start_s, word.end_s), abs=0.1)
