@@ -6,12 +6,39 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from audio_llm.asr import base
+    from audio_llm.asr.whisper import WhisperOptions
     from audio_llm.gense.enhance import Enhancement
     from audio_llm.pipeline.formats import Transcript
     from audio_llm.tse.extract import Extraction
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "enhance", "extract", "load", "transcribe"]
+__all__ = ["Recognizer", "__version__", "enhance", "extract", "load", "transcribe"]
+
+
+class Recognizer:
+    """Recognizers of speech, by name."""
+
+    @staticmethod
+    def load(name: str = "auto", device: str = "cpu", language: str | None = None) -> base.Recognizer:
+        """Load a recognizer.
+
+        Args:
+            name: `auto` for the best one installed, `whisper-base`, another Whisper or its folder, `sphinx`, ...
+            device: `cpu`, `cuda` or `auto`.
+            language: Code of the spoken language; None lets Whisper detect it.
+
+        Returns:
+            What turns (T,) float32 at 16 kHz into an N-best list, `recognize(waveform, nbest=5)`, and into
+            log p(text | audio) of given texts, `score(waveform, texts)`.
+
+        Raises:
+            ModelNotFoundError: There is no such model.
+            UsageError: No recognizer has that name, or it does not know the language.
+        """
+        from audio_llm.asr.engines import load_recognizer
+
+        return load_recognizer(name, device=device, options=_whisper_options(language))
 
 
 def enhance(
@@ -117,10 +144,14 @@ def transcribe(
     """
     from audio_llm.pipeline.load import load_transcriber
 
-    options = None
-    if language is not None:
-        from audio_llm.asr.whisper import WhisperOptions
-
-        options = WhisperOptions(language=language)
+    options = _whisper_options(language)
     transcriber = load_transcriber(recognizer, model, correct or "none", nbest=nbest, device=device, options=options)
     return transcriber.transcribe(path)
+
+
+def _whisper_options(language: str | None) -> WhisperOptions | None:
+    if language is None:
+        return None
+    from audio_llm.asr.whisper import WhisperOptions
+
+    return WhisperOptions(language=language)

@@ -13,10 +13,12 @@ from audio_llm.asr.base import Recognizer
 from audio_llm.correction import Corrector
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import ModelFormatError
+from audio_llm.installed import foreign_kind
 from audio_llm.pipeline.beside import load_beside
 from audio_llm.pipeline.correct import CORRECTORS, list_length, load_corrector
 from audio_llm.pipeline.front import Front
 from audio_llm.pipeline.transcribe import Transcriber
+from audio_llm.registry import CTRANSLATE2_WHISPER
 
 if TYPE_CHECKING:
     from audio_llm.asr.whisper import Compute, WhisperOptions
@@ -98,6 +100,8 @@ def _about(
 def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
     """Return the ready object of a model directory by its kind (see `audio_llm.load`)."""
     folder = hub.find_model(name_or_dir)
+    if foreign_kind(folder) == CTRANSLATE2_WHISPER:
+        return engines.load_recognizer(str(folder), device=device)
     kind = hub.model_kind(folder)
     name = {"ger-phrase": "phrase"}.get(kind, kind)
     if name in CORRECTORS:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import audio_llm
 from audio_llm.asr.engines import Choice, load_recognizer, resolve_recognizer
 from audio_llm.asr.vad import VadOptions
 from audio_llm.asr.whisper import WhisperOptions
@@ -164,3 +167,20 @@ def test_pocketsphinx_warns_where_it_was_not_chosen(cache: Path, caplog: pytest.
     assert caplog.text == ""
     load_recognizer("auto")
     assert caplog.text.count("no Whisper model is installed: pocketsphinx recognizes") == 1
+
+
+def test_the_public_page_loads_a_recognizer_by_name_or_folder(
+    tiny_whisper: Path, talk: Callable[..., np.ndarray]
+) -> None:
+    waveform = talk((0,))
+    for recognizer in (
+        audio_llm.Recognizer.load(str(tiny_whisper), language="en"),
+        audio_llm.load(tiny_whisper),
+    ):
+        heard = recognizer.recognize(waveform, nbest=5)
+        assert 0 <= len(heard.hypotheses) <= 5
+        likely, unlikely = recognizer.score(waveform, ["ba be", "ba be bi"])
+        assert likely is not None
+        assert likely > unlikely
+    with pytest.raises(UsageError, match="unknown recognizer"):
+        audio_llm.Recognizer.load("wisper")
