@@ -34,10 +34,12 @@ class Segment:
     Attributes:
         start_s: Its place in the recording in seconds; times 16,000 it is a whole number of samples.
         waveform: (T,) float32 at 16 kHz.
+        speech_probability: How sure the detector was of its most probable second, 0 to 1; None where none gave it.
     """
 
     start_s: float
     waveform: np.ndarray
+    speech_probability: float | None = None
 
 
 def segments(blocks: Iterable[np.ndarray], max_s: float = 30.0) -> Iterator[Segment]:

@@ -37,6 +37,7 @@ _QUANTILE = 0.9  # its level is the 90th percentile of theirs, so that a click d
 _RAMP = 8  # frames before and after over which the gain is averaged: 0.25 s
 _REACH = _NEAR + _RAMP  # frames before and after that a gain depends on; at most a batch
 
+_SECOND = 31  # frames in a second
 _SMOOTH = 5  # frames over which probability and level are averaged when endless speech is cut: 0.16 s
 _PROBABILITY_DB = 40.0  # how many decibels of level one unit of probability counts when endless speech is cut
 
@@ -309,10 +310,11 @@ class _Segmenter:
         self._unbroken = True
 
     def _take(self, count: int) -> Segment:
-        taken = [self._held.popleft()[0] for _ in range(count)]
+        taken = [self._held.popleft() for _ in range(count)]
         start_s = self._first * FRAME / SAMPLE_RATE
         self._first += count
-        return Segment(start_s, np.concatenate(taken))
+        likeliest = sorted((probability for _, probability in taken), reverse=True)[:_SECOND]
+        return Segment(start_s, np.concatenate([frame for frame, _ in taken]), float(np.mean(likeliest)))
 
     def _forget(self, before: int) -> None:
         """Drop the frames before that number."""

@@ -165,7 +165,9 @@ class WhisperRecognizer:
         """
         if _is_silent(waveform):
             return NBest(id, ())
-        piece = Piece(offset_s=0.0, start_s=0.0, duration_s=waveform.size / SAMPLE_RATE)
+        piece = Piece(
+            offset_s=0.0, start_s=0.0, duration_s=waveform.size / SAMPLE_RATE, speech_probability=1.0
+        )  # who asks for one utterance knows that it is one
         stretches = self._windows.recognize([Window(waveform, (piece,))], self._known(), nbest, again=False)
         return next((replace(stretch.nbest, id=id) for stretch in stretches if not stretch.rejected), NBest(id, ()))
 

@@ -20,8 +20,9 @@ MAX_LENGTH = 448  # positions of the decoder
 _NO_REPEAT = (6, 3)  # tokens of a phrase that may come only once, tried in turn
 _EXTRA_BEAMS = 3  # some hypotheses differ in tokens and not in text
 _NO_SPEECH = 0.6  # above this probability of its own mark, and with an unlikely text, a window holds no speech
-_PERHAPS_NO_SPEECH = 0.1  # the same for texts of few words, as sneezes and barks give; clean speech has below 0.1
+_PERHAPS_NO_SPEECH = 0.05  # the same for texts of few words where the detector of speech was not sure: sneezes, barks
 _FEW_WORDS = 4
+_SURE = 0.75  # the detector's mean probability over a second; sneezes, barks and babies reach 0.65, short words 0.9
 _UNLIKELY = -0.5  # mean log-probability per token below which a text counts as unlikely
 _GARBAGE = -1.0  # the same of a text without repetitions that is better than the loop cut to one
 _COMPRESSION = 2.4  # a text that zlib shrinks more than this repeats itself
@@ -92,7 +93,12 @@ class WhisperDecoder:
         self._model, self._tokens, self._options = model, tokens, options
 
     def decode(
-        self, encoded: np.ndarray, prompts: Sequence[list[int]], nbest: int = 1, contexts: Sequence[int] = ()
+        self,
+        encoded: np.ndarray,
+        prompts: Sequence[list[int]],
+        nbest: int = 1,
+        contexts: Sequence[int] = (),
+        speech: Sequence[float | None] | None = None,
     ) -> list[Decoded]:
         """Decode windows.
 
@@ -101,6 +107,7 @@ class WhisperDecoder:
             prompts: The prompt of each window (see `WhisperTokens.prompt`), all of one length.
             nbest: Distinct texts of each window, at most.
             contexts: Ids of the text in front of the prompts, which must not come back as a transcript.
+            speech: How sure the detector of speech was of each window, 0 to 1; None where it is not known.
         """
         decoded = self._search(encoded, prompts, nbest)
         if not self._options.guards:
@@ -110,7 +117,8 @@ class WhisperDecoder:
             if contexts and _echoes(first, contexts):
                 again = self._search(encoded[number : number + 1], [plain], nbest)[0]
                 first = replace(again, notes=("decoded again: the text repeated the prompt",))
-            decoded[number] = self._guarded(encoded[number : number + 1], plain, first, nbest)
+            sure = speech is not None and (speech[number] or 0.0) >= _SURE
+            decoded[number] = self._guarded(encoded[number : number + 1], plain, first, nbest, sure)
         return decoded
 
     def _search(self, encoded: np.ndarray, prompts: Sequence[list[int]], nbest: int, **more: Any) -> list[Decoded]:
@@ -141,12 +149,13 @@ class WhisperDecoder:
         ranked = sorted(found.values(), key=lambda candidate: -candidate.mean)
         return Decoded(tuple(ranked[:nbest]), float(result.no_speech_prob))
 
-    def _guarded(self, encoded: np.ndarray, prompt: list[int], first: Decoded, nbest: int) -> Decoded:
+    def _guarded(self, encoded: np.ndarray, prompt: list[int], first: Decoded, nbest: int, sure: bool) -> Decoded:
         """Return a result that passes the checks, or what is left of it."""
         if not first.candidates:
             return first
         best = first.candidates[0]
-        enough = _PERHAPS_NO_SPEECH if len(best.text.split()) <= _FEW_WORDS else _NO_SPEECH
+        few = len(best.text.split()) <= _FEW_WORDS
+        enough = _PERHAPS_NO_SPEECH if few and not sure else _NO_SPEECH
         if best.mean < _UNLIKELY and first.no_speech > enough:
             return replace(first, rejected=f"no speech (probability {first.no_speech:.2f}) and an unlikely text")
         problem = _problem(best)

@@ -111,7 +111,8 @@ class WindowRecognizer:
         encoded = self.encode([window.waveform for window in windows])
         languages = [known] * len(windows) if known is not None else best_languages(self.detect(encoded))
         prompts = [self._tokens.prompt(code, self._options.task, self._context) for code, _ in languages]
-        decoded = self._decoder.decode(encoded, prompts, nbest, self._context)
+        speech = [window.speech_probability for window in windows]
+        decoded = self._decoder.decode(encoded, prompts, nbest, self._context, speech)
         aligned = self._align(windows, encoded, decoded, [code for code, _ in languages])
         stretches: list[Stretch] = []
         for window, language, result, text in zip(windows, languages, decoded, aligned, strict=True):

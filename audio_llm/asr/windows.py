@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,11 +27,13 @@ class Piece:
         offset_s: Where it begins in the window, seconds.
         start_s: Where it begins in the recording, seconds.
         duration_s: Its length in both, seconds.
+        speech_probability: As of its segment.
     """
 
     offset_s: float
     start_s: float
     duration_s: float
+    speech_probability: float | None = None
 
     @property
     def end_s(self) -> float:
@@ -61,6 +63,12 @@ class Window:
         """Where its last piece ends in the recording, seconds."""
         return self.pieces[-1].end_s
 
+    @property
+    def speech_probability(self) -> float | None:
+        """The highest one of its pieces, None where no piece has one."""
+        known = [piece.speech_probability for piece in self.pieces if piece.speech_probability is not None]
+        return max(known, default=None)
+
     def piece_at(self, time_s: float) -> int:
         """Return the index of the piece at a time in the window; between two pieces that of the nearer one."""
         index = max(0, bisect_right([piece.offset_s for piece in self.pieces], time_s) - 1)
@@ -79,7 +87,7 @@ class Window:
             if to_s - from_s >= 0.01:
                 moved_s = from_s - piece.offset_s
                 pieces.append(
-                    Piece(offset_s=from_s - start_s, start_s=piece.start_s + moved_s, duration_s=to_s - from_s)
+                    replace(piece, offset_s=from_s - start_s, start_s=piece.start_s + moved_s, duration_s=to_s - from_s)
                 )
         return Window(self.waveform[first:last], tuple(pieces))
 
@@ -113,7 +121,7 @@ def pack_windows(segments: Iterable[Segment], max_s: float = 30.0) -> Iterator[W
     for segment in segments:
         for start in range(0, len(segment.waveform), longest):
             part = segment.waveform[start : start + longest]
-            yield from packer.add(round(segment.start_s * SAMPLE_RATE) + start, part)
+            yield from packer.add(round(segment.start_s * SAMPLE_RATE) + start, part, segment.speech_probability)
     yield from packer.flush()
 
 
@@ -151,10 +159,10 @@ class _Packer:
     def __init__(self, longest: int) -> None:
         self._longest = longest
         self._parts: list[np.ndarray] = []
-        self._places: list[tuple[int, int, int]] = []  # of each piece: offset, start, length
+        self._places: list[tuple[int, int, int, float | None]] = []  # of each piece: offset, start, length, speech
         self._length = 0
 
-    def add(self, start: int, waveform: np.ndarray) -> Iterator[Window]:
+    def add(self, start: int, waveform: np.ndarray, speech_probability: float | None) -> Iterator[Window]:
         """Append a piece; give out the window before it where it does not fit."""
         gap = self._gap(start)
         if self._places and self._length + gap + len(waveform) > self._longest:
@@ -163,15 +171,20 @@ class _Packer:
         if gap:
             self._parts.append(np.zeros(gap, np.float32))
         self._parts.append(waveform)
-        self._places.append((self._length + gap, start, len(waveform)))
+        self._places.append((self._length + gap, start, len(waveform), speech_probability))
         self._length += gap + len(waveform)
 
     def flush(self) -> Iterator[Window]:
         """Give out what is there."""
         if self._places:
             pieces = (
-                Piece(offset_s=offset / SAMPLE_RATE, start_s=start / SAMPLE_RATE, duration_s=length / SAMPLE_RATE)
-                for offset, start, length in self._places
+                Piece(
+                    offset_s=offset / SAMPLE_RATE,
+                    start_s=start / SAMPLE_RATE,
+                    duration_s=length / SAMPLE_RATE,
+                    speech_probability=speech,
+                )
+                for offset, start, length, speech in self._places
             )
             yield Window(np.concatenate(self._parts, dtype=np.float32), tuple(pieces))
         self._parts, self._places, self._length = [], [], 0
@@ -179,5 +192,5 @@ class _Packer:
     def _gap(self, start: int) -> int:
         if not self._places:
             return 0
-        _, before, length = self._places[-1]
+        _, before, length, _ = self._places[-1]
         return min(max(0, start - before - length), round(GAP_S * SAMPLE_RATE))

@@ -21,6 +21,7 @@ import languages
 import memory
 import names
 import nonspeech
+import plot
 import sets
 import speed
 import systems
@@ -79,22 +80,26 @@ def recognize(arguments: argparse.Namespace) -> None:
 
 def describe(rows: list[dict]) -> str:
     """Return word error rate, oracle and counts of what was recognized."""
-    references = [row["reference"] for row in rows]
-    best = [row["hypotheses"][0] if row["hypotheses"] else "" for row in rows]
-    counts = utterance_errors(references, best)
-    rate = counts[:, :3].sum() / counts[:, 3].sum()
-    text = f"{100 * rate:.2f} % of {int(counts[:, 3].sum())} words"
+    words = sum(len(DEFAULT_NORMALIZER(row["reference"]).split()) for row in rows)
+    text = f"{100 * word_error_rate(rows):.2f} % of {words} words"
     if any(len(row["hypotheses"]) > 1 for row in rows):
         lists = [NBest(row["id"], tuple(map(Hypothesis, row["hypotheses"])), row["reference"]) for row in rows]
-        chosen = [oracle(each) for each in lists]
-        counts = utterance_errors(references, chosen)
+        counts = utterance_errors([row["reference"] for row in rows], [oracle(each) for each in lists])
         text += f", oracle {100 * counts[:, :3].sum() / counts[:, 3].sum():.2f} %"
     return text
 
 
+def word_error_rate(rows: list[dict]) -> float:
+    """Return the rate, 0 to 1, of the best hypotheses."""
+    best = [row["hypotheses"][0] if row["hypotheses"] else "" for row in rows]
+    counts = utterance_errors([row["reference"] for row in rows], best)
+    return float(counts[:, :3].sum() / counts[:, 3].sum())
+
+
 def report(arguments: argparse.Namespace) -> None:
-    """Print a table of all that was recognized; systems are compared where both have a set."""
+    """Print a table of all that was recognized, and draw it."""
     folders = sorted(path for path in arguments.output.iterdir() if path.is_dir())
+    rates: dict[str, dict[str, float]] = {}
     print(f"Normalizer: {DEFAULT_NORMALIZER.name}; noise of seed {sets.SEED}.\n")
     print("| set | system | utterances | WER |\n|---|---|---|---|")
     for set_name in arguments.sets:
@@ -102,6 +107,9 @@ def report(arguments: argparse.Namespace) -> None:
             rows = read(folder / f"{set_name}.jsonl")
             if rows:
                 print(f"| {set_name} | {folder.name} | {len(rows)} | {describe(rows)} |")
+                if "best" not in folder.name:
+                    rates.setdefault(folder.name, {})[set_name] = word_error_rate(rows)
+    plot.draw(rates, arguments.output / "speed.jsonl", arguments.output / "results.png")
 
 
 def read(path: Path) -> list[dict]:

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import speech_sets
 
 from audio_llm import audio, hub
+from audio_llm.metrics import utterance_errors
 
 PAUSE_S = 0.7  # between two utterances
 _FASTER_WHISPER = """
@@ -84,6 +85,12 @@ def run(data: Path, output: Path, model: str, threads: int, rounds: int, names: 
         for number in range(rounds):
             for name, command in chosen.items():
                 row = {"system": name, "model": model, "threads": threads, "round": number, **measure(command)}
-                file.write(json.dumps({**row, "reference": reference}) + "\n")
+                (counts,) = utterance_errors([reference], [str(row["text"])])
+                row["wer"] = float(counts[:3].sum() / counts[3])
+                file.write(json.dumps(row) + "\n")
                 file.flush()
-                print(f"{name}: {row['wall_s']:.1f} s, {row['cpu_s']:.1f} CPU s, {row['peak_mb']:.0f} MB", flush=True)
+                print(
+                    f"{name}: {row['wall_s']:.1f} s, {row['cpu_s']:.1f} CPU s, {row['peak_mb']:.0f} MB, "
+                    f"WER {100 * row['wer']:.2f} %",
+                    flush=True,
+                )

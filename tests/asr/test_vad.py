@@ -313,3 +313,14 @@ def test_a_changed_or_missing_network_is_refused(tmp_path: Path, monkeypatch: py
     network.unlink()
     with pytest.raises(ModelNotFoundError, match="install audio-llm again"):
         SpeechDetector()
+
+
+def test_segments_say_how_sure_the_detector_was(detector: SpeechDetector) -> None:
+    (sure,) = speech_segments([speech()], VadOptions(min_silence_s=3.0), detector)
+    assert sure.speech_probability is not None
+    assert 0.95 < sure.speech_probability <= 1.0
+    click = floor(4)
+    click[2 * RATE :][: RATE // 4] = speech()[RATE:][: RATE // 4]
+    (unsure,) = speech_segments([click], None, detector)
+    assert unsure.speech_probability is not None
+    assert unsure.speech_probability < 0.5

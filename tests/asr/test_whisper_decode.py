@@ -152,7 +152,7 @@ def test_a_likely_text_counts_whatever_the_mark_for_no_speech_says(tiny_whisper:
     assert (stretch.nbest.best, stretch.rejected) == ("ba be", "")
 
 
-@pytest.mark.parametrize(("text", "no_speech"), [("ba be bi bo bu", 0.4), ("ba be", 0.05)])
+@pytest.mark.parametrize(("text", "no_speech"), [("ba be bi bo bu", 0.4), ("ba be", 0.04)])
 def test_an_unlikely_text_counts_where_speech_is_likely(tiny_whisper: Path, text: str, no_speech: float) -> None:
     recognizer, model = fake_recognizer(tiny_whisper, always(text, -3.0, no_speech), vad=False)
     (stretch,) = stretches(recognizer)
@@ -165,6 +165,19 @@ def test_few_unlikely_words_are_rejected_where_speech_is_in_doubt(tiny_whisper: 
     assert stretch.rejected == "no speech (probability 0.30) and an unlikely text"
     likely, _ = fake_recognizer(tiny_whisper, always("ba be", -0.2, 0.3), vad=False)
     assert [each.rejected for each in stretches(likely)] == [""]
+
+
+@pytest.mark.parametrize(("speech", "rejected"), [(None, True), (0.5, True), (0.8, False)])
+def test_few_unlikely_words_count_where_the_detector_of_speech_was_sure(
+    tiny_whisper: Path, speech: float | None, rejected: bool
+) -> None:
+    recognizer, model = fake_recognizer(tiny_whisper, always("ba be", -1.0, 0.3), vad=False)
+    decoder = recognizer._windows._decoder
+    (result,) = decoder.decode(
+        np.zeros((1, 1500, 2), np.float32), [model.tokens.prompt("en", "transcribe")], 1, (), [speech]
+    )
+    assert bool(result.rejected) == rejected
+    assert recognizer.recognize(WINDOW).best == "ba be"  # who asks for one utterance knows that it is one
 
 
 def test_without_checks_every_text_is_taken_as_it_is(tiny_whisper: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,3 +130,15 @@ def test_nothing_gives_no_window_and_no_window_is_refused() -> None:
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="window"):
             list(pack_windows([], wrong))
+
+
+def test_a_window_is_as_sure_of_speech_as_its_surest_piece() -> None:
+    parts = [
+        replace(part, speech_probability=sure)
+        for part, sure in zip(cut((0, 1), (2, 3), (4, 5)), (0.3, 0.9, None), strict=True)
+    ]
+    (window,) = pack_windows(parts)
+    assert window.speech_probability == 0.9
+    assert window.part(0.0, 1.0).speech_probability == 0.3
+    (unknown,) = pack_windows(cut((0, 1)))
+    assert unknown.speech_probability is None
