@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 
 from audio_llm_realtime.clock import Clock, MeasuredClock, RealClock
 from audio_llm_realtime.contract import EARS, Contract
+from audio_llm_realtime.counters import DEFAULT_CAPACITY, Counters
 from audio_llm_realtime.engine import Engine
-from audio_llm_realtime.enrol import Enroller
+from audio_llm_realtime.enrollment import Enroller
 from audio_llm_realtime.errors import UsageError
-from audio_llm_realtime.ledger import DEFAULT_KEPT, Ledger
 from audio_llm_realtime.loop import FileLoop
 from audio_llm_realtime.report import Report, machine, make_report, versions
-from audio_llm_realtime.schedule import Wishes, scheduled
+from audio_llm_realtime.schedule import SchedulingOptions, apply_scheduling
 from audio_llm_realtime.worker import Worker
 
 BLOCK_CHUNKS = 250  # run without a break before the other model has its turn
-SHARES = (1.0, 0.5, 0.25)
-_LOOK_S = 5.0
+CORE_FRACTIONS = (1.0, 0.5, 0.25)
+_ENROLLMENT_S = 5.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -46,14 +46,14 @@ class BenchSettings:
 
     chunks: int = 5000
     paced: bool = False
-    share: float = 1.0
-    spare: int = 0
-    wishes: Wishes = field(default_factory=Wishes)
+    core_fraction: float = 1.0
+    extra_chunks: int = 0
+    scheduling: SchedulingOptions = field(default_factory=SchedulingOptions)
 
     def __post_init__(self) -> None:
-        if self.wishes.fifo and not self.paced:
+        if self.scheduling.fifo and not self.paced:
             raise UsageError("SCHED_FIFO without pauses is stopped by the kernel", remedy="add --paced")
-        if self.share != 1.0 and not self.paced:
+        if self.core_fraction != 1.0 and not self.paced:
             raise UsageError("a share of a core means nothing without a pace", remedy="add --paced")
 
 
@@ -77,10 +77,10 @@ class BenchResult:
     other: Report | None
     settings: BenchSettings
     core: int | None
-    share_by: str
+    core_sharing: str
     memory_growth_bytes: int
     load_before: float
-    enrolment_cpu_s: float | None
+    enrollment_cpu_s: float | None
 
     @property
     def cpu_ratio(self) -> float | None:
@@ -94,14 +94,14 @@ class BenchResult:
         return {
             **self.report.to_json(),
             "paced": self.settings.paced,
-            "fifo": self.settings.wishes.fifo and not any("FIFO" in line for line in self.report.refused),
+            "fifo": self.settings.scheduling.fifo and not any("FIFO" in line for line in self.report.refused),
             "core": self.core,
-            "share": self.settings.share,
-            "share_by": self.share_by,
+            "share": self.settings.core_fraction,
+            "share_by": self.core_sharing,
             "memory_growth_bytes": self.memory_growth_bytes,
             "compare": None if self.other is None else self.other.to_json(),
             "cpu_ratio": self.cpu_ratio,
-            "enrolment_cpu_s": self.enrolment_cpu_s,
+            "enrolment_cpu_s": self.enrollment_cpu_s,
             "machine": {**machine(), "load_before": self.load_before},
             "versions": versions(),
         }
@@ -122,15 +122,17 @@ def bench(
         progress: Takes the chunks of every model that are done.
     """
     load_before = machine()["load"]
-    core = settings.wishes.cpu
-    if core is None and settings.share < 1.0:
+    core = settings.scheduling.cpu
+    if core is None and settings.core_fraction < 1.0:
         core = max(os.sched_getaffinity(0))
-    wishes = Wishes(settings.wishes.fifo, core, settings.wishes.lock_memory, settings.wishes.no_gc)
+    scheduling = SchedulingOptions(
+        settings.scheduling.fifo, core, settings.scheduling.lock_memory, settings.scheduling.no_gc
+    )
     refused: list[str] = []
-    runners = [_Runner(found, settings) for found in (contract, other) if found is not None]
+    runners = [_Runner(model, settings) for model in (contract, other) if model is not None]
     for runner in runners:
         runner.warm_up()
-    with _competitor(core, settings.share) as share_by, scheduled(wishes, refused):
+    with _competing_load(core, settings.core_fraction) as core_sharing, apply_scheduling(scheduling, refused):
         before = _resident_bytes()
         done = 0
         while done < settings.chunks:
@@ -141,49 +143,49 @@ def bench(
             if progress is not None:
                 progress(done)
         growth = _resident_bytes() - before
-    enrolment_cpu_s = _enrolment_cpu_s(contract)
+    enrollment_cpu_s = _enrollment_cpu_s(contract)
     reports = [make_report(r.worker, refused=tuple(refused)) for r in runners]
     second = reports[1] if other is not None else None
-    return BenchResult(reports[0], second, settings, core, share_by, growth, load_before, enrolment_cpu_s)
+    return BenchResult(reports[0], second, settings, core, core_sharing, growth, load_before, enrollment_cpu_s)
 
 
 class _Runner:
     """One model with its loop."""
 
     def __init__(self, contract: Contract, settings: BenchSettings) -> None:
-        engine = Engine(contract, Ledger(min(max(settings.chunks, BLOCK_CHUNKS), DEFAULT_KEPT)))
+        engine = Engine(contract, Counters(min(max(settings.chunks, BLOCK_CHUNKS), DEFAULT_CAPACITY)))
         generator = np.random.default_rng(7)
         vectors = [generator.standard_normal(port.sizes).astype(np.float32) for port in contract.stream.conditions]
         engine.set_conditions(*(vector / np.linalg.norm(vector) for vector in vectors))
         clock: Clock = RealClock() if settings.paced else MeasuredClock()
-        self.worker = Worker(engine, spare=settings.spare)
+        self.worker = Worker(engine, extra_chunks=settings.extra_chunks)
         self._loop = FileLoop(self.worker, clock)
-        self._sound = _babble(contract)
+        self._sound = _speech_like_noise(contract)
 
     def warm_up(self) -> None:
         """Run one block that does not count."""
         self.run(BLOCK_CHUNKS)
-        self.worker.ledger.clear()
+        self.worker.counters.clear()
 
     def run(self, chunks: int) -> None:
         """Run so many chunks of the same sound."""
-        self._loop.run(self._sound[:, : chunks * self.worker.bridge.unit])
+        self._loop.run(self._sound[:, : chunks * self.worker.buffer.chunk_frames])
 
 
-def _enrolment_cpu_s(contract: Contract) -> float | None:
+def _enrollment_cpu_s(contract: Contract) -> float | None:
     """Return the CPU time of one look, the second, as the first finds nothing ready."""
-    if contract.enrolment is None:
+    if contract.enrollment is None:
         return None
     enroller = Enroller(contract)
-    samples = min(round(_LOOK_S * contract.sample_rate), contract.enrolment.most_samples)
-    look = np.tile(_babble(contract), 3)[:, :samples]
-    enroller.enrol(look, contract.sample_rate)
+    samples = min(round(_ENROLLMENT_S * contract.sample_rate), contract.enrollment.most_samples)
+    recording = np.tile(_speech_like_noise(contract), 3)[:, :samples]
+    enroller.enroll(recording, contract.sample_rate)
     begin = time.process_time()
-    enroller.enrol(look, contract.sample_rate)
+    enroller.enroll(recording, contract.sample_rate)
     return round(time.process_time() - begin, 4)
 
 
-def _babble(contract: Contract) -> NDArray[np.float32]:
+def _speech_like_noise(contract: Contract) -> NDArray[np.float32]:
     """Return (2, 250 chunks) float32: noise that comes and goes as speech does, with pauses."""
     samples = BLOCK_CHUNKS * contract.chunk_samples
     noise = np.random.default_rng(7).standard_normal((EARS, samples))
@@ -193,21 +195,21 @@ def _babble(contract: Contract) -> NDArray[np.float32]:
 
 
 @contextlib.contextmanager
-def _competitor(core: int | None, share: float) -> Iterator[str]:
+def _competing_load(core: int | None, core_fraction: float) -> Iterator[str]:
     """Take the rest of the core; yield how."""
-    if share >= 1.0 or core is None:
+    if core_fraction >= 1.0 or core is None:
         yield "whole"
         return
-    command = [sys.executable, str(Path(__file__).with_name("competitor.py")), str(core), str(1.0 - share)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as thief:
+    command = [sys.executable, str(Path(__file__).with_name("bench_load.py")), str(core), str(1.0 - core_fraction)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as load:
         try:
-            assert thief.stdout is not None
-            held_by = thief.stdout.readline().strip()
-            if not held_by:
+            assert load.stdout is not None
+            scheduling_class = load.stdout.readline().strip()
+            if not scheduling_class:
                 raise UsageError(f"a competitor on core {core} does not run", remedy="give another --cpu")
-            yield held_by
+            yield scheduling_class
         finally:
-            thief.terminate()
+            load.terminate()
 
 
 def _resident_bytes() -> int:

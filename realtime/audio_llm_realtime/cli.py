@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from audio_llm_realtime import __version__
-from audio_llm_realtime.bench import SHARES, BenchSettings, bench
+from audio_llm_realtime.bench import CORE_FRACTIONS, BenchSettings, bench
 from audio_llm_realtime.contract import load_contract
 from audio_llm_realtime.device import list_devices
-from audio_llm_realtime.errors import HearingError, UsageError
-from audio_llm_realtime.hear import HearSettings, hear_devices, hear_file
+from audio_llm_realtime.errors import RealtimeError, UsageError
 from audio_llm_realtime.report import Report
-from audio_llm_realtime.schedule import Wishes
+from audio_llm_realtime.run import RunSettings, run_devices, run_file
+from audio_llm_realtime.schedule import SchedulingOptions
 
 INTERRUPTED = 130
 _EPILOG = "exit status: 0 all done, 1 an input or device failed, 2 usage, 3 model missing or wrong, 130 interrupted"
-_LOOK_S = 4.0
+_ENROLLMENT_S = 4.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     commands = {"devices": (_devices_parser, _devices), "bench": (_bench_parser, _bench)}
-    make_parser, run = commands.get(words[0] if words else "", (_hear_parser, _hear))
+    make_parser, run = commands.get(argv[0] if argv else "", (_run_parser, _run))
     try:
-        arguments = make_parser().parse_args(words[1:] if run is not _hear else words)
+        arguments = make_parser().parse_args(argv[1:] if run is not _run else argv)
     except SystemExit as stop:  # --help, --version, or a wrong option that argparse has reported
         return int(stop.code or 0)
     try:
@@ -46,19 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        _say("interrupted")
+        _notify("interrupted")
         return INTERRUPTED
-    except HearingError as error:
-        _say(f"error: {error}")
+    except RealtimeError as error:
+        _notify(f"error: {error}")
         return error.exit_status
     except OSError as error:
-        _say(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
+        _notify(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
         return 1
     except Exception as error:
         if arguments.verbose:
             traceback.print_exc()
         hint = "" if arguments.verbose else " (this should not happen; -v shows where)"
-        _say(f"error: unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}")
+        _notify(f"error: unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}")
         return 1
 
 
@@ -68,11 +68,11 @@ class _Parser(argparse.ArgumentParser):
         self.add_argument("-v", "--verbose", action="store_true", help="with an unexpected error, a traceback")
 
     def error(self, message: str) -> NoReturn:
-        _say(f"error: {message} (see `{self.prog} --help`)")
+        _notify(f"error: {message} (see `{self.prog} --help`)")
         raise SystemExit(2)
 
 
-def _hear_parser() -> argparse.ArgumentParser:
+def _run_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="audio-llm-hear",
         description="Hear one person: binaural sound in, the enrolled person out. "
@@ -82,22 +82,24 @@ def _hear_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"audio-llm-hear {__version__}")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an exported model")
-    who = parser.add_argument_group("who")
-    who.add_argument("--enroll", type=Path, metavar="LOOK", help="a few binaural seconds recorded facing the person")
-    who.add_argument(
+    speaker = parser.add_argument_group("who")
+    speaker.add_argument(
+        "--enroll", type=Path, metavar="LOOK", help="a few binaural seconds recorded facing the person"
+    )
+    speaker.add_argument(
         "--enroll-live",
         type=_number(0.0, None),
         metavar="SECONDS",
         help=f"record the look when it starts (in a file: its first seconds); "
-        f"beside --enroll, the length of later looks (default {_LOOK_S:g})",
+        f"beside --enroll, the length of later looks (default {_ENROLLMENT_S:g})",
     )
-    where = parser.add_argument_group("where")
-    where.add_argument("--input-device", type=int, metavar="N", help="microphones (default: the system's)")
-    where.add_argument("--output-device", type=int, metavar="N", help="headphones (default: the system's)")
-    where.add_argument("--input-file", type=Path, metavar="IN", help="a binaural recording instead of devices")
-    where.add_argument("--output-file", type=Path, metavar="OUT", help="as long as IN and aligned to it")
-    where.add_argument("--overwrite", action="store_true", help="replace OUT if it is there already")
-    where.add_argument("--realtime", action="store_true", help="take 8 ms a chunk for a file, and miss what is late")
+    devices = parser.add_argument_group("where")
+    devices.add_argument("--input-device", type=int, metavar="N", help="microphones (default: the system's)")
+    devices.add_argument("--output-device", type=int, metavar="N", help="headphones (default: the system's)")
+    devices.add_argument("--input-file", type=Path, metavar="IN", help="a binaural recording instead of devices")
+    devices.add_argument("--output-file", type=Path, metavar="OUT", help="as long as IN and aligned to it")
+    devices.add_argument("--overwrite", action="store_true", help="replace OUT if it is there already")
+    devices.add_argument("--realtime", action="store_true", help="take 8 ms a chunk for a file, and miss what is late")
     parser.add_argument(
         "--mix", type=_number(0.0, 1.0), default=0.0, metavar="0..1", help="0: only the person; 1: the input as it was"
     )
@@ -115,7 +117,7 @@ def _bench_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--share",
         type=float,
-        choices=SHARES,
+        choices=CORE_FRACTIONS,
         default=1.0,
         help="part of a core that a competitor leaves (needs --paced)",
     )
@@ -139,7 +141,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-gc", action="store_true", help="collect no garbage; Python threads give way every 0.5 ms")
 
 
-def _hear(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     files = (arguments.input_file, arguments.output_file)
     if (files[0] is None) != (files[1] is None):
         raise UsageError("--input-file and --output-file go together")
@@ -151,34 +153,36 @@ def _hear(arguments: argparse.Namespace) -> int:
         raise UsageError("--overwrite is for files; nothing else is replaced by it")
     if arguments.fifo and files[0] is not None and not arguments.realtime:
         raise UsageError("SCHED_FIFO without pauses is stopped by the kernel", remedy="add --realtime")
-    settings = HearSettings(
-        look=arguments.enroll,
-        live_s=arguments.enroll_live if arguments.enroll_live is not None else _LOOK_S,
-        live_first=arguments.enroll is None and arguments.enroll_live is not None,
+    settings = RunSettings(
+        enrollment=arguments.enroll,
+        live_enrollment_s=arguments.enroll_live if arguments.enroll_live is not None else _ENROLLMENT_S,
+        record_first=arguments.enroll is None and arguments.enroll_live is not None,
         wet=1.0 - arguments.mix,
-        spare=arguments.spare,
-        wishes=_wishes(arguments),
+        extra_chunks=arguments.spare,
+        scheduling=_scheduling(arguments),
         report=arguments.report,
         overwrite=arguments.overwrite,
     )
     contract = load_contract(arguments.model)
     if files[0] is not None:
         progress = _show if sys.stderr.isatty() else None
-        report = hear_file(contract, settings, files[0], files[1], arguments.realtime, _say, progress)
+        report = run_file(contract, settings, files[0], files[1], arguments.realtime, _notify, progress)
     else:
-        report = hear_devices(contract, settings, arguments.input_device, arguments.output_device, _say)
-    _say(_summary(report))
+        report = run_devices(contract, settings, arguments.input_device, arguments.output_device, _notify)
+    _notify(_summary(report))
     return 0
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    settings = BenchSettings(arguments.chunks, arguments.paced, arguments.share, arguments.spare, _wishes(arguments))
+    settings = BenchSettings(
+        arguments.chunks, arguments.paced, arguments.share, arguments.spare, _scheduling(arguments)
+    )
     contract = load_contract(arguments.model)
     other = None if arguments.compare is None else load_contract(arguments.compare)
     progress = partial(_show, total=arguments.chunks) if sys.stderr.isatty() else None
     result = bench(contract, other, settings, progress)
     for line in result.report.refused:
-        _say(f"warning: {line}")
+        _notify(f"warning: {line}")
     if arguments.json:
         print(json.dumps(result.to_json()))
         return 0
@@ -188,7 +192,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             print(f"  ms of a chunk: {_times(report)}")
     if result.cpu_ratio is not None and result.other is not None:
         print(f"{result.other.model} takes {result.cpu_ratio:.2f} times the CPU time of {result.report.model}")
-    print(f"memory grew by {result.memory_growth_bytes / 1e6:.2f} MB; share of a core: {result.share_by}")
+    print(f"memory grew by {result.memory_growth_bytes / 1e6:.2f} MB; share of a core: {result.core_sharing}")
     return 0
 
 
@@ -199,26 +203,26 @@ def _devices(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _wishes(arguments: argparse.Namespace) -> Wishes:
-    return Wishes(arguments.fifo, arguments.cpu, arguments.lock_memory, arguments.no_gc)
+def _scheduling(arguments: argparse.Namespace) -> SchedulingOptions:
+    return SchedulingOptions(arguments.fifo, arguments.cpu, arguments.lock_memory, arguments.no_gc)
 
 
 def _summary(report: Report) -> str:
     counts = report.counts
-    said = (
+    text = (
         f"{counts['chunks']} chunks, {counts['misses']} missed, of these {counts['stalls']} by stalls and "
         f"{counts['skipped']} skipped; CPU {report.cpu_ms.p50:.3f} ms a chunk; delay {report.latency.total_ms:.1f} ms, "
         f"of these {report.latency.algorithmic_ms:g} by the method"
     )
     odd = ("not_finite_in", "denormal_in", "not_finite_out", "limited", "input_overflows", "output_underflows")
-    return said + "".join(f"; {name.replace('_', ' ')}: {counts[name]}" for name in odd if counts[name])
+    return text + "".join(f"; {name.replace('_', ' ')}: {counts[name]}" for name in odd if counts[name])
 
 
 def _times(report: Report) -> str:
-    found = report.compute_ms
+    times = report.compute_ms
     return (
-        f"median {found.p50:.3f}, 95 % {found.p95:.3f}, 99 % {found.p99:.3f}, 99.9 % {found.p999:.3f}, "
-        f"longest {found.max:.3f}"
+        f"median {times.p50:.3f}, 95 % {times.p95:.3f}, 99 % {times.p99:.3f}, 99.9 % {times.p999:.3f}, "
+        f"longest {times.max:.3f}"
     )
 
 
@@ -246,6 +250,6 @@ def _count(least: int) -> Callable[[str], int]:
     return count
 
 
-def _say(line: str) -> None:
+def _notify(line: str) -> None:
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # where progress may stand
     print(f"{clear}audio-llm-hear: {line}", file=sys.stderr, flush=True)

@@ -44,12 +44,12 @@ class State:
     """What the network remembers from chunk to chunk; zeros at the beginning.
 
     Attributes:
-        before: The input that takes it.
-        after: The output that gives it back.
+        input: The network's input for it.
+        output: The network's output for its next value.
     """
 
-    before: Port
-    after: Port
+    input: Port
+    output: Port
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,16 @@ class StreamContract:
     @property
     def inputs(self) -> tuple[Port, ...]:
         """Every input of the network."""
-        return (self.chunk, *self.conditions, *(state.before for state in self.states))
+        return (self.chunk, *self.conditions, *(state.input for state in self.states))
 
     @property
     def outputs(self) -> tuple[Port, ...]:
         """Every output of the network."""
-        return (self.sound, *(state.after for state in self.states))
+        return (self.sound, *(state.output for state in self.states))
 
 
 @dataclass(frozen=True)
-class EnrolmentContract:
+class EnrollmentContract:
     """The network that turns a look into a vector.
 
     Attributes:
@@ -100,10 +100,10 @@ class EnrolmentContract:
 
     path: Path
     sha256: str
-    look: Port
+    recording: Port
     vector: Port
-    front: Port
-    least_front_db: float
+    frontal_level: Port
+    least_frontal_level_db: float
     least_samples: int
     most_samples: int
 
@@ -130,7 +130,7 @@ class Contract:
     model: str
     fingerprint: str
     stream: StreamContract
-    enrolment: EnrolmentContract | None
+    enrollment: EnrollmentContract | None
 
     @property
     def chunk_ms(self) -> float:
@@ -158,31 +158,31 @@ def load_contract(folder: str | os.PathLike[str]) -> Contract:
     if not path.is_file():
         raise ModelNotFoundError(f"no {NAME} in this folder", path=folder, remedy="give a folder that was exported")
     try:
-        found = _Reader(json.loads(path.read_text(encoding="utf-8")), path)
+        document = _Reader(json.loads(path.read_text(encoding="utf-8")), path)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ContractError(f"not JSON: {error}", path=path, remedy=_AGAIN) from None
     for key, right in (("format", FORMAT), ("version", VERSION), ("channels", EARS)):
-        if found.value(key) != right:
+        if document.value(key) != right:
             remedy = f"{_AGAIN} of the same version as this package"
-            raise ContractError(f"{key} is {found.value(key)!r}, not {right!r}", path=path, remedy=remedy)
-    chunk_samples = found.count("chunk_samples")
-    lookahead_samples = found.count("lookahead_samples", least=0)
-    if found.count("latency_samples") != chunk_samples + lookahead_samples:
+            raise ContractError(f"{key} is {document.value(key)!r}, not {right!r}", path=path, remedy=remedy)
+    chunk_samples = document.count("chunk_samples")
+    lookahead_samples = document.count("lookahead_samples", least=0)
+    if document.count("latency_samples") != chunk_samples + lookahead_samples:
         raise ContractError("latency_samples is not chunk_samples + lookahead_samples", path=path, remedy=_AGAIN)
     if lookahead_samples > chunk_samples:
         raise ContractError("lookahead_samples is more than chunk_samples", path=path, remedy=_AGAIN)
-    model = found.part("model")
-    stream = _read_stream(found.part("stream"), chunk_samples)
-    enrolment = None if found.value("enrolment") is None else _read_enrolment(found.part("enrolment"), stream)
+    model = document.part("model")
+    stream = _read_stream(document.part("stream"), chunk_samples)
+    enrollment = None if document.value("enrolment") is None else _read_enrollment(document.part("enrolment"), stream)
     return Contract(
         folder=folder,
-        sample_rate=found.count("sample_rate"),
+        sample_rate=document.count("sample_rate"),
         chunk_samples=chunk_samples,
         lookahead_samples=lookahead_samples,
         model=model.text("name"),
         fingerprint=model.text("fingerprint"),
         stream=stream,
-        enrolment=enrolment,
+        enrollment=enrollment,
     )
 
 
@@ -202,7 +202,7 @@ def read_network(path: Path, sha256: str) -> bytes:
     return content
 
 
-def check_ports(path: Path, direction: str, expected: Sequence[Port], found: Sequence[Any]) -> None:
+def check_ports(path: Path, direction: str, expected: Sequence[Port], actual: Sequence[Any]) -> None:
     """Compare what the contract says with what the network has.
 
     Args:
@@ -214,27 +214,29 @@ def check_ports(path: Path, direction: str, expected: Sequence[Port], found: Seq
     Raises:
         ContractError: A name, a shape or a type differs.
     """
-    there = {port.name: port for port in found}
-    if missing := [port.name for port in expected if port.name not in there]:
+    by_name = {port.name: port for port in actual}
+    if missing := [port.name for port in expected if port.name not in by_name]:
         raise ContractError(f"the network has no {direction} {missing[0]!r}", path=path, remedy=_AGAIN)
-    if extra := sorted(there.keys() - {port.name for port in expected}):
+    if extra := sorted(by_name.keys() - {port.name for port in expected}):
         raise ContractError(f"the network's {direction} {extra[0]!r} is not in {NAME}", path=path, remedy=_AGAIN)
     for port in expected:
-        actual = there[port.name]
-        shape = tuple(size if isinstance(size, int) else None for size in actual.shape)
+        network_port = by_name[port.name]
+        shape = tuple(size if isinstance(size, int) else None for size in network_port.shape)
         if not _fits(shape, port.shape):
             raise ContractError(
                 f"{direction} {port.name!r} has the shape {list(shape)}, not {list(port.shape)}",
                 path=path,
                 remedy=_AGAIN,
             )
-        if actual.type != "tensor(float)":
-            raise ContractError(f"{direction} {port.name!r} is {actual.type}, not float32", path=path, remedy=_AGAIN)
+        if network_port.type != "tensor(float)":
+            raise ContractError(
+                f"{direction} {port.name!r} is {network_port.type}, not float32", path=path, remedy=_AGAIN
+            )
 
 
-def _fits(found: tuple[int | None, ...], stated: tuple[int | None, ...]) -> bool:
+def _fits(actual: tuple[int | None, ...], stated: tuple[int | None, ...]) -> bool:
     """True where every size is the stated one, or left free by the network."""
-    return len(found) == len(stated) and all(a is None or a == b for a, b in zip(found, stated, strict=True))
+    return len(actual) == len(stated) and all(a is None or a == b for a, b in zip(actual, stated, strict=True))
 
 
 class _Reader:
@@ -327,17 +329,19 @@ def _read_stream(part: _Reader, chunk_samples: int) -> StreamContract:
     return stream
 
 
-def _read_enrolment(part: _Reader, stream: StreamContract) -> EnrolmentContract:
-    look, vector = part.part("look").port(free=True), part.part("vector").port()
-    if look.shape != (1, EARS, None):
-        raise part.wrong("look.shape", f"is {list(look.shape)}, not {[1, EARS, None]}")
+def _read_enrollment(part: _Reader, stream: StreamContract) -> EnrollmentContract:
+    recording, vector = part.part("look").port(free=True), part.part("vector").port()
+    if recording.shape != (1, EARS, None):
+        raise part.wrong("look.shape", f"is {list(recording.shape)}, not {[1, EARS, None]}")
     if tuple(port.shape for port in stream.conditions) != (vector.shape,):
         raise part.wrong("vector.shape", f"is {list(vector.shape)}, which is not what the stream is conditioned by")
     least, most = part.count("least_samples"), part.count("most_samples")
     if most < least:
         raise part.wrong("most_samples", "is less than least_samples")
-    front = part.part("front").port()
-    if front.shape != (1,):
-        raise part.wrong("front.shape", f"is {list(front.shape)}, not [1]")
-    least_front_db = part.number("least_front_db")
-    return EnrolmentContract(part.file(), part.text("sha256"), look, vector, front, least_front_db, least, most)
+    frontal_level = part.part("front").port()
+    if frontal_level.shape != (1,):
+        raise part.wrong("front.shape", f"is {list(frontal_level.shape)}, not [1]")
+    least_frontal_level_db = part.number("least_front_db")
+    return EnrollmentContract(
+        part.file(), part.text("sha256"), recording, vector, frontal_level, least_frontal_level_db, least, most
+    )

@@ -14,9 +14,9 @@ from typing import Any
 
 from audio_llm_realtime.clock import Stopwatch
 from audio_llm_realtime.contract import EARS
+from audio_llm_realtime.counters import Count, Counters
 from audio_llm_realtime.errors import DeviceError, DeviceLostError
-from audio_llm_realtime.ledger import Count, Ledger
-from audio_llm_realtime.schedule import Wishes, scheduled
+from audio_llm_realtime.schedule import SchedulingOptions, apply_scheduling
 from audio_llm_realtime.worker import Worker
 
 _POLL_S = 0.0005  # how often the worker's thread looks for a chunk; a lock would make the callback wait
@@ -67,12 +67,12 @@ def list_devices() -> list[Device]:
     """
     sounddevice = _portaudio()
     try:
-        found = list(sounddevice.query_devices())
+        entries = list(sounddevice.query_devices())
     except sounddevice.PortAudioError as error:
         raise DeviceError(f"PortAudio fails: {error}") from None
     return [
         Device(n, d["name"], d["max_input_channels"], d["max_output_channels"], round(d["default_samplerate"]))
-        for n, d in enumerate(found)
+        for n, d in enumerate(entries)
     ]
 
 
@@ -92,8 +92,8 @@ def choose_devices(input_number: int | None, output_number: int | None, model_ra
     defaults = sounddevice.default.device
     source = _pick(devices, input_number, defaults[0], "input")
     target = _pick(devices, output_number, defaults[1], "output")
-    own = [source.sample_rate] if source.sample_rate % model_rate == 0 else []
-    rates = list(dict.fromkeys([*own, *(model_rate * multiple for multiple in _MULTIPLES)]))
+    native = [source.sample_rate] if source.sample_rate % model_rate == 0 else []
+    rates = list(dict.fromkeys([*native, *(model_rate * multiple for multiple in _MULTIPLES)]))
     for rate in rates:
         try:
             sounddevice.check_input_settings(
@@ -124,11 +124,13 @@ class DeviceLoop:
         refused: What the system did not grant.
     """
 
-    def __init__(self, worker: Worker, pair: DevicePair, wishes: Wishes, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, worker: Worker, pair: DevicePair, scheduling: SchedulingOptions, notify: Callable[[str], None]
+    ) -> None:
         self._worker = worker
         self._pair = pair
-        self._wishes = wishes
-        self._say = say
+        self._scheduling = scheduling
+        self._notify = notify
         self._stop = threading.Event()
         self._errors: list[Exception] = []
         self._last_block_s = 0.0
@@ -150,7 +152,7 @@ class DeviceLoop:
         try:
             stream = sounddevice.Stream(
                 samplerate=self._pair.sample_rate,
-                blocksize=self._worker.bridge.unit,
+                blocksize=self._worker.buffer.chunk_frames,
                 device=(self._pair.input.number, self._pair.output.number),
                 channels=(min(EARS, self._pair.input.inputs), EARS),
                 dtype="float32",
@@ -184,9 +186,9 @@ class DeviceLoop:
         try:
             self._last_block_s = time.monotonic()
             if status:
-                count_status(self._worker.ledger, status)
-            self._worker.bridge.hear(indata.T)
-            self._worker.bridge.play(outdata.T)
+                count_status(self._worker.counters, status)
+            self._worker.buffer.write_input(indata.T)
+            self._worker.buffer.read_output(outdata.T)
         except Exception as error:
             outdata[:] = 0.0
             self._errors.append(error)
@@ -195,9 +197,9 @@ class DeviceLoop:
         watch = Stopwatch()
         worker = self._worker
         try:
-            with scheduled(self._wishes, self.refused):
+            with apply_scheduling(self._scheduling, self.refused):
                 for line in self.refused:
-                    self._say(f"warning: {line}")
+                    self._notify(f"warning: {line}")
                 while not self._stop.is_set():
                     if not worker.ready:
                         time.sleep(_POLL_S)
@@ -210,11 +212,11 @@ class DeviceLoop:
             self._errors.append(error)
 
 
-def count_status(ledger: Ledger, status: Any) -> None:
+def count_status(counters: Counters, status: Any) -> None:
     """Count what PortAudio says about a block."""
     for what in (Count.INPUT_OVERFLOWS, Count.INPUT_UNDERFLOWS, Count.OUTPUT_OVERFLOWS, Count.OUTPUT_UNDERFLOWS):
         if getattr(status, what.name.lower().removesuffix("s")):
-            ledger.add(what)
+            counters.add(what)
 
 
 def _pick(devices: list[Device], number: int | None, default: int, kind: str) -> Device:

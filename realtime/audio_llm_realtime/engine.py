@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audio_llm_realtime.contract import EARS, Contract, Port
-from audio_llm_realtime.errors import HearingError
-from audio_llm_realtime.guard import LIMIT_DB, Cleaner, Limiter
-from audio_llm_realtime.ledger import Count, Ledger
-from audio_llm_realtime.session import open_session
+from audio_llm_realtime.counters import Count, Counters
+from audio_llm_realtime.errors import RealtimeError
+from audio_llm_realtime.onnx_session import open_session
+from audio_llm_realtime.sanitize import LIMIT_DB, Limiter, Sanitizer
 
 WARM_UP_CHUNKS = 60
 
@@ -45,29 +45,29 @@ class Engine:
     def __init__(
         self,
         contract: Contract,
-        ledger: Ledger | None = None,
+        counters: Counters | None = None,
         limit_db: float = LIMIT_DB,
         warm_up: int = WARM_UP_CHUNKS,
     ) -> None:
         stream = contract.stream
         self.contract = contract
-        self.ledger = ledger or Ledger()
+        self.counters = counters or Counters()
         self.failed = False
         self._session = open_session(stream.path, stream.sha256, stream.inputs, stream.outputs)
         self._chunk = _zeros(stream.chunk)
         self._sound = _zeros(stream.sound)
         self._before = np.zeros_like(self._sound)
         self._conditions = [_zeros(port) for port in stream.conditions]
-        self._wanted_conditions: list[NDArray[np.float32]] | None = None
-        self._used_conditions: list[NDArray[np.float32]] | None = None
-        self._states = tuple([_zeros(state.before) for state in stream.states] for _ in "ab")
+        self._target_conditions: list[NDArray[np.float32]] | None = None
+        self._current_conditions: list[NDArray[np.float32]] | None = None
+        self._states = tuple([_zeros(state.input) for state in stream.states] for _ in "ab")
         self._bindings = (self._bind(0), self._bind(1))
         self._turn = 0
         self._delayed = np.zeros((EARS, contract.lookahead_samples + contract.chunk_samples), np.float32)
         self.dry = self._delayed[:, : contract.chunk_samples]
         self._fade = (np.arange(1, contract.chunk_samples + 1) / contract.chunk_samples).astype(np.float32)
-        self._cleaner = Cleaner(EARS, contract.chunk_samples, self.ledger)
-        self._limiter = Limiter(round(1000.0 / contract.chunk_ms), limit_db, self.ledger)
+        self._sanitizer = Sanitizer(EARS, contract.chunk_samples, self.counters)
+        self._limiter = Limiter(round(1000.0 / contract.chunk_ms), limit_db, self.counters)
         self._warm_up(warm_up)
 
     def reset(self) -> None:
@@ -94,16 +94,16 @@ class Engine:
         """
         ports = self.contract.stream.conditions
         if len(vectors) != len(ports):
-            raise HearingError(f"the network takes {len(ports)} conditions, not {len(vectors)}")
+            raise RealtimeError(f"the network takes {len(ports)} conditions, not {len(vectors)}")
         taken = []
         for port, vector in zip(ports, vectors, strict=True):
             given = np.array(vector, np.float32)
             if given.shape not in (port.sizes, port.sizes[1:]):
-                raise HearingError(f"condition {port.name!r} has the shape {given.shape}, not {port.sizes}")
+                raise RealtimeError(f"condition {port.name!r} has the shape {given.shape}, not {port.sizes}")
             if not np.isfinite(given).all():
-                raise HearingError(f"condition {port.name!r} has values that are not finite")
+                raise RealtimeError(f"condition {port.name!r} has values that are not finite")
             taken.append(given.reshape(port.sizes))
-        self._wanted_conditions = taken
+        self._target_conditions = taken
 
     def process(self, chunk: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Run one chunk.
@@ -119,26 +119,26 @@ class Engine:
             HearingError: The chunk has another shape.
         """
         if chunk.shape != self._chunk.shape[1:]:
-            raise HearingError(f"a chunk has the shape {self._chunk.shape[1:]}, not {chunk.shape}")
+            raise RealtimeError(f"a chunk has the shape {self._chunk.shape[1:]}, not {chunk.shape}")
         self._chunk[0] = chunk
-        self._limiter.hear(self._cleaner.clean(self._chunk[0]))
-        self._keep_dry()
+        self._limiter.update(self._sanitizer.sanitize(self._chunk[0]))
+        self._delay_dry()
         if out is None:
             out = np.empty_like(self._chunk[0])
         self._run()
         self.failed = False
         if not self._limiter.within(self._sound):
-            self._repair()
+            self._limit_or_reset()
         out[:] = self.dry if self.failed else self._sound[0]
         return out
 
-    def _repair(self) -> None:
+    def _limit_or_reset(self) -> None:
         """Limit a sound that is too loud; forget the state behind one that is not finite."""
         if np.isfinite(self._sound).all():
             self._limiter.limit(self._sound)
             return
         self.failed = True
-        self.ledger.add(Count.NOT_FINITE_OUT)
+        self.counters.add(Count.NOT_FINITE_OUT)
         for states in self._states:
             for state in states:
                 state[:] = 0.0
@@ -146,21 +146,21 @@ class Engine:
     def _run(self) -> None:
         """Run the network on the chunk; if the conditions change, on both, and fade."""
         binding = self._bindings[self._turn]
-        conditions = self._wanted_conditions  # read once: another thread may replace it
-        fade = conditions is not self._used_conditions and self._used_conditions is not None
+        conditions = self._target_conditions  # read once: another thread may replace it
+        fade = conditions is not self._current_conditions and self._current_conditions is not None
         if fade:
             self._session.run_with_iobinding(binding)
             self._before[:] = self._sound
-        if conditions is not None and conditions is not self._used_conditions:
+        if conditions is not None and conditions is not self._current_conditions:
             for bound, new in zip(self._conditions, conditions, strict=True):
                 bound[:] = new
-            self._used_conditions = conditions
+            self._current_conditions = conditions
         self._session.run_with_iobinding(binding)  # from the same state; it writes the other set, again if need be
         if fade:
             self._sound += (1.0 - self._fade) * (self._before - self._sound)
         self._turn = 1 - self._turn
 
-    def _keep_dry(self) -> None:
+    def _delay_dry(self) -> None:
         lookahead = self.contract.lookahead_samples
         self._delayed[:, :lookahead] = self._delayed[:, self.contract.chunk_samples :].copy()
         self._delayed[:, lookahead:] = self._chunk[0]

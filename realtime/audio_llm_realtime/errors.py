@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-class HearingError(Exception):
+class RealtimeError(Exception):
     """Base of every error that this package raises on purpose.
 
     Args:
@@ -29,15 +29,15 @@ class HearingError(Exception):
         return " ".join(f"{where}{self.message}{what_to_do}".split())
 
 
-class SoundFileError(HearingError):
+class SoundFileError(RealtimeError):
     """A sound file that cannot be read, or whose rate or channels do not fit."""
 
 
-class EnrolmentError(HearingError):
+class EnrollmentError(RealtimeError):
     """A look that nobody can be enrolled from."""
 
 
-class DeviceError(HearingError):
+class DeviceError(RealtimeError):
     """A sound device that is not there, or cannot do what is asked."""
 
 
@@ -45,19 +45,19 @@ class DeviceLostError(DeviceError):
     """A sound device that went away while it was in use."""
 
 
-class UsageError(HearingError):
+class UsageError(RealtimeError):
     """Options that contradict each other, or a value outside its range."""
 
     exit_status = 2
 
 
-class ModelNotFoundError(HearingError):
+class ModelNotFoundError(RealtimeError):
     """No model in that folder, or a file of it is missing."""
 
     exit_status = 3
 
 
-class ContractError(HearingError):
+class ContractError(RealtimeError):
     """A model whose contract is damaged, of another version, or does not match its ONNX file."""
 
     exit_status = 3

@@ -41,13 +41,13 @@ class FileLoop:
         Returns:
             (2, T) float32, `worker.bridge.delay` frames late.
         """
-        unit = self._worker.bridge.unit
+        chunk_frames = self._worker.buffer.chunk_frames
         out = np.zeros((EARS, waveform.shape[1]), np.float32)
         self._clock.resume(self._tick * self._period_ns)
-        for start in range(0, waveform.shape[1], unit):
+        for start in range(0, waveform.shape[1], chunk_frames):
             self._advance(self._tick * self._period_ns)
-            self._worker.bridge.hear(waveform[:, start : start + unit])
-            self._worker.bridge.play(out[:, start : start + unit])
+            self._worker.buffer.write_input(waveform[:, start : start + chunk_frames])
+            self._worker.buffer.read_output(out[:, start : start + chunk_frames])
             self._tick += 1
         self._advance(self._tick * self._period_ns)
         return out
@@ -66,9 +66,9 @@ class FileLoop:
             if not worker.ready:
                 return
             worker.catch_up()
-            self._clock.begin(max(self._free_ns, worker.number * self._period_ns))
+            self._clock.begin(max(self._free_ns, worker.chunk_index * self._period_ns))
             worker.compute()
-            self._held = self._clock.end(worker.number)
+            self._held = self._clock.end(worker.chunk_index)
 
 
 def run_blocks(worker: Worker, waveform: NDArray[np.float32], sizes: list[int]) -> NDArray[np.float32]:
@@ -86,10 +86,10 @@ def run_blocks(worker: Worker, waveform: NDArray[np.float32], sizes: list[int]) 
     start = turn = 0
     while start < waveform.shape[1]:
         end = min(start + sizes[turn % len(sizes)], waveform.shape[1])
-        worker.bridge.hear(waveform[:, start:end])
+        worker.buffer.write_input(waveform[:, start:end])
         while worker.ready:
             worker.compute()
             worker.commit(0, 0)
-        worker.bridge.play(out[:, start:end])
+        worker.buffer.read_output(out[:, start:end])
         start, turn = end, turn + 1
     return out

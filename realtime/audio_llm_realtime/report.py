@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audio_llm_realtime import __version__
-from audio_llm_realtime.errors import HearingError, UsageError
-from audio_llm_realtime.ledger import Count
+from audio_llm_realtime.counters import Count
+from audio_llm_realtime.errors import RealtimeError, UsageError
 from audio_llm_realtime.worker import Worker
 
 
@@ -131,22 +131,22 @@ def make_report(
         device_ms: Delays of the device's input and output.
         refused: What the system did not grant.
     """
-    contract, ledger = worker.engine.contract, worker.ledger
-    compute = percentiles(ledger.wall_ms)
+    contract, counters = worker.engine.contract, worker.counters
+    compute = percentiles(counters.wall_ms)
     return Report(
         model=contract.model,
         fingerprint=contract.fingerprint,
-        counts={what.name.lower(): ledger[what] for what in Count},
+        counts={kind.name.lower(): counters[kind] for kind in Count},
         compute_ms=compute,
-        cpu_ms=percentiles(ledger.cpu_ms),
-        compute_histogram=histogram(ledger.wall_ms),
-        cpu_histogram=histogram(ledger.cpu_ms),
-        times_of=len(ledger.wall_ms),
+        cpu_ms=percentiles(counters.cpu_ms),
+        compute_histogram=histogram(counters.wall_ms),
+        cpu_histogram=histogram(counters.cpu_ms),
+        times_of=len(counters.wall_ms),
         latency=Latency(
             contract.chunk_ms,
             contract.lookahead_ms,
             worker.resampling_ms,
-            worker.spare_ms,
+            worker.extra_chunks_ms,
             compute.p99,
             device_input_ms=device_ms[0],
             device_output_ms=device_ms[1],
@@ -187,13 +187,13 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of what runs."""
-    found = {"python": platform.python_version(), "audio-llm-realtime": __version__}
+    installed = {"python": platform.python_version(), "audio-llm-realtime": __version__}
     for package in ("numpy", "onnxruntime", "soundfile", "sounddevice"):
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def check_report(path: Path) -> None:
@@ -219,7 +219,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        raise HearingError(f"not written: {error.strerror}", path=path, remedy="give another name") from None
+        raise RealtimeError(f"not written: {error.strerror}", path=path, remedy="give another name") from None
     finally:
         with contextlib.suppress(OSError):  # such as a folder that is gone
             part.unlink(missing_ok=True)

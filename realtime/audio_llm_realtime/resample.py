@@ -30,19 +30,19 @@ class Decimator:
     def __init__(self, ratio: int, channels: int, block: int) -> None:
         self._ratio = ratio
         self._filter = _low_pass(ratio)  # symmetric, so that its direction does not matter
-        self._kept = len(self._filter) - 1
-        self._seen = np.zeros((channels, self._kept + block * ratio), np.float32)
-        self._windows = sliding_window_view(self._seen, len(self._filter), axis=1)[:, ::ratio]
+        self._history = len(self._filter) - 1
+        self._buffer = np.zeros((channels, self._history + block * ratio), np.float32)
+        self._windows = sliding_window_view(self._buffer, len(self._filter), axis=1)[:, ::ratio]
         self._windows = self._windows[:, :block]
 
     def reset(self) -> None:
         """Forget all samples."""
-        self._seen[:] = 0.0
+        self._buffer[:] = 0.0
 
     def process(self, block: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Turn (C, block x ratio) float32 into `out` (C, block) float32."""
-        self._seen[:, : self._kept] = self._seen[:, -self._kept :].copy()
-        self._seen[:, self._kept :] = block
+        self._buffer[:, : self._history] = self._buffer[:, -self._history :].copy()
+        self._buffer[:, self._history :] = block
         np.matmul(self._windows, self._filter, out=out)
 
 
@@ -62,19 +62,19 @@ class Interpolator:
             of_phase = ratio * _low_pass(ratio)[phase::ratio]
             taps[phase, : len(of_phase)] = of_phase
         self._filters = np.ascontiguousarray(taps[:, ::-1].T)  # (taps, ratio)
-        self._kept = 2 * HALF_SAMPLES
-        self._seen = np.zeros((channels, self._kept + block), np.float32)
-        self._windows = sliding_window_view(self._seen, 2 * HALF_SAMPLES + 1, axis=1)
+        self._history = 2 * HALF_SAMPLES
+        self._buffer = np.zeros((channels, self._history + block), np.float32)
+        self._windows = sliding_window_view(self._buffer, 2 * HALF_SAMPLES + 1, axis=1)
         self._phases = np.zeros((channels, block, ratio), np.float32)
 
     def reset(self) -> None:
         """Forget all samples."""
-        self._seen[:] = 0.0
+        self._buffer[:] = 0.0
 
     def process(self, block: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Turn (C, block) float32 into `out` (C, block x ratio) float32."""
-        self._seen[:, : self._kept] = self._seen[:, -self._kept :].copy()
-        self._seen[:, self._kept :] = block
+        self._buffer[:, : self._history] = self._buffer[:, -self._history :].copy()
+        self._buffer[:, self._history :] = block
         np.matmul(self._windows, self._filters, out=self._phases)
         out[:] = self._phases.reshape(out.shape)
 
@@ -102,8 +102,8 @@ def resample(waveform: NDArray[np.float32], source_rate: int, target_rate: int) 
     windows = sliding_window_view(padded, reach, axis=1)
     out = np.zeros((waveform.shape[0], length), np.float32)
     for first in range(min(up, length)):  # outputs `up` apart lie alike between input samples
-        place = first * down + middle
-        newest, phase = divmod(place, up)
+        position = first * down + middle
+        newest, phase = divmod(position, up)
         of_phase = np.zeros(reach, np.float32)
         of_phase[: len(taps[phase::up])] = taps[phase::up]
         count = -(-(length - first) // up)

@@ -20,7 +20,7 @@ _LOCK_NOW_AND_LATER = 3
 
 
 @dataclass(frozen=True)
-class Wishes:
+class SchedulingOptions:
     """What to ask for.
 
     Attributes:
@@ -37,7 +37,7 @@ class Wishes:
 
 
 @contextlib.contextmanager
-def scheduled(wishes: Wishes, refused: list[str]) -> Iterator[None]:
+def apply_scheduling(scheduling: SchedulingOptions, refused: list[str]) -> Iterator[None]:
     """Run the calling thread as wished, and as before afterwards.
 
     Args:
@@ -45,18 +45,18 @@ def scheduled(wishes: Wishes, refused: list[str]) -> Iterator[None]:
         refused: Takes a sentence for everything that could not be had.
     """
     with contextlib.ExitStack() as undo:
-        if wishes.cpu is not None:
-            _try(refused, f"running on core {wishes.cpu} only", partial(_pin, wishes.cpu, undo))
-        if wishes.fifo:
-            _try(refused, "SCHED_FIFO", partial(_fifo, undo))
-        if wishes.lock_memory:
-            _try(refused, "locked memory", partial(_lock, undo))
-        if wishes.no_gc:
-            _calm(undo)
+        if scheduling.cpu is not None:
+            _attempt(refused, f"running on core {scheduling.cpu} only", partial(_pin, scheduling.cpu, undo))
+        if scheduling.fifo:
+            _attempt(refused, "SCHED_FIFO", partial(_fifo, undo))
+        if scheduling.lock_memory:
+            _attempt(refused, "locked memory", partial(_lock, undo))
+        if scheduling.no_gc:
+            _disable_gc(undo)
         yield
 
 
-def _try(refused: list[str], what: str, ask: Callable[[], None]) -> None:
+def _attempt(refused: list[str], what: str, ask: Callable[[], None]) -> None:
     try:
         ask()
     except (OSError, AttributeError) as error:  # AttributeError: a system without this call
@@ -84,7 +84,7 @@ def _lock(undo: contextlib.ExitStack) -> None:
     undo.callback(library.munlockall)
 
 
-def _calm(undo: contextlib.ExitStack) -> None:
+def _disable_gc(undo: contextlib.ExitStack) -> None:
     undo.callback(sys.setswitchinterval, sys.getswitchinterval())
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     if gc.isenabled():

@@ -1,6 +1,6 @@
 """The worker: runs the engine on what the bridge heard, at the device's rate, and catches up when it is late.
 
-A late chunk is still run, so that the network's state has heard everything. When more than `max_behind` chunks wait
+A late chunk is still run, so that the network's state has heard everything. When more than `max_backlog` chunks wait
 beyond the spare ones, all but the newest are dropped, the state is reset, the newest is run but played dry, and the wet
 signal fades in after it.
 """
@@ -10,15 +10,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from audio_llm_realtime.bridge import Bridge
 from audio_llm_realtime.contract import EARS
+from audio_llm_realtime.counters import Count
+from audio_llm_realtime.duplex_buffer import DuplexBuffer
 from audio_llm_realtime.engine import Engine
-from audio_llm_realtime.enrol import LookRecorder
+from audio_llm_realtime.enrollment import EnrollmentRecorder
 from audio_llm_realtime.errors import UsageError
-from audio_llm_realtime.ledger import Count
 from audio_llm_realtime.resample import Decimator, Interpolator, delay_frames
 
-MAX_BEHIND = 16  # chunks that may wait, 128 ms
+MAX_BACKLOG = 16  # chunks that may wait, 128 ms
 
 
 class Worker:
@@ -28,7 +28,7 @@ class Worker:
         engine: Runs the network.
         sample_rate: Of the device; a whole multiple of the model's.
         wet: Share of the wet signal, 0 to 1.
-        max_behind: Chunks that may wait, beyond the spare ones, before all but the newest are dropped.
+        max_backlog: Chunks that may wait, beyond the spare ones, before all but the newest are dropped.
         spare: Chunks that the output waits longer, so that each has 8 ms more for every one of them.
 
     Raises:
@@ -47,8 +47,8 @@ class Worker:
         engine: Engine,
         sample_rate: int | None = None,
         wet: float = 1.0,
-        max_behind: int = MAX_BEHIND,
-        spare: int = 0,
+        max_backlog: int = MAX_BACKLOG,
+        extra_chunks: int = 0,
     ) -> None:
         contract = engine.contract
         rate = contract.sample_rate if sample_rate is None else sample_rate
@@ -59,86 +59,86 @@ class Worker:
                 remedy=f"set the device to a whole multiple, such as {3 * contract.sample_rate} Hz",
             )
         self.engine = engine
-        self.ledger = engine.ledger
+        self.counters = engine.counters
         self.resampling_ms = 1000.0 * delay_frames(ratio) / rate
-        self.spare_ms = spare * contract.chunk_ms
+        self.extra_chunks_ms = extra_chunks * contract.chunk_ms
         chunk = contract.chunk_samples
         wet_delay = contract.lookahead_samples * ratio + delay_frames(ratio)
-        self.bridge = Bridge(chunk * ratio, wet_delay, 4 * max_behind + 8, self.ledger, wet, spare)
-        self.recorder = LookRecorder(contract)
-        self._max_behind = max_behind + spare
-        self._down = Decimator(ratio, EARS, chunk) if ratio > 1 else None
-        self._up = Interpolator(ratio, EARS, chunk) if ratio > 1 else None
+        self.buffer = DuplexBuffer(chunk * ratio, wet_delay, 4 * max_backlog + 8, self.counters, wet, extra_chunks)
+        self.recorder = EnrollmentRecorder(contract)
+        self._max_backlog = max_backlog + extra_chunks
+        self._decimator = Decimator(ratio, EARS, chunk) if ratio > 1 else None
+        self._interpolator = Interpolator(ratio, EARS, chunk) if ratio > 1 else None
         self._input = np.zeros((EARS, chunk * ratio), np.float32)
         self._chunk = np.zeros((EARS, chunk), np.float32)
         self._sound = np.zeros((EARS, chunk), np.float32)
         self._output = np.zeros((EARS, chunk * ratio), np.float32)
-        self._taken = 0  # frames
-        self._settled = 0  # frames before this one are played dry, or are past
+        self._position = 0  # frames
+        self._dry_until = 0  # frames before this one are played dry, or are past
 
     @property
     def ready(self) -> bool:
         """A whole chunk waits."""
-        return self.bridge.heard.written - self._taken >= self.bridge.unit
+        return self.buffer.input_ring.written - self._position >= self.buffer.chunk_frames
 
     @property
-    def number(self) -> int:
+    def chunk_index(self) -> int:
         """Index of the chunk that is run next, or that was computed and not committed."""
-        return self._taken // self.bridge.unit
+        return self._position // self.buffer.chunk_frames
 
     def catch_up(self) -> None:
         """Drop chunks if too many wait."""
-        waiting = (self.bridge.heard.written - self._taken) // self.bridge.unit
-        if waiting > self._max_behind + 1:
+        waiting = (self.buffer.input_ring.written - self._position) // self.buffer.chunk_frames
+        if waiting > self._max_backlog + 1:
             self._skip(waiting - 1)
 
     def compute(self) -> None:
         """Run the next chunk; its sound is held until `commit`."""
-        while not self.bridge.heard.read(self._taken, self._input):  # written over meanwhile: far behind
-            self._skip((self.bridge.heard.written - self._taken) // self.bridge.unit - 1)
+        while not self.buffer.input_ring.read(self._position, self._input):  # written over meanwhile: far behind
+            self._skip((self.buffer.input_ring.written - self._position) // self.buffer.chunk_frames - 1)
         chunk = self._to_model(self._input)
-        self.recorder.hear(chunk)
+        self.recorder.write(chunk)
         self.engine.process(chunk, self._sound)
         if self.engine.failed:
-            self.ledger.add(Count.RESETS)
-            self._settle(self._taken, 2)  # this one, and the first from an empty state
+            self.counters.add(Count.RESETS)
+            self._play_dry(self._position, 2)  # this one, and the first from an empty state
         self._to_device(self._sound)
 
     def commit(self, wall_ns: int, cpu_ns: int) -> None:
         """Give the computed sound to the listener, and note what it took."""
-        self.bridge.made.write(self._output)
-        late = self.bridge.next_position > self._taken
-        self._taken += self.bridge.unit
-        self.ledger.ran(wall_ns, cpu_ns, late)
+        self.buffer.wet_ring.write(self._output)
+        late = self.buffer.next_position > self._position
+        self._position += self.buffer.chunk_frames
+        self.counters.record_chunk(wall_ns, cpu_ns, late)
 
     def _skip(self, chunks: int) -> None:
-        unit = self.bridge.unit
-        self.ledger.skipped(chunks)
-        self.ledger.add(Count.RESETS)
+        chunk_frames = self.buffer.chunk_frames
+        self.counters.record_skipped(chunks)
+        self.counters.add(Count.RESETS)
         self.engine.reset()
-        for filter_ in (self._down, self._up):
+        for filter_ in (self._decimator, self._interpolator):
             if filter_ is not None:
                 filter_.reset()
-        self.bridge.withhold(self._taken, self._taken + chunks * unit)
-        self._taken += chunks * unit
-        self._settle(self._taken, 1)
-        self.bridge.made.jump(self._taken)
+        self.buffer.mark_dry(self._position, self._position + chunks * chunk_frames)
+        self._position += chunks * chunk_frames
+        self._play_dry(self._position, 1)
+        self.buffer.wet_ring.jump(self._position)
 
-    def _settle(self, begin: int, chunks: int) -> None:
+    def _play_dry(self, begin: int, chunks: int) -> None:
         """Have chunks played dry after a reset; those that are anyway are not counted twice."""
-        end = begin + chunks * self.bridge.unit
-        self.ledger.add(Count.SETTLING, (end - max(begin, self._settled)) // self.bridge.unit)
-        self.bridge.withhold(begin, end)
-        self._settled = end
+        end = begin + chunks * self.buffer.chunk_frames
+        self.counters.add(Count.SETTLING, (end - max(begin, self._dry_until)) // self.buffer.chunk_frames)
+        self.buffer.mark_dry(begin, end)
+        self._dry_until = end
 
     def _to_model(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self._down is None:
+        if self._decimator is None:
             return block
-        self._down.process(block, self._chunk)
+        self._decimator.process(block, self._chunk)
         return self._chunk
 
     def _to_device(self, sound: NDArray[np.float32]) -> None:
-        if self._up is None:
+        if self._interpolator is None:
             self._output[:] = sound
         else:
-            self._up.process(sound, self._output)
+            self._interpolator.process(sound, self._output)

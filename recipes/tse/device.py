@@ -23,7 +23,7 @@ class Device:
     def __init__(self, folder: Path) -> None:
         from audio_llm_realtime.contract import load_contract
         from audio_llm_realtime.engine import Engine
-        from audio_llm_realtime.enrol import Enroller
+        from audio_llm_realtime.enrollment import Enroller
 
         contract = load_contract(folder)
         self._engine, self._enroller = Engine(contract), Enroller(contract)
@@ -35,7 +35,7 @@ class Device:
         if not target.any():
             return {}
         self._engine.reset()
-        self._engine.set_conditions(self._enroller.enrol(scene.look, SAMPLE_RATE).vector)
+        self._engine.set_conditions(self._enroller.enroll(scene.look, SAMPLE_RATE).vector)
         chunks = np.split(np.ascontiguousarray(mixture), whole // CHUNK, axis=1)
         heard = np.concatenate([self._engine.process(chunk) for chunk in chunks], axis=1)
         return {"noisy_db": _ratio(heard[:, OVERLAP:], target) - _ratio(mixture, target)}

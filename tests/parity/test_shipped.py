@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime")
 
 from audio_llm_realtime.contract import load_contract
 from audio_llm_realtime.engine import Engine
-from audio_llm_realtime.enrol import Enroller
+from audio_llm_realtime.enrollment import Enroller
 
 from audio_llm import hub
 from audio_llm.tse.extract import read_look
@@ -36,7 +36,7 @@ def mixture() -> np.ndarray:
 @pytest.fixture(scope="module")
 def vector() -> np.ndarray:
     look = read_look(SAMPLES / "look.flac").waveform.numpy()
-    return Enroller(load_contract(FOLDER)).enrol(look, 16_000).vector
+    return Enroller(load_contract(FOLDER)).enroll(look, 16_000).vector
 
 
 def run(sound: np.ndarray, vector: np.ndarray) -> np.ndarray:
@@ -56,21 +56,21 @@ def test_the_device_hears_what_the_network_hears(mixture: np.ndarray, vector: np
     model = load_model(FOLDER)
     look = read_look(SAMPLES / "look.flac").waveform[None]
     with torch.inference_mode():
-        own = model.enrolment(look)
-        wanted = model.hearing(torch.from_numpy(mixture)[None], own).sound[0].numpy()
-    np.testing.assert_allclose(vector, own.numpy(), atol=1e-4)
-    np.testing.assert_allclose(run(mixture, own.numpy()), wanted, atol=1e-4)
-    assert np.abs(wanted).max() > 0.01
+        embedding = model.enrolment(look)
+        expected = model.hearing(torch.from_numpy(mixture)[None], embedding).sound[0].numpy()
+    np.testing.assert_allclose(vector, embedding.numpy(), atol=1e-4)
+    np.testing.assert_allclose(run(mixture, embedding.numpy()), expected, atol=1e-4)
+    assert np.abs(expected).max() > 0.01
 
 
-@pytest.mark.parametrize("place", [0, 1, 64, 127])
-def test_the_delay_is_192_samples(mixture: np.ndarray, vector: np.ndarray, place: int) -> None:
+@pytest.mark.parametrize("offset", [0, 1, 64, 127])
+def test_the_delay_is_192_samples(mixture: np.ndarray, vector: np.ndarray, offset: int) -> None:
     """A change reaches the output from the beginning of its chunk on, which stands for 64 samples before.
 
     The last sample of a chunk counts 191 samples ahead, so that sound is 192 samples late, 12 ms.
     """
     changed = mixture.copy()
-    changed[:, 50 * CHUNK + place :] += 0.05
+    changed[:, 50 * CHUNK + offset :] += 0.05
     different = np.abs(run(mixture[:, : 60 * CHUNK], vector) - run(changed[:, : 60 * CHUNK], vector)).max(axis=0) > 0
     assert int(np.argmax(different)) == 50 * CHUNK
     contract = load_contract(FOLDER)
@@ -80,5 +80,5 @@ def test_the_delay_is_192_samples(mixture: np.ndarray, vector: np.ndarray, place
 def test_who_is_enrolled_changes_what_is_heard(mixture: np.ndarray, vector: np.ndarray) -> None:
     generator = np.random.default_rng(0)
     other = np.abs(generator.standard_normal(vector.shape)).astype(np.float32)
-    heard, else_heard = run(mixture, vector), run(mixture, other / np.linalg.norm(other))
-    assert np.abs(heard - else_heard).max() > 1e-3
+    output, other_output = run(mixture, vector), run(mixture, other / np.linalg.norm(other))
+    assert np.abs(output - other_output).max() > 1e-3

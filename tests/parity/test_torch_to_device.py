@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 from audio_llm_export import export_tse
 from audio_llm_realtime.contract import load_contract
 from audio_llm_realtime.engine import Engine
-from audio_llm_realtime.enrol import Enroller
+from audio_llm_realtime.enrollment import Enroller
 from audio_llm_realtime.loop import run_blocks
 from audio_llm_realtime.worker import Worker
 
@@ -39,10 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for part in hearing.parameters():
             part.add_(0.05 * torch.randn_like(part))
-    place = tmp_path_factory.mktemp("model")
-    save_model(place / "model", hearing, "A tiny one.", {})
-    export_tse(place / "model", place / "device")
-    return place
+    root = tmp_path_factory.mktemp("model")
+    save_model(root / "model", hearing, "A tiny one.", {})
+    export_tse(root / "model", root / "device")
+    return root
 
 
 def sounds(chunks: int) -> np.ndarray:
@@ -54,24 +54,26 @@ def sounds(chunks: int) -> np.ndarray:
 def compare(model_folder: Path, device_folder: Path, chunks: int) -> tuple[float, float]:
     """Return the largest difference of the vectors of a look and of the sounds of a mixture."""
     model, contract = load_model(model_folder), load_contract(device_folder)
-    look, mixture = sounds(250), sounds(chunks)
+    enrollment, mixture = sounds(250), sounds(chunks)
     with torch.inference_mode():
-        vector = model.enrolment(torch.from_numpy(look)[None])
+        vector = model.enrolment(torch.from_numpy(enrollment)[None])
         whole = model.hearing(torch.from_numpy(mixture)[None], vector).sound[0].numpy()
-    own = Enroller(contract).enrol(look, 16_000).vector
+    device_vector = Enroller(contract).enroll(enrollment, 16_000).vector
     outs = []
     for sizes in ([CHUNK], [int(size) for size in np.random.default_rng(1).integers(1, 700, 50)]):
         engine = Engine(contract)
         engine.set_conditions(vector.numpy())
         worker = Worker(engine)
         out = run_blocks(worker, mixture, sizes)
-        outs.append(out[:, worker.bridge.delay :])
+        outs.append(out[:, worker.buffer.delay :])
     shortest = min(out.shape[1] for out in outs)
     np.testing.assert_array_equal(outs[0][:, :shortest], outs[1][:, :shortest])
-    found, wanted = outs[0][:, :shortest], whole[:, OVERLAP : OVERLAP + shortest]
-    size = min(found.shape[1], wanted.shape[1])
-    assert np.abs(wanted[:, :size]).max() > 0.02
-    return float(np.abs(own - vector.numpy()).max()), float(np.abs(found[:, :size] - wanted[:, :size]).max())
+    actual, expected = outs[0][:, :shortest], whole[:, OVERLAP : OVERLAP + shortest]
+    size = min(actual.shape[1], expected.shape[1])
+    assert np.abs(expected[:, :size]).max() > 0.02
+    return float(np.abs(device_vector - vector.numpy()).max()), float(
+        np.abs(actual[:, :size] - expected[:, :size]).max()
+    )
 
 
 def test_the_device_hears_what_the_network_hears(folder: Path) -> None:

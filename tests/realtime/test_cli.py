@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audio_llm_realtime import hear
+from audio_llm_realtime import run
 from audio_llm_realtime.cli import main
-from audio_llm_realtime.enrol import Enroller
+from audio_llm_realtime.enrollment import Enroller
 
 soundfile = pytest.importorskip("soundfile")
 RATE = 16_000
@@ -101,13 +101,13 @@ def test_only_a_paced_file_is_enrolled_beside_the_loop(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    threads, enrol = [], Enroller.enrol
+    threads, enroll = [], Enroller.enroll
 
     def noted(*arguments: Any) -> Any:
         threads.append(threading.current_thread())
-        return enrol(*arguments)
+        return enroll(*arguments)
 
-    monkeypatch.setattr(Enroller, "enrol", noted)
+    monkeypatch.setattr(Enroller, "enroll", noted)
     waveform = np.concatenate([sound, sound[:, :2_000]], axis=1)
     assert main([*files(waveform, live="1"), *(["--realtime"] if realtime else [])]) == 0
     assert "enrolled from 1.0 s" in capsys.readouterr().err
@@ -232,7 +232,7 @@ def test_nothing_is_written_over_unasked(
     os.link(tmp_path / "in.wav", tmp_path / "linked.wav")
     before = {path: path.read_bytes() for path in tmp_path.glob("*.wav")}
     with monkeypatch.context() as patch:
-        patch.delattr(hear, "read_sound")  # no work is begun
+        patch.delattr(run, "read_sound")  # no work is begun
         for more, said in (
             ([], "out.wav: is there already (add --overwrite to replace it)"),
             (["--overwrite", "--output-file", str(tmp_path / "in.wav")], "in.wav: is the input itself"),
@@ -300,7 +300,7 @@ def test_what_is_refused_is_said_once_and_before_the_work(
     words = [*files(), "--cpu", "100000"]
     assert main(words) == 0
     assert capsys.readouterr().err.count("core 100000 only was not granted") == 1
-    monkeypatch.setattr(hear, "_run_aligned", stop)
+    monkeypatch.setattr(run, "_run_aligned", stop)
     assert main([*words, "--overwrite"]) == 130
     assert "core 100000 only was not granted" in capsys.readouterr().err
 

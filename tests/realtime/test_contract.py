@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from audio_llm_realtime.contract import Port, check_ports, load_contract
 from audio_llm_realtime.engine import Engine
-from audio_llm_realtime.enrol import Enroller
+from audio_llm_realtime.enrollment import Enroller
 from audio_llm_realtime.errors import ContractError, ModelNotFoundError
 
 
@@ -20,8 +20,8 @@ def test_contract_is_read(make_model: Callable[..., Path]) -> None:
     assert (contract.sample_rate, contract.chunk_samples, contract.lookahead_samples) == (16_000, 128, 64)
     assert (contract.chunk_ms, contract.lookahead_ms) == (8.0, 4.0)
     assert [port.name for port in contract.stream.inputs] == ["chunk", "enrolled", "tail", "level"]
-    assert contract.enrolment is not None
-    assert contract.enrolment.look.shape == (1, 2, None)
+    assert contract.enrollment is not None
+    assert contract.enrollment.recording.shape == (1, 2, None)
 
 
 @pytest.mark.parametrize(

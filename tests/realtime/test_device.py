@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audio_llm_realtime import hear, keys
+from audio_llm_realtime import controls, run
 from audio_llm_realtime.cli import main
+from audio_llm_realtime.counters import Count, Counters
 from audio_llm_realtime.device import choose_devices, count_status, list_devices
 from audio_llm_realtime.engine import Engine
 from audio_llm_realtime.errors import DeviceError
-from audio_llm_realtime.ledger import Count, Ledger
 
 CHUNK = 128
 LEVEL = 0.1  # mean of what the microphones hear
@@ -180,7 +180,7 @@ def test_keys_bypass_enrol_and_quit(
     portaudio: SimpleNamespace, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pressed = iter(["b", "b", "e", "x", "q"])
-    monkeypatch.setattr(hear, "read_keys", lambda requests: requests.press(next(pressed)))
+    monkeypatch.setattr(run, "read_keys", lambda requests: requests.press(next(pressed)))
     assert main([*words, "--input-device", "0", "--enroll-live", "1", "--cpu", "100000"]) == 0
     said = capsys.readouterr().err
     for line in ("'lapel' has one channel", "hear: bypassed", "no longer bypassed", "face the person for 1 s"):
@@ -193,11 +193,11 @@ def test_what_is_refused_is_said_while_it_runs(
 ) -> None:
     said: list[str] = []
 
-    def look_and_quit(requests: keys.Requests) -> None:
+    def look_and_quit(requests: controls.Requests) -> None:
         said.append(capsys.readouterr().err)
         requests.press("q")
 
-    monkeypatch.setattr(hear, "read_keys", look_and_quit)
+    monkeypatch.setattr(run, "read_keys", look_and_quit)
     assert main([*words, "--cpu", "100000"]) == 0
     assert "running on core 100000 only was not granted" in said[0]
 
@@ -217,7 +217,7 @@ def test_someone_is_enrolled_while_blocks_go_on(
         vectors.append(vector[0])
         set_conditions(engine, vector)
 
-    def enrol_then_quit(requests: keys.Requests) -> None:
+    def enrol_then_quit(requests: controls.Requests) -> None:
         if not asked and first == "look":
             requests.press("e")
         asked.append(True)
@@ -227,7 +227,7 @@ def test_someone_is_enrolled_while_blocks_go_on(
     asked, wanted = [], 2 if first == "look" else 1
     portaudio.Stream = LastingStream
     monkeypatch.setattr(Engine, "set_conditions", noted)
-    monkeypatch.setattr(hear, "read_keys", enrol_then_quit)
+    monkeypatch.setattr(run, "read_keys", enrol_then_quit)
     who = words if first == "look" else words[:2] + words[4:]
     assert main([*who, "--enroll-live", "1"]) == 0
     said = capsys.readouterr().err
@@ -242,7 +242,7 @@ def test_look_of_a_wrong_length_does_not_end_a_session(
     portaudio: SimpleNamespace, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pressed = iter(["e", "x", "q"])
-    monkeypatch.setattr(hear, "read_keys", lambda requests: requests.press(next(pressed)))
+    monkeypatch.setattr(run, "read_keys", lambda requests: requests.press(next(pressed)))
     assert main([*words, "--enroll-live", "15"]) == 0
     assert "face the person for 2 s, the most that the model takes" in capsys.readouterr().err
     portaudio.Stream = None  # no device is opened
@@ -271,7 +271,7 @@ def test_report_that_fails_hides_no_lost_device(
 def test_sigterm_ends_it_with_the_report(
     portaudio: SimpleNamespace, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hear, "read_keys", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(run, "read_keys", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert main(words) == 0
     assert json.loads((tmp_path / "report.json").read_text())["chunks"] == 150
 
@@ -302,19 +302,19 @@ def test_error_in_the_callback_reaches_the_listener(
     assert "unexpected ValueError: could not broadcast" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, what", [("SIGUSR1", "enrol"), ("SIGUSR2", "bypass"), ("SIGTERM", "quit")])
+@pytest.mark.parametrize("name, what", [("SIGUSR1", "enroll"), ("SIGUSR2", "bypass"), ("SIGTERM", "quit")])
 def test_signals_are_requests(name: str, what: str) -> None:
-    requests, number = keys.Requests(), getattr(signal, name)
+    requests, number = controls.Requests(), getattr(signal, name)
     before = signal.getsignal(number)
-    with keys.listening(requests):
+    with controls.capture_controls(requests):
         os.kill(os.getpid(), number)
         time.sleep(0.01)
-    assert vars(requests) == {"enrol": False, "bypass": False, "quit": False, what: True}
+    assert vars(requests) == {"enroll": False, "bypass": False, "quit": False, what: True}
     assert signal.getsignal(number) == before
 
 
 def test_status_is_counted() -> None:
-    ledger = Ledger()
+    counters = Counters()
     names = ("input_overflow", "input_underflow", "output_overflow", "output_underflow")
-    count_status(ledger, SimpleNamespace(**{name: name == "output_overflow" for name in names}))
-    assert [ledger[what] for what in Count].count(1) == ledger[Count.OUTPUT_OVERFLOWS] == 1
+    count_status(counters, SimpleNamespace(**{name: name == "output_overflow" for name in names}))
+    assert [counters[what] for what in Count].count(1) == counters[Count.OUTPUT_OVERFLOWS] == 1

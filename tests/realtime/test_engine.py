@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audio_llm_realtime.errors import HearingError
-from audio_llm_realtime.guard import Cleaner
-from audio_llm_realtime.ledger import Count, Ledger
+from audio_llm_realtime.counters import Count, Counters
+from audio_llm_realtime.errors import RealtimeError
+from audio_llm_realtime.sanitize import Sanitizer
 
 CHUNK, LOOKAHEAD = 128, 64
 
@@ -36,12 +36,12 @@ def test_ping_pong_equals_states_passed_by_hand(
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(contract.stream.path, providers=["CPUExecutionProvider"])
     names = [port.name for port in contract.stream.outputs]
-    states = {s.before.name: np.zeros(s.before.sizes, np.float32) for s in contract.stream.states}
+    states = {s.input.name: np.zeros(s.input.sizes, np.float32) for s in contract.stream.states}
     expected = []
     for chunk in chunks(sound):
         condition = {"enrolled": np.array([[0.5, 0.3, 0, 0]], np.float32)}
-        heard, *after = session.run(names, {"chunk": chunk[None], **condition, **states})
-        expected.append(heard[0])
+        output, *after = session.run(names, {"chunk": chunk[None], **condition, **states})
+        expected.append(output[0])
         states = dict(zip(states, after, strict=True))
     np.testing.assert_array_equal(run(make_engine(0.5, 0.3), sound), np.concatenate(expected, axis=1))
 
@@ -70,35 +70,35 @@ def test_chunk_is_not_changed_and_result_is_kept(make_engine: Callable[..., Any]
     chunk[0, 3] = np.nan
     before = chunk.copy()
     first = engine.process(chunk)
-    kept = first.copy()
+    copied = first.copy()
     engine.process(sound[:, CHUNK : 2 * CHUNK])
     np.testing.assert_array_equal(chunk, before)
-    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(first, copied)
 
 
 def test_what_is_no_number_counts_as_zero(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
     broken, clean = sound.copy(), sound.copy()
-    for place, value in ((5, np.nan), (200, np.inf), (201, -np.inf)):
-        broken[0, place], clean[0, place] = value, 0.0
-    for place, bits in ((300, 0x00012345), (301, 0x80000001)):  # a processor may flush what is written as a number
-        broken.view(np.uint32)[0, place], clean[0, place] = bits, 0.0
+    for index, value in ((5, np.nan), (200, np.inf), (201, -np.inf)):
+        broken[0, index], clean[0, index] = value, 0.0
+    for index, bits in ((300, 0x00012345), (301, 0x80000001)):  # a processor may flush what is written as a number
+        broken.view(np.uint32)[0, index], clean[0, index] = bits, 0.0
     engine = make_engine(1.0, 0.1)
     np.testing.assert_array_equal(run(engine, broken), run(make_engine(1.0, 0.1), clean))
-    assert (engine.ledger[Count.NOT_FINITE_IN], engine.ledger[Count.DENORMAL_IN]) == (3, 2)
+    assert (engine.counters[Count.NOT_FINITE_IN], engine.counters[Count.DENORMAL_IN]) == (3, 2)
 
 
 def test_peak_of_a_block_is_that_of_what_remains() -> None:
-    ledger = Ledger()
-    cleaner = Cleaner(2, 8, ledger)
+    counters = Counters()
+    sanitizer = Sanitizer(2, 8, counters)
     block = np.array([[0.25, -0.5, np.inf], [0.0, np.nan, 0.125]], np.float32)
-    assert cleaner.clean(block) == 0.5
+    assert sanitizer.sanitize(block) == 0.5
     np.testing.assert_array_equal(block, [[0.25, -0.5, 0.0], [0.0, 0.0, 0.125]])
     tiny = np.zeros((2, 4), np.float32)
     tiny.view(np.uint32)[1, 2] = 7
-    assert cleaner.clean(tiny) == 0.0
+    assert sanitizer.sanitize(tiny) == 0.0
     assert not tiny.view(np.uint32).any()
-    assert cleaner.clean(tiny[:, :0]) == 0.0
-    assert (ledger[Count.NOT_FINITE_IN], ledger[Count.DENORMAL_IN]) == (2, 1)
+    assert sanitizer.sanitize(tiny[:, :0]) == 0.0
+    assert (counters[Count.NOT_FINITE_IN], counters[Count.DENORMAL_IN]) == (2, 1)
 
 
 def test_network_that_gives_no_numbers_is_reset_and_the_dry_signal_comes(
@@ -107,7 +107,7 @@ def test_network_that_gives_no_numbers_is_reset_and_the_dry_signal_comes(
     engine = make_engine(3e38)
     loud = np.full((2, CHUNK), 2.0, np.float32)
     out = [engine.process(chunk) for chunk in (0 * loud, loud, loud)]
-    assert engine.ledger[Count.NOT_FINITE_OUT] == 2
+    assert engine.counters[Count.NOT_FINITE_OUT] == 2
     assert engine.failed
     np.testing.assert_array_equal(out[1], late(np.concatenate([0 * loud, loud], axis=1))[:, CHUNK:])
     np.testing.assert_array_equal(out[2], loud)
@@ -120,10 +120,10 @@ def test_output_is_never_louder_than_the_limit(make_engine: Callable[..., Any], 
     sound = sound * np.linspace(1.0, 0.0, sound.shape[1], dtype=np.float32)
     out = run(engine, sound)
     assert np.abs(out).max() <= np.abs(sound).max() * 10 ** (6 / 20) * (1 + 1e-6)
-    assert engine.ledger[Count.LIMITED] > 100
+    assert engine.counters[Count.LIMITED] > 100
     quiet = make_engine(1.9)
     np.testing.assert_array_equal(run(quiet, sound), np.float32(1.9) * late(sound))
-    assert quiet.ledger[Count.LIMITED] == 0
+    assert quiet.counters[Count.LIMITED] == 0
 
 
 def test_limit_forgets_what_was_loud_a_second_ago(make_engine: Callable[..., Any]) -> None:
@@ -143,18 +143,18 @@ def test_someone_else_fades_in_over_one_chunk_and_state_goes_on(
     after = run(engine, sound[:, 4 * CHUNK :])
     one, other = run(make_engine(1.0, 0.3), sound), run(make_engine(0.25, 0.3), sound)
     np.testing.assert_array_equal(before, one[:, : 4 * CHUNK])
-    share = np.arange(1, CHUNK + 1) / CHUNK
+    ramp = np.arange(1, CHUNK + 1) / CHUNK
     fade = slice(4 * CHUNK, 5 * CHUNK)
-    np.testing.assert_allclose(after[:, :CHUNK], (1 - share) * one[:, fade] + share * other[:, fade], atol=1e-6)
+    np.testing.assert_allclose(after[:, :CHUNK], (1 - ramp) * one[:, fade] + ramp * other[:, fade], atol=1e-6)
     np.testing.assert_array_equal(after[:, CHUNK:], other[:, 5 * CHUNK :])
 
 
 @pytest.mark.parametrize("vector", [[1.0, 0, 0], [[[1.0, 0, 0, 0]]], [1.0, np.nan, 0, 0]])
 def test_conditions_of_another_form_are_refused(make_engine: Callable[..., Any], vector: list[Any]) -> None:
-    with pytest.raises(HearingError, match="'enrolled'"):
+    with pytest.raises(RealtimeError, match="'enrolled'"):
         make_engine().set_conditions(np.array(vector, np.float32))
 
 
 def test_chunk_of_another_size_is_refused(make_engine: Callable[..., Any]) -> None:
-    with pytest.raises(HearingError, match=r"\(2, 128\), not \(2, 64\)"):
+    with pytest.raises(RealtimeError, match=r"\(2, 128\), not \(2, 64\)"):
         make_engine().process(np.zeros((2, 64), np.float32))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from audio_llm_realtime.clock import MeasuredClock, TraceClock
+from audio_llm_realtime.counters import Count
 from audio_llm_realtime.errors import UsageError
-from audio_llm_realtime.ledger import Count
 from audio_llm_realtime.loop import FileLoop, run_blocks
 from audio_llm_realtime.resample import delay_frames
 from audio_llm_realtime.worker import Worker
@@ -33,7 +33,7 @@ def undisturbed(make_engine: Callable[..., Any], sound: np.ndarray, **options: A
 
 def counted(worker: Worker) -> tuple[int, int, int, int, int]:
     whats = (Count.MISSES, Count.STALLS, Count.SKIPPED, Count.SETTLING, Count.DRY)
-    return tuple(worker.ledger[what] for what in whats)  # type: ignore[return-value]
+    return tuple(worker.counters[what] for what in whats)  # type: ignore[return-value]
 
 
 def test_sound_is_192_samples_late_to_the_bit(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
@@ -58,9 +58,9 @@ def test_blocks_of_any_size_at_the_rate_of_a_device(
     np.testing.assert_array_equal(run_blocks(Worker(make_engine(0.5, 0.3), rate), sound, [17, 1000, 480]), whole)
     tone = np.sin(np.arange(8000) * 2 * np.pi * 500 / rate).astype(np.float32)[None].repeat(2, axis=0)
     worker = Worker(make_engine(), rate)
-    assert worker.bridge.delay == DELAY * ratio + delay_frames(ratio)
+    assert worker.buffer.delay == DELAY * ratio + delay_frames(ratio)
     out = run_blocks(worker, tone, [480])
-    np.testing.assert_allclose(out[:, 3000:], late(tone, worker.bridge.delay)[:, 3000:], atol=2e-3)
+    np.testing.assert_allclose(out[:, 3000:], late(tone, worker.buffer.delay)[:, 3000:], atol=2e-3)
 
 
 def test_rate_that_is_no_multiple_is_refused(make_engine: Callable[..., Any]) -> None:
@@ -84,13 +84,13 @@ def test_late_chunk_is_played_dry_and_still_run(make_engine: Callable[..., Any],
     out = FileLoop(worker, TraceClock(trace)).run(sound)
     expected = undisturbed(make_engine, sound, gain=0.5, memory=0.3)
     assert counted(worker) == (1, 0, 0, 0, 1)
-    assert worker.ledger[Count.CHUNKS] == 125
+    assert worker.counters[Count.CHUNKS] == 125
     np.testing.assert_array_equal(out[:, : unit(40).start], expected[:, : unit(40).start])
-    share = 1 - np.arange(1, CHUNK + 1) / CHUNK
+    ramp = 1 - np.arange(1, CHUNK + 1) / CHUNK
     backwards = expected[:, unit(39)][:, ::-1]
-    np.testing.assert_allclose(out[:, unit(40)], share * backwards + (1 - share) * late(sound)[:, unit(40)], atol=1e-6)
+    np.testing.assert_allclose(out[:, unit(40)], ramp * backwards + (1 - ramp) * late(sound)[:, unit(40)], atol=1e-6)
     np.testing.assert_allclose(
-        out[:, unit(41)], share * late(sound)[:, unit(41)] + (1 - share) * expected[:, unit(41)], atol=1e-6
+        out[:, unit(41)], ramp * late(sound)[:, unit(41)] + (1 - ramp) * expected[:, unit(41)], atol=1e-6
     )
     np.testing.assert_array_equal(out[:, unit(42).start :], expected[:, unit(42).start :])  # the state had gone on
 
@@ -99,7 +99,7 @@ def test_ready_at_the_very_deadline_is_in_time(make_engine: Callable[..., Any], 
     for ms, misses in ((8.0, 0), (8.000001, 124)):
         worker = Worker(make_engine())
         FileLoop(worker, TraceClock([ms])).run(sound)
-        assert worker.ledger[Count.MISSES] == misses
+        assert worker.counters[Count.MISSES] == misses
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_spare_chunks_give_time_and_take_delay(make_engine: Callable[..., Any], 
     trace = [6.0] * 125
     trace[30] = trace[60] = 15.0
     misses = []
-    for spare in (0, 1):
-        worker = Worker(make_engine(0.5, 0.3), spare=spare)
+    for extra_chunks in (0, 1):
+        worker = Worker(make_engine(0.5, 0.3), extra_chunks=extra_chunks)
         out = FileLoop(worker, TraceClock(trace)).run(sound)
-        misses.append(worker.ledger[Count.MISSES])
+        misses.append(worker.counters[Count.MISSES])
     assert misses == [8, 0]
-    assert (worker.bridge.delay, worker.spare_ms) == (DELAY + CHUNK, 8.0)
+    assert (worker.buffer.delay, worker.extra_chunks_ms) == (DELAY + CHUNK, 8.0)
     expected = undisturbed(make_engine, sound, gain=0.5, memory=0.3)
     np.testing.assert_array_equal(out[:, CHUNK:], expected[:, :-CHUNK])
 
@@ -134,10 +134,10 @@ def test_spare_chunks_give_time_and_take_delay(make_engine: Callable[..., Any], 
 def test_spare_chunks_outlast_a_stall_longer_than_may_wait(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
     trace = [1.0] * 125
     trace[30] = 150.0
-    worker = Worker(make_engine(0.5, 0.3), spare=20)
+    worker = Worker(make_engine(0.5, 0.3), extra_chunks=20)
     out = FileLoop(worker, TraceClock(trace)).run(sound)
     assert counted(worker) == (0, 0, 0, 0, 0)
-    assert worker.ledger[Count.RESETS] == 0
+    assert worker.counters[Count.RESETS] == 0
     expected = undisturbed(make_engine, sound, gain=0.5, memory=0.3)
     np.testing.assert_array_equal(out[:, 20 * CHUNK :], expected[:, : -20 * CHUNK])
 
@@ -162,12 +162,12 @@ def test_far_behind_chunks_are_dropped_and_the_state_is_reset(
 ) -> None:
     trace = [1.0] * 125
     trace[20] = 199.0  # chunk 20 is ready at 359 ms, when 21 to 44 wait
-    worker = Worker(make_engine(0.5, 0.3), max_behind=10)
+    worker = Worker(make_engine(0.5, 0.3), max_backlog=10)
     out = FileLoop(worker, TraceClock(trace, [1.0] * 125)).run(sound)
     # 20 came late; 21 to 43 are dropped; 44 is run from an empty state and played dry
     assert counted(worker) == (24, 24, 23, 1, 25)
-    assert worker.ledger[Count.RESETS] == 1
-    assert worker.ledger[Count.CHUNKS] == 125 - 23
+    assert worker.counters[Count.RESETS] == 1
+    assert worker.counters[Count.CHUNKS] == 125 - 23
     fresh = undisturbed(make_engine, sound[:, 44 * CHUNK :], gain=0.5, memory=0.3)
     dry = slice(unit(21).start, unit(44).stop)
     np.testing.assert_array_equal(out[:, dry], late(sound)[:, dry])
@@ -181,9 +181,9 @@ def test_stall_longer_than_all_that_is_kept_loses_nothing_but_time(
 ) -> None:
     trace = [1.0] * 125
     trace[5] = 700.0
-    worker = Worker(make_engine(), max_behind=4)
+    worker = Worker(make_engine(), max_backlog=4)
     out = FileLoop(worker, TraceClock(trace)).run(sound)
-    assert worker.ledger[Count.SKIPPED] == 86  # 6 to 91: the first was ready at 740 ms, when 92 had come
+    assert worker.counters[Count.SKIPPED] == 86  # 6 to 91: the first was ready at 740 ms, when 92 had come
     faded = unit(5)
     out[:, faded] = late(sound)[:, faded]
     np.testing.assert_array_equal(out, late(sound))
@@ -195,8 +195,8 @@ def test_network_without_numbers_is_played_dry_with_a_fade(make_engine: Callable
     worker = Worker(make_engine(3e38))
     out = FileLoop(worker, MeasuredClock(instant=True)).run(sound)
     assert np.isfinite(out).all()
-    assert worker.ledger[Count.RESETS] == worker.ledger[Count.NOT_FINITE_OUT] == 1
-    assert worker.ledger[Count.SETTLING] == worker.ledger[Count.DRY] == 2
+    assert worker.counters[Count.RESETS] == worker.counters[Count.NOT_FINITE_OUT] == 1
+    assert worker.counters[Count.SETTLING] == worker.counters[Count.DRY] == 2
 
 
 @pytest.mark.parametrize("at, dry", [((10, 14), 4), ((10, 11), 3), ((10, 12), 4), ((10, 12, 14, 30), 8)])
@@ -206,10 +206,10 @@ def test_every_chunk_without_numbers_is_played_dry_however_late(
     sound = sound.copy()
     for number in at:
         sound[:, number * CHUNK + 5] = 3.0
-    worker = Worker(make_engine(3e38), spare=6)
+    worker = Worker(make_engine(3e38), extra_chunks=6)
     FileLoop(worker, MeasuredClock(instant=True)).run(sound)
-    assert worker.ledger[Count.NOT_FINITE_OUT] == len(at)
-    assert worker.ledger[Count.SETTLING] == worker.ledger[Count.DRY] == dry
+    assert worker.counters[Count.NOT_FINITE_OUT] == len(at)
+    assert worker.counters[Count.SETTLING] == worker.counters[Count.DRY] == dry
 
 
 def test_bypass_and_mix_fade(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
@@ -217,7 +217,7 @@ def test_bypass_and_mix_fade(make_engine: Callable[..., Any], sound: np.ndarray)
     loop = FileLoop(worker, MeasuredClock(instant=True))
     half = 8 * 1000 - 8000 % CHUNK
     first = loop.run(sound[:, :half])
-    worker.bridge.playout.bypass = True
+    worker.buffer.mixer.bypass = True
     second = loop.run(sound[:, half:])
     mixed = 0.875 * late(sound)
     np.testing.assert_allclose(first[:, 2 * CHUNK :], mixed[:, 2 * CHUNK : half], atol=1e-6)
@@ -225,12 +225,12 @@ def test_bypass_and_mix_fade(make_engine: Callable[..., Any], sound: np.ndarray)
     fade = np.arange(1, CHUNK + 1) / CHUNK
     expected = (1 - fade) * mixed[:, half : half + CHUNK] + fade * late(sound)[:, half : half + CHUNK]
     np.testing.assert_allclose(second[:, :CHUNK], expected, atol=1e-6)
-    assert worker.ledger[Count.DRY] == 0
+    assert worker.counters[Count.DRY] == 0
 
 
 def test_nothing_is_louder_than_the_limit_whatever_happens(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
     trace = np.random.default_rng(2).choice([1.0, 9.0, 30.0, 150.0], 125, p=[0.9, 0.05, 0.04, 0.01]).tolist()
-    worker = Worker(make_engine(50.0), max_behind=6)
+    worker = Worker(make_engine(50.0), max_backlog=6)
     out = FileLoop(worker, TraceClock(trace)).run(sound)
-    assert worker.ledger[Count.MISSES] > 5
+    assert worker.counters[Count.MISSES] > 5
     assert np.abs(out).max() <= np.abs(sound).max() * 10 ** (6 / 20) * (1 + 1e-6)

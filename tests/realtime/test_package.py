@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from audio_llm_realtime import __version__
 from audio_llm_realtime.clock import MeasuredClock
-from audio_llm_realtime.ledger import Count, Ledger
+from audio_llm_realtime.counters import Count, Counters
 from audio_llm_realtime.loop import FileLoop
 from audio_llm_realtime.report import histogram, percentiles
-from audio_llm_realtime.schedule import Wishes, scheduled
+from audio_llm_realtime.schedule import SchedulingOptions, apply_scheduling
 from audio_llm_realtime.worker import Worker
 
 PROJECT = Path(__file__).resolve().parents[2] / "realtime"
@@ -37,12 +37,12 @@ def test_nothing_else_is_imported() -> None:
     for name, tree in modules():
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                found = {alias.name.split(".")[0] for alias in node.names}
+                imported = {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                found = {(node.module or "").split(".")[0]}
+                imported = {(node.module or "").split(".")[0]}
             else:
                 continue
-            assert found <= allowed, name
+            assert imported <= allowed, name
 
 
 def test_only_the_command_line_prints() -> None:
@@ -52,7 +52,7 @@ def test_only_the_command_line_prints() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
-    assert printing == {"cli", "competitor"}  # the latter is a program of its own
+    assert printing == {"cli", "bench_load"}  # the latter is a program of its own
 
 
 def test_project_file_matches() -> None:
@@ -72,13 +72,13 @@ def test_help_loads_no_runtime_and_no_device() -> None:
 
 
 def test_loop_keeps_no_memory(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
-    loop = FileLoop(Worker(make_engine(0.5, 0.1, ledger=Ledger(1000))), MeasuredClock(instant=True))
+    loop = FileLoop(Worker(make_engine(0.5, 0.1, counters=Counters(1000))), MeasuredClock(instant=True))
     loop.run(sound)
-    own = [tracemalloc.Filter(True, "*audio_llm_realtime*")]  # what else runs in this process is not the loop's
+    of_package = [tracemalloc.Filter(True, "*audio_llm_realtime*")]  # what else runs in this process is not the loop's
 
     def held() -> int:
         gc.collect()
-        return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces(own).traces)
+        return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces(of_package).traces)
 
     tracemalloc.start()
     try:
@@ -91,36 +91,41 @@ def test_loop_keeps_no_memory(make_engine: Callable[..., Any], sound: np.ndarray
     assert growth < 10_000
 
 
-def test_ledger_keeps_the_last_times_and_counts_all() -> None:
-    ledger = Ledger(kept=4)
+def test_counters_keep_the_last_times_and_counts_all() -> None:
+    counters = Counters(capacity=4)
     for ms in range(1, 7):
-        ledger.ran(ms * 1_000_000, ms * 500_000, late=ms == 2)
-    ledger.skipped(3)
-    assert sorted(ledger.wall_ms) == [3.0, 4.0, 5.0, 6.0]
-    assert (ledger[Count.CHUNKS], ledger[Count.MISSES], ledger[Count.SKIPPED], ledger[Count.STALLS]) == (6, 4, 3, 4)
-    found = percentiles(ledger.wall_ms)
-    assert (found.p50, found.max) == (4.5, 6.0)
-    ledger.clear()
-    assert ledger.wall_ms.size == 0
-    assert percentiles(ledger.wall_ms).p999 == 0.0
+        counters.record_chunk(ms * 1_000_000, ms * 500_000, late=ms == 2)
+    counters.record_skipped(3)
+    assert sorted(counters.wall_ms) == [3.0, 4.0, 5.0, 6.0]
+    assert (counters[Count.CHUNKS], counters[Count.MISSES], counters[Count.SKIPPED], counters[Count.STALLS]) == (
+        6,
+        4,
+        3,
+        4,
+    )
+    result = percentiles(counters.wall_ms)
+    assert (result.p50, result.max) == (4.5, 6.0)
+    counters.clear()
+    assert counters.wall_ms.size == 0
+    assert percentiles(counters.wall_ms).p999 == 0.0
 
 
 def test_a_histogram_holds_every_chunk() -> None:
     times_ms = np.array([0.0, 0.05, 0.1, 0.11, 1.0, 7.9, 8.1, 500.0])
-    found = histogram(times_ms)
-    assert sum(found.chunks) == len(times_ms)
-    assert len(found.edges_ms) == len(found.chunks)
-    assert (found.chunks[0], found.chunks[-1]) == (2, 1)
-    for edge, following, count in zip(found.edges_ms, (*found.edges_ms[1:], np.inf), found.chunks, strict=True):
+    result = histogram(times_ms)
+    assert sum(result.chunks) == len(times_ms)
+    assert len(result.edges_ms) == len(result.chunks)
+    assert (result.chunks[0], result.chunks[-1]) == (2, 1)
+    for edge, following, count in zip(result.edges_ms, (*result.edges_ms[1:], np.inf), result.chunks, strict=True):
         assert count == ((times_ms >= edge) & (times_ms < following)).sum()
     assert not any(histogram(np.zeros(0)).chunks)
 
 
 def test_skipped_chunks_are_no_stall_where_the_network_is_slow() -> None:
-    ledger = Ledger()
-    ledger.ran(200_000_000, 190_000_000, late=True)
-    ledger.skipped(5)
-    assert (ledger[Count.MISSES], ledger[Count.STALLS]) == (6, 0)
+    counters = Counters()
+    counters.record_chunk(200_000_000, 190_000_000, late=True)
+    counters.record_skipped(5)
+    assert (counters[Count.MISSES], counters[Count.STALLS]) == (6, 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a system without these calls")
@@ -131,7 +136,7 @@ def test_schedule_is_given_back_and_refusals_are_said(monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
     before, interval = os.sched_getaffinity(0), sys.getswitchinterval()
     refused: list[str] = []
-    with scheduled(Wishes(fifo=True, cpu=min(before), no_gc=True), refused):
+    with apply_scheduling(SchedulingOptions(fifo=True, cpu=min(before), no_gc=True), refused):
         assert os.sched_getaffinity(0) == {min(before)}
         assert not gc.isenabled()
     assert refused == ["SCHED_FIFO was not granted: Operation not permitted"]

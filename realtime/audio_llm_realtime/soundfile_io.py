@@ -12,7 +12,7 @@ from audio_llm_realtime.contract import EARS
 from audio_llm_realtime.errors import SoundFileError
 
 _PIECE_FRAMES = 16_384  # libsndfile's Vorbis encoder keeps what it is given at once on the stack
-_KEPT_SUBTYPES = ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
+_PRESERVED_SUBTYPES = ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ def write_sound(path: Path, waveform: NDArray[np.float32], sample_rate: int, sub
     import soundfile
 
     check_writable(path)
-    kind = path.suffix[1:].upper()
+    extension = path.suffix[1:].upper()
     part = path.with_name(f".{path.name}.part")
     try:
-        kept = subtype in _KEPT_SUBTYPES and soundfile.check_format(kind, subtype)
-        chosen = subtype if kept else soundfile.default_subtype(kind)
-        with soundfile.SoundFile(part, "w", sample_rate, waveform.shape[0], chosen, format=kind) as file:
+        storable = subtype in _PRESERVED_SUBTYPES and soundfile.check_format(extension, subtype)
+        chosen = subtype if storable else soundfile.default_subtype(extension)
+        with soundfile.SoundFile(part, "w", sample_rate, waveform.shape[0], chosen, format=extension) as file:
             for start in range(0, waveform.shape[1], _PIECE_FRAMES):
                 file.write(waveform[:, start : start + _PIECE_FRAMES].T)
         part.replace(path)
@@ -98,8 +98,8 @@ def check_writable(path: Path) -> None:
     """
     import soundfile
 
-    kind = path.suffix[1:].upper()
-    if kind not in soundfile.available_formats() or soundfile.default_subtype(kind) is None:
+    extension = path.suffix[1:].upper()
+    if extension not in soundfile.available_formats() or soundfile.default_subtype(extension) is None:
         raise SoundFileError(f"no sound format has the ending {path.suffix!r}", path=path, remedy="write .wav")
     if not path.parent.is_dir():
         raise SoundFileError("the folder does not exist", path=path, remedy=f"create {path.parent}")

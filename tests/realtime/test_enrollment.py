@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from audio_llm_realtime.clock import MeasuredClock
 from audio_llm_realtime.contract import load_contract
-from audio_llm_realtime.enrol import Enroller
-from audio_llm_realtime.errors import ContractError, EnrolmentError, UsageError
-from audio_llm_realtime.ledger import Count
-from audio_llm_realtime.live import LiveEnrolment
+from audio_llm_realtime.counters import Count
+from audio_llm_realtime.enrollment import Enroller
+from audio_llm_realtime.errors import ContractError, EnrollmentError, UsageError
+from audio_llm_realtime.live_enrollment import LiveEnrollment
 from audio_llm_realtime.loop import FileLoop
 from audio_llm_realtime.worker import Worker
 
@@ -29,26 +29,26 @@ def enroller(contract: Any) -> Enroller:
 
 
 def test_look_becomes_a_vector(enroller: Enroller, sound: np.ndarray) -> None:
-    found = enroller.enrol(sound + np.float32(0.25), RATE)
-    np.testing.assert_allclose(found.vector, [[1.0, 0.0, np.mean(sound) + 0.25, 0.0]], rtol=1e-5)
-    assert (found.used_s, found.warnings) == (1.0, ())
+    enrollment = enroller.enroll(sound + np.float32(0.25), RATE)
+    np.testing.assert_allclose(enrollment.vector, [[1.0, 0.0, np.mean(sound) + 0.25, 0.0]], rtol=1e-5)
+    assert (enrollment.used_s, enrollment.warnings) == (1.0, ())
 
 
 def test_a_look_at_nobody_is_told(enroller: Enroller, sound: np.ndarray) -> None:
-    assert not enroller.enrol(sound, 16_000).warnings
-    (warning,) = enroller.enrol(sound - 0.3, 16_000).warnings  # whose mean is the level of the front in the tiny model
+    assert not enroller.enroll(sound, 16_000).warnings
+    (warning,) = enroller.enroll(sound - 0.3, 16_000).warnings  # whose mean is the level of the front in the tiny model
     assert "nobody" in warning
 
 
 def test_of_a_long_look_the_beginning_is_used_and_that_is_said(enroller: Enroller, sound: np.ndarray) -> None:
-    found = enroller.enrol(np.concatenate([sound, 0 * sound, sound + np.float32(0.4)], axis=1), RATE)
-    np.testing.assert_allclose(found.vector[0, 2], np.mean(sound) / 2, atol=1e-5)
-    assert found.used_s == 2.0
-    assert found.warnings == ("the look lasts 3.0 s; the first 2.0 s are used",)
+    enrollment = enroller.enroll(np.concatenate([sound, 0 * sound, sound + np.float32(0.4)], axis=1), RATE)
+    np.testing.assert_allclose(enrollment.vector[0, 2], np.mean(sound) / 2, atol=1e-5)
+    assert enrollment.used_s == 2.0
+    assert enrollment.warnings == ("the look lasts 3.0 s; the first 2.0 s are used",)
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (lambda x: (x, 48_000), "at 48000 Hz, not 16000 Hz"),
         (lambda x: (x[:1], RATE), "1 channel, not 2"),
@@ -61,12 +61,12 @@ def test_of_a_long_look_the_beginning_is_used_and_that_is_said(enroller: Enrolle
     ],
 )
 def test_looks_that_cannot_be_used(
-    enroller: Enroller, sound: np.ndarray, change: Callable[[np.ndarray], tuple[np.ndarray, int]], said: str
+    enroller: Enroller, sound: np.ndarray, change: Callable[[np.ndarray], tuple[np.ndarray, int]], message: str
 ) -> None:
     look, rate = change(sound)
-    with pytest.raises(EnrolmentError) as caught:
-        enroller.enrol(look, rate)
-    assert said in str(caught.value)
+    with pytest.raises(EnrollmentError) as caught:
+        enroller.enroll(look, rate)
+    assert message in str(caught.value)
     assert caught.value.remedy
 
 
@@ -78,28 +78,28 @@ def test_model_without_enrolment_says_so(make_model: Callable[..., Path]) -> Non
 def test_someone_is_enrolled_while_the_loop_runs(
     make_engine: Callable[..., Any], enroller: Enroller, sound: np.ndarray
 ) -> None:
-    worker, said = Worker(make_engine(0.25)), []
-    live = LiveEnrolment(worker, enroller, 1.0, said.append)
+    worker, messages = Worker(make_engine(0.25)), []
+    live = LiveEnrollment(worker, enroller, 1.0, messages.append)
     loop = FileLoop(worker, MeasuredClock(instant=True), live.poll)
     loop.run(sound)
-    live.ask()
-    live.ask()
+    live.request()
+    live.request()
     again = loop.run(np.concatenate([sound, sound], axis=1))
-    assert worker.ledger[Count.ENROLMENTS] == 1
-    assert said == ["face the person for 1 s", "a look is being recorded", "enrolled from 1.0 s"]
+    assert worker.counters[Count.ENROLMENTS] == 1
+    assert messages == ["face the person for 1 s", "a look is being recorded", "enrolled from 1.0 s"]
     late = np.concatenate([sound, sound, sound], axis=1)[:, RATE - 192 : -192]
     np.testing.assert_array_equal(again[:, 192:15_000], np.float32(0.25) * late[:, 192:15_000])
     np.testing.assert_array_equal(again[:, 17_000:], late[:, 17_000:])  # the vector's gain is 1
 
 
 def test_look_that_fails_changes_nobody(make_engine: Callable[..., Any], enroller: Enroller, sound: np.ndarray) -> None:
-    worker, said = Worker(make_engine(0.25)), []
-    live = LiveEnrolment(worker, enroller, 1.0, said.append)
+    worker, messages = Worker(make_engine(0.25)), []
+    live = LiveEnrollment(worker, enroller, 1.0, messages.append)
     loop = FileLoop(worker, MeasuredClock(instant=True), live.poll)
-    live.ask()
+    live.request()
     loop.run(0 * sound)
     assert "silent" in str(live.failure)
-    assert "not enrolled" in said[-1]
+    assert "not enrolled" in messages[-1]
     np.testing.assert_array_equal(loop.run(sound)[:, 384:], np.float32(0.25) * sound[:, 192:-192])
 
 
@@ -108,15 +108,15 @@ def test_look_too_short_to_enrol_is_refused_before_it_is_recorded(make_engine: C
         Worker(make_engine()).recorder.start(0.5)
 
 
-@pytest.mark.parametrize("seconds, said", [(1.5, "1.5 s"), (15.0, "2 s, the most"), (float("inf"), "2 s, the most")])
+@pytest.mark.parametrize("seconds, message", [(1.5, "1.5 s"), (15.0, "2 s, the most"), (float("inf"), "2 s, the most")])
 def test_look_is_announced_as_long_as_it_is_recorded(
-    make_engine: Callable[..., Any], enroller: Enroller, sound: np.ndarray, seconds: float, said: str
+    make_engine: Callable[..., Any], enroller: Enroller, sound: np.ndarray, seconds: float, message: str
 ) -> None:
     worker, lines = Worker(make_engine()), []
-    live = LiveEnrolment(worker, enroller, seconds, lines.append)
-    live.ask()
+    live = LiveEnrollment(worker, enroller, seconds, lines.append)
+    live.request()
     FileLoop(worker, MeasuredClock(instant=True), live.poll).run(np.concatenate([sound, sound, sound], axis=1))
-    assert lines[0].startswith(f"face the person for {said}")
+    assert lines[0].startswith(f"face the person for {message}")
     assert lines[1] == f"enrolled from {live.seconds:.1f} s"
 
 
@@ -124,42 +124,42 @@ def test_live_look_too_short_is_refused_before_anything_runs(
     make_engine: Callable[..., Any], enroller: Enroller
 ) -> None:
     with pytest.raises(UsageError, match=r"0\.5 s is too short \(give 1 s or more\)"):
-        LiveEnrolment(Worker(make_engine()), enroller, 0.5, print)
+        LiveEnrollment(Worker(make_engine()), enroller, 0.5, print)
 
 
 def test_enrolment_beside_the_loop_holds_nothing_up(
     make_engine: Callable[..., Any], enroller: Enroller, sound: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, said, go_on, enrol = Worker(make_engine(0.25)), [], threading.Event(), enroller.enrol
+    worker, messages, go_on, enroll = Worker(make_engine(0.25)), [], threading.Event(), enroller.enroll
 
     def slow(look: np.ndarray, sample_rate: int) -> Any:
         assert go_on.wait(30)
-        return enrol(look, sample_rate)
+        return enroll(look, sample_rate)
 
-    monkeypatch.setattr(enroller, "enrol", slow)
-    with ThreadPoolExecutor(1) as beside:
-        live = LiveEnrolment(worker, enroller, 1.0, said.append, beside)
+    monkeypatch.setattr(enroller, "enroll", slow)
+    with ThreadPoolExecutor(1) as executor:
+        live = LiveEnrollment(worker, enroller, 1.0, messages.append, executor)
         loop = FileLoop(worker, MeasuredClock(instant=True), live.poll)
-        live.ask()
+        live.request()
         loop.run(sound)
         while_it_runs = loop.run(sound)
-        live.ask()
+        live.request()
         go_on.set()
         live.poll(wait=True)
-    assert said == ["face the person for 1 s", "a look is being recorded", "enrolled from 1.0 s"]
+    assert messages == ["face the person for 1 s", "a look is being recorded", "enrolled from 1.0 s"]
     np.testing.assert_array_equal(while_it_runs[:, 192:], np.float32(0.25) * sound[:, :-192])
     np.testing.assert_array_equal(loop.run(sound)[:, 384:], sound[:, 192:-192])
 
 
-@pytest.mark.parametrize("spare", [0, 6])
+@pytest.mark.parametrize("extra_chunks", [0, 6])
 def test_first_person_is_heard_without_a_gap(
-    make_engine: Callable[..., Any], enroller: Enroller, sound: np.ndarray, spare: int
+    make_engine: Callable[..., Any], enroller: Enroller, sound: np.ndarray, extra_chunks: int
 ) -> None:
-    worker = Worker(make_engine(0.0), spare=spare)  # as if for nobody: silence
-    worker.bridge.playout.enrolled = False
-    live = LiveEnrolment(worker, enroller, 1.0, print)
-    live.ask()
+    worker = Worker(make_engine(0.0), extra_chunks=extra_chunks)  # as if for nobody: silence
+    worker.buffer.mixer.enrolled = False
+    live = LiveEnrollment(worker, enroller, 1.0, print)
+    live.request()
     loop, long = FileLoop(worker, MeasuredClock(instant=True), live.poll), np.concatenate([sound, sound], axis=1)
-    out, delay = loop.run(long), worker.bridge.delay
-    assert worker.bridge.playout.enrolled
+    out, delay = loop.run(long), worker.buffer.delay
+    assert worker.buffer.mixer.enrolled
     np.testing.assert_allclose(out[:, delay:], long[:, :-delay], atol=1e-6)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from audio_llm_realtime.contract import EARS
 
 
-class Playout:
+class OutputMixer:
     """Mixes wet and dry units of fixed length, and fades over one unit where their shares change.
 
     Where the wet unit is missing, the last one is played backwards under the fade: the sound goes on without a step,
@@ -24,22 +24,22 @@ class Playout:
         enrolled: There is somebody to be heard; without, the dry signal is played.
     """
 
-    def __init__(self, unit: int, wet: float = 1.0) -> None:
+    def __init__(self, chunk_frames: int, wet: float = 1.0) -> None:
         self.wet = wet
         self.bypass = False
         self.enrolled = True
-        self._share = 0.0  # of the wet signal at the end of the last unit
-        self._begun = False
-        self._ramp = (np.arange(1, unit + 1) / unit).astype(np.float32)
-        self._gain = np.zeros(unit, np.float32)
-        self._backwards = np.zeros((EARS, unit), np.float32)
+        self._wet_fraction = 0.0  # of the wet signal at the end of the last unit
+        self._started = False
+        self._ramp = (np.arange(1, chunk_frames + 1) / chunk_frames).astype(np.float32)
+        self._gain = np.zeros(chunk_frames, np.float32)
+        self._backwards = np.zeros((EARS, chunk_frames), np.float32)
 
     @property
-    def wanted(self) -> float:
+    def target_wet(self) -> float:
         """Share of the wet signal that the listener asked for."""
         return self.wet if self.enrolled and not self.bypass else 0.0
 
-    def play(self, wet: NDArray[np.float32] | None, dry: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    def mix(self, wet: NDArray[np.float32] | None, dry: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Mix one unit.
 
         Args:
@@ -47,9 +47,9 @@ class Playout:
             dry: (2, unit) float32, equally late.
             out: (2, unit) float32 to write to.
         """
-        before, after = self._share, self.wanted if wet is not None else 0.0
-        if not self._begun:  # what came before was silence
-            before, self._begun = after, True
+        before, after = self._wet_fraction, self.target_wet if wet is not None else 0.0
+        if not self._started:  # what came before was silence
+            before, self._started = after, True
         source = wet if wet is not None else self._backwards
         if before == after == 0.0:
             out[:] = dry
@@ -63,4 +63,4 @@ class Playout:
             out += dry
         if wet is not None:
             self._backwards[:] = wet[:, ::-1]
-        self._share = after
+        self._wet_fraction = after

@@ -18,11 +18,11 @@ PROJECT = Path(__file__).resolve().parents[2] / "realtime"
 BEGIN = """
 import fcntl, os, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from audio_llm_realtime.keys import Requests, listening, read_keys
+from audio_llm_realtime.controls import Requests, capture_controls, read_keys
 requests = Requests()
 """
 LISTEN = """
-with listening(requests):
+with capture_controls(requests):
     print("listening", flush=True)
     until = time.monotonic() + 30
     while not requests.quit and time.monotonic() < until:
@@ -34,7 +34,7 @@ BACKGROUND = """
 job = os.fork()
 if not job:
     os.setpgid(0, 0)
-    with listening(requests):
+    with capture_controls(requests):
         read_keys(requests)
     os._exit(0)
 _, status = os.waitpid(job, os.WUNTRACED)

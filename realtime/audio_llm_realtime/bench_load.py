@@ -14,7 +14,7 @@ PRIORITY = 60
 _PERIOD_NS = 10_000_000
 
 
-def main(core: int, busy_share: float) -> None:
+def main(core: int, busy_fraction: float) -> None:
     """Burn until the parent process is gone."""
     parent = os.getppid()
     os.sched_setaffinity(0, {core})
@@ -25,7 +25,7 @@ def main(core: int, busy_share: float) -> None:
         print("equal", flush=True)
     begin = time.perf_counter_ns()
     while os.getppid() == parent:
-        while time.perf_counter_ns() - begin < busy_share * _PERIOD_NS:
+        while time.perf_counter_ns() - begin < busy_fraction * _PERIOD_NS:
             pass
         begin += _PERIOD_NS
         wait_ns = begin - time.perf_counter_ns()

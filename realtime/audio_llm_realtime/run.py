@@ -13,28 +13,28 @@ from numpy.typing import NDArray
 
 from audio_llm_realtime.clock import Clock, MeasuredClock, RealClock
 from audio_llm_realtime.contract import EARS, Contract
+from audio_llm_realtime.controls import Requests, capture_controls, read_keys
+from audio_llm_realtime.counters import Count
 from audio_llm_realtime.device import DeviceLoop, choose_devices
 from audio_llm_realtime.engine import Engine
-from audio_llm_realtime.enrol import Enroller
-from audio_llm_realtime.errors import ContractError, EnrolmentError, HearingError, UsageError
-from audio_llm_realtime.guard import Cleaner
-from audio_llm_realtime.keys import Requests, listening, read_keys
-from audio_llm_realtime.ledger import Count
-from audio_llm_realtime.live import LiveEnrolment
+from audio_llm_realtime.enrollment import Enroller
+from audio_llm_realtime.errors import ContractError, EnrollmentError, RealtimeError, UsageError
+from audio_llm_realtime.live_enrollment import LiveEnrollment
 from audio_llm_realtime.loop import FileLoop
 from audio_llm_realtime.report import Report, check_report, make_report, write_json
 from audio_llm_realtime.resample import resample
-from audio_llm_realtime.schedule import Wishes, scheduled
-from audio_llm_realtime.sound import check_writable, read_sound, write_sound
+from audio_llm_realtime.sanitize import Sanitizer
+from audio_llm_realtime.schedule import SchedulingOptions, apply_scheduling
+from audio_llm_realtime.soundfile_io import check_writable, read_sound, write_sound
 from audio_llm_realtime.worker import Worker
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 Progress = Callable[[int, int], None]
 _SHOWN_CHUNKS = 125  # between two signs of progress, one second of sound
 
 
 @dataclass(frozen=True)
-class HearSettings:
+class RunSettings:
     """What the listener wants.
 
     Attributes:
@@ -48,23 +48,23 @@ class HearSettings:
         overwrite: Replace an output file that is there already.
     """
 
-    look: Path | None
-    live_s: float
-    live_first: bool
+    enrollment: Path | None
+    live_enrollment_s: float
+    record_first: bool
     wet: float = 1.0
-    spare: int = 0
-    wishes: Wishes = field(default_factory=Wishes)
+    extra_chunks: int = 0
+    scheduling: SchedulingOptions = field(default_factory=SchedulingOptions)
     report: Path | None = None
     overwrite: bool = False
 
 
-def hear_file(
+def run_file(
     contract: Contract,
-    settings: HearSettings,
+    settings: RunSettings,
     source: Path,
     target: Path,
     realtime: bool,
-    say: Say,
+    notify: Notify,
     progress: Progress | None = None,
 ) -> Report:
     """Extract the person from a file.
@@ -85,33 +85,33 @@ def hear_file(
     check_writable(target)
     _check_files(settings, source, target)
     sound = read_sound(source)
-    worker, enroller = _prepare(contract, settings, contract.sample_rate, say)
+    worker, enroller = _prepare(contract, settings, contract.sample_rate, notify)
     waveform = sound.waveform
     if waveform.shape[0] == 1:
-        say(f"warning: {source}: one channel; both ears get the same, and where people are is lost")
+        notify(f"warning: {source}: one channel; both ears get the same, and where people are is lost")
         waveform = np.repeat(waveform, EARS, axis=0)
-    Cleaner(EARS, waveform.shape[1], worker.ledger).clean(waveform)
+    Sanitizer(EARS, waveform.shape[1], worker.counters).sanitize(waveform)
     at_rate = resample(waveform, sound.sample_rate, contract.sample_rate)
     refused: list[str] = []
-    with _thread_beside(realtime) as beside:
-        live = _live(worker, enroller, settings, say, beside)
-        with scheduled(settings.wishes, refused):
+    with _enrollment_thread(realtime) as executor:
+        live = _live_enrollment(worker, enroller, settings, notify, executor)
+        with apply_scheduling(settings.scheduling, refused):
             for line in refused:
-                say(f"warning: {line}")
+                notify(f"warning: {line}")
             extracted = _run_aligned(worker, RealClock() if realtime else MeasuredClock(True), live, at_rate, progress)
         if live is not None:
             live.poll(wait=True)
-    if live is not None and not worker.ledger[Count.ENROLMENTS]:
-        raise _nobody_enrolled(live, source)
-    back = resample(extracted, contract.sample_rate, sound.sample_rate)
-    clipped = write_sound(target, back[:, : waveform.shape[1]], sound.sample_rate, sound.subtype)
+    if live is not None and not worker.counters[Count.ENROLMENTS]:
+        raise _no_speaker_error(live, source)
+    output = resample(extracted, contract.sample_rate, sound.sample_rate)
+    clipped = write_sound(target, output[:, : waveform.shape[1]], sound.sample_rate, sound.subtype)
     if clipped:
-        say(f"warning: {target}: {clipped} samples were beyond full scale and are clipped")
+        notify(f"warning: {target}: {clipped} samples were beyond full scale and are clipped")
     return _finish(make_report(worker, refused=tuple(refused)), settings)
 
 
-def hear_devices(
-    contract: Contract, settings: HearSettings, input_number: int | None, output_number: int | None, say: Say
+def run_devices(
+    contract: Contract, settings: RunSettings, input_number: int | None, output_number: int | None, notify: Notify
 ) -> Report:
     """Hear the person through headphones until told to end.
 
@@ -128,44 +128,44 @@ def hear_devices(
     """
     _check_files(settings)
     pair = choose_devices(input_number, output_number, contract.sample_rate)
-    worker, enroller = _prepare(contract, settings, pair.sample_rate, say)
+    worker, enroller = _prepare(contract, settings, pair.sample_rate, notify)
     if pair.input.inputs < EARS:
-        say(f"warning: {pair.input.name!r} has one channel; both ears get the same, and where people are is lost")
-    live = _live(worker, enroller, settings, say)
-    loop = DeviceLoop(worker, pair, settings.wishes, say)
+        notify(f"warning: {pair.input.name!r} has one channel; both ears get the same, and where people are is lost")
+    live = _live_enrollment(worker, enroller, settings, notify)
+    loop = DeviceLoop(worker, pair, settings.scheduling, notify)
     requests = Requests()
-    say(f"{pair.input.name!r} to {pair.output.name!r} at {pair.sample_rate} Hz; e enrols anew, b bypasses, q ends")
+    notify(f"{pair.input.name!r} to {pair.output.name!r} at {pair.sample_rate} Hz; e enrols anew, b bypasses, q ends")
 
     def control() -> bool:
         read_keys(requests)
         if requests.bypass:
             requests.bypass = False
-            worker.bridge.playout.bypass = not worker.bridge.playout.bypass
-            say("bypassed" if worker.bridge.playout.bypass else "no longer bypassed")
-        if requests.enrol:
-            requests.enrol = False
-            _enrol_anew(live, say)
+            worker.buffer.mixer.bypass = not worker.buffer.mixer.bypass
+            notify("bypassed" if worker.buffer.mixer.bypass else "no longer bypassed")
+        if requests.enroll:
+            requests.enroll = False
+            _request_enrollment(live, notify)
         if live is not None:
             live.poll()
         return not requests.quit
 
     try:
-        with listening(requests):
+        with capture_controls(requests):
             loop.run(control)
     except BaseException:
         try:
             _finish(make_report(worker, loop.device_ms, tuple(loop.refused)), settings)
-        except HearingError as error:  # what ended the session matters more
-            say(f"warning: {error}")
+        except RealtimeError as error:  # what ended the session matters more
+            notify(f"warning: {error}")
         raise
     return _finish(make_report(worker, loop.device_ms, tuple(loop.refused)), settings)
 
 
-def _check_files(settings: HearSettings, source: Path | None = None, target: Path | None = None) -> None:
+def _check_files(settings: RunSettings, source: Path | None = None, target: Path | None = None) -> None:
     """Refuse what would replace a file that is read, or that is there already; check the report's name."""
-    report, read = settings.report, {"input": source, "look": settings.look}
-    for path, others in ((target, read), (report, {**read, "output": target})):
-        for what, other in others.items():
+    report, read = settings.report, {"input": source, "look": settings.enrollment}
+    for path, protected in ((target, read), (report, {**read, "output": target})):
+        for what, other in protected.items():
             if path is not None and other is not None and _same(path, other):
                 raise UsageError(f"is the {what} itself", path=path, remedy="give another name")
     if target is not None and target.exists() and not settings.overwrite:
@@ -179,58 +179,62 @@ def _same(path: Path, other: Path) -> bool:
     return path.samefile(other) if there else path.resolve() == other.resolve()
 
 
-def _prepare(contract: Contract, settings: HearSettings, sample_rate: int, say: Say) -> tuple[Worker, Enroller | None]:
+def _prepare(
+    contract: Contract, settings: RunSettings, sample_rate: int, notify: Notify
+) -> tuple[Worker, Enroller | None]:
     """Return a worker whose engine knows the person, and what enrols others."""
-    named = settings.look is not None or settings.live_first
+    named = settings.enrollment is not None or settings.record_first
     if contract.stream.conditions and not named:
         raise UsageError("nobody is enrolled", remedy="give --enroll LOOK.wav or --enroll-live SECONDS")
-    if contract.stream.conditions and contract.enrolment is None:
+    if contract.stream.conditions and contract.enrollment is None:
         raise ContractError("this model cannot enrol", path=contract.folder, remedy="export one with an enrolment")
     if not contract.stream.conditions and named:
         remedy = "leave out --enroll and --enroll-live, or give another model"
         raise UsageError("this model takes nobody's look", path=contract.folder, remedy=remedy)
     engine = Engine(contract)
-    worker = Worker(engine, sample_rate, settings.wet, spare=settings.spare)
+    worker = Worker(engine, sample_rate, settings.wet, extra_chunks=settings.extra_chunks)
     if not contract.stream.conditions:
         return worker, None
     enroller = Enroller(contract)
-    if settings.look is None:
-        worker.bridge.playout.enrolled = False
+    if settings.enrollment is None:
+        worker.buffer.mixer.enrolled = False
         return worker, enroller
-    look = read_sound(settings.look)
+    enrollment = read_sound(settings.enrollment)
     try:
-        found = enroller.enrol(resample(look.waveform, look.sample_rate, contract.sample_rate), contract.sample_rate)
-    except EnrolmentError as error:
-        raise EnrolmentError(error.message, path=settings.look, remedy=error.remedy) from None
-    for warning in found.warnings:
-        say(f"warning: {settings.look}: {warning}")
-    engine.set_conditions(found.vector)
-    worker.ledger.add(Count.ENROLMENTS)
+        result = enroller.enroll(
+            resample(enrollment.waveform, enrollment.sample_rate, contract.sample_rate), contract.sample_rate
+        )
+    except EnrollmentError as error:
+        raise EnrollmentError(error.message, path=settings.enrollment, remedy=error.remedy) from None
+    for warning in result.warnings:
+        notify(f"warning: {settings.enrollment}: {warning}")
+    engine.set_conditions(result.vector)
+    worker.counters.add(Count.ENROLMENTS)
     return worker, enroller
 
 
-def _live(
-    worker: Worker, enroller: Enroller | None, settings: HearSettings, say: Say, beside: Executor | None = None
-) -> LiveEnrolment | None:
+def _live_enrollment(
+    worker: Worker, enroller: Enroller | None, settings: RunSettings, notify: Notify, executor: Executor | None = None
+) -> LiveEnrollment | None:
     if enroller is None:
         return None
-    live = LiveEnrolment(worker, enroller, settings.live_s, say, beside)
-    if settings.live_first:
-        live.ask()
+    live = LiveEnrollment(worker, enroller, settings.live_enrollment_s, notify, executor)
+    if settings.record_first:
+        live.request()
     return live
 
 
-def _enrol_anew(live: LiveEnrolment | None, say: Say) -> None:
+def _request_enrollment(live: LiveEnrollment | None, notify: Notify) -> None:
     if live is None:
-        say("this model takes nobody's look")
+        notify("this model takes nobody's look")
     else:
-        live.ask()
+        live.request()
 
 
 @contextlib.contextmanager
-def _thread_beside(wanted: bool) -> Iterator[Executor | None]:
+def _enrollment_thread(enabled: bool) -> Iterator[Executor | None]:
     """Yield a thread that exists before the calling one is scheduled: a later one would inherit its class and core."""
-    if not wanted:
+    if not enabled:
         yield None
         return
     with ThreadPoolExecutor(1, "enrolment") as pool:
@@ -239,18 +243,18 @@ def _thread_beside(wanted: bool) -> Iterator[Executor | None]:
 
 
 def _run_aligned(
-    worker: Worker, clock: Clock, live: LiveEnrolment | None, waveform: NDArray[np.float32], progress: Progress | None
+    worker: Worker, clock: Clock, live: LiveEnrollment | None, waveform: NDArray[np.float32], progress: Progress | None
 ) -> NDArray[np.float32]:
     """Return (2, T) float32 of (2, T), without the loop's delay."""
-    length, delay, unit = waveform.shape[1], worker.bridge.delay, worker.bridge.unit
-    padded = np.pad(waveform, ((0, 0), (0, delay + -(length + delay) % unit)))
-    chunks = padded.shape[1] // unit
+    length, delay, chunk_frames = waveform.shape[1], worker.buffer.delay, worker.buffer.chunk_frames
+    padded = np.pad(waveform, ((0, 0), (0, delay + -(length + delay) % chunk_frames)))
+    chunks = padded.shape[1] // chunk_frames
 
     def after_chunk() -> None:
         if live is not None:
             live.poll()
-        if progress is not None and worker.number < chunks and worker.number % _SHOWN_CHUNKS == 0:
-            progress(worker.number, chunks)
+        if progress is not None and worker.chunk_index < chunks and worker.chunk_index % _SHOWN_CHUNKS == 0:
+            progress(worker.chunk_index, chunks)
 
     out = FileLoop(worker, clock, after_chunk).run(padded)
     if progress is not None:
@@ -258,14 +262,14 @@ def _run_aligned(
     return out[:, delay : delay + length]
 
 
-def _nobody_enrolled(live: LiveEnrolment, source: Path) -> EnrolmentError:
+def _no_speaker_error(live: LiveEnrollment, source: Path) -> EnrollmentError:
     if live.failure is not None:
-        return EnrolmentError(live.failure.message, path=source, remedy=live.failure.remedy)
+        return EnrollmentError(live.failure.message, path=source, remedy=live.failure.remedy)
     message = f"{live.seconds:g} s of look are more than the file has"
-    return EnrolmentError(message, path=source, remedy="give --enroll LOOK.wav, or fewer seconds to --enroll-live")
+    return EnrollmentError(message, path=source, remedy="give --enroll LOOK.wav, or fewer seconds to --enroll-live")
 
 
-def _finish(report: Report, settings: HearSettings) -> Report:
+def _finish(report: Report, settings: RunSettings) -> Report:
     if settings.report is not None:
         write_json(settings.report, report.to_json())
     return report

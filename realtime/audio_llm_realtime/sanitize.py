@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from audio_llm_realtime.ledger import Count, Ledger
+from audio_llm_realtime.counters import Count, Counters
 
 LIMIT_DB = 6.0  # how much louder than the input of the last second the output may be
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -14,7 +14,7 @@ _SMALLEST_NORMAL = np.uint32(0x00800000)
 _ONE = np.uint32(1)
 
 
-class Cleaner:
+class Sanitizer:
     """Replaces NaN, infinity and denormal numbers by zero and counts them.
 
     It looks at bits, because a processor told to take denormals as zero does not show them otherwise.
@@ -25,12 +25,12 @@ class Cleaner:
         ledger: Counts what was replaced.
     """
 
-    def __init__(self, channels: int, most: int, ledger: Ledger) -> None:
+    def __init__(self, channels: int, most: int, counters: Counters) -> None:
         self._bits = np.zeros((channels, most), np.uint32)
         self._lowered = np.zeros((channels, most), np.uint32)
-        self._ledger = ledger
+        self._counters = counters
 
-    def clean(self, block: NDArray[np.float32]) -> float:
+    def sanitize(self, block: NDArray[np.float32]) -> float:
         """Clean a block in place and return its peak.
 
         Few passes, because in a loop with pauses each costs more than its arithmetic.
@@ -54,9 +54,9 @@ class Cleaner:
             return float(np.abs(block).max())
         return float(peak.view(np.float32)) if peak >= _SMALLEST_NORMAL else 0.0
 
-    def _replace(self, block: NDArray[np.float32], found: NDArray[np.bool_], what: Count) -> None:
-        block[found] = 0.0
-        self._ledger.add(what, int(np.count_nonzero(found)))
+    def _replace(self, block: NDArray[np.float32], mask: NDArray[np.bool_], kind: Count) -> None:
+        block[mask] = 0.0
+        self._counters.add(kind, int(np.count_nonzero(mask)))
 
 
 class Limiter:
@@ -68,21 +68,21 @@ class Limiter:
         ledger: Counts the chunks that would have.
     """
 
-    def __init__(self, chunks: int, limit_db: float, ledger: Ledger) -> None:
+    def __init__(self, chunks: int, limit_db: float, counters: Counters) -> None:
         self._peaks = np.zeros(chunks, np.float32)
-        self._place = 0
+        self._index = 0
         self._factor = np.float32(10.0 ** (limit_db / 20.0))
-        self._ledger = ledger
+        self._counters = counters
 
     def reset(self) -> None:
         """Forget what was heard."""
         self._peaks[:] = 0.0
-        self._place = 0
+        self._index = 0
 
-    def hear(self, peak: float) -> None:
+    def update(self, peak: float) -> None:
         """Note the peak of an input chunk."""
-        self._peaks[self._place] = peak
-        self._place = (self._place + 1) % len(self._peaks)
+        self._peaks[self._index] = peak
+        self._index = (self._index + 1) % len(self._peaks)
 
     def within(self, sound: NDArray[np.float32]) -> bool:
         """True where an output chunk is finite and not too loud."""
@@ -93,4 +93,4 @@ class Limiter:
         """Clip an output chunk in place."""
         most = self._peaks.max() * self._factor
         np.clip(sound, -most, most, out=sound)
-        self._ledger.add(Count.LIMITED)
+        self._counters.add(Count.LIMITED)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audio_llm_realtime.sound import read_sound, write_sound
+from audio_llm_realtime.soundfile_io import read_sound, write_sound
 
 soundfile = pytest.importorskip("soundfile")
 RATE = 16_000
 LONG = """
 import sys, numpy
 from pathlib import Path
-from audio_llm_realtime.sound import write_sound
+from audio_llm_realtime.soundfile_io import write_sound
 noise = numpy.random.default_rng(0).uniform(-0.1, 0.1, (2, 2_000_000)).astype(numpy.float32)
 write_sound(Path(sys.argv[1]), noise, 16_000, "PCM_16")
 """

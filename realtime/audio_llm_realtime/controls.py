@@ -21,19 +21,19 @@ class Requests:
     """
 
     def __init__(self) -> None:
-        self.enrol = False
+        self.enroll = False
         self.bypass = False
         self.quit = False
 
     def press(self, key: str) -> None:
         """Note a key: e, b or q; others mean nothing."""
-        self.enrol |= key == "e"
+        self.enroll |= key == "e"
         self.bypass |= key == "b"
         self.quit |= key == "q"
 
 
 @contextlib.contextmanager
-def listening(requests: Requests) -> Iterator[None]:
+def capture_controls(requests: Requests) -> Iterator[None]:
     """Note SIGUSR1 (enrol anew), SIGUSR2 (bypass) and SIGTERM (end), and have a terminal give keys one by one."""
     with contextlib.ExitStack() as undo:
         for name, key in (("SIGUSR1", "e"), ("SIGUSR2", "b"), ("SIGTERM", "q")):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 STALL_CPU_NS = 4_000_000
-DEFAULT_KEPT = 75_000  # chunks whose times are kept: ten minutes
+DEFAULT_CAPACITY = 75_000  # chunks whose times are kept: ten minutes
 
 
 class Count(IntEnum):
@@ -32,7 +32,7 @@ class Count(IntEnum):
     OUTPUT_UNDERFLOWS = 15
 
 
-class Ledger:
+class Counters:
     """Counts and times of one run.
 
     Args:
@@ -42,20 +42,20 @@ class Ledger:
         counts: (len(Count),) int64.
     """
 
-    def __init__(self, kept: int = DEFAULT_KEPT) -> None:
+    def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
         self.counts = np.zeros(len(Count), np.int64)
-        self._wall_ns = np.full(kept, -1, np.int64)  # written now, so that no page is mapped later
-        self._cpu_ns = np.full(kept, -1, np.int64)
+        self._wall_ns = np.full(capacity, -1, np.int64)  # written now, so that no page is mapped later
+        self._cpu_ns = np.full(capacity, -1, np.int64)
         self._last_cpu_ns = 0
 
-    def __getitem__(self, what: Count) -> int:
-        return int(self.counts[what])
+    def __getitem__(self, kind: Count) -> int:
+        return int(self.counts[kind])
 
-    def add(self, what: Count, number: int = 1) -> None:
+    def add(self, kind: Count, number: int = 1) -> None:
         """Count so many more."""
-        self.counts[what] += number
+        self.counts[kind] += number
 
-    def ran(self, wall_ns: int, cpu_ns: int, late: bool) -> None:
+    def record_chunk(self, wall_ns: int, cpu_ns: int, late: bool) -> None:
         """Note a chunk that was run.
 
         Args:
@@ -63,18 +63,18 @@ class Ledger:
             cpu_ns: CPU time of the thread that ran it.
             late: It was not ready when its turn came.
         """
-        place = self.counts[Count.CHUNKS] % len(self._wall_ns)
-        self._wall_ns[place] = wall_ns
-        self._cpu_ns[place] = cpu_ns
+        index = self.counts[Count.CHUNKS] % len(self._wall_ns)
+        self._wall_ns[index] = wall_ns
+        self._cpu_ns[index] = cpu_ns
         self._last_cpu_ns = cpu_ns
         self.counts[Count.CHUNKS] += 1
         if late:
-            self._missed(1)
+            self._record_misses(1)
 
-    def skipped(self, number: int) -> None:
+    def record_skipped(self, number: int) -> None:
         """Note chunks that were never run; they were stalls if the chunk that held them up was one."""
         self.counts[Count.SKIPPED] += number
-        self._missed(number)
+        self._record_misses(number)
 
     def clear(self) -> None:
         """Begin anew."""
@@ -92,7 +92,7 @@ class Ledger:
         """(N,) CPU times of the kept chunks."""
         return self._cpu_ns[: self[Count.CHUNKS]] / 1e6
 
-    def _missed(self, number: int) -> None:
+    def _record_misses(self, number: int) -> None:
         self.counts[Count.MISSES] += number
         if self._last_cpu_ns < STALL_CPU_NS:
             self.counts[Count.STALLS] += number
