@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _differences(done: Any) -> str:
     parts = [f"largest difference from the network: sound {done.stream.sound:.1e} in {done.stream.compared} chunks"]
-    if done.enrolment is not None:
-        parts.append(f"enrolment {done.enrolment.sound:.1e} in {done.enrolment.compared} looks")
+    if done.enrollment is not None:
+        parts.append(f"enrolment {done.enrollment.sound:.1e} in {done.enrollment.compared} looks")
     if done.int8 is not None:
         parts.append(f"with weights of 8 bits, sound {done.int8.sound:.1e}")
     return ", ".join(parts)

@@ -6,8 +6,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 FORMAT, VERSION, NAME = "audio-llm-hearing", 2, "tse.json"
+_STORED_KEYS = {  # keys of version 2 that differ from the field's name
+    "enrollment": "enrolment",
+    "recording": "look",
+    "frontal_level": "front",
+    "least_frontal_level_db": "least_front_db",
+}
 
 
 @dataclass(frozen=True)
@@ -41,15 +48,15 @@ class StreamPart:
 
 
 @dataclass(frozen=True)
-class EnrolmentPart:
+class EnrollmentPart:
     """What learns from a look who is wanted; below the least level of `front` nobody seems to talk there."""
 
     file: str
     sha256: str
-    look: Port
+    recording: Port
     vector: Port
-    front: Port
-    least_front_db: float
+    frontal_level: Port
+    least_frontal_level_db: float
     least_samples: int
     most_samples: int
 
@@ -73,12 +80,18 @@ class Contract:
     latency_samples: int
     model: Model
     stream: StreamPart
-    enrolment: EnrolmentPart | None
+    enrollment: EnrollmentPart | None
     versions: dict[str, str]
 
     def to_json(self) -> str:
         """Return the document, the same for the same contract."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
+        document = asdict(self, dict_factory=_with_stored_keys)
+        return json.dumps({"format": FORMAT, "version": VERSION, **document}, indent=1) + "\n"
+
+
+def _with_stored_keys(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a dataclass under their keys in the document."""
+    return {_STORED_KEYS.get(name, name): value for name, value in fields}
 
 
 def sha256(path: Path) -> str:

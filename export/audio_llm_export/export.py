@@ -20,14 +20,14 @@ from audio_llm.tse.enrolment import EnrolmentEncoder
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.gridnet import GridNet
 from audio_llm.tse.models import load_model
-from audio_llm_export import contract, enrolment, stream
+from audio_llm_export import contract, enrollment, stream
 from audio_llm_export.extractor_step import EARS
-from audio_llm_export.halves import is_half, round_to_half
+from audio_llm_export.half_precision import is_half, round_to_half
 from audio_llm_export.int8 import write_int8
-from audio_llm_export.parity import Parity, compare_enrolment, compare_stream
+from audio_llm_export.parity import Parity, compare_enrollment, compare_stream
 
 DEFAULT_MODEL = "tse-small"
-STREAM_FILE, INT8_FILE, ENROLMENT_FILE = "tse.onnx", "tse.int8.onnx", "enrolment.onnx"
+STREAM_FILE, INT8_FILE, ENROLLMENT_FILE = "tse.onnx", "tse.int8.onnx", "enrolment.onnx"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Exported:
     files: tuple[str, ...]
     size_bytes: int
     stream: Parity
-    enrolment: Parity | None
+    enrollment: Parity | None
     int8: Parity | None
     lossless: bool
 
@@ -78,7 +78,7 @@ def export_tse(
     lossless = is_half(loaded.hearing)
     hearing = round_to_half(loaded.hearing).eval()
     encoder = EnrolmentEncoder(hearing).eval()
-    return _export(stream.hearing_stream(hearing), encoder, model, Path(folder), int8, lossless)
+    return _export(stream.target_speaker_stream(hearing), encoder, model, Path(folder), int8, lossless)
 
 
 def export_gridnet(
@@ -104,27 +104,27 @@ def _export(
     try:
         path = temporary / STREAM_FILE
         stream.write_stream(part, path)
-        found = compare_stream(part, path)
-        found.require(path)
-        enrolled, eight = None, None
+        parity = compare_stream(part, path)
+        parity.require(path)
+        enrollment_parity, int8_parity = None, None
         if encoder is not None:
-            enrolment.write_enrolment(encoder, temporary / ENROLMENT_FILE)
-            enrolled = compare_enrolment(encoder, temporary / ENROLMENT_FILE)
-            enrolled.require(temporary / ENROLMENT_FILE)
+            enrollment.write_enrollment(encoder, temporary / ENROLLMENT_FILE)
+            enrollment_parity = compare_enrollment(encoder, temporary / ENROLLMENT_FILE)
+            enrollment_parity.require(temporary / ENROLLMENT_FILE)
         if int8:
             path = temporary / INT8_FILE
             write_int8(temporary / STREAM_FILE, path)
-            eight = compare_stream(part, path)
+            int8_parity = compare_stream(part, path)
         document = _contract(part, path, encoder, model)
         (temporary / contract.NAME).write_text(document.to_json(), encoding="utf-8")
         names = [path.name for path in sorted(temporary.iterdir()) if path.name != contract.NAME] + [contract.NAME]
-        size = path.stat().st_size + (0 if encoder is None else (temporary / ENROLMENT_FILE).stat().st_size)
+        size = path.stat().st_size + (0 if encoder is None else (temporary / ENROLLMENT_FILE).stat().st_size)
         folder.mkdir(exist_ok=True)
         for name in names:  # the contract last: with a kill in between, its hashes do not fit, which a device notices
             os.replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Exported(folder, tuple(names), size, found, enrolled, eight, lossless)
+    return Exported(folder, tuple(names), size, parity, enrollment_parity, int8_parity, lossless)
 
 
 def _contract(
@@ -135,16 +135,16 @@ def _contract(
         contract.StatePort(name, f"{stream.NEXT}{name}", tuple(tensor.shape)) for name, tensor in part.initial().items()
     )
     condition = contract.Port(part.condition, (1, part.width))
-    look = (
-        contract.EnrolmentPart(
-            ENROLMENT_FILE,
-            contract.sha256(path.with_name(ENROLMENT_FILE)),
-            contract.Port(enrolment.LOOK, (1, EARS, None)),
-            contract.Port(enrolment.VECTOR, (1, part.width)),
-            contract.Port(enrolment.FRONT, (1,)),
+    enrollment_part = (
+        contract.EnrollmentPart(
+            ENROLLMENT_FILE,
+            contract.sha256(path.with_name(ENROLLMENT_FILE)),
+            contract.Port(enrollment.RECORDING, (1, EARS, None)),
+            contract.Port(enrollment.VECTOR, (1, part.width)),
+            contract.Port(enrollment.FRONTAL_LEVEL, (1,)),
             encoder.hearing.config.least_front_db,
-            enrolment.LEAST_SAMPLES,
-            enrolment.MOST_SAMPLES,
+            enrollment.LEAST_SAMPLES,
+            enrollment.MOST_SAMPLES,
         )
         if encoder is not None
         else None
@@ -164,7 +164,7 @@ def _contract(
             contract.Port(stream.SOUND, chunk),
             states,
         ),
-        enrolment=look,
+        enrollment=enrollment_part,
         versions={"torch": torch.__version__, "onnx": onnx.__version__, "audio_llm": audio_llm.__version__},
     )
 
@@ -178,7 +178,7 @@ def _check(folder: Path, overwrite: bool) -> None:
 
 def _fingerprint(module: nn.Module) -> str:
     """Return a hash of weights that lie in no file."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -85,8 +85,8 @@ class ExtractorStep(nn.Module):
             self.register_buffer("fine_order", fine_order)
             self.register_buffer("fine_table", transform_long(torch.eye(config.window)).flatten(1))
             self.register_buffer("fine_floor", _floor(fine_order, config.window // 2 + 1))
-        own = torch.arange(config.stride * config.outputs * EARS * _PARTS).view(config.stride, -1)
-        self.register_buffer("rows", own.T.flatten())  # of the filters: (output, ear, part, bin of the band)
+        indices = torch.arange(config.stride * config.outputs * EARS * _PARTS).view(config.stride, -1)
+        self.register_buffer("rows", indices.T.flatten())  # of the filters: (output, ear, part, bin of the band)
         self.register_buffer("forward_table", transform(torch.eye(FRAME)).flatten(1))
         self.register_buffer("backward_table", inverse(torch.eye(2 * BINS).view(-1, 2, BINS)))
         self.register_buffer("left", torch.tensor(_LEFT))
@@ -100,8 +100,8 @@ class ExtractorStep(nn.Module):
     def states(self, state: ExtractorState) -> dict[str, Tensor]:
         """Return a state of `Extractor.step`, of one stream, in the form of this one: zeros stay zeros."""
         past = functional.pad(state.past[0], (0, self.bins - BINS))[..., self.order].flatten(0, 1)
-        found = {"tail": state.tail, "past": past, "overlap": state.overlap[0]}
-        return found | {f"hidden_{number}": hidden for number, hidden in enumerate(state.hidden[:, 0])}
+        result = {"tail": state.tail, "past": past, "overlap": state.overlap[0]}
+        return result | {f"hidden_{number}": hidden for number, hidden in enumerate(state.hidden[:, 0])}
 
     def forward(
         self, chunk: Tensor, film: Tensor | None, tail: Tensor, past: Tensor, overlap: Tensor, *hidden: Tensor
@@ -119,12 +119,12 @@ class ExtractorStep(nn.Module):
         Returns:
             (outputs x 2, 128), and the next state in the same order.
         """
-        heard = torch.cat([tail, chunk], dim=-1)
-        spectra = (heard[..., self.config.tail - OVERLAP :] @ self._forward()).view(_PARTS, self.bins)
-        seen = torch.cat([past, self._features(spectra, self.floor)], dim=0)  # (context x 8, bins)
-        rows = seen.view(-1, self.config.bands)  # (context x 8 x stride, bands)
+        extended = torch.cat([tail, chunk], dim=-1)
+        spectra = (extended[..., self.config.tail - OVERLAP :] @ self._forward()).view(_PARTS, self.bins)
+        features = torch.cat([past, self._features(spectra, self.floor)], dim=0)  # (context x 8, bins)
+        rows = features.view(-1, self.config.bands)  # (context x 8 x stride, bands)
         if self.config.window:
-            fine = self._features((heard @ self._forward_long()).view(_PARTS, -1), self.fine_floor)
+            fine = self._features((extended @ self._forward_long()).view(_PARTS, -1), self.fine_floor)
             rows = torch.cat([rows, fine.view(-1, self.config.bands)], dim=0)
         rows = rows.T
         embed: Any = self.extractor.embed
@@ -136,7 +136,7 @@ class ExtractorStep(nn.Module):
         frames = self._filter(x, spectra) @ self._backward()  # (outputs x 2, FRAME)
         start, middle, end = frames.split([OVERLAP, CHUNK - OVERLAP, OVERLAP], dim=-1)
         sound = torch.cat([start + overlap, middle], dim=-1)
-        return sound, [heard[..., CHUNK:], seen[len(self.logs) :], end, *memories]
+        return sound, [extended[..., CHUNK:], features[len(self.logs) :], end, *memories]
 
     def _forward(self) -> Tensor:
         """Return window and DFT, (FRAME, 2 x bins), the bins that only fill being zero."""
@@ -163,8 +163,8 @@ class ExtractorStep(nn.Module):
 
     def _filter(self, x: Tensor, spectra: Tensor) -> Tensor:
         """Return filtered spectra (outputs x 2, 2 x bins) of bands (bands, C) and spectra (4, bins)."""
-        own: Any = self.extractor.filters.linear
-        weight, bias = own.weight[..., self.rows], own.bias[:, self.rows]
+        linear: Any = self.extractor.filters.linear
+        weight, bias = linear.weight[..., self.rows], linear.bias[:, self.rows]
         filters = (self.extractor.norm(x).unsqueeze(1) @ weight).squeeze(1) + bias  # (bands, outputs x 2 x 4 x stride)
         filters = filters.T.reshape(-1, 1, _PARTS, self.bins)
         parts = (spectra[self.filtered] * self.signs).view(2, _PARTS, self.bins)
@@ -210,6 +210,6 @@ def gru_step(gru: nn.GRU, x: Tensor, hidden: Tensor) -> Tensor:
     size = 2 * gru.hidden_size
     gates = torch.addmm(bias_x[:size] + bias_hidden[:size], x, to_x[:size].T)
     reset, keep = torch.addmm(gates, hidden, to_hidden[:size].T).sigmoid().chunk(2, dim=-1)
-    own = torch.addmm(bias_x[size:], x, to_x[size:].T)
-    new = (own + reset * torch.addmm(bias_hidden[size:], hidden, to_hidden[size:].T)).tanh()
+    candidate = torch.addmm(bias_x[size:], x, to_x[size:].T)
+    new = (candidate + reset * torch.addmm(bias_hidden[size:], hidden, to_hidden[size:].T)).tanh()
     return new + keep * (hidden - new)

@@ -16,7 +16,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from audio_llm_export.halves import store_halves
+from audio_llm_export.half_precision import store_half_precision
 from audio_llm_export.tables import store_tables
 
 OPSET = 17
@@ -63,7 +63,7 @@ def to_onnx(
     _merge_constants(model.graph)
     _take_from_stacks(model.graph)
     store_tables(model.graph)
-    store_halves(model.graph)
+    store_half_precision(model.graph)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
 
@@ -95,13 +95,13 @@ def _set_free(model: onnx.ModelProto, unit: int, examples: Sequence[Tensor]) -> 
 
 def _remove_unused(graph: onnx.GraphProto) -> None:
     needed = {output.name for output in graph.output}
-    kept = []
+    used = []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
-            kept.append(node)
+            used.append(node)
             needed.update(node.input)
     del graph.node[:]
-    graph.node.extend(reversed(kept))
+    graph.node.extend(reversed(used))
     tensors = [tensor for tensor in graph.initializer if tensor.name in needed]
     del graph.initializer[:]
     graph.initializer.extend(tensors)
@@ -109,17 +109,17 @@ def _remove_unused(graph: onnx.GraphProto) -> None:
 
 def _merge_constants(graph: onnx.GraphProto) -> None:
     """Keep each constant once, beside the weights."""
-    kept: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    names: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     renamed: dict[str, str] = {}
     nodes = []
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             value = node.attribute[0].t
             key = (value.data_type, tuple(value.dims), numpy_helper.to_array(value).tobytes())
-            if key not in kept:
-                kept[key] = value.name = f"constant_{len(kept)}"
+            if key not in names:
+                names[key] = value.name = f"constant_{len(names)}"
                 graph.initializer.append(value)
-            renamed[node.output[0]] = kept[key]
+            renamed[node.output[0]] = names[key]
         else:
             nodes.append(node)
     for node in nodes:

@@ -12,7 +12,7 @@ import onnxruntime
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from audio_llm_export.halves import store_halves
+from audio_llm_export.half_precision import store_half_precision
 from audio_llm_export.tables import store_tables
 
 _TYPES = ("MatMul", "Gemm", "LSTM")
@@ -44,7 +44,7 @@ def write_int8(source: Path, path: Path) -> None:
             logging.root.setLevel(before)
     model = onnx.load(path)
     store_tables(model.graph)
-    store_halves(model.graph)
+    store_half_precision(model.graph)
     path.write_bytes(model.SerializeToString())
 
 

@@ -14,14 +14,14 @@ from torch.nn import functional
 from audio_llm.errors import ParityError
 from audio_llm.tse.enrolment import EnrolmentEncoder
 from audio_llm.tse.frames import CHUNK
-from audio_llm_export.enrolment import FRONT, LEAST_SAMPLES, LOOK, VECTOR
+from audio_llm_export.enrollment import FRONTAL_LEVEL, LEAST_SAMPLES, RECORDING, VECTOR
 from audio_llm_export.extractor_step import EARS
 from audio_llm_export.graph import open_session
 from audio_llm_export.stream import INPUT, NEXT, SOUND, Stream
 
 TOLERANCE = 1e-4  # of sound and vectors, whose full scale is 1
 CHUNKS = 300
-_LOOKS = (LEAST_SAMPLES, LEAST_SAMPLES + 4321, 3 * LEAST_SAMPLES)  # samples
+_LENGTHS = (LEAST_SAMPLES, LEAST_SAMPLES + 4321, 3 * LEAST_SAMPLES)  # samples
 
 
 @dataclass(frozen=True)
@@ -65,24 +65,26 @@ def compare_stream(stream: Stream, path: Path, chunks: int = CHUNKS, seed: int =
         level = 0.1 * (1.0 + np.sin(number / 10.0)) + 1e-4
         chunk = level * torch.randn(1, EARS, CHUNK, generator=random)
         sound, state = stream.model.step(chunk, vector, state)
-        found = run_step(session, {INPUT: chunk.numpy(), stream.condition: vector.numpy(), **states})
-        states = {name: found[f"{NEXT}{name}"] for name in states}
-        worst = max(worst, _largest(sound.numpy().reshape(1, EARS, CHUNK) - found[SOUND]))
-    kept = [(part.numpy(), states[name]) for name, part in stream.states(state).items()]
-    return Parity(worst, max(_largest(a - b) / max(1.0, _largest(a)) for a, b in kept), chunks)
+        outputs = run_step(session, {INPUT: chunk.numpy(), stream.condition: vector.numpy(), **states})
+        states = {name: outputs[f"{NEXT}{name}"] for name in states}
+        worst = max(worst, _largest(sound.numpy().reshape(1, EARS, CHUNK) - outputs[SOUND]))
+    pairs = [(part.numpy(), states[name]) for name, part in stream.states(state).items()]
+    return Parity(worst, max(_largest(a - b) / max(1.0, _largest(a)) for a, b in pairs), chunks)
 
 
 @torch.inference_mode()
-def compare_enrolment(encoder: EnrolmentEncoder, path: Path, lengths: Sequence[int] = _LOOKS, seed: int = 0) -> Parity:
+def compare_enrollment(
+    encoder: EnrolmentEncoder, path: Path, lengths: Sequence[int] = _LENGTHS, seed: int = 0
+) -> Parity:
     """Feed random looks of several lengths to the encoder and to its graph."""
     session = open_session(path)
     random = torch.Generator().manual_seed(seed)
     worst = 0.0
     for length in lengths:
-        look = 0.1 * torch.randn(1, EARS, length, generator=random)
-        expected = encoder.encode(look[..., : length // CHUNK * CHUNK])
-        vector, front_db = session.run([VECTOR, FRONT], {LOOK: look.numpy()})
-        worst = max(worst, _largest(expected.vector.numpy() - vector), _largest(expected.front_db.numpy() - front_db))
+        recording = 0.1 * torch.randn(1, EARS, length, generator=random)
+        expected = encoder.encode(recording[..., : length // CHUNK * CHUNK])
+        vector, level_db = session.run([VECTOR, FRONTAL_LEVEL], {RECORDING: recording.numpy()})
+        worst = max(worst, _largest(expected.vector.numpy() - vector), _largest(expected.front_db.numpy() - level_db))
     return Parity(worst, 0.0, len(lengths))
 
 

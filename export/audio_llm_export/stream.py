@@ -49,9 +49,9 @@ class Stream:
         return self.states(self.model.initial_state())
 
 
-def hearing_stream(hearing: TargetHearing) -> Stream:
+def target_speaker_stream(hearing: TargetHearing) -> Stream:
     """Return the stream of a network that separates and chooses."""
-    module = _HearingStep(hearing)
+    module = _TargetSpeakerStep(hearing)
     return Stream(module, hearing, module.states, "enrolled", 256)
 
 
@@ -74,21 +74,21 @@ def write_stream(stream: Stream, path: Path) -> None:
     )
 
 
-class _HearingStep(nn.Module):
+class _TargetSpeakerStep(nn.Module):
     def __init__(self, hearing: TargetHearing) -> None:
         super().__init__()
         self.extractor, self.selector = ExtractorStep(hearing.extractor), copy.deepcopy(hearing.selector)
         self.selector.speaker = _LayerByLayer(hearing.selector.speaker)  # type: ignore[assignment]
-        self.own = len(self.extractor.states(hearing.extractor.initial_state()))  # of the states
+        self.extractor_states = len(self.extractor.states(hearing.extractor.initial_state()))  # of the states
 
     def states(self, state: HearingState) -> dict[str, Tensor]:
         extractor = {f"extractor_{name}": tensor for name, tensor in self.extractor.states(state.extractor).items()}
         return extractor | {f"selector_{name}": tensor for name, tensor in _by_layer(state.selector).items()}
 
     def forward(self, chunk: Tensor, enrolled: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        sound, extractor = self.extractor(chunk, None, *states[: self.own])
+        sound, extractor = self.extractor(chunk, None, *states[: self.extractor_states])
         streams = sound.view(1, -1, EARS, CHUNK)
-        before = _from_layers(SelectorState, states[self.own :], self.selector.config.layers)
+        before = _from_layers(SelectorState, states[self.extractor_states :], self.selector.config.layers)
         _, after = self.selector.step(streams, enrolled, before)
         return crossfade(streams, before.weights, after.weights[:, None]), *extractor, *_by_layer(after).values()
 
@@ -112,12 +112,12 @@ class _LayerByLayer(nn.Module):
         self, x: Tensor, hidden: Sequence[Tensor], cell: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Do as `SpeakerEncoder.step` with x (1, K, 40) and memories (1, K, H) of each layer."""
-        hiddens, cells = [], []
-        for layer, own_hidden, own_cell in zip(self.layers, hidden, cell, strict=True):
-            _, (x, kept) = layer(x, (own_hidden, own_cell))
-            hiddens.append(x)
-            cells.append(kept)
-        return x, hiddens, cells
+        hidden_states, cell_states = [], []
+        for layer, layer_hidden, layer_cell in zip(self.layers, hidden, cell, strict=True):
+            _, (x, new_cell) = layer(x, (layer_hidden, layer_cell))
+            hidden_states.append(x)
+            cell_states.append(new_cell)
+        return x, hidden_states, cell_states
 
 
 class _GridNetStep(nn.Module):
@@ -133,19 +133,19 @@ class _GridNetStep(nn.Module):
 
 def _by_layer(state: SelectorState | GridNetState) -> dict[str, Tensor]:
     """Return the parts by name, those that hold something of each layer taken apart."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, part in state.tensors().items():
         layers = {f"{name}_{number}": part[number] for number in range(len(part))}
-        found |= layers if name in _LAYERED else {name: part}
-    return found
+        tensors |= layers if name in _LAYERED else {name: part}
+    return tensors
 
 
 def _from_layers(cls: type[S], parts: Sequence[Tensor], layers: int) -> S:
     """Return the state of what `_by_layer` gave, the layers in lists."""
     rest = list(parts)
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for part in fields(cls):
         count = layers if part.name in _LAYERED else 1
-        found[part.name] = rest[:count] if part.name in _LAYERED else rest[0]
+        values[part.name] = rest[:count] if part.name in _LAYERED else rest[0]
         rest = rest[count:]
-    return cls(**found)
+    return cls(**values)

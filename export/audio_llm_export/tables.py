@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from audio_llm_export.halves import put_first
+from audio_llm_export.half_precision import prepend_nodes
 
 _LARGE = 10_000  # numbers of a table worth the trouble
 _NEAR = 2e-7  # of numbers up to 1
@@ -19,7 +19,7 @@ _NEAR = 2e-7  # of numbers up to 1
 
 def store_tables(graph: onnx.GraphProto) -> None:
     """Replace each windowed Fourier transform, or inverse one, by its formula; other tensors stay."""
-    made: list[onnx.NodeProto] = []
+    formula_nodes: list[onnx.NodeProto] = []
     small: list[onnx.TensorProto] = []
     for tensor in list(graph.initializer):
         if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) != 2 or np.prod(tensor.dims) < _LARGE:
@@ -29,10 +29,10 @@ def store_tables(graph: onnx.GraphProto) -> None:
             formula = _Formula.of(table.T if inverse else table, inverse)
             if formula is not None:
                 graph.initializer.remove(tensor)
-                formula.write(tensor.name, made, small)
+                formula.write(tensor.name, formula_nodes, small)
                 break
     graph.initializer.extend(small)
-    put_first(graph, made)
+    prepend_nodes(graph, formula_nodes)
 
 
 class _Formula:

@@ -24,8 +24,8 @@ LOUD = 0.1
 
 
 def contract_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "tse.json").read_text())
-    return found
+    contract: dict[str, Any] = json.loads((folder / "tse.json").read_text())
+    return contract
 
 
 class Device:
@@ -43,9 +43,9 @@ class Device:
         if order is not None:
             order.shuffle(names)
         feeds = {self.part["chunk"]["name"]: chunk, **self.condition, **self.states}
-        found = dict(zip(names, self.session.run(names, feeds), strict=True))
-        self.states = {state["input"]: found[state["output"]] for state in self.part["states"]}
-        return found[self.part["sound"]["name"]]
+        outputs = dict(zip(names, self.session.run(names, feeds), strict=True))
+        self.states = {state["input"]: outputs[state["output"]] for state in self.part["states"]}
+        return outputs[self.part["sound"]["name"]]
 
     def run(self, sound: np.ndarray) -> np.ndarray:
         return np.concatenate([self.step(chunk) for chunk in np.split(sound, sound.shape[-1] // CHUNK, axis=-1)], -1)
@@ -63,21 +63,21 @@ def some_sound(chunks: int, seed: int = 0) -> np.ndarray:
 def test_stream_gives_what_the_network_gives_for_whole_mixtures(model_folder: Path, exported: Path) -> None:
     sound = some_sound(200)
     with torch.inference_mode():
-        heard = load_model(model_folder).hearing(torch.from_numpy(sound), torch.from_numpy(some_vector()))
-    expected = heard.sound.numpy()
+        output = load_model(model_folder).hearing(torch.from_numpy(sound), torch.from_numpy(some_vector()))
+    expected = output.sound.numpy()
     assert np.abs(expected).max() > 0.01
     np.testing.assert_allclose(Device(exported).run(sound), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("samples", [16_000, 16_127, 40_000, 160_000])
 def test_looks_of_any_length_give_the_networks_vector(model_folder: Path, exported: Path, samples: int) -> None:
-    look = some_sound(-(-samples // CHUNK))[..., :samples]
+    recording = some_sound(-(-samples // CHUNK))[..., :samples]
     with torch.inference_mode():
-        whole = torch.from_numpy(look[..., : samples // CHUNK * CHUNK])
+        whole = torch.from_numpy(recording[..., : samples // CHUNK * CHUNK])
         expected = load_model(model_folder).enrolment(whole).numpy()
-    found = onnxruntime.InferenceSession(str(exported / "enrolment.onnx")).run(["enrolled"], {"look": look})[0]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert np.linalg.norm(found) == pytest.approx(1.0, abs=1e-4)
+    vector = onnxruntime.InferenceSession(str(exported / "enrolment.onnx")).run(["enrolled"], {"look": recording})[0]
+    np.testing.assert_allclose(vector, expected, atol=1e-4)
+    assert np.linalg.norm(vector) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_contract_says_what_the_files_are(model_folder: Path, exported: Path) -> None:
@@ -91,13 +91,13 @@ def test_contract_says_what_the_files_are(model_folder: Path, exported: Path) ->
     for part in (stream, enrolment):
         assert hashlib.sha256((exported / part["file"]).read_bytes()).hexdigest() == part["sha256"]
     session = onnxruntime.InferenceSession(str(exported / stream["file"]))
-    told = [stream["chunk"], *stream["conditions"], *({**s, "name": s["input"]} for s in stream["states"])]
+    ports = [stream["chunk"], *stream["conditions"], *({**s, "name": s["input"]} for s in stream["states"])]
     assert {i.name: (i.shape, i.type) for i in session.get_inputs()} == {
-        port["name"]: (port["shape"], "tensor(float)") for port in told
+        port["name"]: (port["shape"], "tensor(float)") for port in ports
     }
-    told = [stream["sound"], *({**state, "name": state["output"]} for state in stream["states"])]
+    ports = [stream["sound"], *({**state, "name": state["output"]} for state in stream["states"])]
     assert {o.name: (o.shape, o.type) for o in session.get_outputs()} == {
-        port["name"]: (port["shape"], "tensor(float)") for port in told
+        port["name"]: (port["shape"], "tensor(float)") for port in ports
     }
     session = onnxruntime.InferenceSession(str(exported / enrolment["file"]))
     assert [i.name for i in session.get_inputs()] == [enrolment["look"]["name"]]
@@ -122,33 +122,33 @@ def test_every_state_changes_and_zeros_begin_anew(exported: Path) -> None:
 def test_order_of_outputs_does_not_matter(exported: Path) -> None:
     sound, order = some_sound(8), np.random.default_rng(0)
     device = Device(exported)
-    found = [device.step(chunk, order) for chunk in np.split(sound, 8, axis=-1)]
-    assert np.array_equal(np.concatenate(found, axis=-1), Device(exported).run(sound))
+    outputs = [device.step(chunk, order) for chunk in np.split(sound, 8, axis=-1)]
+    assert np.array_equal(np.concatenate(outputs, axis=-1), Device(exported).run(sound))
 
 
 def test_two_streams_taken_in_turn_do_not_mix(exported: Path) -> None:
     sounds = [some_sound(12, seed) for seed in (1, 2)]
     alone = [Device(exported, seed).run(sound) for seed, sound in enumerate(sounds)]
     devices = [Device(exported, seed) for seed in (0, 1)]
-    found: list[list[np.ndarray]] = [[], []]
+    streams: list[list[np.ndarray]] = [[], []]
     for number in range(12):
-        for own, device, sound in zip(found, devices, sounds, strict=True):
-            own.append(device.step(sound[..., number * CHUNK : (number + 1) * CHUNK]))
-    for own, expected in zip(found, alone, strict=True):
-        assert np.array_equal(np.concatenate(own, axis=-1), expected)
+        for outputs, device, sound in zip(streams, devices, sounds, strict=True):
+            outputs.append(device.step(sound[..., number * CHUNK : (number + 1) * CHUNK]))
+    for outputs, expected in zip(streams, alone, strict=True):
+        assert np.array_equal(np.concatenate(outputs, axis=-1), expected)
 
 
 def test_sizes_of_a_devices_blocks_do_not_matter(exported: Path) -> None:
     sound, random = some_sound(40), np.random.default_rng(0)
-    device, waiting, found = Device(exported), np.zeros((1, 2, 0), np.float32), []
+    device, waiting, outputs = Device(exported), np.zeros((1, 2, 0), np.float32), []
     rest = sound
     while rest.shape[-1]:
         size = int(random.integers(1, 700))
         waiting, rest = np.concatenate([waiting, rest[..., :size]], axis=-1), rest[..., size:]
         while waiting.shape[-1] >= CHUNK:
-            found.append(device.step(waiting[..., :CHUNK]))
+            outputs.append(device.step(waiting[..., :CHUNK]))
             waiting = waiting[..., CHUNK:]
-    assert np.array_equal(np.concatenate(found, axis=-1), Device(exported).run(sound))
+    assert np.array_equal(np.concatenate(outputs, axis=-1), Device(exported).run(sound))
 
 
 def test_future_samples_change_nothing_before_their_lookahead(exported: Path) -> None:

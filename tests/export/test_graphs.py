@@ -35,17 +35,17 @@ def test_few_operations_do_the_extractors_step(config: ExtractorConfig) -> None:
         for _ in range(10):
             chunk = 0.1 * torch.randn(1, 2, CHUNK)
             expected, state = extractor.step(chunk, film, state)
-            found, states = step(chunk, None if film is None else film[0], *states)
-            torch.testing.assert_close(found, expected[0].flatten(0, 1), atol=1e-6, rtol=1e-4)
-    for own, other in zip(step.states(state).values(), states, strict=True):
-        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-4)
+            actual, states = step(chunk, None if film is None else film[0], *states)
+            torch.testing.assert_close(actual, expected[0].flatten(0, 1), atol=1e-6, rtol=1e-4)
+    for expected, actual in zip(step.states(state).values(), states, strict=True):
+        torch.testing.assert_close(expected, actual, atol=1e-5, rtol=1e-4)
 
 
 def one_table(table: np.ndarray) -> onnx.ModelProto:
     rows = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, table.shape[0]])
-    found = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, table.shape[1]])
+    output = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, table.shape[1]])
     node = helper.make_node("MatMul", ["x", "table"], ["y"])
-    graph = helper.make_graph([node], "one", [rows], [found], [numpy_helper.from_array(table, "table")])
+    graph = helper.make_graph([node], "one", [rows], [output], [numpy_helper.from_array(table, "table")])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -70,8 +70,8 @@ def test_a_transform_becomes_a_formula(inverse: bool) -> None:
     assert model.ByteSize() < 10_000 < table.nbytes
     session = onnxruntime.InferenceSession(model.SerializeToString())
     rows = np.eye(len(table), dtype=np.float32)
-    found = np.concatenate([session.run(None, {"x": row[None]})[0] for row in rows])
-    np.testing.assert_allclose(found, table, atol=3e-7)
+    actual = np.concatenate([session.run(None, {"x": row[None]})[0] for row in rows])
+    np.testing.assert_allclose(actual, table, atol=3e-7)
 
 
 def test_another_table_stays() -> None:
@@ -85,12 +85,12 @@ def test_another_table_stays() -> None:
 
 
 def test_only_what_loses_nothing_is_halved() -> None:
-    from audio_llm_export.halves import store_halves
+    from audio_llm_export.half_precision import store_half_precision
 
     exact = np.random.default_rng(0).standard_normal((40, 30)).astype(np.float16).astype(np.float32)
     for table, halved in ((exact, True), (exact + np.float32(1e-5), False), (exact[:4, :4], False)):
         model = one_table(table)
-        store_halves(model.graph)
+        store_half_precision(model.graph)
         assert (model.graph.initializer[0].data_type == onnx.TensorProto.FLOAT16) is halved
         session = onnxruntime.InferenceSession(model.SerializeToString())
         rows = np.eye(len(table), dtype=np.float32)

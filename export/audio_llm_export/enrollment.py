@@ -15,16 +15,24 @@ from audio_llm.tse.enrolment import LEAST_S, MOST_S, EnrolmentEncoder
 from audio_llm.tse.frames import CHUNK, SAMPLE_RATE
 from audio_llm_export.graph import OPSET, to_onnx
 
-LOOK, VECTOR, FRONT = "look", "enrolled", "front_db"
+RECORDING, VECTOR, FRONTAL_LEVEL = "look", "enrolled", "front_db"
 _CHUNKS = 127  # of the look that is traced: a number that is no size of a network
 LEAST_SAMPLES, MOST_SAMPLES = round(LEAST_S * SAMPLE_RATE), round(MOST_S * SAMPLE_RATE)
 
 
-def write_enrolment(encoder: EnrolmentEncoder, path: Path) -> None:
+def write_enrollment(encoder: EnrolmentEncoder, path: Path) -> None:
     """Write the graph of an encoder: `look` (1, 2, T) float32 to `enrolled` (1, 256) and `front_db` (1,), T free."""
-    look = torch.randn(1, 2, _CHUNKS * CHUNK, generator=torch.Generator().manual_seed(0))
+    recording = torch.randn(1, 2, _CHUNKS * CHUNK, generator=torch.Generator().manual_seed(0))
     with _framing_by_gather():
-        to_onnx(_WholeChunks(encoder), (0.1 * look,), path, [LOOK], [VECTOR, FRONT], {LOOK: {2: "samples"}}, _CHUNKS)
+        to_onnx(
+            _WholeChunks(encoder),
+            (0.1 * recording,),
+            path,
+            [RECORDING],
+            [VECTOR, FRONTAL_LEVEL],
+            {RECORDING: {2: "samples"}},
+            _CHUNKS,
+        )
 
 
 class _WholeChunks(nn.Module):
@@ -34,10 +42,10 @@ class _WholeChunks(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, look: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, recording: Tensor) -> tuple[Tensor, Tensor]:
         """Return (1, 256) and (1,) of (1, 2, T)."""
-        enrolled = self.encoder.encode(look[..., : look.shape[-1] // CHUNK * CHUNK])
-        return enrolled.vector, enrolled.front_db
+        enrollment = self.encoder.encode(recording[..., : recording.shape[-1] // CHUNK * CHUNK])
+        return enrollment.vector, enrollment.front_db
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def round_to_half(module: M) -> M:
     return rounded
 
 
-def store_halves(graph: onnx.GraphProto) -> None:
+def store_half_precision(graph: onnx.GraphProto) -> None:
     """Store as float16 what loses nothing by it; the graph computes in float32 as before."""
     casts = []
     for tensor in graph.initializer:
@@ -44,10 +44,10 @@ def store_halves(graph: onnx.GraphProto) -> None:
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(halves, f"{name}.half"))
         casts.append(helper.make_node("Cast", [f"{name}.half"], [name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT))
-    put_first(graph, casts)
+    prepend_nodes(graph, casts)
 
 
-def put_first(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+def prepend_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     """Put nodes before all others: what computes weights comes before what uses them."""
     nodes = [*nodes, *graph.node]
     del graph.node[:]
