@@ -1,3 +1,3 @@
-"""Hear one person on a device: an exported model and its contract to sound, 8 ms at a time, without torch."""
+"""Run an exported target-speaker model on a device: binaural audio in and out in 8 ms chunks, without torch."""
 
 __version__ = "0.1.0"

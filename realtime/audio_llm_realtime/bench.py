@@ -1,4 +1,4 @@
-"""Measure a model on this machine, alone or alternating with another: times of chunks, misses, memory."""
+"""Measure a model on this machine, alone or alternating with another: times of chunks, deadline misses, memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from audio_llm_realtime.report import Report, machine, make_report, versions
 from audio_llm_realtime.schedule import SchedulingOptions, apply_scheduling
 from audio_llm_realtime.worker import Worker
 
-BLOCK_CHUNKS = 250  # run without a break before the other model has its turn
+BLOCK_CHUNKS = 250  # chunks of one model before the other one takes its turn
 CORE_FRACTIONS = (1.0, 0.5, 0.25)
 _ENROLLMENT_S = 5.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -34,14 +34,14 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """How to measure.
+    """Settings of a measurement.
 
     Attributes:
-        chunks: Of every model.
-        paced: A chunk every 8 ms of real time; else as fast as it goes, in virtual time.
-        share: Part of a core that is left: 1, 0.5 or 0.25; a competitor takes the rest.
-        spare: Chunks that the output waits longer, so that each has 8 ms more.
-        wishes: For the thread that runs the chunks.
+        chunks: Number of chunks per model.
+        paced: Whether to process one chunk every 8 ms of real time; otherwise back to back, in virtual time.
+        core_fraction: Fraction of a core that is available: 1, 0.5 or 0.25; a competing load takes the rest.
+        extra_chunks: Chunks of additional output delay; each gives every chunk 8 ms more time.
+        scheduling: Options for the thread that processes the chunks.
     """
 
     chunks: int = 5000
@@ -54,23 +54,23 @@ class BenchSettings:
         if self.scheduling.fifo and not self.paced:
             raise UsageError("SCHED_FIFO without pauses is stopped by the kernel", remedy="add --paced")
         if self.core_fraction != 1.0 and not self.paced:
-            raise UsageError("a share of a core means nothing without a pace", remedy="add --paced")
+            raise UsageError("a fraction of a core requires a paced run", remedy="add --paced")
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was measured.
+    """Result of a measurement.
 
     Attributes:
-        report: Of the model.
-        other: Of the one compared with, or None.
+        report: Report of the model.
+        other: Report of the model it was compared with, or None.
         settings: As given.
-        core: The only one used, or None.
-        share_by: How the share was enforced: "whole", "fifo" (a competitor above this process) or "equal" (one beside
-            it, which leaves more than the share to a process that sleeps).
-        memory_growth_bytes: Resident memory at the end over that after warming up.
-        load_before: Of the machine.
-        enrolment_cpu_s: CPU time to enrol a look of 5 s, or None where the model does not enrol.
+        core: Index of the only core used, or None.
+        core_sharing: How the core was shared: "whole" (not at all), "fifo" (with a load of higher priority) or "equal"
+            (with a load of equal priority, which leaves a sleeping process more than its fraction).
+        memory_growth_bytes: Resident memory at the end minus that after the warm-up.
+        load_before: Load average of the machine before the measurement.
+        enrollment_cpu_s: CPU time of an enrollment of 5 s, or None if the model cannot enroll.
     """
 
     report: Report
@@ -90,7 +90,7 @@ class BenchResult:
         return round(self.other.cpu_ms.p50 / self.report.cpu_ms.p50, 3)
 
     def to_json(self) -> dict[str, Any]:
-        """Return one object with everything that the figures depend on."""
+        """Return the result for a JSON file, with everything that the figures depend on."""
         return {
             **self.report.to_json(),
             "paced": self.settings.paced,
@@ -113,13 +113,13 @@ def bench(
     settings: BenchSettings,
     progress: Callable[[int], None] | None = None,
 ) -> BenchResult:
-    """Measure one model, or two in turn.
+    """Measure one model, or two alternating models.
 
     Args:
-        contract: Of the model.
-        other: Of the model to compare with; both run in blocks of 250 chunks, so that both meet the same load.
-        settings: How to measure.
-        progress: Takes the chunks of every model that are done.
+        contract: Contract of the model.
+        other: Contract of the model to compare with; both run in blocks of 250 chunks, so that both see the same load.
+        settings: Settings of the measurement.
+        progress: Receives the number of finished chunks per model.
     """
     load_before = machine()["load"]
     core = settings.scheduling.cpu
@@ -163,17 +163,17 @@ class _Runner:
         self._sound = _speech_like_noise(contract)
 
     def warm_up(self) -> None:
-        """Run one block that does not count."""
+        """Run one block that is not counted."""
         self.run(BLOCK_CHUNKS)
         self.worker.counters.clear()
 
     def run(self, chunks: int) -> None:
-        """Run so many chunks of the same sound."""
+        """Process a number of chunks of the same audio."""
         self._loop.run(self._sound[:, : chunks * self.worker.buffer.chunk_frames])
 
 
 def _enrollment_cpu_s(contract: Contract) -> float | None:
-    """Return the CPU time of one look, the second, as the first finds nothing ready."""
+    """Return the CPU time of an enrollment: the second one, as the first includes one-time initialization."""
     if contract.enrollment is None:
         return None
     enroller = Enroller(contract)
@@ -186,7 +186,7 @@ def _enrollment_cpu_s(contract: Contract) -> float | None:
 
 
 def _speech_like_noise(contract: Contract) -> NDArray[np.float32]:
-    """Return (2, 250 chunks) float32: noise that comes and goes as speech does, with pauses."""
+    """Return (2, 250 chunks) float32: noise with the modulation and the pauses of speech."""
     samples = BLOCK_CHUNKS * contract.chunk_samples
     noise = np.random.default_rng(7).standard_normal((EARS, samples))
     time_s = np.arange(samples) / contract.sample_rate
@@ -196,7 +196,7 @@ def _speech_like_noise(contract: Contract) -> NDArray[np.float32]:
 
 @contextlib.contextmanager
 def _competing_load(core: int | None, core_fraction: float) -> Iterator[str]:
-    """Take the rest of the core; yield how."""
+    """Load the rest of the core; yield how the core is shared."""
     if core_fraction >= 1.0 or core is None:
         yield "whole"
         return
@@ -206,7 +206,7 @@ def _competing_load(core: int | None, core_fraction: float) -> Iterator[str]:
             assert load.stdout is not None
             scheduling_class = load.stdout.readline().strip()
             if not scheduling_class:
-                raise UsageError(f"a competitor on core {core} does not run", remedy="give another --cpu")
+                raise UsageError(f"the competing load on core {core} does not run", remedy="give another --cpu")
             yield scheduling_class
         finally:
             load.terminate()

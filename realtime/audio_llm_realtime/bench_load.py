@@ -1,7 +1,7 @@
-"""A thief of CPU time: keeps one core busy for a part of every 10 ms, so that a benchmark gets the rest.
+"""A competing CPU load: keeps one core busy for a fraction of every 10 ms, so that a benchmark gets the rest.
 
-Run as a file of its own: `python competitor.py CORE BUSY_SHARE`. It asks for SCHED_FIFO above the benchmark's, prints
-the class it got, and ends with the process that started it.
+Run as a script: `python bench_load.py CORE BUSY_FRACTION`. It requests SCHED_FIFO with a higher priority than the
+benchmark's, prints the scheduling class that it got, and exits when its parent process exits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PERIOD_NS = 10_000_000
 
 
 def main(core: int, busy_fraction: float) -> None:
-    """Burn until the parent process is gone."""
+    """Keep the core busy until the parent process exits."""
     parent = os.getppid()
     os.sched_setaffinity(0, {core})
     try:
@@ -32,7 +32,7 @@ def main(core: int, busy_fraction: float) -> None:
         if wait_ns > 0:
             time.sleep(wait_ns / 1e9)
         else:
-            begin = time.perf_counter_ns()  # held up itself; it does not make up for it
+            begin = time.perf_counter_ns()  # this process was delayed itself; the lost time is not made up
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line `audio-llm-hear`: hear one person through devices or in a file; list devices; measure a model."""
+"""The command line `audio-llm-hear`: extract one speaker live or from a file; list devices; measure a model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: The words behind `audio-llm-hear`; None takes those of the process.
+        argv: Arguments after `audio-llm-hear`; None takes those of the process.
 
     Returns:
         The exit status.
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_parser, run = commands.get(argv[0] if argv else "", (_run_parser, _run))
     try:
         arguments = make_parser().parse_args(argv[1:] if run is not _run else argv)
-    except SystemExit as stop:  # --help, --version, or a wrong option that argparse has reported
+    except SystemExit as stop:  # --help, --version, or a usage error that argparse has reported
         return int(stop.code or 0)
     try:
         status = run(arguments)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.add_argument("-v", "--verbose", action="store_true", help="with an unexpected error, a traceback")
+        self.add_argument("-v", "--verbose", action="store_true", help="show the traceback of an unexpected error")
 
     def error(self, message: str) -> NoReturn:
         _notify(f"error: {message} (see `{self.prog} --help`)")
@@ -75,70 +75,68 @@ class _Parser(argparse.ArgumentParser):
 def _run_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="audio-llm-hear",
-        description="Hear one person: binaural sound in, the enrolled person out. "
-        "Other commands: `audio-llm-hear devices`, `audio-llm-hear bench`.",
-        epilog=f"While it runs on devices: e or SIGUSR1 enrols anew, b or SIGUSR2 bypasses, q or SIGTERM ends. "
+        description="Extract one speaker in real time: binaural audio in, the enrolled speaker out. "
+        "Other commands: `devices`, `bench`.",
+        epilog=f"While it runs on devices: e or SIGUSR1 enrolls, b or SIGUSR2 toggles the bypass, q or SIGTERM quits. "
         f"{_EPILOG}",
     )
     parser.add_argument("--version", action="version", version=f"audio-llm-hear {__version__}")
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an exported model")
-    speaker = parser.add_argument_group("who")
-    speaker.add_argument(
-        "--enroll", type=Path, metavar="LOOK", help="a few binaural seconds recorded facing the person"
-    )
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of an exported model")
+    speaker = parser.add_argument_group("speaker")
+    speaker.add_argument("--enroll", type=Path, metavar="FILE", help="binaural recording made while facing the speaker")
     speaker.add_argument(
         "--enroll-live",
         type=_number(0.0, None),
         metavar="SECONDS",
-        help=f"record the look when it starts (in a file: its first seconds); "
-        f"beside --enroll, the length of later looks (default {_ENROLLMENT_S:g})",
+        help=f"record the enrollment at the start (for a file: its first seconds); "
+        f"with --enroll, the duration of later enrollments (default {_ENROLLMENT_S:g})",
     )
-    devices = parser.add_argument_group("where")
-    devices.add_argument("--input-device", type=int, metavar="N", help="microphones (default: the system's)")
-    devices.add_argument("--output-device", type=int, metavar="N", help="headphones (default: the system's)")
-    devices.add_argument("--input-file", type=Path, metavar="IN", help="a binaural recording instead of devices")
-    devices.add_argument("--output-file", type=Path, metavar="OUT", help="as long as IN and aligned to it")
-    devices.add_argument("--overwrite", action="store_true", help="replace OUT if it is there already")
-    devices.add_argument("--realtime", action="store_true", help="take 8 ms a chunk for a file, and miss what is late")
+    files = parser.add_argument_group("input and output")
+    files.add_argument("--input-device", type=int, metavar="N", help="microphones (default: the system's)")
+    files.add_argument("--output-device", type=int, metavar="N", help="headphones (default: the system's)")
+    files.add_argument("--input-file", type=Path, metavar="IN", help="a binaural recording instead of devices")
+    files.add_argument("--output-file", type=Path, metavar="OUT", help="output file, as long as IN and aligned to it")
+    files.add_argument("--overwrite", action="store_true", help="overwrite an existing OUT")
+    files.add_argument("--realtime", action="store_true", help="process a file in real time, with deadline misses")
     parser.add_argument(
-        "--mix", type=_number(0.0, 1.0), default=0.0, metavar="0..1", help="0: only the person; 1: the input as it was"
+        "--mix", type=_number(0.0, 1.0), default=0.0, metavar="0..1", help="0: only the speaker; 1: the input"
     )
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write times, counts and delays as JSON")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write times, counts and latencies as JSON")
     _add_schedule(parser)
     return parser
 
 
 def _bench_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="audio-llm-hear bench", description="Measure a model on this machine.", epilog=_EPILOG)
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="an exported model")
-    parser.add_argument("--compare", type=Path, metavar="DIR2", help="another, run in turn with it")
-    parser.add_argument("--chunks", type=_count(1), default=5000, metavar="N", help="of every model (default 5000)")
-    parser.add_argument("--paced", action="store_true", help="a chunk every 8 ms; else as fast as it goes")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of an exported model")
+    parser.add_argument("--compare", type=Path, metavar="DIR2", help="another model, run alternately")
+    parser.add_argument("--chunks", type=_count(1), default=5000, metavar="N", help="chunks per model (default 5000)")
+    parser.add_argument("--paced", action="store_true", help="one chunk every 8 ms; otherwise back to back")
     parser.add_argument(
         "--share",
         type=float,
         choices=CORE_FRACTIONS,
         default=1.0,
-        help="part of a core that a competitor leaves (needs --paced)",
+        help="fraction of a core that a competing load leaves (needs --paced)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     _add_schedule(parser)
     return parser
 
 
 def _devices_parser() -> argparse.ArgumentParser:
-    return _Parser(prog="audio-llm-hear devices", description="List the sound devices.", epilog=_EPILOG)
+    return _Parser(prog="audio-llm-hear devices", description="List the audio devices.", epilog=_EPILOG)
 
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--spare", type=_count(0), default=0, metavar="N", help="hold the output N chunks longer, for a slow machine"
+        "--spare", type=_count(0), default=0, metavar="N", help="delay the output by N more chunks, for a slow machine"
     )
-    group = parser.add_argument_group("schedule (what the system does not grant is said, and it runs all the same)")
-    group.add_argument("--fifo", action="store_true", help="SCHED_FIFO for the thread that runs the chunks")
-    group.add_argument("--cpu", type=int, metavar="N", help="run them on this core only")
+    group = parser.add_argument_group("scheduling (missing privileges are reported; it runs anyway)")
+    group.add_argument("--fifo", action="store_true", help="SCHED_FIFO for the thread that processes the chunks")
+    group.add_argument("--cpu", type=int, metavar="N", help="run this thread on core N only")
     group.add_argument("--lock-memory", action="store_true", help="keep memory from being swapped out")
-    group.add_argument("--no-gc", action="store_true", help="collect no garbage; Python threads give way every 0.5 ms")
+    group.add_argument("--no-gc", action="store_true", help="disable garbage collection; 0.5 ms thread switch interval")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -150,7 +148,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.realtime and files[0] is None:
         raise UsageError("--realtime is for files; devices always run in real time")
     if arguments.overwrite and files[0] is None:
-        raise UsageError("--overwrite is for files; nothing else is replaced by it")
+        raise UsageError("--overwrite is for files; devices write none")
     if arguments.fifo and files[0] is not None and not arguments.realtime:
         raise UsageError("SCHED_FIFO without pauses is stopped by the kernel", remedy="add --realtime")
     settings = RunSettings(
@@ -189,10 +187,10 @@ def _bench(arguments: argparse.Namespace) -> int:
     for report in (result.report, result.other):
         if report is not None:
             print(f"{report.model}: {_summary(report)}")
-            print(f"  ms of a chunk: {_times(report)}")
+            print(f"  ms per chunk: {_times(report)}")
     if result.cpu_ratio is not None and result.other is not None:
         print(f"{result.other.model} takes {result.cpu_ratio:.2f} times the CPU time of {result.report.model}")
-    print(f"memory grew by {result.memory_growth_bytes / 1e6:.2f} MB; share of a core: {result.core_sharing}")
+    print(f"memory grew by {result.memory_growth_bytes / 1e6:.2f} MB; core sharing: {result.core_sharing}")
     return 0
 
 
@@ -210,9 +208,9 @@ def _scheduling(arguments: argparse.Namespace) -> SchedulingOptions:
 def _summary(report: Report) -> str:
     counts = report.counts
     text = (
-        f"{counts['chunks']} chunks, {counts['misses']} missed, of these {counts['stalls']} by stalls and "
-        f"{counts['skipped']} skipped; CPU {report.cpu_ms.p50:.3f} ms a chunk; delay {report.latency.total_ms:.1f} ms, "
-        f"of these {report.latency.algorithmic_ms:g} by the method"
+        f"{counts['chunks']} chunks, {counts['misses']} deadline misses ({counts['stalls']} stalls, "
+        f"{counts['skipped']} skipped); CPU time per chunk {report.cpu_ms.p50:.3f} ms; "
+        f"latency {report.latency.total_ms:.1f} ms, algorithmic {report.latency.algorithmic_ms:g} ms"
     )
     odd = ("not_finite_in", "denormal_in", "not_finite_out", "limited", "input_overflows", "output_underflows")
     return text + "".join(f"; {name.replace('_', ' ')}: {counts[name]}" for name in odd if counts[name])
@@ -222,7 +220,7 @@ def _times(report: Report) -> str:
     times = report.compute_ms
     return (
         f"median {times.p50:.3f}, 95 % {times.p95:.3f}, 99 % {times.p99:.3f}, 99.9 % {times.p999:.3f}, "
-        f"longest {times.max:.3f}"
+        f"maximum {times.max:.3f}"
     )
 
 
@@ -251,5 +249,5 @@ def _count(least: int) -> Callable[[str], int]:
 
 
 def _notify(line: str) -> None:
-    clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # where progress may stand
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # erase the progress line
     print(f"{clear}audio-llm-hear: {line}", file=sys.stderr, flush=True)

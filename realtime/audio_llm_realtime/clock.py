@@ -1,4 +1,4 @@
-"""Clocks of a loop that reads a file: virtual time, that a test decides, or real time, a chunk every 8 ms."""
+"""Clocks for a loop that reads a file: virtual time, measured or from a trace, or real time with a chunk every 8 ms."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Spent:
-    """What one chunk took.
+    """Computation time of one chunk.
 
     Attributes:
-        finish_ns: When it was ready.
-        wall_ns: How long it took.
+        finish_ns: Time on the clock at which the chunk was ready.
+        wall_ns: Wall time of the computation.
         cpu_ns: CPU time of the thread.
     """
 
@@ -24,16 +24,16 @@ class Spent:
 
 
 class Clock(Protocol):
-    """Says when a chunk is ready; the first one is there at 0."""
+    """Determines when a chunk is ready; the first chunk arrives at 0."""
 
     def resume(self, now_ns: int) -> None:
-        """Let time go on from `now_ns`, after a pause between two parts of the sound."""
+        """Resume at `now_ns`, after a pause between two parts of the audio."""
 
     def begin(self, earliest_ns: int) -> None:
-        """Begin a chunk, not before that time."""
+        """Begin a chunk, not before `earliest_ns`."""
 
     def end(self, chunk: int) -> Spent:
-        """Say what the chunk that was begun took, by its index."""
+        """End the current chunk, given its index, and return its computation time."""
 
 
 class Stopwatch:
@@ -43,7 +43,7 @@ class Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """Begin anew."""
+        """Start measuring."""
         self._cpu_ns = time.thread_time_ns()
         self._wall_ns = time.perf_counter_ns()
 
@@ -54,10 +54,10 @@ class Stopwatch:
 
 
 class MeasuredClock:
-    """Virtual time, as fast as the machine goes.
+    """Virtual time that advances by the measured computation time, without waiting.
 
     Args:
-        instant: Computing takes no virtual time, so that every chunk is in time; what it took is noted all the same.
+        instant: Computation takes no virtual time, so that every chunk is in time; its real time is still measured.
     """
 
     def __init__(self, instant: bool = False) -> None:
@@ -66,7 +66,7 @@ class MeasuredClock:
         self._begin_ns = 0
 
     def resume(self, now_ns: int) -> None:
-        """See `Clock`; virtual time stands still anyway."""
+        """See `Clock`; virtual time does not advance in between."""
 
     def begin(self, earliest_ns: int) -> None:
         """See `Clock`."""
@@ -80,11 +80,11 @@ class MeasuredClock:
 
 
 class TraceClock:
-    """Virtual time in which every chunk takes what a trace says.
+    """Virtual time in which the computation times of chunks come from a trace.
 
     Args:
-        compute_ms: Of every chunk, by its index; from its beginning again behind its end.
-        cpu_ms: CPU time of every chunk; like `compute_ms` by default. A late chunk with less than 4 ms is a stall.
+        compute_ms: Computation time of each chunk, by its index; the trace repeats after its end.
+        cpu_ms: CPU time of each chunk; `compute_ms` by default. A late chunk with less than 4 ms is a stall.
     """
 
     def __init__(self, compute_ms: Sequence[float], cpu_ms: Sequence[float] | None = None) -> None:
@@ -93,7 +93,7 @@ class TraceClock:
         self._begin_ns = 0
 
     def resume(self, now_ns: int) -> None:
-        """See `Clock`; virtual time stands still anyway."""
+        """See `Clock`; virtual time does not advance in between."""
 
     def begin(self, earliest_ns: int) -> None:
         """See `Clock`."""
@@ -106,7 +106,7 @@ class TraceClock:
 
 
 class RealClock:
-    """Real time: a chunk begins when a device would have sent it, or later if the process is kept waiting."""
+    """Real time: a chunk begins when a device would have sent it, or later if the process is not scheduled."""
 
     def __init__(self) -> None:
         self._watch = Stopwatch()
@@ -117,7 +117,7 @@ class RealClock:
         self._origin_ns = time.perf_counter_ns() - now_ns
 
     def begin(self, earliest_ns: int) -> None:
-        """See `Clock`; sleeps until then."""
+        """See `Clock`; sleeps until `earliest_ns`."""
         wait_ns = self._origin_ns + earliest_ns - time.perf_counter_ns()
         if wait_ns > 0:
             time.sleep(wait_ns / 1e9)

@@ -1,4 +1,4 @@
-"""The contract of an exported model: read `tse.json`, and refuse a network that is not the one it describes."""
+"""The contract of an exported model: read `tse.json`, and reject a network that does not match it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Port:
     """An input or output of a network, float32.
 
     Attributes:
-        name: In the ONNX file.
-        shape: Its sizes; None where any size goes.
+        name: Name in the ONNX file.
+        shape: Sizes; None for a free size.
     """
 
     name: str
@@ -35,13 +35,13 @@ class Port:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The shape, where every size is fixed."""
+        """The shape, if every size is fixed."""
         return tuple(int(size or 0) for size in self.shape)
 
 
 @dataclass(frozen=True)
 class State:
-    """What the network remembers from chunk to chunk; zeros at the beginning.
+    """A state of the network that is carried from chunk to chunk; zeros at the beginning.
 
     Attributes:
         input: The network's input for it.
@@ -54,15 +54,15 @@ class State:
 
 @dataclass(frozen=True)
 class StreamContract:
-    """The network that runs once in every chunk.
+    """The network that runs once per chunk.
 
     Attributes:
         path: The ONNX file.
-        sha256: Of that file.
-        chunk: Takes the binaural chunk.
-        conditions: Take what enrolment gave.
-        sound: Gives the person's sound, `lookahead_samples` later than the chunk.
-        states: What is carried from one chunk to the next.
+        sha256: Hash of the file.
+        chunk: Input for the binaural chunk.
+        conditions: Inputs for the enrollment vector; empty if the network has no target speaker.
+        sound: Output for the target speaker, delayed by `lookahead_samples`.
+        states: States that are carried from chunk to chunk.
     """
 
     path: Path
@@ -85,17 +85,17 @@ class StreamContract:
 
 @dataclass(frozen=True)
 class EnrollmentContract:
-    """The network that turns a look into a vector.
+    """The network that maps an enrollment recording to a vector.
 
     Attributes:
         path: The ONNX file.
-        sha256: Of that file.
-        look: Takes the binaural look.
-        vector: Gives what the first condition of the stream takes.
-        front: Gives the level of whoever is in front over that of the look, dB.
-        least_front_db: Below that level nobody seems to talk there.
-        least_samples: A shorter look is refused.
-        most_samples: Of a longer look the first so many samples are used.
+        sha256: Hash of the file.
+        recording: Input for the binaural recording.
+        vector: Output for the vector, the first condition of the stream.
+        frontal_level: Output for the level of the frontal speaker relative to the recording, in dB.
+        least_frontal_level_db: Level below which no frontal speaker is assumed.
+        least_samples: Shortest accepted recording.
+        most_samples: Longest part of a recording that is used, from its beginning.
     """
 
     path: Path
@@ -110,17 +110,17 @@ class EnrollmentContract:
 
 @dataclass(frozen=True)
 class Contract:
-    """What an exported model is and how to run it.
+    """Description of an exported model.
 
     Attributes:
-        folder: Where it lies.
+        folder: Folder of the model.
         sample_rate: In Hz.
-        chunk_samples: Taken and given at once.
-        lookahead_samples: How much later than the chunk the sound is.
-        model: Its name.
-        fingerprint: Of the weights it was exported from.
-        stream: Run once in every chunk.
-        enrolment: Run once for every look; None where the model cannot enrol.
+        chunk_samples: Samples of a chunk.
+        lookahead_samples: Delay of the output relative to the chunk, in samples.
+        model: Name of the model.
+        fingerprint: Hash of the weights the model was exported from.
+        stream: Network that runs once per chunk.
+        enrollment: Network that runs once per enrollment; None if the model cannot enroll.
     """
 
     folder: Path
@@ -134,12 +134,12 @@ class Contract:
 
     @property
     def chunk_ms(self) -> float:
-        """How long a chunk lasts."""
+        """Duration of a chunk in ms."""
         return 1000.0 * self.chunk_samples / self.sample_rate
 
     @property
     def lookahead_ms(self) -> float:
-        """How long the network looks ahead."""
+        """Lookahead of the network in ms."""
         return 1000.0 * self.lookahead_samples / self.sample_rate
 
 
@@ -147,16 +147,18 @@ def load_contract(folder: str | os.PathLike[str]) -> Contract:
     """Read the contract of a model directory.
 
     Args:
-        folder: Holds `tse.json` and the ONNX files it names.
+        folder: Folder with `tse.json` and the ONNX files that it names.
 
     Raises:
         ModelNotFoundError: The folder or the contract is missing.
-        ContractError: The contract is damaged, of another format or version, or contradicts itself.
+        ContractError: The contract is damaged, inconsistent, or of another format or version.
     """
     folder = Path(folder)
     path = folder / NAME
     if not path.is_file():
-        raise ModelNotFoundError(f"no {NAME} in this folder", path=folder, remedy="give a folder that was exported")
+        raise ModelNotFoundError(
+            f"no {NAME} in this folder", path=folder, remedy="give the folder of an exported model"
+        )
     try:
         document = _Reader(json.loads(path.read_text(encoding="utf-8")), path)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -190,8 +192,8 @@ def read_network(path: Path, sha256: str) -> bytes:
     """Return the bytes of an ONNX file.
 
     Raises:
-        ModelNotFoundError: It is missing.
-        ContractError: Its content is not what the contract was written for.
+        ModelNotFoundError: The file is missing.
+        ContractError: The hash of the file is not the one in the contract.
     """
     try:
         content = path.read_bytes()
@@ -203,13 +205,13 @@ def read_network(path: Path, sha256: str) -> bytes:
 
 
 def check_ports(path: Path, direction: str, expected: Sequence[Port], actual: Sequence[Any]) -> None:
-    """Compare what the contract says with what the network has.
+    """Compare the ports of the contract with those of the network.
 
     Args:
         path: The ONNX file.
         direction: "input" or "output", for the message.
-        expected: From the contract.
-        found: From the session: name, shape and type of each.
+        expected: Ports of the contract.
+        actual: Ports of the session, each with name, shape and type.
 
     Raises:
         ContractError: A name, a shape or a type differs.
@@ -235,12 +237,12 @@ def check_ports(path: Path, direction: str, expected: Sequence[Port], actual: Se
 
 
 def _fits(actual: tuple[int | None, ...], stated: tuple[int | None, ...]) -> bool:
-    """True where every size is the stated one, or left free by the network."""
+    """Return whether every size is the stated one or free in the network."""
     return len(actual) == len(stated) and all(a is None or a == b for a, b in zip(actual, stated, strict=True))
 
 
 class _Reader:
-    """Reads values of the right kind out of a part of the contract; an error names the key."""
+    """Reads values from a part of the contract and checks their types; an error names the key."""
 
     def __init__(self, values: Any, path: Path, prefix: str = "") -> None:
         self.path = path
@@ -273,7 +275,7 @@ class _Reader:
     def text(self, key: str) -> str:
         value = self.value(key)
         if not isinstance(value, str) or not value:
-            raise self.wrong(key, f"is {value!r}, not a text")
+            raise self.wrong(key, f"is {value!r}, not a string")
         return value
 
     def part(self, key: str) -> _Reader:
@@ -334,7 +336,7 @@ def _read_enrollment(part: _Reader, stream: StreamContract) -> EnrollmentContrac
     if recording.shape != (1, EARS, None):
         raise part.wrong("look.shape", f"is {list(recording.shape)}, not {[1, EARS, None]}")
     if tuple(port.shape for port in stream.conditions) != (vector.shape,):
-        raise part.wrong("vector.shape", f"is {list(vector.shape)}, which is not what the stream is conditioned by")
+        raise part.wrong("vector.shape", f"is {list(vector.shape)}, which is not the shape of the stream's condition")
     least, most = part.count("least_samples"), part.count("most_samples")
     if most < least:
         raise part.wrong("most_samples", "is less than least_samples")

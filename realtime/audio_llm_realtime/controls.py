@@ -1,4 +1,4 @@
-"""What the listener asks for while the loop runs: keys on a terminal, signals from elsewhere."""
+"""Controls while the loop runs: keys on a terminal, and signals."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 
 class Requests:
-    """What was asked for and is not done yet.
+    """Pending requests of the user.
 
     Attributes:
-        enrol: Enrol anew.
-        bypass: Switch the bypass.
-        quit: End.
+        enroll: Enroll a speaker again.
+        bypass: Toggle the bypass.
+        quit: Stop the loop.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Requests:
         self.quit = False
 
     def press(self, key: str) -> None:
-        """Note a key: e, b or q; others mean nothing."""
+        """Register a key: e (enroll), b (bypass) or q (quit); other keys are ignored."""
         self.enroll |= key == "e"
         self.bypass |= key == "b"
         self.quit |= key == "q"
@@ -34,10 +34,10 @@ class Requests:
 
 @contextlib.contextmanager
 def capture_controls(requests: Requests) -> Iterator[None]:
-    """Note SIGUSR1 (enrol anew), SIGUSR2 (bypass) and SIGTERM (end), and have a terminal give keys one by one."""
+    """Register SIGUSR1 (enroll), SIGUSR2 (bypass) and SIGTERM (quit), and read a terminal key by key."""
     with contextlib.ExitStack() as undo:
         for name, key in (("SIGUSR1", "e"), ("SIGUSR2", "b"), ("SIGTERM", "q")):
-            number = getattr(signal, name, None)  # other systems have none
+            number = getattr(signal, name, None)  # not on every system
             if number is not None:
                 before = signal.signal(number, lambda *_, key=key: requests.press(key))
                 undo.callback(signal.signal, number, before)
@@ -52,12 +52,12 @@ def capture_controls(requests: Requests) -> Iterator[None]:
 
 
 def read_keys(requests: Requests) -> None:
-    """Note the keys that were pressed on the terminal; never waits."""
+    """Register the keys that were pressed on the terminal; never waits."""
     terminal = _terminal()
     if terminal is None:
         return
     while select.select([terminal], [], [], 0.0)[0]:
-        typed = os.read(terminal, 64)  # not through `sys.stdin`, which would keep keys where `select` sees none
+        typed = os.read(terminal, 64)  # not through `sys.stdin`, whose buffer `select` does not see
         if not typed:
             return
         for key in typed.decode("ascii", errors="replace"):
@@ -65,9 +65,9 @@ def read_keys(requests: Requests) -> None:
 
 
 def _terminal() -> int | None:
-    """Return the terminal's file descriptor, or None where there is none, or it belongs to another job.
+    """Return the terminal's file descriptor, or None if there is none or another job owns it.
 
-    A process in the background that changes or reads its terminal is stopped by the system.
+    The system stops a background process that changes or reads its terminal.
     """
     if sys.stdin is None or not hasattr(os, "tcgetpgrp"):
         return None

@@ -1,4 +1,4 @@
-"""Count what happens to chunks, in arrays that are allocated once."""
+"""Event counters and computation times of chunks, in arrays that are allocated once."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 STALL_CPU_NS = 4_000_000
-DEFAULT_CAPACITY = 75_000  # chunks whose times are kept: ten minutes
+DEFAULT_CAPACITY = 75_000  # chunks whose times are stored: ten minutes
 
 
 class Count(IntEnum):
-    """What is counted; `Ledger.counts` has one number for each."""
+    """Counted events; `Counters.counts` has one number for each. The names in lower case are keys of the report."""
 
-    CHUNKS = 0  # that were run
-    MISSES = 1  # that were not ready when their turn came; the listener got the dry signal
-    STALLS = 2  # of the misses, those that needed less than 4 ms of CPU time
-    SKIPPED = 3  # of the misses, those that were never run
-    RESETS = 4  # of the state, after chunks were skipped or the network gave no numbers
+    CHUNKS = 0  # chunks that were processed
+    MISSES = 1  # chunks that missed their deadline; the dry signal was played instead
+    STALLS = 2  # misses that used less than 4 ms of CPU time: the thread was not scheduled
+    SKIPPED = 3  # misses that were never processed
+    RESETS = 4  # state resets, after skipped chunks or non-finite output
     SETTLING = 5  # chunks after a reset that were played dry
-    DRY = 6  # played dry although the wet signal was wanted
-    NOT_FINITE_IN = 7  # samples that were NaN or infinite
-    DENORMAL_IN = 8  # samples too small to be computed with quickly
-    NOT_FINITE_OUT = 9  # chunks for which the network gave NaN or infinity
-    LIMITED = 10  # chunks that were louder than the limit
-    ENROLMENTS = 11  # looks that replaced the person who is heard
-    INPUT_OVERFLOWS = 12  # that the device reported
+    DRY = 6  # chunks played dry although the wet signal was requested
+    NOT_FINITE_IN = 7  # input samples that were NaN or infinite
+    DENORMAL_IN = 8  # input samples that were denormal, which slows computation down
+    NOT_FINITE_OUT = 9  # chunks for which the network returned NaN or infinity
+    LIMITED = 10  # chunks that exceeded the output limit
+    ENROLMENTS = 11  # enrollments that set the target speaker
+    INPUT_OVERFLOWS = 12  # reported by the device, as the three below
     INPUT_UNDERFLOWS = 13
     OUTPUT_OVERFLOWS = 14
     OUTPUT_UNDERFLOWS = 15
 
 
 class Counters:
-    """Counts and times of one run.
+    """Event counts and computation times of one run.
 
     Args:
-        kept: Chunks whose times are kept; of a longer run, the last so many.
+        capacity: Number of chunks whose times are stored; a longer run overwrites the oldest.
 
     Attributes:
         counts: (len(Count),) int64.
@@ -52,16 +52,16 @@ class Counters:
         return int(self.counts[kind])
 
     def add(self, kind: Count, number: int = 1) -> None:
-        """Count so many more."""
+        """Add a number to a count."""
         self.counts[kind] += number
 
     def record_chunk(self, wall_ns: int, cpu_ns: int, late: bool) -> None:
-        """Note a chunk that was run.
+        """Record a processed chunk.
 
         Args:
-            wall_ns: Time it took.
-            cpu_ns: CPU time of the thread that ran it.
-            late: It was not ready when its turn came.
+            wall_ns: Computation time of the chunk.
+            cpu_ns: CPU time of the thread that processed it.
+            late: Whether it missed its deadline.
         """
         index = self.counts[Count.CHUNKS] % len(self._wall_ns)
         self._wall_ns[index] = wall_ns
@@ -72,24 +72,24 @@ class Counters:
             self._record_misses(1)
 
     def record_skipped(self, number: int) -> None:
-        """Note chunks that were never run; they were stalls if the chunk that held them up was one."""
+        """Record chunks that were never processed; they count as stalls if the chunk that delayed them was one."""
         self.counts[Count.SKIPPED] += number
         self._record_misses(number)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset all counts and times."""
         self.counts[:] = 0
         self._wall_ns[:] = -1
         self._cpu_ns[:] = -1
 
     @property
     def wall_ms(self) -> NDArray[np.float64]:
-        """(N,) times of the kept chunks."""
+        """(N,) computation times of the stored chunks, in ms."""
         return self._wall_ns[: self[Count.CHUNKS]] / 1e6
 
     @property
     def cpu_ms(self) -> NDArray[np.float64]:
-        """(N,) CPU times of the kept chunks."""
+        """(N,) CPU times of the stored chunks, in ms."""
         return self._cpu_ns[: self[Count.CHUNKS]] / 1e6
 
     def _record_misses(self, number: int) -> None:

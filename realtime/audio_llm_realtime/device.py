@@ -1,7 +1,7 @@
-"""Sound devices: list them, and run the loop between a binaural microphone and headphones.
+"""Audio devices: list them, and run the loop between a binaural microphone and headphones.
 
-PortAudio's callback only copies frames to and from the bridge; a thread of its own runs the worker. PortAudio is loaded
-when a device is asked for, and not before.
+PortAudio's callback only copies frames to and from the buffer; a separate thread runs the worker. PortAudio is loaded
+when a device is first used.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from audio_llm_realtime.errors import DeviceError, DeviceLostError
 from audio_llm_realtime.schedule import SchedulingOptions, apply_scheduling
 from audio_llm_realtime.worker import Worker
 
-_POLL_S = 0.0005  # how often the worker's thread looks for a chunk; a lock would make the callback wait
-_CONTROL_S = 0.05  # how often the main thread looks for keys and for a device that is gone
-_SILENCE_S = 2.0  # without a callback for so long, the device is gone
-_MULTIPLES = (3, 1, 2, 6)  # rates to try, over the model's rate, behind the device's own
+_POLL_S = 0.0005  # polling interval of the worker's thread; a lock would make the callback wait
+_CONTROL_S = 0.05  # polling interval of the main thread for keys and a lost device
+_SILENCE_S = 2.0  # without a callback for this long, the device counts as lost
+_MULTIPLES = (3, 1, 2, 6)  # rates to try after the device's default, over the model's rate
 
 
 @dataclass(frozen=True)
 class Device:
-    """A sound device.
+    """An audio device.
 
     Attributes:
-        number: What `--input-device` and `--output-device` take.
-        name: As the system calls it.
-        inputs: Channels it records.
-        outputs: Channels it plays.
-        sample_rate: Its own, in Hz.
+        number: Index for `--input-device` and `--output-device`.
+        name: Name that the system reports.
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        sample_rate: Default rate in Hz.
     """
 
     number: int
@@ -46,12 +46,12 @@ class Device:
 
 @dataclass(frozen=True)
 class DevicePair:
-    """Where sound comes from and goes to.
+    """Input and output device.
 
     Attributes:
         input: The microphones.
         output: The headphones.
-        sample_rate: That both can run at, in Hz, a whole multiple of the model's.
+        sample_rate: Common rate in Hz, an integer multiple of the model's.
     """
 
     input: Device
@@ -60,7 +60,7 @@ class DevicePair:
 
 
 def list_devices() -> list[Device]:
-    """Return the devices that PortAudio sees.
+    """Return the devices that PortAudio lists.
 
     Raises:
         DeviceError: PortAudio is missing or fails.
@@ -77,15 +77,15 @@ def list_devices() -> list[Device]:
 
 
 def choose_devices(input_number: int | None, output_number: int | None, model_rate: int) -> DevicePair:
-    """Find two devices and a rate that fits both and the model.
+    """Choose two devices and a rate that both support and that fits the model.
 
     Args:
-        input_number: Of `list_devices`; None: the system's default.
-        output_number: Likewise.
-        model_rate: In Hz.
+        input_number: Index of the input device in `list_devices`; None: the system's default.
+        output_number: Index of the output device in `list_devices`; None: the system's default.
+        model_rate: Rate of the model in Hz.
 
     Raises:
-        DeviceError: A device does not exist, has no such channels, or no rate fits.
+        DeviceError: A device does not exist or has too few channels, or no common rate fits.
     """
     sounddevice = _portaudio()
     devices = list_devices()
@@ -105,8 +105,8 @@ def choose_devices(input_number: int | None, output_number: int | None, model_ra
         return DevicePair(source, target, rate)
     tried = ", ".join(str(rate) for rate in rates)
     raise DeviceError(
-        f"{source.name!r} and {target.name!r} share none of the rates {tried} Hz",
-        remedy="choose others; `audio-llm-hear devices` lists them",
+        f"{source.name!r} and {target.name!r} have none of the rates {tried} Hz in common",
+        remedy="choose other devices; `audio-llm-hear devices` lists them",
     )
 
 
@@ -114,14 +114,14 @@ class DeviceLoop:
     """Runs a worker between two devices.
 
     Args:
-        worker: At the rate of the devices.
+        worker: Processes the chunks at the rate of the devices.
         pair: The devices.
-        wishes: For the worker's thread.
-        say: Takes a line for the listener: what the system does not grant, as soon as it is known.
+        scheduling: Options for the worker's thread.
+        notify: Receives messages for the user, such as scheduling options that the system does not grant.
 
     Attributes:
-        device_ms: Delays of input and output, as the device states them.
-        refused: What the system did not grant.
+        device_ms: Input and output latency that the device reports, in ms.
+        refused: Messages for scheduling options that the system did not grant.
     """
 
     def __init__(
@@ -138,14 +138,14 @@ class DeviceLoop:
         self.refused: list[str] = []
 
     def run(self, control: Callable[[], bool]) -> None:
-        """Run until told to end.
+        """Run until `control` returns False.
 
         Args:
-            control: Called about 20 times a second; returns False to end.
+            control: Called about 20 times a second; returns False to stop.
 
         Raises:
             DeviceError: The devices cannot be opened.
-            DeviceLostError: One of them went away.
+            DeviceLostError: A device was disconnected.
         """
         sounddevice = _portaudio()
         thread = threading.Thread(target=self._work, name="worker", daemon=True)
@@ -160,7 +160,7 @@ class DeviceLoop:
                 callback=self._exchange,
             )
         except (sounddevice.PortAudioError, ValueError) as error:
-            raise DeviceError(f"the devices cannot be opened: {error}", remedy="choose others") from None
+            raise DeviceError(f"the devices cannot be opened: {error}", remedy="choose other devices") from None
         self._last_block_s = time.monotonic()
         thread.start()
         try:
@@ -171,18 +171,18 @@ class DeviceLoop:
                         raise self._errors[0]
                     if not stream.active or time.monotonic() - self._last_block_s > _SILENCE_S:
                         raise DeviceLostError(
-                            f"{self._pair.input.name!r} or {self._pair.output.name!r} went away",
-                            remedy="plug it in again and start anew",
+                            f"{self._pair.input.name!r} or {self._pair.output.name!r} was disconnected",
+                            remedy="connect it and start again",
                         )
                     time.sleep(_CONTROL_S)
         except sounddevice.PortAudioError as error:
-            raise DeviceLostError(f"the device failed: {error}", remedy="plug it in again and start anew") from None
+            raise DeviceLostError(f"the device failed: {error}", remedy="connect it and start again") from None
         finally:
             self._stop.set()
             thread.join()
 
     def _exchange(self, indata: Any, outdata: Any, frames: int, when: Any, status: Any) -> None:
-        """The callback. Errors in it reach nobody, so they are kept for the main thread."""
+        """The callback. PortAudio drops its exceptions, so they are stored for the main thread."""
         try:
             self._last_block_s = time.monotonic()
             if status:
@@ -213,7 +213,7 @@ class DeviceLoop:
 
 
 def count_status(counters: Counters, status: Any) -> None:
-    """Count what PortAudio says about a block."""
+    """Count the overflows and underflows that PortAudio reports for a block."""
     for what in (Count.INPUT_OVERFLOWS, Count.INPUT_UNDERFLOWS, Count.OUTPUT_OVERFLOWS, Count.OUTPUT_UNDERFLOWS):
         if getattr(status, what.name.lower().removesuffix("s")):
             counters.add(what)
@@ -229,7 +229,7 @@ def _pick(devices: list[Device], number: int | None, default: int, kind: str) ->
     if channels < least:
         raise DeviceError(
             f"device {chosen} ({device.name!r}) has {channels} {kind} channels, fewer than {least}",
-            remedy="`audio-llm-hear devices` lists others",
+            remedy="choose another; `audio-llm-hear devices` lists them",
         )
     return device
 
@@ -239,7 +239,8 @@ def _portaudio() -> Any:
         import sounddevice
     except OSError:
         raise DeviceError(
-            "PortAudio is not installed", remedy="install it, on Debian: apt install libportaudio2; files work without"
+            "PortAudio is not installed",
+            remedy="install it, on Debian: apt install libportaudio2; files work without it",
         ) from None
     except ImportError:
         raise DeviceError("sounddevice is not installed", remedy="pip install sounddevice") from None

@@ -1,7 +1,8 @@
-"""The listener's end: frames go in and out in blocks of any size, and the late-chunk policy is kept.
+"""The device side of the loop: blocks of any size in and out, and the playback part of the late-chunk policy.
 
-The device's callback calls `hear` and `play`. Both only copy frames; neither waits. Frames are counted from 0, and wet
-frames carry the positions of the frames they were made from, so that a late chunk never shifts the sound.
+The device's callback calls `write_input` and `read_output`. Both only copy and mix frames; neither waits. Frames are
+counted from 0, and wet frames have the positions of the input frames they were computed from, so that a late chunk
+never shifts the signal.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from audio_llm_realtime.output_mixer import OutputMixer
 from audio_llm_realtime.ring import Ring
 from audio_llm_realtime.sanitize import Sanitizer
 
-_BLOCK_CHUNKS = 4  # units that `hear` takes at once
+_BLOCK_CHUNKS = 4  # chunks that `write_input` copies at once
 
 
 class DuplexBuffer:
-    """Carries frames between a device, or a file, and the worker.
+    """Passes frames between a device, or a file, and the worker.
 
     Args:
-        unit: Frames of a chunk at the device's rate.
-        wet_delay: Frames that the wet signal lags behind the frames it was made from.
-        kept_units: Units of input that are kept for a worker that is behind.
-        ledger: Counts what was replaced and what was played dry.
-        wet: Share of the wet signal, 0 to 1.
-        spare: Units that the output waits longer than it must, so that a chunk has as much more time.
+        chunk_frames: Frames of a chunk at the device's rate.
+        wet_delay: Delay of the wet signal relative to the input it was computed from, in frames.
+        history_chunks: Chunks of input that are stored for a worker that is late.
+        counters: Counters for replaced samples and chunks played dry.
+        wet: Gain of the wet signal, 0 to 1.
+        extra_chunks: Chunks of additional output delay, which give each chunk that much more time.
 
     Attributes:
-        unit: As given.
-        heard: What came in, read by the worker.
-        made: What the worker gave.
-        playout: Holds the share and the bypass.
-        delay: Frames from the input to the same sound in the output.
+        chunk_frames: As given.
+        input_ring: Input frames, read by the worker.
+        wet_ring: Wet frames, written by the worker.
+        mixer: Mixes the output; holds the wet gain and the bypass.
+        delay: Delay from the input to the output, in frames.
     """
 
     def __init__(
@@ -59,28 +60,24 @@ class DuplexBuffer:
         self._dry = np.zeros((EARS, chunk_frames), np.float32)
         self._ready = np.zeros((EARS, chunk_frames), np.float32)
         self._left = 0  # frames of `_ready` that are not played yet
-        self._next = -chunk_frames * (
-            1 + extra_chunks
-        )  # position among the wet frames of the next unit to be made ready
-        self._dry_ranges: tuple[
-            tuple[int, int], ...
-        ] = ()  # positions that must not be played wet, those ahead, in order
+        self._next = -chunk_frames * (1 + extra_chunks)  # position of the next chunk to be mixed, in wet frames
+        self._dry_ranges: tuple[tuple[int, int], ...] = ()  # ascending ranges of positions that are played dry
 
     @property
     def next_position(self) -> int:
-        """Position of the wet unit that is played next; what comes for an earlier one comes late."""
+        """Position of the wet chunk that is played next; a chunk at an earlier position is late."""
         return self._next
 
     def mark_dry(self, begin: int, end: int) -> None:
-        """Have the frames from `begin` to `end` played dry; the worker calls this before it writes beyond `begin`."""
+        """Play the frames from `begin` to `end` dry; the worker calls this before it writes beyond `begin`."""
         ranges = [frames for frames in self._dry_ranges if frames[1] > self._next]
         if ranges and ranges[-1][1] >= begin:
             before = ranges.pop()
             begin, end = min(begin, before[0]), max(end, before[1])
-        self._dry_ranges = (*ranges, (begin, end))  # replaced whole: the device's callback reads it meanwhile
+        self._dry_ranges = (*ranges, (begin, end))  # replaced as a whole: the callback reads it concurrently
 
     def write_input(self, block: NDArray[np.float32]) -> None:
-        """Take frames from the device: (2, T) float32. What is no number in them counts as zero."""
+        """Write input frames (2, T) float32 from the device; NaN, infinity and denormals are replaced by zero."""
         for start in range(0, block.shape[1], self._input.shape[1]):
             length = min(self._input.shape[1], block.shape[1] - start)
             piece = self._input[:, :length]
@@ -89,7 +86,7 @@ class DuplexBuffer:
             self.input_ring.write(piece)
 
     def read_output(self, out: NDArray[np.float32]) -> None:
-        """Give frames to the device: fill (2, T) float32, as many as were heard."""
+        """Fill (2, T) float32 with output frames for the device, as many as were written as input."""
         done = 0
         while done < out.shape[1]:
             if not self._left:
@@ -103,13 +100,13 @@ class DuplexBuffer:
     def _mix_next_chunk(self) -> None:
         position, self._next = self._next, self._next + self.chunk_frames
         self._left = self.chunk_frames
-        if position < 0:  # nothing was heard so long ago
+        if position < 0:  # before the first input
             self._ready[:] = 0.0
             return
         marked = any(begin <= position < end for begin, end in self._dry_ranges)
         available = not marked and self.wet_ring.read(position, self._wet)
         if not available and self.mixer.target_wet:
             self._counters.add(Count.DRY)
-        if not self.input_ring.read(position - self._wet_delay, self._dry):  # more was heard at once than is kept
+        if not self.input_ring.read(position - self._wet_delay, self._dry):  # a block exceeded the stored history
             self._dry[:] = 0.0
         self.mixer.mix(self._wet if available else None, self._dry, self._ready)

@@ -1,7 +1,7 @@
-"""The engine: one binaural chunk in, the enrolled person's sound out, with the network's state carried between.
+"""The engine: one binaural chunk in, the enrolled speaker's chunk out, with the network's state carried over.
 
-Nothing here waits, reads or writes: the engine is a function of the chunks it was given. Two sets of states lie in
-memory from the beginning; the network reads one and writes the other, and they change places after every chunk.
+Nothing here waits or does I/O: the output depends only on the chunks processed so far. Two sets of states are allocated
+once; the network reads one and writes the other, and they are swapped after every chunk.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class Engine:
     Before `set_conditions` is called, the conditions are zeros.
 
     Args:
-        contract: Of the model.
-        ledger: Counts what had to be replaced, limited or reset; a new one by default.
-        limit_db: How much louder than the input's peak over the last second the output may be.
-        warm_up: Chunks of noise that are run first, before the state is reset.
+        contract: The model's contract.
+        counters: Counters for replaced samples, limited chunks and resets; new ones by default.
+        limit_db: How far the output may exceed the input peak of the last second, in dB.
+        warm_up: Number of noise chunks that are processed first, before the state is reset.
 
     Raises:
         ModelNotFoundError: The ONNX file is missing.
-        ContractError: It is not the one that the contract describes.
+        ContractError: The ONNX file does not match the contract.
 
     Attributes:
         contract: As given.
-        ledger: As given.
-        dry: (2, chunk) float32, the input as late as the sound of the last chunk is.
-        failed: The network gave NaN or infinity for the last chunk; its state was reset and `dry` was returned.
+        counters: As given.
+        dry: (2, chunk) float32, the input with the same delay as the output of the last chunk.
+        failed: Whether the network returned NaN or infinity for the last chunk; its state was reset and `dry` returned.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Engine:
         self._warm_up(warm_up)
 
     def reset(self) -> None:
-        """Forget all that was heard; the conditions stay."""
+        """Reset the network's state and the limiter; the conditions stay."""
         for states in self._states:
             for state in states:
                 state[:] = 0.0
@@ -81,16 +81,16 @@ class Engine:
         self.failed = False
 
     def set_conditions(self, *vectors: NDArray[np.float32]) -> None:
-        """Listen to someone else from the next chunk on.
+        """Set the target speaker from the next chunk on.
 
-        The state is kept. The next chunk is run for both persons and fades from one to the other, which takes twice its
-        time once; there is no fade to the first person. Another thread may call this.
+        The state is not reset. The next chunk is computed for both speakers and cross-faded, which takes twice the time
+        for that chunk; there is no fade to the first speaker. Another thread may call this.
 
         Args:
-            vectors: One for each condition of the contract, of its shape with or without the leading 1.
+            vectors: One float32 vector per condition of the contract, of its shape with or without the leading 1.
 
         Raises:
-            HearingError: Their number or shape is wrong, or they are not finite.
+            RealtimeError: The number or the shape of the vectors is wrong, or they are not finite.
         """
         ports = self.contract.stream.conditions
         if len(vectors) != len(ports):
@@ -106,14 +106,14 @@ class Engine:
         self._target_conditions = taken
 
     def process(self, chunk: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Run one chunk.
+        """Process one chunk.
 
         Args:
-            chunk: (2, chunk) float32 at the contract's rate. NaN, infinity and denormals in it count as zero.
-            out: (2, chunk) float32 to write to; a new array by default.
+            chunk: (2, chunk) float32 at the contract's rate. NaN, infinity and denormals are replaced by zero.
+            out: (2, chunk) float32, written to; a new array by default.
 
         Returns:
-            (2, chunk) float32, as late as the contract's lookahead, always finite and within the limit.
+            (2, chunk) float32, delayed by the contract's lookahead, always finite and within the limit.
 
         Raises:
             HearingError: The chunk has another shape.
@@ -133,7 +133,7 @@ class Engine:
         return out
 
     def _limit_or_reset(self) -> None:
-        """Limit a sound that is too loud; forget the state behind one that is not finite."""
+        """Limit an output that is too loud; reset the state after one that is not finite."""
         if np.isfinite(self._sound).all():
             self._limiter.limit(self._sound)
             return
@@ -144,7 +144,7 @@ class Engine:
                 state[:] = 0.0
 
     def _run(self) -> None:
-        """Run the network on the chunk; if the conditions change, on both, and fade."""
+        """Run the network on the chunk; if the conditions changed, with the old and the new ones, and cross-fade."""
         binding = self._bindings[self._turn]
         conditions = self._target_conditions  # read once: another thread may replace it
         fade = conditions is not self._current_conditions and self._current_conditions is not None
@@ -155,7 +155,7 @@ class Engine:
             for bound, new in zip(self._conditions, conditions, strict=True):
                 bound[:] = new
             self._current_conditions = conditions
-        self._session.run_with_iobinding(binding)  # from the same state; it writes the other set, again if need be
+        self._session.run_with_iobinding(binding)  # from the same state; overwrites the other set
         if fade:
             self._sound += (1.0 - self._fade) * (self._before - self._sound)
         self._turn = 1 - self._turn

@@ -1,4 +1,4 @@
-"""The errors a listener can meet: what went wrong, with which file or device, and what to do about it."""
+"""Errors of this package: what went wrong, with which file or device, and what the user can do about it."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ class RealtimeError(Exception):
 
 
 class SoundFileError(RealtimeError):
-    """A sound file that cannot be read, or whose rate or channels do not fit."""
+    """An audio file that cannot be read or written, or that has the wrong number of channels."""
 
 
 class EnrollmentError(RealtimeError):
-    """A look that nobody can be enrolled from."""
+    """An enrollment recording from which no speaker can be enrolled."""
 
 
 class DeviceError(RealtimeError):
-    """A sound device that is not there, or cannot do what is asked."""
+    """An audio device that is missing or does not support what is requested."""
 
 
 class DeviceLostError(DeviceError):
-    """A sound device that went away while it was in use."""
+    """An audio device that was disconnected while it was in use."""
 
 
 class UsageError(RealtimeError):
-    """Options that contradict each other, or a value outside its range."""
+    """Options that contradict each other, or a value that is out of range."""
 
     exit_status = 2
 
 
 class ModelNotFoundError(RealtimeError):
-    """No model in that folder, or a file of it is missing."""
+    """The folder contains no model, or a file of the model is missing."""
 
     exit_status = 3
 

@@ -1,4 +1,4 @@
-"""Enrol anew while the loop runs: record a look, enrol, and have the engine fade to the new person."""
+"""Enrollment while the loop runs: record, enroll, and fade the engine to the new speaker."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from audio_llm_realtime.worker import Worker
 
 
 class LiveEnrollment:
-    """Takes the place of whoever is heard when it is asked to.
+    """Replaces the target speaker on request.
 
-    Until somebody is enrolled, the listener hears the dry signal.
+    Until a speaker is enrolled, the dry signal is played.
 
     Args:
         worker: Runs the engine.
-        enroller: Runs the enrolment network.
-        seconds: Of a look; no more are recorded than the network takes.
-        say: Takes a line for the listener.
-        beside: Runs the enrolment while the loop goes on, so that a later `poll` takes up what it gave; None: `poll`
-            itself runs it.
+        enroller: Runs the enrollment network.
+        seconds: Duration of a recording; limited to what the network accepts.
+        notify: Receives messages for the user.
+        executor: Runs the enrollment network concurrently with the loop; a later `poll` applies the result. None:
+            `poll` runs it itself.
 
     Raises:
-        UsageError: The look would be too short.
+        UsageError: The duration is too short.
 
     Attributes:
-        seconds: Of a look, as it is recorded.
-        failure: Why the last look enrolled nobody; None if it did.
+        seconds: Duration of a recording after the limit.
+        failure: Why the last enrollment failed; None if it succeeded.
     """
 
     def __init__(
@@ -48,24 +48,24 @@ class LiveEnrollment:
         self._notify = notify
         self._executor = executor
         self._pending: Future[Enrollment] | None = None
-        self._first_position: int | None = None  # position from which on the first person is in what the worker gives
+        self._first_position: int | None = None  # first position whose wet signal contains the first speaker
         self.failure: EnrollmentError | None = None
 
     def request(self) -> None:
-        """Begin to record a look, unless one is being recorded or enrolled from."""
+        """Start a recording, unless an enrollment is in progress."""
         if self._worker.recorder.active or self._pending is not None:
-            self._notify("a look is being recorded")
+            self._notify("an enrollment is in progress")
             return
         self._worker.recorder.start(self.seconds)
         self._notify(
-            f"face the person for {self.seconds:g} s{', the most that the model takes' if self._shortened else ''}"
+            f"face the speaker for {self.seconds:g} s{', the most that the model accepts' if self._shortened else ''}"
         )
 
     def poll(self, wait: bool = False) -> None:
-        """Enrol if a look is complete; a look that cannot be used changes nothing but `failure`.
+        """Enroll if a recording is complete; a failed enrollment changes nothing but `failure`.
 
         Args:
-            wait: For an enrolment that runs beside.
+            wait: Whether to wait for an enrollment that runs concurrently.
         """
         recording = self._worker.recorder.take()
         if recording is not None:
@@ -92,7 +92,7 @@ class LiveEnrollment:
             self._notify(f"warning: {warning}")
         self._worker.engine.set_conditions(enrollment.vector)
         buffer = self._worker.buffer
-        if not buffer.mixer.enrolled and self._first_position is None:  # chunks on their way were made for nobody
+        if not buffer.mixer.enrolled and self._first_position is None:  # pending chunks have no target speaker
             self._first_position = buffer.input_ring.written + buffer.chunk_frames
         self._worker.counters.add(Count.ENROLMENTS)
         self._notify(f"enrolled from {enrollment.used_s:.1f} s")

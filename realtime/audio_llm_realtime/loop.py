@@ -1,4 +1,4 @@
-"""The loop over sound that is already there: blocks go through bridge and worker as a device would send them."""
+"""The loop over recorded audio: blocks pass through buffer and worker as a device would send them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from audio_llm_realtime.worker import Worker
 class FileLoop:
     """Feeds chunk i at i x 8 ms of a clock, and plays what is ready by then.
 
-    Chunk i is played while chunk i + 1 is heard, so that it must be ready 8 ms after it came.
+    Chunk i is played while chunk i + 1 is recorded, so that it must be ready 8 ms after it arrived.
 
     Args:
-        worker: Runs the chunks.
-        clock: Says how long they take.
-        after_chunk: Called after every chunk that was run; may enrol anew.
+        worker: Processes the chunks.
+        clock: Determines the computation time of each chunk.
+        after_chunk: Called after every processed chunk; may enroll a speaker.
     """
 
     def __init__(self, worker: Worker, clock: Clock, after_chunk: Callable[[], None] | None = None) -> None:
@@ -33,13 +33,13 @@ class FileLoop:
         self._free_ns = 0
 
     def run(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Run a sound through, chunk by chunk; a later call goes on where this one ended.
+        """Process a waveform chunk by chunk; a later call continues where this one ended.
 
         Args:
-            waveform: (2, T) float32 at the rate of the worker; T a multiple of a chunk there.
+            waveform: (2, T) float32 at the worker's rate; T is a multiple of its chunk length.
 
         Returns:
-            (2, T) float32, `worker.bridge.delay` frames late.
+            (2, T) float32, delayed by `worker.buffer.delay` frames.
         """
         chunk_frames = self._worker.buffer.chunk_frames
         out = np.zeros((EARS, waveform.shape[1]), np.float32)
@@ -53,7 +53,7 @@ class FileLoop:
         return out
 
     def _advance(self, until_ns: int) -> None:
-        """Let the worker do what it can have done by then."""
+        """Let the worker process what it can have finished by `until_ns`."""
         worker = self._worker
         while True:
             if self._held is not None:
@@ -72,15 +72,15 @@ class FileLoop:
 
 
 def run_blocks(worker: Worker, waveform: NDArray[np.float32], sizes: list[int]) -> NDArray[np.float32]:
-    """Run a sound through in blocks of any sizes, every chunk ready at once.
+    """Process a waveform in blocks of any size, with every chunk ready immediately.
 
     Args:
-        worker: Runs the chunks.
-        waveform: (2, T) float32 at the rate of the worker.
-        sizes: Of the blocks, in turn, until the sound ends.
+        worker: Processes the chunks.
+        waveform: (2, T) float32 at the worker's rate.
+        sizes: Sizes of successive blocks in frames, repeated until the waveform ends.
 
     Returns:
-        (2, T) float32, `worker.bridge.delay` frames late.
+        (2, T) float32, delayed by `worker.buffer.delay` frames.
     """
     out = np.zeros((EARS, waveform.shape[1]), np.float32)
     start = turn = 0

@@ -1,4 +1,4 @@
-"""Open an ONNX network for one thread: the options that every session of this package shares."""
+"""Open an ONNX session for one thread, with the options that every session of this package shares."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from audio_llm_realtime.errors import ContractError
 
 
 def open_session(path: Path, sha256: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> Any:
-    """Return an onnxruntime session of a network that was checked against its contract.
+    """Return an onnxruntime session of a network, checked against its contract.
 
-    One thread, no spinning, every optimisation, denormals taken as zero. ONNX Runtime takes the last of these from the
-    first session of the process only: a program that opens a session of its own before this one loses it.
+    One thread, no spinning, all optimizations, denormals as zero. ONNX Runtime takes the last option from the first
+    session of the process only: a program that opens another session before this one loses it.
 
     Args:
         path: The ONNX file.
-        sha256: What it must hash to.
-        inputs: What it must take.
-        outputs: What it must give.
+        sha256: Expected hash of the file.
+        inputs: Expected inputs of the network.
+        outputs: Expected outputs of the network.
 
     Raises:
         ModelNotFoundError: The file is missing.
-        ContractError: The file is not the one described, or not a network.
+        ContractError: The file does not match the contract, or is not a network.
     """
     import onnxruntime
 
@@ -43,7 +43,7 @@ def open_session(path: Path, sha256: str, inputs: Sequence[Port], outputs: Seque
         options.add_session_config_entry(key, value)
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its own classes share no base but this
+    except Exception as error:  # onnxruntime's exceptions share no other base class
         reason = " ".join(str(error).split())
         raise ContractError(f"not a network that runs here: {reason}", path=path) from None
     check_ports(path, "input", inputs, session.get_inputs())

@@ -1,4 +1,4 @@
-"""What the listener gets: the wet signal, the dry signal, or a mix, with a fade wherever that changes."""
+"""Mix the output from the wet and the dry signal, with a fade wherever the mix changes."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from audio_llm_realtime.contract import EARS
 
 
 class OutputMixer:
-    """Mixes wet and dry units of fixed length, and fades over one unit where their shares change.
+    """Mixes wet and dry chunks of fixed length, and fades over one chunk where the mix changes.
 
-    Where the wet unit is missing, the last one is played backwards under the fade: the sound goes on without a step,
-    and never exceeds what it is made of. The first unit comes without a fade.
+    The wet signal is the extracted speaker; the dry signal is the input with the same delay. Where a wet chunk is
+    missing, the output fades to dry from the time-reversed last wet chunk, so that the waveform has no step and never
+    exceeds the signals it is mixed from. The first chunk is played without a fade.
 
     Args:
-        unit: Frames that are mixed at once.
-        wet: Share of the wet signal, 0 to 1.
+        chunk_frames: Frames of a chunk at the device's rate.
+        wet: Gain of the wet signal, 0 to 1; the dry signal gets the rest.
 
     Attributes:
         wet: As given; may be set at any time.
-        bypass: Play the dry signal alone; may be set at any time.
-        enrolled: There is somebody to be heard; without, the dry signal is played.
+        bypass: Whether only the dry signal is played; may be set at any time.
+        enrolled: Whether a speaker is enrolled; if not, the dry signal is played.
     """
 
     def __init__(self, chunk_frames: int, wet: float = 1.0) -> None:
         self.wet = wet
         self.bypass = False
         self.enrolled = True
-        self._wet_fraction = 0.0  # of the wet signal at the end of the last unit
+        self._last_wet_gain = 0.0  # gain of the wet signal at the end of the last chunk
         self._started = False
         self._ramp = (np.arange(1, chunk_frames + 1) / chunk_frames).astype(np.float32)
         self._gain = np.zeros(chunk_frames, np.float32)
@@ -36,19 +37,19 @@ class OutputMixer:
 
     @property
     def target_wet(self) -> float:
-        """Share of the wet signal that the listener asked for."""
+        """Requested gain of the wet signal."""
         return self.wet if self.enrolled and not self.bypass else 0.0
 
     def mix(self, wet: NDArray[np.float32] | None, dry: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """Mix one unit.
+        """Mix one chunk.
 
         Args:
-            wet: (2, unit) float32; None where it is missing.
-            dry: (2, unit) float32, equally late.
-            out: (2, unit) float32 to write to.
+            wet: (2, chunk_frames) float32; None where it is missing.
+            dry: (2, chunk_frames) float32, with the same delay.
+            out: (2, chunk_frames) float32, written to.
         """
-        before, after = self._wet_fraction, self.target_wet if wet is not None else 0.0
-        if not self._started:  # what came before was silence
+        before, after = self._last_wet_gain, self.target_wet if wet is not None else 0.0
+        if not self._started:  # the output before was silence
             before, self._started = after, True
         source = wet if wet is not None else self._backwards
         if before == after == 0.0:
@@ -63,4 +64,4 @@ class OutputMixer:
             out += dry
         if wet is not None:
             self._backwards[:] = wet[:, ::-1]
-        self._wet_fraction = after
+        self._last_wet_gain = after

@@ -1,4 +1,4 @@
-"""The report of a run: what chunks took, what went wrong, and the delay that the listener hears."""
+"""The report of a run: computation times, event counts, and the parts of the latency."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from audio_llm_realtime.worker import Worker
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of the times of chunks, in ms; zeros where none was run."""
+    """Percentiles of the times of chunks, in ms; zeros if no chunk was processed."""
 
     p50: float
     p95: float
@@ -33,7 +33,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many chunks took how long: `chunks[n]` from `edges_ms[n]` to the next edge, the last without an end."""
+    """Histogram of times: `chunks[n]` counts from `edges_ms[n]` to the next edge; the last bin has no upper edge."""
 
     edges_ms: tuple[float, ...]
     chunks: tuple[int, ...]
@@ -41,16 +41,16 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Latency:
-    """Parts of the delay from a sound at the ear to the same sound in the output, in ms.
+    """Parts of the latency from microphone to headphones, in ms. The field names are keys of the report.
 
     Attributes:
-        chunk_ms: A chunk is complete before it is run.
-        lookahead_ms: Of the network.
-        resampling_ms: Of the filters down to the model's rate and up again.
-        spare_ms: That the listener grants to a slow machine.
-        compute_p99_ms: What 99 of 100 chunks need at most; a device hides it in its blocks.
-        device_input_ms: That the device states; 0 in a file.
-        device_output_ms: That the device states; 0 in a file.
+        chunk_ms: Duration of a chunk, which is complete before it is processed.
+        lookahead_ms: Lookahead of the network.
+        resampling_ms: Delay of the filters down to the model's rate and up again.
+        spare_ms: Delay of the extra chunks.
+        compute_p99_ms: 99th percentile of the computation time; a device hides it in its blocks.
+        device_input_ms: Input latency that the device reports; 0 for a file.
+        device_output_ms: Output latency that the device reports; 0 for a file.
     """
 
     chunk_ms: float
@@ -63,30 +63,30 @@ class Latency:
 
     @property
     def algorithmic_ms(self) -> float:
-        """What no faster machine can take away."""
+        """Algorithmic latency, which does not depend on the machine."""
         return self.chunk_ms + self.lookahead_ms
 
     @property
     def total_ms(self) -> float:
-        """All parts."""
+        """Sum of all parts."""
         return sum(asdict(self).values())
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run was like.
+    """Times, counts and latency of a run.
 
     Attributes:
-        model: Its name.
-        fingerprint: Of its weights.
-        counts: By the names of `Count`, in lower case.
-        compute_ms: Time of a chunk.
-        cpu_ms: CPU time of a chunk, of the thread that ran it.
-        compute_histogram: Of the times of chunks.
-        cpu_histogram: Of their CPU times.
-        times_of: Chunks that these times are of, the last ones.
-        latency: The delay.
-        refused: What the system did not grant, in words.
+        model: Name of the model.
+        fingerprint: Hash of the model's weights.
+        counts: Event counts by the names of `Count` in lower case.
+        compute_ms: Percentiles of the computation time of a chunk.
+        cpu_ms: Percentiles of the CPU time of a chunk, in the thread that processed it.
+        compute_histogram: Histogram of the computation times.
+        cpu_histogram: Histogram of the CPU times.
+        times_of: Number of chunks, the last of the run, that the times describe.
+        latency: The parts of the latency.
+        refused: Messages for scheduling options that the system did not grant.
     """
 
     model: str
@@ -124,12 +124,12 @@ def make_report(
     device_ms: tuple[float, float] = (0.0, 0.0),
     refused: tuple[str, ...] = (),
 ) -> Report:
-    """Sum up what a worker did.
+    """Summarize the run of a worker.
 
     Args:
-        worker: That ran.
-        device_ms: Delays of the device's input and output.
-        refused: What the system did not grant.
+        worker: The worker after the run.
+        device_ms: Input and output latency of the device, in ms.
+        refused: Messages for scheduling options that the system did not grant.
     """
     contract, counters = worker.engine.contract, worker.counters
     compute = percentiles(counters.wall_ms)
@@ -163,14 +163,14 @@ def percentiles(times_ms: NDArray[np.float64]) -> Percentiles:
 
 
 def histogram(times_ms: NDArray[np.float64]) -> Histogram:
-    """Return how times (N,) in ms are spread: edges from 0, then from 0.1 ms on, eight to a doubling, to 102.4 ms."""
+    """Return the histogram of times (N,) in ms, with edges at 0 and from 0.1 to 102.4 ms, eight per octave."""
     edges = np.concatenate([[0.0], 0.1 * 2.0 ** (np.arange(81) / 8.0)])
     counts, _ = np.histogram(times_ms, np.append(edges, np.inf))
     return Histogram(tuple(round(float(edge), 4) for edge in edges), tuple(int(count) for count in counts))
 
 
 def machine() -> dict[str, Any]:
-    """Return what a figure depends on: processor, cores, load, system."""
+    """Return a description of the machine: processor, cores, load, system."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -186,7 +186,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what runs."""
+    """Return the versions of Python and of the packages."""
     installed = {"python": platform.python_version(), "audio-llm-realtime": __version__}
     for package in ("numpy", "onnxruntime", "soundfile", "sounddevice"):
         try:
@@ -197,10 +197,10 @@ def versions() -> dict[str, str]:
 
 
 def check_report(path: Path) -> None:
-    """Find out before the work whether a report of that name can be written.
+    """Check before processing whether a report of this name can be written.
 
     Raises:
-        UsageError: It is a folder, or lies in none.
+        UsageError: The path is a folder, or its folder does not exist.
     """
     if path.is_dir():
         raise UsageError("is a folder", path=path, remedy="name a file for the report")
@@ -209,10 +209,10 @@ def check_report(path: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all.
+    """Write a JSON file completely or not at all.
 
     Raises:
-        HearingError: It cannot be written.
+        RealtimeError: The file cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -221,5 +221,5 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     except OSError as error:
         raise RealtimeError(f"not written: {error.strerror}", path=path, remedy="give another name") from None
     finally:
-        with contextlib.suppress(OSError):  # such as a folder that is gone
+        with contextlib.suppress(OSError):  # for example, the folder was removed
             part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Change the rate of sound: by whole factors while it streams, with a stated delay, and of whole files without one."""
+"""Resample audio: by integer factors in a stream, with a known delay, and whole files by any ratio, without delay."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 HALF_SAMPLES = 16  # delay of one filter, in samples of the lower rate: 1 ms at 16 kHz
-_ATTENUATION = 5.65  # Kaiser's beta for 60 dB; the band below 0.44 of the lower rate is kept
+_ATTENUATION = 5.65  # Kaiser beta for 60 dB; the passband ends at 0.44 of the lower rate
 
 
 def delay_frames(ratio: int) -> int:
-    """Return the delay of the way down and up again, in frames of the higher rate; 0 where the ratio is 1."""
+    """Return the delay of downsampling and upsampling together, in frames of the higher rate; 0 for a ratio of 1."""
     return 2 * HALF_SAMPLES * ratio if ratio > 1 else 0
 
 
 class Decimator:
-    """Lowers the rate by a whole factor; linear phase, HALF_SAMPLES output samples late.
+    """Lowers the rate by an integer factor; linear phase, with a delay of HALF_SAMPLES output samples.
 
     Args:
         ratio: Higher rate over lower rate, 2 or more.
-        channels: Of the sound.
-        block: Output samples of every block.
+        channels: Number of channels.
+        block: Output samples per block.
     """
 
     def __init__(self, ratio: int, channels: int, block: int) -> None:
@@ -36,23 +36,23 @@ class Decimator:
         self._windows = self._windows[:, :block]
 
     def reset(self) -> None:
-        """Forget all samples."""
+        """Clear the filter's history."""
         self._buffer[:] = 0.0
 
     def process(self, block: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """Turn (C, block x ratio) float32 into `out` (C, block) float32."""
+        """Downsample (C, block x ratio) float32 to `out` (C, block) float32."""
         self._buffer[:, : self._history] = self._buffer[:, -self._history :].copy()
         self._buffer[:, self._history :] = block
         np.matmul(self._windows, self._filter, out=out)
 
 
 class Interpolator:
-    """Raises the rate by a whole factor; linear phase, HALF_SAMPLES x ratio output samples late.
+    """Raises the rate by an integer factor; linear phase, with a delay of HALF_SAMPLES x ratio output samples.
 
     Args:
         ratio: Higher rate over lower rate, 2 or more.
-        channels: Of the sound.
-        block: Input samples of every block.
+        channels: Number of channels.
+        block: Input samples per block.
     """
 
     def __init__(self, ratio: int, channels: int, block: int) -> None:
@@ -68,11 +68,11 @@ class Interpolator:
         self._phases = np.zeros((channels, block, ratio), np.float32)
 
     def reset(self) -> None:
-        """Forget all samples."""
+        """Clear the filter's history."""
         self._buffer[:] = 0.0
 
     def process(self, block: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """Turn (C, block) float32 into `out` (C, block x ratio) float32."""
+        """Upsample (C, block) float32 to `out` (C, block x ratio) float32."""
         self._buffer[:, : self._history] = self._buffer[:, -self._history :].copy()
         self._buffer[:, self._history :] = block
         np.matmul(self._windows, self._filters, out=self._phases)
@@ -80,12 +80,12 @@ class Interpolator:
 
 
 def resample(waveform: NDArray[np.float32], source_rate: int, target_rate: int) -> NDArray[np.float32]:
-    """Change the rate of whole sounds, any rate to any other, without delay.
+    """Resample a whole waveform from any rate to any other, without delay.
 
     Args:
         waveform: (C, T) float32.
-        source_rate: Its rate in Hz.
-        target_rate: The rate that is wanted, in Hz.
+        source_rate: Rate of the waveform in Hz.
+        target_rate: Rate of the result in Hz.
 
     Returns:
         (C, ceil(T x target / source)) float32.
@@ -94,14 +94,14 @@ def resample(waveform: NDArray[np.float32], source_rate: int, target_rate: int) 
         return waveform
     divisor = gcd(source_rate, target_rate)
     up, down = target_rate // divisor, source_rate // divisor
-    taps = up * _low_pass(max(up, down))  # at the rate of source x up, centred on its middle
+    taps = up * _low_pass(max(up, down))  # at the rate of source x up, centered on its middle
     middle = len(taps) // 2
     length = -(-waveform.shape[1] * up // down)
     reach = -(-len(taps) // up)
     padded = np.pad(waveform, ((0, 0), (reach, reach + down)))
     windows = sliding_window_view(padded, reach, axis=1)
     out = np.zeros((waveform.shape[0], length), np.float32)
-    for first in range(min(up, length)):  # outputs `up` apart lie alike between input samples
+    for first in range(min(up, length)):  # outputs `up` apart have the same phase
         position = first * down + middle
         newest, phase = divmod(position, up)
         of_phase = np.zeros(reach, np.float32)
@@ -113,7 +113,7 @@ def resample(waveform: NDArray[np.float32], source_rate: int, target_rate: int) 
 
 @lru_cache(maxsize=8)
 def _low_pass(factor: int) -> NDArray[np.float32]:
-    """Return a filter of 2 x HALF_SAMPLES x factor + 1 taps that cuts at 1 / (2 x factor) of its rate and sums to 1.
+    """Return a low-pass of 2 x HALF_SAMPLES x factor + 1 taps with cutoff 1 / (2 x factor) of its rate and unit gain.
 
     Args:
         factor: Rate of the filter over the lower rate.

@@ -1,4 +1,4 @@
-"""A ring of frames between one writer and one reader, without a lock and without allocation."""
+"""A ring buffer between one writer and one reader, without a lock and without allocation."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from numpy.typing import NDArray
 
 
 class Ring:
-    """Keeps the last frames of an endless signal, each at its position; the first has position 0.
+    """Stores the last frames of a stream, each at its position; the first frame has position 0.
 
-    The writer never waits and never fails: it overwrites the oldest frames. Positions belong to the reader, who may
-    read any frames that are still there, and who learns when they are not. Frames before position 0 are zeros.
+    The writer never waits and never fails: it overwrites the oldest frames. The reader may read any position that is
+    still stored; `read` returns False when it is not. Frames before position 0 are zeros.
 
     Args:
-        channels: Of a frame.
-        capacity: Frames that are kept.
+        channels: Number of channels of a frame.
+        capacity: Number of stored frames.
 
     Attributes:
-        written: Position behind the last frame; grows only.
+        written: Position after the last frame; it only grows.
     """
 
     def __init__(self, channels: int, capacity: int) -> None:
@@ -37,7 +37,7 @@ class Ring:
         self.written += length
 
     def jump(self, position: int) -> None:
-        """Go on writing at a later position; what lies between is not to be read."""
+        """Continue writing at a later position; the positions in between must not be read."""
         self._begun = max(self._begun, position)
         self.written = max(self.written, position)
 
@@ -45,11 +45,11 @@ class Ring:
         """Copy frames.
 
         Args:
-            position: Of the first frame.
-            out: (C, T) float32 to copy to.
+            position: Position of the first frame.
+            out: (C, T) float32, written to.
 
         Returns:
-            False where the frames are not written yet, or are written over; `out` is then of no use.
+            False if frames are not written yet or were overwritten; the content of `out` is then undefined.
         """
         length = out.shape[1]
         if position + length > self.written:
@@ -58,4 +58,4 @@ class Ring:
         first = min(length, self._capacity - start)
         out[:, :first] = self._frames[:, start : start + first]
         out[:, first:] = self._frames[:, : length - first]
-        return self._begun - position <= self._capacity  # checked last: the writer may have come around meanwhile
+        return self._begun - position <= self._capacity  # checked last: the writer may have overtaken

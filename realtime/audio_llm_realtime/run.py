@@ -1,4 +1,4 @@
-"""Hear one person: put contract, engine, enrolment and loop together, for a file or for devices."""
+"""Extract the enrolled speaker from a file or between audio devices: contract, engine, enrollment and loop together."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from audio_llm_realtime.worker import Worker
 
 Notify = Callable[[str], None]
 Progress = Callable[[int, int], None]
-_SHOWN_CHUNKS = 125  # between two signs of progress, one second of sound
+_SHOWN_CHUNKS = 125  # chunks between two progress updates, one second of audio
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What the listener wants.
+    """Settings of a run.
 
     Attributes:
-        look: A binaural file recorded while facing the person, or None.
-        live_s: Seconds of a look that is recorded while the loop runs.
-        live_first: Record such a look at the start.
-        wet: Share of the person in what is heard, 0 to 1.
-        spare: Chunks that the output waits longer, so that a slow machine is in time.
-        wishes: For the thread that runs the chunks.
-        report: Where to write the report, or None.
-        overwrite: Replace an output file that is there already.
+        enrollment: Binaural enrollment file, recorded while facing the speaker, or None.
+        live_enrollment_s: Duration of an enrollment that is recorded while the loop runs.
+        record_first: Whether to record such an enrollment at the start.
+        wet: Gain of the extracted speaker in the output, 0 to 1; the dry signal gets the rest.
+        extra_chunks: Chunks of additional output delay, for a slow machine.
+        scheduling: Options for the thread that processes the chunks.
+        report: File for the report, or None.
+        overwrite: Whether to replace an existing output file.
     """
 
     enrollment: Path | None
@@ -67,20 +67,20 @@ def run_file(
     notify: Notify,
     progress: Progress | None = None,
 ) -> Report:
-    """Extract the person from a file.
+    """Extract the enrolled speaker from a file.
 
     Args:
-        contract: Of the model.
-        settings: What the listener wants.
+        contract: Contract of the model.
+        settings: Settings of the run.
         source: A recording of one or two channels at any rate.
-        target: Gets two channels, as long as the source and aligned to it.
-        realtime: Take 8 ms a chunk, so that late chunks are missed as on a device.
-        say: Takes a line for the listener.
-        progress: Takes the chunks that are done and all there are.
+        target: Output file of two channels, as long as the source and aligned to it.
+        realtime: Whether to process one chunk every 8 ms, with deadline misses as on a device.
+        notify: Receives messages for the user.
+        progress: Receives the number of finished chunks and of all chunks.
 
     Raises:
-        UsageError: A file would be replaced that is read, or that is there already.
-        HearingError: A file, the look or the model cannot be used.
+        UsageError: An input file or an existing file would be overwritten.
+        RealtimeError: A file, the enrollment or the model cannot be used.
     """
     check_writable(target)
     _check_files(settings, source, target)
@@ -88,7 +88,7 @@ def run_file(
     worker, enroller = _prepare(contract, settings, contract.sample_rate, notify)
     waveform = sound.waveform
     if waveform.shape[0] == 1:
-        notify(f"warning: {source}: one channel; both ears get the same, and where people are is lost")
+        notify(f"warning: {source}: one channel, copied to both ears; spatial cues are lost")
         waveform = np.repeat(waveform, EARS, axis=0)
     Sanitizer(EARS, waveform.shape[1], worker.counters).sanitize(waveform)
     at_rate = resample(waveform, sound.sample_rate, contract.sample_rate)
@@ -106,35 +106,35 @@ def run_file(
     output = resample(extracted, contract.sample_rate, sound.sample_rate)
     clipped = write_sound(target, output[:, : waveform.shape[1]], sound.sample_rate, sound.subtype)
     if clipped:
-        notify(f"warning: {target}: {clipped} samples were beyond full scale and are clipped")
+        notify(f"warning: {target}: {clipped} samples exceeded full scale and were clipped")
     return _finish(make_report(worker, refused=tuple(refused)), settings)
 
 
 def run_devices(
     contract: Contract, settings: RunSettings, input_number: int | None, output_number: int | None, notify: Notify
 ) -> Report:
-    """Hear the person through headphones until told to end.
+    """Play the enrolled speaker through headphones until the user quits.
 
     Args:
-        contract: Of the model.
-        settings: What the listener wants.
-        input_number: Device of the microphones; None: the system's default.
-        output_number: Device of the headphones; None: the system's default.
-        say: Takes a line for the listener.
+        contract: Contract of the model.
+        settings: Settings of the run.
+        input_number: Index of the input device; None: the system's default.
+        output_number: Index of the output device; None: the system's default.
+        notify: Receives messages for the user.
 
     Raises:
-        HearingError: A device, the look or the model cannot be used. Of a device that went away, the report is written
-            first.
+        RealtimeError: A device, the enrollment or the model cannot be used. If a device is disconnected, the report is
+            written first.
     """
     _check_files(settings)
     pair = choose_devices(input_number, output_number, contract.sample_rate)
     worker, enroller = _prepare(contract, settings, pair.sample_rate, notify)
     if pair.input.inputs < EARS:
-        notify(f"warning: {pair.input.name!r} has one channel; both ears get the same, and where people are is lost")
+        notify(f"warning: {pair.input.name!r} has one channel, copied to both ears; spatial cues are lost")
     live = _live_enrollment(worker, enroller, settings, notify)
     loop = DeviceLoop(worker, pair, settings.scheduling, notify)
     requests = Requests()
-    notify(f"{pair.input.name!r} to {pair.output.name!r} at {pair.sample_rate} Hz; e enrols anew, b bypasses, q ends")
+    notify(f"{pair.input.name!r} to {pair.output.name!r} at {pair.sample_rate} Hz; e: enroll, b: bypass, q: quit")
 
     def control() -> bool:
         read_keys(requests)
@@ -155,21 +155,21 @@ def run_devices(
     except BaseException:
         try:
             _finish(make_report(worker, loop.device_ms, tuple(loop.refused)), settings)
-        except RealtimeError as error:  # what ended the session matters more
+        except RealtimeError as error:  # the error that ended the session matters more
             notify(f"warning: {error}")
         raise
     return _finish(make_report(worker, loop.device_ms, tuple(loop.refused)), settings)
 
 
 def _check_files(settings: RunSettings, source: Path | None = None, target: Path | None = None) -> None:
-    """Refuse what would replace a file that is read, or that is there already; check the report's name."""
-    report, read = settings.report, {"input": source, "look": settings.enrollment}
+    """Reject an output that would overwrite an input or an existing file; check the report's path."""
+    report, read = settings.report, {"input": source, "enrollment": settings.enrollment}
     for path, protected in ((target, read), (report, {**read, "output": target})):
         for what, other in protected.items():
             if path is not None and other is not None and _same(path, other):
                 raise UsageError(f"is the {what} itself", path=path, remedy="give another name")
     if target is not None and target.exists() and not settings.overwrite:
-        raise UsageError("is there already", path=target, remedy="add --overwrite to replace it")
+        raise UsageError("already exists", path=target, remedy="add --overwrite to replace it")
     if report is not None:
         check_report(report)
 
@@ -182,15 +182,17 @@ def _same(path: Path, other: Path) -> bool:
 def _prepare(
     contract: Contract, settings: RunSettings, sample_rate: int, notify: Notify
 ) -> tuple[Worker, Enroller | None]:
-    """Return a worker whose engine knows the person, and what enrols others."""
+    """Return a worker, with the speaker of the settings enrolled, and the enroller for later speakers."""
     named = settings.enrollment is not None or settings.record_first
     if contract.stream.conditions and not named:
-        raise UsageError("nobody is enrolled", remedy="give --enroll LOOK.wav or --enroll-live SECONDS")
+        raise UsageError("no speaker enrolled", remedy="give --enroll FILE or --enroll-live SECONDS")
     if contract.stream.conditions and contract.enrollment is None:
-        raise ContractError("this model cannot enrol", path=contract.folder, remedy="export one with an enrolment")
+        raise ContractError(
+            "this model cannot enroll", path=contract.folder, remedy="export one with an enrollment network"
+        )
     if not contract.stream.conditions and named:
         remedy = "leave out --enroll and --enroll-live, or give another model"
-        raise UsageError("this model takes nobody's look", path=contract.folder, remedy=remedy)
+        raise UsageError("this model does not support enrollment", path=contract.folder, remedy=remedy)
     engine = Engine(contract)
     worker = Worker(engine, sample_rate, settings.wet, extra_chunks=settings.extra_chunks)
     if not contract.stream.conditions:
@@ -226,14 +228,14 @@ def _live_enrollment(
 
 def _request_enrollment(live: LiveEnrollment | None, notify: Notify) -> None:
     if live is None:
-        notify("this model takes nobody's look")
+        notify("this model does not support enrollment")
     else:
         live.request()
 
 
 @contextlib.contextmanager
 def _enrollment_thread(enabled: bool) -> Iterator[Executor | None]:
-    """Yield a thread that exists before the calling one is scheduled: a later one would inherit its class and core."""
+    """Yield a thread, started before the caller's scheduling is set: a later one would inherit class and core."""
     if not enabled:
         yield None
         return
@@ -245,7 +247,7 @@ def _enrollment_thread(enabled: bool) -> Iterator[Executor | None]:
 def _run_aligned(
     worker: Worker, clock: Clock, live: LiveEnrollment | None, waveform: NDArray[np.float32], progress: Progress | None
 ) -> NDArray[np.float32]:
-    """Return (2, T) float32 of (2, T), without the loop's delay."""
+    """Process (2, T) float32; return (2, T) float32 with the loop's delay removed."""
     length, delay, chunk_frames = waveform.shape[1], worker.buffer.delay, worker.buffer.chunk_frames
     padded = np.pad(waveform, ((0, 0), (0, delay + -(length + delay) % chunk_frames)))
     chunks = padded.shape[1] // chunk_frames
@@ -265,8 +267,8 @@ def _run_aligned(
 def _no_speaker_error(live: LiveEnrollment, source: Path) -> EnrollmentError:
     if live.failure is not None:
         return EnrollmentError(live.failure.message, path=source, remedy=live.failure.remedy)
-    message = f"{live.seconds:g} s of look are more than the file has"
-    return EnrollmentError(message, path=source, remedy="give --enroll LOOK.wav, or fewer seconds to --enroll-live")
+    message = f"the file is shorter than the enrollment of {live.seconds:g} s"
+    return EnrollmentError(message, path=source, remedy="give --enroll FILE, or fewer seconds to --enroll-live")
 
 
 def _finish(report: Report, settings: RunSettings) -> Report:

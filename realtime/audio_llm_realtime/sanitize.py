@@ -1,4 +1,4 @@
-"""What goes in is made finite, what comes out is not louder than it may be."""
+"""Replace non-finite input samples, and limit the output level."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from audio_llm_realtime.counters import Count, Counters
 
-LIMIT_DB = 6.0  # how much louder than the input of the last second the output may be
+LIMIT_DB = 6.0  # largest output peak, relative to the input peak of the last second
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = np.uint32(0x7F800000)
 _SMALLEST_NORMAL = np.uint32(0x00800000)
@@ -17,12 +17,12 @@ _ONE = np.uint32(1)
 class Sanitizer:
     """Replaces NaN, infinity and denormal numbers by zero and counts them.
 
-    It looks at bits, because a processor told to take denormals as zero does not show them otherwise.
+    It tests the bits, because a processor that treats denormals as zero does not reveal them otherwise.
 
     Args:
-        channels: Of a block.
-        most: Samples in the longest block.
-        ledger: Counts what was replaced.
+        channels: Number of channels of a block.
+        most: Number of samples of the longest block.
+        counters: Counters for the replaced samples.
     """
 
     def __init__(self, channels: int, most: int, counters: Counters) -> None:
@@ -31,15 +31,15 @@ class Sanitizer:
         self._counters = counters
 
     def sanitize(self, block: NDArray[np.float32]) -> float:
-        """Clean a block in place and return its peak.
+        """Sanitize a block in place and return its peak.
 
-        Few passes, because in a loop with pauses each costs more than its arithmetic.
+        The number of passes is small, because in a paced loop each pass costs more than its arithmetic.
 
         Args:
             block: (C, T) float32, its last axis contiguous.
 
         Returns:
-            The largest magnitude of what remains; 0 of an empty block.
+            The largest remaining magnitude; 0 for an empty block.
         """
         if not block.shape[1]:
             return 0.0
@@ -60,12 +60,12 @@ class Sanitizer:
 
 
 class Limiter:
-    """Keeps the output within a limit of the input's peak over the last second.
+    """Limits the output relative to the input peak of the last second.
 
     Args:
-        chunks: Chunks in a second.
-        limit_db: How far the output may exceed that peak.
-        ledger: Counts the chunks that would have.
+        chunks: Number of chunks per second.
+        limit_db: How far the output may exceed that peak, in dB.
+        counters: Counters for the limited chunks.
     """
 
     def __init__(self, chunks: int, limit_db: float, counters: Counters) -> None:
@@ -75,17 +75,17 @@ class Limiter:
         self._counters = counters
 
     def reset(self) -> None:
-        """Forget what was heard."""
+        """Forget the input peaks."""
         self._peaks[:] = 0.0
         self._index = 0
 
     def update(self, peak: float) -> None:
-        """Note the peak of an input chunk."""
+        """Store the peak of an input chunk."""
         self._peaks[self._index] = peak
         self._index = (self._index + 1) % len(self._peaks)
 
     def within(self, sound: NDArray[np.float32]) -> bool:
-        """True where an output chunk is finite and not too loud."""
+        """Return whether an output chunk is finite and within the limit."""
         most = self._peaks.max() * self._factor
         return bool(sound.max() <= most and sound.min() >= -most)  # NaN compares as false
 

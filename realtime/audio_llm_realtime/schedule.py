@@ -1,6 +1,6 @@
-"""Ask the system to run a thread on time: a real-time class, a core of its own, memory that stays, no collection.
+"""Scheduling of a thread: a real-time class, a fixed core, locked memory, no garbage collection.
 
-Nothing here is needed. What the system does not grant is said, and the loop runs all the same.
+All of it is optional: what the system does not grant is reported, and the loop runs without it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from functools import partial
 
 FIFO_PRIORITY = 40
-_SWITCH_INTERVAL_S = 0.0005  # another Python thread may hold the interpreter so long; 5 ms by default
+_SWITCH_INTERVAL_S = 0.0005  # how long another Python thread may hold the interpreter; 5 ms by default
 _LOCK_NOW_AND_LATER = 3
 
 
 @dataclass(frozen=True)
 class SchedulingOptions:
-    """What to ask for.
+    """Requested scheduling of a thread.
 
     Attributes:
         fifo: Run under SCHED_FIFO. Such a thread must sleep in every chunk, or the kernel stops it for 50 ms a second.
-        cpu: Run on this core only.
+        cpu: Run on this core only; None for any core.
         lock_memory: Keep all memory of the process from being swapped out.
-        no_gc: Collect no garbage meanwhile, and let Python threads give way every 0.5 ms.
+        no_gc: Disable garbage collection, and switch Python threads every 0.5 ms.
     """
 
     fifo: bool = False
@@ -38,11 +38,11 @@ class SchedulingOptions:
 
 @contextlib.contextmanager
 def apply_scheduling(scheduling: SchedulingOptions, refused: list[str]) -> Iterator[None]:
-    """Run the calling thread as wished, and as before afterwards.
+    """Schedule the calling thread as requested, and restore its scheduling afterwards.
 
     Args:
-        wishes: What to ask for.
-        refused: Takes a sentence for everything that could not be had.
+        scheduling: The requested options.
+        refused: Receives a message for each option that the system did not grant.
     """
     with contextlib.ExitStack() as undo:
         if scheduling.cpu is not None:
@@ -60,7 +60,7 @@ def _attempt(refused: list[str], what: str, ask: Callable[[], None]) -> None:
     try:
         ask()
     except (OSError, AttributeError) as error:  # AttributeError: a system without this call
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "this system has no such thing"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not supported by this system"
         refused.append(f"{what} was not granted: {reason}")
 
 

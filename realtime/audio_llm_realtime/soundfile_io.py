@@ -1,4 +1,4 @@
-"""Sound files of a device: read, bring to the model's rate, write."""
+"""Read and write audio files."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from audio_llm_realtime.contract import EARS
 from audio_llm_realtime.errors import SoundFileError
 
-_PIECE_FRAMES = 16_384  # libsndfile's Vorbis encoder keeps what it is given at once on the stack
+_PIECE_FRAMES = 16_384  # libsndfile's Vorbis encoder puts a whole write on the stack
 _PRESERVED_SUBTYPES = ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A sound file's content.
+    """The content of an audio file.
 
     Attributes:
         waveform: (C, T) float32.
         sample_rate: In Hz.
-        subtype: How its samples are stored, as soundfile names it.
+        subtype: Sample format, as soundfile names it.
     """
 
     waveform: NDArray[np.float32]
@@ -31,10 +31,10 @@ class Sound:
 
 
 def read_sound(path: Path) -> Sound:
-    """Read a sound file of one or two channels.
+    """Read an audio file of one or two channels.
 
     Raises:
-        SoundFileError: It is missing, no sound, empty, or has more channels.
+        SoundFileError: The file is missing, not audio, empty, or has more channels.
     """
     import soundfile
 
@@ -46,30 +46,30 @@ def read_sound(path: Path) -> Sound:
             sound = Sound(np.ascontiguousarray(waveform), file.samplerate, file.subtype)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = " ".join(str(getattr(error, "error_string", error)).split())
-        raise SoundFileError(f"not read as sound: {reason}", path=path, remedy="convert it to WAV") from None
+        raise SoundFileError(f"not readable as audio: {reason}", path=path, remedy="convert it to WAV") from None
     channels, samples = sound.waveform.shape
     if channels > EARS:
-        raise SoundFileError(f"{channels} channels, not 2", path=path, remedy="keep the two ears")
+        raise SoundFileError(f"{channels} channels, not 2", path=path, remedy="keep the channels of the two ears")
     if not samples:
         raise SoundFileError("holds no samples", path=path)
     return sound
 
 
 def write_sound(path: Path, waveform: NDArray[np.float32], sample_rate: int, subtype: str) -> int:
-    """Write a sound file whole or not at all.
+    """Write an audio file completely or not at all.
 
     Args:
-        path: Its ending says the format.
+        path: Its suffix determines the format.
         waveform: (C, T) float32.
         sample_rate: In Hz.
-        subtype: How the source's samples are stored; kept where it is PCM of 16 bits or more, or float, and the format
-            can; else the format's usual way.
+        subtype: Sample format of the source; used if it is PCM of 16 bits or more, or float, and the file format
+            supports it; otherwise the default of the file format is used.
 
     Returns:
-        Samples that were beyond full scale and are clipped.
+        Number of samples that exceeded full scale and were clipped.
 
     Raises:
-        SoundFileError: It cannot be written.
+        SoundFileError: The file cannot be written.
     """
     import soundfile
 
@@ -91,16 +91,16 @@ def write_sound(path: Path, waveform: NDArray[np.float32], sample_rate: int, sub
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the work whether a file of that name can be written.
+    """Check before processing whether a file of this name can be written.
 
     Raises:
-        SoundFileError: The format is unknown, the folder is missing, or it is a folder itself.
+        SoundFileError: The format is unknown, the folder is missing, or the path is a folder.
     """
     import soundfile
 
     extension = path.suffix[1:].upper()
     if extension not in soundfile.available_formats() or soundfile.default_subtype(extension) is None:
-        raise SoundFileError(f"no sound format has the ending {path.suffix!r}", path=path, remedy="write .wav")
+        raise SoundFileError(f"no audio format has the suffix {path.suffix!r}", path=path, remedy="write .wav")
     if not path.parent.is_dir():
         raise SoundFileError("the folder does not exist", path=path, remedy=f"create {path.parent}")
     if path.is_dir():

@@ -1,8 +1,8 @@
-"""The worker: runs the engine on what the bridge heard, at the device's rate, and catches up when it is late.
+"""The worker: runs the engine on the buffered input, at the device's rate, and catches up when it is late.
 
-A late chunk is still run, so that the network's state has heard everything. When more than `max_backlog` chunks wait
-beyond the spare ones, all but the newest are dropped, the state is reset, the newest is run but played dry, and the wet
-signal fades in after it.
+A late chunk is still processed, so that the network's state skips no input. When more than `max_backlog` chunks wait
+beyond the extra chunks, all but the newest are dropped, the state is reset, the newest chunk is processed but played
+dry, and the wet signal fades in after it.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ MAX_BACKLOG = 16  # chunks that may wait, 128 ms
 
 
 class Worker:
-    """Takes chunks from a bridge, runs them, and gives them back.
+    """Reads chunks from a duplex buffer, processes them, and writes the output back.
 
     Args:
         engine: Runs the network.
-        sample_rate: Of the device; a whole multiple of the model's.
-        wet: Share of the wet signal, 0 to 1.
-        max_backlog: Chunks that may wait, beyond the spare ones, before all but the newest are dropped.
-        spare: Chunks that the output waits longer, so that each has 8 ms more for every one of them.
+        sample_rate: Rate of the device in Hz, an integer multiple of the model's; by default the model's.
+        wet: Gain of the wet signal, 0 to 1.
+        max_backlog: Chunks that may wait, beyond the extra chunks, before all but the newest are dropped.
+        extra_chunks: Chunks of additional output delay; each gives every chunk 8 ms more time.
 
     Raises:
-        UsageError: The rate does not fit.
+        UsageError: The device's rate is not an integer multiple of the model's.
 
     Attributes:
-        bridge: The listener's end.
-        ledger: Counts everything; the engine's.
-        resampling_ms: Delay of the filters between both rates.
-        spare_ms: Delay of the spare chunks.
-        recorder: Hears every chunk, for enrolment while the loop runs.
+        buffer: The device side of the loop.
+        counters: The engine's counters, which count all events.
+        resampling_ms: Delay of the resampling filters, down and up.
+        extra_chunks_ms: Delay of the extra chunks.
+        recorder: Receives every chunk, for enrollment while the loop runs.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Worker:
         if rest or ratio < 1:
             raise UsageError(
                 f"a device at {rate} Hz does not fit a model at {contract.sample_rate} Hz",
-                remedy=f"set the device to a whole multiple, such as {3 * contract.sample_rate} Hz",
+                remedy=f"set the device to an integer multiple, such as {3 * contract.sample_rate} Hz",
             )
         self.engine = engine
         self.counters = engine.counters
@@ -74,27 +74,27 @@ class Worker:
         self._sound = np.zeros((EARS, chunk), np.float32)
         self._output = np.zeros((EARS, chunk * ratio), np.float32)
         self._position = 0  # frames
-        self._dry_until = 0  # frames before this one are played dry, or are past
+        self._dry_until = 0  # frames before this one are played dry or were played
 
     @property
     def ready(self) -> bool:
-        """A whole chunk waits."""
+        """Whether a complete chunk waits."""
         return self.buffer.input_ring.written - self._position >= self.buffer.chunk_frames
 
     @property
     def chunk_index(self) -> int:
-        """Index of the chunk that is run next, or that was computed and not committed."""
+        """Index of the chunk that is processed next, or that was computed and not committed."""
         return self._position // self.buffer.chunk_frames
 
     def catch_up(self) -> None:
-        """Drop chunks if too many wait."""
+        """Drop all chunks but the newest if too many wait."""
         waiting = (self.buffer.input_ring.written - self._position) // self.buffer.chunk_frames
         if waiting > self._max_backlog + 1:
             self._skip(waiting - 1)
 
     def compute(self) -> None:
-        """Run the next chunk; its sound is held until `commit`."""
-        while not self.buffer.input_ring.read(self._position, self._input):  # written over meanwhile: far behind
+        """Process the next chunk; `commit` publishes the output."""
+        while not self.buffer.input_ring.read(self._position, self._input):  # overwritten: far behind
             self._skip((self.buffer.input_ring.written - self._position) // self.buffer.chunk_frames - 1)
         chunk = self._to_model(self._input)
         self.recorder.write(chunk)
@@ -105,7 +105,7 @@ class Worker:
         self._to_device(self._sound)
 
     def commit(self, wall_ns: int, cpu_ns: int) -> None:
-        """Give the computed sound to the listener, and note what it took."""
+        """Publish the computed output and record the computation time."""
         self.buffer.wet_ring.write(self._output)
         late = self.buffer.next_position > self._position
         self._position += self.buffer.chunk_frames
@@ -125,7 +125,7 @@ class Worker:
         self.buffer.wet_ring.jump(self._position)
 
     def _play_dry(self, begin: int, chunks: int) -> None:
-        """Have chunks played dry after a reset; those that are anyway are not counted twice."""
+        """Play chunks dry after a reset; a chunk that was already marked is not counted twice."""
         end = begin + chunks * self.buffer.chunk_frames
         self.counters.add(Count.SETTLING, (end - max(begin, self._dry_until)) // self.buffer.chunk_frames)
         self.buffer.mark_dry(begin, end)

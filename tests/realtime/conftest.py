@@ -14,7 +14,7 @@ import pytest
 import torch
 
 PACKAGE = Path(__file__).resolve().parents[2] / "realtime"
-if str(PACKAGE) not in sys.path:  # the device's package is installed on its own, and not beside the library
+if str(PACKAGE) not in sys.path:  # the device's package is installed separately from the library
     sys.path.insert(0, str(PACKAGE))
 
 RATE, CHUNK, LOOKAHEAD, WIDTH = 16_000, 128, 64, 4
@@ -111,7 +111,7 @@ def write_network(path: Path, conditioned: bool = True) -> str:
     """Write one of the two networks; return its hash.
 
     tse.onnx: sound = gain x input 64 samples before + memory x level; level = level before / 2 + mean of the chunk.
-    enrolment.onnx: enrolled = [1, 0, mean of the look, 0]; front_db = that mean in percent.
+    enrolment.onnx: enrolled = [1, 0, mean of the recording, 0]; front_db = that mean in percent.
     """
     onnx = pytest.importorskip("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
@@ -131,9 +131,9 @@ def write_network(path: Path, conditioned: bool = True) -> str:
             node("ReduceMean", ["chunk", "axes"], ["mean"], keepdims=1),
             node("Mul", ["level", "half"], ["decayed"]),
             node("Add", ["decayed", "mean"], ["next_level"]),
-            node("Mul", ["late", "gain"], ["heard"]),
+            node("Mul", ["late", "gain"], ["amplified"]),
             node("Mul", ["next_level", "memory"], ["remembered"]),
-            node("Add", ["heard", "remembered"], ["sound"]),
+            node("Add", ["amplified", "remembered"], ["sound"]),
         ]
         inputs = [port("chunk", 1, 2, CHUNK), port("enrolled", 1, WIDTH)]
         inputs += [port("tail", 1, 2, LOOKAHEAD), port("level", 1, 1, 1)]

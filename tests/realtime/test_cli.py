@@ -24,14 +24,14 @@ RATE = 16_000
 def files(make_model: Callable[..., Path], tmp_path: Path, sound: np.ndarray) -> Callable[..., list[str]]:
     """Return a function that writes a recording and gives the words of a command for it."""
     pytest.importorskip("onnxruntime")
-    soundfile.write(tmp_path / "look.wav", sound.T, RATE)
+    soundfile.write(tmp_path / "enrollment.wav", sound.T, RATE)
     model = make_model()
 
     def words(waveform: np.ndarray = sound, rate: int = RATE, *more: str, live: str = "") -> list[str]:
         soundfile.write(tmp_path / "in.wav", waveform.T, rate, subtype="FLOAT")
-        who = ["--enroll-live", live] if live else ["--enroll", str(tmp_path / "look.wav")]
+        speaker = ["--enroll-live", live] if live else ["--enroll", str(tmp_path / "enrollment.wav")]
         where = ["--input-file", str(tmp_path / "in.wav"), "--output-file", str(tmp_path / "out.wav")]
-        return ["--model", str(model), *who, *where, *more]
+        return ["--model", str(model), *speaker, *where, *more]
 
     return words
 
@@ -66,12 +66,12 @@ def test_one_channel_goes_to_both_ears_with_a_warning(
     files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(files(sound[:1])) == 0
-    assert "one channel; both ears get the same" in capsys.readouterr().err
+    assert "one channel, copied to both ears" in capsys.readouterr().err
     out, _ = soundfile.read(tmp_path / "out.wav", dtype="float32")
     np.testing.assert_array_equal(out.T, np.repeat(sound[:1], 2, axis=0))
 
 
-def test_what_is_no_number_is_counted_and_said(
+def test_non_finite_samples_are_counted_and_reported(
     files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = sound.copy()
@@ -81,20 +81,20 @@ def test_what_is_no_number_is_counted_and_said(
     assert np.isfinite(soundfile.read(tmp_path / "out.wav")[0]).all()
 
 
-def test_look_from_the_first_seconds_of_the_file(
+def test_the_first_seconds_of_the_file_enroll_the_speaker(
     files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(files(np.concatenate([sound, sound], axis=1), live="1")) == 0
     assert "enrolled from 1.0 s" in capsys.readouterr().err
     assert main([*files(sound[:, :8_000], live="1"), "--overwrite"]) == 1
-    said = capsys.readouterr().err
-    assert "in.wav: 1 s of look are more than the file has (give --enroll LOOK.wav, or fewer seconds" in said
+    message = capsys.readouterr().err
+    assert "in.wav: the file is shorter than the enrollment of 1 s (give --enroll FILE, or fewer seconds" in message
     assert main([*files(np.concatenate([0 * sound, sound], axis=1), live="1"), "--overwrite"]) == 1
-    assert "in.wav: the left ear of the look is silent (check the microphones)" in capsys.readouterr().err
+    assert "in.wav: the left channel of the enrollment is silent (check the microphones)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("realtime", [False, True])
-def test_only_a_paced_file_is_enrolled_beside_the_loop(
+def test_only_a_paced_file_is_enrolled_concurrently_with_the_loop(
     files: Callable[..., list[str]],
     sound: np.ndarray,
     realtime: bool,
@@ -126,7 +126,7 @@ def test_paced_file_equals_the_fast_one_where_nothing_is_late(
         np.testing.assert_array_equal(out.T, waveform)
 
 
-def test_spare_chunks_are_in_the_report_and_not_in_the_file(
+def test_extra_chunks_are_in_the_report_and_not_in_the_file(
     files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray
 ) -> None:
     report = tmp_path / "report.json"
@@ -141,7 +141,7 @@ def test_mix(files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray)
 
 
 @pytest.mark.parametrize(
-    "words, status, said",
+    "words, status, message",
     [
         (["--input-file", "x.wav"], 2, "go together"),
         (["--input-file", "x.wav", "--output-file", "y.wav", "--input-device", "0"], 2, "exclude each other"),
@@ -154,11 +154,11 @@ def test_mix(files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray)
         (["--input-file", "x.wav", "--output-file", "y.wav"], 3, "no tse.json"),
     ],
 )
-def test_wrong_words(
-    words: list[str], status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_wrong_arguments(
+    words: list[str], status: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--model", str(tmp_path), *words]) == status
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_wrong_files(
@@ -167,11 +167,11 @@ def test_wrong_files(
     words = files()
     cases = [
         (["--input-file", str(tmp_path / "none.wav")], "none.wav: no such file"),
-        (["--output-file", str(tmp_path / "out.doc")], "out.doc: no sound format"),
+        (["--output-file", str(tmp_path / "out.doc")], "out.doc: no audio format"),
         (["--output-file", str(tmp_path / "no" / "out.wav")], "the folder does not exist"),
         (["--output-file", str(tmp_path / "folder.wav")], "folder.wav: is a folder"),
-        (["--enroll", str(tmp_path / "one.wav")], "one.wav: the look has 1 channel, not 2"),
-        (["--input-file", str(tmp_path / "text.wav")], "text.wav: not read as sound"),
+        (["--enroll", str(tmp_path / "one.wav")], "one.wav: the enrollment has 1 channel, not 2"),
+        (["--input-file", str(tmp_path / "text.wav")], "text.wav: not readable as audio"),
         (["--input-file", str(tmp_path / "three.wav")], "three.wav: 3 channels"),
         (["--input-file", str(tmp_path / "empty.wav")], "empty.wav: holds no samples"),
     ]
@@ -180,24 +180,24 @@ def test_wrong_files(
     soundfile.write(tmp_path / "empty.wav", np.zeros((0, 2)), RATE)
     (tmp_path / "text.wav").write_text("no sound")
     (tmp_path / "folder.wav").mkdir()
-    for more, said in cases:
+    for more, message in cases:
         assert main([*words, *more]) == 1
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "out.wav").exists()
 
 
-def test_nobody_enrolled_is_a_wrong_use(
+def test_a_run_without_an_enrolled_speaker_is_a_usage_error(
     files: Callable[..., list[str]], make_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = files()
     del words[2:4]
     assert main(words) == 2
-    assert "give --enroll LOOK.wav" in capsys.readouterr().err
+    assert "give --enroll FILE" in capsys.readouterr().err
     assert main(["--model", str(make_model("without", enrolment=None)), *files()[2:]]) == 3
-    assert "cannot enrol" in capsys.readouterr().err
+    assert "cannot enroll" in capsys.readouterr().err
 
 
-def test_network_that_takes_nobody_needs_no_look(
+def test_network_without_target_speaker_needs_no_enrollment(
     files: Callable[..., list[str]], make_model: Callable[..., Path], tmp_path: Path, sound: np.ndarray
 ) -> None:
     words = files()[4:]
@@ -206,21 +206,21 @@ def test_network_that_takes_nobody_needs_no_look(
     np.testing.assert_array_equal(soundfile.read(tmp_path / "out.wav", dtype="float32")[0].T, sound)
 
 
-@pytest.mark.parametrize("who", [["--enroll", "LOOK"], ["--enroll-live", "1"]])
-def test_network_that_takes_nobody_refuses_a_look(
+@pytest.mark.parametrize("speaker", [["--enroll", "FILE"], ["--enroll-live", "1"]])
+def test_network_without_target_speaker_rejects_an_enrollment(
     files: Callable[..., list[str]],
     make_model: Callable[..., Path],
-    who: list[str],
+    speaker: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = files()
     model = make_model("open", conditioned=False)
-    who = [words[3] if word == "LOOK" else word for word in who]
-    assert main(["--model", str(model), *who, *words[4:]]) == 2
-    assert f"{model}: this model takes nobody's look (leave out --enroll" in capsys.readouterr().err
+    speaker = [words[3] if word == "FILE" else word for word in speaker]
+    assert main(["--model", str(model), *speaker, *words[4:]]) == 2
+    assert f"{model}: this model does not support enrollment (leave out --enroll" in capsys.readouterr().err
 
 
-def test_nothing_is_written_over_unasked(
+def test_no_existing_file_is_overwritten_by_default(
     files: Callable[..., list[str]],
     tmp_path: Path,
     sound: np.ndarray,
@@ -232,19 +232,22 @@ def test_nothing_is_written_over_unasked(
     os.link(tmp_path / "in.wav", tmp_path / "linked.wav")
     before = {path: path.read_bytes() for path in tmp_path.glob("*.wav")}
     with monkeypatch.context() as patch:
-        patch.delattr(run, "read_sound")  # no work is begun
-        for more, said in (
-            ([], "out.wav: is there already (add --overwrite to replace it)"),
+        patch.delattr(run, "read_sound")  # nothing is processed
+        for more, message in (
+            ([], "out.wav: already exists (add --overwrite to replace it)"),
             (["--overwrite", "--output-file", str(tmp_path / "in.wav")], "in.wav: is the input itself"),
             (["--overwrite", "--output-file", str(tmp_path / "linked.wav")], "linked.wav: is the input itself"),
-            (["--overwrite", "--output-file", str(tmp_path / "look.wav")], "look.wav: is the look itself"),
+            (
+                ["--overwrite", "--output-file", str(tmp_path / "enrollment.wav")],
+                "enrollment.wav: is the enrollment itself",
+            ),
             (["--overwrite", "--report", str(tmp_path / "in.wav")], "in.wav: is the input itself"),
             (["--overwrite", "--report", str(tmp_path / "x" / ".." / "out.wav")], "out.wav: is the output itself"),
             (["--overwrite", "--report", str(tmp_path)], f"{tmp_path}: is a folder"),
             (["--overwrite", "--report", str(tmp_path / "no" / "r.json")], "r.json: the folder does not exist"),
         ):
             assert main([*words, *more]) == 2
-            assert said in capsys.readouterr().err
+            assert message in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.glob("*.wav")} == before
     assert main([*words, "--overwrite"]) == 0
     np.testing.assert_array_equal(soundfile.read(tmp_path / "out.wav", dtype="float32")[0].T, sound)
@@ -266,16 +269,16 @@ def test_report_that_cannot_be_written_is_named_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.glob(".*")) == []
 
 
-def test_samples_beyond_full_scale_are_said(
+def test_samples_beyond_full_scale_are_reported(
     files: Callable[..., list[str]], tmp_path: Path, sound: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loud = sound.copy()
     loud[:, 5_000:5_003] = 1.5
     words = files(loud)
     assert main(words) == 0
-    assert "clipped" not in capsys.readouterr().err  # of floats nothing is
+    assert "clipped" not in capsys.readouterr().err  # float samples are not clipped
     assert main([*words, "--output-file", str(tmp_path / "out.flac")]) == 0
-    assert "out.flac: 6 samples were beyond full scale and are clipped" in capsys.readouterr().err
+    assert "out.flac: 6 samples exceeded full scale and were clipped" in capsys.readouterr().err
 
 
 def test_progress_is_for_a_terminal(
@@ -286,12 +289,12 @@ def test_progress_is_for_a_terminal(
     assert "/127" not in capsys.readouterr().err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert main([*words, "--overwrite"]) == 0
-    said = capsys.readouterr().err
-    assert "\r125/127\r127/127\n" in said
-    assert "\r\x1b[Kaudio-llm-hear: 127 chunks" in said
+    message = capsys.readouterr().err
+    assert "\r125/127\r127/127\n" in message
+    assert "\r\x1b[Kaudio-llm-hear: 127 chunks" in message
 
 
-def test_what_is_refused_is_said_once_and_before_the_work(
+def test_refused_scheduling_is_reported_once_and_before_processing(
     files: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(*_: Any) -> None:
@@ -305,16 +308,16 @@ def test_what_is_refused_is_said_once_and_before_the_work(
     assert "core 100000 only was not granted" in capsys.readouterr().err
 
 
-def test_bench_tells_it_in_words(make_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_prints_a_summary(make_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime")
     models = [str(make_model(name)) for name in ("one", "two")]
     assert main(["bench", "--model", models[0], "--compare", models[1], "--chunks", "50", "--cpu", "100000"]) == 0
-    said = capsys.readouterr()
-    assert "tiny-two takes" in said.out
-    assert "running on core 100000 only was not granted" in said.err
+    message = capsys.readouterr()
+    assert "tiny-two takes" in message.out
+    assert "running on core 100000 only was not granted" in message.err
     words = ["--chunks", "5", "--paced", "--share", "0.5", "--cpu", "100000"]
     assert main(["bench", "--model", models[0], *words]) == 2
-    assert "a competitor on core 100000 does not run" in capsys.readouterr().err
+    assert "the competing load on core 100000 does not run" in capsys.readouterr().err
 
 
 def test_bench_prints_one_object(make_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,7 +339,7 @@ def test_bench_prints_one_object(make_model: Callable[..., Path], capsys: pytest
     assert isinstance(found["memory_growth_bytes"], int)
 
 
-def test_paced_bench_with_a_competitor_says_how_it_was_held(
+def test_paced_bench_with_a_competing_load_reports_the_core_sharing(
     make_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxruntime")
@@ -345,7 +348,7 @@ def test_paced_bench_with_a_competitor_says_how_it_was_held(
     found = json.loads(capsys.readouterr().out)
     assert found["share_by"] in ("fifo", "equal")
     assert found["paced"] is True
-    assert found["chunks"] + found["skipped"] <= 13  # how many are in time is the machine's affair
+    assert found["chunks"] + found["skipped"] <= 13  # how many are in time depends on the machine
 
 
 @pytest.mark.parametrize("words", [["--fifo"], ["--share", "0.5"], ["--chunks", "0"], ["--share", "0.7"]])

@@ -25,7 +25,7 @@ def test_contract_is_read(make_model: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         ({"format": "other"}, "format is 'other'"),
         ({"version": 1}, "version is 1, not 2"),
@@ -49,12 +49,12 @@ def test_contract_is_read(make_model: Callable[..., Path]) -> None:
     ],
 )
 def test_contract_that_contradicts_itself_is_refused(
-    make_model: Callable[..., Path], changes: dict[str, Any], said: str
+    make_model: Callable[..., Path], changes: dict[str, Any], message: str
 ) -> None:
     folder = make_model(**changes)
     with pytest.raises(ContractError) as caught:
         load_contract(folder)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert caught.value.path == folder / "tse.json"
     assert caught.value.exit_status == 3
 
@@ -96,7 +96,7 @@ def test_file_that_was_changed_is_refused(make_model: Callable[..., Path]) -> No
 
 
 @pytest.mark.parametrize(
-    "states, said",
+    "states, message",
     [
         ([("tail", "next_tail", [1, 2, 64])], "'level' is not in tse.json"),
         ([("tail", "next_tail", [1, 2, 64]), ("level", "next_level", [1, 1, 2])], "'level' has the shape [1, 1, 1]"),
@@ -105,13 +105,13 @@ def test_file_that_was_changed_is_refused(make_model: Callable[..., Path]) -> No
     ],
 )
 def test_network_with_other_states_is_refused(
-    make_model: Callable[..., Path], states: list[tuple[str, str, list[int]]], said: str
+    make_model: Callable[..., Path], states: list[tuple[str, str, list[int]]], message: str
 ) -> None:
     pytest.importorskip("onnxruntime")
     listed = [dict(zip(("input", "output", "shape"), state, strict=True)) for state in states]
     with pytest.raises(ContractError) as caught:
         Engine(load_contract(make_model(stream__states=listed)))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_size_that_the_network_leaves_free_fits_any() -> None:

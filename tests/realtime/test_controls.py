@@ -65,14 +65,14 @@ def start(script: str, end: int) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    "end, said",
+    "end, message",
     [
         (lambda keyboard, process: os.write(keyboard, b"bq"), "True True"),
         (lambda keyboard, process: process.send_signal(signal.SIGTERM), "False True"),
     ],
 )
 def test_keys_typed_together_and_sigterm_end_it_and_the_terminal_comes_back(
-    terminal: tuple[int, int], end: Callable[[int, subprocess.Popen[str]], object], said: str
+    terminal: tuple[int, int], end: Callable[[int, subprocess.Popen[str]], object], message: str
 ) -> None:
     keyboard, screen = terminal
     before = termios.tcgetattr(screen)
@@ -81,7 +81,7 @@ def test_keys_typed_together_and_sigterm_end_it_and_the_terminal_comes_back(
         assert process.stdout.readline() == "listening\n"
         assert not termios.tcgetattr(screen)[3] & termios.ICANON
         end(keyboard, process)
-        assert process.stdout.read() == said + "\n"
+        assert process.stdout.read() == message + "\n"
     assert process.returncode == 0
     assert termios.tcgetattr(screen) == before
 

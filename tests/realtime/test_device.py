@@ -1,4 +1,4 @@
-"""Devices, with a PortAudio that is made up: callbacks, keys, a device that goes away, and its last report."""
+"""Devices, with a fake PortAudio: callbacks, keys, a device that goes away, and its last report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from audio_llm_realtime.engine import Engine
 from audio_llm_realtime.errors import DeviceError
 
 CHUNK = 128
-LEVEL = 0.1  # mean of what the microphones hear
+LEVEL = 0.1  # mean of the microphone signals
 
 
 class PortAudioError(Exception):
@@ -34,7 +34,7 @@ class PortAudioError(Exception):
 class FakeStream:
     """Calls back at once for a fixed number of blocks, and waits for the worker.
 
-    What was played must be what was heard, as late as it is to be: the tiny model's gain is 1.
+    The output must be the delayed input: the tiny model's gain is 1.
     """
 
     blocks = 150
@@ -43,7 +43,7 @@ class FakeStream:
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.active = True
-        self.heard: list[np.ndarray] = []
+        self.recorded: list[np.ndarray] = []
         self.played: list[np.ndarray] = []
 
     def __enter__(self) -> FakeStream:
@@ -55,12 +55,12 @@ class FakeStream:
         frames, channels = self.options["blocksize"], self.options["channels"]
         time_s = np.arange(block * frames, (block + 1) * frames)[:, None] / self.options["samplerate"]
         tones = 0.3 * np.sin(2 * np.pi * np.array([500.0, 900.0]) * time_s) + LEVEL  # different at both ears
-        self.heard.append(tones[:, : channels[0]].astype(np.float32))
+        self.recorded.append(tones[:, : channels[0]].astype(np.float32))
         self.played.append(np.full((frames, channels[1]), np.nan, np.float32))
         status = SimpleNamespace(
             input_overflow=True, input_underflow=False, output_overflow=False, output_underflow=True
         )
-        self.options["callback"](self.heard[-1], self.played[-1], frames, None, status if block == 3 else None)
+        self.options["callback"](self.recorded[-1], self.played[-1], frames, None, status if block == 3 else None)
         worker, until = self.options["callback"].__self__._worker, time.monotonic() + 5.0
         while worker.ready and time.monotonic() < until:
             time.sleep(0.0002)
@@ -69,9 +69,9 @@ class FakeStream:
         self.active = False
         if not self.played:
             return
-        heard, played = np.concatenate(self.heard), np.concatenate(self.played)
+        recorded, played = np.concatenate(self.recorded), np.concatenate(self.played)
         delay, begun = 3 * (CHUNK + 64) + 96, 3000  # frames; at the beginning the filters ring
-        expected = np.broadcast_to(heard, played.shape)[begun - delay : -delay]
+        expected = np.broadcast_to(recorded, played.shape)[begun - delay : -delay]
         np.testing.assert_allclose(played[begun:], expected, atol=3e-3)
 
 
@@ -97,7 +97,7 @@ class LastingStream(FakeStream):
 
 @pytest.fixture
 def portaudio(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Put a made-up sounddevice in place: 0 is mono in, 1 is stereo in and out, 2 runs at 44100 Hz only."""
+    """Replace sounddevice by a fake: 0 is mono in, 1 is stereo in and out, 2 runs at 44100 Hz only."""
 
     def device(name: str, inputs: int, outputs: int, rate: float) -> dict[str, Any]:
         return {
@@ -126,9 +126,9 @@ def portaudio(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def words(make_model: Callable[..., Path], tmp_path: Path, sound: np.ndarray) -> list[str]:
     pytest.importorskip("onnxruntime")
     soundfile = pytest.importorskip("soundfile")
-    soundfile.write(tmp_path / "look.wav", sound.T, 16_000)
+    soundfile.write(tmp_path / "enrollment.wav", sound.T, 16_000)
     report = ["--report", str(tmp_path / "report.json")]
-    return ["--model", str(make_model()), "--enroll", str(tmp_path / "look.wav"), *report]
+    return ["--model", str(make_model()), "--enroll", str(tmp_path / "enrollment.wav"), *report]
 
 
 def test_devices_are_listed(portaudio: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,12 +140,12 @@ def test_devices_are_listed(portaudio: SimpleNamespace, capsys: pytest.CaptureFi
 
 def test_rate_of_the_devices_is_a_multiple_of_the_models(portaudio: SimpleNamespace) -> None:
     assert choose_devices(None, None, 16_000).sample_rate == 48_000
-    for numbers, said in (
-        ((2, 2), "share none of the rates 48000, 16000"),
+    for numbers, message in (
+        ((2, 2), "have none of the rates 48000, 16000"),
         ((0, 0), "0 output channels"),
         ((9, 1), "no device 9 for input"),
     ):
-        with pytest.raises(DeviceError, match=said):
+        with pytest.raises(DeviceError, match=message):
             choose_devices(*numbers, 16_000)
 
 
@@ -157,7 +157,7 @@ def test_machine_without_portaudio_says_what_to_install(
     assert "sounddevice is not installed" in capsys.readouterr().err
 
 
-def test_device_that_goes_away_is_an_error_behind_the_report(
+def test_a_disconnected_device_is_an_error_after_the_report(
     portaudio: SimpleNamespace, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Gone(FakeStream):
@@ -168,7 +168,7 @@ def test_device_that_goes_away_is_an_error_behind_the_report(
 
     portaudio.Stream = Gone
     assert main(words) == 1
-    assert "'ears' or 'ears' went away" in capsys.readouterr().err
+    assert "'ears' or 'ears' was disconnected" in capsys.readouterr().err
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["chunks"], report["misses"], report["dry"]) == (150, 0, 0)
     assert (report["input_overflows"], report["output_underflows"], report["input_underflows"]) == (1, 1, 0)
@@ -176,34 +176,34 @@ def test_device_that_goes_away_is_an_error_behind_the_report(
     assert (latency["resampling_ms"], latency["device_input_ms"], latency["device_output_ms"]) == (2.0, 10.0, 20.0)
 
 
-def test_keys_bypass_enrol_and_quit(
+def test_keys_bypass_enroll_and_quit(
     portaudio: SimpleNamespace, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pressed = iter(["b", "b", "e", "x", "q"])
     monkeypatch.setattr(run, "read_keys", lambda requests: requests.press(next(pressed)))
     assert main([*words, "--input-device", "0", "--enroll-live", "1", "--cpu", "100000"]) == 0
-    said = capsys.readouterr().err
-    for line in ("'lapel' has one channel", "hear: bypassed", "no longer bypassed", "face the person for 1 s"):
-        assert line in said
-    assert said.count("running on core 100000 only was not granted") == 1
+    message = capsys.readouterr().err
+    for line in ("'lapel' has one channel", "hear: bypassed", "no longer bypassed", "face the speaker for 1 s"):
+        assert line in message
+    assert message.count("running on core 100000 only was not granted") == 1
 
 
-def test_what_is_refused_is_said_while_it_runs(
+def test_refused_scheduling_is_reported_while_it_runs(
     portaudio: SimpleNamespace, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
 
-    def look_and_quit(requests: controls.Requests) -> None:
-        said.append(capsys.readouterr().err)
+    def read_and_quit(requests: controls.Requests) -> None:
+        messages.append(capsys.readouterr().err)
         requests.press("q")
 
-    monkeypatch.setattr(run, "read_keys", look_and_quit)
+    monkeypatch.setattr(run, "read_keys", read_and_quit)
     assert main([*words, "--cpu", "100000"]) == 0
-    assert "running on core 100000 only was not granted" in said[0]
+    assert "running on core 100000 only was not granted" in messages[0]
 
 
-@pytest.mark.parametrize("first", ["look", "live"])
-def test_someone_is_enrolled_while_blocks_go_on(
+@pytest.mark.parametrize("first", ["file", "live"])
+def test_a_speaker_is_enrolled_while_blocks_continue(
     portaudio: SimpleNamespace,
     words: list[str],
     first: str,
@@ -217,37 +217,37 @@ def test_someone_is_enrolled_while_blocks_go_on(
         vectors.append(vector[0])
         set_conditions(engine, vector)
 
-    def enrol_then_quit(requests: controls.Requests) -> None:
-        if not asked and first == "look":
+    def enroll_then_quit(requests: controls.Requests) -> None:
+        if not asked and first == "file":
             requests.press("e")
         asked.append(True)
-        if len(vectors) == wanted or time.monotonic() > until:
+        if len(vectors) == expected_count or time.monotonic() > until:
             requests.press("q")
 
-    asked, wanted = [], 2 if first == "look" else 1
+    asked, expected_count = [], 2 if first == "file" else 1
     portaudio.Stream = LastingStream
     monkeypatch.setattr(Engine, "set_conditions", noted)
-    monkeypatch.setattr(run, "read_keys", enrol_then_quit)
-    who = words if first == "look" else words[:2] + words[4:]
-    assert main([*who, "--enroll-live", "1"]) == 0
-    said = capsys.readouterr().err
-    assert said.index("face the person for 1 s") < said.index("enrolled from 1.0 s")
-    np.testing.assert_allclose(vectors[-1], [1.0, 0.0, LEVEL, 0.0], atol=2e-3)  # the mean of what was heard
-    if first == "look":
+    monkeypatch.setattr(run, "read_keys", enroll_then_quit)
+    speaker = words if first == "file" else words[:2] + words[4:]
+    assert main([*speaker, "--enroll-live", "1"]) == 0
+    message = capsys.readouterr().err
+    assert message.index("face the speaker for 1 s") < message.index("enrolled from 1.0 s")
+    np.testing.assert_allclose(vectors[-1], [1.0, 0.0, LEVEL, 0.0], atol=2e-3)  # the mean of the input
+    if first == "file":
         assert abs(vectors[0][2]) < LEVEL / 2
-    assert json.loads((tmp_path / "report.json").read_text())["enrolments"] == wanted
+    assert json.loads((tmp_path / "report.json").read_text())["enrolments"] == expected_count
 
 
-def test_look_of_a_wrong_length_does_not_end_a_session(
+def test_an_enrollment_of_a_wrong_duration_does_not_end_a_session(
     portaudio: SimpleNamespace, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pressed = iter(["e", "x", "q"])
     monkeypatch.setattr(run, "read_keys", lambda requests: requests.press(next(pressed)))
     assert main([*words, "--enroll-live", "15"]) == 0
-    assert "face the person for 2 s, the most that the model takes" in capsys.readouterr().err
+    assert "face the speaker for 2 s, the most that the model accepts" in capsys.readouterr().err
     portaudio.Stream = None  # no device is opened
     assert main([*words, "--enroll-live", "0.5"]) == 2
-    assert "a look of 0.5 s is too short (give 1 s or more)" in capsys.readouterr().err
+    assert "an enrollment of 0.5 s is too short (give 1 s or more)" in capsys.readouterr().err
 
 
 def test_report_that_fails_hides_no_lost_device(
@@ -265,7 +265,7 @@ def test_report_that_fails_hides_no_lost_device(
     warning, error = capsys.readouterr().err.splitlines()[-2:]
     assert "warning:" in warning
     assert "report.json: not written" in warning
-    assert "went away" in error
+    assert "was disconnected" in error
 
 
 def test_sigterm_ends_it_with_the_report(
@@ -287,7 +287,7 @@ def test_stream_that_cannot_be_opened(
     assert "the devices cannot be opened: Device unavailable" in capsys.readouterr().err
 
 
-def test_error_in_the_callback_reaches_the_listener(
+def test_error_in_the_callback_is_reported(
     portaudio: SimpleNamespace, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Wrong(FakeStream):

@@ -129,7 +129,7 @@ def test_skipped_chunks_are_no_stall_where_the_network_is_slow() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a system without these calls")
-def test_schedule_is_given_back_and_refusals_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scheduling_is_restored_and_refusals_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
