@@ -1,4 +1,4 @@
-"""The contract: what a device must know of the files beside it, as one JSON document."""
+"""The contract: a JSON document that describes the exported files in the same folder to a device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STORED_KEYS = {  # keys of version 2 that differ from the field's name
 
 @dataclass(frozen=True)
 class Port:
-    """One float32 input or output; a size of None is free."""
+    """A float32 input or output; a size of None is free."""
 
     name: str
     shape: tuple[int | None, ...]
@@ -27,7 +27,7 @@ class Port:
 
 @dataclass(frozen=True)
 class StatePort:
-    """A state that goes out as `output` and comes back as `input`."""
+    """A state: the network's `output` becomes its `input` for the next chunk."""
 
     input: str
     output: str
@@ -36,7 +36,7 @@ class StatePort:
 
 @dataclass(frozen=True)
 class StreamPart:
-    """What runs chunk by chunk; the states are `initial` before the first."""
+    """The network that runs once per chunk; `initial` is the value of the states before the first chunk."""
 
     file: str
     sha256: str
@@ -49,7 +49,10 @@ class StreamPart:
 
 @dataclass(frozen=True)
 class EnrollmentPart:
-    """What learns from a look who is wanted; below the least level of `front` nobody seems to talk there."""
+    """The network that maps an enrollment recording to a vector and to the level of the frontal speaker.
+
+    Below `least_frontal_level_db`, no frontal speaker is assumed.
+    """
 
     file: str
     sha256: str
@@ -63,7 +66,7 @@ class EnrollmentPart:
 
 @dataclass(frozen=True)
 class Model:
-    """Which model it was; the fingerprint is the SHA-256 of its weights."""
+    """The exported model; the fingerprint is the SHA-256 of its weights."""
 
     name: str
     fingerprint: str
@@ -71,7 +74,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Contract:
-    """The whole document; `latency_samples` are a chunk and the lookahead."""
+    """The whole document; `latency_samples` is the sum of chunk and lookahead."""
 
     sample_rate: int
     channels: int
@@ -84,7 +87,7 @@ class Contract:
     versions: dict[str, str]
 
     def to_json(self) -> str:
-        """Return the document, the same for the same contract."""
+        """Return the document; equal contracts give equal documents."""
         document = asdict(self, dict_factory=_with_stored_keys)
         return json.dumps({"format": FORMAT, "version": VERSION, **document}, indent=1) + "\n"
 

@@ -1,4 +1,4 @@
-"""The enrolment encoder as ONNX: a look of any length to the vector of the person in front."""
+"""The enrollment encoder as ONNX: a recording of any length to the vector of the frontal speaker."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from audio_llm.tse.enrolment import LEAST_S, MOST_S, EnrolmentEncoder
 from audio_llm.tse.frames import CHUNK, SAMPLE_RATE
 from audio_llm_export.graph import OPSET, to_onnx
 
-RECORDING, VECTOR, FRONTAL_LEVEL = "look", "enrolled", "front_db"
-_CHUNKS = 127  # of the look that is traced: a number that is no size of a network
+RECORDING, VECTOR, FRONTAL_LEVEL = "look", "enrolled", "front_db"  # names in the ONNX file
+_CHUNKS = 127  # length of the traced recording: a number that is no size of a network
 LEAST_SAMPLES, MOST_SAMPLES = round(LEAST_S * SAMPLE_RATE), round(MOST_S * SAMPLE_RATE)
 
 
 def write_enrollment(encoder: EnrolmentEncoder, path: Path) -> None:
-    """Write the graph of an encoder: `look` (1, 2, T) float32 to `enrolled` (1, 256) and `front_db` (1,), T free."""
+    """Write the graph of an encoder: RECORDING (1, 2, T) float32 to VECTOR (1, 256) and FRONTAL_LEVEL (1,), T free."""
     recording = torch.randn(1, 2, _CHUNKS * CHUNK, generator=torch.Generator().manual_seed(0))
     with _framing_by_gather():
         to_onnx(
@@ -36,21 +36,21 @@ def write_enrollment(encoder: EnrolmentEncoder, path: Path) -> None:
 
 
 class _WholeChunks(nn.Module):
-    """Leaves out what is behind the last whole chunk."""
+    """Ignores the samples after the last whole chunk."""
 
     def __init__(self, encoder: EnrolmentEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, recording: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (1, 256) and (1,) of (1, 2, T)."""
+        """Encode (1, 2, T); return the vector (1, 256) and the frontal level (1,) in dB."""
         enrollment = self.encoder.encode(recording[..., : recording.shape[-1] // CHUNK * CHUNK])
         return enrollment.vector, enrollment.front_db
 
 
 @contextlib.contextmanager
 def _framing_by_gather() -> Iterator[None]:
-    """Export `unfold` as one Gather; the exporter's own way for a length not known is a loop."""
+    """Export `unfold` as one Gather; for an unknown length, the exporter writes a loop by default."""
     torch.onnx.register_custom_op_symbolic("aten::unfold", _unfold, OPSET)
     try:
         yield

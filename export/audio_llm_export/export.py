@@ -1,4 +1,4 @@
-"""Exports a model: graphs and contract are made beside the folder, compared with the network, then moved in."""
+"""Export a model: graphs and contract are written to a temporary folder, compared with the network, then moved."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ STREAM_FILE, INT8_FILE, ENROLLMENT_FILE = "tse.onnx", "tse.int8.onnx", "enrolmen
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """Result of an export.
 
     Attributes:
-        folder: Where.
-        files: Names, the contract last.
-        size_bytes: Of the graphs that the contract names.
-        stream: How far the graph of a chunk is from the network.
-        enrolment: The same of enrolment; None where there is none.
-        int8: The same of the graph with weights of 8 bits, which is not held to any tolerance; None without one.
-        lossless: Whether half precision holds every weight; if not, the network compared had them rounded to it.
+        folder: Folder of the files.
+        files: Names of the files, the contract last.
+        size_bytes: Size of the graphs that the contract names.
+        stream: Deviation of the stream graph from the network.
+        enrollment: Deviation of the enrollment graph from the network; None if there is none.
+        int8: Deviation of the graph with 8-bit weights, for which there is no tolerance; None if there is none.
+        lossless: Whether all weights are exact in half precision; if not, the graphs are compared with a network whose
+            weights are rounded to half precision.
     """
 
     folder: Path
@@ -59,18 +60,18 @@ def export_tse(
     int8: bool = False,
     overwrite: bool = False,
 ) -> Exported:
-    """Export a model of target-speech hearing: `tse.onnx`, `enrolment.onnx` and the contract `tse.json`.
+    """Export a model of target-speech extraction: `tse.onnx`, `enrolment.onnx` and the contract `tse.json`.
 
     Args:
         name_or_dir: A model directory, or the name of a model.
-        folder: Where the files go; it is made.
-        int8: Write `tse.int8.onnx` as well and let the contract name it.
-        overwrite: Replace files that are there.
+        folder: Folder for the files; it is created.
+        int8: Whether to write `tse.int8.onnx` as well, which the contract then names.
+        overwrite: Whether to replace existing files.
 
     Raises:
         ModelNotFoundError, ModelFormatError: As `tse.models.load_model`.
-        ParityError: A graph does not compute what the network does; nothing was written.
-        UsageError: The folder holds a contract already.
+        ParityError: A graph deviates from the network; nothing was written.
+        UsageError: The folder already contains a contract, or the path is a file.
     """
     _check(Path(folder), overwrite)
     loaded = load_model(name_or_dir)
@@ -84,7 +85,7 @@ def export_tse(
 def export_gridnet(
     gridnet: GridNet, folder: str | os.PathLike[str], name: str = "tse-gridnet", overwrite: bool = False
 ) -> Exported:
-    """Export the reference, which takes an embedding and no look: `tse.onnx` and `tse.json`; raises as `export_tse`."""
+    """Export the reference network, conditioned on an embedding: `tse.onnx` and `tse.json`; raises as `export_tse`."""
     _check(Path(folder), overwrite)
     model = contract.Model(name, _fingerprint(gridnet))
     rounded = round_to_half(gridnet).eval()
@@ -120,7 +121,7 @@ def _export(
         names = [path.name for path in sorted(temporary.iterdir()) if path.name != contract.NAME] + [contract.NAME]
         size = path.stat().st_size + (0 if encoder is None else (temporary / ENROLLMENT_FILE).stat().st_size)
         folder.mkdir(exist_ok=True)
-        for name in names:  # the contract last: with a kill in between, its hashes do not fit, which a device notices
+        for name in names:  # the contract last: after a kill in between, a device detects that its hashes do not match
             os.replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -173,11 +174,11 @@ def _check(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError("is a file", path=folder, remedy="name a folder for the export")
     if (folder / contract.NAME).exists() and not overwrite:
-        raise UsageError("holds an exported model already", path=folder, remedy="add --overwrite to replace it")
+        raise UsageError("already contains an exported model", path=folder, remedy="add --overwrite to replace it")
 
 
 def _fingerprint(module: nn.Module) -> str:
-    """Return a hash of weights that lie in no file."""
+    """Return a hash of weights that are not stored in a file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

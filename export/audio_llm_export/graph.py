@@ -1,4 +1,4 @@
-"""One torch module to one ONNX file: opset 17, weights as halves, tables of the Fourier transform as formulas."""
+"""One torch module to one ONNX file: opset 17, weights in half precision, DFT matrices as formulas."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def to_onnx(
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     unit: int | None = None,
 ) -> None:
-    """Write a module.
+    """Write a module as an ONNX file.
 
     Args:
-        module: In eval mode; each of its weights a half, or it stays float32.
-        examples: An input of each.
+        module: The module; a weight that is not exact in half precision stays float32.
+        examples: One example tensor per input.
         path: The file to write.
-        inputs: Names.
-        outputs: Names.
-        dynamic: Axes of free length, by the input's name.
-        unit: Sizes that are multiples of it are free, since tracing takes some sizes for constants.
+        inputs: Names of the inputs.
+        outputs: Names of the outputs.
+        dynamic: Axes of free length and their names, by the input's name.
+        unit: Sizes that are multiples of it are made free, since tracing turns some sizes into constants.
     """
     buffer: Any = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        warnings.simplefilter("ignore")  # of tracing: shapes that are constants are meant to be
+        warnings.simplefilter("ignore")  # about tracing: constant shapes are intended
         torch.onnx.export(
             module.eval(),
             examples,
@@ -53,8 +53,8 @@ def to_onnx(
             output_names=list(outputs),
             dynamic_axes={name: dict(axes) for name, axes in (dynamic or {}).items()},
             opset_version=OPSET,
-            dynamo=False,  # it is the one that leaves a length free, and the faster
-            do_constant_folding=False,  # folded, weights would not be halves any more
+            dynamo=False,  # this exporter keeps a length free, and is faster
+            do_constant_folding=False,  # folded weights would not be exact in half precision
         )
     model = onnx.load_model_from_string(buffer.getvalue())
     if unit is not None:
@@ -69,7 +69,7 @@ def to_onnx(
 
 
 def open_session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
-    """Return a session of one thread, as a device opens it."""
+    """Return a single-threaded session, as on a device."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -78,7 +78,7 @@ def open_session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
 
 
 def _set_free(model: onnx.ModelProto, unit: int, examples: Sequence[Tensor]) -> None:
-    """Let onnxruntime find out each size of a Reshape that is a multiple of `unit`, which no other size is."""
+    """Have onnxruntime infer each size of a Reshape that is a multiple of `unit`, as no other size is."""
     traced = copy.deepcopy(model)
     names = [node.output[0] for node in model.graph.node if node.op_type == "Reshape"]
     traced.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
@@ -108,7 +108,7 @@ def _remove_unused(graph: onnx.GraphProto) -> None:
 
 
 def _merge_constants(graph: onnx.GraphProto) -> None:
-    """Keep each constant once, beside the weights."""
+    """Store each constant once, among the initializers."""
     names: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     renamed: dict[str, str] = {}
     nodes = []
@@ -129,7 +129,7 @@ def _merge_constants(graph: onnx.GraphProto) -> None:
 
 
 def _take_from_stacks(graph: onnx.GraphProto) -> None:
-    """Take what is taken out of a stack right where it was before it was put there."""
+    """Replace an element taken from a stack by the tensor that was stacked."""
     makers = {output: node for node in graph.node for output in node.output}
     numbers = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:

@@ -1,4 +1,4 @@
-"""Weights on file as halves: each with a Cast that onnxruntime does once, when it loads the file."""
+"""Store weights in half precision: each with a Cast that onnxruntime runs once, when it loads the file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
-_SMALL = 256  # numbers of a tensor that stays float32
+_SMALL = 256  # a tensor with fewer elements stays float32
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def is_half(module: nn.Module) -> bool:
-    """Return whether half precision holds every weight as it is."""
+    """Return whether every weight is exact in half precision."""
     return all(torch.equal(part, part.half().float()) for part in module.parameters())
 
 
@@ -31,7 +31,7 @@ def round_to_half(module: M) -> M:
 
 
 def store_half_precision(graph: onnx.GraphProto) -> None:
-    """Store as float16 what loses nothing by it; the graph computes in float32 as before."""
+    """Store tensors as float16 where that is lossless; the graph still computes in float32."""
     casts = []
     for tensor in graph.initializer:
         if tensor.data_type != onnx.TensorProto.FLOAT:
@@ -48,7 +48,7 @@ def store_half_precision(graph: onnx.GraphProto) -> None:
 
 
 def prepend_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Put nodes before all others: what computes weights comes before what uses them."""
+    """Insert nodes before all others: nodes that compute weights precede those that use them."""
     nodes = [*nodes, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)

@@ -1,4 +1,4 @@
-"""The graph of a chunk with weights of 8-bit whole numbers: a smaller file and less to fetch from memory."""
+"""The stream graph with 8-bit integer weights: a smaller file and less memory traffic."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _TYPES = ("MatMul", "Gemm", "LSTM")
 
 
 def write_int8(source: Path, path: Path) -> None:
-    """Write a graph with the weights of its matrix products in 8 bits; activations are measured as they come.
+    """Write a graph with the weights of its matrix products in 8 bits; activations are quantized dynamically.
 
-    What is no trained weight, as the tables of the Fourier transform, stays as it is.
+    Constants that are not trained weights, such as DFT matrices, are not quantized.
     """
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # weights become constants
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # folds weights to constants
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "plain.onnx")
         onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
         plain = onnx.load(options.optimized_model_filepath)
         before = logging.root.level
-        logging.root.setLevel(logging.ERROR)  # the quantiser advises a preparation that was just done
+        logging.root.setLevel(logging.ERROR)  # the quantizer recommends a preprocessing step that was just done
         try:
             quantize_dynamic(
                 plain,
@@ -49,7 +49,7 @@ def write_int8(source: Path, path: Path) -> None:
 
 
 def _tables(graph: onnx.GraphProto) -> list[str]:
-    """Return the products with a matrix that half precision does not hold: every weight was rounded to it."""
+    """Return the matrix products with a constant that is not exact in half precision, as every trained weight is."""
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     matrices = {node.name: tensors[name] for node in graph.node for name in node.input[1:2] if name in tensors}
     return [name for name, matrix in matrices.items() if not np.array_equal(matrix.astype(np.float16), matrix)]

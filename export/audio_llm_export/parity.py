@@ -1,4 +1,4 @@
-"""Whether a written graph computes what the trained network does."""
+"""Compare an exported graph with the trained network."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from audio_llm_export.extractor_step import EARS
 from audio_llm_export.graph import open_session
 from audio_llm_export.stream import INPUT, NEXT, SOUND, Stream
 
-TOLERANCE = 1e-4  # of sound and vectors, whose full scale is 1
+TOLERANCE = 1e-4  # largest difference of audio samples and vectors, whose full scale is 1
 CHUNKS = 300
 _LENGTHS = (LEAST_SAMPLES, LEAST_SAMPLES + 4321, 3 * LEAST_SAMPLES)  # samples
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a graph was from its network.
+    """Deviation of a graph from its network.
 
     Attributes:
-        sound: Largest difference of samples or of the numbers of a vector.
-        states: Largest difference of the states behind the last chunk, against their largest number or 1.
-        compared: Chunks or looks.
+        sound: Largest absolute difference of audio samples or vector elements.
+        states: Largest difference of a state after the last chunk, relative to its largest magnitude or 1.
+        compared: Number of chunks or recordings compared.
     """
 
     sound: float
@@ -39,12 +39,12 @@ class Parity:
     compared: int
 
     def require(self, path: Path, tolerance: float = TOLERANCE) -> None:
-        """Raise where a difference is too large.
+        """Raise if a difference exceeds the tolerance.
 
         Raises:
-            ParityError: Naming the file and the difference.
+            ParityError: Names the file and the difference.
         """
-        if not max(self.sound, self.states) <= tolerance:  # NaN is too large as well
+        if not max(self.sound, self.states) <= tolerance:  # also true for NaN
             raise ParityError(
                 f"differs from the trained network by {self.sound:.2g} (its states by {self.states:.2g}), "
                 f"more than {tolerance:g}; nothing was written",
@@ -55,7 +55,7 @@ class Parity:
 
 @torch.inference_mode()
 def compare_stream(stream: Stream, path: Path, chunks: int = CHUNKS, seed: int = 0) -> Parity:
-    """Feed random chunks, now loud, now faint, to the network and to its graph, each with its own states."""
+    """Feed random chunks of varying level to the network and to its graph, each with separate states."""
     session = open_session(path)
     random = torch.Generator().manual_seed(seed)
     vector = functional.normalize(torch.rand(1, stream.width, generator=random), dim=-1)
@@ -76,7 +76,7 @@ def compare_stream(stream: Stream, path: Path, chunks: int = CHUNKS, seed: int =
 def compare_enrollment(
     encoder: EnrolmentEncoder, path: Path, lengths: Sequence[int] = _LENGTHS, seed: int = 0
 ) -> Parity:
-    """Feed random looks of several lengths to the encoder and to its graph."""
+    """Feed random recordings of several lengths to the encoder and to its graph."""
     session = open_session(path)
     random = torch.Generator().manual_seed(seed)
     worst = 0.0

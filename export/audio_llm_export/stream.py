@@ -1,4 +1,4 @@
-"""What runs chunk by chunk on a device, as ONNX: one chunk, the condition and named states in; sound and states out."""
+"""The streaming network as ONNX: one chunk, the condition and named states in; one chunk and states out."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ SOUND, INPUT, NEXT = "sound", "chunk", "next_"
 
 @dataclass(frozen=True)
 class Stream:
-    """A network to be run chunk by chunk.
+    """A network that runs chunk by chunk.
 
     Attributes:
-        module: Takes a chunk (1, 2, 128), the condition (1, width) and each state; returns the sound (1, 2, 128) and
-            each state anew.
-        model: The network as it was trained, with `initial_state` and `step`.
-        states: Gives the module's states, by name, of a state of the model.
-        condition: Name of the vector of the person wanted.
-        width: Its numbers.
+        module: Takes a chunk (1, 2, 128), the condition (1, width) and each state; returns the output (1, 2, 128) and
+            each updated state.
+        model: The trained network, with `initial_state` and `step`.
+        states: Converts a state of the model to the module's states by name.
+        condition: Name of the input for the target speaker's vector.
+        width: Size of this vector.
     """
 
     module: nn.Module
@@ -50,13 +50,13 @@ class Stream:
 
 
 def target_speaker_stream(hearing: TargetHearing) -> Stream:
-    """Return the stream of a network that separates and chooses."""
+    """Return the stream of a network with separator and speaker selection."""
     module = _TargetSpeakerStep(hearing)
     return Stream(module, hearing, module.states, "enrolled", 256)
 
 
 def gridnet_stream(gridnet: GridNet) -> Stream:
-    """Return the stream of the reference."""
+    """Return the stream of the reference network."""
     module = _GridNetStep(gridnet)
     return Stream(module, gridnet, _by_layer, "embedding", gridnet.config.embedding)
 
@@ -79,7 +79,7 @@ class _TargetSpeakerStep(nn.Module):
         super().__init__()
         self.extractor, self.selector = ExtractorStep(hearing.extractor), copy.deepcopy(hearing.selector)
         self.selector.speaker = _LayerByLayer(hearing.selector.speaker)  # type: ignore[assignment]
-        self.extractor_states = len(self.extractor.states(hearing.extractor.initial_state()))  # of the states
+        self.extractor_states = len(self.extractor.states(hearing.extractor.initial_state()))  # their number
 
     def states(self, state: HearingState) -> dict[str, Tensor]:
         extractor = {f"extractor_{name}": tensor for name, tensor in self.extractor.states(state.extractor).items()}
@@ -94,7 +94,7 @@ class _TargetSpeakerStep(nn.Module):
 
 
 class _LayerByLayer(nn.Module):
-    """A speaker encoder whose step has an operation and two states of its own for each layer."""
+    """A speaker encoder whose step has a separate operation and two separate states for each layer."""
 
     def __init__(self, speaker: SpeakerEncoder) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class _LayerByLayer(nn.Module):
     def step(
         self, x: Tensor, hidden: Sequence[Tensor], cell: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Do as `SpeakerEncoder.step` with x (1, K, 40) and memories (1, K, H) of each layer."""
+        """Same as `SpeakerEncoder.step` for x (1, K, 40) and states (1, K, H) of each layer."""
         hidden_states, cell_states = [], []
         for layer, layer_hidden, layer_cell in zip(self.layers, hidden, cell, strict=True):
             _, (x, new_cell) = layer(x, (layer_hidden, layer_cell))
@@ -132,7 +132,7 @@ class _GridNetStep(nn.Module):
 
 
 def _by_layer(state: SelectorState | GridNetState) -> dict[str, Tensor]:
-    """Return the parts by name, those that hold something of each layer taken apart."""
+    """Return the tensors of a state by name, with layered ones split into one tensor per layer."""
     tensors: dict[str, Tensor] = {}
     for name, part in state.tensors().items():
         layers = {f"{name}_{number}": part[number] for number in range(len(part))}
@@ -141,7 +141,7 @@ def _by_layer(state: SelectorState | GridNetState) -> dict[str, Tensor]:
 
 
 def _from_layers(cls: type[S], parts: Sequence[Tensor], layers: int) -> S:
-    """Return the state of what `_by_layer` gave, the layers in lists."""
+    """Return the state from the tensors of `_by_layer`, with the layers in lists."""
     rest = list(parts)
     values: dict[str, Any] = {}
     for part in fields(cls):

@@ -1,4 +1,4 @@
-"""Tables of the Fourier transform as formulas: a sine's values and whole numbers instead of a matrix.
+"""DFT matrices as formulas: the values of a sine and integer indices instead of a matrix.
 
 onnxruntime computes the matrix once, when it loads the file.
 """
@@ -13,12 +13,12 @@ from onnx import helper, numpy_helper
 
 from audio_llm_export.half_precision import prepend_nodes
 
-_LARGE = 10_000  # numbers of a table worth the trouble
-_NEAR = 2e-7  # of numbers up to 1
+_LARGE = 10_000  # smallest number of elements of a matrix that is replaced
+_NEAR = 2e-7  # largest difference from the formula, for elements up to 1
 
 
 def store_tables(graph: onnx.GraphProto) -> None:
-    """Replace each windowed Fourier transform, or inverse one, by its formula; other tensors stay."""
+    """Replace each windowed DFT matrix, or inverse one, by its formula; other tensors stay."""
     formula_nodes: list[onnx.NodeProto] = []
     small: list[onnx.TensorProto] = []
     for tensor in list(graph.initializer):
@@ -36,7 +36,7 @@ def store_tables(graph: onnx.GraphProto) -> None:
 
 
 class _Formula:
-    """Window and Fourier transform: (N, 2 x bins), the cosines first."""
+    """Window and DFT: (N, 2 x bins), the cosines first."""
 
     def __init__(self, window: np.ndarray, inverse: bool) -> None:
         self.window, self.inverse, self.length = window, inverse, len(window)
@@ -48,7 +48,7 @@ class _Formula:
 
     @classmethod
     def of(cls, table: np.ndarray, inverse: bool) -> _Formula | None:
-        """Return the formula that gives the table, if there is one."""
+        """Return the formula of the table, or None if it is not a windowed DFT."""
         length, columns = table.shape
         if length % 2 or columns != length + 2:
             return None
@@ -68,7 +68,7 @@ class _Formula:
         return -np.sin(2.0 * np.pi * np.arange(self.length) / self.length).astype(np.float32)
 
     def write(self, name: str, nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto]) -> None:
-        """Append what computes the tensor `name`."""
+        """Append the nodes and the constants that compute the tensor `name`."""
         parts = {
             "time": np.arange(self.length)[:, None],
             "bin": np.arange(self.bins)[None],

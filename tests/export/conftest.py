@@ -1,4 +1,4 @@
-"""The package beside the library, a tiny model with weights that are no model's, and what is exported of it."""
+"""The export package, a tiny model with random weights, and its export."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TINY = HearingConfig(
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     hearing = TargetHearing(TINY).eval()
-    with torch.no_grad():  # nothing that is zero at first hides a mistake
+    with torch.no_grad():  # no weight stays zero, which could hide a mistake
         for part in hearing.parameters():
             part.add_(0.05 * torch.randn_like(part))
     folder = tmp_path_factory.mktemp("models") / "tiny"

@@ -1,4 +1,4 @@
-"""Exported models: the graphs compute what the networks do, the contract tells the truth, a mismatch writes nothing."""
+"""Exported models: the graphs compute what the networks do, the contract describes them, a mismatch writes nothing."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_stream_gives_what_the_network_gives_for_whole_mixtures(model_folder: Pa
 
 
 @pytest.mark.parametrize("samples", [16_000, 16_127, 40_000, 160_000])
-def test_looks_of_any_length_give_the_networks_vector(model_folder: Path, exported: Path, samples: int) -> None:
+def test_enrollments_of_any_length_give_the_networks_vector(model_folder: Path, exported: Path, samples: int) -> None:
     recording = some_sound(-(-samples // CHUNK))[..., :samples]
     with torch.inference_mode():
         whole = torch.from_numpy(recording[..., : samples // CHUNK * CHUNK])
@@ -80,7 +80,7 @@ def test_looks_of_any_length_give_the_networks_vector(model_folder: Path, export
     assert np.linalg.norm(vector) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_contract_says_what_the_files_are(model_folder: Path, exported: Path) -> None:
+def test_contract_describes_the_files(model_folder: Path, exported: Path) -> None:
     contract = contract_of(exported)
     assert (contract["format"], contract["version"]) == ("audio-llm-hearing", 2)
     numbers = ("sample_rate", "channels", "chunk_samples", "lookahead_samples", "latency_samples")
@@ -109,7 +109,7 @@ def test_contract_says_what_the_files_are(model_folder: Path, exported: Path) ->
         assert [domain.version for domain in onnx.load(exported / name).opset_import] == [17]
 
 
-def test_every_state_changes_and_zeros_begin_anew(exported: Path) -> None:
+def test_every_state_changes_and_zeros_start_again(exported: Path) -> None:
     device = Device(exported)
     assert device.part["initial"] == "zeros"
     sound = some_sound(3)
@@ -160,12 +160,12 @@ def test_future_samples_change_nothing_before_their_lookahead(exported: Path) ->
     assert 1500 - 192 < first <= 1500 + 64
 
 
-def test_the_person_wanted_matters(exported: Path) -> None:
+def test_the_target_speaker_matters(exported: Path) -> None:
     sound = some_sound(20)
     assert np.abs(Device(exported, 0).run(sound) - Device(exported, 1).run(sound)).max() > 1e-6
 
 
-def test_weights_lie_as_halves_and_lose_nothing(model_folder: Path, exported: Path) -> None:
+def test_weights_are_stored_in_half_precision_without_loss(model_folder: Path, exported: Path) -> None:
     graph = onnx.load(exported / "tse.onnx").graph
     halves = {
         tensor.name: numpy_helper.to_array(tensor)
@@ -174,14 +174,16 @@ def test_weights_lie_as_halves_and_lose_nothing(model_folder: Path, exported: Pa
     }
     weights = [part.numpy() for part in load_model(model_folder).hearing.state_dict().values() if part.numel() >= 256]
     stored = [values.astype(np.float32) for values in halves.values()]
-    assert [name for name in halves if "front" in name] == []  # the head of enrolment is of no use here
+    assert [name for name in halves if "front" in name] == []  # the enrollment head is not exported here
     used = [w for w in weights if any(w.shape == s.shape and np.array_equal(w, s) for s in stored)]
     assert sum(map(np.size, used)) > 0.8 * sum(map(np.size, weights))
     large = [tensor.name for tensor in graph.initializer if tensor.ByteSize() > 40_000 and tensor.name not in halves]
     assert large == []  # the filters of mel bands are below
 
 
-def test_weights_that_are_no_halves_are_rounded_and_said_to_be(model_folder: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_exact_in_half_precision_are_rounded_and_reported(
+    model_folder: Path, tmp_path: Path
+) -> None:
     from audio_llm_export import export_gridnet
 
     torch.manual_seed(0)
@@ -219,7 +221,7 @@ def test_a_graph_that_differs_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_state_that_differs_is_found(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_differs_is_detected(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from audio_llm_export import export_tse
     from audio_llm_export.extractor_step import ExtractorStep
 
@@ -248,7 +250,7 @@ def test_command_writes_8_bits_and_asks_before_it_replaces(
     assert cli.main([*command, "--overwrite", "-q"]) == 0
 
 
-def test_a_file_in_place_of_the_folder_and_a_missing_model_are_told(
+def test_a_file_instead_of_the_folder_and_a_missing_model_are_reported(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from audio_llm_export import export_tse

@@ -1,4 +1,4 @@
-"""What makes graphs small: few operations for the extractor's step, formulas for tables, weights as halves."""
+"""What makes graphs small: few operations for the extractor's step, formulas for tables, weights in half precision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from audio_llm.tse.frames import CHUNK
         ExtractorConfig(channels=8, hidden=6, blocks=1, stride=5, context=1, kernel=3, embedding=4, outputs=1),
         ExtractorConfig(8, 6, 2, 4, kernel=0, embedding=0, outputs=3, front=True, recurrence="linear", window=576),
     ],
-    ids=["separates", "is told whom", "linear recurrence and long window"],
+    ids=["separates", "conditioned", "linear recurrence and long window"],
 )
 def test_few_operations_do_the_extractors_step(config: ExtractorConfig) -> None:
     from audio_llm_export.extractor_step import ExtractorStep
@@ -84,7 +84,7 @@ def test_another_table_stays() -> None:
     assert np.array_equal(numpy_helper.to_array(model.graph.initializer[0]), table)
 
 
-def test_only_what_loses_nothing_is_halved() -> None:
+def test_only_exact_tensors_are_stored_in_half_precision() -> None:
     from audio_llm_export.half_precision import store_half_precision
 
     exact = np.random.default_rng(0).standard_normal((40, 30)).astype(np.float16).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The packages beside the library, where they are not installed."""
+"""The export and realtime packages, where they are not installed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ for name in ("export", "realtime"):
 
 @pytest.fixture(autouse=True)
 def subnormal_numbers() -> Iterator[None]:
-    """Bring them back: a session that takes them as zero does so for all that runs in the thread that opened it."""
+    """Restore them: a session that treats them as zero does so for all code of the thread that opened it."""
     yield
     torch.set_flush_denormal(False)

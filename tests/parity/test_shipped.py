@@ -1,4 +1,4 @@
-"""The model that ships: its ONNX files are its own, and what is said of its delay and of its choice is so."""
+"""The included model: its ONNX files match it, its delay is as stated, and the target speaker matters."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def mixture() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def vector() -> np.ndarray:
-    look = read_look(SAMPLES / "look.flac").waveform.numpy()
-    return Enroller(load_contract(FOLDER)).enroll(look, 16_000).vector
+    recording = read_look(SAMPLES / "look.flac").waveform.numpy()
+    return Enroller(load_contract(FOLDER)).enroll(recording, 16_000).vector
 
 
 def run(sound: np.ndarray, vector: np.ndarray) -> np.ndarray:
@@ -52,11 +52,11 @@ def test_the_files_belong_together_and_are_small() -> None:
     hub.verify_model(FOLDER)
 
 
-def test_the_device_hears_what_the_network_hears(mixture: np.ndarray, vector: np.ndarray) -> None:
+def test_the_device_computes_what_the_network_computes(mixture: np.ndarray, vector: np.ndarray) -> None:
     model = load_model(FOLDER)
-    look = read_look(SAMPLES / "look.flac").waveform[None]
+    recording = read_look(SAMPLES / "look.flac").waveform[None]
     with torch.inference_mode():
-        embedding = model.enrolment(look)
+        embedding = model.enrolment(recording)
         expected = model.hearing(torch.from_numpy(mixture)[None], embedding).sound[0].numpy()
     np.testing.assert_allclose(vector, embedding.numpy(), atol=1e-4)
     np.testing.assert_allclose(run(mixture, embedding.numpy()), expected, atol=1e-4)
@@ -65,9 +65,9 @@ def test_the_device_hears_what_the_network_hears(mixture: np.ndarray, vector: np
 
 @pytest.mark.parametrize("offset", [0, 1, 64, 127])
 def test_the_delay_is_192_samples(mixture: np.ndarray, vector: np.ndarray, offset: int) -> None:
-    """A change reaches the output from the beginning of its chunk on, which stands for 64 samples before.
+    """A change affects the output from the beginning of its chunk on, which corresponds to 64 samples before.
 
-    The last sample of a chunk counts 191 samples ahead, so that sound is 192 samples late, 12 ms.
+    The last sample of a chunk counts 191 samples ahead, so that the output is 192 samples late, 12 ms.
     """
     changed = mixture.copy()
     changed[:, 50 * CHUNK + offset :] += 0.05
@@ -77,7 +77,7 @@ def test_the_delay_is_192_samples(mixture: np.ndarray, vector: np.ndarray, offse
     assert contract.chunk_samples + contract.lookahead_samples == CHUNK + OVERLAP == 192
 
 
-def test_who_is_enrolled_changes_what_is_heard(mixture: np.ndarray, vector: np.ndarray) -> None:
+def test_the_enrolled_speaker_changes_the_output(mixture: np.ndarray, vector: np.ndarray) -> None:
     generator = np.random.default_rng(0)
     other = np.abs(generator.standard_normal(vector.shape)).astype(np.float32)
     output, other_output = run(mixture, vector), run(mixture, other / np.linalg.norm(other))

@@ -1,4 +1,4 @@
-"""The network as it was trained against the device: the same vector of a look, the same sound of a mixture."""
+"""The trained network against the device: the same vector for an enrollment, the same output for a mixture."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def sounds(chunks: int) -> np.ndarray:
 
 
 def compare(model_folder: Path, device_folder: Path, chunks: int) -> tuple[float, float]:
-    """Return the largest difference of the vectors of a look and of the sounds of a mixture."""
+    """Return the largest differences of the enrollment vectors and of the outputs for a mixture."""
     model, contract = load_model(model_folder), load_contract(device_folder)
     enrollment, mixture = sounds(250), sounds(chunks)
     with torch.inference_mode():
@@ -76,7 +76,7 @@ def compare(model_folder: Path, device_folder: Path, chunks: int) -> tuple[float
     )
 
 
-def test_the_device_hears_what_the_network_hears(folder: Path) -> None:
+def test_the_device_computes_what_the_network_computes(folder: Path) -> None:
     vectors, sound = compare(folder / "model", folder / "device", 600)
     assert vectors < 1e-5
     assert sound < 1e-4

@@ -1,4 +1,4 @@
-"""Tiny models with a contract, whose every output sample can be foretold."""
+"""Tiny models with a contract, whose every output sample can be predicted."""
 
 from __future__ import annotations
 
@@ -167,6 +167,6 @@ def write_network(path: Path, conditioned: bool = True) -> str:
 
 @pytest.fixture(autouse=True)
 def subnormal_numbers() -> Iterator[None]:
-    """Bring them back: a session that takes them as zero does so for all that runs in the thread that opened it."""
+    """Restore them: a session that treats them as zero does so for all code of the thread that opened it."""
     yield
     torch.set_flush_denormal(False)

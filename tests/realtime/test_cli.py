@@ -324,19 +324,21 @@ def test_bench_prints_one_object(make_model: Callable[..., Path], capsys: pytest
     pytest.importorskip("onnxruntime")
     models = [str(make_model(name)) for name in ("one", "two")]
     assert main(["bench", "--model", models[0], "--compare", models[1], "--chunks", "600", "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    for part in (found, found["compare"]):
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    for part in (result, result["compare"]):
         assert set(part["compute_ms"]) == {"p50", "p95", "p99", "p999", "max"}
         assert part["compute_ms"]["p50"] <= part["compute_ms"]["max"]
         assert part["chunks"] == part["times_of"] == 600
         assert part["stalls"] <= part["misses"]
         assert part["cpu_ms_per_chunk"] > 0
-    assert found["enrolment_cpu_s"] >= 0.0
-    assert found["cpu_ratio"] == pytest.approx(found["compare"]["cpu_ms_per_chunk"] / found["cpu_ms_per_chunk"], 0.01)
-    assert (found["paced"], found["share"], found["share_by"]) == (False, 1.0, "whole")
-    assert set(found["machine"]) == {"cpu", "cores", "load", "load_before", "system"}
-    assert {"python", "numpy", "onnxruntime", "audio-llm-realtime"} <= set(found["versions"])
-    assert isinstance(found["memory_growth_bytes"], int)
+    assert result["enrolment_cpu_s"] >= 0.0
+    assert result["cpu_ratio"] == pytest.approx(
+        result["compare"]["cpu_ms_per_chunk"] / result["cpu_ms_per_chunk"], 0.01
+    )
+    assert (result["paced"], result["share"], result["share_by"]) == (False, 1.0, "whole")
+    assert set(result["machine"]) == {"cpu", "cores", "load", "load_before", "system"}
+    assert {"python", "numpy", "onnxruntime", "audio-llm-realtime"} <= set(result["versions"])
+    assert isinstance(result["memory_growth_bytes"], int)
 
 
 def test_paced_bench_with_a_competing_load_reports_the_core_sharing(
@@ -345,10 +347,10 @@ def test_paced_bench_with_a_competing_load_reports_the_core_sharing(
     pytest.importorskip("onnxruntime")
     words = ["--model", str(make_model()), "--chunks", "12", "--paced", "--share", "0.5", "--no-gc", "--json"]
     assert main(["bench", *words]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["share_by"] in ("fifo", "equal")
-    assert found["paced"] is True
-    assert found["chunks"] + found["skipped"] <= 13  # how many are in time depends on the machine
+    result = json.loads(capsys.readouterr().out)
+    assert result["share_by"] in ("fifo", "equal")
+    assert result["paced"] is True
+    assert result["chunks"] + result["skipped"] <= 13  # how many are in time depends on the machine
 
 
 @pytest.mark.parametrize("words", [["--fifo"], ["--share", "0.5"], ["--chunks", "0"], ["--share", "0.7"]])

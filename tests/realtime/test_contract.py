@@ -115,16 +115,16 @@ def test_network_with_other_states_is_refused(
 
 
 def test_size_that_the_network_leaves_free_fits_any() -> None:
-    def found(*shape: object) -> list[SimpleNamespace]:
+    def actual_ports(*shape: object) -> list[SimpleNamespace]:
         return [SimpleNamespace(name="vector", shape=list(shape), type="tensor(float)")]
 
     stated, path = [Port("vector", (1, 4))], Path("x.onnx")
-    check_ports(path, "output", stated, found("batch", 4))
+    check_ports(path, "output", stated, actual_ports("batch", 4))
     for shape in ((1, 5), (1,), (1, 4, 1)):
         with pytest.raises(ContractError, match="'vector' has the shape"):
-            check_ports(path, "output", stated, found(*shape))
+            check_ports(path, "output", stated, actual_ports(*shape))
     with pytest.raises(ContractError, match="has the shape"):  # a fixed size does not take what may have any
-        check_ports(path, "input", [Port("vector", (1, None))], found(1, 4))
+        check_ports(path, "input", [Port("vector", (1, None))], actual_ports(1, 4))
     with pytest.raises(ContractError, match=r"tensor\(double\), not float32"):
         check_ports(path, "input", stated, [SimpleNamespace(name="vector", shape=[1, 4], type="tensor(double)")])
 

@@ -1,4 +1,4 @@
-"""The engine: exact delay, state that is carried and reset, numbers that stay numbers, a limit of loudness."""
+"""The engine: exact delay, state that is carried and reset, finite output, a limit of the level."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_chunk_is_not_changed_and_result_is_kept(make_engine: Callable[..., Any]
     np.testing.assert_array_equal(first, copied)
 
 
-def test_what_is_no_number_counts_as_zero(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
+def test_non_finite_and_denormal_samples_count_as_zero(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
     broken, clean = sound.copy(), sound.copy()
     for index, value in ((5, np.nan), (200, np.inf), (201, -np.inf)):
         broken[0, index], clean[0, index] = value, 0.0
@@ -87,7 +87,7 @@ def test_what_is_no_number_counts_as_zero(make_engine: Callable[..., Any], sound
     assert (engine.counters[Count.NOT_FINITE_IN], engine.counters[Count.DENORMAL_IN]) == (3, 2)
 
 
-def test_peak_of_a_block_is_that_of_what_remains() -> None:
+def test_peak_of_a_block_is_that_of_the_remaining_samples() -> None:
     counters = Counters()
     sanitizer = Sanitizer(2, 8, counters)
     block = np.array([[0.25, -0.5, np.inf], [0.0, np.nan, 0.125]], np.float32)
@@ -101,7 +101,7 @@ def test_peak_of_a_block_is_that_of_what_remains() -> None:
     assert (counters[Count.NOT_FINITE_IN], counters[Count.DENORMAL_IN]) == (2, 1)
 
 
-def test_network_that_gives_no_numbers_is_reset_and_the_dry_signal_comes(
+def test_network_with_non_finite_output_is_reset_and_the_dry_signal_is_returned(
     make_engine: Callable[..., Any], sound: np.ndarray
 ) -> None:
     engine = make_engine(3e38)
@@ -126,7 +126,7 @@ def test_output_is_never_louder_than_the_limit(make_engine: Callable[..., Any], 
     assert quiet.counters[Count.LIMITED] == 0
 
 
-def test_limit_forgets_what_was_loud_a_second_ago(make_engine: Callable[..., Any]) -> None:
+def test_limit_forgets_peaks_after_a_second(make_engine: Callable[..., Any]) -> None:
     engine = make_engine(100.0, limit_db=0.0)
     engine.process(np.ones((2, CHUNK), np.float32))
     for _ in range(125):
@@ -134,7 +134,7 @@ def test_limit_forgets_what_was_loud_a_second_ago(make_engine: Callable[..., Any
     assert out.max() == np.float32(0.01)
 
 
-def test_someone_else_fades_in_over_one_chunk_and_state_goes_on(
+def test_another_speaker_fades_in_over_one_chunk_and_the_state_continues(
     make_engine: Callable[..., Any], sound: np.ndarray
 ) -> None:
     engine = make_engine(1.0, 0.3)

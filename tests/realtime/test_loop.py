@@ -107,7 +107,7 @@ def test_ready_at_the_very_deadline_is_in_time(make_engine: Callable[..., Any], 
     # ready 30 ms after it came: its turn and those of the two behind it are past; at 1 ms a chunk the rest catches up
     [(8.5, 1), (16.0, 2), (30.0, 4), (15.0, 1), (15.5, 2)],
 )
-def test_one_stall_delays_those_behind_it(
+def test_one_stall_delays_the_chunks_after_it(
     make_engine: Callable[..., Any], sound: np.ndarray, at_ms: float, misses: int
 ) -> None:
     trace = [1.0] * 125
@@ -117,7 +117,7 @@ def test_one_stall_delays_those_behind_it(
     assert counted(worker) == (misses, misses, 0, 0, misses)
 
 
-def test_spare_chunks_give_time_and_take_delay(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
+def test_extra_chunks_give_time_and_add_delay(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
     trace = [6.0] * 125
     trace[30] = trace[60] = 15.0
     misses = []
@@ -131,7 +131,9 @@ def test_spare_chunks_give_time_and_take_delay(make_engine: Callable[..., Any], 
     np.testing.assert_array_equal(out[:, CHUNK:], expected[:, :-CHUNK])
 
 
-def test_spare_chunks_outlast_a_stall_longer_than_may_wait(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
+def test_extra_chunks_bridge_a_stall_longer_than_the_backlog(
+    make_engine: Callable[..., Any], sound: np.ndarray
+) -> None:
     trace = [1.0] * 125
     trace[30] = 150.0
     worker = Worker(make_engine(0.5, 0.3), extra_chunks=20)
@@ -176,7 +178,7 @@ def test_far_behind_chunks_are_dropped_and_the_state_is_reset(
     )
 
 
-def test_stall_longer_than_all_that_is_kept_loses_nothing_but_time(
+def test_stall_longer_than_the_stored_history_loses_only_time(
     make_engine: Callable[..., Any], sound: np.ndarray
 ) -> None:
     trace = [1.0] * 125
@@ -189,7 +191,9 @@ def test_stall_longer_than_all_that_is_kept_loses_nothing_but_time(
     np.testing.assert_array_equal(out, late(sound))
 
 
-def test_network_without_numbers_is_played_dry_with_a_fade(make_engine: Callable[..., Any], sound: np.ndarray) -> None:
+def test_network_with_non_finite_output_is_played_dry_with_a_fade(
+    make_engine: Callable[..., Any], sound: np.ndarray
+) -> None:
     sound = sound.copy()
     sound[:, 30 * CHUNK + 5] = 3.0
     worker = Worker(make_engine(3e38))
@@ -200,7 +204,7 @@ def test_network_without_numbers_is_played_dry_with_a_fade(make_engine: Callable
 
 
 @pytest.mark.parametrize("at, dry", [((10, 14), 4), ((10, 11), 3), ((10, 12), 4), ((10, 12, 14, 30), 8)])
-def test_every_chunk_without_numbers_is_played_dry_however_late(
+def test_every_non_finite_chunk_is_played_dry_however_late(
     make_engine: Callable[..., Any], sound: np.ndarray, at: tuple[int, ...], dry: int
 ) -> None:
     sound = sound.copy()

@@ -1,4 +1,4 @@
-"""The ring: frames keep their positions around the end, and a reader learns what is not there."""
+"""The ring: frames keep their positions around the end, and a reader learns what is not stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_frames_come_back_around_the_end() -> None:
     assert read > 1900
 
 
-def test_reader_learns_what_is_not_written_yet_or_written_over() -> None:
+def test_reader_learns_what_is_not_written_yet_or_overwritten() -> None:
     ring, out = Ring(2, 10), np.zeros((2, 4), np.float32)
     ring.write(frames(0, 6))
     assert not ring.read(3, out)

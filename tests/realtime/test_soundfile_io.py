@@ -1,4 +1,4 @@
-"""Sound files: long ones, and those whose samples are stored as the other format cannot or should not."""
+"""Audio files: long ones, and sample formats that the output format cannot or should not use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_long_file_is_written_in_pieces(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LONG, str(path)], env={"PYTHONPATH": str(project)})  # it may crash
     assert done.returncode == 0
     assert (soundfile.info(path).frames, soundfile.info(path).subtype) == (2_000_000, "VORBIS")
-    assert sorted(found.name for found in tmp_path.iterdir()) == ["long.ogg"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["long.ogg"]
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def test_samples_are_stored_as_before_where_that_loses_nothing(
 ) -> None:
     path = tmp_path / f"out.{ending}"
     assert write_sound(path, sound, RATE, subtype) == 0
-    found = read_sound(path)
-    assert (found.subtype, found.sample_rate) == (stored, RATE)
+    stored_file = read_sound(path)
+    assert (stored_file.subtype, stored_file.sample_rate) == (stored, RATE)
     if stored != "MPEG_LAYER_III":
-        np.testing.assert_allclose(found.waveform, sound, atol=1e-4)
+        np.testing.assert_allclose(stored_file.waveform, sound, atol=1e-4)
 
 
 @pytest.mark.parametrize("subtype, clipped", [("PCM_16", 3), ("FLOAT", 0)])
