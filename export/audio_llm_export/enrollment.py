@@ -62,8 +62,8 @@ def _framing_by_gather() -> Iterator[None]:
 def _unfold(g: Any, x: Any, axis: int, width: int, hop: int) -> Any:
     whole = [g.op("Constant", value_t=torch.tensor(number)) for number in (0, 1, hop)]
     length = g.op("Gather", g.op("Shape", x), g.op("Constant", value_t=torch.tensor(axis)))
-    spare = g.op("Sub", length, g.op("Constant", value_t=torch.tensor(width - hop)))
-    starts = g.op("Mul", g.op("Range", whole[0], g.op("Div", spare, whole[2]), whole[1]), whole[2])
+    usable = g.op("Sub", length, g.op("Constant", value_t=torch.tensor(width - hop)))
+    starts = g.op("Mul", g.op("Range", whole[0], g.op("Div", usable, whole[2]), whole[1]), whole[2])
     column = g.op("Unsqueeze", starts, g.op("Constant", value_t=torch.tensor([1])))
     index = g.op("Add", column, g.op("Constant", value_t=torch.arange(width)))
     return g.op("Gather", x, index, axis_i=axis)

@@ -201,16 +201,16 @@ def _prepare(
     if settings.enrollment is None:
         worker.buffer.mixer.enrolled = False
         return worker, enroller
-    enrollment = read_sound(settings.enrollment)
+    recording = read_sound(settings.enrollment)
     try:
-        result = enroller.enroll(
-            resample(enrollment.waveform, enrollment.sample_rate, contract.sample_rate), contract.sample_rate
+        enrollment = enroller.enroll(
+            resample(recording.waveform, recording.sample_rate, contract.sample_rate), contract.sample_rate
         )
     except EnrollmentError as error:
         raise EnrollmentError(error.message, path=settings.enrollment, remedy=error.remedy) from None
-    for warning in result.warnings:
+    for warning in enrollment.warnings:
         notify(f"warning: {settings.enrollment}: {warning}")
-    engine.set_conditions(result.vector)
+    engine.set_conditions(enrollment.vector)
     worker.counters.add(Count.ENROLMENTS)
     return worker, enroller
 
