@@ -55,12 +55,12 @@ class SpeechCodec:
         """
         config = self.network.config
         levels = config.levels if config.quantizer == "fsq" else ()
-        found = hashlib.sha256(repr((config.quantizer, config.fold, levels)).encode())
+        digest = hashlib.sha256(repr((config.quantizer, config.fold, levels)).encode())
         for part in self.network.coding_parts():
             for name, tensor in sorted(part.state_dict().items()):
-                found.update(f"{name} {tuple(tensor.shape)}".encode())
-                found.update(tensor.detach().float().cpu().numpy().tobytes())
-        return found.hexdigest()
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def size(self) -> int:

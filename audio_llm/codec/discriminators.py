@@ -12,7 +12,7 @@ RESOLUTIONS = (256, 512, 1024)  # samples of a frame
 _SLOPE = 0.1  # of the leaky activations
 
 
-class Judgement(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """What the discriminators say.
 
     Attributes:
@@ -36,10 +36,10 @@ class Discriminators(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(_SpectralDiscriminator(size, channels) for size in resolutions)
 
-    def forward(self, waveforms: Tensor) -> Judgement:
+    def forward(self, waveforms: Tensor) -> DiscriminatorOutput:
         """Judge waveforms (B, T) float32."""
-        judged = [part(waveforms) for part in self.parts]
-        return Judgement([scores for scores, _ in judged], [layers for _, layers in judged])
+        outputs = [part(waveforms) for part in self.parts]
+        return DiscriminatorOutput([scores for scores, _ in outputs], [layers for _, layers in outputs])
 
 
 class _SpectralDiscriminator(nn.Module):

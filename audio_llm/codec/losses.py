@@ -43,8 +43,8 @@ def spectral_distance(decoded: Tensor, original: Tensor, scales: tuple[Scale, ..
     total = decoded.new_zeros(())
     for scale in scales:
         with torch.no_grad():
-            wanted = _spectra(original, scale)
-        for one, other, weight in zip(_spectra(decoded, scale), wanted, (1.0, 0.5), strict=True):
+            target = _spectra(original, scale)
+        for one, other, weight in zip(_spectra(decoded, scale), target, (1.0, 0.5), strict=True):
             total = total + weight * (one - other).abs().mean()
     return total / len(scales)
 

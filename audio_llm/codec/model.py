@@ -104,11 +104,11 @@ class CodecNetwork(nn.Module):
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> CodecOutput:
         """Encode and decode (B, T) float32 at 16 kHz, zeros behind each end; lengths (B,) int64 samples."""
-        found, mask = self.quantize(waveforms, lengths)
-        sound = self._decode(found.values, mask)
+        quantized, mask = self.quantize(waveforms, lengths)
+        sound = self._decode(quantized.values, mask)
         missing = waveforms.shape[1] - sound.shape[1]
         sound = functional.pad(sound, (0, missing)) if missing > 0 else sound[:, : waveforms.shape[1]]
-        return CodecOutput(sound * valid_mask(lengths, sound.shape[1]), found, mask)
+        return CodecOutput(sound * valid_mask(lengths, sound.shape[1]), quantized, mask)
 
     def quantize(self, waveforms: Tensor, lengths: Tensor) -> tuple[Quantized, Tensor]:
         """Return the codes of waveforms as for `forward`, and the mask (B, N) of valid ones."""

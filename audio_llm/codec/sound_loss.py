@@ -44,25 +44,31 @@ class SoundLoss(nn.Module):
 
     batches: Tensor
 
-    def __init__(self, config: SoundLossConfig, listener: Listener | None = None, batches_per_step: int = 1) -> None:
+    def __init__(
+        self, config: SoundLossConfig, perceptual_loss: Listener | None = None, batches_per_step: int = 1
+    ) -> None:
         super().__init__()
-        self.config, self.listener, self.first = config, listener, config.adversarial_from * batches_per_step
+        self.config, self.perceptual_loss, self.first = (
+            config,
+            perceptual_loss,
+            config.adversarial_from * batches_per_step,
+        )
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self.discriminators = Discriminators(config.channels) if config.adversarial_from >= 0 else None
 
-    def forward(self, made: Tensor, original: Tensor) -> Tensor:
+    def forward(self, generated: Tensor, original: Tensor) -> Tensor:
         """Return the loss of made sounds (B, T) float32 at 16 kHz; a scalar."""
-        config, made = self.config, made.float()
-        loss = spectral_distance(made, original)
-        if self.listener is not None:
-            loss = loss + config.listener_weight * self.listener.distance(made, original)
+        config, generated = self.config, generated.float()
+        loss = spectral_distance(generated, original)
+        if self.perceptual_loss is not None:
+            loss = loss + config.listener_weight * self.perceptual_loss.distance(generated, original)
         if self.training:
             self.batches += 1
         if self.discriminators is None or int(self.batches) < self.first:
             return loss
         fixed = {name: parameter.detach() for name, parameter in self.discriminators.named_parameters()}
-        of_real, of_fake = self.discriminators(original), self.discriminators(made.detach())
-        seen = torch.func.functional_call(self.discriminators, fixed, (made,))
+        of_real, of_fake = self.discriminators(original), self.discriminators(generated.detach())
+        seen = torch.func.functional_call(self.discriminators, fixed, (generated,))
         loss = loss + config.adversarial_weight * adversarial_loss(seen.scores)
         loss = loss + config.feature_weight * feature_distance(of_real.layers, seen.layers)
         return loss + discriminator_loss(of_real.scores, of_fake.scores)

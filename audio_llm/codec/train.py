@@ -80,10 +80,12 @@ class SpeechBatch(NamedTuple):
 class _Training(nn.Module):
     """The codec, and what its sounds are judged by, as one thing to optimise."""
 
-    def __init__(self, config: CodecTrainingConfig, codec: CodecNetwork, listener: Listener | None = None) -> None:
+    def __init__(
+        self, config: CodecTrainingConfig, codec: CodecNetwork, perceptual_loss: Listener | None = None
+    ) -> None:
         super().__init__()
         self.config, self.codec = config, codec
-        self.judge = SoundLoss(config.sound, listener, config.training.batches_per_step)
+        self.judge = SoundLoss(config.sound, perceptual_loss, config.training.batches_per_step)
         if config.frozen_codes:
             for part in codec.coding_parts():
                 part.requires_grad_(False)
@@ -115,7 +117,7 @@ def train_codec(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
-    listener: Listener | None = None,
+    perceptual_loss: Listener | None = None,
 ) -> TrainingResult:
     """Train a codec; `output/best` becomes a model directory with the smallest spectral distance.
 
@@ -152,11 +154,11 @@ def train_codec(
     def save(module: nn.Module, folder: Path) -> None:
         network = module.codec
         assert isinstance(network, CodecNetwork)
-        made_by = {**(provenance or {}), **heard_by(listener), "training": asdict(config)}
-        hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, made_by)
+        record = {**(provenance or {}), **heard_by(perceptual_loss), "training": asdict(config)}
+        hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, record)
 
     return train(
-        _Training(config, codec, listener),
+        _Training(config, codec, perceptual_loss),
         new_draws(config.batch, config.epoch_batches),
         lambda module, batch: module(batch.waveforms),
         lambda module: _validate(module, validation),
@@ -219,25 +221,27 @@ def _start(name: str | Path, config: CodecTrainingConfig) -> CodecNetwork:
 
 def _validate(module: nn.Module, batches: list[SpeechBatch]) -> dict[str, float]:
     """Return the spectral distance, how far off a listener is, and how many codes are in use in these few seconds."""
-    codec, judge = module.codec, module.judge
+    codec, sound_loss = module.codec, module.judge
     assert isinstance(codec, CodecNetwork)
-    assert isinstance(judge, SoundLoss)
-    listener = judge.listener
+    assert isinstance(sound_loss, SoundLoss)
+    perceptual_loss = sound_loss.perceptual_loss
     device = codec.enter.weight.device
-    distances, heard, codes = [], [], []
+    distances, perceptual, codes = [], [], []
     for batch in batches:
         waveforms = batch.waveforms.to(device)
         lengths = torch.full((len(waveforms),), waveforms.shape[1], device=device)
         output = codec(waveforms, lengths)
         decoded = output.waveforms.float()
         distances.append((float(spectral_distance(decoded, waveforms)), len(waveforms)))
-        if listener is not None:
-            heard.append((float(listener.distance(decoded, waveforms)), len(waveforms)))
+        if perceptual_loss is not None:
+            perceptual.append((float(perceptual_loss.distance(decoded, waveforms)), len(waveforms)))
         codes.append(output.quantized.codes.flatten())
     total = sum(count for _, count in distances)
     uses = torch.bincount(torch.cat(codes), minlength=codec.quantizer.size).float()
-    shares = uses[uses > 0] / uses.sum()
-    perplexity = float((-(shares * shares.log()).sum()).exp())
+    probabilities = uses[uses > 0] / uses.sum()
+    perplexity = float((-(probabilities * probabilities.log()).sum()).exp())
     loss = sum(value * count for value, count in distances) / total
-    found = {} if listener is None else {"listening": sum(value * count for value, count in heard) / total}
-    return {"loss": loss, **found, "codes_used": float((uses > 0).sum()), "perplexity": perplexity}
+    metrics = {"loss": loss}
+    if perceptual_loss is not None:
+        metrics["listening"] = sum(value * count for value, count in perceptual) / total
+    return {**metrics, "codes_used": float((uses > 0).sum()), "perplexity": perplexity}

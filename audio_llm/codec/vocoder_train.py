@@ -61,13 +61,13 @@ class VocoderTrainingConfig:
 class _Training(nn.Module):
     """The vocoder, and what its sounds are judged by, as one thing to optimise."""
 
-    def __init__(self, config: VocoderTrainingConfig, vocoder: Vocoder, listener: Listener | None) -> None:
+    def __init__(self, config: VocoderTrainingConfig, vocoder: Vocoder, perceptual_loss: Listener | None) -> None:
         super().__init__()
-        self.vocoder, self.judge = vocoder, SoundLoss(config.sound, listener, config.training.batches_per_step)
+        self.vocoder, self.judge = vocoder, SoundLoss(config.sound, perceptual_loss, config.training.batches_per_step)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Return the loss of (B, T) float32; a scalar."""
-        loss: Tensor = self.judge(_made(self.vocoder, waveforms), waveforms)
+        loss: Tensor = self.judge(_vocoded(self.vocoder, waveforms), waveforms)
         return loss
 
 
@@ -82,7 +82,7 @@ def train_vocoder(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
-    listener: Listener | None = None,
+    perceptual_loss: Listener | None = None,
 ) -> TrainingResult:
     """Train a vocoder; `output/best` becomes a model directory with the smallest spectral distance.
 
@@ -117,11 +117,11 @@ def train_vocoder(
     def save(module: nn.Module, folder: Path) -> None:
         network = module.vocoder
         assert isinstance(network, Vocoder)
-        made_by = {**(provenance or {}), **heard_by(listener), "training": asdict(config)}
-        hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, made_by)
+        record = {**(provenance or {}), **heard_by(perceptual_loss), "training": asdict(config)}
+        hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, record)
 
     return train(
-        _Training(config, vocoder, listener),
+        _Training(config, vocoder, perceptual_loss),
         new_draws(config.batch, config.epoch_batches),
         lambda module, waveforms: module(waveforms),
         lambda module: _validate(module, validation),
@@ -137,23 +137,23 @@ def train_vocoder(
     )
 
 
-def _made(vocoder: nn.Module, waveforms: Tensor) -> Tensor:
-    made: Tensor = vocoder(log_mel(waveforms))[:, : waveforms.shape[1]]
-    return made.float()
+def _vocoded(vocoder: nn.Module, waveforms: Tensor) -> Tensor:
+    vocoded: Tensor = vocoder(log_mel(waveforms))[:, : waveforms.shape[1]]
+    return vocoded.float()
 
 
 def _validate(module: nn.Module, batches: list[Tensor]) -> dict[str, float]:
     """Return the spectral distance, how far off a listener is, and a number that falls with every batch learned."""
-    judge = module.judge
-    assert isinstance(judge, SoundLoss)
+    sound_loss = module.judge
+    assert isinstance(sound_loss, SoundLoss)
     device, total = next(module.parameters()).device, sum(map(len, batches))
-    found: dict[str, float] = {"latest": -float(judge.batches)}
+    totals: dict[str, float] = {"latest": -float(sound_loss.batches)}
     for batch in batches:
         waveforms = batch.to(device)
-        made = _made(module.vocoder, waveforms)  # type: ignore[arg-type]
-        values = {"loss": spectral_distance(made, waveforms)}
-        if judge.listener is not None:
-            values["listening"] = judge.listener.distance(made, waveforms)
+        vocoded = _vocoded(module.vocoder, waveforms)  # type: ignore[arg-type]
+        values = {"loss": spectral_distance(vocoded, waveforms)}
+        if sound_loss.perceptual_loss is not None:
+            values["listening"] = sound_loss.perceptual_loss.distance(vocoded, waveforms)
         for name, value in values.items():
-            found[name] = found.get(name, 0.0) + float(value) * len(waveforms) / total
-    return found
+            totals[name] = totals.get(name, 0.0) + float(value) * len(waveforms) / total
+    return totals

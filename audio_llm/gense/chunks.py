@@ -13,15 +13,15 @@ from typing import Literal
 import numpy as np
 
 from audio_llm.gense import measures
-from audio_llm.gense.generate import Generated, SpeechGenerator, Spoken
-from audio_llm.gense.guards import OF_TOKENS, Limits, refusals
+from audio_llm.gense.checks import TOKEN_REASONS, Limits, rejection_reasons
+from audio_llm.gense.generate import Generated, GeneratedContext, Resynthesizer
 
 SAMPLE_RATE = 16_000  # Hz
 TOKEN = 640  # samples of a semantic token; stretches are cut between tokens
 SHORTEST, LONGEST = 75 * TOKEN, 150 * TOKEN  # samples of a stretch: 3 and 6 s
 CONTEXT, AHEAD = 25 * TOKEN, 6 * TOKEN  # samples before and after it that are looked at as well
 FADE = TOKEN  # samples over which two stretches are joined, 40 ms
-LEAST = 10 * TOKEN  # samples of a stretch that is worth speaking
+_MIN_GENERATED = 10 * TOKEN  # samples of a stretch that is worth speaking
 _DRAWS = 3  # of a stretch, the last takes the likeliest codes; one where nothing is drawn at random
 _SILENT_DB = -100.0  # level that stands for silence
 _NO_SPEECH_DB = -60.0  # level of the mask network's loudest frames below which nobody speaks
@@ -71,7 +71,7 @@ class Policy:
     """
 
     mode: Mode = "safe"
-    guards: bool = True
+    checks: bool = True
     limits: Limits = field(default_factory=Limits)
     balanced_below_db: float | None = None
     seed: int = 0
@@ -86,9 +86,7 @@ class ChunkedEnhancement:
         report: Takes what was done to each stretch.
     """
 
-    def __init__(
-        self, policy: Policy, generator: SpeechGenerator | None, report: Callable[[ChunkReport], None]
-    ) -> None:
+    def __init__(self, policy: Policy, generator: Resynthesizer | None, report: Callable[[ChunkReport], None]) -> None:
         self._policy, self._generator, self._report = policy, generator, report
         self._done = 0  # samples of the stretches before
 
@@ -103,98 +101,114 @@ class ChunkedEnhancement:
         """
         noisy = masked = np.zeros((0, 0), np.float32)
         context = 0  # samples at the front that belong to the stretch before
-        before: list[Spoken | None] = []
+        before: list[GeneratedContext | None] = []
         held = np.zeros((0, 0), np.float32)
         for block, other in pairs:
             noisy = np.concatenate([noisy.reshape(-1, block.shape[1]), block])
             masked = np.concatenate([masked.reshape(-1, block.shape[1]), other])
             while len(noisy) - context >= LONGEST + AHEAD:
                 size = _cut(masked[context : context + LONGEST + AHEAD])
-                out, before = self._stretch(noisy, masked, context, size, before)
-                ready, held = _joined(held, out, FADE)
+                out, before = self._enhance_chunk(noisy, masked, context, size, before)
+                ready, held = _cross_fade(held, out, FADE)
                 yield ready
                 drop = max(0, context + size - CONTEXT)
                 noisy, masked, context = noisy[drop:], masked[drop:], context + size - drop
         if len(noisy) > context:
-            out, _ = self._stretch(noisy, masked, context, len(noisy) - context, before)
-            ready, held = _joined(held, out, FADE)
+            out, _ = self._enhance_chunk(noisy, masked, context, len(noisy) - context, before)
+            ready, held = _cross_fade(held, out, FADE)
             yield ready
         if len(held):
             yield held
 
-    def _stretch(
-        self, noisy: np.ndarray, masked: np.ndarray, context: int, size: int, before: list[Spoken | None]
-    ) -> tuple[np.ndarray, list[Spoken | None]]:
+    def _enhance_chunk(
+        self, noisy: np.ndarray, masked: np.ndarray, context: int, size: int, before: list[GeneratedContext | None]
+    ) -> tuple[np.ndarray, list[GeneratedContext | None]]:
         """Return the sound of all channels from a fade before the stretch to its end, and what was spoken."""
         window = slice(0, min(len(noisy), context + size + AHEAD))
-        rows, spoken = [], []
+        rows, contexts = [], []
         for channel in range(noisy.shape[1]):
-            own = before[channel] if before else None
-            row, made = self._decide(noisy[window, channel], masked[window, channel], context, size, own, channel)
+            previous = before[channel] if before else None
+            row, context_at_end = self._decide(
+                noisy[window, channel], masked[window, channel], context, size, previous, channel
+            )
             rows.append(row[max(0, context - FADE) : context + size])
-            spoken.append(made)
+            contexts.append(context_at_end)
         self._done += size
-        return np.stack(rows, axis=1), spoken
+        return np.stack(rows, axis=1), contexts
 
     def _decide(
-        self, noisy: np.ndarray, masked: np.ndarray, context: int, size: int, before: Spoken | None, channel: int
-    ) -> tuple[np.ndarray, Spoken | None]:
+        self,
+        noisy: np.ndarray,
+        masked: np.ndarray,
+        context: int,
+        size: int,
+        before: GeneratedContext | None,
+        channel: int,
+    ) -> tuple[np.ndarray, GeneratedContext | None]:
         """Return the sound of one channel's window, and how its stretch was spoken, if it was."""
-        stretch = slice(context, context + size)
+        chunk = slice(context, context + size)
         policy, draws, reasons = self._policy, 0, []
         evidence: dict[str, float | None] = {}
-        sound, action, spoken = masked, "mask", None
-        loudest = max(measures.levels_db(masked[stretch]), default=_level_db(masked[stretch]))
-        snr_db = measures.snr_db(noisy[stretch], masked[stretch])
+        sound, action, context_at_end = masked, "mask", None
+        loudest = max(measures.levels_db(masked[chunk]), default=_level_db(masked[chunk]))
+        snr_db = measures.snr_db(noisy[chunk], masked[chunk])
         if loudest < _NO_SPEECH_DB:
             action = "silent"
         elif policy.mode == "generative" and snr_db >= policy.limits.good_db:
             sound, action, reasons = noisy, "bypass", [f"good already, about {snr_db:.0f} dB"]
-        elif self._speaks(snr_db, size):
+        elif self._should_generate(snr_db, size):
             assert self._generator is not None
-            most = _DRAWS if self._generator.acoustic.is_random else 1
-            for draws in range(1, most + 1):
-                made = self._speak(noisy, masked, stretch, before, channel, draws)
-                evidence = made.evidence.rounded()
-                refused = refusals(made.evidence, policy.limits) if policy.guards else ()
-                if not refused:
-                    sound, action = made.waveform, "generated"
-                    spoken = _end(made, context + size)
+            max_draws = _DRAWS if self._generator.acoustic.is_random else 1
+            for draws in range(1, max_draws + 1):
+                generated = self._generate(noisy, masked, chunk, before, channel, draws)
+                evidence = generated.evidence.rounded()
+                rejected = rejection_reasons(generated.evidence, policy.limits) if policy.checks else ()
+                if not rejected:
+                    sound, action = generated.waveform, "generated"
+                    context_at_end = _context_at(generated, context + size)
                     break
-                reasons += [f"draw {draws}: {reason}" for reason in refused]
-                if any(reason in OF_TOKENS for reason in refused):
+                reasons += [f"draw {draws}: {reason}" for reason in rejected]
+                if any(reason in TOKEN_REASONS for reason in rejected):
                     break
-        report = (_level_db(noisy[stretch]), _level_db(sound[stretch]), draws, tuple(reasons), evidence)
+        report = (_level_db(noisy[chunk]), _level_db(sound[chunk]), draws, tuple(reasons), evidence)
         start_s, end_s = self._done / SAMPLE_RATE, (self._done + size) / SAMPLE_RATE
         self._report(ChunkReport(channel, start_s, end_s, action, *report))
-        return sound, spoken
+        return sound, context_at_end
 
-    def _speaks(self, snr_db: float, size: int) -> bool:
+    def _should_generate(self, snr_db: float, size: int) -> bool:
         policy = self._policy
-        if self._generator is None or size < LEAST or policy.mode == "safe":
+        if self._generator is None or size < _MIN_GENERATED or policy.mode == "safe":
             return False
         below_db = policy.balanced_below_db
         return policy.mode == "generative" or (below_db is not None and snr_db < below_db)
 
-    def _speak(
-        self, noisy: np.ndarray, masked: np.ndarray, stretch: slice, before: Spoken | None, channel: int, draw: int
+    def _generate(
+        self,
+        noisy: np.ndarray,
+        masked: np.ndarray,
+        chunk: slice,
+        before: GeneratedContext | None,
+        channel: int,
+        draw: int,
     ) -> Generated:
         assert self._generator is not None
         seed = int(np.random.SeedSequence([self._policy.seed, self._done, channel, draw]).generate_state(1)[0])
         if before is not None:
-            count = stretch.start // TOKEN
+            count = chunk.start // TOKEN
             ratio = len(before.codes) // max(1, len(before.tokens))
-            before = Spoken(before.tokens[-count:], before.codes[-count * ratio :], before.gain) if count else None
-        return self._generator.speak(noisy, masked, seed, draw == _DRAWS, before, stretch=stretch)
+            before = (
+                GeneratedContext(before.tokens[-count:], before.codes[-count * ratio :], before.gain) if count else None
+            )
+        return self._generator.generate(noisy, masked, seed, draw == _DRAWS, before, chunk=chunk)
 
 
-def _end(made: Generated, size: int) -> Spoken:
+def _context_at(generated: Generated, size: int) -> GeneratedContext:
     """Return what was spoken up to a place of the window, its last context at most."""
-    tokens = made.tokens[: size // TOKEN]
-    ratio = max(1, round(len(made.codes) / max(1, len(made.tokens))))
-    codes = made.codes[: len(tokens) * ratio]
+    tokens = generated.tokens[: size // TOKEN]
+    ratio = max(1, round(len(generated.codes) / max(1, len(generated.tokens))))
+    codes = generated.codes[: len(tokens) * ratio]
     count = CONTEXT // TOKEN
-    return Spoken(tokens[-count:], codes[-count * ratio :], made.gain)
+    return GeneratedContext(tokens[-count:], codes[-count * ratio :], generated.gain)
 
 
 def _cut(masked: np.ndarray) -> int:
@@ -202,11 +216,11 @@ def _cut(masked: np.ndarray) -> int:
     powers = np.sum([10.0 ** (measures.levels_db(channel) / 10.0) for channel in masked.T], axis=0)
     smooth = np.convolve(powers, np.ones(9), "same")  # 180 ms
     first, step = SHORTEST // measures.FRAME, TOKEN // measures.FRAME
-    places = np.arange(first, LONGEST // measures.FRAME, step)
-    return int(places[smooth[places].argmin()]) * measures.FRAME
+    candidates = np.arange(first, LONGEST // measures.FRAME, step)
+    return int(candidates[smooth[candidates].argmin()]) * measures.FRAME
 
 
-def _joined(held: np.ndarray, out: np.ndarray, fade: int) -> tuple[np.ndarray, np.ndarray]:
+def _cross_fade(held: np.ndarray, out: np.ndarray, fade: int) -> tuple[np.ndarray, np.ndarray]:
     """Return what is ready to be heard, and what waits to be joined to the next stretch.
 
     Args:
@@ -217,12 +231,12 @@ def _joined(held: np.ndarray, out: np.ndarray, fade: int) -> tuple[np.ndarray, n
     if len(held):
         size = min(len(held), len(out))
         out = out.copy()
-        out[:size] = _faded(held[:size], out[:size])
+        out[:size] = _blend(held[:size], out[:size])
     cut = max(0, len(out) - fade)
     return out[:cut], out[cut:]
 
 
-def _faded(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _blend(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return (F, C): one sound fading into another, as loud all the way whether they are alike or not."""
     rise = np.linspace(0.0, 1.0, len(one), dtype=np.float64)[:, None]
     product = (one.astype(np.float64) * other).sum(axis=0)

@@ -18,7 +18,7 @@ from audio_llm.audio_stream import in_chunks, through_rate
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
 from audio_llm.gense.chunks import ChunkedEnhancement, ChunkReport, Mode, Policy
-from audio_llm.gense.generate import SpeechGenerator
+from audio_llm.gense.generate import Resynthesizer
 from audio_llm.gense.mask_model import HOP_LENGTH, LOOKAHEAD, N_FFT, SAMPLE_RATE, MaskNetwork
 from audio_llm.gense.models import GENSE, load_gense, load_mask
 
@@ -70,7 +70,7 @@ class Enhancer:
     """
 
     def __init__(
-        self, network: MaskNetwork, generator: SpeechGenerator | None = None, policy: Policy | None = None
+        self, network: MaskNetwork, generator: Resynthesizer | None = None, policy: Policy | None = None
     ) -> None:
         self.network, self.generator, self.policy = network.eval(), generator, policy or Policy()
         if self.policy.mode != "safe" and generator is None:
@@ -82,7 +82,7 @@ class Enhancer:
         cls,
         model: str | os.PathLike[str] = DEFAULT_MODEL,
         mode: Mode | None = None,
-        guards: bool = True,
+        checks: bool = True,
         seed: int = 0,
         device: str = "cpu",
     ) -> Enhancer:
@@ -102,12 +102,12 @@ class Enhancer:
         device = resolve_device(device)
         folder = hub.find_model(model)
         if hub.model_kind(folder) != GENSE:
-            return cls(load_mask(folder, device), None, Policy(mode or "safe", guards, seed=seed))
+            return cls(load_mask(folder, device), None, Policy(mode or "safe", checks, seed=seed))
         loaded = load_gense(folder, device)
-        policy = Policy(mode or "balanced", guards, loaded.limits, loaded.balanced_below_db, seed)
+        policy = Policy(mode or "balanced", checks, loaded.limits, loaded.balanced_below_db, seed)
         if policy.mode == "balanced" and policy.balanced_below_db is None:
             _log.warning("%s: no threshold was found for the mode balanced: nothing is spoken anew", model)
-        return cls(load_mask(loaded.mask, device), SpeechGenerator(loaded), policy)
+        return cls(load_mask(loaded.mask, device), Resynthesizer(loaded), policy)
 
     def enhance(
         self,
@@ -173,18 +173,20 @@ class Enhancer:
             (T', C) float32: in all as many samples as came, aligned with them.
         """
         chunked = ChunkedEnhancement(self.policy, self.generator, report or (lambda chunk: None))
-        return through_rate(blocks, sample_rate, SAMPLE_RATE, lambda own: chunked.run(self._pairs(own)), mix)
+        return through_rate(
+            blocks, sample_rate, SAMPLE_RATE, lambda resampled: chunked.run(self._pairs(resampled)), mix
+        )
 
     def _pairs(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield blocks of the recording with the mask network's sound of them."""
         waiting: list[np.ndarray] = []
 
-        def kept() -> Iterator[np.ndarray]:
+        def remembered() -> Iterator[np.ndarray]:
             for block in blocks:
                 waiting.append(block)
                 yield block
 
-        for masked in self._masked(kept()):
+        for masked in self._masked(remembered()):
             noisy = np.concatenate(waiting)
             waiting[:] = [noisy[len(masked) :]]
             yield noisy[: len(masked)], masked

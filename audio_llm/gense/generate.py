@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audio_llm.codec.codec import Codes, to_level
 from audio_llm.errors import ConfigError
-from audio_llm.gense.guards import Evidence, longest_run, sound_evidence
+from audio_llm.gense.checks import Evidence, longest_run, sound_evidence
 from audio_llm.gense.measures import FRAME, levels_db, snr_db
 from audio_llm.gense.models import GenseModel
 from audio_llm.gense.network import Chain
@@ -25,7 +25,7 @@ _PAUSE = 1e-3  # of the greatest power, below which levels say nothing
 
 
 @dataclass(frozen=True)
-class Spoken:
+class GeneratedContext:
     """The end of what was spoken before.
 
     Attributes:
@@ -58,7 +58,7 @@ class Generated:
     evidence: Evidence
 
 
-class SpeechGenerator:
+class Resynthesizer:
     """Speaks noisy speech anew.
 
     Args:
@@ -79,7 +79,7 @@ class SpeechGenerator:
         semantic: Sampling | None = None,
         acoustic: Sampling | None = None,
         chain: Chain | None = None,
-        heard_share: float | None = None,
+        copy_weight: float | None = None,
     ) -> None:
         self.model, self.semantic = model, semantic or model.semantic_sampling
         if self.semantic.is_random:
@@ -88,18 +88,18 @@ class SpeechGenerator:
             )
         self.acoustic = acoustic or model.sampling
         self.chain = chain or model.chain
-        self.heard_share = model.heard_share if heard_share is None else heard_share
+        self.copy_weight = model.copy_weight if copy_weight is None else copy_weight
 
     @torch.inference_mode()
-    def speak(
+    def generate(
         self,
         noisy: np.ndarray,
         masked: np.ndarray,
         seed: int,
         greedy: bool = False,
-        before: Spoken | None = None,
+        before: GeneratedContext | None = None,
         force: np.ndarray | None = None,
-        stretch: slice | None = None,
+        chunk: slice | None = None,
     ) -> Generated:
         """Speak a stretch anew.
 
@@ -120,17 +120,17 @@ class SpeechGenerator:
         if before is not None and abs(20.0 * np.log10(before.gain / gain)) > _MOST_CHANGE_DB:
             before = None
         gain = gain if before is None else np.float32(before.gain)
-        own = stretch or slice(0, len(noisy))
+        chunk = chunk or slice(0, len(noisy))
         lengths = torch.tensor([len(noisy)] * 2, device=device)
         waveforms = torch.from_numpy(np.stack([noisy, masked]) * gain).to(device)
         semantic, of_masked = parts.tokenizer.encode(waveforms, lengths).tokens.split(1)
-        heard = waveforms[1:] if chain.acoustic == "masked" else waveforms[:1]
-        acoustic = parts.codec.encode(heard, lengths[:1]).codes
+        acoustic_input = waveforms[1:] if chain.acoustic == "masked" else waveforms[:1]
+        acoustic = parts.codec.encode(acoustic_input, lengths[:1]).codes
         generator = torch.Generator().manual_seed(seed)
         given = None if before is None else torch.from_numpy(before.tokens)[None].to(device)
-        saying = ((semantic, of_masked), self.heard_share)
-        found = network.clean_tokens(semantic, given, self.semantic, generator, *saying)
-        clean = found.ids if force is None else torch.from_numpy(force)[None].to(device)
+        copied = ((semantic, of_masked), self.copy_weight)
+        continuation = network.clean_tokens(semantic, given, self.semantic, generator, *copied)
+        clean = continuation.ids if force is None else torch.from_numpy(force)[None].to(device)
         prompt = s2s_prompt(
             semantic if chain.noisy_semantic else None,
             clean if chain.clean_semantic != "none" else None,
@@ -143,21 +143,25 @@ class SpeechGenerator:
         given = None if before is None else torch.from_numpy(before.codes)[None].to(device)
         codes = network.clean_codes(prompt, acoustic.shape[1], sampling, given, generator).ids
         sound = parts.codec.decode(Codes(codes, torch.tensor([codes.shape[1]], device=device)), lengths[:1])
-        again = parts.tokenizer.encode(sound, lengths[:1]).tokens
+        reencoded = parts.tokenizer.encode(sound, lengths[:1]).tokens
         raw = sound[0].cpu().numpy() / gain
-        part = slice(own.start * clean.shape[1] // len(noisy), -(-own.stop * clean.shape[1] // len(noisy)))
-        meant = clean[:, part]
-        known = clean.shape[1] - found.log_probs.shape[1]  # of what was spoken before, and not drawn
-        own_log_probs = found.log_probs[:, max(0, part.start - known) : max(0, part.stop - known)]
+        part = slice(chunk.start * clean.shape[1] // len(noisy), -(-chunk.stop * clean.shape[1] // len(noisy)))
+        intended = clean[:, part]
+        known = clean.shape[1] - continuation.log_probs.shape[1]  # of what was spoken before, and not drawn
+        chunk_log_probs = continuation.log_probs[:, max(0, part.start - known) : max(0, part.stop - known)]
         evidence = Evidence(
-            snr_db=snr_db(noisy[own], masked[own]),
-            level_distance=self._distance(again[:, part], meant),
-            input_distance=min(self._distance(meant, heard[:, part]) for heard in (semantic, of_masked)),
-            confidence=float(own_log_probs.mean()) if own_log_probs.numel() else 0.0,
-            longest_run=longest_run(meant[0].cpu().numpy()),
-            **sound_evidence(raw[own], masked[own]),  # speech that was made up must not be hidden by matching its level
+            snr_db=snr_db(noisy[chunk], masked[chunk]),
+            level_distance=self._distance(reencoded[:, part], intended),
+            input_distance=min(self._distance(intended, tokens[:, part]) for tokens in (semantic, of_masked)),
+            confidence=float(chunk_log_probs.mean()) if chunk_log_probs.numel() else 0.0,
+            longest_run=longest_run(intended[0].cpu().numpy()),
+            **sound_evidence(
+                raw[chunk], masked[chunk]
+            ),  # speech that was made up must not be hidden by matching its level
         )
-        return Generated(_matched(raw, masked), clean[0].cpu().numpy(), codes[0].cpu().numpy(), float(gain), evidence)
+        return Generated(
+            _match_level(raw, masked), clean[0].cpu().numpy(), codes[0].cpu().numpy(), float(gain), evidence
+        )
 
     def _distance(self, one: Tensor, other: Tensor) -> float:
         """Return how far tokens (1, N) differ: the mean over their numbers, in levels."""
@@ -166,7 +170,7 @@ class SpeechGenerator:
         return float(self.model.parts.tokenizer.network.quantizer.distance(one, other).mean())
 
 
-def _matched(waveform: np.ndarray, masked: np.ndarray) -> np.ndarray:
+def _match_level(waveform: np.ndarray, masked: np.ndarray) -> np.ndarray:
     """Return a sound brought to the level of the mask network's, moment by moment, within some decibels; (T,) both.
 
     Where neither says anything the gain goes to 1; what the mask network has nothing of becomes quieter.
@@ -176,9 +180,9 @@ def _matched(waveform: np.ndarray, masked: np.ndarray) -> np.ndarray:
         return waveform.astype(np.float32)
     window = np.hanning(_LEVEL_FRAMES + 2)[1:-1]
     powers = [10.0 ** (levels_db(sound) / 10.0) for sound in (waveform, masked)]
-    own, wanted = (np.convolve(power, window)[_LEVEL_FRAMES // 2 :][:count] for power in powers)
-    floor = _PAUSE * wanted.max()
+    actual, target = (np.convolve(power, window)[_LEVEL_FRAMES // 2 :][:count] for power in powers)
+    floor = _PAUSE * target.max()
     most = 10.0 ** (_MOST_GAIN_DB / 20.0)
-    gains = np.clip(np.sqrt((wanted + floor) / (own + floor)), 1.0 / most, most)
-    places = (np.arange(count) + 0.5) * FRAME
-    return (waveform * np.interp(np.arange(len(waveform)), places, gains)).astype(np.float32)
+    gains = np.clip(np.sqrt((target + floor) / (actual + floor)), 1.0 / most, most)
+    times = (np.arange(count) + 0.5) * FRAME
+    return (waveform * np.interp(np.arange(len(waveform)), times, gains)).astype(np.float32)

@@ -137,11 +137,11 @@ class MaskNetwork(nn.Module):
         spectra = torch.cat([state.spectra, new], dim=1)
         frames = seen.unfold(2, _SEEN, 1).permute(0, 2, 3, 1, 4)  # (B, N, BINS, 3, _SEEN)
         x = torch.cat([layer(part.flatten(3)) for layer, part in zip(self.enter, _split(frames), strict=True)], dim=2)
-        hiddens, cells = [], []
+        hidden_states, cell_states = [], []
         for block, hidden, cell in zip(self.blocks, state.hidden, state.cell, strict=True):
             x, hidden, cell = block(x, hidden, cell)
-            hiddens.append(hidden)
-            cells.append(cell)
+            hidden_states.append(hidden)
+            cell_states.append(cell)
         filters, first = [], 0
         for (count, _), hide, leave in zip(BAND_GROUPS, self.hidden, self.leave, strict=True):
             band = functional.silu(hide(self.norm(x[:, :, first : first + count])))
@@ -149,8 +149,10 @@ class MaskNetwork(nn.Module):
             filters.append(taps.permute(0, 1, 3, 4, 2, 5).flatten(4))
             first += count
         enhanced = functional.pad(_filter(spectra[..., :-1], torch.cat(filters, dim=-1)), (0, 1))
-        kept = spectra[:, spectra.shape[1] - self.config.taps + 1 :], seen[:, :, 1 - _SEEN :]
-        return enhanced, MaskState(state.samples, state.tail, *kept, torch.stack(hiddens), torch.stack(cells))
+        history = spectra[:, spectra.shape[1] - self.config.taps + 1 :], seen[:, :, 1 - _SEEN :]
+        return enhanced, MaskState(
+            state.samples, state.tail, *history, torch.stack(hidden_states), torch.stack(cell_states)
+        )
 
 
 class _PerBand(nn.Module):
@@ -206,8 +208,8 @@ def synthesize(spectra: Tensor, samples: int) -> Tensor:
 
 
 def _spectra(frames: Tensor) -> Tensor:
-    found = torch.fft.rfft(frames * _window().to(frames))
-    return torch.stack([found.real, found.imag], dim=-2)
+    spectrum = torch.fft.rfft(frames * _window().to(frames))
+    return torch.stack([spectrum.real, spectrum.imag], dim=-2)
 
 
 def _frames(spectra: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def train_mask(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
-    listener: Listener | None = None,
+    perceptual_loss: Listener | None = None,
 ) -> TrainingResult:
     """Train a mask network; `output/best` becomes a model directory with the lowest loss on the tuning part.
 
@@ -122,14 +122,14 @@ def train_mask(
 
     def save(network: nn.Module, folder: Path) -> None:
         assert isinstance(network, MaskNetwork)
-        made_by = {**(provenance or {}), **heard_by(listener), "training": asdict(config)}
-        hub.save_model(folder, asdict(network.config), network.state_dict(), MASK, CARD, made_by)
+        record = {**(provenance or {}), **heard_by(perceptual_loss), "training": asdict(config)}
+        hub.save_model(folder, asdict(network.config), network.state_dict(), MASK, CARD, record)
 
     return train(
         model,
         new_draws(config.batch_pairs, config.epoch_batches),
-        lambda network, batch: mask_loss(network(batch.noisy), batch, config, listener),
-        lambda network: _validate(network, validation, config, listener),
+        lambda network, batch: mask_loss(network(batch.noisy), batch, config, perceptual_loss),
+        lambda network: _validate(network, validation, config, perceptual_loss),
         output,
         config.training,
         max_minutes=max_minutes,
@@ -149,7 +149,7 @@ def make_batch(speech: NoisySpeech, seeds: range, offset: int = 0) -> PairBatch:
 
 
 def mask_loss(
-    enhanced: Tensor, batch: PairBatch, config: MaskTrainingConfig, listener: Listener | None = None
+    enhanced: Tensor, batch: PairBatch, config: MaskTrainingConfig, perceptual_loss: Listener | None = None
 ) -> Tensor:
     """Return how far the enhanced waveforms (B, T) are from the clean ones, whatever their level; a scalar."""
     level = batch.noisy.square().mean(-1, keepdim=True).sqrt() + 1e-6
@@ -160,13 +160,13 @@ def mask_loss(
     speech = clean.square().mean(-1) > _LEAST_SPEECH
     if config.ratio_weight and bool(speech.any()):
         loss = loss - config.ratio_weight * snr_db(enhanced[speech], clean[speech]).clamp_max(30.0).mean()
-    if listener is not None and bool(speech.any()):
+    if perceptual_loss is not None and bool(speech.any()):
         gain = 10.0 ** (LEVEL_DB / 20.0)  # what it hears in use
-        loss = loss + config.listener_weight * listener.distance(gain * enhanced[speech], gain * clean[speech])
+        loss = loss + config.listener_weight * perceptual_loss.distance(gain * enhanced[speech], gain * clean[speech])
     return loss
 
 
-def _spectral_loss(enhanced: Tensor, clean: Tensor, size: int, complex_share: float) -> Tensor:
+def _spectral_loss(enhanced: Tensor, clean: Tensor, size: int, complex_weight: float) -> Tensor:
     window = torch.hann_window(size, device=clean.device)
     both = torch.stft(torch.cat([enhanced, clean]), size, size // 4, window=window, return_complex=True)
     both = both / (0.375 * size) ** 0.5
@@ -174,15 +174,15 @@ def _spectral_loss(enhanced: Tensor, clean: Tensor, size: int, complex_share: fl
     magnitude = power ** (0.5 * _COMPRESSION)
     scale = power ** (0.5 * (_COMPRESSION - 1.0))
     one, other = magnitude.chunk(2)
-    loss = (1.0 - complex_share) * (one - other).square().mean()
+    loss = (1.0 - complex_weight) * (one - other).square().mean()
     for part in (both.real * scale, both.imag * scale):
         one, other = part.chunk(2)
-        loss = loss + complex_share * (one - other).square().mean()
+        loss = loss + complex_weight * (one - other).square().mean()
     return loss
 
 
 def _validate(
-    network: nn.Module, batches: list[PairBatch], config: MaskTrainingConfig, listener: Listener | None
+    network: nn.Module, batches: list[PairBatch], config: MaskTrainingConfig, perceptual_loss: Listener | None
 ) -> dict[str, float]:
     """Return the loss and the mean gain in SI-SDR where somebody talks over noise."""
     device = next(network.parameters()).device
@@ -190,7 +190,7 @@ def _validate(
     for cpu_batch in batches:
         batch = PairBatch(*(part.to(device) for part in cpu_batch))
         enhanced = network(batch.noisy).float()
-        losses.append((float(mask_loss(enhanced, batch, config, listener)), len(enhanced)))
+        losses.append((float(mask_loss(enhanced, batch, config, perceptual_loss)), len(enhanced)))
         before = si_sdr_db(batch.noisy, batch.clean)
         used = (batch.clean.square().mean(-1) > _LEAST_SPEECH) & (before < 40.0)
         gains += (si_sdr_db(enhanced, batch.clean) - before)[used].tolist()

@@ -34,9 +34,9 @@ def active_frames(waveform: np.ndarray) -> np.ndarray:
 
 def snr_db(noisy: np.ndarray, speech: np.ndarray) -> float:
     """Return the ratio of what an enhancer kept to what it took away, in dB, within -40..60."""
-    kept = float(np.mean(np.square(speech, dtype=np.float64)))
-    taken = float(np.mean(np.square(noisy - speech, dtype=np.float64)))
-    return float(np.clip(10.0 * np.log10((kept + 1e-12) / (taken + 1e-12)), -40.0, 60.0))
+    retained = float(np.mean(np.square(speech, dtype=np.float64)))
+    removed = float(np.mean(np.square(noisy - speech, dtype=np.float64)))
+    return float(np.clip(10.0 * np.log10((retained + 1e-12) / (removed + 1e-12)), -40.0, 60.0))
 
 
 def tone_distance_db(one: np.ndarray, other: np.ndarray) -> float:

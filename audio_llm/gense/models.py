@@ -11,7 +11,7 @@ from torch import Tensor
 from audio_llm import hub
 from audio_llm.codec.codec import SpeechCodec
 from audio_llm.errors import ModelFormatError
-from audio_llm.gense.guards import Limits
+from audio_llm.gense.checks import Limits
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
 from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork
 from audio_llm.gense.prompts import ACOUSTIC, SEMANTIC
@@ -93,7 +93,7 @@ class GenseModel:
     limits: Limits
     balanced_below_db: float | None
     semantic_sampling: Sampling = GREEDY
-    heard_share: float = 0.0
+    copy_weight: float = 0.0
 
 
 def load_mask(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> MaskNetwork:
@@ -139,8 +139,8 @@ def load_gense(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Gens
     )
     limits = config_from_dict(Limits, loaded.config.get("limits", {}), settings)
     mask = DEFAULT_MASK
-    if (own := loaded.config.get("mask")) is not None:
-        mask = str(hub.find_companion(loaded.path, own["name"], own["fingerprint"]))
+    if (mask_settings := loaded.config.get("mask")) is not None:
+        mask = str(hub.find_companion(loaded.path, mask_settings["name"], mask_settings["fingerprint"]))
     below_db = loaded.config.get("balanced_below_db")
     drawing = (semantic, float(loaded.config.get("heard_share", 0.0)))
     return GenseModel(network.to(device).eval(), parts, mask, chain, acoustic, limits, below_db, *drawing)

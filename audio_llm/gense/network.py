@@ -66,7 +66,7 @@ class TokenPairs(NamedTuple):
     masked_acoustic: Tensor
 
 
-class Past(NamedTuple):
+class History(NamedTuple):
     """What the models are told of what they said themselves, where that is not the truth.
 
     Attributes:
@@ -109,16 +109,16 @@ class GenseNetwork(nn.Module):
         self.n2s = TokenLm(config.n2s, {k: v for k, v in vectors.items() if k == SEMANTIC})
         self.s2s = TokenLm(config.s2s, vectors)
 
-    def forward(self, pairs: TokenPairs, chain: Chain, past: Past | None = None) -> dict[str, Tensor]:
+    def forward(self, pairs: TokenPairs, chain: Chain, history: History | None = None) -> dict[str, Tensor]:
         """Return cross-entropies in nats per token of what is to be generated, `n2s` and `s2s`, and N2S's `errors`.
 
         N2S is asked with the true tokens before, or with `past`; where the chain wants predicted ones, S2S gets the
         likeliest of its answers.
         """
         ratio = self.config.ratio
-        past = past or Past(pairs.clean_semantic, pairs.clean_acoustic)
+        history = history or History(pairs.clean_semantic, pairs.clean_acoustic)
         prompt = n2s_prompt(pairs.noisy_semantic, self.n2s.vocabulary, ratio)
-        target = n2s_target(past.semantic, self.n2s.vocabulary, ratio)
+        target = n2s_target(history.semantic, self.n2s.vocabulary, ratio)
         logits = _next(self.n2s, prompt, target, SEMANTIC)
         n2s = functional.cross_entropy(logits.flatten(0, 1), pairs.clean_semantic.flatten())
         predicted = logits.detach().argmax(-1)
@@ -131,7 +131,7 @@ class GenseNetwork(nn.Module):
             ratio,
             chain.acoustic == "masked",
         )
-        logits = _next(self.s2s, prompt, s2s_target(past.acoustic, self.s2s.vocabulary), ACOUSTIC)
+        logits = _next(self.s2s, prompt, s2s_target(history.acoustic, self.s2s.vocabulary), ACOUSTIC)
         s2s = functional.cross_entropy(logits.flatten(0, 1), pairs.clean_acoustic.flatten())
         return {"n2s": n2s, "s2s": s2s, "errors": (predicted != pairs.clean_semantic).float().mean()}
 
@@ -141,8 +141,8 @@ class GenseNetwork(nn.Module):
         given: Tensor | None = None,
         sampling: Sampling = GREEDY,
         generator: torch.Generator | None = None,
-        heard: tuple[Tensor, ...] = (),
-        heard_share: float = 0.0,
+        copied: tuple[Tensor, ...] = (),
+        copy_weight: float = 0.0,
     ) -> Continuation:
         """Return N2S's clean tokens (as `ids`, 0.. of the range) for noisy semantic tokens (B, T) int64.
 
@@ -160,11 +160,11 @@ class GenseNetwork(nn.Module):
         count = noisy.shape[1] - known.shape[1]
         whole = n2s_target(functional.pad(known, (0, count)), vocabulary, self.config.ratio)
         votes = None
-        if heard and heard_share:
-            says = [functional.one_hot(tokens, self.config.semantic).float() for tokens in heard]
-            votes = heard_share * torch.stack(says).sum(0)[:, known.shape[1] :]
-        found = _continue(self.n2s, prompt, whole, known.shape[1], SEMANTIC, sampling, generator, votes)
-        return Continuation(vocabulary.decode(SEMANTIC, found.ids), found.log_probs)
+        if copied and copy_weight:
+            one_hot_tokens = [functional.one_hot(tokens, self.config.semantic).float() for tokens in copied]
+            votes = copy_weight * torch.stack(one_hot_tokens).sum(0)[:, known.shape[1] :]
+        continuation = _continue(self.n2s, prompt, whole, known.shape[1], SEMANTIC, sampling, generator, votes)
+        return Continuation(vocabulary.decode(SEMANTIC, continuation.ids), continuation.log_probs)
 
     def clean_codes(
         self,
@@ -186,8 +186,8 @@ class GenseNetwork(nn.Module):
         vocabulary = self.s2s.vocabulary
         known = prompt.ids[:, :0] if given is None else given
         whole = s2s_target(functional.pad(known, (0, count - known.shape[1])), vocabulary)
-        found = _continue(self.s2s, prompt, whole, known.shape[1], ACOUSTIC, sampling, generator)
-        return Continuation(vocabulary.decode(ACOUSTIC, found.ids), found.log_probs)
+        continuation = _continue(self.s2s, prompt, whole, known.shape[1], ACOUSTIC, sampling, generator)
+        return Continuation(vocabulary.decode(ACOUSTIC, continuation.ids), continuation.log_probs)
 
 
 def _continue(
@@ -202,8 +202,8 @@ def _continue(
 ) -> Continuation:
     """Generate what follows the first `known` tokens of `whole`; return the ids of all of it."""
     first, rest = (Sequence(*(part[:, cut] for part in whole)) for cut in (slice(known), slice(known, None)))
-    found = lm.generate(join([prompt, first]), rest, name, sampling, generator, votes)
-    return Continuation(torch.cat([first.ids, found.ids], dim=1), found.log_probs)
+    continuation = lm.generate(join([prompt, first]), rest, name, sampling, generator, votes)
+    return Continuation(torch.cat([first.ids, continuation.ids], dim=1), continuation.log_probs)
 
 
 def _next(lm: TokenLm, prompt: Sequence, target: Sequence, name: str) -> Tensor:

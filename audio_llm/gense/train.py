@@ -18,7 +18,7 @@ from audio_llm.errors import DataError, ModelFormatError
 from audio_llm.gense.chunks import AHEAD, CONTEXT, LONGEST, SAMPLE_RATE
 from audio_llm.gense.mask_model import MaskNetwork
 from audio_llm.gense.models import GENSE, Parts, load_gense
-from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, Past, TokenPairs
+from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, History, TokenPairs
 from audio_llm.simulation.noisy import NoisyConfig, NoisyPair, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.training.buckets import same_draws
@@ -143,7 +143,7 @@ def train_gense(
     """
     reader, held_out = ShardReader(pack), ShardReader(tuning)
     for data in (reader, held_out):
-        if any(data.extra.get(key) != made_by for key, made_by in parts.names().items()):
+        if any(data.extra.get(key) != expected for key, expected in parts.names().items()):
             remedy = "pack the tokens again, or name the tokenizer and the codec that made them"
             raise DataError(f"other models made these tokens: {data.extra}", path=data.folder, remedy=remedy)
     model_config = replace(config.model, semantic=parts.tokenizer.size, acoustic=parts.codec.size, ratio=parts.ratio)
@@ -158,9 +158,9 @@ def train_gense(
 
     def save(module: nn.Module, folder: Path) -> None:
         assert isinstance(module, GenseNetwork)
-        made_by = {**(provenance or {}), "training": asdict(config)}
+        record = {**(provenance or {}), "training": asdict(config)}
         settings = {"network": asdict(module.config), **parts.names()}
-        hub.save_model(folder, settings, module.state_dict(), GENSE, CARD, made_by)
+        hub.save_model(folder, settings, module.state_dict(), GENSE, CARD, record)
 
     return train(
         network,
@@ -191,14 +191,14 @@ def _token_rows(pairs: list[NoisyPair], parts: Parts, mask: MaskNetwork) -> Iter
     sounds = {name: torch.from_numpy(np.stack([getattr(pair, name) for pair in pairs])) for name in ("noisy", "clean")}
     with torch.inference_mode():
         sounds["masked"] = mask(sounds["noisy"])
-    found, ratio = {}, parts.ratio
+    streams, ratio = {}, parts.ratio
     for name, sound in sounds.items():
         lengths = torch.full((len(pairs),), sound.shape[1])
-        found[f"{name}_semantic"] = parts.tokenizer.encode(sound * gains, lengths).tokens.numpy().astype(np.int32)
-        found[f"{name}_acoustic"] = parts.codec.encode(sound * gains, lengths).codes.numpy().astype(np.int32)
-    count = min(found["noisy_semantic"].shape[1], found["noisy_acoustic"].shape[1] // ratio)
-    for place in range(len(pairs)):
-        yield {name: found[name][place, : count * (ratio if name.endswith("acoustic") else 1)] for name in _COLUMNS}
+        streams[f"{name}_semantic"] = parts.tokenizer.encode(sound * gains, lengths).tokens.numpy().astype(np.int32)
+        streams[f"{name}_acoustic"] = parts.codec.encode(sound * gains, lengths).codes.numpy().astype(np.int32)
+    count = min(streams["noisy_semantic"].shape[1], streams["noisy_acoustic"].shape[1] // ratio)
+    for index in range(len(pairs)):
+        yield {name: streams[name][index, : count * (ratio if name.endswith("acoustic") else 1)] for name in _COLUMNS}
 
 
 def _batches(count: int, epoch: int, config: GenseTrainingConfig) -> list[tuple[list[int], int]]:
@@ -211,7 +211,7 @@ def _batches(count: int, epoch: int, config: GenseTrainingConfig) -> list[tuple[
 
 def _drawn(
     reader: ShardReader, drawn: tuple[list[int], int], config: GenseTrainingConfig
-) -> tuple[TokenPairs, Chain, Past]:
+) -> tuple[TokenPairs, Chain, History]:
     numbers, seed = drawn
     rng = np.random.default_rng(seed)
     pairs = _collate(reader, numbers)
@@ -226,26 +226,26 @@ def _drawn(
         clean = pairs.clean_acoustic
         pairs = TokenPairs(pairs.clean_semantic, pairs.clean_semantic, clean, clean, clean)
     no_hierarchy, no_voice, no_noisy = (
-        rng.random() < share for share in (config.no_hierarchy_share, config.no_voice_share, config.no_noisy_share)
+        rng.random() < prob for prob in (config.no_hierarchy_share, config.no_voice_share, config.no_noisy_share)
     )
-    told = "none" if no_hierarchy else "predicted" if rng.random() < config.predicted_share else "oracle"
+    clean_semantic_kind = "none" if no_hierarchy else "predicted" if rng.random() < config.predicted_share else "oracle"
     acoustic = "none" if no_voice else "masked" if rng.random() < config.masked_share else "noisy"
-    chain = Chain(not no_noisy or (no_hierarchy and no_voice), told, acoustic)
-    return pairs, chain, _partly_wrong_past(pairs, chain, config.most_wrong_past * rng.random(), rng)
+    chain = Chain(not no_noisy or (no_hierarchy and no_voice), clean_semantic_kind, acoustic)
+    return pairs, chain, _corrupted_history(pairs, chain, config.most_wrong_past * rng.random(), rng)
 
 
-def _partly_wrong_past(pairs: TokenPairs, chain: Chain, share: float, rng: np.random.Generator) -> Past:
-    heard = pairs.masked_acoustic if chain.acoustic == "masked" else pairs.noisy_acoustic
-    semantic = _partly_wrong(pairs.clean_semantic, pairs.noisy_semantic, share, rng)
-    return Past(semantic, _partly_wrong(pairs.clean_acoustic, heard, share, rng))
+def _corrupted_history(pairs: TokenPairs, chain: Chain, fraction: float, rng: np.random.Generator) -> History:
+    prompted = pairs.masked_acoustic if chain.acoustic == "masked" else pairs.noisy_acoustic
+    semantic = _corrupted(pairs.clean_semantic, pairs.noisy_semantic, fraction, rng)
+    return History(semantic, _corrupted(pairs.clean_acoustic, prompted, fraction, rng))
 
 
-def _partly_wrong(clean: Tensor, heard: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+def _corrupted(clean: Tensor, noisy: Tensor, fraction: float, rng: np.random.Generator) -> Tensor:
     """Return clean tokens (B, T), of which a share is what was heard instead or the token before once more."""
-    wrong = torch.from_numpy(rng.random(clean.shape) < share)
-    twice = torch.from_numpy(rng.random(clean.shape) < 0.5)
+    is_corrupted = torch.from_numpy(rng.random(clean.shape) < fraction)
+    is_repeated = torch.from_numpy(rng.random(clean.shape) < 0.5)
     before = torch.cat([clean[:, :1], clean[:, :-1]], dim=1)
-    return torch.where(wrong, torch.where(twice, before, heard), clean)
+    return torch.where(is_corrupted, torch.where(is_repeated, before, noisy), clean)
 
 
 def _collate(reader: ShardReader, numbers: Any) -> TokenPairs:
@@ -253,8 +253,8 @@ def _collate(reader: ShardReader, numbers: Any) -> TokenPairs:
     return TokenPairs(*(torch.from_numpy(np.stack([row[name] for row in rows]).astype(np.int64)) for name in _COLUMNS))
 
 
-def _loss(found: dict[str, Tensor]) -> Tensor:
-    return found["n2s"] + found["s2s"]
+def _loss(losses: dict[str, Tensor]) -> Tensor:
+    return losses["n2s"] + losses["s2s"]
 
 
 def _validate(module: nn.Module, batches: list[TokenPairs], config: GenseTrainingConfig) -> dict[str, float]:
@@ -272,11 +272,11 @@ def _validate(module: nn.Module, batches: list[TokenPairs], config: GenseTrainin
     }
     for cpu_pairs in batches:
         pairs = TokenPairs(*(part.to(device) for part in cpu_pairs))
-        found = module(pairs, Chain())
-        past = _partly_wrong_past(cpu_pairs, Chain(), 0.5 * config.most_wrong_past, np.random.default_rng(0))
-        wrong = module(pairs, Chain(), Past(*(part.to(device) for part in past)))
-        values = {"loss": _loss(wrong), "n2s_wrong_past": wrong["n2s"], "s2s_wrong_past": wrong["s2s"]}
-        values |= {"n2s": found["n2s"], "s2s": found["s2s"], "token_errors": found["errors"]}
+        losses = module(pairs, Chain())
+        history = _corrupted_history(cpu_pairs, Chain(), 0.5 * config.most_wrong_past, np.random.default_rng(0))
+        corrupted = module(pairs, Chain(), History(*(part.to(device) for part in history)))
+        values = {"loss": _loss(corrupted), "n2s_wrong_past": corrupted["n2s"], "s2s_wrong_past": corrupted["s2s"]}
+        values |= {"n2s": losses["n2s"], "s2s": losses["s2s"], "token_errors": losses["errors"]}
         values["token_errors_before"] = (pairs.noisy_semantic != pairs.clean_semantic).float().mean()
         values |= {name: module(pairs, chain)["s2s"] for name, chain in chains.items()}
         for name, value in values.items():

@@ -199,9 +199,9 @@ def _input_names(session: Any, path: Path) -> tuple[str, str]:
         or not takes(mel, (1, N_MELS, None))
         or not takes(length, (1,))
     ):
-        found = ", ".join(f"{part.name} {part.type} {part.shape}" for part in inputs)
+        actual = ", ".join(f"{part.name} {part.type} {part.shape}" for part in inputs)
         message = (
-            f"it should take features tensor(float) [1, {N_MELS}, T] and their length tensor(int32) [1], not {found}"
+            f"it should take features tensor(float) [1, {N_MELS}, T] and their length tensor(int32) [1], not {actual}"
         )
         raise _wrong(path, message)
     return mel.name, length.name

@@ -67,8 +67,8 @@ class S3Tokenizer:
         mel, frames = log_mel(waveforms, lengths)
         if not len(frames) or int(frames.max()) < _LEAST_FRAMES:
             return mel.new_zeros(len(frames), 0, self.network.config.width)
-        found, counts = self.network.encode(mel, frames.clamp_min(1))
-        return found * valid_mask(counts * (frames > 0), found.shape[1])[:, :, None]
+        hidden, counts = self.network.encode(mel, frames.clamp_min(1))
+        return hidden * valid_mask(counts * (frames > 0), hidden.shape[1])[:, :, None]
 
     def uncut(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Return what tokens are before they are cut, in levels (B, N, D) float32, for waveforms as for `encode`.

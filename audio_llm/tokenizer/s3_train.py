@@ -40,7 +40,7 @@ _VALIDATION_SEED = 1 << 40
 CARD = "# A tokenizer\n\nSemantic tokens of English speech at 16 kHz, 25 a second.\n"
 
 
-def _spoilt() -> NoisyConfig:
+def _degraded() -> NoisyConfig:
     return NoisyConfig(silent_share=0.0, clean_share=0.1, snr_db=(-3.0, 25.0), room_share=0.35, clipped_share=0.02)
 
 
@@ -61,7 +61,7 @@ class S3TrainingConfig:
 
     model: S3Config = field(default_factory=S3Config)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=100_000))
-    spoilt: NoisyConfig = field(default_factory=_spoilt)
+    spoilt: NoisyConfig = field(default_factory=_degraded)
     batch_seconds: float = 40.0
     max_seconds: float = 16.0
     teacher_weight: float = 0.5
@@ -141,8 +141,8 @@ def train_s3(
 
     def save(network: nn.Module, folder: Path) -> None:
         assert isinstance(network, S3Network)
-        made_by = {**(provenance or {}), "training": asdict(config)}
-        hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, made_by)
+        record = {**(provenance or {}), "training": asdict(config)}
+        hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, record)
 
     return train(
         model,
@@ -183,8 +183,8 @@ def adopt(network: S3Network, recognizer: CtcModel) -> None:
         remedy = "give model.before, model.after and the widths of the recogniser"
         raise ConfigError(f"a tokenizer {new} cannot start with the layers of {old}", remedy=remedy)
     blocks = [*network.before, *network.after]
-    for own, other in zip(blocks, recognizer.blocks, strict=False):
-        own.load_state_dict(other.state_dict())
+    for block, source in zip(blocks, recognizer.blocks, strict=False):
+        block.load_state_dict(source.state_dict())
     with torch.no_grad():
         network.front.first.load_state_dict(recognizer.front.first.state_dict())
         network.front.second.load_state_dict(recognizer.front.second.state_dict())
@@ -228,7 +228,7 @@ class _Utterances:
     def in_order(self, count: int, batch_seconds: float) -> list[list[tuple[int, int]]]:
         """Return `count` utterances with words, always the same ones of all speakers, always spoilt alike."""
         labelled = [int(row) for row in self.rows if self.symbols[row]]
-        rows = [labelled[place] for place in np.random.default_rng(0).permutation(len(labelled))[:count]]
+        rows = [labelled[index] for index in np.random.default_rng(0).permutation(len(labelled))[:count]]
         rows.sort(key=lambda row: self._samples[row])
         size = max(1, int(batch_seconds * 16_000 / max(self._samples[row] for row in rows)))
         return [[(row, _VALIDATION_SEED + row) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
@@ -267,8 +267,8 @@ def _loss(output: S3Output, batch: S3Batch, config: S3TrainingConfig) -> Tensor:
             cross = -(batch.teacher[:, :frames] * log_probs[:, :frames]).sum(-1)
             loss = loss + 0.5 * config.teacher_weight * cross[mask[:, :frames]].mean()
     if config.likeness:
-        clean, spoilt = output.quantized.bounded.split(count)
-        loss = loss + config.likeness * (spoilt - clean.detach()).square()[mask].mean()
+        clean, degraded = output.quantized.bounded.split(count)
+        loss = loss + config.likeness * (degraded - clean.detach()).square()[mask].mean()
     return loss
 
 
@@ -286,18 +286,18 @@ def _validate(
         losses.append((float(_loss(output, batch, config)), len(chosen)))
         references += [data.speech.pack.words[row] for row, _ in chosen]
         mask = valid_mask(output.lengths[: len(chosen)], output.log_probs.shape[1])
-        clean, spoilt = output.quantized.codes.split(len(chosen))
-        changed.append((clean != spoilt)[mask])
+        clean, degraded = output.quantized.codes.split(len(chosen))
+        changed.append((clean != degraded)[mask])
         tokens.append(clean[mask])
-        for place, log_probs in enumerate(output.log_probs.split(len(chosen))):
+        for view, log_probs in enumerate(output.log_probs.split(len(chosen))):
             rows = zip(log_probs.double().cpu().numpy(), output.lengths, strict=False)
-            texts[place] += [CtcHearing(row[: int(size)]).spell() for row, size in rows]
-    shares = torch.bincount(torch.cat(tokens)).float()
-    shares = shares[shares > 0] / shares.sum()
+            texts[view] += [CtcHearing(row[: int(size)]).spell() for row, size in rows]
+    probabilities = torch.bincount(torch.cat(tokens)).float()
+    probabilities = probabilities[probabilities > 0] / probabilities.sum()
     return {
         "loss": sum(value * count for value, count in losses) / sum(count for _, count in losses),
         "wer_clean": word_errors(references, texts[0]).rate,
         "wer_spoilt": word_errors(references, texts[1]).rate,
         "changed": float(torch.cat(changed).float().mean()),
-        "entropy_bits": float(-(shares * shares.log2()).sum()),
+        "entropy_bits": float(-(probabilities * probabilities.log2()).sum()),
     }

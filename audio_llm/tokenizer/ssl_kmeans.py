@@ -82,8 +82,8 @@ class SslKmeansTokenizer:
         centres: (K, D) float32.
     """
 
-    def __init__(self, encoder: SslEncoder, centres: Tensor) -> None:
-        self.encoder, self.centres = encoder, centres.float().to(encoder.device)
+    def __init__(self, encoder: SslEncoder, centers: Tensor) -> None:
+        self.encoder, self.centers = encoder, centers.float().to(encoder.device)
 
     @classmethod
     def load(
@@ -107,27 +107,27 @@ class SslKmeansTokenizer:
         except ConfigError as error:
             raise ModelFormatError(f"its settings do not fit: {error}", path=loaded.path, remedy=remedy) from None
         stamp = read_stamp(ssl_folder)
-        wanted = f"the speech model {config.model.name!r} (SHA-256 {config.model.fingerprint[:16]}...)"
+        expected = f"the speech model {config.model.name!r} (SHA-256 {config.model.fingerprint[:16]}...)"
         if stamp.fingerprint != config.model.fingerprint:
-            message = f"its centres belong to {wanted}, not to the one in {ssl_folder}"
+            message = f"its centres belong to {expected}, not to the one in {ssl_folder}"
             raise ModelFormatError(message, path=loaded.path, remedy="give that model, or fit centres to this one")
         if stamp.normalize != config.model.normalize:
             message = f"do_normalize is {stamp.normalize}, but the centres of {loaded.path} were fitted with the other"
             remedy = f"restore {PREPROCESSOR}, or fit the centres again"
             raise ModelFormatError(message, path=ssl_folder / PREPROCESSOR, remedy=remedy)
         encoder = SslEncoder(load_network(ssl_folder, config.layer).to(device), config.layer, stamp)
-        centres = loaded.tensors.get("centres")
-        if centres is None or centres.shape != (config.size, encoder.width) or config.frame_rate != encoder.frame_rate:
+        centers = loaded.tensors.get("centres")
+        if centers is None or centers.shape != (config.size, encoder.width) or config.frame_rate != encoder.frame_rate:
             message = (
                 f"it should hold {config.size} centres of width {encoder.width} and {encoder.frame_rate:g} a second"
             )
             raise ModelFormatError(message, path=loaded.path, remedy=remedy)
-        return cls(encoder, centres)
+        return cls(encoder, centers)
 
     @property
     def size(self) -> int:
         """How many different tokens there are."""
-        return len(self.centres)
+        return len(self.centers)
 
     @property
     def frame_rate(self) -> float:
@@ -140,14 +140,14 @@ class SslKmeansTokenizer:
         source = {**asdict(self.encoder.stamp), "layer": self.encoder.layer}
         del source["name"]
         digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode())
-        digest.update(self.centres.cpu().contiguous().numpy().tobytes())
+        digest.update(self.centers.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     @torch.inference_mode()
     def encode(self, waveforms: Tensor, lengths: Tensor) -> Tokens:
         """Return tokens (see `SemanticTokenizer.encode`)."""
         hidden, counts = self.encoder.encode(waveforms, lengths)
-        numbers = nearest(hidden.flatten(0, 1), self.centres)[0].view(hidden.shape[:2])
+        numbers = nearest(hidden.flatten(0, 1), self.centers)[0].view(hidden.shape[:2])
         tokens = numbers * valid_mask(counts, hidden.shape[1])
         return Tokens(tokens.to(waveforms.device), counts.to(waveforms.device))
 
@@ -203,7 +203,7 @@ def fit_ssl_kmeans(
     config = SslKmeansConfig(layer, encoder.frame_rate, clusters, encoder.stamp)
     figures = {"seed": seed, "frames": sample.seen, "used": len(points), "distance": fitted.distance}
     folder = hub.save_model(
-        output, asdict(config), {"centres": fitted.centres}, KIND, _card(config), figures | dict(provenance or {})
+        output, asdict(config), {"centres": fitted.centers}, KIND, _card(config), figures | dict(provenance or {})
     )
     logger.info("%d centres from %d of %d frames, %d sounds skipped", clusters, len(points), sample.seen, skipped)
     return SslKmeansFit(folder, sample.seen, len(points), skipped, fitted.unused, fitted.distance)

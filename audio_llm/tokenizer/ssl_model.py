@@ -119,13 +119,13 @@ class SslEncoder:
         for batch in [[row] for row in rows] if self.one_by_one or not rows else [rows]:
             sizes = lengths[batch].to(self.device)
             whole = torch.zeros(len(batch), int(sizes.max()), device=self.device)
-            for place, row in enumerate(batch):
+            for index, row in enumerate(batch):
                 size = int(lengths[row])
-                whole[place, :size] = self._normalize(waveforms[row, :size].to(self.device))
+                whole[index, :size] = self._normalize(waveforms[row, :size].to(self.device))
             padded = int(sizes.min()) < whole.shape[1]
             mask = valid_mask(sizes, whole.shape[1]).long() if padded else None
-            found = self.network(whole, attention_mask=mask).last_hidden_state
-            hidden[batch, : found.shape[1]] = found * valid_mask(counts[batch], found.shape[1])[:, :, None]
+            states = self.network(whole, attention_mask=mask).last_hidden_state
+            hidden[batch, : states.shape[1]] = states * valid_mask(counts[batch], states.shape[1])[:, :, None]
         return hidden, counts
 
     def _normalize(self, waveform: Tensor) -> Tensor:

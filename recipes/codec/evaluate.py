@@ -29,7 +29,7 @@ _CODEBOOK_PASSES = 3  # over the test, at other levels, for counting codes
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _Tokenized:
     """What a tokenizer made of a set in one condition."""
 
     tokens: list[np.ndarray]
@@ -46,28 +46,28 @@ def tokenizer_table(models: Sequence[str], test: Path, limit: int) -> Iterator[s
     head = [f"{name}: WER % | ids changed % | level distance" for name in tokenizers]
     yield f"| condition | {' | '.join(head)} |"
     yield "|---" * (1 + 3 * len(tokenizers)) + "|"
-    clean = {name: _hear(t, [_sound(pack, number) for number in chosen]) for name, t in tokenizers.items()}
-    cells = [f"{100 * word_errors(references, heard.words).rate:.1f} | - | -" for heard in clean.values()]
-    yield f"| clean | {' | '.join(cells)} |"
+    clean = {name: _tokenize(t, [_sound(pack, number) for number in chosen]) for name, t in tokenizers.items()}
+    columns = [f"{100 * word_errors(references, result.words).rate:.1f} | - | -" for result in clean.values()]
+    yield f"| clean | {' | '.join(columns)} |"
     for noise in NOISES:
         for snr_db in SNRS_DB:
             sounds = [_with_noise(pack, number, noise, snr_db) for number in chosen]
-            cells = []
+            columns = []
             for name, tokenizer in tokenizers.items():
-                heard = _hear(tokenizer, sounds)
-                wer = word_errors(references, heard.words).rate
-                pairs = list(zip(clean[name].tokens, heard.tokens, strict=True))
+                result = _tokenize(tokenizer, sounds)
+                wer = word_errors(references, result.words).rate
+                pairs = list(zip(clean[name].tokens, result.tokens, strict=True))
                 changed = np.concatenate([a != b for a, b in pairs]).mean()
                 distance = np.concatenate([_level_distance(tokenizer, a, b) for a, b in pairs]).mean()
-                cells.append(f"{100 * wer:.1f} | {100 * changed:.0f} | {distance:.2f}")
-            yield f"| {noise}, {snr_db} dB | {' | '.join(cells)} |"
+                columns.append(f"{100 * wer:.1f} | {100 * changed:.0f} | {distance:.2f}")
+            yield f"| {noise}, {snr_db} dB | {' | '.join(columns)} |"
     for name, tokenizer in tokenizers.items():
         tokens = np.concatenate(clean[name].tokens)
-        shares = np.bincount(tokens, minlength=tokenizer.size) / len(tokens)
-        entropy = float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum())
+        probabilities = np.bincount(tokens, minlength=tokenizer.size) / len(tokens)
+        entropy = float(-(probabilities[probabilities > 0] * np.log2(probabilities[probabilities > 0])).sum())
         order = np.random.default_rng(_SEED).permutation(len(chosen))
-        shuffled = word_errors([references[place] for place in order], clean[name].words).rate
-        used = f"{int((shares > 0).sum())} of {tokenizer.size} ids used"
+        shuffled = word_errors([references[index] for index in order], clean[name].words).rate
+        used = f"{int((probabilities > 0).sum())} of {tokenizer.size} ids used"
         yield f"{name}: {entropy:.2f} bits a token, {used}, WER of other texts {100 * shuffled:.1f} %"
 
 
@@ -99,14 +99,22 @@ def codec_table(models: Sequence[str], packs: Path, limit: int) -> Iterator[str]
                 waveform = torch.from_numpy(sound * np.float32(10.0 ** ((3.0 * passed - 3.0) / 20.0)))[None]
                 codes.append(codec.encode(waveform, torch.tensor([waveform.shape[1]])).codes[0].numpy())
         uses = np.bincount(np.concatenate(codes), minlength=codec.size)
-        shares = uses[uses > 0] / uses.sum()
-        perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
+        probabilities = uses[uses > 0] / uses.sum()
+        perplexity = float(np.exp(-(probabilities * np.log(probabilities)).sum()))
         pesq, short, extended = np.mean(rows, axis=0)
-        opinion = np.mean(ovrl, axis=0)
-        cells = [f"{codec.frame_rate:.0f}", f"{pesq:.2f}", f"{short:.3f} ({np.mean(shuffled):.2f})", f"{extended:.3f}"]
-        cells += [f"{opinion[0]:.2f} ({opinion[1]:.2f})", f"{100 * (uses > 0).mean():.0f} %, {int(uses.sum())} frames"]
-        cells += [f"{perplexity:.0f}", f"{1.0 / _seconds_per_second(codec):.0f}"]
-        yield f"| {_label(name)} | {' | '.join(cells)} |"
+        mean_ovrl = np.mean(ovrl, axis=0)
+        columns = [
+            f"{codec.frame_rate:.0f}",
+            f"{pesq:.2f}",
+            f"{short:.3f} ({np.mean(shuffled):.2f})",
+            f"{extended:.3f}",
+        ]
+        columns += [
+            f"{mean_ovrl[0]:.2f} ({mean_ovrl[1]:.2f})",
+            f"{100 * (uses > 0).mean():.0f} %, {int(uses.sum())} frames",
+        ]
+        columns += [f"{perplexity:.0f}", f"{1.0 / _seconds_per_second(codec):.0f}"]
+        yield f"| {_label(name)} | {' | '.join(columns)} |"
 
 
 def _label(name: str) -> str:
@@ -142,24 +150,24 @@ def _with_noise(pack: SpeechPack, number: int, noise: str, snr_db: float) -> np.
     sound = _sound(pack, number)
     rng = np.random.default_rng([_SEED, number, NOISES.index(noise)])
     if noise == "white":
-        made = mono.coloured_noise(len(sound), rng, 0.0)
+        noise_waveform = mono.coloured_noise(len(sound), rng, 0.0)
     else:
-        share = {"babble_share": float(noise == "babble"), "coloured_share": 0.0, "second_noise_share": 0.0}
-        config = replace(NoisyConfig(burst_share=0.0), **share)
-        made = NoisySpeech(pack, config).noise(rng, len(sound))
-    power = float(np.mean(np.square(made, dtype=np.float64))) or 1.0
+        fractions = {"babble_share": float(noise == "babble"), "coloured_share": 0.0, "second_noise_share": 0.0}
+        config = replace(NoisyConfig(burst_share=0.0), **fractions)
+        noise_waveform = NoisySpeech(pack, config).noise(rng, len(sound))
+    power = float(np.mean(np.square(noise_waveform, dtype=np.float64))) or 1.0
     gain = (mono.active_power(sound) / power / 10.0 ** (snr_db / 10.0)) ** 0.5
-    return (sound + gain * made).astype(np.float32)
+    return (sound + gain * noise_waveform).astype(np.float32)
 
 
 @torch.inference_mode()
-def _hear(tokenizer: S3Tokenizer, sounds: Sequence[np.ndarray]) -> _Heard:
+def _tokenize(tokenizer: S3Tokenizer, sounds: Sequence[np.ndarray]) -> _Tokenized:
     tokens, words = [], []
     for sound in sounds:
-        found: Tokens = tokenizer.encode(torch.from_numpy(sound)[None], torch.tensor([len(sound)]))
-        tokens.append(found.tokens[0].numpy())
-        words += tokenizer.words(found)
-    return _Heard(tokens, words)
+        encoded: Tokens = tokenizer.encode(torch.from_numpy(sound)[None], torch.tensor([len(sound)]))
+        tokens.append(encoded.tokens[0].numpy())
+        words += tokenizer.words(encoded)
+    return _Tokenized(tokens, words)
 
 
 def _level_distance(tokenizer: S3Tokenizer, one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -20,16 +20,16 @@ def draw(lines: list[str], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    names = [cell.removesuffix(": WER %") for cell in cells[0] if cell.endswith(": WER %")]
-    clean, rows = cells[1], cells[2:]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    names = [cell.removesuffix(": WER %") for cell in table[0] if cell.endswith(": WER %")]
+    clean, rows = table[1], table[2:]
     noises = list(dict.fromkeys(row[0].split(",")[0] for row in rows))
     figure, panels = pyplot.subplots(1, len(noises), figsize=(3.4 * len(noises), 3.6), squeeze=False, sharey=True)
     for panel, noise in zip(panels[0], noises, strict=True):
-        own = [row for row in rows if row[0].startswith(f"{noise},")]
-        snrs_db = [float(row[0].split(",")[1].removesuffix("dB")) for row in own]
-        for place, name in enumerate(names):
-            values = [float(row[1 + 3 * place]) for row in [clean, *own]]
+        of_noise = [row for row in rows if row[0].startswith(f"{noise},")]
+        snrs_db = [float(row[0].split(",")[1].removesuffix("dB")) for row in of_noise]
+        for index, name in enumerate(names):
+            values = [float(row[1 + 3 * index]) for row in [clean, *of_noise]]
             panel.plot([CLEAN_DB, *snrs_db], values, "o-", label=name)
         panel.set_xticks([*snrs_db, CLEAN_DB], [*(f"{value:g}" for value in snrs_db), "clean"])
         panel.set_title(f"{noise} noise", fontsize=9)

@@ -24,7 +24,7 @@ from audio_llm.training.config import load_config
 HERE = Path(__file__).parent
 RECIPE = "recipes/codec"
 TEACHER = "ctc-small"  # whose letters help to train the tokenizer
-NEVER_SPOILT = {"clean_share": 1.0, "silent_share": 0.0, "room_share": 0.0, "clipped_share": 0.0, "narrow_share": 0.0}
+NEVER_DEGRADED = {"clean_share": 1.0, "silent_share": 0.0, "room_share": 0.0, "clipped_share": 0.0, "narrow_share": 0.0}
 
 
 def main() -> int:
@@ -67,7 +67,7 @@ def tokenizer(arguments: argparse.Namespace) -> None:
 
 def tokenizer_clean(arguments: argparse.Namespace) -> None:
     """Train its twin, which never hears noise or rooms: all else is the same."""
-    never = [f"spoilt.{key}={value}" for key, value in NEVER_SPOILT.items()]
+    never = [f"spoilt.{key}={value}" for key, value in NEVER_DEGRADED.items()]
     _train_tokenizer(arguments, arguments.name or "tokenizer-clean", never)
 
 
@@ -76,8 +76,10 @@ def codec(arguments: argparse.Namespace) -> None:
     config = load_config(CodecTrainingConfig, arguments.config or HERE / "config" / "codec.yaml", arguments.set)
     output = arguments.output / (arguments.name or "codec")
     train, tune = (arguments.output / "packed" / part for part in ("train", "tune"))
-    listener = load_listener(arguments.listener) if arguments.listener else None
-    train_codec(train, tune, output, config, start_from=arguments.start, listener=listener, **_limits(arguments))
+    perceptual_loss = load_listener(arguments.listener) if arguments.listener else None
+    train_codec(
+        train, tune, output, config, start_from=arguments.start, perceptual_loss=perceptual_loss, **_limits(arguments)
+    )
 
 
 def finish_tokenizer(arguments: argparse.Namespace) -> None:

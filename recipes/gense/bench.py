@@ -65,16 +65,16 @@ def rows(
         if mode != "safe":
             kinds = [[seam for seam in done["seams"] if (seam in done["left"]) == left] for left in (False, True)]
             jumps = [f"{_largest_jump(masked, output, seams):.2f}" for seams in kinds]
-        cells = [f"{seconds:g} s", f"{done['cpu_s'] / seconds:.3f}", f"{done['megabytes']:.0f}"]
-        cells += [f"{soundfile.info(source).frames}, {done['samples']}", str(len(done["seams"])), *jumps]
-        yield "| " + " | ".join(cells) + " |"
+        columns = [f"{seconds:g} s", f"{done['cpu_s'] / seconds:.3f}", f"{done['megabytes']:.0f}"]
+        columns += [f"{soundfile.info(source).frames}, {done['samples']}", str(len(done["seams"])), *jumps]
+        yield "| " + " | ".join(columns) + " |"
 
 
 def _enhance(model: str, mode: str, source: Path, output: Path) -> dict[str, Any]:
     """Enhance in a process of its own."""
     command = [sys.executable, "-c", _CODE, model, mode, str(source), str(output)]
-    found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return found
+    result: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return result
 
 
 def _largest_jump(masked: Path, output: Path, seams_s: list[float]) -> float:

@@ -61,13 +61,13 @@ def reported_pairs(data: Path) -> list[Pair]:
 def measure(pair: Pair, enhanced: np.ndarray) -> Figures:
     """Return the figures of one pair."""
     both = torch.from_numpy(np.stack([enhanced, pair.clean]))
-    opinion = dnsmos(enhanced)
+    scores = dnsmos(enhanced)
     return Figures(
         pesq_wb(pair.clean, enhanced),
         stoi(pair.clean, enhanced),
         stoi(pair.clean, enhanced, extended=True),
         float(si_sdr_db(both[0], both[1])),
-        opinion.sig,
-        opinion.bak,
-        opinion.ovrl,
+        scores.sig,
+        scores.bak,
+        scores.ovrl,
     )

@@ -41,7 +41,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 for system in systems
             ]
             panel.boxplot(
-                [own or [np.nan] for own in values], orientation="horizontal", showmeans=True, showfliers=False
+                [column or [np.nan] for column in values], orientation="horizontal", showmeans=True, showfliers=False
             )
             panel.set_yticks(range(1, len(systems) + 1), systems)
             panel.set_title(title, fontsize=9)

@@ -17,7 +17,7 @@ import bench
 import evaluate
 import measure
 import noisy_sets
-import trial
+import tune_checks
 from finish import finish
 from resemblyzer_weights import read_resemblyzer
 from systems import systems
@@ -76,7 +76,7 @@ def mask(arguments: argparse.Namespace) -> None:
         arguments.output / arguments.name,
         config,
         start_from=arguments.start,
-        listener=load_listener(arguments.listener) if arguments.listener else None,
+        perceptual_loss=load_listener(arguments.listener) if arguments.listener else None,
         **_limits(arguments),
     )
 
@@ -87,7 +87,7 @@ def refine(arguments: argparse.Namespace) -> None:
 
     for part in ("train", "tune"):
         source, output = (arguments.output / kind / part for kind in ("packed", "refined"))
-        count = refined(source, output, lambda waveform: trial.masked_sound(network, waveform))
+        count = refined(source, output, lambda waveform: tune_checks.masked_sound(network, waveform))
         logging.info("%s: %d utterances", part, count)
 
 
@@ -104,8 +104,8 @@ def tokens(arguments: argparse.Namespace) -> None:
     for part, count, seed in (("train", arguments.count or 12_000, 0), ("tune", TUNE_STRETCHES, TUNE_SEED)):
         config = load_config(TokenPackConfig, None, [*arguments.set, f"count={count}", f"seed={seed}"])
         output = arguments.output / "tokens" / part
-        found = pack_tokens(arguments.output / "packed" / part, parts, network, output, config)
-        logging.info("%s: %d stretches", part, found)
+        written = pack_tokens(arguments.output / "packed" / part, parts, network, output, config)
+        logging.info("%s: %d stretches", part, written)
 
 
 def gense(arguments: argparse.Namespace) -> None:
@@ -124,25 +124,28 @@ def find_limits(arguments: argparse.Namespace) -> None:
     """
     folder = arguments.output / "gense-small"
     model, count = load_gense(folder), arguments.count or 40
-    network, made_by = load_mask(model.mask), "-".join(_fingerprints(folder, model.mask))
+    network, versions = load_mask(model.mask), "-".join(_fingerprints(folder, model.mask))
     pack = SpeechPack(arguments.output / "packed" / "tune", least_dynamics_db=24.0)
-    arms = trial.arms(model)
+    arms = tune_checks.arms(model)
 
     def rows_of(name: str, count: int) -> list[dict[str, Any]]:
-        kept = arguments.output / f"trial-{name}-{made_by}.jsonl"
-        return trial.speak_all(arms[name].generator(model), network, pack, count, LIMITS_SEED, kept)
+        rows_path = arguments.output / f"trial-{name}-{versions}.jsonl"
+        return tune_checks.generate_all(arms[name].generator(model), network, pack, count, LIMITS_SEED, rows_path)
 
-    best = trial.choose({name: rows_of(name, count) for name in arms})
-    found = trial.find(arms[best], rows_of(best, 3 * count), trial.clean_ratios_db(network, pack, count, LIMITS_SEED))
-    logging.info("%s", found)
-    finish_gense(arguments, asdict(found))
+    clean_db = tune_checks.clean_ratios_db(network, pack, count, LIMITS_SEED)
+    best = tune_checks.best_arm({name: rows_of(name, count) for name in arms})
+    tuned = tune_checks.tune(arms[best], rows_of(best, 3 * count), clean_db)
+    logging.info("%s", tuned)
+    settings = asdict(tuned)
+    settings["heard_share"] = settings.pop("copy_weight")  # as model directories store it
+    finish_gense(arguments, settings)
 
 
-def finish_gense(arguments: argparse.Namespace, found: Mapping[str, Any] | None = None) -> None:
+def finish_gense(arguments: argparse.Namespace, tuned: Mapping[str, Any] | None = None) -> None:
     """Make `gense-small` of the language models trained: half precision, with its card and with what was found."""
     mask_folder = hub.find_model(_mask(arguments)).resolve()
     mask = {"name": mask_folder.name, "fingerprint": hub.fingerprint(mask_folder)}
-    settings = {**(found or {}), "mask": mask}
+    settings = {**(tuned or {}), "mask": mask}
     card, trained = HERE / "cards" / "gense-small.md", arguments.output / "gense" / "best"
     finish(trained, arguments.output / "gense-small", card, "recipes/gense", settings)
 
@@ -150,7 +153,7 @@ def finish_gense(arguments: argparse.Namespace, found: Mapping[str, Any] | None 
 def attack(arguments: argparse.Namespace) -> None:
     """Put the guards to the test: other words, another's voice, clean speech, noise alone."""
     model, test = load_gense(arguments.gense), arguments.output / "packed" / "test"
-    for line in trial.attack(model, load_mask(model.mask), test, arguments.count or 40):
+    for line in tune_checks.attack(model, load_mask(model.mask), test, arguments.count or 40):
         print(line, flush=True)
 
 
@@ -158,23 +161,23 @@ def report(arguments: argparse.Namespace) -> None:
     """Measure on the reported pairs and on mixtures of the test part; print the tables."""
     pairs = {"VoiceBank-DEMAND": measure.reported_pairs(arguments.data)}
     pairs["mixtures in rooms"] = evaluate.mixes(arguments.output / "packed" / "test", arguments.count or 60)
-    texts = [evaluate.DEFAULT_NORMALIZER(pair.words) for own in pairs.values() for pair in own]
+    texts = [evaluate.DEFAULT_NORMALIZER(pair.words) for of_set in pairs.values() for pair in of_set]
     tokenizer = S3Tokenizer.load(arguments.tokenizer) if arguments.gense else None
-    judges = evaluate.Judges(tokenizer, read_resemblyzer() if arguments.voices else None, texts)
+    evaluator = evaluate.Evaluator(tokenizer, read_resemblyzer() if arguments.voices else None, texts)
     output = arguments.output / "measures.jsonl"
     network = load_gense(arguments.gense).mask if arguments.gense else _mask(arguments)
     settings = [] if arguments.gense is None else [str(hub.model_stamp(arguments.gense)).split(":")[-1][:8]]
-    made_by = " ".join(
+    versions = " ".join(
         [
             *_fingerprints(arguments.gense, network),
             *settings,
-            *(name for name, judge in vars(judges).items() if judge is not None),
+            *(name for name, part in vars(evaluator).items() if part is not None),
             *([tokenizer.fingerprint[:8]] if tokenizer else []),
         ]
     )
-    for name, own in pairs.items():
-        evaluate.run(systems(network, arguments.gense, arguments.systems), own, judges, output, name, made_by)
-    for line in evaluate.tables(evaluate.rows_of(output, made_by)):
+    for name, of_set in pairs.items():
+        evaluate.run(systems(network, arguments.gense, arguments.systems), of_set, evaluator, output, name, versions)
+    for line in evaluate.tables(evaluate.rows_of(output, versions)):
         print(line)
 
 
@@ -205,8 +208,8 @@ STAGES = {
 
 def _mask(arguments: argparse.Namespace) -> str | Path:
     """Return the mask network that was named, else the one made here, else the package's."""
-    made: Path = arguments.output / "mask-small"
-    return arguments.mask or (made if made.exists() else "mask-small")
+    trained: Path = arguments.output / "mask-small"
+    return arguments.mask or (trained if trained.exists() else "mask-small")
 
 
 def _fingerprints(gense: str | Path | None, mask: str | Path) -> list[str]:

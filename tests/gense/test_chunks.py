@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from audio_llm.gense.guards import Evidence
 
 from audio_llm.gense.chunks import AHEAD, CONTEXT, LONGEST, SHORTEST, TOKEN, ChunkedEnhancement, ChunkReport, Policy
 from audio_llm.gense.generate import Generated, Spoken
-from audio_llm.gense.guards import Evidence
 from audio_llm.lm.sampling import GREEDY, Sampling
 
 RATE = 16_000

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from audio_llm.gense.guards import Limits
 
 from audio_llm import hub
 from audio_llm.codec.codec import KIND as CODEC
@@ -17,7 +18,6 @@ from audio_llm.codec.codec import load_codec_network, to_level
 from audio_llm.codec.model import CodecConfig, CodecNetwork
 from audio_llm.errors import ConfigError, DataError, ModelFormatError
 from audio_llm.gense.generate import SpeechGenerator, Spoken, _matched
-from audio_llm.gense.guards import Limits
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
 from audio_llm.gense.models import ACOUSTIC_SAMPLING, GenseModel, Parts, load_gense, load_parts
 from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork

@@ -16,10 +16,10 @@ from evaluate import MIXES, mixes, sound_figures, token_errors
 from measure import Pair
 
 from audio_llm.codec.codec import Codes, SpeechCodec, to_level
+from audio_llm.gense.checks import Evidence, Limits, rejection_reasons
 from audio_llm.gense.chunks import ChunkReport, Policy
 from audio_llm.gense.enhance import Enhancer
-from audio_llm.gense.generate import Generated, SpeechGenerator
-from audio_llm.gense.guards import Evidence, Limits, refusals
+from audio_llm.gense.generate import Generated, Resynthesizer
 from audio_llm.gense.mask_model import MaskNetwork
 from audio_llm.gense.measures import snr_db
 from audio_llm.gense.models import GenseModel
@@ -33,9 +33,9 @@ from audio_llm.tokenizer.s3 import S3Tokenizer
 RATE = 16_000  # Hz
 NOISY = replace(MIXES, seconds=6.0, snr_db=(-5.0, 20.0), room_share=0.4)
 CLEAN = replace(NOISY, clean_share=1.0, room_share=0.0)
-NOBODY = replace(NOISY, silent_share=1.0, room_share=0.0)
+NOISE_ONLY = replace(NOISY, silent_share=1.0, room_share=0.0)
 _LOW_DB = 10.0  # at or below it hardly anything may be left as it is
-_KEPT = 0.95  # of the good stretches, that each limit lets pass
+_PASS_RATE = 0.95  # of the good stretches, that each limit lets pass
 _BYPASSED = 0.02  # of the stretches at low ratios, that are left as they are
 _NEAREST = 0.9  # of the least distance of other words: nothing beyond passes
 _THRESHOLDS_DB = (20.0, 15.0, 10.0, 5.0, 0.0)  # that are tried for the mode `balanced`
@@ -58,11 +58,11 @@ class Arm(NamedTuple):
     acoustic: str
     tokens: Sampling
     codes: Sampling
-    heard_share: float = 0.0
+    copy_weight: float = 0.0
 
-    def generator(self, model: GenseModel) -> SpeechGenerator:
+    def generator(self, model: GenseModel) -> Resynthesizer:
         """Return what speaks so."""
-        return SpeechGenerator(model, self.tokens, self.codes, Chain(acoustic=self.acoustic), self.heard_share)
+        return Resynthesizer(model, self.tokens, self.codes, Chain(acoustic=self.acoustic), self.copy_weight)
 
 
 _SAMPLED = Sampling(0.5, 50, 0.95)
@@ -82,7 +82,7 @@ def arms(model: GenseModel) -> dict[str, Arm]:
 
 
 @dataclass(frozen=True)
-class Found:
+class Tuned:
     """What tuning speech tells.
 
     Attributes:
@@ -98,13 +98,13 @@ class Found:
     chain: Chain
     sampling: Sampling
     semantic_sampling: Sampling
-    heard_share: float
+    copy_weight: float
     limits: Limits
     balanced_below_db: float | None
 
 
-def speak_all(
-    generator: SpeechGenerator, network: MaskNetwork, pack: SpeechPack, count: int, seed: int, output: Path
+def generate_all(
+    generator: Resynthesizer, network: MaskNetwork, pack: SpeechPack, count: int, seed: int, output: Path
 ) -> list[dict[str, Any]]:
     """Speak noisy stretches anew; return evidence and figures, and how far the words before are, a row each.
 
@@ -123,12 +123,16 @@ def speak_all(
         for number in range(len(rows), count):
             pair = speech.pair(seed + number)
             masked = masked_sound(network, pair.noisy)
-            made = generator.speak(pair.noisy, masked, number)
-            row: dict[str, Any] = {"snr_db": pair.snr_db, "tokens": made.tokens.tolist(), "own": asdict(made.evidence)}
+            generated = generator.generate(pair.noisy, masked, number)
+            row: dict[str, Any] = {
+                "snr_db": pair.snr_db,
+                "tokens": generated.tokens.tolist(),
+                "own": asdict(generated.evidence),
+            }
             if rows:
                 words = np.array(rows[-1]["tokens"])
                 row["other"] = min(_words_apart(tokenizer, sound, words) for sound in (pair.noisy, masked))
-            for name, sound in (("noisy", pair.noisy), ("mask", masked), ("spoken", made.waveform)):
+            for name, sound in (("noisy", pair.noisy), ("mask", masked), ("spoken", generated.waveform)):
                 figures = sound_figures(Pair(str(number), pair.noisy, pair.clean, ""), sound)
                 row[name] = figures | {"token_distance": token_errors(tokenizer, pair.clean, sound)[0]}
             rows.append(row)
@@ -138,14 +142,14 @@ def speak_all(
     return rows[:count]
 
 
-def choose(tried: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+def best_arm(tried: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     """Return the arm, of rows of `speak_all`, with which the tokens come nearest to the clean speech's."""
-    for name, own in tried.items():
-        logging.info("%s: %s", name, {k: round(_mean(own, "spoken", k), 3) for k in _BETTER})
+    for name, rows in tried.items():
+        logging.info("%s: %s", name, {k: round(_mean(rows, "spoken", k), 3) for k in _BETTER})
     return min(tried, key=lambda name: _mean(tried[name], "spoken", "token_distance"))
 
 
-def find(best: Arm, rows: Sequence[dict[str, Any]], clean_db: Sequence[float]) -> Found:
+def tune(best: Arm, rows: Sequence[dict[str, Any]], clean_db: Sequence[float]) -> Tuned:
     """Return what tuning speech tells.
 
     Stretches whose tokens came no farther from the clean speech's than the noisy ones were are good: each limit lets 95
@@ -167,23 +171,26 @@ def find(best: Arm, rows: Sequence[dict[str, Any]], clean_db: Sequence[float]) -
     else:
         for name in ("level_distance", "input_distance", "longest_run", *_OF_SOUND):
             values = [evidence[name] for evidence in good if np.isfinite(evidence[name])]
-            limits[name] = float(np.quantile(values, _KEPT, method="higher"))
+            limits[name] = float(np.quantile(values, _PASS_RATE, method="higher"))
             limits[name] = min(limits[name], getattr(Limits(), name))
-        surest = float(np.quantile([evidence["confidence"] for evidence in good], 1.0 - _KEPT))
+        surest = float(np.quantile([evidence["confidence"] for evidence in good], 1.0 - _PASS_RATE))
         limits["least_confidence"] = max(limits["least_confidence"], surest)
     nearest = min(row["other"] for row in rows[1:])
     limits["input_distance"] = min(limits["input_distance"], _NEAREST * nearest)
     low = [row["own"]["snr_db"] for row in rows if row["snr_db"] <= _LOW_DB]
-    wanted = min(float(np.quantile(clean_db, 1.0 - _KEPT)), Limits().good_db)
-    limits["good_db"] = max(float(np.quantile(low, 1.0 - _BYPASSED)), _LOW_DB, wanted)
+    clean_limit = min(float(np.quantile(clean_db, 1.0 - _PASS_RATE)), Limits().good_db)
+    limits["good_db"] = max(float(np.quantile(low, 1.0 - _BYPASSED)), _LOW_DB, clean_limit)
     limits = {name: round(value, 3) for name, value in limits.items()}
-    found = Limits(**limits)
-    passing = (sum(not refusals(Evidence(**evidence), found) for evidence in own) for own in (everything, good))
+    tuned_limits = Limits(**limits)
+    passing = (
+        sum(not rejection_reasons(Evidence(**evidence), tuned_limits) for evidence in evidences)
+        for evidences in (everything, good)
+    )
     logging.info("%d of %d stretches pass, %d of %d good ones", next(passing), len(rows), next(passing), len(good))
-    share = float(np.mean(np.array(clean_db) >= found.good_db))
-    logging.info("%.0f %% of clean stretches are left as they are", 100.0 * share)
-    drawing = (best.codes, best.tokens, best.heard_share)
-    return Found(Chain(acoustic=best.acoustic), *drawing, found, _threshold(rows, found))
+    fraction = float(np.mean(np.array(clean_db) >= tuned_limits.good_db))
+    logging.info("%.0f %% of clean stretches are left as they are", 100.0 * fraction)
+    drawing = (best.codes, best.tokens, best.copy_weight)
+    return Tuned(Chain(acoustic=best.acoustic), *drawing, tuned_limits, _threshold(rows, tuned_limits))
 
 
 def _mean(rows: Sequence[dict[str, Any]], system: str, name: str) -> float:
@@ -193,25 +200,27 @@ def _mean(rows: Sequence[dict[str, Any]], system: str, name: str) -> float:
 def _threshold(rows: Sequence[dict[str, Any]], limits: Limits) -> float | None:
     """Return the highest threshold below which stretches that pass are no worse than the mask network's by any mean."""
     passing = [
-        row for row in rows if row["own"]["snr_db"] < limits.good_db and not refusals(Evidence(**row["own"]), limits)
+        row
+        for row in rows
+        if row["own"]["snr_db"] < limits.good_db and not rejection_reasons(Evidence(**row["own"]), limits)
     ]
     for below_db in _THRESHOLDS_DB:
-        own = [row for row in passing if row["own"]["snr_db"] < below_db]
+        below = [row for row in passing if row["own"]["snr_db"] < below_db]
         gains = {
-            name: sign * (_mean(own, "spoken", name) - _mean(own, "mask", name))
+            name: sign * (_mean(below, "spoken", name) - _mean(below, "mask", name))
             for name, sign in _BETTER.items()
-            if len(own) >= _FEWEST
+            if len(below) >= _FEWEST
         }
-        logging.info("below %g dB, %d stretches: %s", below_db, len(own), {k: round(v, 3) for k, v in gains.items()})
+        logging.info("below %g dB, %d stretches: %s", below_db, len(below), {k: round(v, 3) for k, v in gains.items()})
         if gains and min(gains.values()) >= 0.0:
             return below_db
     return None
 
 
 def _words_apart(tokenizer: S3Tokenizer, waveform: np.ndarray, words: np.ndarray) -> float:
-    heard = tokenizer.encode(*_levelled(waveform)).tokens[0]
-    count = min(len(heard), len(words))
-    return float(tokenizer.network.quantizer.distance(heard[:count], torch.from_numpy(words[:count])).mean())
+    input_tokens = tokenizer.encode(*_levelled(waveform)).tokens[0]
+    count = min(len(input_tokens), len(words))
+    return float(tokenizer.network.quantizer.distance(input_tokens[:count], torch.from_numpy(words[:count])).mean())
 
 
 def _levelled(waveform: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,19 +244,19 @@ def attack(model: GenseModel, network: MaskNetwork, test: Path, count: int) -> I
         test: Pack of other people and noises.
         count: Utterances of each kind.
     """
-    plain, forced, voice = SpeechGenerator(model), _Forced(model), _OtherVoice(model.parts.codec.network)
-    imitating = SpeechGenerator(replace(model, parts=replace(model.parts, codec=voice)))
+    plain, forced, voice = Resynthesizer(model), _ForcedWords(model), _OtherVoice(model.parts.codec.network)
+    imitating = Resynthesizer(replace(model, parts=replace(model.parts, codec=voice)))
     pack = SpeechPack(test)
     speakers = dict(zip(pack.ids, pack.speakers, strict=True))
     guarded = Policy("generative", limits=model.limits)
-    free = Policy("generative", guards=False, limits=replace(model.limits, good_db=1000.0))
+    free = Policy("generative", checks=False, limits=replace(model.limits, good_db=1000.0))
     kinds = (
         ("noisy speech", NOISY, plain, guarded),
         ("another's words forced in", NOISY, forced, guarded),
         ("told another's voice", NOISY, imitating, guarded),
         ("clean speech", CLEAN, plain, guarded),
-        ("noise", NOBODY, plain, guarded),
-        ("noise, without guards", NOBODY, plain, free),
+        ("noise", NOISE_ONLY, plain, guarded),
+        ("noise, without guards", NOISE_ONLY, plain, free),
     )
     yield "| input | stretches | spoken anew | the mask network's | left as they are | silent |"
     yield "|---" * 6 + "|"
@@ -255,9 +264,9 @@ def attack(model: GenseModel, network: MaskNetwork, test: Path, count: int) -> I
         pairs = mixes(test, count, config, _SEED)
         chunks: list[ChunkReport] = []
         for number, pair in enumerate(pairs):
-            others = [p for p in pairs[:number][::-1] + pairs[::-1] if speakers[p.id] != speakers[pair.id]]
-            other = others[0] if others else pairs[number - 1]
-            forced.say(other.clean)
+            other_speakers = [p for p in pairs[:number][::-1] + pairs[::-1] if speakers[p.id] != speakers[pair.id]]
+            other = other_speakers[0] if other_speakers else pairs[number - 1]
+            forced.use_words(other.clean)
             voice.imitate(other.clean)
             for _ in Enhancer(network, generator, policy).stream([pair.noisy[:, None]], RATE, report=chunks.append):
                 pass
@@ -266,20 +275,20 @@ def attack(model: GenseModel, network: MaskNetwork, test: Path, count: int) -> I
         yield f"| {kind} | {len(chunks)} | {' | '.join(counts)} |"
 
 
-class _Forced(SpeechGenerator):
+class _ForcedWords(Resynthesizer):
     """Says what it is told to."""
 
     words = np.zeros(1, np.int64)
 
-    def say(self, waveform: np.ndarray) -> None:
+    def use_words(self, waveform: np.ndarray) -> None:
         """Take the words of (T,) float32 at 16 kHz."""
         self.words = self.model.parts.tokenizer.encode(*_levelled(waveform)).tokens[0].numpy()
 
-    def speak(self, noisy: np.ndarray, *args: Any, **more: Any) -> Generated:
+    def generate(self, noisy: np.ndarray, *args: Any, **more: Any) -> Generated:
         """Speak as `SpeechGenerator.speak`, but say that."""
         count = self.model.parts.tokenizer.encode(*_levelled(noisy)).tokens.shape[1]
         more["force"] = np.resize(self.words, count)
-        return super().speak(noisy, *args, **more)
+        return super().generate(noisy, *args, **more)
 
 
 class _OtherVoice(SpeechCodec):
@@ -287,12 +296,12 @@ class _OtherVoice(SpeechCodec):
 
     def imitate(self, waveform: np.ndarray) -> None:
         """Take the voice of (T,) float32 at 16 kHz."""
-        self._heard = super().encode(*_levelled(waveform)).codes[0]
+        self._codes = super().encode(*_levelled(waveform)).codes[0]
 
     def encode(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> Codes:
         """Return that voice's codes (1, N), as many as those of the waveform would be."""
         count = int(self.network.code_lengths(lengths)[0])
-        return Codes(self._heard.repeat(-(-count // len(self._heard)))[None, :count], torch.tensor([count]))
+        return Codes(self._codes.repeat(-(-count // len(self._codes)))[None, :count], torch.tensor([count]))
 
 
 def masked_sound(network: MaskNetwork, waveform: np.ndarray) -> np.ndarray:

@@ -63,22 +63,22 @@ class Evidence:
 
 
 # What N2S is refused for, which no other drawing of the codes changes.
-OF_TOKENS = ("it says something else than the input", "the clean tokens are guesses", "a token is repeated")
+TOKEN_REASONS = ("it says something else than the input", "the clean tokens are guesses", "a token is repeated")
 
 
-def refusals(evidence: Evidence, limits: Limits) -> tuple[str, ...]:
+def rejection_reasons(evidence: Evidence, limits: Limits) -> tuple[str, ...]:
     """Return why a stretch may not be heard, one phrase each; none: it may."""
-    checks = {
+    failed = {
         "its tokens are not those that were meant": evidence.level_distance > limits.level_distance,
-        OF_TOKENS[0]: evidence.input_distance > limits.input_distance,
-        OF_TOKENS[1]: evidence.confidence < limits.least_confidence,
-        OF_TOKENS[2]: evidence.longest_run > limits.longest_run,
+        TOKEN_REASONS[0]: evidence.input_distance > limits.input_distance,
+        TOKEN_REASONS[1]: evidence.confidence < limits.least_confidence,
+        TOKEN_REASONS[2]: evidence.longest_run > limits.longest_run,
         "the voice has another tone": evidence.tone_db > limits.tone_db,
         "the voice has another pitch": evidence.pitch_octaves > limits.pitch_octaves,
         "there is speech where there was none": evidence.invented > limits.invented,
         "speech is missing": evidence.lost > limits.lost,
     }
-    return tuple(phrase for phrase, broken in checks.items() if broken)  # NaN breaks nothing
+    return tuple(phrase for phrase, is_failed in failed.items() if is_failed)  # NaN breaks nothing
 
 
 def sound_evidence(generated: np.ndarray, masked: np.ndarray) -> dict[str, float]:
@@ -90,20 +90,20 @@ def sound_evidence(generated: np.ndarray, masked: np.ndarray) -> dict[str, float
     """
     from scipy.ndimage import binary_dilation, maximum_filter1d
 
-    speaks, spoke = measures.active_frames(generated), measures.active_frames(masked)
-    near_spoke, near_speaks = (binary_dilation(frames, iterations=_NEAR) for frames in (spoke, speaks))
+    active, reference_active = measures.active_frames(generated), measures.active_frames(masked)
+    near_reference, near_active = (binary_dilation(frames, iterations=_NEAR) for frames in (reference_active, active))
     # a steady residue is as loud as its own loudest frames all the time, and would pass for speech
-    nearby_db = maximum_filter1d(measures.levels_db(masked), 2 * _NEAR + 1) if len(spoke) else np.zeros(0)
-    near_spoke &= measures.levels_db(generated) < nearby_db + _FAR_DB
-    pitch_hz, wanted_hz = measures.pitch_hz(generated), measures.pitch_hz(masked)
-    octaves = abs(float(np.log2(pitch_hz / wanted_hz)))
-    if np.isnan(pitch_hz) and not np.isnan(wanted_hz):
+    nearby_db = maximum_filter1d(measures.levels_db(masked), 2 * _NEAR + 1) if len(reference_active) else np.zeros(0)
+    near_reference &= measures.levels_db(generated) < nearby_db + _FAR_DB
+    pitch_hz, reference_hz = measures.pitch_hz(generated), measures.pitch_hz(masked)
+    octaves = abs(float(np.log2(pitch_hz / reference_hz)))
+    if np.isnan(pitch_hz) and not np.isnan(reference_hz):
         octaves = float("inf")
     return {
         "tone_db": measures.tone_distance_db(generated, masked),
         "pitch_octaves": octaves,
-        "invented": float((speaks & ~near_spoke).sum() / max(1, len(speaks))),
-        "lost": float((spoke & ~near_speaks).sum() / max(1, spoke.sum())),
+        "invented": float((active & ~near_reference).sum() / max(1, len(active))),
+        "lost": float((reference_active & ~near_active).sum() / max(1, reference_active.sum())),
     }
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from audio_llm.gense.guards import OF_TOKENS, Evidence, Limits, longest_run, refusals, sound_evidence
 
 from audio_llm.gense import measures
-from audio_llm.gense.guards import OF_TOKENS, Evidence, Limits, longest_run, refusals, sound_evidence
 
 RATE = 16_000
 GOOD = Evidence(
