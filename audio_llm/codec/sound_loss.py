@@ -1,4 +1,4 @@
-"""What codec and vocoder learn by: spectra, a listener, and from a set step on discriminators."""
+"""Training loss of codec and vocoder: spectra, a perceptual loss, and from a given step on discriminators."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from audio_llm.training.listening import Listener
 
 @dataclass(frozen=True)
 class SoundLossConfig:
-    """How much each part counts beside the distance of spectra.
+    """Weights of the parts; the distance of spectra has the weight 1.
 
     Attributes:
-        adversarial_from: Optimiser step from which discriminators take part; -1: never.
-        adversarial_weight: Of deceiving them.
-        feature_weight: Of the likeness of their inner layers.
-        channels: Of the discriminators.
-        listener_weight: Of how far what a listener hears in the made speech is from what it hears in the original.
+        adversarial_from: Optimizer step from which discriminators are used; -1: never.
+        adversarial_weight: Weight of the adversarial loss.
+        feature_weight: Weight of the feature matching loss.
+        channels: Channels of the discriminators.
+        listener_weight: Weight of the perceptual loss.
     """
 
     adversarial_from: int = -1
@@ -32,14 +32,14 @@ class SoundLossConfig:
 
 
 class SoundLoss(nn.Module):
-    """The loss, with the discriminators in it.
+    """The loss, including the discriminators.
 
-    The network learns from the discriminators as they are, they from what it gives: no gradient goes both ways.
+    The generator's losses have no gradient to the discriminators, nor the discriminators' loss to the generator.
 
     Args:
         config: Weights.
-        listener: Hears what was made, if anybody does.
-        batches_per_step: Of the training.
+        perceptual_loss: Compares sounds by features of a trained network; None: not used.
+        batches_per_step: Batches per optimizer step of the training.
     """
 
     batches: Tensor
@@ -57,7 +57,7 @@ class SoundLoss(nn.Module):
         self.discriminators = Discriminators(config.channels) if config.adversarial_from >= 0 else None
 
     def forward(self, generated: Tensor, original: Tensor) -> Tensor:
-        """Return the loss of made sounds (B, T) float32 at 16 kHz; a scalar."""
+        """Return the loss of generated waveforms (B, T) float32 at 16 kHz; a scalar."""
         config, generated = self.config, generated.float()
         loss = spectral_distance(generated, original)
         if self.perceptual_loss is not None:

@@ -1,4 +1,4 @@
-"""Training of the vocoder: stretches of packed speech, to come back from their mel spectra."""
+"""Training of the vocoder to reconstruct segments of packed speech from their mel spectra."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class VocoderTrainingConfig:
     """How to train the vocoder.
 
     Attributes:
-        model: Its size.
-        training: The loop's settings.
-        speech: How stretches are drawn; what comes out should be what goes in.
-        batch: Stretches in a batch.
+        model: Size of the network.
+        training: Settings of the training loop.
+        speech: Simulation of the segments, which are the targets.
+        batch: Segments in a batch.
         epoch_batches: Batches in an epoch.
-        sound: Weights of what the sound is judged by.
-        validation: Stretches of the tuning part at each validation, all without noise.
+        sound: Weights of the losses.
+        validation: Segments at each validation, all without noise.
     """
 
     model: VocoderConfig = field(default_factory=VocoderConfig)
@@ -59,7 +59,7 @@ class VocoderTrainingConfig:
 
 
 class _Training(nn.Module):
-    """The vocoder, and what its sounds are judged by, as one thing to optimise."""
+    """The vocoder and its loss as one module to optimize."""
 
     def __init__(self, config: VocoderTrainingConfig, vocoder: Vocoder, perceptual_loss: Listener | None) -> None:
         super().__init__()
@@ -86,19 +86,19 @@ def train_vocoder(
 ) -> TrainingResult:
     """Train a vocoder; `output/best` becomes a model directory with the smallest spectral distance.
 
-    With discriminators it is the latest one that was validated: what they are for no distance of spectra tells.
+    With discriminators it is the latest one that was validated, since their gain does not show in spectral distances.
 
     Args:
-        pack: Packed speech and noise to learn from.
-        tuning: The same, of other people, which decides which model is the best.
+        pack: Training data: packed speech and noise.
+        tuning: Validation data: a pack of other speakers.
         output: Folder of the training.
-        config: How to train.
+        config: Settings.
         max_minutes: Stop after this time.
-        resume: Go on from `output/last`.
+        resume: Continue from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        provenance: What made the model, for its directory.
-        start_from: A vocoder to start from; its size counts, not the configuration's.
-        listener: Hears the sound, for it to keep what a listener notices.
+        provenance: Origin of the model, stored in its directory.
+        start_from: Vocoder to initialize from; its size replaces the configured one.
+        perceptual_loss: Compares output and original by features of a trained network.
 
     Raises:
         DataError: A pack is missing.
@@ -143,7 +143,7 @@ def _vocoded(vocoder: nn.Module, waveforms: Tensor) -> Tensor:
 
 
 def _validate(module: nn.Module, batches: list[Tensor]) -> dict[str, float]:
-    """Return the spectral distance, how far off a listener is, and a number that falls with every batch learned."""
+    """Return the spectral distance, the perceptual loss, and `latest`, which falls with every batch."""
     sound_loss = module.judge
     assert isinstance(sound_loss, SoundLoss)
     device, total = next(module.parameters()).device, sum(map(len, batches))

@@ -1,4 +1,4 @@
-"""What is asked of a generated stretch before it may be heard: no other words, no other voice, no invented speech."""
+"""Quality checks of generated chunks: no other words, no other voice, no invented or missing speech."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import numpy as np
 
 from audio_llm.gense import measures
 
-_NEAR = 3  # frames of 20 ms by which two sounds may be apart
-_FAR_DB = 10.0  # above everything near in the mask network's sound: not a louder voice but another
+_NEAR = 3  # frames of 20 ms by which the activity of two sounds may differ
+_FAR_DB = 10.0  # above everything nearby in the mask network's output: not a louder voice but another
 
 
 @dataclass(frozen=True)
 class Limits:
-    """From where on a stretch is refused. The defaults are first guesses; a model directory may hold others, `limits`.
+    """Limits beyond which a chunk is rejected. A model directory may hold others than these defaults, as `limits`.
 
     Attributes:
-        good_db: Estimated signal-to-noise ratio from which the input is left as it is in mode `generative`.
-        level_distance: Between the tokens that were meant and those of what came out, mean over the tokens' numbers.
-        input_distance: The same between what was meant and the tokens of the input, or those of the mask network's
-            sound of it, whichever are nearer.
-        least_confidence: Mean log-probability of the clean tokens, in nats.
-        longest_run: Of one token, as a share of the stretch.
-        tone_db: Difference of the long-term spectra.
-        pitch_octaves: Difference of the median pitch.
-        invented: Share of frames with speech where the mask network leaves none, or something far quieter.
-        lost: Share of the mask network's speech that is missing.
+        good_db: Estimated signal-to-noise ratio from which the input is bypassed in mode `generative`.
+        level_distance: Largest distance between the intended tokens and those of the output, mean over the tokens'
+            quantized dimensions, in levels.
+        input_distance: Largest distance, likewise, between the intended tokens and those of the input or of the mask
+            network's output, whichever are nearer.
+        least_confidence: Smallest mean log-probability of the clean tokens, in nats.
+        longest_run: Longest run of one token, as a fraction of the chunk.
+        tone_db: Largest difference of the long-term spectra, in dB.
+        pitch_octaves: Largest difference of the median pitch.
+        invented: Largest fraction of frames with speech where the mask network's output has none or far quieter sound.
+        lost: Largest fraction of the speech in the mask network's output that is missing.
     """
 
     good_db: float = 20.0
@@ -42,9 +43,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a generated stretch; names as in `Limits`.
+    """Measurements of a generated chunk, named as in `Limits`.
 
-    NaN where something cannot be told; a pitch that has gone is infinitely far.
+    NaN where something cannot be measured; infinite where the pitch is missing.
     """
 
     snr_db: float
@@ -62,14 +63,14 @@ class Evidence:
         return {name: round(value, 3) if np.isfinite(value) else None for name, value in asdict(self).items()}
 
 
-# What N2S is refused for, which no other drawing of the codes changes.
-TOKEN_REASONS = ("it says something else than the input", "the clean tokens are guesses", "a token is repeated")
+# Reasons that concern N2S's tokens: no other draw of the codes changes them.
+TOKEN_REASONS = ("content differs from the input", "the clean tokens are uncertain", "a token is repeated")
 
 
 def rejection_reasons(evidence: Evidence, limits: Limits) -> tuple[str, ...]:
-    """Return why a stretch may not be heard, one phrase each; none: it may."""
+    """Return why a chunk is rejected, one phrase per failed check; empty: it is accepted."""
     failed = {
-        "its tokens are not those that were meant": evidence.level_distance > limits.level_distance,
+        "the output has other tokens than intended": evidence.level_distance > limits.level_distance,
         TOKEN_REASONS[0]: evidence.input_distance > limits.input_distance,
         TOKEN_REASONS[1]: evidence.confidence < limits.least_confidence,
         TOKEN_REASONS[2]: evidence.longest_run > limits.longest_run,
@@ -78,21 +79,21 @@ def rejection_reasons(evidence: Evidence, limits: Limits) -> tuple[str, ...]:
         "there is speech where there was none": evidence.invented > limits.invented,
         "speech is missing": evidence.lost > limits.lost,
     }
-    return tuple(phrase for phrase, is_failed in failed.items() if is_failed)  # NaN breaks nothing
+    return tuple(phrase for phrase, is_failed in failed.items() if is_failed)  # NaN fails no check
 
 
 def sound_evidence(generated: np.ndarray, masked: np.ndarray) -> dict[str, float]:
-    """Return what comparing with the mask network's sound tells: tone, pitch, invented and lost speech.
+    """Return tone, pitch, invented and lost speech, compared with the mask network's output.
 
     Args:
         generated: (T,) float32 at 16 kHz.
-        masked: (T,) float32 at 16 kHz, the same stretch by the mask network.
+        masked: (T,) float32 at 16 kHz, the mask network's output for the same chunk.
     """
     from scipy.ndimage import binary_dilation, maximum_filter1d
 
     active, reference_active = measures.active_frames(generated), measures.active_frames(masked)
     near_reference, near_active = (binary_dilation(frames, iterations=_NEAR) for frames in (reference_active, active))
-    # a steady residue is as loud as its own loudest frames all the time, and would pass for speech
+    # steady residual noise is as loud as its own loudest frames all the time, and would count as speech
     nearby_db = maximum_filter1d(measures.levels_db(masked), 2 * _NEAR + 1) if len(reference_active) else np.zeros(0)
     near_reference &= measures.levels_db(generated) < nearby_db + _FAR_DB
     pitch_hz, reference_hz = measures.pitch_hz(generated), measures.pitch_hz(masked)

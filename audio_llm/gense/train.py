@@ -1,4 +1,4 @@
-"""Training of GenSE's language models on packed tokens; and the packing: noisy and clean speech through both codes."""
+"""Training of GenSE's language models on packed tokens, and packing of the tokens of noisy and clean speech."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _COLUMNS = TokenPairs._fields
 _PACK_BATCH = 16
-PACK_S = (CONTEXT + LONGEST + 2 * AHEAD) / SAMPLE_RATE  # of a stretch: as long as the longest that is spoken in use
+PACK_S = (CONTEXT + LONGEST + 2 * AHEAD) / SAMPLE_RATE  # of a segment: as long as the longest window in use
 CARD = "# GenSE\n\nSpeech enhancement by token language models, at 16 kHz.\n"
 
 
@@ -38,20 +38,20 @@ class GenseTrainingConfig:
     """How to train the language models.
 
     Attributes:
-        model: Their sizes; the numbers of tokens are those of tokenizer and codec.
-        training: The loop's settings.
-        batch: Stretches in a batch.
-        least_tokens: Shortest part of a stretch that is learned from, in semantic tokens; the longest is all of it.
-        predicted_share: Of batches in which S2S is told N2S's tokens instead of the true ones.
-        no_hierarchy_share: Of batches in which it is told none.
-        no_voice_share: Of batches in which it is told no acoustic codes.
-        masked_share: Of the other batches, in which these are of the mask network's sound instead of the noisy speech.
-        no_noisy_share: Of batches in which it is told no noisy semantic tokens.
-        most_wrong_past: Of the tokens that a model is told to have said itself, up to this share, drawn for each batch,
-            is wrong: the noisy speech's, or said twice. In use nobody tells it the truth either, and without this it
-            builds upon its own errors.
-        identity_share: Of batches with clean speech in the noisy one's place: do no harm.
-        validation: Stretches of the tuning part at each validation.
+        model: Sizes of the models; the numbers of tokens are those of tokenizer and codec.
+        training: Settings of the training loop.
+        batch: Segments in a batch.
+        least_tokens: Shortest part of a segment that is trained on, in semantic tokens; the longest is the whole.
+        predicted_share: Fraction of batches with N2S's tokens in the prompt of S2S instead of the true ones.
+        no_hierarchy_share: Fraction of batches with no clean semantic tokens in the prompt of S2S.
+        no_voice_share: Fraction of batches with no acoustic codes in the prompt of S2S.
+        masked_share: Fraction of the other batches, in which these codes are those of the mask network's output.
+        no_noisy_share: Fraction of batches with no noisy semantic tokens in the prompt of S2S.
+        most_wrong_past: Largest fraction of the previous clean tokens that is corrupted, drawn for each batch: replaced
+            by the noisy speech's token or by a repetition. This reduces exposure bias: without it a model builds on
+            its own errors.
+        identity_share: Fraction of batches with clean speech as input, which has to stay as it is.
+        validation: Segments at each validation.
     """
 
     model: GenseConfig = field(default_factory=GenseConfig)
@@ -70,12 +70,12 @@ class GenseTrainingConfig:
 
 @dataclass(frozen=True)
 class TokenPackConfig:
-    """What is packed.
+    """Size and content of a token pack.
 
     Attributes:
-        pairs: How noisy speech is drawn; the clean side is dry.
-        count: Stretches.
-        seed: Of the first; the others follow it.
+        pairs: Simulation of noisy speech; the clean side has no reverberation.
+        count: Number of segments.
+        seed: Seed of the first segment; each further one has the next seed.
     """
 
     pairs: NoisyConfig = field(
@@ -88,14 +88,14 @@ class TokenPackConfig:
 
 
 def pack_tokens(pack: Path, parts: Parts, mask: MaskNetwork, output: Path, config: TokenPackConfig) -> int:
-    """Write the tokens of noisy and clean speech; return how many stretches there are.
+    """Write the tokens of noisy and clean speech; return the number of segments.
 
     Args:
         pack: Packed speech and noise.
         parts: Tokenizer and codec.
         mask: The mask network.
         output: Folder of the token pack.
-        config: How.
+        config: Settings.
     """
     speech = NoisySpeech(SpeechPack(pack, least_dynamics_db=24.0), config.pairs)
 
@@ -105,7 +105,7 @@ def pack_tokens(pack: Path, parts: Parts, mask: MaskNetwork, output: Path, confi
             pairs = [speech.pair(seed) for seed in seeds]
             yield from _token_rows(pairs, parts, mask)
             if first % (64 * _PACK_BATCH) == 0:
-                logger.info("%d of %d stretches", first, config.count)
+                logger.info("%d of %d segments", first, config.count)
 
     return write_shards(rows(), output, extra=parts.names())
 
@@ -123,36 +123,36 @@ def train_gense(
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
 ) -> TrainingResult:
-    """Train N2S and S2S side by side; `output/best` becomes a model directory with the lowest cross-entropies.
+    """Train N2S and S2S together; `output/best` becomes a model directory with the lowest cross-entropies.
 
     Args:
-        pack: Packed tokens to learn from.
-        tuning: The same, of other people and noises, which decides which model is the best.
-        parts: Tokenizer and codec that made them.
+        pack: Training data: packed tokens.
+        tuning: Validation data: packed tokens of other speakers and noises.
+        parts: Tokenizer and codec of both packs.
         output: Folder of the training.
-        config: How to train.
+        config: Settings.
         max_minutes: Stop after this time.
-        resume: Go on from `output/last`.
+        resume: Continue from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        provenance: What made the model, for its directory.
-        start_from: A model to start from; its size counts, not the configuration's.
+        provenance: Origin of the model, stored in its directory.
+        start_from: Model to initialize from; its size replaces the configured one.
 
     Raises:
-        DataError: A pack is missing, or not of these parts.
-        ModelFormatError: The model to start from has other parts.
+        DataError: A pack is missing, or was written with other parts.
+        ModelFormatError: The model to initialize from has other parts.
     """
     reader, held_out = ShardReader(pack), ShardReader(tuning)
     for data in (reader, held_out):
         if any(data.extra.get(key) != expected for key, expected in parts.names().items()):
-            remedy = "pack the tokens again, or name the tokenizer and the codec that made them"
-            raise DataError(f"other models made these tokens: {data.extra}", path=data.folder, remedy=remedy)
+            remedy = "pack the tokens again, or name the tokenizer and the codec that they come from"
+            raise DataError(f"the tokens come from other models: {data.extra}", path=data.folder, remedy=remedy)
     model_config = replace(config.model, semantic=parts.tokenizer.size, acoustic=parts.codec.size, ratio=parts.ratio)
     torch.manual_seed(config.training.seed)
     network = GenseNetwork(model_config, parts.vectors()) if start_from is None else _start(start_from, parts)
     config = replace(config, model=network.config)
     network.train()
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()}
-    logger.info("%d stretches, parameters %s", len(reader), sizes)
+    logger.info("%d segments, parameters %s", len(reader), sizes)
     count = min(config.validation, len(held_out))
     validation = [_collate(held_out, chosen) for chosen in same_draws(config.batch, count)]
 
@@ -202,7 +202,7 @@ def _token_rows(pairs: list[NoisyPair], parts: Parts, mask: MaskNetwork) -> Iter
 
 
 def _batches(count: int, epoch: int, config: GenseTrainingConfig) -> list[tuple[list[int], int]]:
-    """Return the batches of an epoch: stretches, and a seed for what is drawn."""
+    """Return the batches of an epoch: indices of segments, and a seed for the random draws."""
     rng = np.random.default_rng([config.training.seed, epoch])
     order = rng.permutation(count).tolist()
     starts = range(0, count - config.batch + 1, config.batch) if count >= config.batch else range(1)
@@ -241,7 +241,7 @@ def _corrupted_history(pairs: TokenPairs, chain: Chain, fraction: float, rng: np
 
 
 def _corrupted(clean: Tensor, noisy: Tensor, fraction: float, rng: np.random.Generator) -> Tensor:
-    """Return clean tokens (B, T), of which a share is what was heard instead or the token before once more."""
+    """Return clean tokens (B, T), a fraction of them replaced by the noisy token or the token before."""
     is_corrupted = torch.from_numpy(rng.random(clean.shape) < fraction)
     is_repeated = torch.from_numpy(rng.random(clean.shape) < 0.5)
     before = torch.cat([clean[:, :1], clean[:, :-1]], dim=1)
@@ -258,9 +258,9 @@ def _loss(losses: dict[str, Tensor]) -> Tensor:
 
 
 def _validate(module: nn.Module, batches: list[TokenPairs], config: GenseTrainingConfig) -> dict[str, float]:
-    """Return cross-entropies, the share of wrong semantic tokens before and after, and S2S's with parts left out.
+    """Return cross-entropies, also of S2S without parts of its prompt, and token error rates before and after N2S.
 
-    Those that decide are with a partly wrong past, as in use; the others with the true one.
+    The loss is computed with a corrupted history, similar to use; the other values with the true history.
     """
     device = next(module.parameters()).device
     rows: dict[str, list[float]] = {}

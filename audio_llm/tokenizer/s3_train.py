@@ -1,8 +1,8 @@
-"""Training of the supervised tokenizer: letters from tokens of clean and of spoilt speech, and like tokens of both.
+"""Training of the supervised tokenizer: CTC on clean and degraded speech, and consistent tokens of the two views.
 
-Each utterance is seen twice, as it is and with noise and rooms. Both have to be written down from their tokens; what is
-cut into the spoilt one's tokens is drawn towards the clean one's. A recogniser may help as a teacher: its letters frame
-by frame, also for utterances without words.
+Each utterance has two views, clean and degraded by noise and reverberation. Both are recognized from their tokens, and
+the degraded view's values before quantization are drawn towards the clean ones. A CTC recognizer may serve as a teacher
+by its frame-level character probabilities, also for utterances without text.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class S3TrainingConfig:
     """How to train the tokenizer.
 
     Attributes:
-        model: Its size.
-        training: The loop's settings.
-        spoilt: How the second sight of an utterance is spoilt; with `clean_share` 1 both are clean.
-        batch_seconds: Sound in a batch, padding included, each utterance counted once.
-        max_seconds: Longer utterances are left out.
-        teacher_weight: Of the teacher's letters, where a pack has them.
-        likeness: Weight of the distance between the two sights before they are cut.
-        validation_items: Utterances of the tuning part at each validation.
+        model: Size of the network.
+        training: Settings of the training loop.
+        spoilt: Degradation of the second view of an utterance; with `clean_share` 1 both are clean.
+        batch_seconds: Sound in a batch in seconds, padding included, each utterance counted once.
+        max_seconds: Longer utterances are skipped.
+        teacher_weight: Weight of the loss against the teacher's probabilities, where there is a teacher.
+        likeness: Weight of the consistency loss between the two views before quantization.
+        validation_items: Utterances at each validation.
     """
 
     model: S3Config = field(default_factory=S3Config)
@@ -70,12 +70,12 @@ class S3TrainingConfig:
 
 
 class S3Batch(NamedTuple):
-    """Utterances, the clean sights first, then the spoilt ones in the same order.
+    """Utterances, the clean views first, then the degraded ones in the same order.
 
     Attributes:
-        mel: (2 B, F, 80) float32, normalised.
+        mel: (2 B, F, 80) float32, normalized.
         lengths: (2 B,) int64, frames of each.
-        targets: (sum of symbols,) int64, of the B texts one after another; none of those without words.
+        targets: (sum of symbols,) int64, of the B texts in sequence; none for utterances without text.
         target_lengths: (B,) int64, symbols of each.
         teacher: (B, N, 29) float32, the teacher's probabilities; (B, N, 0) without a teacher.
     """
@@ -88,7 +88,7 @@ class S3Batch(NamedTuple):
 
 
 def pack_teacher(pack: Path, recognizer: CtcRecognizer, output: Path) -> int:
-    """Write the recogniser's letters, frame by frame, of every utterance of a pack; return how many there are."""
+    """Write a recognizer's frame-level log-probabilities of every utterance of a pack; return their number."""
     speech = SpeechPack(pack)
 
     def rows() -> Any:
@@ -113,23 +113,23 @@ def train_s3(
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
 ) -> TrainingResult:
-    """Train a tokenizer; `output/best` becomes a model directory with the lowest loss on clean and spoilt speech.
+    """Train a tokenizer; `output/best` becomes a model directory with the lowest loss on clean and degraded speech.
 
     Args:
-        pack: Packed speech and noise to learn from.
-        tuning: The same, of other people and noises, which decides which model is the best.
+        pack: Training data: packed speech and noise.
+        tuning: Validation data: a pack of other speakers and noises.
         output: Folder of the training.
-        config: How to train.
-        teacher: What `pack_teacher` wrote of `pack`.
+        config: Settings.
+        teacher: Result of `pack_teacher` for `pack`.
         max_minutes: Stop after this time.
-        resume: Go on from `output/last`.
+        resume: Continue from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        provenance: What made the model, for its directory.
-        start_from: A tokenizer to start from, whose size counts, not the configuration's; or a CTC recogniser of the
-            configured width, whose layers the tokenizer then starts with.
+        provenance: Origin of the model, stored in its directory.
+        start_from: Tokenizer to initialize from, whose size replaces the configured one; or a CTC recognizer of the
+            configured width, whose layers are copied.
 
     Raises:
-        DataError: A pack is missing, has no words, or the teacher's is another one's.
+        DataError: A pack is missing, has no text, or the teacher's probabilities belong to another pack.
     """
     data = _Utterances(pack, config, teacher)
     held_out = _Utterances(tuning, config)
@@ -170,17 +170,18 @@ def _start(name: str | Path, config: S3Config) -> S3Network:
 
 
 def adopt(network: S3Network, recognizer: CtcModel) -> None:
-    """Give a tokenizer the layers of a recogniser, its blocks in order; what lies at the quantizer stays as it is.
+    """Copy the layers of a recognizer to a tokenizer, blocks in order; the layers at the quantizer stay as they are.
 
-    A recogniser that handles two frames as one has its first and last layer averaged over them: a beginning, not more.
+    Where a recognizer folds two frames into one, its first layer is summed and its last one averaged over them, as an
+    approximate initialization.
 
     Raises:
-        ConfigError: The two differ in width, or the recogniser has fewer blocks.
+        ConfigError: The two differ in width, or the recognizer has fewer blocks.
     """
     old, new = recognizer.config, network.config
     alike = ("channels", "width", "heads", "feedforward", "kernel")
     if any(getattr(old, name) != getattr(new, name) for name in alike) or old.layers < new.before + new.after:
-        remedy = "give model.before, model.after and the widths of the recogniser"
+        remedy = "give model.before, model.after and the widths of the recognizer"
         raise ConfigError(f"a tokenizer {new} cannot start with the layers of {old}", remedy=remedy)
     blocks = [*network.before, *network.after]
     for block, source in zip(blocks, recognizer.blocks, strict=False):
@@ -195,14 +196,14 @@ def adopt(network: S3Network, recognizer: CtcModel) -> None:
 
 
 class _Utterances:
-    """The utterances of a pack that can be learned from."""
+    """The utterances of a pack that are usable for training."""
 
     def __init__(self, pack: Path, config: S3TrainingConfig, teacher: Path | None = None) -> None:
         self.speech = NoisySpeech(SpeechPack(pack), config.spoilt)
         self.teacher = None if teacher is None else ShardReader(teacher)
         samples = self.speech.pack.samples
         if self.teacher is not None and len(self.teacher) != len(samples):
-            remedy = "write the teacher's letters of this pack"
+            remedy = "compute the teacher's probabilities for this pack"
             raise DataError(f"{len(self.teacher)} utterances, the pack has {len(samples)}", path=teacher, remedy=remedy)
         self.symbols = [encode_symbols(words) or [] for words in self.speech.pack.words]
         counts = output_lengths(frame_lengths(torch.from_numpy(samples))).tolist()
@@ -216,7 +217,7 @@ class _Utterances:
 
     @property
     def hours(self) -> float:
-        """Sound in hours."""
+        """Duration of the utterances in hours."""
         return float(self._samples[self.rows].sum()) / 16_000 / 3600
 
     def batches(self, epoch: int, config: S3TrainingConfig) -> list[list[tuple[int, int]]]:
@@ -226,7 +227,7 @@ class _Utterances:
         return list(batches_by_length(self.rows, self._samples, limit, rng))
 
     def in_order(self, count: int, batch_seconds: float) -> list[list[tuple[int, int]]]:
-        """Return `count` utterances with words, always the same ones of all speakers, always spoilt alike."""
+        """Return `count` utterances with text, always the same ones and degraded alike."""
         labelled = [int(row) for row in self.rows if self.symbols[row]]
         rows = [labelled[index] for index in np.random.default_rng(0).permutation(len(labelled))[:count]]
         rows.sort(key=lambda row: self._samples[row])
@@ -234,7 +235,7 @@ class _Utterances:
         return [[(row, _VALIDATION_SEED + row) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
 
     def collate(self, chosen: Sequence[tuple[int, int]]) -> S3Batch:
-        """Return both sights of some utterances."""
+        """Return both views of some utterances."""
         pairs = [self.speech.utterance(row, seed) for row, seed in chosen]
         sounds = [torch.from_numpy(sound) for sound in [p.clean for p in pairs] + [p.noisy for p in pairs]]
         lengths = torch.tensor([len(sound) for sound in sounds])
@@ -275,7 +276,7 @@ def _loss(output: S3Output, batch: S3Batch, config: S3TrainingConfig) -> Tensor:
 def _validate(
     network: nn.Module, data: _Utterances, batches: list[list[tuple[int, int]]], config: S3TrainingConfig
 ) -> dict[str, float]:
-    """Return the loss, the word error rate of clean and spoilt speech by letters, and how the tokens are used."""
+    """Return the loss, the word error rates of clean and degraded speech, the tokens' change rate and entropy."""
     assert isinstance(network, S3Network)
     device = network.output.weight.device
     losses, references, changed, tokens = [], [], [], []
