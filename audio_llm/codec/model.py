@@ -1,7 +1,7 @@
 """The codec's network: spectrum, ConvNeXt encoder, one code per frame, ConvNeXt decoder, inverse transform.
 
-A decoder that predicts spectra costs far less than one that upsamples by transposed convolutions (measured: 0.05 against
-2.65 CPU seconds to train on one second of sound).
+A decoder that predicts spectra costs far less than one that upsamples by transposed convolutions (measured: 0.05
+against 2.65 CPU seconds to train on one second of sound).
 """
 
 from __future__ import annotations

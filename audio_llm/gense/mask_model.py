@@ -1,7 +1,7 @@
 """A small streaming enhancer: estimates a short complex filter for each bin from spectra split into bands.
 
-Bands as in BSRNN (Luo and Yu 2023), narrow at low frequencies. Blocks alternate recurrence over time, the same for each band,
-and layers that mix the bands of a frame. Each bin gets a filter over neighboring frames (deep filtering, Mack and
+Bands as in BSRNN (Luo and Yu 2023), narrow at low frequencies. Blocks alternate recurrence over time, the same for each
+band, and layers that mix the bands of a frame. Each bin gets a filter over neighboring frames (deep filtering, Mack and
 Habets 2019). A frame's output needs one frame of the future.
 """
 

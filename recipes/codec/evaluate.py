@@ -1,4 +1,4 @@
-"""Figures of tokenizers and codecs on people and noises that no training heard."""
+"""Evaluates tokenizers and codecs on speakers and noises of no training."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from audio_llm.tokenizer.s3 import S3Tokenizer
 
 NOISES = ("white", "babble", "recorded")
 SNRS_DB = (20, 10, 5, 0)
-SEEN_VOICE = "kathleen"  # is in training, with other prompts: reported apart
+SEEN_VOICE = "kathleen"  # is in training, with other prompts: left out
 _SEED = 5
-_STRETCH_S = 3.0  # of the timing
-_CODEBOOK_PASSES = 3  # over the test, at other levels, for counting codes
+_STRETCH_S = 3.0  # duration of the input of the timing
+_CODEBOOK_PASSES = 3  # over the test set at different levels, to count codes
 
 
 @dataclass(frozen=True)
 class _Tokenized:
-    """What a tokenizer made of a set in one condition."""
+    """Tokens of a set in one condition, and the text of each utterance's tokens."""
 
     tokens: list[np.ndarray]
     words: list[str]
 
 
 def tokenizer_table(models: Sequence[str], test: Path, limit: int) -> Iterator[str]:
-    """Yield the lines of a table: a condition a line, a model a column."""
+    """Yield the lines of a table: one row per condition, one column per model."""
     pack = SpeechPack(test, labelled=True)
     chosen = _chosen(pack, limit)
     references = [pack.words[number] for number in chosen]
     tokenizers = {_label(name): S3Tokenizer.load(name) for name in models}
-    yield f"{len(chosen)} utterances of {len({pack.speakers[number] for number in chosen})} people"
+    yield f"{len(chosen)} utterances of {len({pack.speakers[number] for number in chosen})} speakers"
     head = [f"{name}: WER % | ids changed % | level distance" for name in tokenizers]
     yield f"| condition | {' | '.join(head)} |"
     yield "|---" * (1 + 3 * len(tokenizers)) + "|"
@@ -68,16 +68,16 @@ def tokenizer_table(models: Sequence[str], test: Path, limit: int) -> Iterator[s
         order = np.random.default_rng(_SEED).permutation(len(chosen))
         shuffled = word_errors([references[index] for index in order], clean[name].words).rate
         used = f"{int((probabilities > 0).sum())} of {tokenizer.size} ids used"
-        yield f"{name}: {entropy:.2f} bits a token, {used}, WER of other texts {100 * shuffled:.1f} %"
+        yield f"{name}: {entropy:.2f} bits per token, {used}, WER of other texts {100 * shuffled:.1f} %"
 
 
 def codec_table(models: Sequence[str], packs: Path, limit: int) -> Iterator[str]:
-    """Yield the lines of a table: a codec a line; the people are in no training."""
+    """Yield the lines of a table, one row per codec, for speakers in no training."""
     pack = SpeechPack(packs / "test")
     names = [number for number in range(len(pack)) if pack.speakers[number] != SEEN_VOICE]
     chosen = _chosen(pack, limit, names)
     sounds = {number: _sound(pack, number) * np.float32(to_level(_sound(pack, number))) for number in chosen}
-    yield f"{len(chosen)} utterances of {len({pack.speakers[number] for number in chosen})} unseen people"
+    yield f"{len(chosen)} utterances of {len({pack.speakers[number] for number in chosen})} unseen speakers"
     yield (
         "| codec | codes/s | PESQ-WB | STOI (codes shuffled) | ESTOI | OVRL (original) | codes used | perplexity "
         "| x real time |"
@@ -118,13 +118,13 @@ def codec_table(models: Sequence[str], packs: Path, limit: int) -> Iterator[str]
 
 
 def _label(name: str) -> str:
-    """Return how a table names a model: the folder of its training, or its own."""
+    """Return a model's name in tables: the folder of its training, or its own."""
     path = Path(name)
     return path.parent.name if path.name == "best" else path.name
 
 
 def round_trip(codec: SpeechCodec, waveform: np.ndarray, shuffle: bool = False) -> np.ndarray:
-    """Return (T,) float32 encoded and decoded; shuffled codes must not give the same sound."""
+    """Return (T,) float32 encoded and decoded; shuffled codes are a control that must give another sound."""
     lengths = torch.tensor([len(waveform)])
     codes = codec.encode(torch.from_numpy(waveform)[None], lengths)
     if shuffle:
@@ -134,7 +134,7 @@ def round_trip(codec: SpeechCodec, waveform: np.ndarray, shuffle: bool = False) 
 
 
 def _chosen(pack: SpeechPack, limit: int, numbers: Sequence[int] | None = None) -> list[int]:
-    """Return utterances of 1.5 to 16 s, drawn evenly over the corpora."""
+    """Return utterances of 1.5 to 16 s, drawn uniformly."""
     numbers = range(len(pack)) if numbers is None else numbers
     rng = np.random.default_rng(_SEED)
     order = [int(n) for n in rng.permutation(list(numbers)) if 1.5 <= pack.samples[n] / 16_000 <= 16.0]
@@ -146,7 +146,7 @@ def _sound(pack: SpeechPack, number: int) -> np.ndarray:
 
 
 def _with_noise(pack: SpeechPack, number: int, noise: str, snr_db: float) -> np.ndarray:
-    """Return an utterance with noise of the test part at an SNR over the active speech."""
+    """Return an utterance with noise of the test part at an SNR relative to the active speech."""
     sound = _sound(pack, number)
     rng = np.random.default_rng([_SEED, number, NOISES.index(noise)])
     if noise == "white":
@@ -171,12 +171,12 @@ def _tokenize(tokenizer: S3Tokenizer, sounds: Sequence[np.ndarray]) -> _Tokenize
 
 
 def _level_distance(tokenizer: S3Tokenizer, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the mean distance in levels of each token's numbers."""
+    """Return the mean distance of each token's dimensions, in levels."""
     return tokenizer.network.quantizer.distance(torch.from_numpy(one), torch.from_numpy(other)).numpy()
 
 
 def _seconds_per_second(codec: SpeechCodec) -> float:
-    """Return the seconds that one thread takes to encode and decode a second of sound, the median of some stretches."""
+    """Return the CPU seconds of one thread to encode and decode a second of sound, the median of ten runs."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     sound = np.random.default_rng(0).standard_normal(int(_STRETCH_S * 16_000)).astype(np.float32) * 0.05

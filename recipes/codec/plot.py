@@ -1,4 +1,4 @@
-"""The tokenizers' report as a picture: word error rate over the signal-to-noise ratio, a panel a noise."""
+"""Plots the report of tokenizers: word error rate over signal-to-noise ratio, one panel per noise."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ CLEAN_DB = 30.0  # where clean speech is drawn
 
 
 def draw(lines: list[str], path: Path) -> None:
-    """Draw a line a tokenizer.
+    """Draw one line per tokenizer.
 
     Args:
-        lines: As `evaluate.tokenizer_table` gave them.
-        path: The picture; its ending says the form.
+        lines: Lines of `evaluate.tokenizer_table`.
+        path: The picture; its suffix names the format.
     """
     import matplotlib
 
@@ -44,7 +44,7 @@ def draw(lines: list[str], path: Path) -> None:
 def main() -> None:
     """Draw the table named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", type=Path, help="what the tokenizer-report stage printed")
+    parser.add_argument("table", type=Path, help="output of the stage tokenizer-report")
     parser.add_argument("picture", type=Path)
     arguments = parser.parse_args()
     draw(arguments.table.read_text(encoding="utf-8").splitlines(), arguments.picture)

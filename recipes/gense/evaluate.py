@@ -1,4 +1,4 @@
-"""Every system on noisy speech of unseen people: figures by utterance, kept as they are made; tables of them."""
+"""Evaluates every system on noisy speech of unseen speakers: figures per utterance, saved at once, and tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from audio_llm.tse.speaker import SpeakerEncoder, embed
 _SEED = 11
 _LEAST_S, _MOST_S = 2.0, 12.0  # of a mixture
 _NO_SPEECH = {"pesq_wb": 1.0, "si_sdr_db": -30.0}  # figures where no speech is left; the others are 0
-_LOW_DB = 10.0  # at or below it the input is bad: few stretches may be bypassed
+_LOW_DB = 10.0  # at or below it the input is bad: few chunks may be bypassed
 MIXES = NoisyConfig(
     clean_share=0.0,
     silent_share=0.0,
@@ -45,7 +45,7 @@ MIXES = NoisyConfig(
 
 
 def mixes(test: Path, count: int, config: NoisyConfig = MIXES, seed: int = _SEED) -> list[Pair]:
-    """Return utterances of the test part, made noisy: people and noises of no training."""
+    """Return utterances of the test part with noise added: speakers and noises of no training."""
     speech = NoisySpeech(SpeechPack(test, labelled=True), config)
     pack, pairs = speech.pack, []
     for number in np.random.default_rng(seed).permutation(len(pack)).tolist():
@@ -57,12 +57,12 @@ def mixes(test: Path, count: int, config: NoisyConfig = MIXES, seed: int = _SEED
 
 
 class Evaluator:
-    """What judges the outputs.
+    """Computes the figures of outputs.
 
     Args:
-        tokenizer: Of semantic tokens.
-        teacher: Resemblyzer's speaker encoder; None: no figures of voices.
-        texts: Sentences for the closed set.
+        tokenizer: Semantic tokenizer; None: no token figures.
+        teacher: Resemblyzer's speaker encoder; None: no speaker similarity.
+        texts: Sentences for the closed-set sentence identification.
     """
 
     def __init__(self, tokenizer: S3Tokenizer | None, teacher: SpeakerEncoder | None, texts: Sequence[str]) -> None:
@@ -89,7 +89,7 @@ class Evaluator:
 
 
 def sound_figures(pair: Pair, enhanced: np.ndarray) -> dict[str, float]:
-    """Return the fields of `measure.Figures`; the worst there are where no speech is left."""
+    """Return the fields of `measure.Figures`; the worst values where no speech is left."""
     try:
         return asdict(measure.measure(pair, enhanced))
     except DataError:  # PESQ finds no speech in it
@@ -98,7 +98,7 @@ def sound_figures(pair: Pair, enhanced: np.ndarray) -> dict[str, float]:
 
 
 def token_errors(tokenizer: S3Tokenizer, clean: np.ndarray, enhanced: np.ndarray) -> tuple[float, float]:
-    """Return how far the tokens of two sounds (T,) differ: mean distance in levels, share that are others."""
+    """Return the difference of the tokens of two sounds (T,): mean distance in levels, fraction that differs."""
     both = torch.from_numpy(np.stack([clean, enhanced]))
     tokens = tokenizer.encode(both, torch.tensor([both.shape[1]] * 2)).tokens
     distance = tokenizer.network.quantizer.distance(*tokens)
@@ -108,15 +108,15 @@ def token_errors(tokenizer: S3Tokenizer, clean: np.ndarray, enhanced: np.ndarray
 def run(
     systems: dict[str, System], pairs: Sequence[Pair], evaluator: Evaluator, output: Path, name: str, versions: str
 ) -> None:
-    """Measure what the file does not hold yet and append it, an utterance under a system a line.
+    """Measure what the file does not contain yet, and append one line per utterance and system.
 
     Args:
-        systems: What is compared.
-        pairs: Noisy speech.
-        judges: What judges.
+        systems: Systems by name.
+        pairs: Noisy and clean speech.
+        evaluator: Computes the figures.
         output: The file.
-        name: Of the pairs.
-        made_by: Tells models and judges from others: rows of others are not taken for these.
+        name: Name of the set of pairs.
+        versions: Identifies models and measures; rows with other versions are ignored.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     done = {(row["set"], row["system"], row["id"]) for row in rows_of(output, versions)}
@@ -135,7 +135,7 @@ def run(
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield the lines of the tables: one for each set, a system a line."""
+    """Yield the lines of the tables: one table per set, one row per system."""
     head = "system | n | PESQ-WB | STOI | ESTOI | SI-SDR | SIG | BAK | OVRL | token distance | token errors % | "
     head += "WER % | closed set % | voice | generated % | bypassed at 10 dB or less %"
     for name in dict.fromkeys(row["set"] for row in rows):
@@ -175,6 +175,6 @@ def _keeper(chunks: list[dict[str, Any]]) -> Report:
 
 
 def rows_of(path: Path, versions: str) -> list[dict[str, Any]]:
-    """Return the rows of a file, if there is one, that were made by some models and judges."""
+    """Return the rows of a file, if it exists, with these versions of models and measures."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [row for row in map(json.loads, lines) if row.get("made_by") == versions]

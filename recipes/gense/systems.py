@@ -1,4 +1,4 @@
-"""What is compared: the recording, the mask network, GenSE with and without parts of it, and what its codec allows."""
+"""The systems compared: the recording, the mask network, GenSE with ablations, and the upper bound of its codec."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ System = Callable[[Pair, Report], np.ndarray]  # to (T,) float32 at 16 kHz
 
 
 def systems(mask: str | Path, gense: str | Path | None, names: list[str]) -> dict[str, System]:
-    """Return the systems of some names; all that the models allow where none are given."""
+    """Return the named systems, or without names all that the models allow."""
     network = load_mask(mask)
     available: dict[str, System] = {"noisy": lambda pair, _: pair.noisy, "mask": _system(Enhancer(network))}
     if gense is not None:
@@ -62,7 +62,7 @@ def _system(enhancer: Enhancer) -> System:
 
 @torch.inference_mode()
 def _through_codec(model: GenseModel, clean: np.ndarray) -> np.ndarray:
-    """Return what the codec makes of clean speech: nothing that is spoken anew can come nearer."""
+    """Return clean speech through the codec, the upper bound of resynthesis."""
     gain, lengths = np.float32(to_level(clean)), torch.tensor([len(clean)])
     codes = model.parts.codec.encode(torch.from_numpy(gain * clean)[None], lengths)
     decoded: np.ndarray = model.parts.codec.decode(codes, lengths)[0].numpy()

@@ -1,4 +1,4 @@
-"""Where the guards' limits lie, found on tuning speech; and what the guards do when they are put to the test."""
+"""Tunes the limits of the quality checks on validation speech, and tests the checks with wrong inputs."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ RATE = 16_000  # Hz
 NOISY = replace(MIXES, seconds=6.0, snr_db=(-5.0, 20.0), room_share=0.4)
 CLEAN = replace(NOISY, clean_share=1.0, room_share=0.0)
 NOISE_ONLY = replace(NOISY, silent_share=1.0, room_share=0.0)
-_LOW_DB = 10.0  # at or below it hardly anything may be left as it is
-_PASS_RATE = 0.95  # of the good stretches, that each limit lets pass
-_BYPASSED = 0.02  # of the stretches at low ratios, that are left as they are
-_NEAREST = 0.9  # of the least distance of other words: nothing beyond passes
-_THRESHOLDS_DB = (20.0, 15.0, 10.0, 5.0, 0.0)  # that are tried for the mode `balanced`
-_FEWEST = 10  # stretches that a threshold needs
+_LOW_DB = 10.0  # at or below it hardly any chunk may be bypassed
+_PASS_RATE = 0.95  # fraction of the good segments that each limit accepts
+_BYPASSED = 0.02  # fraction of the segments at low ratios that are bypassed
+_NEAREST = 0.9  # of the smallest distance of other words: the largest accepted distance
+_THRESHOLDS_DB = (20.0, 15.0, 10.0, 5.0, 0.0)  # candidates for the mode `balanced`
+_FEWEST = 10  # segments that a threshold needs
 _SEED = 43
 _OF_SOUND = ("tone_db", "pitch_octaves", "invented", "lost")
 _BETTER = {"pesq_wb": 1, "stoi": 1, "estoi": 1, "si_sdr_db": 1, "sig": 1, "bak": 1, "ovrl": 1, "token_distance": -1}
 
 
 class Arm(NamedTuple):
-    """What is tried.
+    """A candidate configuration.
 
     Attributes:
-        acoustic: Whose codes S2S is told, `noisy` or `masked`.
-        tokens: How N2S's tokens are drawn.
-        codes: How S2S's codes are drawn.
-        heard_share: What the noisy and the mask network's tokens each have to say in N2S's.
+        acoustic: Acoustic codes in the prompt of S2S, `noisy` or `masked`.
+        tokens: Decoding of N2S's tokens.
+        codes: Decoding of S2S's codes.
+        copy_weight: Weight of the noisy speech's tokens in N2S's probabilities, and of the mask network's likewise.
     """
 
     acoustic: str
@@ -61,7 +61,7 @@ class Arm(NamedTuple):
     copy_weight: float = 0.0
 
     def generator(self, model: GenseModel) -> Resynthesizer:
-        """Return what speaks so."""
+        """Return a resynthesizer with this configuration."""
         return Resynthesizer(model, self.tokens, self.codes, Chain(acoustic=self.acoustic), self.copy_weight)
 
 
@@ -76,23 +76,23 @@ ARMS = {
 
 
 def arms(model: GenseModel) -> dict[str, Arm]:
-    """Return what can be tried with a model: codes have a median where their quantizer is a scalar one."""
+    """Return the candidates for a model: codes have a median only with a scalar quantizer."""
     scalar = isinstance(model.parts.codec.network.quantizer, FSQ)
     return {name: arm for name, arm in ARMS.items() if scalar or arm.codes != MEDIAN}
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning speech tells.
+    """Settings tuned on validation speech.
 
     Attributes:
-        limits: Of the guards.
-        chain: What S2S is told.
-        sampling: How its codes are drawn.
-        semantic_sampling: How N2S's tokens are drawn.
-        heard_share: What the noisy and the mask network's tokens each have to say in these.
-        balanced_below_db: Of the mode `balanced`; None: below no threshold is speech that was spoken anew, and passed,
-            as good as the mask network's on every measure.
+        chain: Parts of the prompt of S2S.
+        sampling: Decoding of S2S's codes.
+        semantic_sampling: Decoding of N2S's tokens.
+        copy_weight: See `Arm`.
+        limits: Limits of the quality checks.
+        balanced_below_db: Threshold of the mode `balanced`; None: below no threshold is accepted resynthesized speech
+            as good as the mask network's output on every measure.
     """
 
     chain: Chain
@@ -106,15 +106,15 @@ class Tuned:
 def generate_all(
     generator: Resynthesizer, network: MaskNetwork, pack: SpeechPack, count: int, seed: int, output: Path
 ) -> list[dict[str, Any]]:
-    """Speak noisy stretches anew; return evidence and figures, and how far the words before are, a row each.
+    """Resynthesize noisy segments; return a row each: evidence, figures, and the distance of the words before.
 
     Args:
-        generator: Speaks.
+        generator: The resynthesizer.
         network: The mask network.
         pack: Speech and noise.
-        count: Stretches.
-        seed: Of the first.
-        output: Keeps the rows: what is done is not done again. Of these models alone.
+        count: Number of segments.
+        seed: Seed of the first segment.
+        output: Stores the rows of these models; rows that exist are not computed again.
     """
     speech, tokenizer = NoisySpeech(pack, NOISY), generator.model.parts.tokenizer
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()] if output.exists() else []
@@ -138,36 +138,36 @@ def generate_all(
             rows.append(row)
             file.write(json.dumps(row) + "\n")
             file.flush()
-            logging.info("%d of %d stretches", number + 1, count)
+            logging.info("%d of %d segments", number + 1, count)
     return rows[:count]
 
 
 def best_arm(tried: Mapping[str, Sequence[dict[str, Any]]]) -> str:
-    """Return the arm, of rows of `speak_all`, with which the tokens come nearest to the clean speech's."""
+    """Return the arm, from rows of `generate_all`, whose tokens are nearest to those of the clean speech."""
     for name, rows in tried.items():
         logging.info("%s: %s", name, {k: round(_mean(rows, "spoken", k), 3) for k in _BETTER})
     return min(tried, key=lambda name: _mean(tried[name], "spoken", "token_distance"))
 
 
 def tune(best: Arm, rows: Sequence[dict[str, Any]], clean_db: Sequence[float]) -> Tuned:
-    """Return what tuning speech tells.
+    """Return the tuned settings.
 
-    Stretches whose tokens came no farther from the clean speech's than the noisy ones were are good: each limit lets 95
-    of 100 of them pass, and is never wider than the default, for how wrong words and voices differ the rows do not
-    show. With fewer than 10 good ones the defaults stay. Words may be no farther from the input's than 0.9
-    of the nearest of other stretches' words. The ratio from which the input is left as it is lets 95 of 100 clean
-    stretches through, is the default at most, and above that of 98 of 100 stretches at 10 dB or less.
+    A segment is good if its tokens are at least as near to the clean speech's as the noisy ones. Each limit accepts 95
+    of 100 good segments and is never wider than the default, since the rows do not show how wrong words and voices
+    differ. With fewer than 10 good segments the defaults stay. Words may differ from the input's by at most 0.9 of the
+    distance of the nearest words of other segments. The ratio from which the input is bypassed accepts 95 of 100 clean
+    segments, is at most the default, and exceeds that of 98 of 100 segments at 10 dB or less.
 
     Args:
         best: The arm.
-        rows: Its rows of `speak_all`.
-        clean_db: Estimated signal-to-noise ratios of clean speech.
+        rows: Its rows of `generate_all`.
+        clean_db: Estimated signal-to-noise ratios of clean speech, in dB.
     """
     everything = [row["own"] for row in rows]
     good = [row["own"] for row in rows if row["spoken"]["token_distance"] <= row["noisy"]["token_distance"]]
     limits = asdict(Limits())
     if len(good) < _FEWEST:
-        logging.warning("only %d of %d stretches are good: the defaults stay", len(good), len(rows))
+        logging.warning("only %d of %d segments are good: the defaults stay", len(good), len(rows))
     else:
         for name in ("level_distance", "input_distance", "longest_run", *_OF_SOUND):
             values = [evidence[name] for evidence in good if np.isfinite(evidence[name])]
@@ -186,9 +186,11 @@ def tune(best: Arm, rows: Sequence[dict[str, Any]], clean_db: Sequence[float]) -
         sum(not rejection_reasons(Evidence(**evidence), tuned_limits) for evidence in evidences)
         for evidences in (everything, good)
     )
-    logging.info("%d of %d stretches pass, %d of %d good ones", next(passing), len(rows), next(passing), len(good))
+    logging.info(
+        "%d of %d segments are accepted, %d of %d good ones", next(passing), len(rows), next(passing), len(good)
+    )
     fraction = float(np.mean(np.array(clean_db) >= tuned_limits.good_db))
-    logging.info("%.0f %% of clean stretches are left as they are", 100.0 * fraction)
+    logging.info("%.0f %% of clean segments are bypassed", 100.0 * fraction)
     drawing = (best.codes, best.tokens, best.copy_weight)
     return Tuned(Chain(acoustic=best.acoustic), *drawing, tuned_limits, _threshold(rows, tuned_limits))
 
@@ -198,7 +200,7 @@ def _mean(rows: Sequence[dict[str, Any]], system: str, name: str) -> float:
 
 
 def _threshold(rows: Sequence[dict[str, Any]], limits: Limits) -> float | None:
-    """Return the highest threshold below which stretches that pass are no worse than the mask network's by any mean."""
+    """Return the highest threshold below which accepted segments are no worse than the mask network's on average."""
     passing = [
         row
         for row in rows
@@ -211,7 +213,7 @@ def _threshold(rows: Sequence[dict[str, Any]], limits: Limits) -> float | None:
             for name, sign in _BETTER.items()
             if len(below) >= _FEWEST
         }
-        logging.info("below %g dB, %d stretches: %s", below_db, len(below), {k: round(v, 3) for k, v in gains.items()})
+        logging.info("below %g dB, %d segments: %s", below_db, len(below), {k: round(v, 3) for k, v in gains.items()})
         if gains and min(gains.values()) >= 0.0:
             return below_db
     return None
@@ -224,41 +226,41 @@ def _words_apart(tokenizer: S3Tokenizer, waveform: np.ndarray, words: np.ndarray
 
 
 def _levelled(waveform: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a sound (1, T) at the level of tokens, and its length."""
+    """Return a waveform (1, T) at the tokenizer's level, and its length."""
     return torch.from_numpy(waveform * np.float32(to_level(waveform)))[None], torch.tensor([len(waveform)])
 
 
 def clean_ratios_db(network: MaskNetwork, pack: SpeechPack, count: int, seed: int) -> list[float]:
-    """Return the estimated signal-to-noise ratios of clean stretches, dB."""
+    """Return the estimated signal-to-noise ratios of clean segments, in dB."""
     speech = NoisySpeech(pack, CLEAN)
     sounds = [speech.pair(seed + number).noisy for number in range(count)]
     return [snr_db(sound, masked_sound(network, sound)) for sound in sounds]
 
 
 def attack(model: GenseModel, network: MaskNetwork, test: Path, count: int) -> Iterator[str]:
-    """Yield the lines of a table: what becomes of what must not be spoken anew, in mode `generative` with guards.
+    """Yield the lines of a table: the actions on inputs that must not be resynthesized, in mode `generative`.
 
     Args:
         model: GenSE.
         network: The mask network.
-        test: Pack of other people and noises.
+        test: Pack of other speakers and noises.
         count: Utterances of each kind.
     """
     plain, forced, voice = Resynthesizer(model), _ForcedWords(model), _OtherVoice(model.parts.codec.network)
     imitating = Resynthesizer(replace(model, parts=replace(model.parts, codec=voice)))
     pack = SpeechPack(test)
     speakers = dict(zip(pack.ids, pack.speakers, strict=True))
-    guarded = Policy("generative", limits=model.limits)
+    checked = Policy("generative", limits=model.limits)
     free = Policy("generative", checks=False, limits=replace(model.limits, good_db=1000.0))
     kinds = (
-        ("noisy speech", NOISY, plain, guarded),
-        ("another's words forced in", NOISY, forced, guarded),
-        ("told another's voice", NOISY, imitating, guarded),
-        ("clean speech", CLEAN, plain, guarded),
-        ("noise", NOISE_ONLY, plain, guarded),
-        ("noise, without guards", NOISE_ONLY, plain, free),
+        ("noisy speech", NOISY, plain, checked),
+        ("another's words forced in", NOISY, forced, checked),
+        ("another's voice in the prompt", NOISY, imitating, checked),
+        ("clean speech", CLEAN, plain, checked),
+        ("noise", NOISE_ONLY, plain, checked),
+        ("noise, without checks", NOISE_ONLY, plain, free),
     )
-    yield "| input | stretches | spoken anew | the mask network's | left as they are | silent |"
+    yield "| input | chunks | generated | mask | bypass | silent |"
     yield "|---" * 6 + "|"
     for kind, config, generator, policy in kinds:
         pairs = mixes(test, count, config, _SEED)
@@ -276,36 +278,36 @@ def attack(model: GenseModel, network: MaskNetwork, test: Path, count: int) -> I
 
 
 class _ForcedWords(Resynthesizer):
-    """Says what it is told to."""
+    """Generates given words."""
 
     words = np.zeros(1, np.int64)
 
     def use_words(self, waveform: np.ndarray) -> None:
-        """Take the words of (T,) float32 at 16 kHz."""
+        """Set the words to those of (T,) float32 at 16 kHz."""
         self.words = self.model.parts.tokenizer.encode(*_levelled(waveform)).tokens[0].numpy()
 
     def generate(self, noisy: np.ndarray, *args: Any, **more: Any) -> Generated:
-        """Speak as `SpeechGenerator.speak`, but say that."""
+        """Resynthesize as `Resynthesizer.generate`, with the given words."""
         count = self.model.parts.tokenizer.encode(*_levelled(noisy)).tokens.shape[1]
         more["force"] = np.resize(self.words, count)
         return super().generate(noisy, *args, **more)
 
 
 class _OtherVoice(SpeechCodec):
-    """Hears somebody else's voice whatever it is given."""
+    """Encodes every input as the codes of another voice."""
 
     def imitate(self, waveform: np.ndarray) -> None:
-        """Take the voice of (T,) float32 at 16 kHz."""
+        """Set the voice to that of (T,) float32 at 16 kHz."""
         self._codes = super().encode(*_levelled(waveform)).codes[0]
 
     def encode(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> Codes:
-        """Return that voice's codes (1, N), as many as those of the waveform would be."""
+        """Return that voice's codes (1, N), as many as the waveform has."""
         count = int(self.network.code_lengths(lengths)[0])
         return Codes(self._codes.repeat(-(-count // len(self._codes)))[None, :count], torch.tensor([count]))
 
 
 def masked_sound(network: MaskNetwork, waveform: np.ndarray) -> np.ndarray:
-    """Return the mask network's sound (T,) float32 at 16 kHz of another."""
+    """Return the mask network's output (T,) float32 at 16 kHz."""
     with torch.inference_mode():
         sound: np.ndarray = network(torch.from_numpy(waveform)[None])[0].numpy()
     return sound

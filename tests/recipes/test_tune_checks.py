@@ -90,7 +90,7 @@ def test_with_too_few_good_stretches_the_defaults_stay(
 ) -> None:
     bad = [row for row in rows() if row["spoken"]["token_distance"] > 0.6] + rows()[:4]
     tuned = tuned_on(tune_checks, bad, [10.0])
-    assert "only 2 of 54 stretches are good" in caplog.text
+    assert "only 2 of 54 segments are good" in caplog.text
     assert tuned.limits.tone_db == Limits().tone_db
     assert tuned.limits.level_distance == Limits().level_distance
     assert tuned.limits.good_db == 10.0
