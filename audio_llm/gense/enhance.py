@@ -106,7 +106,7 @@ class Enhancer:
         loaded = load_gense(folder, device)
         policy = Policy(mode or "balanced", checks, loaded.limits, loaded.balanced_below_db, seed)
         if policy.mode == "balanced" and policy.balanced_below_db is None:
-            _log.warning("%s: no threshold was found for the mode balanced: nothing is spoken anew", model)
+            _log.warning("%s: no threshold was tuned for the mode balanced: nothing is resynthesized", model)
         return cls(load_mask(loaded.mask, device), Resynthesizer(loaded), policy)
 
     def enhance(

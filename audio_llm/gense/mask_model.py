@@ -132,7 +132,7 @@ class MaskNetwork(nn.Module):
         return sound[:, :size], state._replace(samples=samples[:, size:], tail=sound[:, size:])
 
     def _step(self, new: Tensor, state: MaskState) -> tuple[Tensor, MaskState]:
-        """Return enhanced frames, `LOOKAHEAD` behind the input (B, N, 2, BINS), and the state but for its samples."""
+        """Return enhanced frames, `LOOKAHEAD` frames late, of (B, N, 2, BINS), and the state with old samples."""
         seen = torch.cat([state.features, _features(new)], dim=2)
         spectra = torch.cat([state.spectra, new], dim=1)
         frames = seen.unfold(2, _SEEN, 1).permute(0, 2, 3, 1, 4)  # (B, N, BINS, 3, _SEEN)

@@ -184,10 +184,11 @@ def test_training_accepts_only_tokens_of_its_own_parts(speech_pack: Path, tmp_pa
         codec.leave.bias += 1.0  # another decoder of the same codes
     hub.save_model(tmp_path / "out" / "codes", asdict(codec.config), codec.state_dict(), CODEC, "#")
     settings = json.loads((best / "config.json").read_text())
-    settings["config"] |= {"semantic_sampling": {"median": True}, "sampling": {"median": True}}
+    settings["config"] |= {"semantic_sampling": {"median": True}, "sampling": {"median": True}, "heard_share": 0.25}
     (best / "config.json").write_text(json.dumps(settings))
     loaded = load_gense(best)
     assert loaded.semantic_sampling == loaded.sampling == MEDIAN
+    assert loaded.copy_weight == 0.25
     assert len(Resynthesizer(loaded).generate(sound(), sound(), 1).codes) == 200
 
     shutil.rmtree(tmp_path / "out" / "codes")
