@@ -31,7 +31,7 @@ class SoundState(NamedTuple):
 
 
 def windowed_frames(waveforms: Tensor, count: int) -> Tensor:
-    """Return `count` windowed frames (B, count, N_FFT) of (B, T) float32; the hop of a frame is its center."""
+    """Return `count` windowed frames (B, count, N_FFT) of (B, T) float32; the hop of a frame lies at its center."""
     padded = functional.pad(waveforms, (SIDE, SIDE + count * HOP_LENGTH - waveforms.shape[1]))
     return padded.unfold(1, N_FFT, HOP_LENGTH) * _window().to(waveforms)
 

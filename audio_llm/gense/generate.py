@@ -155,9 +155,8 @@ class Resynthesizer:
             input_distance=min(self._distance(intended, tokens[:, part]) for tokens in (semantic, of_masked)),
             confidence=float(chunk_log_probs.mean()) if chunk_log_probs.numel() else 0.0,
             longest_run=longest_run(intended[0].cpu().numpy()),
-            **sound_evidence(
-                raw[chunk], masked[chunk]
-            ),  # before the level is matched, which would hide invented speech
+            # before the level is matched, which would hide invented speech
+            **sound_evidence(raw[chunk], masked[chunk]),
         )
         return Generated(
             _match_level(raw, masked), clean[0].cpu().numpy(), codes[0].cpu().numpy(), float(gain), evidence
