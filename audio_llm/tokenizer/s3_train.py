@@ -211,7 +211,7 @@ class _Utterances:
         known = np.array([bool(s) or self.teacher is not None for s in self.symbols])
         self.rows = np.flatnonzero(fits & known & (samples <= config.max_seconds * 16_000))
         if not len(self.rows):
-            raise DataError("no utterance with words and short enough", path=pack, remedy="pack labelled speech")
+            raise DataError("no utterance with words and short enough", path=pack, remedy="pack labeled speech")
         self._seed = config.training.seed
         self._samples = samples
 
@@ -228,8 +228,8 @@ class _Utterances:
 
     def in_order(self, count: int, batch_seconds: float) -> list[list[tuple[int, int]]]:
         """Return `count` utterances with text, always the same ones and degraded alike."""
-        labelled = [int(row) for row in self.rows if self.symbols[row]]
-        rows = [labelled[index] for index in np.random.default_rng(0).permutation(len(labelled))[:count]]
+        labeled = [int(row) for row in self.rows if self.symbols[row]]
+        rows = [labeled[index] for index in np.random.default_rng(0).permutation(len(labeled))[:count]]
         rows.sort(key=lambda row: self._samples[row])
         size = max(1, int(batch_seconds * 16_000 / max(self._samples[row] for row in rows)))
         return [[(row, _VALIDATION_SEED + row) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
@@ -253,14 +253,14 @@ class _Utterances:
 
 def _loss(output: S3Output, batch: S3Batch, config: S3TrainingConfig) -> Tensor:
     count = len(batch.target_lengths)
-    labelled = batch.target_lengths > 0
+    labeled = batch.target_lengths > 0
     loss = output.log_probs.new_zeros(())
     mask = valid_mask(output.lengths[:count], output.log_probs.shape[1])
     for log_probs in output.log_probs.split(count):
-        if bool(labelled.any()):
-            args = (batch.targets, output.lengths[:count][labelled], batch.target_lengths[labelled])
+        if bool(labeled.any()):
+            args = (batch.targets, output.lengths[:count][labeled], batch.target_lengths[labeled])
             ctc = functional.ctc_loss(
-                log_probs[labelled].transpose(0, 1), *args, blank=BLANK, reduction="sum", zero_infinity=True
+                log_probs[labeled].transpose(0, 1), *args, blank=BLANK, reduction="sum", zero_infinity=True
             )
             loss = loss + 0.5 * ctc / batch.target_lengths.sum()
         if config.teacher_weight and batch.teacher.shape[2]:

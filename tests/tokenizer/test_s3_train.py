@@ -158,7 +158,7 @@ def test_packs_without_words_or_none_at_all_are_refused(
     speech_pack: Path, silent_words: Path, tmp_path: Path, tiny: S3Config
 ) -> None:
     for pack, tuning in ((silent_words, speech_pack), (speech_pack, silent_words)):
-        with pytest.raises(DataError, match="labelled speech"):
+        with pytest.raises(DataError, match="labeled speech"):
             train_s3(pack, tuning, tmp_path / "out", settings(tiny, 2), device="cpu")
     with pytest.raises(DataError, match="nowhere"):
         train_s3(tmp_path / "nowhere", speech_pack, tmp_path / "out", settings(tiny, 2), device="cpu")
