@@ -36,7 +36,9 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         help="safe: take noise out; generative: speak anew; balanced: anew only what is too noisy "
         "(default: balanced where the model can, else safe)",
     )
-    parser.add_argument("--no-guards", action="store_true", help="let everything be heard that was spoken anew")
+    parser.add_argument(
+        "--no-guards", action="store_true", help="output every generated chunk, even if a check rejects it"
+    )
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of what is drawn (0)")
     parser.add_argument(
         "--mix",

@@ -124,21 +124,21 @@ def run_mask(arguments: argparse.Namespace) -> int:
     """Train the mask network; return the exit status."""
     from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
 
-    return _run_on_pack(arguments, MaskTrainingConfig, train_mask, listener=_listener(arguments))
+    return _run_on_pack(arguments, MaskTrainingConfig, train_mask, perceptual_loss=_listener(arguments))
 
 
 def run_codec(arguments: argparse.Namespace) -> int:
     """Train the codec; return the exit status."""
     from audio_llm.codec.train import CodecTrainingConfig, train_codec
 
-    return _run_on_pack(arguments, CodecTrainingConfig, train_codec, listener=_listener(arguments))
+    return _run_on_pack(arguments, CodecTrainingConfig, train_codec, perceptual_loss=_listener(arguments))
 
 
 def run_vocoder(arguments: argparse.Namespace) -> int:
     """Train the vocoder; return the exit status."""
     from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
 
-    return _run_on_pack(arguments, VocoderTrainingConfig, train_vocoder, listener=_listener(arguments))
+    return _run_on_pack(arguments, VocoderTrainingConfig, train_vocoder, perceptual_loss=_listener(arguments))
 
 
 def run_touchtts(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Waveform to acoustic codes and back, by a trained model."""
+"""Waveforms to acoustic codes and back, by a trained model."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from audio_llm.features import valid_mask
 from audio_llm.simulation.mono import active_power
 
 KIND = "codec"
-LEVEL_DB = -25.0  # root mean square below full scale that codecs are best fed with
+LEVEL_DB = -25.0  # RMS level re full scale of the input that codecs are trained for
 
 
 class Codes(NamedTuple):
     """Acoustic codes of a batch.
 
     Attributes:
-        codes: (B, N) int64, 0 behind each end.
-        lengths: (B,) int64, codes of each.
+        codes: (B, N) int64, 0 after each end.
+        lengths: (B,) int64, number of codes of each.
     """
 
     codes: Tensor
@@ -36,7 +36,7 @@ class SpeechCodec:
     """The codec.
 
     Args:
-        network: In eval mode from here on.
+        network: The network; it is put into eval mode.
     """
 
     def __init__(self, network: CodecNetwork) -> None:
@@ -49,22 +49,22 @@ class SpeechCodec:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that decides which code comes out, for models that depend on it.
+        """SHA-256 of everything that determines the codes, for models that depend on them.
 
-        A decoder that was trained further alone does not change it, for codes mean what they meant.
+        Further training of the decoder alone does not change it, since the codes keep their meaning.
         """
         config = self.network.config
         levels = config.levels if config.quantizer == "fsq" else ()
-        found = hashlib.sha256(repr((config.quantizer, config.fold, levels)).encode())
+        digest = hashlib.sha256(repr((config.quantizer, config.fold, levels)).encode())
         for part in self.network.coding_parts():
             for name, tensor in sorted(part.state_dict().items()):
-                found.update(f"{name} {tuple(tensor.shape)}".encode())
-                found.update(tensor.detach().float().cpu().numpy().tobytes())
-        return found.hexdigest()
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def size(self) -> int:
-        """How many different codes there are."""
+        """Number of different codes."""
         return self.network.quantizer.size
 
     @property
@@ -74,9 +74,9 @@ class SpeechCodec:
 
     @torch.inference_mode()
     def encode(self, waveforms: Tensor, lengths: Tensor) -> Codes:
-        """Return the codes of waveforms (B, T) float32 at 16 kHz, zeros behind each end; lengths (B,) int64 samples.
+        """Return the codes of waveforms (B, T) float32 at 16 kHz, zeros after each end; lengths (B,) int64 samples.
 
-        How many there are depends on the length alone: one for each 10 ms begun (20 ms at 50 codes a second).
+        Their number depends on the length alone: one for each 10 ms begun (20 ms at 50 codes per second).
         """
         if not len(lengths) or not int(lengths.max()):
             return Codes(torch.zeros(len(lengths), 0, dtype=torch.int64), torch.zeros_like(lengths))
@@ -85,7 +85,7 @@ class SpeechCodec:
 
     @torch.inference_mode()
     def decode(self, codes: Codes, samples: Tensor) -> Tensor:
-        """Return the waveforms (B, T) float32 at 16 kHz of codes; samples (B,) int64 says how long each is."""
+        """Return the waveforms (B, T) float32 at 16 kHz of codes; samples (B,) int64 are their lengths."""
         if not codes.codes.shape[1]:
             return torch.zeros(len(samples), int(samples.max()) if len(samples) else 0)
         sound = self.network.decode(codes.codes, codes.lengths)[:, : int(samples.max())]
@@ -93,12 +93,12 @@ class SpeechCodec:
 
 
 def to_level(waveform: np.ndarray) -> float:
-    """Return the gain that brings the speech of (T,) float32 to the level that codecs want; 1 for silence."""
+    """Return the gain that brings the speech of (T,) float32 to `LEVEL_DB`; 1 for silence."""
     return gain_of(active_power(waveform))
 
 
 def gain_of(power: float) -> float:
-    """Return the gain that brings a mean power to `LEVEL_DB`; 1 for none."""
+    """Return the gain that brings a mean power to `LEVEL_DB`; 1 for a power of 0."""
     return 10.0 ** (LEVEL_DB / 20.0) / power**0.5 if power > 0.0 else 1.0
 
 

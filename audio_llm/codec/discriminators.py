@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 RESOLUTIONS = (256, 512, 1024)  # samples of a frame
-_SLOPE = 0.1  # of the leaky activations
+_SLOPE = 0.1  # negative slope of the leaky activations
 
 
-class Judgement(NamedTuple):
-    """What the discriminators say.
+class DiscriminatorOutput(NamedTuple):
+    """Output of the discriminators.
 
     Attributes:
-        scores: Of each discriminator, any shape: above 0 for real.
-        layers: Inner layers of each.
+        scores: Scores of each discriminator, any shape: above 0 for real.
+        layers: Activations of the inner layers of each.
     """
 
     scores: list[Tensor]
@@ -28,7 +28,7 @@ class Discriminators(nn.Module):
     """One discriminator for each resolution.
 
     Args:
-        channels: Of the convolutions.
+        channels: Channels of the convolutions.
         resolutions: Samples of a frame; the hop is a quarter of it.
     """
 
@@ -36,10 +36,10 @@ class Discriminators(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(_SpectralDiscriminator(size, channels) for size in resolutions)
 
-    def forward(self, waveforms: Tensor) -> Judgement:
-        """Judge waveforms (B, T) float32."""
-        judged = [part(waveforms) for part in self.parts]
-        return Judgement([scores for scores, _ in judged], [layers for _, layers in judged])
+    def forward(self, waveforms: Tensor) -> DiscriminatorOutput:
+        """Score waveforms (B, T) float32."""
+        outputs = [part(waveforms) for part in self.parts]
+        return DiscriminatorOutput([scores for scores, _ in outputs], [layers for _, layers in outputs])
 
 
 class _SpectralDiscriminator(nn.Module):
@@ -51,7 +51,7 @@ class _SpectralDiscriminator(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         weight_norm = nn.utils.parametrizations.weight_norm
         sizes = [(2, channels), (channels, channels), (channels, 2 * channels), (2 * channels, 2 * channels)]
-        # frequency is shortened by 4, then by 2 three times; time keeps its frames
+        # frequency is downsampled by 4, then by 2 three times; time keeps its frames
         strides = [4, 2, 2, 2]
         self.convolutions = nn.ModuleList(
             weight_norm(nn.Conv2d(i, o, (7 if stride == 4 else 5, 3), (stride, 1), (3 if stride == 4 else 2, 1)))

@@ -1,4 +1,4 @@
-"""Magnitudes and phases to sound: the last step of codec and vocoder, whole or frame after frame."""
+"""Inverse transform of magnitudes and phases: the last step of codec and vocoder, whole or streaming."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ N_FFT = 640  # samples of a frame, 40 ms
 HOP_LENGTH = 160  # samples, 10 ms
 BINS = N_FFT // 2 + 1
 SIDE = (N_FFT - HOP_LENGTH) // 2  # samples of a frame before its own hop
-_LEAST_OVERLAP = 0.1  # of squared windows, so that the edges are not blown up
-_LOUDEST = 8.0  # natural logarithm of the largest magnitude that comes out
+_LEAST_OVERLAP = 0.1  # smallest sum of squared windows, so that edges are not amplified
+_LOUDEST = 8.0  # natural logarithm of the largest output magnitude
 
 
 class SoundState(NamedTuple):
-    """What is left of the frames so far.
+    """Overlap of the frames so far with those to come.
 
     Attributes:
-        sound: (B, N_FFT - HOP_LENGTH) float32, windowed frames added up, still to be added to.
-        squares: (N_FFT - HOP_LENGTH,) float32, the same of squared windows.
+        sound: (B, N_FFT - HOP_LENGTH) float32, sum of windowed frames.
+        squares: (N_FFT - HOP_LENGTH,) float32, sum of squared windows.
     """
 
     sound: Tensor
@@ -31,15 +31,15 @@ class SoundState(NamedTuple):
 
 
 def windowed_frames(waveforms: Tensor, count: int) -> Tensor:
-    """Return `count` windowed frames (B, count, N_FFT) of (B, T) float32; each has its own hop in its middle."""
+    """Return `count` windowed frames (B, count, N_FFT) of (B, T) float32; the hop of a frame lies at its center."""
     padded = functional.pad(waveforms, (SIDE, SIDE + count * HOP_LENGTH - waveforms.shape[1]))
     return padded.unfold(1, N_FFT, HOP_LENGTH) * _window().to(waveforms)
 
 
 def to_sound(out: Tensor, mask: Tensor) -> Tensor:
-    """Return the sound (B, N x HOP_LENGTH) of log magnitudes and phases (B, N, 2 x BINS), silent beyond the mask."""
+    """Return the sound (B, N x HOP_LENGTH) of log magnitudes and phases (B, N, 2 x BINS), zero outside the mask."""
     frames = _frames(out, mask)
-    rows = mask[:1] if bool(mask.all()) else mask  # each utterance ends where it ends alone
+    rows = mask[:1] if bool(mask.all()) else mask  # an utterance in a batch ends as it would alone
     squares = _window().to(frames).square() * rows[:, :, None]
     return _overlap_add(frames) / _overlap_add(squares).clamp_min(_LEAST_OVERLAP)
 
@@ -51,13 +51,13 @@ def first_state(batch: int = 1, device: torch.device | str = "cpu") -> SoundStat
 
 
 def next_sound(out: Tensor, state: SoundState) -> tuple[Tensor, SoundState]:
-    """Return sound that no later frame changes, and the state behind it.
+    """Return samples that no later frame changes, and the new state.
 
-    All of these together, without the first `SIDE` samples, and `last_sound` are `to_sound` of all frames.
+    Concatenated, without the first `SIDE` samples, and followed by `last_sound`, they equal `to_sound` of all frames.
 
     Args:
-        out: (B, N, 2 x BINS) of the next frames.
-        state: Of the frames before.
+        out: (B, N, 2 x BINS), log magnitudes and phases of the next frames.
+        state: State after the frames before.
 
     Returns:
         (B, N x HOP_LENGTH) float32.
@@ -73,7 +73,7 @@ def next_sound(out: Tensor, state: SoundState) -> tuple[Tensor, SoundState]:
 
 
 def last_sound(state: SoundState) -> Tensor:
-    """Return what is still to come after the last frame: (B, SIDE) float32."""
+    """Return the remaining samples after the last frame: (B, SIDE) float32."""
     return state.sound[:, :SIDE] / state.squares[:SIDE].clamp_min(_LEAST_OVERLAP)
 
 
@@ -84,7 +84,7 @@ def _frames(out: Tensor, mask: Tensor) -> Tensor:
 
 
 def _overlap_add(frames: Tensor) -> Tensor:
-    """Return (B, N x HOP_LENGTH) of frames (B, N, N_FFT), without what reaches beyond the first and the last hop."""
+    """Return (B, N x HOP_LENGTH) of frames (B, N, N_FFT), without samples outside the first and the last hop."""
     sound = _added(frames)
     return sound[:, SIDE : sound.shape[1] - SIDE]
 

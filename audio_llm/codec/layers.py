@@ -10,13 +10,13 @@ KERNEL = 7  # frames
 
 
 class ConvNeXtStack(nn.Module):
-    """Blocks one behind the other, with a normalisation at the end.
+    """ConvNeXt blocks in sequence, with a layer norm at the end.
 
     Args:
         width: Channels.
-        blocks: How many.
-        expansion: Inner channels over channels.
-        causal: Look at the past alone.
+        blocks: Number of blocks.
+        expansion: Ratio of inner channels to channels.
+        causal: Whether frames depend on the past alone.
     """
 
     def __init__(self, width: int, blocks: int, expansion: int, causal: bool = False) -> None:
@@ -26,7 +26,7 @@ class ConvNeXtStack(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return (B, N, C) of (B, N, C); mask (B, N) bool, True where valid: beyond it nothing has an influence."""
+        """Return (B, N, C) of (B, N, C); mask (B, N) bool, True where valid; other frames have no influence."""
         keep = mask[:, :, None].to(x.dtype)
         x = x * keep
         for block in self.blocks:
@@ -39,7 +39,7 @@ class ConvNeXtStack(nn.Module):
         return self.norm.weight.new_zeros(len(self.blocks), batch, self.width, KERNEL - 1)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `forward` gives for the next frames (B, N, C), and the state behind them; causal stacks only."""
+        """Return the output of `forward` for the next frames (B, N, C), and the new state; causal stacks only."""
         states = []
         for block, past in zip(self.blocks, state, strict=True):
             assert isinstance(block, _ConvNeXtBlock)

@@ -1,4 +1,4 @@
-"""How far decoded speech is from the original: mel spectra at several scales, compressed spectra, discriminators."""
+"""Losses of decoded speech: mel spectra at several resolutions, compressed spectra, discriminators."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def spectral_distance(decoded: Tensor, original: Tensor, scales: tuple[Scale, ..
     Args:
         decoded: (B, T) float32 at 16 kHz.
         original: (B, T) float32 at 16 kHz; no gradient goes there.
-        scales: Resolutions, weighted alike.
+        scales: Resolutions, equally weighted.
     """
     total = decoded.new_zeros(())
     for scale in scales:
         with torch.no_grad():
-            wanted = _spectra(original, scale)
-        for one, other, weight in zip(_spectra(decoded, scale), wanted, (1.0, 0.5), strict=True):
+            target = _spectra(original, scale)
+        for one, other, weight in zip(_spectra(decoded, scale), target, (1.0, 0.5), strict=True):
             total = total + weight * (one - other).abs().mean()
     return total / len(scales)
 
@@ -59,13 +59,13 @@ def _spectra(waveforms: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
 
 
 def discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
-    """Return the hinge loss of the discriminators, (...) scores of each; a scalar."""
+    """Return the hinge loss of the discriminators from the scores of each; a scalar."""
     terms = [(1.0 - r).relu().mean() + (1.0 + f).relu().mean() for r, f in zip(real, fake, strict=True)]
     return torch.stack(terms).mean()
 
 
 def adversarial_loss(fake: list[Tensor]) -> Tensor:
-    """Return how little the discriminators are deceived; a scalar."""
+    """Return the hinge loss of the generator; a scalar."""
     return torch.stack([(1.0 - f).relu().mean() for f in fake]).mean()
 
 

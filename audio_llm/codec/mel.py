@@ -1,4 +1,4 @@
-"""Waveform to the mel spectra that vocoders speak: 50 frames a second, two to a semantic token of 40 ms."""
+"""Log-mel spectra for vocoders: 50 frames per second, two per semantic token of 40 ms."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ N_FFT = 1024  # samples of a frame, 64 ms
 HOP_LENGTH = 320  # samples, 20 ms
 FRAME_RATE = SAMPLE_RATE / HOP_LENGTH
 N_MELS = 80
-FLOOR = 1e-4  # of a band's magnitude
-LOG_FLOOR = -9.210340  # its natural logarithm, what silence is
+FLOOR = 1e-4  # smallest magnitude of a band
+LOG_FLOOR = -9.210340  # its natural logarithm, the value of silence
 
 
 def log_mel(waveforms: Tensor) -> Tensor:
-    """Return natural logarithms of mel magnitudes, one frame for each 20 ms begun, which lies in its middle.
+    """Return natural logarithms of mel magnitudes, one frame centered on each 20 ms begun.
 
     Args:
         waveforms: (B, T) float32 at 16 kHz in -1..1.

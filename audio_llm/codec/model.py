@@ -1,7 +1,7 @@
-"""The codec's network: spectrum, ConvNeXt encoder, one code a frame, ConvNeXt decoder, inverse transform.
+"""The codec's network: spectrum, ConvNeXt encoder, one code per frame, ConvNeXt decoder, inverse transform.
 
-A decoder that gives spectra costs a tenth of one that grows samples by transposed convolutions (measured: 0.05 against
-2.65 CPU seconds to train on a second of sound).
+A decoder that predicts spectra costs far less than one that upsamples by transposed convolutions (measured: 0.05
+against 2.65 CPU seconds to train on one second of sound).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class CodecConfig:
     """Size of the network.
 
     Attributes:
-        width: Of every layer.
-        encoder_blocks: Before the code.
-        decoder_blocks: After it.
-        expansion: Inner width of a block over its width.
-        fold: Frames of 10 ms that a code stands for: 1 gives 100 codes a second (1.3 kbit/s), 2 gives 50.
-        quantizer: `fsq`, `vq`, or `group` and `reorganized`, the two stages of the codebook reorganisation.
-        levels: Of `fsq`; 8192 codes.
-        codes: Of `vq` and `reorganized`.
-        group_codes: Of each half, `group`.
-        vector: Width of what is cut, but for `fsq`.
+        width: Width of every layer.
+        encoder_blocks: Number of blocks before the quantizer.
+        decoder_blocks: Number of blocks after the quantizer.
+        expansion: Ratio of a block's inner width to its width.
+        fold: Frames of 10 ms per code: 1 gives 100 codes per second (1.3 kbit/s), 2 gives 50.
+        quantizer: `fsq`, `vq`, or `group` and `reorganized`, the two stages of the codebook reorganization.
+        levels: Levels of each dimension of `fsq`; their product is the number of codes, by default 8192.
+        codes: Number of codes of `vq` and `reorganized`.
+        group_codes: Number of codes of each half of `group`.
+        vector: Width of the quantized vectors of all but `fsq`.
     """
 
     width: int = 192
@@ -74,11 +74,11 @@ PRESETS = {
 
 
 class CodecOutput(NamedTuple):
-    """What a pass through the codec gives.
+    """Output of a pass through the codec.
 
     Attributes:
         waveforms: (B, T) float32 at 16 kHz.
-        quantized: The codes and what belongs to them.
+        quantized: The codes, their vectors and the quantizer's loss.
         mask: (B, N) bool, True at the codes of each utterance.
     """
 
@@ -103,12 +103,12 @@ class CodecNetwork(nn.Module):
         self.leave = nn.Linear(width, 2 * BINS)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> CodecOutput:
-        """Encode and decode (B, T) float32 at 16 kHz, zeros behind each end; lengths (B,) int64 samples."""
-        found, mask = self.quantize(waveforms, lengths)
-        sound = self._decode(found.values, mask)
+        """Encode and decode (B, T) float32 at 16 kHz, zeros after each end; lengths (B,) int64 samples."""
+        quantized, mask = self.quantize(waveforms, lengths)
+        sound = self._decode(quantized.values, mask)
         missing = waveforms.shape[1] - sound.shape[1]
         sound = functional.pad(sound, (0, missing)) if missing > 0 else sound[:, : waveforms.shape[1]]
-        return CodecOutput(sound * valid_mask(lengths, sound.shape[1]), found, mask)
+        return CodecOutput(sound * valid_mask(lengths, sound.shape[1]), quantized, mask)
 
     def quantize(self, waveforms: Tensor, lengths: Tensor) -> tuple[Quantized, Tensor]:
         """Return the codes of waveforms as for `forward`, and the mask (B, N) of valid ones."""
@@ -124,11 +124,11 @@ class CodecNetwork(nn.Module):
         return self._decode(self.quantizer.decode(codes), valid_mask(lengths, codes.shape[1]))
 
     def coding_parts(self) -> tuple[nn.Module, ...]:
-        """Return the parts that make codes and say what they stand for; the others make sound of them."""
+        """Return the parts that determine the codes and their vectors; the others only decode."""
         return self.enter, self.encoder, self.narrow, self.quantizer
 
     def code_lengths(self, lengths: Tensor) -> Tensor:
-        """Return how many codes so many samples have; (B,) int64 both."""
+        """Return the number of codes of so many samples; (B,) int64 both."""
         step = HOP_LENGTH * self.config.fold
         return (lengths + step - 1).div(step, rounding_mode="floor")
 

@@ -1,4 +1,4 @@
-"""What codec and vocoder learn by: spectra, a listener, and from a set step on discriminators."""
+"""Training loss of codec and vocoder: spectra, a perceptual loss, and from a given step on discriminators."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from audio_llm.training.listening import Listener
 
 @dataclass(frozen=True)
 class SoundLossConfig:
-    """How much each part counts beside the distance of spectra.
+    """Weights of the parts; the distance of spectra has the weight 1.
 
     Attributes:
-        adversarial_from: Optimiser step from which discriminators take part; -1: never.
-        adversarial_weight: Of deceiving them.
-        feature_weight: Of the likeness of their inner layers.
-        channels: Of the discriminators.
-        listener_weight: Of how far what a listener hears in the made speech is from what it hears in the original.
+        adversarial_from: Optimizer step from which discriminators are used; -1: never.
+        adversarial_weight: Weight of the adversarial loss.
+        feature_weight: Weight of the feature matching loss.
+        channels: Channels of the discriminators.
+        listener_weight: Weight of the perceptual loss.
     """
 
     adversarial_from: int = -1
@@ -32,37 +32,43 @@ class SoundLossConfig:
 
 
 class SoundLoss(nn.Module):
-    """The loss, with the discriminators in it.
+    """The loss, including the discriminators.
 
-    The network learns from the discriminators as they are, they from what it gives: no gradient goes both ways.
+    The generator's losses have no gradient to the discriminators, nor the discriminators' loss to the generator.
 
     Args:
         config: Weights.
-        listener: Hears what was made, if anybody does.
-        batches_per_step: Of the training.
+        perceptual_loss: Compares sounds by features of a trained network; None: not used.
+        batches_per_step: Batches per optimizer step of the training.
     """
 
     batches: Tensor
 
-    def __init__(self, config: SoundLossConfig, listener: Listener | None = None, batches_per_step: int = 1) -> None:
+    def __init__(
+        self, config: SoundLossConfig, perceptual_loss: Listener | None = None, batches_per_step: int = 1
+    ) -> None:
         super().__init__()
-        self.config, self.listener, self.first = config, listener, config.adversarial_from * batches_per_step
+        self.config, self.perceptual_loss, self.first = (
+            config,
+            perceptual_loss,
+            config.adversarial_from * batches_per_step,
+        )
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self.discriminators = Discriminators(config.channels) if config.adversarial_from >= 0 else None
 
-    def forward(self, made: Tensor, original: Tensor) -> Tensor:
-        """Return the loss of made sounds (B, T) float32 at 16 kHz; a scalar."""
-        config, made = self.config, made.float()
-        loss = spectral_distance(made, original)
-        if self.listener is not None:
-            loss = loss + config.listener_weight * self.listener.distance(made, original)
+    def forward(self, generated: Tensor, original: Tensor) -> Tensor:
+        """Return the loss of generated waveforms (B, T) float32 at 16 kHz; a scalar."""
+        config, generated = self.config, generated.float()
+        loss = spectral_distance(generated, original)
+        if self.perceptual_loss is not None:
+            loss = loss + config.listener_weight * self.perceptual_loss.distance(generated, original)
         if self.training:
             self.batches += 1
         if self.discriminators is None or int(self.batches) < self.first:
             return loss
         fixed = {name: parameter.detach() for name, parameter in self.discriminators.named_parameters()}
-        of_real, of_fake = self.discriminators(original), self.discriminators(made.detach())
-        seen = torch.func.functional_call(self.discriminators, fixed, (made,))
+        of_real, of_fake = self.discriminators(original), self.discriminators(generated.detach())
+        seen = torch.func.functional_call(self.discriminators, fixed, (generated,))
         loss = loss + config.adversarial_weight * adversarial_loss(seen.scores)
         loss = loss + config.feature_weight * feature_distance(of_real.layers, seen.layers)
         return loss + discriminator_loss(of_real.scores, of_fake.scores)

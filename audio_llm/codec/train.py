@@ -1,4 +1,4 @@
-"""Training of the codec: stretches of packed speech, some of them noisy, that are to come out as they went in."""
+"""Training of the codec to reconstruct segments of packed speech, some of them noisy."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class CodecTrainingConfig:
     """How to train the codec.
 
     Attributes:
-        model: Its size.
-        training: The loop's settings.
-        speech: How stretches are drawn; what comes out should be what goes in, noise and all.
-        batch: Stretches in a batch.
+        model: Size of the network.
+        training: Settings of the training loop.
+        speech: Simulation of the segments; the target is the input, including its noise.
+        batch: Segments in a batch.
         epoch_batches: Batches in an epoch.
-        quantizer_weight: Of the quantizer's own loss.
-        sound: Weights of what the decoded speech is judged by.
-        frozen_codes: Train the decoder alone: what makes codes stays as it is in the model started from, so that codes
-            keep their meaning, and language models of them their worth.
-        more_blocks: Of the decoder, put behind those of the model started from; at first they change nothing.
-        validation: Stretches of the tuning part at each validation, all without noise.
+        quantizer_weight: Weight of the quantizer's loss.
+        sound: Weights of the losses of decoded speech.
+        frozen_codes: Whether only the decoder is trained: encoder and quantizer of the start model stay as they are, so
+            that the codes keep their meaning and language models of them stay valid.
+        more_blocks: Decoder blocks appended to those of the start model; at first they change nothing.
+        validation: Segments at each validation, all without noise.
     """
 
     model: CodecConfig = field(default_factory=CodecConfig)
@@ -72,24 +72,26 @@ class CodecTrainingConfig:
 
 
 class SpeechBatch(NamedTuple):
-    """Stretches of speech: (B, T) float32 at 16 kHz."""
+    """Segments of speech: (B, T) float32 at 16 kHz."""
 
     waveforms: Tensor
 
 
 class _Training(nn.Module):
-    """The codec, and what its sounds are judged by, as one thing to optimise."""
+    """The codec and its loss as one module to optimize."""
 
-    def __init__(self, config: CodecTrainingConfig, codec: CodecNetwork, listener: Listener | None = None) -> None:
+    def __init__(
+        self, config: CodecTrainingConfig, codec: CodecNetwork, perceptual_loss: Listener | None = None
+    ) -> None:
         super().__init__()
         self.config, self.codec = config, codec
-        self.judge = SoundLoss(config.sound, listener, config.training.batches_per_step)
+        self.judge = SoundLoss(config.sound, perceptual_loss, config.training.batches_per_step)
         if config.frozen_codes:
             for part in codec.coding_parts():
                 part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> _Training:
-        """Switch to training; parts that are frozen stay as in use."""
+        """Set the training mode; frozen parts stay in eval mode."""
         super().train(mode)
         if self.config.frozen_codes:
             for part in self.codec.coding_parts():
@@ -115,32 +117,32 @@ def train_codec(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
-    listener: Listener | None = None,
+    perceptual_loss: Listener | None = None,
 ) -> TrainingResult:
     """Train a codec; `output/best` becomes a model directory with the smallest spectral distance.
 
     Args:
-        pack: Packed speech and noise to learn from.
-        tuning: The same, of other people, which decides which model is the best.
+        pack: Training data: packed speech and noise.
+        tuning: Validation data: a pack of other speakers.
         output: Folder of the training.
-        config: How to train.
+        config: Settings.
         max_minutes: Stop after this time.
-        resume: Go on from `output/last`.
+        resume: Continue from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        provenance: What made the model, for its directory.
-        start_from: A codec to start from; its size counts, not the configuration's. One with `group` codebooks under
-            a configuration with a `reorganized` one is reorganised: stage 2 of the method.
-        listener: Hears the decoded speech, for it to keep what a listener notices.
+        provenance: Origin of the model, stored in its directory.
+        start_from: Codec to initialize from; its size replaces the configured one. Its `group` codebooks are
+            reorganized where the configuration has a `reorganized` one: stage 2 of the method.
+        perceptual_loss: Compares decoded and original speech by features of a trained network.
 
     Raises:
-        ConfigError: Codes are to be frozen, or blocks added, without a model to start from.
+        ConfigError: Codes are to be frozen, or blocks added, without a codec to initialize from.
         DataError: A pack is missing.
     """
     speech = NoisySpeech(SpeechPack(pack), config.speech)
     held_out = NoisySpeech(SpeechPack(tuning), replace(config.speech, clean_share=1.0, silent_share=0.0))
     torch.manual_seed(config.training.seed)
     if start_from is None and (config.frozen_codes or config.more_blocks):
-        raise ConfigError("there are no codes to keep and no decoder to extend", remedy="name a codec to start from")
+        raise ConfigError("there are no codes to freeze and no decoder to extend", remedy="name a codec to start from")
     codec = CodecNetwork(config.model) if start_from is None else _start(start_from, config)
     config = replace(config, model=codec.config)
     size = sum(parameter.numel() for parameter in codec.parameters())
@@ -152,11 +154,11 @@ def train_codec(
     def save(module: nn.Module, folder: Path) -> None:
         network = module.codec
         assert isinstance(network, CodecNetwork)
-        made_by = {**(provenance or {}), **heard_by(listener), "training": asdict(config)}
-        hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, made_by)
+        record = {**(provenance or {}), **heard_by(perceptual_loss), "training": asdict(config)}
+        hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, record)
 
     return train(
-        _Training(config, codec, listener),
+        _Training(config, codec, perceptual_loss),
         new_draws(config.batch, config.epoch_batches),
         lambda module, batch: module(batch.waveforms),
         lambda module: _validate(module, validation),
@@ -172,16 +174,17 @@ def train_codec(
 
 
 def make_batch(speech: NoisySpeech, seeds: range, offset: int = 0) -> SpeechBatch:
-    """Return the stretches of some seeds."""
+    """Return the segments drawn by these seeds."""
     return SpeechBatch(torch.from_numpy(np.stack([speech.pair(seed + offset).noisy for seed in seeds])))
 
 
 def reorganized(codec: CodecNetwork, config: CodecConfig) -> CodecNetwork:
-    """Return stage 2's codec: one codebook of the pairs of the most used codes, everything else as in stage 1.
+    """Return the codec of stage 2: one codebook of pairs of the most used codes, everything else as in stage 1.
 
     Args:
-        codec: As trained with `group` codebooks.
-        config: Of stage 2; its number of codes is split evenly between the halves, the first gets the odd factor of 2.
+        codec: Codec trained with `group` codebooks.
+        config: Configuration of stage 2; its number of codes is split evenly between the halves, the first half has the
+            odd factor of 2.
 
     Raises:
         ConfigError: The number of codes is no power of 2.
@@ -199,7 +202,7 @@ def reorganized(codec: CodecNetwork, config: CodecConfig) -> CodecNetwork:
 
 
 def extended(codec: CodecNetwork, blocks: int) -> CodecNetwork:
-    """Return a codec with so many blocks more in its decoder, which change nothing yet."""
+    """Return a codec with so many more decoder blocks, which change nothing yet."""
     count = codec.config.decoder_blocks
     new = CodecNetwork(replace(codec.config, decoder_blocks=count + blocks))
     new.load_state_dict(codec.state_dict(), strict=False)
@@ -212,32 +215,34 @@ def _start(name: str | Path, config: CodecTrainingConfig) -> CodecNetwork:
     codec = load_codec_network(name).train()
     if codec.config.quantizer == "group" and config.model.quantizer == "reorganized":
         if config.frozen_codes:
-            raise ConfigError("a codebook that is reorganised changes its codes", remedy="leave out frozen_codes")
+            raise ConfigError("a codebook that is reorganized changes its codes", remedy="leave out frozen_codes")
         codec = reorganized(codec, config.model)
     return extended(codec, config.more_blocks) if config.more_blocks else codec
 
 
 def _validate(module: nn.Module, batches: list[SpeechBatch]) -> dict[str, float]:
-    """Return the spectral distance, how far off a listener is, and how many codes are in use in these few seconds."""
-    codec, judge = module.codec, module.judge
+    """Return the spectral distance, the perceptual loss, and the number and perplexity of the codes in use."""
+    codec, sound_loss = module.codec, module.judge
     assert isinstance(codec, CodecNetwork)
-    assert isinstance(judge, SoundLoss)
-    listener = judge.listener
+    assert isinstance(sound_loss, SoundLoss)
+    perceptual_loss = sound_loss.perceptual_loss
     device = codec.enter.weight.device
-    distances, heard, codes = [], [], []
+    distances, perceptual, codes = [], [], []
     for batch in batches:
         waveforms = batch.waveforms.to(device)
         lengths = torch.full((len(waveforms),), waveforms.shape[1], device=device)
         output = codec(waveforms, lengths)
         decoded = output.waveforms.float()
         distances.append((float(spectral_distance(decoded, waveforms)), len(waveforms)))
-        if listener is not None:
-            heard.append((float(listener.distance(decoded, waveforms)), len(waveforms)))
+        if perceptual_loss is not None:
+            perceptual.append((float(perceptual_loss.distance(decoded, waveforms)), len(waveforms)))
         codes.append(output.quantized.codes.flatten())
     total = sum(count for _, count in distances)
     uses = torch.bincount(torch.cat(codes), minlength=codec.quantizer.size).float()
-    shares = uses[uses > 0] / uses.sum()
-    perplexity = float((-(shares * shares.log()).sum()).exp())
+    probabilities = uses[uses > 0] / uses.sum()
+    perplexity = float((-(probabilities * probabilities.log()).sum()).exp())
     loss = sum(value * count for value, count in distances) / total
-    found = {} if listener is None else {"listening": sum(value * count for value, count in heard) / total}
-    return {"loss": loss, **found, "codes_used": float((uses > 0).sum()), "perplexity": perplexity}
+    metrics = {"loss": loss}
+    if perceptual_loss is not None:
+        metrics["listening"] = sum(value * count for value, count in perceptual) / total
+    return {**metrics, "codes_used": float((uses > 0).sum()), "perplexity": perplexity}

@@ -1,7 +1,7 @@
-"""Mel spectra to sound: a causal vocoder of the codec's family, which streams sample for sample.
+"""A causal vocoder that shares its layers with the codec and streams: log-mel spectra to waveforms.
 
-ConvNeXt blocks over mel frames of 20 ms, then over frames of 10 ms, then an inverse transform. It looks two mel frames
-ahead and at nothing else that is to come, so that sound made piece by piece is the sound made at once.
+ConvNeXt blocks over mel frames of 20 ms, then over frames of 10 ms, then an inverse transform. Its lookahead is two mel
+frames, so that the output of a stream equals that of the whole.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from audio_llm.codec.mel import HOP_LENGTH, LOG_FLOOR, N_MELS
 from audio_llm.errors import ConfigError
 
 KIND = "vocoder"
-_FINE = HOP_LENGTH // istft.HOP_LENGTH  # frames of the transform to a mel frame
-_CENTRE, _SPREAD = -5.0, 2.5  # of log-mel energies of speech, roughly
+_FINE = HOP_LENGTH // istft.HOP_LENGTH  # frames of the transform per mel frame
+_CENTER, _SPREAD = -5.0, 2.5  # approximate mean and deviation of log-mel energies of speech
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class VocoderConfig:
     """Size of the network.
 
     Attributes:
-        width: Of every layer.
-        blocks: Over mel frames.
-        fine_blocks: Over frames of 10 ms.
-        expansion: Inner width of a block over its width.
-        lookahead: Mel frames of 20 ms that sound waits for.
+        width: Width of every layer.
+        blocks: Number of blocks over mel frames.
+        fine_blocks: Number of blocks over frames of 10 ms.
+        expansion: Ratio of a block's inner width to its width.
+        lookahead: Future mel frames of 20 ms that the output depends on.
     """
 
     width: int = 192
@@ -50,14 +50,14 @@ class VocoderConfig:
 
 
 class VocoderState(NamedTuple):
-    """What the sound to come depends on.
+    """State of a stream.
 
     Attributes:
-        coarse: Of the blocks over mel frames, as `ConvNeXtStack.step` has it.
-        fine: Of the blocks over frames of 10 ms.
-        sound: Of the inverse transform.
-        waiting: Mel frames that are still to come before there is sound.
-        early: Samples of the sound that are still to be left out, before its beginning.
+        coarse: State of the blocks over mel frames (see `ConvNeXtStack.step`).
+        fine: State of the blocks over frames of 10 ms.
+        sound: State of the inverse transform.
+        waiting: Mel frames still needed before there is output.
+        early: Samples still to be dropped at the start of the output.
     """
 
     coarse: Tensor
@@ -80,7 +80,7 @@ class Vocoder(nn.Module):
         self.leave = nn.Linear(config.width, 2 * BINS)
 
     def forward(self, mel: Tensor) -> Tensor:
-        """Return the sound (B, N x 320) float32 at 16 kHz of log-mel frames (B, N, 80)."""
+        """Return the waveforms (B, N x 320) float32 at 16 kHz of log-mel frames (B, N, 80)."""
         if not mel.shape[1]:
             return mel.new_zeros(len(mel), 0)
         mel = functional.pad(mel, (0, 0, 0, self.config.lookahead), value=LOG_FLOOR)
@@ -90,20 +90,20 @@ class Vocoder(nn.Module):
         return istft.to_sound(self.leave(self.fine(x, everywhere)), everywhere)
 
     def first_state(self) -> VocoderState:
-        """Return the state before the first frame, of one stream."""
+        """Return the state of one stream before its first frame."""
         coarse, fine = self.coarse.first_state(), self.fine.first_state()
         return VocoderState(coarse, fine, istft.first_state(1, coarse.device), self.config.lookahead, SIDE)
 
     @torch.inference_mode()
     def step(self, mel: Tensor, state: VocoderState, last: bool = False) -> tuple[Tensor, VocoderState]:
-        """Return the sound that the next frames complete, and the state behind them.
+        """Return the samples that the next frames complete, and the new state.
 
-        All of these together are what `forward` makes of all frames at once.
+        The concatenated samples equal the output of `forward` for all frames.
 
         Args:
             mel: (1, N, 80) float32, any N.
-            state: Behind the frames before.
-            last: Whether these are the last ones; then all the rest of the sound comes.
+            state: State after the frames before.
+            last: Whether these are the last frames; then the rest of the output is returned.
 
         Returns:
             (1, T) float32; T can be 0.
@@ -126,7 +126,7 @@ class Vocoder(nn.Module):
         return torch.cat(pieces, dim=1), state
 
     def _enter(self, mel: Tensor) -> Tensor:
-        entered: Tensor = self.enter((mel - _CENTRE) / _SPREAD)
+        entered: Tensor = self.enter((mel - _CENTER) / _SPREAD)
         return entered
 
     def _split(self, x: Tensor) -> Tensor:

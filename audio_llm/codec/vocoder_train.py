@@ -1,4 +1,4 @@
-"""Training of the vocoder: stretches of packed speech, to come back from their mel spectra."""
+"""Training of the vocoder to reconstruct segments of packed speech from their mel spectra."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class VocoderTrainingConfig:
     """How to train the vocoder.
 
     Attributes:
-        model: Its size.
-        training: The loop's settings.
-        speech: How stretches are drawn; what comes out should be what goes in.
-        batch: Stretches in a batch.
+        model: Size of the network.
+        training: Settings of the training loop.
+        speech: Simulation of the segments, which are the targets.
+        batch: Segments in a batch.
         epoch_batches: Batches in an epoch.
-        sound: Weights of what the sound is judged by.
-        validation: Stretches of the tuning part at each validation, all without noise.
+        sound: Weights of the losses.
+        validation: Segments at each validation, all without noise.
     """
 
     model: VocoderConfig = field(default_factory=VocoderConfig)
@@ -59,15 +59,15 @@ class VocoderTrainingConfig:
 
 
 class _Training(nn.Module):
-    """The vocoder, and what its sounds are judged by, as one thing to optimise."""
+    """The vocoder and its loss as one module to optimize."""
 
-    def __init__(self, config: VocoderTrainingConfig, vocoder: Vocoder, listener: Listener | None) -> None:
+    def __init__(self, config: VocoderTrainingConfig, vocoder: Vocoder, perceptual_loss: Listener | None) -> None:
         super().__init__()
-        self.vocoder, self.judge = vocoder, SoundLoss(config.sound, listener, config.training.batches_per_step)
+        self.vocoder, self.judge = vocoder, SoundLoss(config.sound, perceptual_loss, config.training.batches_per_step)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Return the loss of (B, T) float32; a scalar."""
-        loss: Tensor = self.judge(_made(self.vocoder, waveforms), waveforms)
+        loss: Tensor = self.judge(_vocoded(self.vocoder, waveforms), waveforms)
         return loss
 
 
@@ -82,23 +82,23 @@ def train_vocoder(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
-    listener: Listener | None = None,
+    perceptual_loss: Listener | None = None,
 ) -> TrainingResult:
     """Train a vocoder; `output/best` becomes a model directory with the smallest spectral distance.
 
-    With discriminators it is the latest one that was validated: what they are for no distance of spectra tells.
+    With discriminators it is the latest one that was validated, since their gain does not show in spectral distances.
 
     Args:
-        pack: Packed speech and noise to learn from.
-        tuning: The same, of other people, which decides which model is the best.
+        pack: Training data: packed speech and noise.
+        tuning: Validation data: a pack of other speakers.
         output: Folder of the training.
-        config: How to train.
+        config: Settings.
         max_minutes: Stop after this time.
-        resume: Go on from `output/last`.
+        resume: Continue from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        provenance: What made the model, for its directory.
-        start_from: A vocoder to start from; its size counts, not the configuration's.
-        listener: Hears the sound, for it to keep what a listener notices.
+        provenance: Origin of the model, stored in its directory.
+        start_from: Vocoder to initialize from; its size replaces the configured one.
+        perceptual_loss: Compares output and original by features of a trained network.
 
     Raises:
         DataError: A pack is missing.
@@ -117,11 +117,11 @@ def train_vocoder(
     def save(module: nn.Module, folder: Path) -> None:
         network = module.vocoder
         assert isinstance(network, Vocoder)
-        made_by = {**(provenance or {}), **heard_by(listener), "training": asdict(config)}
-        hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, made_by)
+        record = {**(provenance or {}), **heard_by(perceptual_loss), "training": asdict(config)}
+        hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, record)
 
     return train(
-        _Training(config, vocoder, listener),
+        _Training(config, vocoder, perceptual_loss),
         new_draws(config.batch, config.epoch_batches),
         lambda module, waveforms: module(waveforms),
         lambda module: _validate(module, validation),
@@ -137,23 +137,23 @@ def train_vocoder(
     )
 
 
-def _made(vocoder: nn.Module, waveforms: Tensor) -> Tensor:
-    made: Tensor = vocoder(log_mel(waveforms))[:, : waveforms.shape[1]]
-    return made.float()
+def _vocoded(vocoder: nn.Module, waveforms: Tensor) -> Tensor:
+    vocoded: Tensor = vocoder(log_mel(waveforms))[:, : waveforms.shape[1]]
+    return vocoded.float()
 
 
 def _validate(module: nn.Module, batches: list[Tensor]) -> dict[str, float]:
-    """Return the spectral distance, how far off a listener is, and a number that falls with every batch learned."""
-    judge = module.judge
-    assert isinstance(judge, SoundLoss)
+    """Return the spectral distance, the perceptual loss, and `latest`, which falls with every batch."""
+    sound_loss = module.judge
+    assert isinstance(sound_loss, SoundLoss)
     device, total = next(module.parameters()).device, sum(map(len, batches))
-    found: dict[str, float] = {"latest": -float(judge.batches)}
+    totals: dict[str, float] = {"latest": -float(sound_loss.batches)}
     for batch in batches:
         waveforms = batch.to(device)
-        made = _made(module.vocoder, waveforms)  # type: ignore[arg-type]
-        values = {"loss": spectral_distance(made, waveforms)}
-        if judge.listener is not None:
-            values["listening"] = judge.listener.distance(made, waveforms)
+        vocoded = _vocoded(module.vocoder, waveforms)  # type: ignore[arg-type]
+        values = {"loss": spectral_distance(vocoded, waveforms)}
+        if sound_loss.perceptual_loss is not None:
+            values["listening"] = sound_loss.perceptual_loss.distance(vocoded, waveforms)
         for name, value in values.items():
-            found[name] = found.get(name, 0.0) + float(value) * len(waveforms) / total
-    return found
+            totals[name] = totals.get(name, 0.0) + float(value) * len(waveforms) / total
+    return totals

@@ -1,1 +1,1 @@
-"""GenSE: speech enhancement by token language models, and the small mask network beside it."""
+"""GenSE: speech enhancement by token language models, and a small mask network."""

@@ -1,4 +1,4 @@
-"""A noisy recording in, a clean one out: as long, at its rate, of its channels, in memory that no length changes."""
+"""Enhances recordings; length, sample rate and channels are kept, and memory use does not grow with the length."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from audio_llm.audio_stream import in_chunks, through_rate
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
 from audio_llm.gense.chunks import ChunkedEnhancement, ChunkReport, Mode, Policy
-from audio_llm.gense.generate import SpeechGenerator
+from audio_llm.gense.generate import Resynthesizer
 from audio_llm.gense.mask_model import HOP_LENGTH, LOOKAHEAD, N_FFT, SAMPLE_RATE, MaskNetwork
 from audio_llm.gense.models import GENSE, load_gense, load_mask
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "mask-small"
-_BLOCK_S = 4.0  # that is read at a time
-_DELAY = N_FFT - HOP_LENGTH + LOOKAHEAD * HOP_LENGTH  # samples that the mask network's output is late
+_BLOCK_S = 4.0  # read at a time
+_DELAY = N_FFT - HOP_LENGTH + LOOKAHEAD * HOP_LENGTH  # samples of latency of the mask network
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Enhancement:
 
     Attributes:
         output: The file written.
-        sample_rate: Hz, of the input and of the output.
-        channels: Of both.
-        samples: Per channel, of both.
-        clipped: Samples of the output that lay beyond full scale and were clipped.
-        chunks: What was done, stretch by stretch.
-        warnings: What is amiss with the input.
+        sample_rate: Sample rate of input and output, in Hz.
+        channels: Number of channels of input and output.
+        samples: Samples per channel of input and output.
+        clipped: Samples of the output beyond full scale that were clipped.
+        chunks: What was done to each chunk.
+        warnings: Problems with the input.
     """
 
     output: Path
@@ -58,23 +58,23 @@ class Enhancement:
 
 
 class Enhancer:
-    """Takes noise out of speech, or speaks noisy speech anew.
+    """Suppresses noise in speech, or resynthesizes noisy speech.
 
     Args:
         network: The mask network.
-        generator: Speaks anew; None where only noise is taken out.
-        policy: How much may be spoken anew.
+        generator: The resynthesizer; None where noise is only suppressed.
+        policy: Which chunks are resynthesized.
 
     Raises:
-        UsageError: The policy wants speech spoken anew and there is no generator.
+        UsageError: The policy requires a resynthesizer and there is none.
     """
 
     def __init__(
-        self, network: MaskNetwork, generator: SpeechGenerator | None = None, policy: Policy | None = None
+        self, network: MaskNetwork, generator: Resynthesizer | None = None, policy: Policy | None = None
     ) -> None:
         self.network, self.generator, self.policy = network.eval(), generator, policy or Policy()
         if self.policy.mode != "safe" and generator is None:
-            remedy = "give a model that speaks, such as gense-small, or the mode safe"
+            remedy = "give a model that resynthesizes, such as gense-small, or the mode safe"
             raise UsageError(f"the mode {self.policy.mode} needs language models", remedy=remedy)
 
     @classmethod
@@ -82,7 +82,7 @@ class Enhancer:
         cls,
         model: str | os.PathLike[str] = DEFAULT_MODEL,
         mode: Mode | None = None,
-        guards: bool = True,
+        checks: bool = True,
         seed: int = 0,
         device: str = "cpu",
     ) -> Enhancer:
@@ -90,9 +90,9 @@ class Enhancer:
 
         Args:
             model: A mask network, or GenSE's language models.
-            mode: How much may be spoken anew; None: `balanced` where the model can, else `safe`.
-            guards: Whether what was spoken is looked at before it may be heard.
-            seed: Of all draws.
+            mode: Which chunks are resynthesized; None: `balanced` where the model can, else `safe`.
+            checks: Whether generated chunks have to pass the quality checks.
+            seed: Random seed of all draws.
             device: `cpu`, `cuda` or `auto`.
 
         Raises:
@@ -102,12 +102,12 @@ class Enhancer:
         device = resolve_device(device)
         folder = hub.find_model(model)
         if hub.model_kind(folder) != GENSE:
-            return cls(load_mask(folder, device), None, Policy(mode or "safe", guards, seed=seed))
+            return cls(load_mask(folder, device), None, Policy(mode or "safe", checks, seed=seed))
         loaded = load_gense(folder, device)
-        policy = Policy(mode or "balanced", guards, loaded.limits, loaded.balanced_below_db, seed)
+        policy = Policy(mode or "balanced", checks, loaded.limits, loaded.balanced_below_db, seed)
         if policy.mode == "balanced" and policy.balanced_below_db is None:
-            _log.warning("%s: no threshold was found for the mode balanced: nothing is spoken anew", model)
-        return cls(load_mask(loaded.mask, device), SpeechGenerator(loaded), policy)
+            _log.warning("%s: no threshold was tuned for the mode balanced: nothing is resynthesized", model)
+        return cls(load_mask(loaded.mask, device), Resynthesizer(loaded), policy)
 
     def enhance(
         self,
@@ -121,8 +121,8 @@ class Enhancer:
         Args:
             path: The recording; `-` for standard input. Each channel is enhanced by itself.
             output: The file to write; its suffix names the format.
-            mix: 0 is only the enhanced sound, 1 the recording as it was.
-            progress: Called with the seconds of sound just finished.
+            mix: Fraction of the input in the output: 0 is the enhanced sound, 1 the recording as it was.
+            progress: Called with the seconds of sound that were just finished.
 
         Raises:
             AudioFileError: A file cannot be read or written, or the recording holds no sound.
@@ -146,7 +146,7 @@ class Enhancer:
             warnings = list(reader.warnings)
             rate, channels = reader.sample_rate, reader.info.channels
         if rate < SAMPLE_RATE:
-            warnings.append(f"was recorded at {rate} Hz: nothing above {rate // 2} Hz is made up")
+            warnings.append(f"was recorded at {rate} Hz: nothing above {rate // 2} Hz is generated")
         if rate > SAMPLE_RATE:
             warnings.append(f"the enhanced sound holds nothing above {SAMPLE_RATE // 2} Hz")
         if meter.clipped:
@@ -161,30 +161,32 @@ class Enhancer:
         mix: float = 0.0,
         report: Callable[[ChunkReport], None] | None = None,
     ) -> Iterator[np.ndarray]:
-        """Enhance a recording that comes block by block.
+        """Enhance a recording that arrives block by block.
 
         Args:
             blocks: (T, C) float32 of any lengths.
-            sample_rate: Of the blocks, Hz.
-            mix: 0 is only the enhanced sound, 1 the recording as it was.
-            report: Takes what was done to each stretch.
+            sample_rate: Sample rate of the blocks, in Hz.
+            mix: Fraction of the input in the output: 0 is the enhanced sound, 1 the recording as it was.
+            report: Called with the report of each chunk.
 
         Yields:
-            (T', C) float32: in all as many samples as came, aligned with them.
+            (T', C) float32, aligned with the input; the total length is that of the input.
         """
         chunked = ChunkedEnhancement(self.policy, self.generator, report or (lambda chunk: None))
-        return through_rate(blocks, sample_rate, SAMPLE_RATE, lambda own: chunked.run(self._pairs(own)), mix)
+        return through_rate(
+            blocks, sample_rate, SAMPLE_RATE, lambda resampled: chunked.run(self._pairs(resampled)), mix
+        )
 
     def _pairs(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield blocks of the recording with the mask network's sound of them."""
+        """Yield blocks of the recording with the mask network's output for them."""
         waiting: list[np.ndarray] = []
 
-        def kept() -> Iterator[np.ndarray]:
+        def remembered() -> Iterator[np.ndarray]:
             for block in blocks:
                 waiting.append(block)
                 yield block
 
-        for masked in self._masked(kept()):
+        for masked in self._masked(remembered()):
             noisy = np.concatenate(waiting)
             waiting[:] = [noisy[len(masked) :]]
             yield noisy[: len(masked)], masked
@@ -204,7 +206,7 @@ class Enhancer:
 
 
 class _Meter:
-    """Counts what goes through."""
+    """Counts samples and clipped samples that pass through."""
 
     def __init__(self, sample_rate: int, progress: Callable[[float], None] | None) -> None:
         self.samples = self.clipped = 0

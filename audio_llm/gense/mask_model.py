@@ -1,7 +1,7 @@
-"""A small streaming enhancer: spectra, split into bands, to a short complex filter for each bin.
+"""A small streaming enhancer: estimates a short complex filter for each bin from spectra split into bands.
 
-Bands as in BSRNN (Luo and Yu 2023), narrow where hearing is fine; in turn recurrence over time, the same for each band,
-and layers that mix the bands of a frame. Each bin gets a filter over neighbouring frames (deep filtering, Mack and
+Bands as in BSRNN (Luo and Yu 2023), narrow at low frequencies. Blocks alternate recurrence over time, the same for each
+band, and layers that mix the bands of a frame. Each bin gets a filter over neighboring frames (deep filtering, Mack and
 Habets 2019). A frame's output needs one frame of the future.
 """
 
@@ -35,9 +35,9 @@ class MaskConfig:
     """Size of the network.
 
     Attributes:
-        width: Of a band's features.
-        blocks: Of recurrence over time and mixing of bands.
-        expansion: Inner width of what mixes bands and features, over their number.
+        width: Number of features of a band.
+        blocks: Number of blocks, each with recurrence over time and mixing of bands.
+        expansion: Inner width of the layers that mix bands and features, relative to their number.
         taps: Frames that a bin's filter spans; the last is `LOOKAHEAD` frames ahead.
     """
 
@@ -56,9 +56,9 @@ class MaskState(NamedTuple):
 
     Attributes:
         samples: (B, N_FFT - HOP_LENGTH) float32, the end of the input so far.
-        tail: (B, N_FFT - HOP_LENGTH) float32, sound that waits for the next frame's share.
+        tail: (B, N_FFT - HOP_LENGTH) float32, output to which the next frame is added.
         spectra: (B, taps - 1, 2, BINS) float32, the last frames.
-        features: (B, 3, 2, BINS) float32, the last frames as the network saw them.
+        features: (B, 3, 2, BINS) float32, the network's features of the last frames.
         hidden: (blocks, B x BANDS, width) float32.
         cell: (blocks, B x BANDS, width) float32.
     """
@@ -119,10 +119,10 @@ class MaskNetwork(nn.Module):
 
         Args:
             chunk: (B, T) float32 at 16 kHz, T a multiple of `HOP_LENGTH`.
-            state: Of `initial_state` or the last step.
+            state: The state from `initial_state` or the last step.
 
         Returns:
-            (B, T) float32, `LATENCY_S` less one hop later than the input; and the new state.
+            (B, T) float32, delayed by `LATENCY_S` less one hop; and the new state.
         """
         samples = torch.cat([state.samples, chunk], dim=1)
         enhanced, state = self._step(_spectra(samples.unfold(1, N_FFT, HOP_LENGTH)), state)
@@ -132,16 +132,16 @@ class MaskNetwork(nn.Module):
         return sound[:, :size], state._replace(samples=samples[:, size:], tail=sound[:, size:])
 
     def _step(self, new: Tensor, state: MaskState) -> tuple[Tensor, MaskState]:
-        """Return the enhanced frames of `LOOKAHEAD` before each of (B, N, 2, BINS), and all but the state's sound."""
+        """Return enhanced frames, `LOOKAHEAD` frames late, of (B, N, 2, BINS), and the state with old samples."""
         seen = torch.cat([state.features, _features(new)], dim=2)
         spectra = torch.cat([state.spectra, new], dim=1)
         frames = seen.unfold(2, _SEEN, 1).permute(0, 2, 3, 1, 4)  # (B, N, BINS, 3, _SEEN)
         x = torch.cat([layer(part.flatten(3)) for layer, part in zip(self.enter, _split(frames), strict=True)], dim=2)
-        hiddens, cells = [], []
+        hidden_states, cell_states = [], []
         for block, hidden, cell in zip(self.blocks, state.hidden, state.cell, strict=True):
             x, hidden, cell = block(x, hidden, cell)
-            hiddens.append(hidden)
-            cells.append(cell)
+            hidden_states.append(hidden)
+            cell_states.append(cell)
         filters, first = [], 0
         for (count, _), hide, leave in zip(BAND_GROUPS, self.hidden, self.leave, strict=True):
             band = functional.silu(hide(self.norm(x[:, :, first : first + count])))
@@ -149,12 +149,14 @@ class MaskNetwork(nn.Module):
             filters.append(taps.permute(0, 1, 3, 4, 2, 5).flatten(4))
             first += count
         enhanced = functional.pad(_filter(spectra[..., :-1], torch.cat(filters, dim=-1)), (0, 1))
-        kept = spectra[:, spectra.shape[1] - self.config.taps + 1 :], seen[:, :, 1 - _SEEN :]
-        return enhanced, MaskState(state.samples, state.tail, *kept, torch.stack(hiddens), torch.stack(cells))
+        history = spectra[:, spectra.shape[1] - self.config.taps + 1 :], seen[:, :, 1 - _SEEN :]
+        return enhanced, MaskState(
+            state.samples, state.tail, *history, torch.stack(hidden_states), torch.stack(cell_states)
+        )
 
 
 class _PerBand(nn.Module):
-    """A linear layer of its own for each band: (B, N, bands, I) to (B, N, bands, O)."""
+    """A separate linear layer for each band: (B, N, bands, I) to (B, N, bands, O)."""
 
     def __init__(self, bands: int, size: int, out: int) -> None:
         super().__init__()
@@ -181,7 +183,7 @@ class _Block(nn.Module):
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (B, N, BANDS, C) for (B, N, BANDS, C), and both memories (B x BANDS, C) anew."""
+        """Return (B, N, BANDS, C) for (B, N, BANDS, C), and the new hidden and cell state (B x BANDS, C)."""
         batch, frames, bands, width = x.shape
         rows = self.norms[0](x).transpose(1, 2).reshape(batch * bands, frames, width)
         rows, (hidden, cell) = self.over_time(rows, (hidden[None], cell[None]))
@@ -194,20 +196,20 @@ class _Block(nn.Module):
 def analyze(waveforms: Tensor) -> Tensor:
     """Return the spectra (B, N, 2, BINS) of waveforms (B, T); the first frame ends with the first hop."""
     size = waveforms.shape[1]
-    hops = -(-size // HOP_LENGTH) + N_FFT // HOP_LENGTH - 1  # so that every sample is in as many frames
+    hops = -(-size // HOP_LENGTH) + N_FFT // HOP_LENGTH - 1  # so that every sample is in the same number of frames
     padded = functional.pad(waveforms, (N_FFT - HOP_LENGTH, hops * HOP_LENGTH - size))
     return _spectra(padded.unfold(1, N_FFT, HOP_LENGTH))
 
 
 def synthesize(spectra: Tensor, samples: int) -> Tensor:
-    """Return the waveforms (B, samples) of what `analyze` made."""
+    """Return the waveforms (B, samples) of spectra from `analyze`."""
     start = N_FFT - HOP_LENGTH
     return _overlap_add(_frames(spectra))[:, start : start + samples]
 
 
 def _spectra(frames: Tensor) -> Tensor:
-    found = torch.fft.rfft(frames * _window().to(frames))
-    return torch.stack([found.real, found.imag], dim=-2)
+    spectrum = torch.fft.rfft(frames * _window().to(frames))
+    return torch.stack([spectrum.real, spectrum.imag], dim=-2)
 
 
 def _frames(spectra: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training of the mask network: pairs drawn from packed speech and noise, compared at three scales."""
+"""Training of the mask network: pairs simulated from packed speech and noise, compared at three resolutions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
 
-_VALIDATION_SEED = 1 << 40  # of the pairs that decide which model is the best
+_VALIDATION_SEED = 1 << 40  # of the validation pairs
 _SCALES = (256, 512, 1024)  # samples of the frames that are compared
 _COMPRESSION = 0.3  # exponent of the magnitudes that are compared
 _FLOOR = 1e-8  # of a power, of waveforms with an RMS near 1
@@ -37,16 +37,16 @@ class MaskTrainingConfig:
     """How to train the mask network.
 
     Attributes:
-        model: Its size.
-        training: The loop's settings.
-        pairs: How noisy speech is drawn.
+        model: Size of the network.
+        training: Settings of the training loop.
+        pairs: Simulation of noisy speech.
         batch_pairs: Pairs in a batch.
         epoch_batches: Batches in an epoch; every epoch draws new pairs.
-        least_dynamics_db: Recordings with a smaller spread of levels are too noisy to be a target.
-        complex_share: Of the complex spectra in the loss, the magnitudes have the rest.
-        ratio_weight: Of the signal-to-error ratio in dB.
-        listener_weight: Of how far what a listener hears in the enhanced speech is from what it hears in the clean one.
-        validation_pairs: Of the tuning part, at each validation.
+        least_dynamics_db: Smallest spread of levels, in dB, of recordings that serve as targets.
+        complex_share: Weight of the complex spectra in the spectral loss; the magnitudes have the rest.
+        ratio_weight: Weight of the signal-to-error ratio in dB.
+        listener_weight: Weight of the perceptual loss.
+        validation_pairs: Pairs at each validation.
     """
 
     model: MaskConfig = field(default_factory=MaskConfig)
@@ -84,24 +84,24 @@ def train_mask(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
-    listener: Listener | None = None,
+    perceptual_loss: Listener | None = None,
 ) -> TrainingResult:
-    """Train a mask network; `output/best` becomes a model directory with the lowest loss on the tuning part.
+    """Train a mask network; `output/best` becomes a model directory with the lowest validation loss.
 
     Args:
-        pack: Packed speech and noise to learn from.
-        tuning: The same, of other people and noises, which decides which model is the best.
+        pack: Training data: packed speech and noise.
+        tuning: Validation data: a pack of other speakers and noises.
         output: Folder of the training.
-        config: How to train.
+        config: Settings.
         max_minutes: Stop after this time.
-        resume: Go on from `output/last`.
+        resume: Continue from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        provenance: What made the model, for its directory.
-        start_from: A model to start from instead of random weights; of the configured size.
-        listener: Hears the enhanced speech, for it to keep what a listener notices.
+        provenance: Origin of the model, stored in its directory.
+        start_from: Model to initialize from, of the configured size; None: random weights.
+        perceptual_loss: Compares enhanced and clean speech by features of a trained network.
 
     Raises:
-        DataError: A pack is missing or holds nothing clean enough.
+        DataError: A pack is missing or has no speech that is clean enough.
     """
     speech = NoisySpeech(SpeechPack(pack, config.least_dynamics_db), config.pairs)
     held_out = NoisySpeech(SpeechPack(tuning, config.least_dynamics_db), config.pairs)
@@ -122,14 +122,14 @@ def train_mask(
 
     def save(network: nn.Module, folder: Path) -> None:
         assert isinstance(network, MaskNetwork)
-        made_by = {**(provenance or {}), **heard_by(listener), "training": asdict(config)}
-        hub.save_model(folder, asdict(network.config), network.state_dict(), MASK, CARD, made_by)
+        record = {**(provenance or {}), **heard_by(perceptual_loss), "training": asdict(config)}
+        hub.save_model(folder, asdict(network.config), network.state_dict(), MASK, CARD, record)
 
     return train(
         model,
         new_draws(config.batch_pairs, config.epoch_batches),
-        lambda network, batch: mask_loss(network(batch.noisy), batch, config, listener),
-        lambda network: _validate(network, validation, config, listener),
+        lambda network, batch: mask_loss(network(batch.noisy), batch, config, perceptual_loss),
+        lambda network: _validate(network, validation, config, perceptual_loss),
         output,
         config.training,
         max_minutes=max_minutes,
@@ -142,16 +142,16 @@ def train_mask(
 
 
 def make_batch(speech: NoisySpeech, seeds: range, offset: int = 0) -> PairBatch:
-    """Return the pairs of some seeds."""
+    """Return the pairs drawn by these seeds."""
     pairs = [speech.pair(seed + offset) for seed in seeds]
     noisy, clean = (np.stack([getattr(pair, name) for pair in pairs]) for name in ("noisy", "clean"))
     return PairBatch(torch.from_numpy(noisy), torch.from_numpy(clean))
 
 
 def mask_loss(
-    enhanced: Tensor, batch: PairBatch, config: MaskTrainingConfig, listener: Listener | None = None
+    enhanced: Tensor, batch: PairBatch, config: MaskTrainingConfig, perceptual_loss: Listener | None = None
 ) -> Tensor:
-    """Return how far the enhanced waveforms (B, T) are from the clean ones, whatever their level; a scalar."""
+    """Return the loss of enhanced waveforms (B, T), independent of their level; a scalar."""
     level = batch.noisy.square().mean(-1, keepdim=True).sqrt() + 1e-6
     enhanced, clean = enhanced.float() / level, batch.clean / level
     loss = enhanced.new_zeros(())
@@ -160,13 +160,13 @@ def mask_loss(
     speech = clean.square().mean(-1) > _LEAST_SPEECH
     if config.ratio_weight and bool(speech.any()):
         loss = loss - config.ratio_weight * snr_db(enhanced[speech], clean[speech]).clamp_max(30.0).mean()
-    if listener is not None and bool(speech.any()):
-        gain = 10.0 ** (LEVEL_DB / 20.0)  # what it hears in use
-        loss = loss + config.listener_weight * listener.distance(gain * enhanced[speech], gain * clean[speech])
+    if perceptual_loss is not None and bool(speech.any()):
+        gain = 10.0 ** (LEVEL_DB / 20.0)  # level of its input in use
+        loss = loss + config.listener_weight * perceptual_loss.distance(gain * enhanced[speech], gain * clean[speech])
     return loss
 
 
-def _spectral_loss(enhanced: Tensor, clean: Tensor, size: int, complex_share: float) -> Tensor:
+def _spectral_loss(enhanced: Tensor, clean: Tensor, size: int, complex_weight: float) -> Tensor:
     window = torch.hann_window(size, device=clean.device)
     both = torch.stft(torch.cat([enhanced, clean]), size, size // 4, window=window, return_complex=True)
     both = both / (0.375 * size) ** 0.5
@@ -174,23 +174,23 @@ def _spectral_loss(enhanced: Tensor, clean: Tensor, size: int, complex_share: fl
     magnitude = power ** (0.5 * _COMPRESSION)
     scale = power ** (0.5 * (_COMPRESSION - 1.0))
     one, other = magnitude.chunk(2)
-    loss = (1.0 - complex_share) * (one - other).square().mean()
+    loss = (1.0 - complex_weight) * (one - other).square().mean()
     for part in (both.real * scale, both.imag * scale):
         one, other = part.chunk(2)
-        loss = loss + complex_share * (one - other).square().mean()
+        loss = loss + complex_weight * (one - other).square().mean()
     return loss
 
 
 def _validate(
-    network: nn.Module, batches: list[PairBatch], config: MaskTrainingConfig, listener: Listener | None
+    network: nn.Module, batches: list[PairBatch], config: MaskTrainingConfig, perceptual_loss: Listener | None
 ) -> dict[str, float]:
-    """Return the loss and the mean gain in SI-SDR where somebody talks over noise."""
+    """Return the loss and the mean SI-SDR improvement where there is speech in noise."""
     device = next(network.parameters()).device
     losses, gains = [], []
     for cpu_batch in batches:
         batch = PairBatch(*(part.to(device) for part in cpu_batch))
         enhanced = network(batch.noisy).float()
-        losses.append((float(mask_loss(enhanced, batch, config, listener)), len(enhanced)))
+        losses.append((float(mask_loss(enhanced, batch, config, perceptual_loss)), len(enhanced)))
         before = si_sdr_db(batch.noisy, batch.clean)
         used = (batch.clean.square().mean(-1) > _LEAST_SPEECH) & (before < 40.0)
         gains += (si_sdr_db(enhanced, batch.clean) - before)[used].tolist()

@@ -1,4 +1,4 @@
-"""What can be told of a stretch of speech without knowing the clean one: activity, tone, pitch, and how two differ."""
+"""Measures of speech that need no clean reference: activity, tone, pitch, and the difference between two signals."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 SAMPLE_RATE = 16_000  # Hz
 FRAME = 320  # samples, 20 ms
-_ACTIVE_DB = 30.0  # below the loudest frames that speech reaches down to
+_ACTIVE_DB = 30.0  # range of speech below its loudest frames
 _LEAST_DB = -65.0  # level of a frame below which nothing is speech
 _BANDS_HZ = np.geomspace(120.0, 7600.0, 19)  # edges of the bands of a long-term spectrum
 _PITCH_HZ = (65.0, 420.0)
 _PITCH_FRAME = 640  # samples, 40 ms
 _NEARLY = 0.85  # of the highest peak of an autocorrelation
-_VOICED = 0.5  # normalised autocorrelation of a frame that has a pitch
+_VOICED = 0.5  # normalized autocorrelation of a frame that has a pitch
 
 
 def levels_db(waveform: np.ndarray) -> np.ndarray:
@@ -33,21 +33,21 @@ def active_frames(waveform: np.ndarray) -> np.ndarray:
 
 
 def snr_db(noisy: np.ndarray, speech: np.ndarray) -> float:
-    """Return the ratio of what an enhancer kept to what it took away, in dB, within -40..60."""
-    kept = float(np.mean(np.square(speech, dtype=np.float64)))
-    taken = float(np.mean(np.square(noisy - speech, dtype=np.float64)))
-    return float(np.clip(10.0 * np.log10((kept + 1e-12) / (taken + 1e-12)), -40.0, 60.0))
+    """Return the ratio of the power that an enhancer retained to what it removed, in dB, within -40..60."""
+    retained = float(np.mean(np.square(speech, dtype=np.float64)))
+    removed = float(np.mean(np.square(noisy - speech, dtype=np.float64)))
+    return float(np.clip(10.0 * np.log10((retained + 1e-12) / (removed + 1e-12)), -40.0, 60.0))
 
 
 def tone_distance_db(one: np.ndarray, other: np.ndarray) -> float:
-    """Return how the long-term spectra of two stretches differ: RMS over bands in dB, levels matched."""
+    """Return the difference of two long-term spectra: RMS over bands in dB, levels matched."""
     spectra = [_long_term_db(part) for part in (one, other)]
     difference = spectra[0] - spectra[1]
     return float(np.sqrt(np.mean((difference - difference.mean()) ** 2)))
 
 
 def pitch_hz(waveform: np.ndarray) -> float:
-    """Return the median pitch of the voiced frames, by autocorrelation; NaN where there is hardly any."""
+    """Return the median pitch in Hz of the voiced frames, by autocorrelation; NaN with fewer than 5 of them."""
     step = _PITCH_FRAME // 2
     count = max(0, (len(waveform) - _PITCH_FRAME) // step + 1)
     if not count:
@@ -60,12 +60,12 @@ def pitch_hz(waveform: np.ndarray) -> float:
     low, high = (round(SAMPLE_RATE / hz) for hz in reversed(_PITCH_HZ))
     lags = np.arange(low, high + 1)
     # the overlap shrinks with the lag, the true correlation does not
-    normalised = correlation[:, lags] / (energy[:, None] + 1e-9) * (_PITCH_FRAME / (_PITCH_FRAME - lags))
+    normalized = correlation[:, lags] / (energy[:, None] + 1e-9) * (_PITCH_FRAME / (_PITCH_FRAME - lags))
     # the first peak that is nearly the highest: later ones are multiples of the period
-    peaks = np.pad(normalised, ((0, 0), (1, 1)), constant_values=-1.0)
-    is_peak = (normalised >= peaks[:, :-2]) & (normalised >= peaks[:, 2:])
-    best = (is_peak & (normalised >= _NEARLY * normalised.max(axis=1, keepdims=True))).argmax(axis=1)
-    voiced = (normalised.max(axis=1) > _VOICED) & (energy > 0.01 * np.percentile(energy, 95))
+    peaks = np.pad(normalized, ((0, 0), (1, 1)), constant_values=-1.0)
+    is_peak = (normalized >= peaks[:, :-2]) & (normalized >= peaks[:, 2:])
+    best = (is_peak & (normalized >= _NEARLY * normalized.max(axis=1, keepdims=True))).argmax(axis=1)
+    voiced = (normalized.max(axis=1) > _VOICED) & (energy > 0.01 * np.percentile(energy, 95))
     if voiced.sum() < 5:
         return float("nan")
     return float(np.median(SAMPLE_RATE / lags[best[voiced]]))

@@ -1,4 +1,4 @@
-"""Model directories of speech enhancement: the mask network; GenSE's language models and what they speak through."""
+"""Model directories of speech enhancement: the mask network; GenSE's language models with tokenizer and codec."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from audio_llm import hub
 from audio_llm.codec.codec import SpeechCodec
 from audio_llm.errors import ModelFormatError
-from audio_llm.gense.guards import Limits
+from audio_llm.gense.checks import Limits
 from audio_llm.gense.mask_model import MaskConfig, MaskNetwork
 from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork
 from audio_llm.gense.prompts import ACOUSTIC, SEMANTIC
@@ -22,16 +22,16 @@ from audio_llm.training.config import config_from_dict
 
 MASK, GENSE = "mask", "gense"
 DEFAULT_MASK = "mask-small"
-ACOUSTIC_SAMPLING = Sampling(temperature=0.8, top_k=50, top_p=0.95)  # of clean codes, where nothing else was found
+ACOUSTIC_SAMPLING = Sampling(temperature=0.8, top_k=50, top_p=0.95)  # of clean codes, where the model names no other
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the language models speak through.
+    """Tokenizer and codec of the language models.
 
     Attributes:
-        tokenizer: Of semantic tokens.
-        codec: Of acoustic codes.
+        tokenizer: Tokenizer that gives semantic tokens.
+        codec: Codec that gives acoustic codes.
         tokenizer_name: Name of its model.
         codec_name: Name of its model.
     """
@@ -46,7 +46,7 @@ class Parts:
         """Acoustic codes per semantic token.
 
         Raises:
-            ModelFormatError: That is no whole number.
+            ModelFormatError: The ratio is not a whole number.
         """
         ratio = self.codec.frame_rate / self.tokenizer.frame_rate
         if ratio != round(ratio):
@@ -55,13 +55,13 @@ class Parts:
         return round(ratio)
 
     def vectors(self) -> dict[str, Tensor]:
-        """Return what the tokens stand for, by range, (R, D) float32."""
+        """Return the quantized vectors of the tokens, by range, (R, D) float32."""
         quantizers = {SEMANTIC: self.tokenizer.network.quantizer, ACOUSTIC: self.codec.network.quantizer}
         scalar = {name: q for name, q in quantizers.items() if isinstance(q, FSQ)}
         return {name: q.decode(torch.arange(q.size, device=q.steps.device)).float() for name, q in scalar.items()}
 
     def names(self) -> dict[str, dict[str, str]]:
-        """Return names and fingerprints, as a model directory keeps them."""
+        """Return names and fingerprints, as a model directory stores them."""
         return {
             "tokenizer": {"name": self.tokenizer_name, "fingerprint": self.tokenizer.fingerprint},
             "codec": {"name": self.codec_name, "fingerprint": self.codec.fingerprint},
@@ -70,19 +70,19 @@ class Parts:
 
 @dataclass(frozen=True)
 class GenseModel:
-    """GenSE.
+    """GenSE; the settings after `mask` were tuned on validation data.
 
     Attributes:
         network: The language models, in eval mode.
-        parts: What they speak through.
-        mask: Folder or name of the mask network that goes with them.
-        chain: What S2S is best told, as found on tuning speech.
-        sampling: How its codes are best drawn, as found on tuning speech.
-        semantic_sampling: How N2S's tokens are, likewise.
-        heard_share: What the tokens of the noisy speech and those of the mask network's sound each have to say in that.
-        limits: Of the guards, as found on tuning speech.
-        balanced_below_db: Estimated signal-to-noise ratio below which the mode `balanced` speaks anew; None: nobody
-            has found one, so that mode never does.
+        parts: Their tokenizer and codec.
+        mask: Folder or name of their mask network.
+        chain: Parts of the prompt of S2S.
+        sampling: Decoding of S2S's codes.
+        limits: Limits of the quality checks.
+        balanced_below_db: Estimated signal-to-noise ratio below which the mode `balanced` resynthesizes; None: never.
+        semantic_sampling: Decoding of N2S's tokens.
+        copy_weight: Weight of the noisy speech's token in the probabilities of N2S, and of the token of the mask
+            network's output likewise; stored as `heard_share`.
     """
 
     network: GenseNetwork
@@ -93,7 +93,7 @@ class GenseModel:
     limits: Limits
     balanced_below_db: float | None
     semantic_sampling: Sampling = GREEDY
-    heard_share: float = 0.0
+    copy_weight: float = 0.0
 
 
 def load_mask(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> MaskNetwork:
@@ -108,11 +108,11 @@ def load_parts(tokenizer: str | os.PathLike[str], codec: str | os.PathLike[str],
 
 
 def load_gense(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> GenseModel:
-    """Return the language models of a directory, with the tokenizer and the codec that it names.
+    """Return the language models of a directory, with their tokenizer and codec.
 
     Raises:
-        ModelNotFoundError: It is not there, or one of its parts is not: beside it, or by name.
-        ModelFormatError: It is damaged, or a part is another one than it was trained with.
+        ModelNotFoundError: It does not exist, or a part of it is neither next to it nor found by name.
+        ModelFormatError: It is damaged, or a part is not the one that it was trained with.
     """
     loaded = hub.load_model(name_or_dir, GENSE, device)
     try:
@@ -139,8 +139,8 @@ def load_gense(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Gens
     )
     limits = config_from_dict(Limits, loaded.config.get("limits", {}), settings)
     mask = DEFAULT_MASK
-    if (own := loaded.config.get("mask")) is not None:
-        mask = str(hub.find_companion(loaded.path, own["name"], own["fingerprint"]))
+    if (mask_settings := loaded.config.get("mask")) is not None:
+        mask = str(hub.find_companion(loaded.path, mask_settings["name"], mask_settings["fingerprint"]))
     below_db = loaded.config.get("balanced_below_db")
     drawing = (semantic, float(loaded.config.get("heard_share", 0.0)))
     return GenseModel(network.to(device).eval(), parts, mask, chain, acoustic, limits, below_db, *drawing)

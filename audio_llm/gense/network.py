@@ -1,4 +1,4 @@
-"""GenSE's two language models, N2S and S2S, as one thing to train, store and ask."""
+"""GenSE's two language models, N2S and S2S, in one module to train, store and run."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class GenseConfig:
     """Size of the models.
 
     Attributes:
-        semantic: How many semantic tokens there are.
-        acoustic: How many acoustic codes.
+        semantic: Number of semantic tokens.
+        acoustic: Number of acoustic codes.
         ratio: Acoustic codes per semantic token.
         n2s: Size of the model of semantic tokens; its ranges and segments are set here.
         s2s: Size of the model of acoustic codes.
@@ -56,7 +56,7 @@ class TokenPairs(NamedTuple):
         clean_semantic: (B, T) int64.
         noisy_acoustic: (B, T x ratio) int64.
         clean_acoustic: (B, T x ratio) int64.
-        masked_acoustic: (B, T x ratio) int64, of the mask network's sound of the noisy speech.
+        masked_acoustic: (B, T x ratio) int64, of the mask network's output.
     """
 
     noisy_semantic: Tensor
@@ -66,12 +66,12 @@ class TokenPairs(NamedTuple):
     masked_acoustic: Tensor
 
 
-class Past(NamedTuple):
-    """What the models are told of what they said themselves, where that is not the truth.
+class History(NamedTuple):
+    """Inputs that replace the true clean tokens as the models' own previous outputs.
 
     Attributes:
-        semantic: (B, T) int64, in place of the clean semantic tokens before the one to be told.
-        acoustic: (B, T x ratio) int64, in place of the clean acoustic codes.
+        semantic: (B, T) int64, replaces the clean semantic tokens.
+        acoustic: (B, T x ratio) int64, replaces the clean acoustic codes.
     """
 
     semantic: Tensor
@@ -80,13 +80,13 @@ class Past(NamedTuple):
 
 @dataclass(frozen=True)
 class Chain:
-    """What S2S is told; every arm of the method is one of these.
+    """Parts of the prompt of S2S; each ablation of the method is one choice of them.
 
     Attributes:
-        noisy_semantic: Whether the noisy semantic tokens are there.
-        clean_semantic: `oracle`, `predicted` by N2S, or `none`: without hierarchy.
-        acoustic: Which acoustic codes are there, `noisy`, or `masked` by the mask network; with `none` nothing tells
-            who talks.
+        noisy_semantic: Whether the noisy semantic tokens are included.
+        clean_semantic: The true ones (`oracle`), those `predicted` by N2S, or `none`: without hierarchy.
+        acoustic: Acoustic codes of the `noisy` speech or of the mask network's output (`masked`); `none`: nothing
+            conveys the speaker's voice.
     """
 
     noisy_semantic: bool = True
@@ -99,7 +99,7 @@ class GenseNetwork(nn.Module):
 
     Args:
         config: Their sizes.
-        vectors: What tokens stand for, by range (see `TokenLm`).
+        vectors: Quantized vectors of the tokens, by range (see `TokenLm`).
     """
 
     def __init__(self, config: GenseConfig, vectors: Mapping[str, Tensor] | None = None) -> None:
@@ -109,16 +109,16 @@ class GenseNetwork(nn.Module):
         self.n2s = TokenLm(config.n2s, {k: v for k, v in vectors.items() if k == SEMANTIC})
         self.s2s = TokenLm(config.s2s, vectors)
 
-    def forward(self, pairs: TokenPairs, chain: Chain, past: Past | None = None) -> dict[str, Tensor]:
-        """Return cross-entropies in nats per token of what is to be generated, `n2s` and `s2s`, and N2S's `errors`.
+    def forward(self, pairs: TokenPairs, chain: Chain, history: History | None = None) -> dict[str, Tensor]:
+        """Return cross-entropies in nats per token, `n2s` and `s2s`, and N2S's token error rate, `errors`.
 
-        N2S is asked with the true tokens before, or with `past`; where the chain wants predicted ones, S2S gets the
-        likeliest of its answers.
+        The previous tokens are the true ones (teacher forcing), or those of `history`. With predicted tokens in the
+        chain S2S gets N2S's most likely token at each position.
         """
         ratio = self.config.ratio
-        past = past or Past(pairs.clean_semantic, pairs.clean_acoustic)
+        history = history or History(pairs.clean_semantic, pairs.clean_acoustic)
         prompt = n2s_prompt(pairs.noisy_semantic, self.n2s.vocabulary, ratio)
-        target = n2s_target(past.semantic, self.n2s.vocabulary, ratio)
+        target = n2s_target(history.semantic, self.n2s.vocabulary, ratio)
         logits = _next(self.n2s, prompt, target, SEMANTIC)
         n2s = functional.cross_entropy(logits.flatten(0, 1), pairs.clean_semantic.flatten())
         predicted = logits.detach().argmax(-1)
@@ -131,7 +131,7 @@ class GenseNetwork(nn.Module):
             ratio,
             chain.acoustic == "masked",
         )
-        logits = _next(self.s2s, prompt, s2s_target(past.acoustic, self.s2s.vocabulary), ACOUSTIC)
+        logits = _next(self.s2s, prompt, s2s_target(history.acoustic, self.s2s.vocabulary), ACOUSTIC)
         s2s = functional.cross_entropy(logits.flatten(0, 1), pairs.clean_acoustic.flatten())
         return {"n2s": n2s, "s2s": s2s, "errors": (predicted != pairs.clean_semantic).float().mean()}
 
@@ -141,18 +141,18 @@ class GenseNetwork(nn.Module):
         given: Tensor | None = None,
         sampling: Sampling = GREEDY,
         generator: torch.Generator | None = None,
-        heard: tuple[Tensor, ...] = (),
-        heard_share: float = 0.0,
+        copied: tuple[Tensor, ...] = (),
+        copy_weight: float = 0.0,
     ) -> Continuation:
         """Return N2S's clean tokens (as `ids`, 0.. of the range) for noisy semantic tokens (B, T) int64.
 
         Args:
-            noisy: What was heard.
-            given: (B, G) int64, the first of the clean tokens, where they are known already.
-            sampling: How to draw.
-            generator: Source of the draws.
-            heard: Tokens (B, T) int64 that have a say of their own, such as `noisy` itself.
-            heard_share: Of the probabilities that each place is drawn by, of each of these.
+            noisy: Noisy semantic tokens.
+            given: (B, G) int64, the first clean tokens, where they are known already.
+            sampling: Decoding.
+            generator: Random generator of the draws.
+            copied: Tokens (B, T) int64 that get probability of their own, such as `noisy` itself.
+            copy_weight: Weight of each of `copied` in the probabilities at each position.
         """
         vocabulary = self.n2s.vocabulary
         prompt = n2s_prompt(noisy, vocabulary, self.config.ratio)
@@ -160,11 +160,11 @@ class GenseNetwork(nn.Module):
         count = noisy.shape[1] - known.shape[1]
         whole = n2s_target(functional.pad(known, (0, count)), vocabulary, self.config.ratio)
         votes = None
-        if heard and heard_share:
-            says = [functional.one_hot(tokens, self.config.semantic).float() for tokens in heard]
-            votes = heard_share * torch.stack(says).sum(0)[:, known.shape[1] :]
-        found = _continue(self.n2s, prompt, whole, known.shape[1], SEMANTIC, sampling, generator, votes)
-        return Continuation(vocabulary.decode(SEMANTIC, found.ids), found.log_probs)
+        if copied and copy_weight:
+            one_hot_tokens = [functional.one_hot(tokens, self.config.semantic).float() for tokens in copied]
+            votes = copy_weight * torch.stack(one_hot_tokens).sum(0)[:, known.shape[1] :]
+        continuation = _continue(self.n2s, prompt, whole, known.shape[1], SEMANTIC, sampling, generator, votes)
+        return Continuation(vocabulary.decode(SEMANTIC, continuation.ids), continuation.log_probs)
 
     def clean_codes(
         self,
@@ -177,17 +177,17 @@ class GenseNetwork(nn.Module):
         """Return S2S's clean codes (B, count), 0.. of the range.
 
         Args:
-            prompt: Of `s2s_prompt`.
-            count: Codes in all.
-            sampling: How to draw.
-            given: (B, G) int64, the first of the clean codes, where they are known already.
-            generator: Source of the draws.
+            prompt: The result of `s2s_prompt`.
+            count: Total number of codes.
+            sampling: Decoding.
+            given: (B, G) int64, the first clean codes, where they are known already.
+            generator: Random generator of the draws.
         """
         vocabulary = self.s2s.vocabulary
         known = prompt.ids[:, :0] if given is None else given
         whole = s2s_target(functional.pad(known, (0, count - known.shape[1])), vocabulary)
-        found = _continue(self.s2s, prompt, whole, known.shape[1], ACOUSTIC, sampling, generator)
-        return Continuation(vocabulary.decode(ACOUSTIC, found.ids), found.log_probs)
+        continuation = _continue(self.s2s, prompt, whole, known.shape[1], ACOUSTIC, sampling, generator)
+        return Continuation(vocabulary.decode(ACOUSTIC, continuation.ids), continuation.log_probs)
 
 
 def _continue(
@@ -200,13 +200,13 @@ def _continue(
     generator: torch.Generator | None,
     votes: Tensor | None = None,
 ) -> Continuation:
-    """Generate what follows the first `known` tokens of `whole`; return the ids of all of it."""
+    """Generate what follows the first `known` tokens of `whole`; return the ids of the whole."""
     first, rest = (Sequence(*(part[:, cut] for part in whole)) for cut in (slice(known), slice(known, None)))
-    found = lm.generate(join([prompt, first]), rest, name, sampling, generator, votes)
-    return Continuation(torch.cat([first.ids, found.ids], dim=1), found.log_probs)
+    continuation = lm.generate(join([prompt, first]), rest, name, sampling, generator, votes)
+    return Continuation(torch.cat([first.ids, continuation.ids], dim=1), continuation.log_probs)
 
 
 def _next(lm: TokenLm, prompt: Sequence, target: Sequence, name: str) -> Tensor:
-    """Return logits (B, T, R) float32 of each target token, told the prompt and the target's tokens before it."""
+    """Return logits (B, T, R) float32 of each target token, given the prompt and the target tokens before it."""
     hidden = lm(join([prompt, Sequence(*(part[:, :-1] for part in target))]))
     return lm.logits(hidden[:, prompt.ids.shape[1] - 1 :], name).float()

@@ -1,8 +1,8 @@
-"""The sequences of GenSE: what the two language models are given and what they continue.
+"""The sequences of GenSE: prompts and targets of the two language models.
 
 N2S: noisy semantic tokens, then the clean ones. S2S, the token chain: noisy semantic, clean semantic, noisy acoustic
-codes, then the clean ones. Positions are times, in acoustic codes: what belongs to one moment has one position in every
-stream, at any ratio of the rates (the public code counts on 100 and 50 a second, and on less than 10 s).
+codes, then the clean ones. Positions are times, in acoustic codes: one moment has one position in every stream, at any
+ratio of the rates (the public code assumes 100 and 50 per second, and less than 10 s).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Segment(IntEnum):
     CLEAN_SEMANTIC = 1
     NOISY_ACOUSTIC = 2
     CLEAN_ACOUSTIC = 3
-    MASKED_ACOUSTIC = 4  # of the mask network's sound, in the noisy ones' place
+    MASKED_ACOUSTIC = 4  # of the mask network's output, in place of the noisy ones
 
 
 def n2s_prompt(noisy: Tensor, vocabulary: Vocabulary, ratio: float) -> Sequence:
@@ -34,7 +34,7 @@ def n2s_prompt(noisy: Tensor, vocabulary: Vocabulary, ratio: float) -> Sequence:
 
     Args:
         noisy: (B, T) int64 tokens.
-        vocabulary: With the range `semantic`.
+        vocabulary: Vocabulary with the range `semantic`.
         ratio: Acoustic codes per semantic token.
     """
     return join(
@@ -63,17 +63,17 @@ def s2s_prompt(
     Args:
         noisy_semantic: (B, T) int64 tokens.
         clean_semantic: (B, T) int64 tokens; None: without hierarchy.
-        noisy_acoustic: (B, A) int64 codes; None: without what the voice sounded like.
-        vocabulary: With the ranges `semantic` and `acoustic`.
+        noisy_acoustic: (B, A) int64 codes; None: without the voice.
+        vocabulary: Vocabulary with the ranges `semantic` and `acoustic`.
         ratio: Acoustic codes per semantic token.
-        masked: Whether `noisy_acoustic` comes from the mask network's sound.
+        masked: Whether `noisy_acoustic` comes from the mask network's output.
 
     Raises:
         UsageError: Nothing is given.
     """
     given = [part for part in (noisy_semantic, clean_semantic, noisy_acoustic) if part is not None]
     if not given:
-        raise UsageError("a prompt of nothing", remedy="give at least one stream")
+        raise UsageError("the prompt is empty", remedy="give at least one stream")
     parts = []
     if noisy_semantic is not None:
         parts.append(_stream(vocabulary.encode(SEMANTIC, noisy_semantic), Segment.NOISY_SEMANTIC, ratio))

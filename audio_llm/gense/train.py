@@ -1,4 +1,4 @@
-"""Training of GenSE's language models on packed tokens; and the packing: noisy and clean speech through both codes."""
+"""Training of GenSE's language models on packed tokens, and packing of the tokens of noisy and clean speech."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from audio_llm.errors import DataError, ModelFormatError
 from audio_llm.gense.chunks import AHEAD, CONTEXT, LONGEST, SAMPLE_RATE
 from audio_llm.gense.mask_model import MaskNetwork
 from audio_llm.gense.models import GENSE, Parts, load_gense
-from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, Past, TokenPairs
+from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, History, TokenPairs
 from audio_llm.simulation.noisy import NoisyConfig, NoisyPair, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.training.buckets import same_draws
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _COLUMNS = TokenPairs._fields
 _PACK_BATCH = 16
-PACK_S = (CONTEXT + LONGEST + 2 * AHEAD) / SAMPLE_RATE  # of a stretch: as long as the longest that is spoken in use
+PACK_S = (CONTEXT + LONGEST + 2 * AHEAD) / SAMPLE_RATE  # of a segment: as long as the longest window in use
 CARD = "# GenSE\n\nSpeech enhancement by token language models, at 16 kHz.\n"
 
 
@@ -38,20 +38,20 @@ class GenseTrainingConfig:
     """How to train the language models.
 
     Attributes:
-        model: Their sizes; the numbers of tokens are those of tokenizer and codec.
-        training: The loop's settings.
-        batch: Stretches in a batch.
-        least_tokens: Shortest part of a stretch that is learned from, in semantic tokens; the longest is all of it.
-        predicted_share: Of batches in which S2S is told N2S's tokens instead of the true ones.
-        no_hierarchy_share: Of batches in which it is told none.
-        no_voice_share: Of batches in which it is told no acoustic codes.
-        masked_share: Of the other batches, in which these are of the mask network's sound instead of the noisy speech.
-        no_noisy_share: Of batches in which it is told no noisy semantic tokens.
-        most_wrong_past: Of the tokens that a model is told to have said itself, up to this share, drawn for each batch,
-            is wrong: the noisy speech's, or said twice. In use nobody tells it the truth either, and without this it
-            builds upon its own errors.
-        identity_share: Of batches with clean speech in the noisy one's place: do no harm.
-        validation: Stretches of the tuning part at each validation.
+        model: Sizes of the models; the numbers of tokens are those of tokenizer and codec.
+        training: Settings of the training loop.
+        batch: Segments in a batch.
+        least_tokens: Shortest part of a segment that is trained on, in semantic tokens; the longest is the whole.
+        predicted_share: Fraction of batches with N2S's tokens in the prompt of S2S instead of the true ones.
+        no_hierarchy_share: Fraction of batches with no clean semantic tokens in the prompt of S2S.
+        no_voice_share: Fraction of batches with no acoustic codes in the prompt of S2S.
+        masked_share: Fraction of the other batches, in which these codes are those of the mask network's output.
+        no_noisy_share: Fraction of batches with no noisy semantic tokens in the prompt of S2S.
+        most_wrong_past: Largest fraction of the previous clean tokens that is corrupted, drawn for each batch: replaced
+            by the noisy speech's token or by a repetition. This reduces exposure bias: without it a model builds on
+            its own errors.
+        identity_share: Fraction of batches with clean speech as input, which has to stay as it is.
+        validation: Segments at each validation.
     """
 
     model: GenseConfig = field(default_factory=GenseConfig)
@@ -70,12 +70,12 @@ class GenseTrainingConfig:
 
 @dataclass(frozen=True)
 class TokenPackConfig:
-    """What is packed.
+    """Size and content of a token pack.
 
     Attributes:
-        pairs: How noisy speech is drawn; the clean side is dry.
-        count: Stretches.
-        seed: Of the first; the others follow it.
+        pairs: Simulation of noisy speech; the clean side has no reverberation.
+        count: Number of segments.
+        seed: Seed of the first segment; each further one has the next seed.
     """
 
     pairs: NoisyConfig = field(
@@ -88,14 +88,14 @@ class TokenPackConfig:
 
 
 def pack_tokens(pack: Path, parts: Parts, mask: MaskNetwork, output: Path, config: TokenPackConfig) -> int:
-    """Write the tokens of noisy and clean speech; return how many stretches there are.
+    """Write the tokens of noisy and clean speech; return the number of segments.
 
     Args:
         pack: Packed speech and noise.
         parts: Tokenizer and codec.
         mask: The mask network.
         output: Folder of the token pack.
-        config: How.
+        config: Settings.
     """
     speech = NoisySpeech(SpeechPack(pack, least_dynamics_db=24.0), config.pairs)
 
@@ -105,7 +105,7 @@ def pack_tokens(pack: Path, parts: Parts, mask: MaskNetwork, output: Path, confi
             pairs = [speech.pair(seed) for seed in seeds]
             yield from _token_rows(pairs, parts, mask)
             if first % (64 * _PACK_BATCH) == 0:
-                logger.info("%d of %d stretches", first, config.count)
+                logger.info("%d of %d segments", first, config.count)
 
     return write_shards(rows(), output, extra=parts.names())
 
@@ -123,44 +123,44 @@ def train_gense(
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
 ) -> TrainingResult:
-    """Train N2S and S2S side by side; `output/best` becomes a model directory with the lowest cross-entropies.
+    """Train N2S and S2S together; `output/best` becomes a model directory with the lowest cross-entropies.
 
     Args:
-        pack: Packed tokens to learn from.
-        tuning: The same, of other people and noises, which decides which model is the best.
-        parts: Tokenizer and codec that made them.
+        pack: Training data: packed tokens.
+        tuning: Validation data: packed tokens of other speakers and noises.
+        parts: Tokenizer and codec of both packs.
         output: Folder of the training.
-        config: How to train.
+        config: Settings.
         max_minutes: Stop after this time.
-        resume: Go on from `output/last`.
+        resume: Continue from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        provenance: What made the model, for its directory.
-        start_from: A model to start from; its size counts, not the configuration's.
+        provenance: Origin of the model, stored in its directory.
+        start_from: Model to initialize from; its size replaces the configured one.
 
     Raises:
-        DataError: A pack is missing, or not of these parts.
-        ModelFormatError: The model to start from has other parts.
+        DataError: A pack is missing, or was written with other parts.
+        ModelFormatError: The model to initialize from has other parts.
     """
     reader, held_out = ShardReader(pack), ShardReader(tuning)
     for data in (reader, held_out):
-        if any(data.extra.get(key) != made_by for key, made_by in parts.names().items()):
-            remedy = "pack the tokens again, or name the tokenizer and the codec that made them"
-            raise DataError(f"other models made these tokens: {data.extra}", path=data.folder, remedy=remedy)
+        if any(data.extra.get(key) != expected for key, expected in parts.names().items()):
+            remedy = "pack the tokens again, or name the tokenizer and the codec that they come from"
+            raise DataError(f"the tokens come from other models: {data.extra}", path=data.folder, remedy=remedy)
     model_config = replace(config.model, semantic=parts.tokenizer.size, acoustic=parts.codec.size, ratio=parts.ratio)
     torch.manual_seed(config.training.seed)
     network = GenseNetwork(model_config, parts.vectors()) if start_from is None else _start(start_from, parts)
     config = replace(config, model=network.config)
     network.train()
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()}
-    logger.info("%d stretches, parameters %s", len(reader), sizes)
+    logger.info("%d segments, parameters %s", len(reader), sizes)
     count = min(config.validation, len(held_out))
     validation = [_collate(held_out, chosen) for chosen in same_draws(config.batch, count)]
 
     def save(module: nn.Module, folder: Path) -> None:
         assert isinstance(module, GenseNetwork)
-        made_by = {**(provenance or {}), "training": asdict(config)}
+        record = {**(provenance or {}), "training": asdict(config)}
         settings = {"network": asdict(module.config), **parts.names()}
-        hub.save_model(folder, settings, module.state_dict(), GENSE, CARD, made_by)
+        hub.save_model(folder, settings, module.state_dict(), GENSE, CARD, record)
 
     return train(
         network,
@@ -191,18 +191,18 @@ def _token_rows(pairs: list[NoisyPair], parts: Parts, mask: MaskNetwork) -> Iter
     sounds = {name: torch.from_numpy(np.stack([getattr(pair, name) for pair in pairs])) for name in ("noisy", "clean")}
     with torch.inference_mode():
         sounds["masked"] = mask(sounds["noisy"])
-    found, ratio = {}, parts.ratio
+    streams, ratio = {}, parts.ratio
     for name, sound in sounds.items():
         lengths = torch.full((len(pairs),), sound.shape[1])
-        found[f"{name}_semantic"] = parts.tokenizer.encode(sound * gains, lengths).tokens.numpy().astype(np.int32)
-        found[f"{name}_acoustic"] = parts.codec.encode(sound * gains, lengths).codes.numpy().astype(np.int32)
-    count = min(found["noisy_semantic"].shape[1], found["noisy_acoustic"].shape[1] // ratio)
-    for place in range(len(pairs)):
-        yield {name: found[name][place, : count * (ratio if name.endswith("acoustic") else 1)] for name in _COLUMNS}
+        streams[f"{name}_semantic"] = parts.tokenizer.encode(sound * gains, lengths).tokens.numpy().astype(np.int32)
+        streams[f"{name}_acoustic"] = parts.codec.encode(sound * gains, lengths).codes.numpy().astype(np.int32)
+    count = min(streams["noisy_semantic"].shape[1], streams["noisy_acoustic"].shape[1] // ratio)
+    for index in range(len(pairs)):
+        yield {name: streams[name][index, : count * (ratio if name.endswith("acoustic") else 1)] for name in _COLUMNS}
 
 
 def _batches(count: int, epoch: int, config: GenseTrainingConfig) -> list[tuple[list[int], int]]:
-    """Return the batches of an epoch: stretches, and a seed for what is drawn."""
+    """Return the batches of an epoch: indices of segments, and a seed for the random draws."""
     rng = np.random.default_rng([config.training.seed, epoch])
     order = rng.permutation(count).tolist()
     starts = range(0, count - config.batch + 1, config.batch) if count >= config.batch else range(1)
@@ -211,7 +211,7 @@ def _batches(count: int, epoch: int, config: GenseTrainingConfig) -> list[tuple[
 
 def _drawn(
     reader: ShardReader, drawn: tuple[list[int], int], config: GenseTrainingConfig
-) -> tuple[TokenPairs, Chain, Past]:
+) -> tuple[TokenPairs, Chain, History]:
     numbers, seed = drawn
     rng = np.random.default_rng(seed)
     pairs = _collate(reader, numbers)
@@ -226,26 +226,26 @@ def _drawn(
         clean = pairs.clean_acoustic
         pairs = TokenPairs(pairs.clean_semantic, pairs.clean_semantic, clean, clean, clean)
     no_hierarchy, no_voice, no_noisy = (
-        rng.random() < share for share in (config.no_hierarchy_share, config.no_voice_share, config.no_noisy_share)
+        rng.random() < prob for prob in (config.no_hierarchy_share, config.no_voice_share, config.no_noisy_share)
     )
-    told = "none" if no_hierarchy else "predicted" if rng.random() < config.predicted_share else "oracle"
+    clean_semantic_kind = "none" if no_hierarchy else "predicted" if rng.random() < config.predicted_share else "oracle"
     acoustic = "none" if no_voice else "masked" if rng.random() < config.masked_share else "noisy"
-    chain = Chain(not no_noisy or (no_hierarchy and no_voice), told, acoustic)
-    return pairs, chain, _partly_wrong_past(pairs, chain, config.most_wrong_past * rng.random(), rng)
+    chain = Chain(not no_noisy or (no_hierarchy and no_voice), clean_semantic_kind, acoustic)
+    return pairs, chain, _corrupted_history(pairs, chain, config.most_wrong_past * rng.random(), rng)
 
 
-def _partly_wrong_past(pairs: TokenPairs, chain: Chain, share: float, rng: np.random.Generator) -> Past:
-    heard = pairs.masked_acoustic if chain.acoustic == "masked" else pairs.noisy_acoustic
-    semantic = _partly_wrong(pairs.clean_semantic, pairs.noisy_semantic, share, rng)
-    return Past(semantic, _partly_wrong(pairs.clean_acoustic, heard, share, rng))
+def _corrupted_history(pairs: TokenPairs, chain: Chain, fraction: float, rng: np.random.Generator) -> History:
+    prompted = pairs.masked_acoustic if chain.acoustic == "masked" else pairs.noisy_acoustic
+    semantic = _corrupted(pairs.clean_semantic, pairs.noisy_semantic, fraction, rng)
+    return History(semantic, _corrupted(pairs.clean_acoustic, prompted, fraction, rng))
 
 
-def _partly_wrong(clean: Tensor, heard: Tensor, share: float, rng: np.random.Generator) -> Tensor:
-    """Return clean tokens (B, T), of which a share is what was heard instead or the token before once more."""
-    wrong = torch.from_numpy(rng.random(clean.shape) < share)
-    twice = torch.from_numpy(rng.random(clean.shape) < 0.5)
+def _corrupted(clean: Tensor, noisy: Tensor, fraction: float, rng: np.random.Generator) -> Tensor:
+    """Return clean tokens (B, T), a fraction of them replaced by the noisy token or the token before."""
+    is_corrupted = torch.from_numpy(rng.random(clean.shape) < fraction)
+    is_repeated = torch.from_numpy(rng.random(clean.shape) < 0.5)
     before = torch.cat([clean[:, :1], clean[:, :-1]], dim=1)
-    return torch.where(wrong, torch.where(twice, before, heard), clean)
+    return torch.where(is_corrupted, torch.where(is_repeated, before, noisy), clean)
 
 
 def _collate(reader: ShardReader, numbers: Any) -> TokenPairs:
@@ -253,14 +253,14 @@ def _collate(reader: ShardReader, numbers: Any) -> TokenPairs:
     return TokenPairs(*(torch.from_numpy(np.stack([row[name] for row in rows]).astype(np.int64)) for name in _COLUMNS))
 
 
-def _loss(found: dict[str, Tensor]) -> Tensor:
-    return found["n2s"] + found["s2s"]
+def _loss(losses: dict[str, Tensor]) -> Tensor:
+    return losses["n2s"] + losses["s2s"]
 
 
 def _validate(module: nn.Module, batches: list[TokenPairs], config: GenseTrainingConfig) -> dict[str, float]:
-    """Return cross-entropies, the share of wrong semantic tokens before and after, and S2S's with parts left out.
+    """Return cross-entropies, also of S2S without parts of its prompt, and token error rates before and after N2S.
 
-    Those that decide are with a partly wrong past, as in use; the others with the true one.
+    The loss is computed with a corrupted history, similar to use; the other values with the true history.
     """
     device = next(module.parameters()).device
     rows: dict[str, list[float]] = {}
@@ -272,11 +272,11 @@ def _validate(module: nn.Module, batches: list[TokenPairs], config: GenseTrainin
     }
     for cpu_pairs in batches:
         pairs = TokenPairs(*(part.to(device) for part in cpu_pairs))
-        found = module(pairs, Chain())
-        past = _partly_wrong_past(cpu_pairs, Chain(), 0.5 * config.most_wrong_past, np.random.default_rng(0))
-        wrong = module(pairs, Chain(), Past(*(part.to(device) for part in past)))
-        values = {"loss": _loss(wrong), "n2s_wrong_past": wrong["n2s"], "s2s_wrong_past": wrong["s2s"]}
-        values |= {"n2s": found["n2s"], "s2s": found["s2s"], "token_errors": found["errors"]}
+        losses = module(pairs, Chain())
+        history = _corrupted_history(cpu_pairs, Chain(), 0.5 * config.most_wrong_past, np.random.default_rng(0))
+        corrupted = module(pairs, Chain(), History(*(part.to(device) for part in history)))
+        values = {"loss": _loss(corrupted), "n2s_wrong_past": corrupted["n2s"], "s2s_wrong_past": corrupted["s2s"]}
+        values |= {"n2s": losses["n2s"], "s2s": losses["s2s"], "token_errors": losses["errors"]}
         values["token_errors_before"] = (pairs.noisy_semantic != pairs.clean_semantic).float().mean()
         values |= {name: module(pairs, chain)["s2s"] for name, chain in chains.items()}
         for name, value in values.items():

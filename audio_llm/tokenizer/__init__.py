@@ -1,1 +1,1 @@
-"""Speech to semantic tokens: what is said, with little of who says it and where."""
+"""Speech to semantic tokens: the content, with little of speaker and environment."""

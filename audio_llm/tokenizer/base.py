@@ -1,4 +1,4 @@
-"""What every tokenizer gives."""
+"""Protocol and result of tokenizers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-SAMPLE_RATE = 16_000  # Hz, what tokenizers take
+SAMPLE_RATE = 16_000  # Hz, of the input of tokenizers
 
 
 class Tokens(NamedTuple):
     """Semantic tokens of a batch.
 
     Attributes:
-        tokens: (B, N) int64, 0 behind each end.
-        lengths: (B,) int64, tokens of each.
+        tokens: (B, N) int64, 0 after each end.
+        lengths: (B,) int64, number of tokens of each.
     """
 
     tokens: Tensor
@@ -22,12 +22,12 @@ class Tokens(NamedTuple):
 
 
 class SemanticTokenizer(Protocol):
-    """Cuts speech into tokens.
+    """Converts speech to tokens.
 
     Attributes:
-        size: How many different tokens there are.
+        size: Number of different tokens.
         frame_rate: Tokens per second.
-        fingerprint: Of everything that decides which token comes out, for models that depend on it.
+        fingerprint: Hash of everything that determines the tokens, for models that depend on them.
     """
 
     @property
@@ -38,8 +38,8 @@ class SemanticTokenizer(Protocol):
     def fingerprint(self) -> str: ...
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> Tokens:
-        """Return the tokens of waveforms (B, T) float32 at 16 kHz, zeros behind each end; lengths (B,) int64 samples.
+        """Return the tokens of waveforms (B, T) float32 at 16 kHz, zeros after each end; lengths (B,) int64 samples.
 
-        How many there are depends on the length alone.
+        Their number depends on the length alone.
         """
         ...

@@ -1,7 +1,7 @@
 """Speech to semantic tokens by the published S3Tokenizer files of CosyVoice, with onnxruntime.
 
-The network is the user's own file; the features it wants, Whisper's with 128 bands, and the windows of 30 s are made
-here (as CosyVoice's front end and the package s3tokenizer make them).
+The network is a file of the user; its features, Whisper's with 128 bands, and the windows of 30 s are computed here (as
+in CosyVoice's frontend and the package s3tokenizer).
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ N_FFT = 400  # samples, 25 ms
 HOP_LENGTH = 160  # samples, 10 ms
 N_MELS = 128  # bands
 FRAME_RATE = SAMPLE_RATE // HOP_LENGTH  # feature frames per second
-WINDOW_S = 30  # of sound that the network takes at a time
-MARGIN_S = 2  # at a cut whose tokens come from the window on the other side
+WINDOW_S = 30  # of audio per pass of the network
+MARGIN_S = 2  # at a cut; its tokens come from the window on the other side
 
-_POWER_FLOOR = 1e-10  # below which nothing is told apart
-_RANGE = 8.0  # decades of power that are kept below the loudest band
-_PROBE_FRAMES = FRAME_RATE  # of silence, for a first look at a file
+_POWER_FLOOR = 1e-10  # smaller powers are raised to it
+_RANGE = 8.0  # decades of power below the loudest band
+_PROBE_FRAMES = FRAME_RATE  # of silence, to check a file
 
 
 @dataclass(frozen=True)
 class S3Variant:
-    """What a published file gives.
+    """Tokens of a published file.
 
     Attributes:
-        size: How many different tokens there are.
+        size: Number of different tokens.
         frame_rate: Tokens per second.
     """
 
@@ -61,13 +61,13 @@ class OnnxS3Tokenizer:
 
     Args:
         path: The .onnx file.
-        variant: Which of `VARIANTS` it is; nothing is read off its name.
+        variant: One of `VARIANTS`; it is never guessed from the name of the file.
 
     Raises:
-        UsageError: There is no such variant.
+        UsageError: The variant is unknown.
         MissingDependencyError: onnxruntime is not installed.
-        ModelNotFoundError: There is no such file.
-        ModelFormatError: It is no such network, or not that variant.
+        ModelNotFoundError: The file does not exist.
+        ModelFormatError: It is not such a network, or not that variant.
     """
 
     def __init__(self, path: str | os.PathLike[str], variant: str) -> None:
@@ -83,10 +83,10 @@ class OnnxS3Tokenizer:
 
     @torch.inference_mode()
     def encode(self, waveforms: Tensor, lengths: Tensor) -> Tokens:
-        """Return tokens (see `SemanticTokenizer.encode`): one of every 20 or 40 ms begun, from 10 ms on.
+        """Return tokens (see `SemanticTokenizer.encode`): one for every 20 or 40 ms begun, from 10 ms on.
 
         Raises:
-            ModelFormatError: The network gives other tokens than its variant has.
+            ModelFormatError: The network gives tokens that its variant does not have.
         """
         rows = [
             self._encode_one(waveform[:length].cpu())
@@ -109,7 +109,7 @@ class OnnxS3Tokenizer:
         return np.concatenate(parts)
 
     def _run(self, mel: Tensor) -> np.ndarray:
-        """Return the tokens (N,) int64 of features (128, F), at most 30 s, after a look at what came out."""
+        """Return the tokens (N,) int64 of features (128, F), at most 30 s, and check them."""
         frames = mel.shape[1]
         inputs = {
             self._mel_input: mel[None].float().contiguous().numpy(),
@@ -117,7 +117,7 @@ class OnnxS3Tokenizer:
         }
         try:
             output = np.asarray(self._session.run(None, inputs)[0])
-        except Exception as error:  # onnxruntime's have no base of their own
+        except Exception as error:  # onnxruntime's errors have no common base
             raise _wrong(self.path, f"the network fails on {frames} frames: {error}") from None
         expected = self._tokens_of(frames)
         if output.dtype.kind not in "iu" or output.size != max(output.shape, default=1):
@@ -138,7 +138,7 @@ class OnnxS3Tokenizer:
 
 
 def whisper_log_mel(waveform: Tensor) -> Tensor:
-    """Return Whisper's features with 128 bands. They depend on the loudest frame: what is 80 dB below it is cut off.
+    """Return Whisper's features with 128 bands. Values over 80 dB below the loudest one are raised to that limit.
 
     Args:
         waveform: (T,) float32 at 16 kHz in -1..1.
@@ -149,10 +149,10 @@ def whisper_log_mel(waveform: Tensor) -> Tensor:
     frames = len(waveform) // HOP_LENGTH
     if not frames:
         return torch.zeros(N_MELS, 0)
-    short = max(0, N_FFT - len(waveform))  # half a window is mirrored at both ends, and has to be there
+    short = max(0, N_FFT - len(waveform))  # half a window is mirrored at both ends, which needs as many samples
     padded = torch.nn.functional.pad(waveform.float(), (0, short))
     spectrum = torch.stft(padded, N_FFT, HOP_LENGTH, window=torch.hann_window(N_FFT), return_complex=True)
-    power = spectrum[:, :frames].abs().square()  # the frame at the very end is left out
+    power = spectrum[:, :frames].abs().square()  # without the frame at the very end
     logs = (_mel_filters() @ power).clamp_min(_POWER_FLOOR).log10()
     return (torch.maximum(logs, logs.max() - _RANGE) + 4.0) / 4.0
 
@@ -160,13 +160,13 @@ def whisper_log_mel(waveform: Tensor) -> Tensor:
 @functools.cache
 @torch.inference_mode(False)
 def _mel_filters() -> Tensor:
-    """Return filters (128, 201) float32 of area 1."""
+    """Return mel filters (128, 201) float32 of area 1."""
     return triangular_filters(N_MELS, N_FFT, 0.0, SAMPLE_RATE / 2, unit_area=True)
 
 
 @dataclass(frozen=True)
 class _Window:
-    """A stretch of frames to run, and which of them count: from `first` to before `last`."""
+    """A range of frames to run, and the range `first` to `last` (exclusive) whose tokens are used."""
 
     start: int
     end: int
@@ -175,7 +175,7 @@ class _Window:
 
 
 def _windows(frames: int) -> Iterator[_Window]:
-    """Yield windows of 30 s that overlap by two margins; every frame counts in one of them."""
+    """Yield windows of 30 s that overlap by two margins; every frame is used in one of them."""
     size, margin = WINDOW_S * FRAME_RATE, MARGIN_S * FRAME_RATE
     start = 0
     while start < frames:
@@ -188,7 +188,7 @@ def _windows(frames: int) -> Iterator[_Window]:
 
 
 def _input_names(session: Any, path: Path) -> tuple[str, str]:
-    """Return the names of the features and of their length, after a look at what the network takes and gives."""
+    """Return the names of the inputs for features and length, after checking the inputs."""
     inputs = session.get_inputs()
     by_type = {part.type: part for part in inputs}
     mel, length = by_type.get("tensor(float)"), by_type.get("tensor(int32)")
@@ -199,9 +199,9 @@ def _input_names(session: Any, path: Path) -> tuple[str, str]:
         or not takes(mel, (1, N_MELS, None))
         or not takes(length, (1,))
     ):
-        found = ", ".join(f"{part.name} {part.type} {part.shape}" for part in inputs)
+        actual = ", ".join(f"{part.name} {part.type} {part.shape}" for part in inputs)
         message = (
-            f"it should take features tensor(float) [1, {N_MELS}, T] and their length tensor(int32) [1], not {found}"
+            f"it should take features tensor(float) [1, {N_MELS}, T] and their length tensor(int32) [1], not {actual}"
         )
         raise _wrong(path, message)
     return mel.name, length.name

@@ -1,4 +1,4 @@
-"""Speech to semantic tokens by a trained supervised tokenizer, and tokens to the words they stand for."""
+"""Speech to semantic tokens by a trained supervised tokenizer, and tokens to text."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from audio_llm.tokenizer.s3_model import TOKEN_RATE, S3Config, S3Network, log_me
 from audio_llm.training.listening import Listener
 
 KIND = "s3-tokenizer"
-_LEAST_FRAMES = 1  # of features; shorter sounds have no token
+_LEAST_FRAMES = 1  # feature frames; shorter sounds have no token
 
 
 class S3Tokenizer:
     """The tokenizer.
 
     Args:
-        network: In eval mode and without gradients of its weights from here on.
-        fingerprint: Of its weights.
+        network: The network; it is put into eval mode and its weights are frozen.
+        fingerprint: SHA-256 of its weights.
     """
 
     frame_rate = TOKEN_RATE
@@ -40,12 +40,12 @@ class S3Tokenizer:
 
     @property
     def size(self) -> int:
-        """How many different tokens there are."""
+        """Number of different tokens."""
         return self.network.quantizer.size
 
     @property
     def width(self) -> int:
-        """Of what tokens are cut from."""
+        """Width of the states that are quantized to tokens."""
         return self.network.config.width
 
     @torch.inference_mode()
@@ -60,21 +60,21 @@ class S3Tokenizer:
 
     @torch.inference_mode()
     def states(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Return what tokens are cut from, of each 40 ms, (B, N, width) float32, for waveforms as for `encode`.
+        """Return the states before quantization, one per 40 ms, (B, N, width) float32, of waveforms as for `encode`.
 
-        For models that take continuous features in the tokens' place; 0 behind each end.
+        For models that take continuous features instead of tokens; 0 after each end.
         """
         mel, frames = log_mel(waveforms, lengths)
         if not len(frames) or int(frames.max()) < _LEAST_FRAMES:
             return mel.new_zeros(len(frames), 0, self.network.config.width)
-        found, counts = self.network.encode(mel, frames.clamp_min(1))
-        return found * valid_mask(counts * (frames > 0), found.shape[1])[:, :, None]
+        hidden, counts = self.network.encode(mel, frames.clamp_min(1))
+        return hidden * valid_mask(counts * (frames > 0), hidden.shape[1])[:, :, None]
 
     def uncut(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Return what tokens are before they are cut, in levels (B, N, D) float32, for waveforms as for `encode`.
+        """Return the values before quantization, in levels (B, N, D) float32, for waveforms as for `encode`.
 
-        Gradients reach the waveforms, so that a codec can learn to keep what the tokens say. Behind each end there is
-        something too. The tokenizer moves to the waveforms' device.
+        Gradients reach the waveforms, so that a codec can learn to preserve the content. Values after each end are
+        arbitrary. The tokenizer moves to the waveforms' device.
         """
         self.network.to(waveforms.device)
         mel, frames = log_mel(waveforms, lengths)
@@ -83,7 +83,7 @@ class S3Tokenizer:
 
     @torch.inference_mode()
     def words(self, tokens: Tokens) -> list[str]:
-        """Return the text of the best alignment of each utterance's tokens: what they still say."""
+        """Return the greedy CTC text of each utterance's tokens."""
         if not tokens.tokens.shape[1]:
             return [""] * len(tokens.lengths)
         rows = self.network.write(tokens.tokens, tokens.lengths.clamp_min(1)).double().cpu().numpy()
@@ -91,7 +91,7 @@ class S3Tokenizer:
 
 
 def load_listener(name_or_dir: str | os.PathLike[str]) -> Listener:
-    """Return a tokenizer as a listener of other trainings; raises as `hub.load_network`."""
+    """Return a tokenizer as the perceptual loss of other trainings; raises as `hub.load_network`."""
     tokenizer = S3Tokenizer.load(name_or_dir)
     return Listener(hub.find_model(name_or_dir).resolve().name, tokenizer.fingerprint, tokenizer.uncut)
 

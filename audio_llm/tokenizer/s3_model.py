@@ -1,7 +1,7 @@
-"""The supervised semantic tokenizer's network: a CTC recogniser with a quantizer in its middle.
+"""The supervised semantic tokenizer's network: a CTC recognizer with a quantizer in its middle.
 
-As S3Tokenizer (Du et al. 2024): what passes the quantizer has to suffice to write down the words. Half of a small
-Conformer, one code of a finite scalar quantizer every 40 ms, the other half, letters.
+As S3Tokenizer (Du et al. 2024): the quantized states have to suffice to recognize the text. One half of a small
+Conformer, one code of a finite scalar quantizer every 40 ms, the other half, characters.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class S3Config:
     """Size of the network.
 
     Attributes:
-        channels: Of the two convolutions that shorten the features.
-        width: Of every layer.
+        channels: Channels of the two convolutions that subsample the features.
+        width: Width of every layer.
         before: Conformer blocks before the quantizer.
-        after: Those behind it, which only training and writing down need.
-        heads: Of attention.
-        feedforward: Inner width.
-        kernel: Frames that a block's convolution sees.
-        levels: Of the quantizer; their product is the number of tokens.
-        dropout: While training.
+        after: Conformer blocks after it, which only training and recognition need.
+        heads: Attention heads.
+        feedforward: Inner width of the feed-forward layers.
+        kernel: Kernel size of the convolutions, in frames.
+        levels: Levels of each dimension of the quantizer; their product is the number of tokens.
+        dropout: Dropout rate in training.
     """
 
     channels: int = 24
@@ -56,12 +56,12 @@ class S3Config:
 
 
 class S3Output(NamedTuple):
-    """What a pass gives.
+    """Output of a pass.
 
     Attributes:
         log_probs: (B, N, 29) float32, log-probability of each symbol in each 40 ms frame.
-        lengths: (B,) int64, tokens of each.
-        quantized: The tokens (as `codes`) and what belongs to them.
+        lengths: (B,) int64, number of tokens of each.
+        quantized: The tokens (as `codes`), their vectors and the values before quantization.
     """
 
     log_probs: Tensor
@@ -70,7 +70,7 @@ class S3Output(NamedTuple):
 
 
 class S3Network(nn.Module):
-    """Encoder, quantizer and what writes letters from the tokens."""
+    """Encoder, quantizer, and decoder from tokens to characters."""
 
     def __init__(self, config: S3Config) -> None:
         super().__init__()
@@ -84,17 +84,17 @@ class S3Network(nn.Module):
         self.output = nn.Linear(config.width, len(SYMBOLS))
 
     def forward(self, mel: Tensor, lengths: Tensor) -> S3Output:
-        """Tokenize and write down features (B, F, 80), normalised, zeros behind each end; lengths (B,) int64 frames."""
+        """Tokenize and recognize features (B, F, 80), normalized, zeros after each end; lengths (B,) int64 frames."""
         quantized, counts = self.quantize(mel, lengths)
         return S3Output(self._write(quantized.values, counts), counts, quantized)
 
     def quantize(self, mel: Tensor, lengths: Tensor) -> tuple[Quantized, Tensor]:
-        """Return the tokens (as `codes`) of features as for `forward`, and how many each utterance has."""
+        """Return the tokens (as `codes`) of features as for `forward`, and their number per utterance."""
         x, counts = self.encode(mel, lengths)
         return self.quantizer(self.narrow(x), valid_mask(counts, x.shape[1])), counts
 
     def encode(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the tokens are cut from, (B, N, width) float32, and how many of them each utterance has."""
+        """Return the states before quantization, (B, N, width) float32, and their number per utterance."""
         rate = self.config.dropout if self.training else 0.0
         counts = output_lengths(lengths)
         return self._blocks(self.before, self.front(mel, lengths, rate), counts, rate), counts
@@ -117,6 +117,6 @@ class S3Network(nn.Module):
 
 
 def log_mel(waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features that the network takes, (B, F, 80) float32, and how many frames each utterance has."""
+    """Return the network's input features, (B, F, 80) float32, and the number of frames per utterance."""
     mel, frames = features.log_mel(waveforms, lengths)
     return features.normalize(mel, frames), frames

@@ -1,8 +1,8 @@
-"""Training of the supervised tokenizer: letters from tokens of clean and of spoilt speech, and like tokens of both.
+"""Training of the supervised tokenizer: CTC on clean and degraded speech, and consistent tokens of the two views.
 
-Each utterance is seen twice, as it is and with noise and rooms. Both have to be written down from their tokens; what is
-cut into the spoilt one's tokens is drawn towards the clean one's. A recogniser may help as a teacher: its letters frame
-by frame, also for utterances without words.
+Each utterance has two views, clean and degraded by noise and reverberation. Both are recognized from their tokens, and
+the degraded view's values before quantization are drawn towards the clean ones. A CTC recognizer may serve as a teacher
+by its frame-level character probabilities, also for utterances without text.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _VALIDATION_SEED = 1 << 40
 CARD = "# A tokenizer\n\nSemantic tokens of English speech at 16 kHz, 25 a second.\n"
 
 
-def _spoilt() -> NoisyConfig:
+def _degraded() -> NoisyConfig:
     return NoisyConfig(silent_share=0.0, clean_share=0.1, snr_db=(-3.0, 25.0), room_share=0.35, clipped_share=0.02)
 
 
@@ -49,19 +49,19 @@ class S3TrainingConfig:
     """How to train the tokenizer.
 
     Attributes:
-        model: Its size.
-        training: The loop's settings.
-        spoilt: How the second sight of an utterance is spoilt; with `clean_share` 1 both are clean.
-        batch_seconds: Sound in a batch, padding included, each utterance counted once.
-        max_seconds: Longer utterances are left out.
-        teacher_weight: Of the teacher's letters, where a pack has them.
-        likeness: Weight of the distance between the two sights before they are cut.
-        validation_items: Utterances of the tuning part at each validation.
+        model: Size of the network.
+        training: Settings of the training loop.
+        spoilt: Degradation of the second view of an utterance; with `clean_share` 1 both are clean.
+        batch_seconds: Sound in a batch in seconds, padding included, each utterance counted once.
+        max_seconds: Longer utterances are skipped.
+        teacher_weight: Weight of the loss against the teacher's probabilities, where there is a teacher.
+        likeness: Weight of the consistency loss between the two views before quantization.
+        validation_items: Utterances at each validation.
     """
 
     model: S3Config = field(default_factory=S3Config)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=100_000))
-    spoilt: NoisyConfig = field(default_factory=_spoilt)
+    spoilt: NoisyConfig = field(default_factory=_degraded)
     batch_seconds: float = 40.0
     max_seconds: float = 16.0
     teacher_weight: float = 0.5
@@ -70,12 +70,12 @@ class S3TrainingConfig:
 
 
 class S3Batch(NamedTuple):
-    """Utterances, the clean sights first, then the spoilt ones in the same order.
+    """Utterances, the clean views first, then the degraded ones in the same order.
 
     Attributes:
-        mel: (2 B, F, 80) float32, normalised.
+        mel: (2 B, F, 80) float32, normalized.
         lengths: (2 B,) int64, frames of each.
-        targets: (sum of symbols,) int64, of the B texts one after another; none of those without words.
+        targets: (sum of symbols,) int64, of the B texts in sequence; none for utterances without text.
         target_lengths: (B,) int64, symbols of each.
         teacher: (B, N, 29) float32, the teacher's probabilities; (B, N, 0) without a teacher.
     """
@@ -88,7 +88,7 @@ class S3Batch(NamedTuple):
 
 
 def pack_teacher(pack: Path, recognizer: CtcRecognizer, output: Path) -> int:
-    """Write the recogniser's letters, frame by frame, of every utterance of a pack; return how many there are."""
+    """Write a recognizer's frame-level log-probabilities of every utterance of a pack; return their number."""
     speech = SpeechPack(pack)
 
     def rows() -> Any:
@@ -113,23 +113,23 @@ def train_s3(
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
 ) -> TrainingResult:
-    """Train a tokenizer; `output/best` becomes a model directory with the lowest loss on clean and spoilt speech.
+    """Train a tokenizer; `output/best` becomes a model directory with the lowest loss on clean and degraded speech.
 
     Args:
-        pack: Packed speech and noise to learn from.
-        tuning: The same, of other people and noises, which decides which model is the best.
+        pack: Training data: packed speech and noise.
+        tuning: Validation data: a pack of other speakers and noises.
         output: Folder of the training.
-        config: How to train.
-        teacher: What `pack_teacher` wrote of `pack`.
+        config: Settings.
+        teacher: Result of `pack_teacher` for `pack`.
         max_minutes: Stop after this time.
-        resume: Go on from `output/last`.
+        resume: Continue from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        provenance: What made the model, for its directory.
-        start_from: A tokenizer to start from, whose size counts, not the configuration's; or a CTC recogniser of the
-            configured width, whose layers the tokenizer then starts with.
+        provenance: Origin of the model, stored in its directory.
+        start_from: Tokenizer to initialize from, whose size replaces the configured one; or a CTC recognizer of the
+            configured width, whose layers are copied.
 
     Raises:
-        DataError: A pack is missing, has no words, or the teacher's is another one's.
+        DataError: A pack is missing, has no text, or the teacher's probabilities belong to another pack.
     """
     data = _Utterances(pack, config, teacher)
     held_out = _Utterances(tuning, config)
@@ -141,8 +141,8 @@ def train_s3(
 
     def save(network: nn.Module, folder: Path) -> None:
         assert isinstance(network, S3Network)
-        made_by = {**(provenance or {}), "training": asdict(config)}
-        hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, made_by)
+        record = {**(provenance or {}), "training": asdict(config)}
+        hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, record)
 
     return train(
         model,
@@ -170,21 +170,22 @@ def _start(name: str | Path, config: S3Config) -> S3Network:
 
 
 def adopt(network: S3Network, recognizer: CtcModel) -> None:
-    """Give a tokenizer the layers of a recogniser, its blocks in order; what lies at the quantizer stays as it is.
+    """Copy the layers of a recognizer to a tokenizer, blocks in order; the layers at the quantizer stay as they are.
 
-    A recogniser that handles two frames as one has its first and last layer averaged over them: a beginning, not more.
+    Where a recognizer folds two frames into one, its first layer is summed and its last one averaged over them, as an
+    approximate initialization.
 
     Raises:
-        ConfigError: The two differ in width, or the recogniser has fewer blocks.
+        ConfigError: The two differ in width, or the recognizer has fewer blocks.
     """
     old, new = recognizer.config, network.config
     alike = ("channels", "width", "heads", "feedforward", "kernel")
     if any(getattr(old, name) != getattr(new, name) for name in alike) or old.layers < new.before + new.after:
-        remedy = "give model.before, model.after and the widths of the recogniser"
+        remedy = "give model.before, model.after and the widths of the recognizer"
         raise ConfigError(f"a tokenizer {new} cannot start with the layers of {old}", remedy=remedy)
     blocks = [*network.before, *network.after]
-    for own, other in zip(blocks, recognizer.blocks, strict=False):
-        own.load_state_dict(other.state_dict())
+    for block, source in zip(blocks, recognizer.blocks, strict=False):
+        block.load_state_dict(source.state_dict())
     with torch.no_grad():
         network.front.first.load_state_dict(recognizer.front.first.state_dict())
         network.front.second.load_state_dict(recognizer.front.second.state_dict())
@@ -195,14 +196,14 @@ def adopt(network: S3Network, recognizer: CtcModel) -> None:
 
 
 class _Utterances:
-    """The utterances of a pack that can be learned from."""
+    """The utterances of a pack that are usable for training."""
 
     def __init__(self, pack: Path, config: S3TrainingConfig, teacher: Path | None = None) -> None:
         self.speech = NoisySpeech(SpeechPack(pack), config.spoilt)
         self.teacher = None if teacher is None else ShardReader(teacher)
         samples = self.speech.pack.samples
         if self.teacher is not None and len(self.teacher) != len(samples):
-            remedy = "write the teacher's letters of this pack"
+            remedy = "compute the teacher's probabilities for this pack"
             raise DataError(f"{len(self.teacher)} utterances, the pack has {len(samples)}", path=teacher, remedy=remedy)
         self.symbols = [encode_symbols(words) or [] for words in self.speech.pack.words]
         counts = output_lengths(frame_lengths(torch.from_numpy(samples))).tolist()
@@ -210,13 +211,13 @@ class _Utterances:
         known = np.array([bool(s) or self.teacher is not None for s in self.symbols])
         self.rows = np.flatnonzero(fits & known & (samples <= config.max_seconds * 16_000))
         if not len(self.rows):
-            raise DataError("no utterance with words and short enough", path=pack, remedy="pack labelled speech")
+            raise DataError("no utterance with words and short enough", path=pack, remedy="pack labeled speech")
         self._seed = config.training.seed
         self._samples = samples
 
     @property
     def hours(self) -> float:
-        """Sound in hours."""
+        """Duration of the utterances in hours."""
         return float(self._samples[self.rows].sum()) / 16_000 / 3600
 
     def batches(self, epoch: int, config: S3TrainingConfig) -> list[list[tuple[int, int]]]:
@@ -226,15 +227,15 @@ class _Utterances:
         return list(batches_by_length(self.rows, self._samples, limit, rng))
 
     def in_order(self, count: int, batch_seconds: float) -> list[list[tuple[int, int]]]:
-        """Return `count` utterances with words, always the same ones of all speakers, always spoilt alike."""
-        labelled = [int(row) for row in self.rows if self.symbols[row]]
-        rows = [labelled[place] for place in np.random.default_rng(0).permutation(len(labelled))[:count]]
+        """Return `count` utterances with text, always the same ones and degraded alike."""
+        labeled = [int(row) for row in self.rows if self.symbols[row]]
+        rows = [labeled[index] for index in np.random.default_rng(0).permutation(len(labeled))[:count]]
         rows.sort(key=lambda row: self._samples[row])
         size = max(1, int(batch_seconds * 16_000 / max(self._samples[row] for row in rows)))
         return [[(row, _VALIDATION_SEED + row) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
 
     def collate(self, chosen: Sequence[tuple[int, int]]) -> S3Batch:
-        """Return both sights of some utterances."""
+        """Return both views of some utterances."""
         pairs = [self.speech.utterance(row, seed) for row, seed in chosen]
         sounds = [torch.from_numpy(sound) for sound in [p.clean for p in pairs] + [p.noisy for p in pairs]]
         lengths = torch.tensor([len(sound) for sound in sounds])
@@ -252,14 +253,14 @@ class _Utterances:
 
 def _loss(output: S3Output, batch: S3Batch, config: S3TrainingConfig) -> Tensor:
     count = len(batch.target_lengths)
-    labelled = batch.target_lengths > 0
+    labeled = batch.target_lengths > 0
     loss = output.log_probs.new_zeros(())
     mask = valid_mask(output.lengths[:count], output.log_probs.shape[1])
     for log_probs in output.log_probs.split(count):
-        if bool(labelled.any()):
-            args = (batch.targets, output.lengths[:count][labelled], batch.target_lengths[labelled])
+        if bool(labeled.any()):
+            args = (batch.targets, output.lengths[:count][labeled], batch.target_lengths[labeled])
             ctc = functional.ctc_loss(
-                log_probs[labelled].transpose(0, 1), *args, blank=BLANK, reduction="sum", zero_infinity=True
+                log_probs[labeled].transpose(0, 1), *args, blank=BLANK, reduction="sum", zero_infinity=True
             )
             loss = loss + 0.5 * ctc / batch.target_lengths.sum()
         if config.teacher_weight and batch.teacher.shape[2]:
@@ -267,15 +268,15 @@ def _loss(output: S3Output, batch: S3Batch, config: S3TrainingConfig) -> Tensor:
             cross = -(batch.teacher[:, :frames] * log_probs[:, :frames]).sum(-1)
             loss = loss + 0.5 * config.teacher_weight * cross[mask[:, :frames]].mean()
     if config.likeness:
-        clean, spoilt = output.quantized.bounded.split(count)
-        loss = loss + config.likeness * (spoilt - clean.detach()).square()[mask].mean()
+        clean, degraded = output.quantized.bounded.split(count)
+        loss = loss + config.likeness * (degraded - clean.detach()).square()[mask].mean()
     return loss
 
 
 def _validate(
     network: nn.Module, data: _Utterances, batches: list[list[tuple[int, int]]], config: S3TrainingConfig
 ) -> dict[str, float]:
-    """Return the loss, the word error rate of clean and spoilt speech by letters, and how the tokens are used."""
+    """Return the loss, the word error rates of clean and degraded speech, the tokens' change rate and entropy."""
     assert isinstance(network, S3Network)
     device = network.output.weight.device
     losses, references, changed, tokens = [], [], [], []
@@ -286,18 +287,18 @@ def _validate(
         losses.append((float(_loss(output, batch, config)), len(chosen)))
         references += [data.speech.pack.words[row] for row, _ in chosen]
         mask = valid_mask(output.lengths[: len(chosen)], output.log_probs.shape[1])
-        clean, spoilt = output.quantized.codes.split(len(chosen))
-        changed.append((clean != spoilt)[mask])
+        clean, degraded = output.quantized.codes.split(len(chosen))
+        changed.append((clean != degraded)[mask])
         tokens.append(clean[mask])
-        for place, log_probs in enumerate(output.log_probs.split(len(chosen))):
+        for view, log_probs in enumerate(output.log_probs.split(len(chosen))):
             rows = zip(log_probs.double().cpu().numpy(), output.lengths, strict=False)
-            texts[place] += [CtcHearing(row[: int(size)]).spell() for row, size in rows]
-    shares = torch.bincount(torch.cat(tokens)).float()
-    shares = shares[shares > 0] / shares.sum()
+            texts[view] += [CtcHearing(row[: int(size)]).spell() for row, size in rows]
+    probabilities = torch.bincount(torch.cat(tokens)).float()
+    probabilities = probabilities[probabilities > 0] / probabilities.sum()
     return {
         "loss": sum(value * count for value, count in losses) / sum(count for _, count in losses),
         "wer_clean": word_errors(references, texts[0]).rate,
         "wer_spoilt": word_errors(references, texts[1]).rate,
         "changed": float(torch.cat(changed).float().mean()),
-        "entropy_bits": float(-(shares * shares.log2()).sum()),
+        "entropy_bits": float(-(probabilities * probabilities.log2()).sum()),
     }

@@ -1,7 +1,7 @@
-"""Speech to semantic tokens by a hidden layer of a self-supervised speech model and the nearest of K centres.
+"""Speech to semantic tokens: a hidden layer of a self-supervised speech model, quantized to the nearest of K centers.
 
-As in GenSE's code: XLS-R 300M, its 6th layer, 1,024 centres, 50 tokens a second. The model is the user's own, a folder
-in the transformers form; the centres are fitted here and know which model they belong to.
+As in GenSE's code: XLS-R 300M, its 6th layer, 1,024 centers, 50 tokens per second. The model is a local folder in the
+transformers format; the centers are fitted here and store which model they belong to.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from audio_llm.training.config import config_from_dict
 
 KIND = "ssl-kmeans"
 CLUSTERS = 1024
-MOST_FRAMES = 200_000  # that centres are fitted to; 0.8 GB at a width of 1024
+MOST_FRAMES = 200_000  # at most, for fitting; 0.8 GB at a width of 1024
 
-_PIECE_SAMPLES = 30 * SAMPLE_RATE  # longer sounds are cut for fitting: attention grows with the square
+_PIECE_SAMPLES = 30 * SAMPLE_RATE  # longer sounds are split for fitting: the cost of attention grows with the square
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class SslKmeansConfig:
     Attributes:
         layer: See `SslEncoder`.
         frame_rate: Tokens per second.
-        size: How many centres.
-        model: What gives the hidden states.
+        size: Number of centers.
+        model: The speech model.
     """
 
     layer: int
@@ -55,15 +55,15 @@ class SslKmeansConfig:
 
 @dataclass(frozen=True)
 class SslKmeansFit:
-    """What fitting gave.
+    """Result of fitting.
 
     Attributes:
         folder: The model directory.
-        frames: That the sounds had.
-        used: Of these, drawn at random to fit the centres.
-        skipped: Sounds too short for a frame.
-        unused: Centres that no frame is nearest to, because the frames repeat themselves.
-        distance: Mean squared distance of a frame from its centre.
+        frames: Number of frames of the sounds.
+        used: Number of frames drawn at random to fit the centers.
+        skipped: Number of sounds too short for a frame.
+        unused: Number of centers that no frame is nearest to, because frames repeat.
+        distance: Mean squared distance of a frame from its center.
     """
 
     folder: Path
@@ -78,12 +78,12 @@ class SslKmeansTokenizer:
     """The tokenizer.
 
     Args:
-        encoder: What gives the hidden states.
-        centres: (K, D) float32.
+        encoder: Encoder of the hidden states.
+        centers: (K, D) float32.
     """
 
-    def __init__(self, encoder: SslEncoder, centres: Tensor) -> None:
-        self.encoder, self.centres = encoder, centres.float().to(encoder.device)
+    def __init__(self, encoder: SslEncoder, centers: Tensor) -> None:
+        self.encoder, self.centers = encoder, centers.float().to(encoder.device)
 
     @classmethod
     def load(
@@ -97,8 +97,8 @@ class SslKmeansTokenizer:
             device: Where it runs.
 
         Raises:
-            ModelNotFoundError, ModelFormatError: As `hub.load_model` and `SslEncoder.load`, or the speech model is
-                another one.
+            ModelNotFoundError, ModelFormatError: As `hub.load_model` and `SslEncoder.load`, or it is another speech
+                model.
         """
         loaded, ssl_folder = hub.load_model(name_or_dir, KIND), Path(ssl_folder).expanduser()
         remedy = "fit it again, or get it again"
@@ -107,27 +107,27 @@ class SslKmeansTokenizer:
         except ConfigError as error:
             raise ModelFormatError(f"its settings do not fit: {error}", path=loaded.path, remedy=remedy) from None
         stamp = read_stamp(ssl_folder)
-        wanted = f"the speech model {config.model.name!r} (SHA-256 {config.model.fingerprint[:16]}...)"
+        expected = f"the speech model {config.model.name!r} (SHA-256 {config.model.fingerprint[:16]}...)"
         if stamp.fingerprint != config.model.fingerprint:
-            message = f"its centres belong to {wanted}, not to the one in {ssl_folder}"
-            raise ModelFormatError(message, path=loaded.path, remedy="give that model, or fit centres to this one")
+            message = f"its centers belong to {expected}, not to the one in {ssl_folder}"
+            raise ModelFormatError(message, path=loaded.path, remedy="give that model, or fit centers to this one")
         if stamp.normalize != config.model.normalize:
-            message = f"do_normalize is {stamp.normalize}, but the centres of {loaded.path} were fitted with the other"
-            remedy = f"restore {PREPROCESSOR}, or fit the centres again"
+            message = f"do_normalize is {stamp.normalize}, but the centers of {loaded.path} were fitted with the other"
+            remedy = f"restore {PREPROCESSOR}, or fit the centers again"
             raise ModelFormatError(message, path=ssl_folder / PREPROCESSOR, remedy=remedy)
         encoder = SslEncoder(load_network(ssl_folder, config.layer).to(device), config.layer, stamp)
-        centres = loaded.tensors.get("centres")
-        if centres is None or centres.shape != (config.size, encoder.width) or config.frame_rate != encoder.frame_rate:
+        centers = loaded.tensors.get("centres")
+        if centers is None or centers.shape != (config.size, encoder.width) or config.frame_rate != encoder.frame_rate:
             message = (
-                f"it should hold {config.size} centres of width {encoder.width} and {encoder.frame_rate:g} a second"
+                f"it should hold {config.size} centers of width {encoder.width} and {encoder.frame_rate:g} a second"
             )
             raise ModelFormatError(message, path=loaded.path, remedy=remedy)
-        return cls(encoder, centres)
+        return cls(encoder, centers)
 
     @property
     def size(self) -> int:
-        """How many different tokens there are."""
-        return len(self.centres)
+        """Number of different tokens."""
+        return len(self.centers)
 
     @property
     def frame_rate(self) -> float:
@@ -136,18 +136,18 @@ class SslKmeansTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the centres, the layer, the speech model's weights and whether waveforms are normalised."""
+        """SHA-256 of the centers, the layer, the speech model's weights and whether waveforms are normalized."""
         source = {**asdict(self.encoder.stamp), "layer": self.encoder.layer}
         del source["name"]
         digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode())
-        digest.update(self.centres.cpu().contiguous().numpy().tobytes())
+        digest.update(self.centers.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     @torch.inference_mode()
     def encode(self, waveforms: Tensor, lengths: Tensor) -> Tokens:
         """Return tokens (see `SemanticTokenizer.encode`)."""
         hidden, counts = self.encoder.encode(waveforms, lengths)
-        numbers = nearest(hidden.flatten(0, 1), self.centres)[0].view(hidden.shape[:2])
+        numbers = nearest(hidden.flatten(0, 1), self.centers)[0].view(hidden.shape[:2])
         tokens = numbers * valid_mask(counts, hidden.shape[1])
         return Tokens(tokens.to(waveforms.device), counts.to(waveforms.device))
 
@@ -163,26 +163,26 @@ def fit_ssl_kmeans(
     device: str = "cpu",
     provenance: Mapping[str, Any] | None = None,
 ) -> SslKmeansFit:
-    """Fit centres to speech and write the tokenizer's model directory.
+    """Fit centers to speech and write the tokenizer's model directory.
 
     Args:
-        waveforms: (T,) float32 at 16 kHz, read once; what is longer than 30 s is cut.
+        waveforms: (T,) float32 at 16 kHz, read once; longer than 30 s they are split.
         model_folder: Folder of the speech model.
-        output: The directory to make.
+        output: The directory to write.
         layer: See `SslEncoder`.
-        clusters: How many centres.
-        seed: Of the draw of frames and of the first centres; the same gives the same centres.
-        most_frames: At most so many frames, drawn evenly from all, are kept and fitted.
-        device: Where the speech model runs; the centres are fitted on the CPU.
-        provenance: What else the directory shall say about its making.
+        clusters: Number of centers.
+        seed: Random seed of the sampled frames and the initial centers; equal seeds give equal centers.
+        most_frames: Largest number of frames, sampled uniformly, to fit.
+        device: Device of the speech model; the centers are fitted on the CPU.
+        provenance: Further facts about the origin, stored in the directory.
 
     Raises:
         ModelNotFoundError, ModelFormatError, UsageError: As `SslEncoder.load`.
-        DataError: There are fewer frames than centres, or a hidden state is not a number.
+        DataError: There are fewer frames than centers, or a hidden state is not a number.
     """
     if clusters < 1 or most_frames < clusters:
-        message = f"{clusters} centres cannot be fitted to {most_frames} frames"
-        raise UsageError(message, remedy="keep at least as many frames as centres")
+        message = f"{clusters} centers cannot be fitted to {most_frames} frames"
+        raise UsageError(message, remedy="give at least as many frames as centers")
     encoder, generator = SslEncoder.load(model_folder, layer, device), np.random.default_rng(seed)
     sample = Reservoir(most_frames, encoder.width, generator)
     skipped = 0
@@ -195,24 +195,26 @@ def fit_ssl_kmeans(
         skipped += sample.seen == before
     points = sample.frames()
     if len(points) < clusters:
-        message = f"{len(points)} frames of speech do not make {clusters} centres ({skipped} sounds were too short)"
+        message = (
+            f"{len(points)} frames of speech do not suffice for {clusters} centers ({skipped} sounds were too short)"
+        )
         raise DataError(message, remedy="give more speech, or fewer clusters")
     if not np.isfinite(points).all():
-        raise DataError("a hidden state is not a number", path=model_folder, remedy="look for NaN in the sounds")
+        raise DataError("a hidden state is not a number", path=model_folder, remedy="check the sounds for NaN")
     fitted = kmeans(torch.from_numpy(points), clusters, generator)
     config = SslKmeansConfig(layer, encoder.frame_rate, clusters, encoder.stamp)
     figures = {"seed": seed, "frames": sample.seen, "used": len(points), "distance": fitted.distance}
     folder = hub.save_model(
-        output, asdict(config), {"centres": fitted.centres}, KIND, _card(config), figures | dict(provenance or {})
+        output, asdict(config), {"centres": fitted.centers}, KIND, _card(config), figures | dict(provenance or {})
     )
-    logger.info("%d centres from %d of %d frames, %d sounds skipped", clusters, len(points), sample.seen, skipped)
+    logger.info("%d centers from %d of %d frames, %d sounds skipped", clusters, len(points), sample.seen, skipped)
     return SslKmeansFit(folder, sample.seen, len(points), skipped, fitted.unused, fitted.distance)
 
 
 def _card(config: SslKmeansConfig) -> str:
     return f"""# Semantic tokens by k-means
 
-{config.size} centres of hidden states of layer {config.layer} of the speech model `{config.model.name}`, \
-{config.frame_rate:g} tokens a second.
+{config.size} centers of hidden states of layer {config.layer} of the speech model `{config.model.name}`, \
+{config.frame_rate:g} tokens per second.
 Loading them needs that model's folder: SHA-256 of its weights `{config.model.fingerprint}`.
 """

@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SslModelStamp:
-    """Which model the centres belong to.
+    """Which model the centers belong to.
 
     Attributes:
-        name: Of its folder.
+        name: Name of its folder.
         fingerprint: SHA-256 of its weights.
-        normalize: Whether its waveforms are brought to mean 0 and variance 1.
+        normalize: Whether waveforms are normalized to mean 0 and variance 1.
     """
 
     name: str
@@ -54,15 +54,15 @@ class SslEncoder:
     `hidden_states[0]` is the input of the first layer; with fairseq, which GenSE uses, `output_layer` L - 1.
 
     Args:
-        network: Wav2Vec2Model, HubertModel or WavLMModel that ends behind the layer; in eval mode from here on.
+        network: Wav2Vec2Model, HubertModel or WavLMModel that ends after the layer; it is put into eval mode.
         layer: L.
-        stamp: Which model it is.
+        stamp: Identity of the model.
 
     Attributes:
-        width: Of a hidden state.
+        width: Width of a hidden state.
         frame_rate: Hidden states per second.
-        one_by_one: Whether zeros behind an utterance would change its hidden states: a group norm in the first
-            convolution takes its statistics over them.
+        one_by_one: Whether padding would change the hidden states of an utterance, because a group norm in the first
+            convolution includes it in its statistics.
     """
 
     def __init__(self, network: Any, layer: int, stamp: SslModelStamp) -> None:
@@ -77,14 +77,14 @@ class SslEncoder:
         """Read a speech model; safetensors only, from the disk only, and no code from it.
 
         Args:
-            folder: In the transformers form: config.json, preprocessor_config.json and the weights.
+            folder: Folder in the transformers format: config.json, preprocessor_config.json and the weights.
             layer: L, see above.
-            device: Where it runs.
+            device: Device that it runs on.
 
         Raises:
-            ModelNotFoundError: There is no such folder, or a part is missing.
-            ModelFormatError: It is no such model, damaged, or its weights are pickles.
-            UsageError: It has no such layer.
+            ModelNotFoundError: The folder or a part of it is missing.
+            ModelFormatError: It is not such a model, damaged, or its weights are pickles.
+            UsageError: The model has no such layer.
         """
         folder = Path(folder).expanduser()
         stamp = read_stamp(folder)
@@ -92,11 +92,11 @@ class SslEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device that it runs on."""
         return torch.device(self.network.device)
 
     def counts(self, lengths: Tensor) -> Tensor:
-        """Return how many hidden states so many samples give; (B,) int64 both."""
+        """Return the number of hidden states of so many samples; (B,) int64 both."""
         config = self.network.config
         for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
             lengths = ((lengths - kernel).div(stride, rounding_mode="floor") + 1).clamp_min(0)
@@ -107,11 +107,11 @@ class SslEncoder:
         """Return hidden states.
 
         Args:
-            waveforms: (B, T) float32 at 16 kHz; what lies behind each end does not matter.
+            waveforms: (B, T) float32 at 16 kHz; samples after each end are ignored.
             lengths: (B,) int64, samples of each.
 
         Returns:
-            (B, N, D) float32, zeros behind each end, and (B,) int64 hidden states of each.
+            (B, N, D) float32, zeros after each end, and their numbers (B,) int64.
         """
         counts = self.counts(lengths.to(self.device))
         rows = [row for row, count in enumerate(counts.tolist()) if count]
@@ -119,13 +119,13 @@ class SslEncoder:
         for batch in [[row] for row in rows] if self.one_by_one or not rows else [rows]:
             sizes = lengths[batch].to(self.device)
             whole = torch.zeros(len(batch), int(sizes.max()), device=self.device)
-            for place, row in enumerate(batch):
+            for index, row in enumerate(batch):
                 size = int(lengths[row])
-                whole[place, :size] = self._normalize(waveforms[row, :size].to(self.device))
+                whole[index, :size] = self._normalize(waveforms[row, :size].to(self.device))
             padded = int(sizes.min()) < whole.shape[1]
             mask = valid_mask(sizes, whole.shape[1]).long() if padded else None
-            found = self.network(whole, attention_mask=mask).last_hidden_state
-            hidden[batch, : found.shape[1]] = found * valid_mask(counts[batch], found.shape[1])[:, :, None]
+            states = self.network(whole, attention_mask=mask).last_hidden_state
+            hidden[batch, : states.shape[1]] = states * valid_mask(counts[batch], states.shape[1])[:, :, None]
         return hidden, counts
 
     def _normalize(self, waveform: Tensor) -> Tensor:
@@ -135,16 +135,16 @@ class SslEncoder:
 
 
 def read_stamp(folder: str | os.PathLike[str]) -> SslModelStamp:
-    """Return which speech model lies in a folder, without loading it.
+    """Return the identity of the speech model in a folder, without loading it.
 
     Raises:
-        ModelNotFoundError: There is no such folder, or a part is missing.
-        ModelFormatError: It is no speech model for 16 kHz, or its weights are pickles.
+        ModelNotFoundError: The folder or a part of it is missing.
+        ModelFormatError: It is not a speech model for 16 kHz, or its weights are pickles.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        remedy = "give a folder; `audio-llm models get OWNER/NAME` downloads one, and `models list` says where it lies"
-        raise ModelNotFoundError("no such folder; names on the hub are not taken here", path=folder, remedy=remedy)
+        remedy = "give a folder; `audio-llm models get OWNER/NAME` downloads one, and `models list` shows its folder"
+        raise ModelNotFoundError("no such folder; names on the hub are not accepted here", path=folder, remedy=remedy)
     kind = _read_json(folder / _CONFIG).get("model_type")
     if kind not in _NETWORKS:
         message = f"a model of the type {kind or 'unknown'}, not one of {', '.join(_NETWORKS)}"
@@ -193,7 +193,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def load_network(folder: Path, layer: int) -> Any:
-    """Return the network up to and with a layer, without the layer norm behind the last one."""
+    """Return the network up to and including a layer, without the final layer norm."""
     import transformers
     from safetensors import SafetensorError
 
@@ -218,7 +218,7 @@ def load_network(folder: Path, layer: int) -> Any:
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise ModelFormatError(f"not a speech model that can be read: {error}", path=folder, remedy=remedy) from None
     wrong = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])} - _TRAINING_ONLY
-    if wrong:  # transformers would leave them at random
+    if wrong:  # transformers would initialize them at random
         message = f"{len(wrong)} weights are missing or of another shape, first {min(wrong)}"
         raise ModelFormatError(message, path=folder, remedy=remedy)
     if config.do_stable_layer_norm:
@@ -228,7 +228,7 @@ def load_network(folder: Path, layer: int) -> Any:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers from drawing a bar, and from listing the layers above that are left out on purpose."""
+    """Suppress the progress bar of transformers, and its list of the layers that are skipped on purpose."""
     from transformers.utils import logging as transformers_logging
 
     bar, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""The recipe of the shared tokenizer and codec: stages as plain functions, run one by one."""
+"""The recipe of the shared tokenizer and codec; each stage is a function."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from audio_llm.training.config import load_config
 
 HERE = Path(__file__).parent
 RECIPE = "recipes/codec"
-TEACHER = "ctc-small"  # whose letters help to train the tokenizer
-NEVER_SPOILT = {"clean_share": 1.0, "silent_share": 0.0, "room_share": 0.0, "clipped_share": 0.0, "narrow_share": 0.0}
+TEACHER = "ctc-small"  # teacher of the tokenizer
+NEVER_DEGRADED = {"clean_share": 1.0, "silent_share": 0.0, "room_share": 0.0, "clipped_share": 0.0, "narrow_share": 0.0}
 
 
 def main() -> int:
@@ -32,16 +32,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--data", type=Path, help="pack: folder with audio/speech and audio/noise")
-    parser.add_argument("--output", type=Path, default=Path("exp/codec"), help="folder of everything that is made")
-    parser.add_argument("--name", help="codec: folder of this training (default: codec); reports: one more model")
+    parser.add_argument("--output", type=Path, default=Path("exp/codec"), help="folder of all outputs")
+    parser.add_argument("--name", help="folder of this training (default: named after the stage)")
     parser.add_argument("--config", type=Path, help="settings of a training (default: config/STAGE.yaml)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
-    parser.add_argument("--start", type=Path, help="model to start from")
-    parser.add_argument("--listener", help="codec: tokenizer that hears what is decoded, so that words stay")
-    parser.add_argument("--max-minutes", type=float, help="of a training")
-    parser.add_argument("--resume", action="store_true", help="go on with a training")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that override the file")
+    parser.add_argument("--start", type=Path, help="model to initialize from")
+    parser.add_argument("--listener", help="codec: tokenizer used as a perceptual loss, to preserve content")
+    parser.add_argument("--max-minutes", type=float, help="time limit of a training")
+    parser.add_argument("--resume", action="store_true", help="continue a training")
     parser.add_argument("--models", nargs="+", default=[], help="codec-report, tokenizer-report: models to compare")
-    parser.add_argument("--limit", type=int, default=200, help="reports: utterances of a set at most")
+    parser.add_argument("--limit", type=int, default=200, help="reports: maximum number of utterances")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     STAGES[arguments.stage](arguments)
@@ -49,59 +49,61 @@ def main() -> int:
 
 
 def pack(arguments: argparse.Namespace) -> None:
-    """Pack speech and noise of training, tuning and test, half a minute."""
+    """Pack speech and noise of the training, validation and test parts (half a minute)."""
     noisy_sets.pack(arguments.data, arguments.output / "packed")
 
 
 def teach(arguments: argparse.Namespace) -> None:
-    """Write down the letters that a recogniser hears, frame by frame, as a teacher of the tokenizer."""
+    """Store a recognizer's frame-level character probabilities, as the teacher of the tokenizer."""
     recognizer = CtcRecognizer.load(TEACHER, search=False)
     count = pack_teacher(arguments.output / "packed" / "train", recognizer, arguments.output / "teacher")
-    logging.info("letters of %d utterances", count)
+    logging.info("character probabilities of %d utterances", count)
 
 
 def tokenizer(arguments: argparse.Namespace) -> None:
-    """Train the tokenizer on clean and spoilt speech."""
+    """Train the tokenizer on clean and degraded speech."""
     _train_tokenizer(arguments, arguments.name or "tokenizer", [])
 
 
 def tokenizer_clean(arguments: argparse.Namespace) -> None:
-    """Train its twin, which never hears noise or rooms: all else is the same."""
-    never = [f"spoilt.{key}={value}" for key, value in NEVER_SPOILT.items()]
+    """Train the same tokenizer without noise and reverberation, for comparison."""
+    never = [f"spoilt.{key}={value}" for key, value in NEVER_DEGRADED.items()]
     _train_tokenizer(arguments, arguments.name or "tokenizer-clean", never)
 
 
 def codec(arguments: argparse.Namespace) -> None:
-    """Train a codec; `--set model.quantizer=vq` and `--name codec-vq` make another arm."""
+    """Train a codec; `--set model.quantizer=vq --name codec-vq` trains another variant."""
     config = load_config(CodecTrainingConfig, arguments.config or HERE / "config" / "codec.yaml", arguments.set)
     output = arguments.output / (arguments.name or "codec")
     train, tune = (arguments.output / "packed" / part for part in ("train", "tune"))
-    listener = load_listener(arguments.listener) if arguments.listener else None
-    train_codec(train, tune, output, config, start_from=arguments.start, listener=listener, **_limits(arguments))
+    perceptual_loss = load_listener(arguments.listener) if arguments.listener else None
+    train_codec(
+        train, tune, output, config, start_from=arguments.start, perceptual_loss=perceptual_loss, **_limits(arguments)
+    )
 
 
 def finish_tokenizer(arguments: argparse.Namespace) -> None:
-    """Make `tokenizer-s3-small` of the tokenizer trained: half precision, with its card."""
+    """Write `tokenizer-s3-small` from the trained tokenizer: half precision, with its card."""
     trained = arguments.output / (arguments.name or "tokenizer") / "best"
     card = HERE / "cards" / "tokenizer-s3-small.md"
     finish(trained, arguments.output / "tokenizer-s3-small", card, RECIPE)
 
 
 def finish_codec(arguments: argparse.Namespace) -> None:
-    """Make `codec-small` of the codec trained: half precision, with its card."""
+    """Write `codec-small` from the trained codec: half precision, with its card."""
     trained = arguments.output / (arguments.name or "codec") / "best"
     finish(trained, arguments.output / "codec-small", HERE / "cards" / "codec-small.md", RECIPE)
 
 
 def report_tokenizer(arguments: argparse.Namespace) -> None:
-    """Print how robust tokenizers are: words from the ids, ids changed, entropy, in several noises."""
+    """Print the robustness of tokenizers to noise: word error rate, changed ids, entropy."""
     models = arguments.models or [str(arguments.output / name / "best") for name in ("tokenizer", "tokenizer-clean")]
     for line in evaluate.tokenizer_table(models, arguments.output / "packed" / "test", arguments.limit):
         print(line, flush=True)
 
 
 def report_codec(arguments: argparse.Namespace) -> None:
-    """Print how speech of unseen people comes out of codecs, and how many codes are used."""
+    """Print the quality of codecs on unseen speakers, and the use of their codes."""
     models = arguments.models or [str(arguments.output / "codec" / "best")]
     for line in evaluate.codec_table(models, arguments.output / "packed", arguments.limit):
         print(line, flush=True)

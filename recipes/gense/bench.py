@@ -1,4 +1,4 @@
-"""What enhancing costs and whether long recordings come out whole: CPU time, memory, length, seams."""
+"""Cost of enhancement and integrity of long recordings: CPU time, memory, length, seams."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ print(json.dumps({"cpu_s": used, "megabytes": megabytes, "samples": done.samples
 
 
 def long_file(sounds: list[np.ndarray], seconds: float, path: Path) -> None:
-    """Write a recording of so many seconds out of shorter ones, with no gap between them."""
+    """Write a recording of so many seconds by concatenating shorter ones."""
     size, parts, count = round(seconds * RATE), [], 0
     while count < size:
         parts.append(sounds[len(parts) % len(sounds)])
@@ -47,10 +47,10 @@ def long_file(sounds: list[np.ndarray], seconds: float, path: Path) -> None:
 def rows(
     model: str, mask: str, mode: str, sounds: list[np.ndarray], folder: Path, lengths_s: list[float]
 ) -> Iterator[str]:
-    """Yield a line of a table for a recording of each length."""
+    """Yield the lines of a table, one row per recording length."""
     yield (
         "| recording | CPU s a second, one thread | memory, MB | samples in, out | seams | largest level jump, dB "
-        "| where something is left as it is |"
+        "| at bypassed chunks |"
     )
     yield "|---" * 7 + "|"
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,28 +60,28 @@ def rows(
         done = _enhance(mask, "safe", source, masked)
         if mode != "safe":
             done = _enhance(model, mode, source, output)
-        # the mask network's sound runs through: it has no seams, and nothing to compare it with
+        # the mask network's output is continuous: it has no seams, and nothing to compare it with
         jumps = ["-", "-"]
         if mode != "safe":
             kinds = [[seam for seam in done["seams"] if (seam in done["left"]) == left] for left in (False, True)]
             jumps = [f"{_largest_jump(masked, output, seams):.2f}" for seams in kinds]
-        cells = [f"{seconds:g} s", f"{done['cpu_s'] / seconds:.3f}", f"{done['megabytes']:.0f}"]
-        cells += [f"{soundfile.info(source).frames}, {done['samples']}", str(len(done["seams"])), *jumps]
-        yield "| " + " | ".join(cells) + " |"
+        columns = [f"{seconds:g} s", f"{done['cpu_s'] / seconds:.3f}", f"{done['megabytes']:.0f}"]
+        columns += [f"{soundfile.info(source).frames}, {done['samples']}", str(len(done["seams"])), *jumps]
+        yield "| " + " | ".join(columns) + " |"
 
 
 def _enhance(model: str, mode: str, source: Path, output: Path) -> dict[str, Any]:
-    """Enhance in a process of its own."""
+    """Enhance in a separate process."""
     command = [sys.executable, "-c", _CODE, model, mode, str(source), str(output)]
-    found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return found
+    result: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return result
 
 
 def _largest_jump(masked: Path, output: Path, seams_s: list[float]) -> float:
-    """Return by how much the level jumps at a seam, at most, in dB.
+    """Return the largest jump of the level at a seam, in dB.
 
-    The level is that of the frames with speech in the second before and the second after, over what the mask network's
-    sound, which has no seams, has there.
+    The level is that of the frames with speech in the second before and the second after, relative to the mask
+    network's output, which has no seams.
     """
     one, other = (soundfile.read(path, dtype="float32")[0] for path in (masked, output))
     largest = 0.0

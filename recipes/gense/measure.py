@@ -1,4 +1,4 @@
-"""Figures of enhanced speech beside the clean: PESQ, STOI, ESTOI, SI-SDR, DNSMOS."""
+"""Measures of enhanced speech: PESQ, STOI, ESTOI, SI-SDR and DNSMOS."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ REPORTED = "voicebank_demand_few"  # never trained or tuned on
 
 @dataclass(frozen=True)
 class Pair:
-    """A recording with noise, and without.
+    """A noisy recording and its clean reference.
 
     Attributes:
         id: Its name.
         noisy: (T,) float32 at 16 kHz.
         clean: (T,) float32 at 16 kHz.
-        words: What is said, as written.
+        words: Text of the utterance.
     """
 
     id: str
@@ -35,7 +35,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one pair, or means over some."""
+    """Figures of one pair, or means over several."""
 
     pesq_wb: float
     stoi: float
@@ -61,13 +61,13 @@ def reported_pairs(data: Path) -> list[Pair]:
 def measure(pair: Pair, enhanced: np.ndarray) -> Figures:
     """Return the figures of one pair."""
     both = torch.from_numpy(np.stack([enhanced, pair.clean]))
-    opinion = dnsmos(enhanced)
+    scores = dnsmos(enhanced)
     return Figures(
         pesq_wb(pair.clean, enhanced),
         stoi(pair.clean, enhanced),
         stoi(pair.clean, enhanced, extended=True),
         float(si_sdr_db(both[0], both[1])),
-        opinion.sig,
-        opinion.bak,
-        opinion.ovrl,
+        scores.sig,
+        scores.bak,
+        scores.ovrl,
     )

@@ -1,4 +1,4 @@
-"""The report's rows as a picture: what every system does to every utterance, measure by measure."""
+"""Plots the rows of the report: the distribution of every measure for every system."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ MEASURES = {
     "estoi": "ESTOI",
     "si_sdr_db": "SI-SDR, dB",
     "ovrl": "DNSMOS OVRL",
-    "token_distance": "distance of the tokens",
-    "voice": "cosine of the voices",
+    "token_distance": "token distance",
+    "voice": "speaker similarity",
 }
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw a line of panels a set, a panel a measure: the middle half of the utterances, their median and their mean.
+    """Draw a row of panels per set and a panel per measure: quartiles, median and mean over the utterances.
 
     Args:
-        rows: As `evaluate.run` wrote them.
-        path: The picture; its ending says the form.
+        rows: Rows that `evaluate.run` wrote.
+        path: The picture; its suffix names the format.
     """
     import matplotlib
 
@@ -41,7 +41,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 for system in systems
             ]
             panel.boxplot(
-                [own or [np.nan] for own in values], orientation="horizontal", showmeans=True, showfliers=False
+                [column or [np.nan] for column in values], orientation="horizontal", showmeans=True, showfliers=False
             )
             panel.set_yticks(range(1, len(systems) + 1), systems)
             panel.set_title(title, fontsize=9)

@@ -1,4 +1,4 @@
-"""What is compared: the recording, the mask network, GenSE with and without parts of it, and what its codec allows."""
+"""The systems compared: the recording, the mask network, GenSE with ablations, and the upper bound of its codec."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from audio_llm.codec.codec import to_level
 from audio_llm.errors import UsageError
 from audio_llm.gense.chunks import ChunkReport, Mode, Policy
 from audio_llm.gense.enhance import Enhancer
-from audio_llm.gense.generate import SpeechGenerator
+from audio_llm.gense.generate import Resynthesizer
 from audio_llm.gense.models import GenseModel, load_gense, load_mask
 from audio_llm.gense.network import Chain
 
@@ -23,34 +23,34 @@ System = Callable[[Pair, Report], np.ndarray]  # to (T,) float32 at 16 kHz
 
 
 def systems(mask: str | Path, gense: str | Path | None, names: list[str]) -> dict[str, System]:
-    """Return the systems of some names; all that the models allow where none are given."""
+    """Return the named systems, or without names all that the models allow."""
     network = load_mask(mask)
-    found: dict[str, System] = {"noisy": lambda pair, _: pair.noisy, "mask": _system(Enhancer(network))}
+    available: dict[str, System] = {"noisy": lambda pair, _: pair.noisy, "mask": _system(Enhancer(network))}
     if gense is not None:
         model = load_gense(gense)
-        found["clean, through the codec"] = lambda pair, _: _through_codec(model, pair.clean)
-        own = model.chain
-        other = "noisy" if own.acoustic == "masked" else "masked"
+        available["clean, through the codec"] = lambda pair, _: _through_codec(model, pair.clean)
+        whole = model.chain
+        other = "noisy" if whole.acoustic == "masked" else "masked"
         chains = {
-            "generative, no guards": own,
-            "no token chain": replace(own, acoustic="none"),
-            f"{other} codes": replace(own, acoustic=other),
-            "no hierarchy": replace(own, clean_semantic="none"),
+            "generative, no guards": whole,
+            "no token chain": replace(whole, acoustic="none"),
+            f"{other} codes": replace(whole, acoustic=other),
+            "no hierarchy": replace(whole, clean_semantic="none"),
         }
         for name, chain in chains.items():
-            found[name] = _system(_enhancer(network, model, "generative", False, chain))
-        found["generative"] = _system(_enhancer(network, model, "generative", True, own))
-        found["balanced"] = _system(_enhancer(network, model, "balanced", True, own))
-    if missing := set(names) - set(found):
-        known = ", ".join(found)
+            available[name] = _system(_enhancer(network, model, "generative", False, chain))
+        available["generative"] = _system(_enhancer(network, model, "generative", True, whole))
+        available["balanced"] = _system(_enhancer(network, model, "balanced", True, whole))
+    if missing := set(names) - set(available):
+        known = ", ".join(available)
         raise UsageError(f"no system {', '.join(sorted(missing))}", remedy=f"give --gense, or some of: {known}")
-    return {name: found[name] for name in names} if names else found
+    return {name: available[name] for name in names} if names else available
 
 
-def _enhancer(mask: object, model: GenseModel, mode: Mode, guards: bool, chain: Chain) -> Enhancer:
-    limits = model.limits if guards else replace(model.limits, good_db=1000.0)
-    policy = Policy(mode, guards, limits, model.balanced_below_db)
-    return Enhancer(mask, SpeechGenerator(model, chain=chain), policy)  # type: ignore[arg-type]
+def _enhancer(mask: object, model: GenseModel, mode: Mode, checks: bool, chain: Chain) -> Enhancer:
+    limits = model.limits if checks else replace(model.limits, good_db=1000.0)
+    policy = Policy(mode, checks, limits, model.balanced_below_db)
+    return Enhancer(mask, Resynthesizer(model, chain=chain), policy)  # type: ignore[arg-type]
 
 
 def _system(enhancer: Enhancer) -> System:
@@ -62,7 +62,7 @@ def _system(enhancer: Enhancer) -> System:
 
 @torch.inference_mode()
 def _through_codec(model: GenseModel, clean: np.ndarray) -> np.ndarray:
-    """Return what the codec makes of clean speech: nothing that is spoken anew can come nearer."""
+    """Return clean speech through the codec, the upper bound of resynthesis."""
     gain, lengths = np.float32(to_level(clean)), torch.tensor([len(clean)])
     codes = model.parts.codec.encode(torch.from_numpy(gain * clean)[None], lengths)
     decoded: np.ndarray = model.parts.codec.decode(codes, lengths)[0].numpy()

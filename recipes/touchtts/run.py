@@ -96,7 +96,9 @@ def vocoder(arguments: argparse.Namespace) -> None:
     """Train the vocoder."""
     config = _config(arguments, VocoderTrainingConfig)
     train, tune = (arguments.output / "packed" / part for part in ("train", "tune"))
-    train_vocoder(train, tune, _folder(arguments), config, listener=load_listener(TOKENIZER), **_limits(arguments))
+    train_vocoder(
+        train, tune, _folder(arguments), config, perceptual_loss=load_listener(TOKENIZER), **_limits(arguments)
+    )
 
 
 def talk(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Distances between decoded and original speech, and who learns from whom."""
+"""Distances between decoded and original speech, and which network gets which gradients."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_level_and_tone_count_but_the_distance_is_finite_for_silence() -> None:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_every_scale_hears_a_tone_at_any_frequency(scale: object) -> None:
+def test_every_scale_reacts_to_a_tone_at_any_frequency(scale: object) -> None:
     time_s = torch.arange(4800) / 16_000
     silence = torch.zeros(1, 4800)
     for hertz in (60.0, 250.0, 1000.0, 3100.0, 7000.0):
@@ -74,7 +74,7 @@ def test_the_gradient_goes_to_the_decoded_sound_alone() -> None:
         assert spectral_distance(better, original) < spectral_distance(decoded, original)
 
 
-def test_hinge_losses_are_what_they_are_called() -> None:
+def test_hinge_losses_have_their_values() -> None:
     sure, wrong = [torch.full((2, 3), 2.0)], [torch.full((2, 3), -3.0)]
     assert discriminator_loss(sure, wrong) == 0.0
     assert discriminator_loss(wrong, sure) == pytest.approx(4.0 + 3.0)
@@ -96,17 +96,17 @@ def test_feature_distance_is_relative_and_pulls_the_fake_one_only() -> None:
     assert fake[0][0].grad is not None
 
 
-def test_discriminators_judge_at_every_resolution_and_can_learn() -> None:
+def test_discriminators_score_at_every_resolution_and_can_learn() -> None:
     torch.manual_seed(0)
-    judges = Discriminators(channels=4)
+    discriminators = Discriminators(channels=4)
     real, fake = speech(0, 2, 2400), 0.2 * torch.randn(2, 2400, generator=torch.Generator().manual_seed(9))
-    judged = judges(real)
-    assert len(judged.scores) == len(judged.layers) == len(RESOLUTIONS)
-    assert all(scores.shape[0] == 2 for scores in judged.scores)
-    optimizer = torch.optim.Adam(judges.parameters(), lr=2e-2)
+    outputs = discriminators(real)
+    assert len(outputs.scores) == len(outputs.layers) == len(RESOLUTIONS)
+    assert all(scores.shape[0] == 2 for scores in outputs.scores)
+    optimizer = torch.optim.Adam(discriminators.parameters(), lr=2e-2)
     losses = []
     for _ in range(20):
-        loss = discriminator_loss(judges(real).scores, judges(fake).scores)
+        loss = discriminator_loss(discriminators(real).scores, discriminators(fake).scores)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -123,9 +123,9 @@ def gradients(codec: CodecConfig, **changes: object) -> dict[str, Tensor]:
     torch.manual_seed(1)
     module = _Training(config, network).train()
     module(speech()).backward()
-    found = {name: parameter.grad for name, parameter in module.named_parameters()}
-    assert all(gradient is not None for gradient in found.values())
-    return found
+    by_name = {name: parameter.grad for name, parameter in module.named_parameters()}
+    assert all(gradient is not None for gradient in by_name.values())
+    return by_name
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor], part: str) -> bool:
@@ -135,9 +135,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor], part: str) -> bool:
 
 
 @pytest.mark.parametrize("weights", [{"adversarial_weight": 30.0}, {"feature_weight": 30.0}])
-def test_what_the_codec_is_after_does_not_teach_the_discriminators(
-    tiny: CodecConfig, weights: dict[str, float]
-) -> None:
+def test_losses_of_the_codec_do_not_train_the_discriminators(tiny: CodecConfig, weights: dict[str, float]) -> None:
     off = {"adversarial_from": 0, "adversarial_weight": 0.0, "feature_weight": 0.0}
     without, with_it = gradients(tiny, **off), gradients(tiny, **{**off, **weights})
     assert same(without, with_it, "judge.discriminators")
@@ -145,11 +143,11 @@ def test_what_the_codec_is_after_does_not_teach_the_discriminators(
     assert max(gradient.abs().max() for name, gradient in without.items() if name.startswith("judge.disc")) > 1e-4
 
 
-def test_what_the_discriminators_are_after_does_not_teach_the_codec(tiny: CodecConfig) -> None:
+def test_losses_of_the_discriminators_do_not_train_the_codec(tiny: CodecConfig) -> None:
     alone = gradients(tiny, adversarial_from=-1)
-    beside = gradients(tiny, adversarial_from=0, adversarial_weight=0.0, feature_weight=0.0)
+    unweighted = gradients(tiny, adversarial_from=0, adversarial_weight=0.0, feature_weight=0.0)
     assert not any(name.startswith("judge.discriminators") for name in alone)
-    assert same(alone, beside, "codec")
+    assert same(alone, unweighted, "codec")
 
 
 def test_discriminators_take_part_from_their_step_on(
@@ -159,9 +157,9 @@ def test_discriminators_take_part_from_their_step_on(
     config = CodecTrainingConfig(tiny, loop, sound=SoundLossConfig(adversarial_from=2, channels=4))
     torch.manual_seed(0)
     module = _Training(config, make_codec()).train()
-    heard = []
+    learned = []
     for _ in range(5):
         module.zero_grad()
         module(speech()).backward()
-        heard.append(any(p.grad is not None for p in module.judge.discriminators.parameters()))
-    assert heard == [False, False, False, True, True]
+        learned.append(any(p.grad is not None for p in module.judge.discriminators.parameters()))
+    assert learned == [False, False, False, True, True]

@@ -23,7 +23,7 @@ MakeCodec = Callable[..., CodecNetwork]
 
 
 def sounds(*samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return noise of these lengths, zeros behind each end, and the lengths."""
+    """Return noise of these lengths, zeros after each end, and the lengths."""
     lengths = torch.tensor(samples)
     waveforms = 0.1 * torch.randn(len(samples), max(samples), generator=torch.Generator().manual_seed(seed))
     return waveforms * (torch.arange(max(samples)) < lengths[:, None]), lengths
@@ -98,10 +98,10 @@ def test_nothing_but_the_codes_reaches_the_decoder(make_codec: MakeCodec, kind: 
     with torch.inference_mode():
         output = network(waveforms, lengths)
         decoded = network.decode(output.quantized.codes, network.code_lengths(lengths))[:, : waveforms.shape[1]]
-    wanted = output.waveforms
-    assert wanted.abs().max() > 1e-3
+    expected = output.waveforms
+    assert expected.abs().max() > 1e-3
     for row, samples in enumerate(lengths.tolist()):
-        torch.testing.assert_close(decoded[row, :samples], wanted[row, :samples], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(decoded[row, :samples], expected[row, :samples], atol=1e-5, rtol=1e-4)
     assert output.quantized.codes.min() >= 0
     assert output.quantized.codes.max() < network.quantizer.size
 
@@ -132,7 +132,7 @@ def test_other_codes_are_another_sound(make_codec: MakeCodec, kind: str) -> None
     assert difference[2560:].max() == 0.0
 
 
-def test_it_is_deterministic_and_uses_what_it_hears(make_codec: MakeCodec) -> None:
+def test_it_is_deterministic_and_depends_on_the_sound(make_codec: MakeCodec) -> None:
     codec = SpeechCodec(make_codec().train())
     waveforms, lengths = sounds(3200)
     first, second = codec.encode(waveforms, lengths), codec.encode(waveforms, lengths)
@@ -186,9 +186,9 @@ def test_layers_see_the_past_and_the_future_only_if_they_may(causal: bool) -> No
     changed[:, 15] += 1.0
     with torch.no_grad():
         different = (stack(x, mask) != stack(changed, mask)).any(-1)
-        spoilt = stack(torch.where(mask[..., None], x, torch.tensor(9.0)), mask)
+        padded = stack(torch.where(mask[..., None], x, torch.tensor(9.0)), mask)
         alone = stack(x[1:, :20], mask[1:, :20])
-    torch.testing.assert_close(spoilt[1, :20], alone[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(padded[1, :20], alone[0], atol=1e-5, rtol=1e-4)
     assert different[0].nonzero()[:, 0].tolist() == list(range(15 if causal else 9, 28 if causal else 22))
 
 
@@ -235,9 +235,9 @@ def test_a_saved_codec_is_the_same(make_codec: MakeCodec, tmp_path: Path, kind: 
     assert codec.fingerprint == SpeechCodec(network).fingerprint
     assert codec.size == network.quantizer.size
     waveforms, lengths = sounds(2000)
-    codes, wanted = codec.encode(waveforms, lengths), SpeechCodec(network).encode(waveforms, lengths)
-    assert torch.equal(codes.codes, wanted.codes)
-    assert torch.equal(codec.decode(codes, lengths), SpeechCodec(network).decode(wanted, lengths))
+    codes, expected = codec.encode(waveforms, lengths), SpeechCodec(network).encode(waveforms, lengths)
+    assert torch.equal(codes.codes, expected.codes)
+    assert torch.equal(codec.decode(codes, lengths), SpeechCodec(network).decode(expected, lengths))
     other = hub.save_model(
         tmp_path / "other", asdict(network.config), make_codec(5, quantizer=kind).state_dict(), KIND, "Another.\n"
     )
@@ -266,11 +266,11 @@ def test_the_fingerprint_is_of_what_makes_codes_alone(make_codec: MakeCodec, kin
     waveforms, lengths = sounds(2000)
     codes = SpeechCodec(network).encode(waveforms, lengths).codes
     for name, tensor in network.state_dict().items():
-        kept, decides = tensor.clone(), tensor.data_ptr() in coding
+        saved, decides = tensor.clone(), tensor.data_ptr() in coding
         tensor += 1 if not tensor.is_floating_point() else 0.5 * torch.rand(tensor.shape) + 0.1
         assert (SpeechCodec(network).fingerprint != fingerprint) == decides, name
         if not decides:
             assert torch.equal(SpeechCodec(network).encode(waveforms, lengths).codes, codes)
-        tensor.copy_(kept)
+        tensor.copy_(saved)
     assert SpeechCodec(network).fingerprint == fingerprint
     assert SpeechCodec(make_codec(quantizer=kind, seed=1)).fingerprint != fingerprint

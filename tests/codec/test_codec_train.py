@@ -1,4 +1,4 @@
-"""Training of the codec on made-up voices: it learns, resumes, and goes on with a reorganised codebook."""
+"""Training of the codec on synthetic voices: it learns, resumes, and continues with a reorganized codebook."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def settings(model: CodecConfig, steps: int, **changes: object) -> CodecTraining
 
 
 def barely_moving(config: CodecTrainingConfig) -> CodecTrainingConfig:
-    """Return a training that leaves the weights where they are, so that what it starts from can be seen."""
+    """Return a configuration that hardly changes the weights, so that what the training starts from is visible."""
     return replace(config, training=replace(config.training, learning_rate=1e-9))
 
 
@@ -71,9 +71,7 @@ def test_training_lowers_the_distance_and_leaves_a_model(speech_pack: Path, tmp_
         assert trained < 0.8 * spectral_distance(fresh(batch.waveforms, lengths).waveforms, batch.waveforms)
 
 
-def test_training_with_discriminators_goes_on_after_a_stop(
-    speech_pack: Path, tmp_path: Path, tiny: CodecConfig
-) -> None:
+def test_training_with_discriminators_resumes(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
     config = settings(tiny, 4, sound=SoundLossConfig(adversarial_from=2, channels=4))
     train_codec(speech_pack, speech_pack, tmp_path / "out", config, device="cpu")
     config = replace(config, training=replace(config.training, max_steps=8))
@@ -104,8 +102,10 @@ def test_the_second_stage_starts_from_the_first(speech_pack: Path, tmp_path: Pat
     train_codec(speech_pack, speech_pack, tmp_path / "one", settings(grouped, 20), device="cpu")
     first = load_codec_network(tmp_path / "one/best")
     assert first.quantizer.first.uses.sum() > 0
-    wanted = replace(tiny, quantizer="reorganized", codes=16, width=999)  # the size of what it starts from counts
-    config, start = barely_moving(settings(wanted, 2)), tmp_path / "one/best"
+    config_of_stage_2 = replace(
+        tiny, quantizer="reorganized", codes=16, width=999
+    )  # the size of the start model counts
+    config, start = barely_moving(settings(config_of_stage_2, 2)), tmp_path / "one/best"
     train_codec(speech_pack, speech_pack, tmp_path / "two", config, device="cpu", start_from=start)
     codec = SpeechCodec.load(tmp_path / "two/best")
     assert codec.network.config == replace(grouped, quantizer="reorganized", codes=16)
@@ -117,7 +117,7 @@ def test_the_second_stage_starts_from_the_first(speech_pack: Path, tmp_path: Pat
         torch.testing.assert_close(two[name], one[name], atol=1e-3, rtol=1e-3)
 
 
-def test_reorganising_keeps_everything_else(tiny: CodecConfig) -> None:
+def test_reorganizing_keeps_everything_else(tiny: CodecConfig) -> None:
     torch.manual_seed(0)
     codec = CodecNetwork(replace(tiny, quantizer="group"))
     codec.quantizer.first.uses.copy_(torch.arange(8))
@@ -141,7 +141,7 @@ def test_reorganising_keeps_everything_else(tiny: CodecConfig) -> None:
     torch.testing.assert_close(one.waveforms, other.waveforms)
 
 
-def test_a_number_of_codes_that_does_not_split_is_not_passed_over(tiny: CodecConfig) -> None:
+def test_a_number_of_codes_that_does_not_split_is_refused_or_kept(tiny: CodecConfig) -> None:
     codec = CodecNetwork(replace(tiny, quantizer="group"))
     try:
         new = reorganized(codec, replace(tiny, quantizer="reorganized", codes=50))
@@ -150,7 +150,7 @@ def test_a_number_of_codes_that_does_not_split_is_not_passed_over(tiny: CodecCon
     assert new.quantizer.size == new.config.codes
 
 
-def test_a_codec_to_start_from_is_gone_on_with(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
+def test_training_continues_from_a_given_codec(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
     train_codec(speech_pack, speech_pack, tmp_path / "one", settings(tiny, 20), device="cpu")
     config = barely_moving(settings(replace(tiny, width=24), 1))
     start = tmp_path / "one/best"
@@ -194,25 +194,25 @@ def test_more_blocks_change_nothing_at_first(tiny: CodecConfig) -> None:
     torch.testing.assert_close(other, one)
 
 
-@pytest.mark.parametrize("wanted", [{"frozen_codes": True}, {"more_blocks": 1}])
+@pytest.mark.parametrize("changes", [{"frozen_codes": True}, {"more_blocks": 1}])
 def test_nothing_is_frozen_or_extended_without_a_start(
-    speech_pack: Path, tmp_path: Path, tiny: CodecConfig, wanted: dict[str, object]
+    speech_pack: Path, tmp_path: Path, tiny: CodecConfig, changes: dict[str, object]
 ) -> None:
     with pytest.raises(ConfigError, match="name a codec to start from"):
-        train_codec(speech_pack, speech_pack, tmp_path / "out", settings(tiny, 2, **wanted), device="cpu")
+        train_codec(speech_pack, speech_pack, tmp_path / "out", settings(tiny, 2, **changes), device="cpu")
 
 
-def test_a_listener_has_a_say(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
+def test_the_perceptual_loss_lowers_its_distance(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
     def power(waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         assert lengths.tolist() == [waveforms.shape[1]] * len(waveforms)
         return (waveforms.square().mean(-1) + 1e-6).log()
 
-    ends, listener = [], Listener("an ear", "0" * 64, power)
-    for name, weight in (("deaf", 0.0), ("heard", 20.0)):
+    ends, perceptual_loss = [], Listener("power", "0" * 64, power)
+    for name, weight in (("without", 0.0), ("with", 20.0)):
         config = settings(tiny, 20, sound=SoundLossConfig(listener_weight=weight))
-        train_codec(speech_pack, speech_pack, tmp_path / name, config, device="cpu", listener=listener)
+        train_codec(speech_pack, speech_pack, tmp_path / name, config, device="cpu", perceptual_loss=perceptual_loss)
         codec = SpeechCodec.load(tmp_path / name / "best")
-        assert hub.load_model(tmp_path / name / "best").provenance["listener"]["name"] == "an ear"
+        assert hub.load_model(tmp_path / name / "best").provenance["listener"]["name"] == "power"
         assert validated(tmp_path / name)[-1]["listening"] > 0.0
         speech = make_batch(NoisySpeech(SpeechPack(speech_pack), SPEECH), range(100, 108)).waveforms
         lengths = torch.full((8,), speech.shape[1])
@@ -221,7 +221,7 @@ def test_a_listener_has_a_say(speech_pack: Path, tmp_path: Path, tiny: CodecConf
     assert ends[1] < 0.8 * ends[0]
 
 
-def test_a_codebook_that_is_reorganised_is_not_frozen(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
+def test_a_codebook_that_is_reorganized_is_not_frozen(speech_pack: Path, tmp_path: Path, tiny: CodecConfig) -> None:
     grouped = replace(tiny, quantizer="group")
     train_codec(speech_pack, speech_pack, tmp_path / "one", settings(grouped, 1), device="cpu")
     config = settings(replace(tiny, quantizer="reorganized", codes=16), 1, frozen_codes=True)

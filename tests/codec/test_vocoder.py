@@ -1,4 +1,4 @@
-"""The vocoder: causal but for its lookahead, and piece by piece it is what it is at once, sample for sample."""
+"""The vocoder: causal but for its lookahead; its stream equals the output of the whole, sample by sample."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 
 def make_vocoder(lookahead: int = 2) -> Vocoder:
-    """Return a vocoder whose weights all matter."""
+    """Return a vocoder whose weights all have an effect."""
     torch.manual_seed(0)
     vocoder = Vocoder(VocoderConfig(16, 1, 2, 2, lookahead))
     with torch.no_grad():
@@ -55,14 +55,14 @@ def in_pieces(vocoder: Vocoder, mel: Tensor, cuts: list[int]) -> list[Tensor]:
     cuts=st.lists(st.integers(0, 24), max_size=8),
     lookahead=st.sampled_from(sorted(VOCODERS)),
 )
-def test_piece_by_piece_is_what_it_is_at_once(count: int, cuts: list[int], lookahead: int) -> None:
+def test_a_stream_equals_the_whole(count: int, cuts: list[int], lookahead: int) -> None:
     vocoder, mel = VOCODERS[lookahead], some_mel(count)
     with torch.inference_mode():
         whole = vocoder(mel)
     assert whole.shape == (1, HOP_LENGTH * count)
     assert whole.std() > 1e-3
-    made = torch.cat(in_pieces(vocoder, mel, sorted(min(cut, count) for cut in cuts)), dim=1)
-    torch.testing.assert_close(made, whole, atol=1e-5, rtol=1e-4)
+    streamed = torch.cat(in_pieces(vocoder, mel, sorted(min(cut, count) for cut in cuts)), dim=1)
+    torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("lookahead", [0, 2, 5])
@@ -77,15 +77,15 @@ def test_sound_comes_as_soon_as_it_can(lookahead: int) -> None:
 @pytest.mark.parametrize("lookahead", [0, 2, 5])
 def test_what_is_beyond_the_lookahead_changes_nothing(lookahead: int) -> None:
     vocoder, mel = VOCODERS[lookahead], some_mel(24)
-    for place in (9, 15, 23):
+    for frame in (9, 15, 23):
         changed = mel.clone()
-        changed[:, place] += 2.0
+        changed[:, frame] += 2.0
         with torch.inference_mode():
             difference = (vocoder(changed) - vocoder(mel))[0].abs()
-        first = HOP_LENGTH * (place - lookahead) - istft.SIDE  # a frame of the transform begins before its own hop
+        first = HOP_LENGTH * (frame - lookahead) - istft.SIDE  # a frame of the transform begins before its own hop
         assert not difference[:first].any()
         assert difference[first : first + 2 * HOP_LENGTH].max() > 1e-6  # and as far as that it does
-        assert (difference[HOP_LENGTH * place : HOP_LENGTH * (place + 1)] > 0.0).any()
+        assert (difference[HOP_LENGTH * frame : HOP_LENGTH * (frame + 1)] > 0.0).any()
 
 
 def test_no_frames_are_no_sound() -> None:
@@ -134,8 +134,8 @@ def test_streams_of_many_pieces_do_not_drift() -> None:
     vocoder, mel = VOCODERS[2], some_mel(600)
     with torch.inference_mode():
         whole = vocoder(mel)
-    made = torch.cat(in_pieces(vocoder, mel, list(range(3, 600, 3))), dim=1)
-    assert (made - whole).abs().max() < 1e-5
+    streamed = torch.cat(in_pieces(vocoder, mel, list(range(3, 600, 3))), dim=1)
+    assert (streamed - whole).abs().max() < 1e-5
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8))
@@ -144,14 +144,14 @@ def test_the_inverse_transform_streams(counts: list[int]) -> None:
     if not sum(counts):
         return
     whole = istft.to_sound(out, torch.ones(out.shape[:2], dtype=torch.bool))
-    state, parts, place = istft.first_state(2), [], 0
+    state, parts, position = istft.first_state(2), [], 0
     for count in counts:
         if count:
-            sound, state = istft.next_sound(out[:, place : place + count], state)
+            sound, state = istft.next_sound(out[:, position : position + count], state)
             parts.append(sound)
-            place += count
-    made = torch.cat([*parts, istft.last_sound(state)], dim=1)[:, istft.SIDE :]
-    torch.testing.assert_close(made, whole, atol=1e-5, rtol=1e-4)
+            position += count
+    streamed = torch.cat([*parts, istft.last_sound(state)], dim=1)[:, istft.SIDE :]
+    torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=1e-4)
 
 
 def test_frames_of_a_sound_give_it_back() -> None:
@@ -172,8 +172,8 @@ def test_causal_blocks_stream(count: int, cuts: list[int]) -> None:
         whole = stack(x, torch.ones(2, count, dtype=torch.bool))
         for begin, end in pairwise([0, *sorted(min(cut, count) for cut in cuts), count]):
             if end > begin:
-                made, state = stack.step(x[:, begin:end], state)
-                parts.append(made)
+                output, state = stack.step(x[:, begin:end], state)
+                parts.append(output)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Training of the vocoder on made-up voices."""
+"""Training of the vocoder on synthetic voices."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def run(pack: Path, out: Path, config: VocoderTrainingConfig, **more: object) ->
 
 
 def test_training_lowers_the_distance_and_leaves_a_model(speech_pack: Path, tmp_path: Path) -> None:
-    found = run(speech_pack, tmp_path / "out", settings(30), provenance={"made": "here"})
-    assert [list(values) for values in found] == [["latest", "loss"]] * 3
-    assert found[-1]["loss"] < found[0]["loss"]
+    validations = run(speech_pack, tmp_path / "out", settings(30), provenance={"made": "here"})
+    assert [list(values) for values in validations] == [["latest", "loss"]] * 3
+    assert validations[-1]["loss"] < validations[0]["loss"]
     vocoder = load_vocoder(tmp_path / "out/best")
     assert vocoder.config == MODEL
     about = hub.load_model(tmp_path / "out/best")
@@ -75,9 +75,9 @@ def test_a_stop_and_a_resume_end_where_one_run_does(speech_pack: Path, tmp_path:
     assert not [name for name in hub.load_model(tmp_path / "halves/best").tensors if "discriminator" in name]
 
 
-def test_a_training_goes_on_from_a_model(speech_pack: Path, tmp_path: Path) -> None:
+def test_training_continues_from_a_model(speech_pack: Path, tmp_path: Path) -> None:
     run(speech_pack, tmp_path / "one", settings(10))
-    bigger = settings(1, model=replace(MODEL, width=48))  # the size of what it starts from counts
+    bigger = settings(1, model=replace(MODEL, width=48))  # the size of the start model counts
     bigger = replace(bigger, training=replace(bigger.training, learning_rate=1e-9))  # the weights hardly move
     run(speech_pack, tmp_path / "two", bigger, start_from=tmp_path / "one/best")
     one, two = (load_vocoder(tmp_path / name / "best") for name in ("one", "two"))
@@ -85,11 +85,13 @@ def test_a_training_goes_on_from_a_model(speech_pack: Path, tmp_path: Path) -> N
     torch.testing.assert_close(dict(two.named_parameters()), dict(one.named_parameters()), atol=1e-3, rtol=1e-3)
 
 
-def test_a_listener_has_a_say(speech_pack: Path, tmp_path: Path) -> None:
-    listener = Listener("ears", "abc", lambda waveforms, lengths: waveforms.abs().cumsum(-1)[:, ::1600, None])
-    found = run(speech_pack, tmp_path / "out", settings(2), listener=listener)
-    assert found[0].keys() == {"loss", "listening", "latest"}
-    assert hub.load_model(tmp_path / "out/best").provenance["listener"]["name"] == "ears"
+def test_the_perceptual_loss_is_validated_and_recorded(speech_pack: Path, tmp_path: Path) -> None:
+    perceptual_loss = Listener(
+        "features", "abc", lambda waveforms, lengths: waveforms.abs().cumsum(-1)[:, ::1600, None]
+    )
+    validations = run(speech_pack, tmp_path / "out", settings(2), perceptual_loss=perceptual_loss)
+    assert validations[0].keys() == {"loss", "listening", "latest"}
+    assert hub.load_model(tmp_path / "out/best").provenance["listener"]["name"] == "features"
 
 
 def test_a_pack_that_is_missing_is_named(speech_pack: Path, tmp_path: Path) -> None:
@@ -97,31 +99,31 @@ def test_a_pack_that_is_missing_is_named(speech_pack: Path, tmp_path: Path) -> N
         train_vocoder(tmp_path / "none", speech_pack, tmp_path / "out", settings(1), device="cpu")
 
 
-def test_discriminators_begin_when_they_shall() -> None:
+def test_discriminators_start_at_their_step() -> None:
     torch.manual_seed(0)
-    judge = SoundLoss(SoundLossConfig(adversarial_from=2, channels=4), batches_per_step=2).train()
-    made, original = 0.1 * torch.randn(2, 3200), 0.1 * torch.randn(2, 3200)
-    plain = float(spectral_distance(made, original))
-    losses = [judge(made, original).item() for _ in range(5)]
+    sound_loss = SoundLoss(SoundLossConfig(adversarial_from=2, channels=4), batches_per_step=2).train()
+    generated, original = 0.1 * torch.randn(2, 3200), 0.1 * torch.randn(2, 3200)
+    plain = float(spectral_distance(generated, original))
+    losses = [sound_loss(generated, original).item() for _ in range(5)]
     assert losses[:3] == pytest.approx([plain] * 3)
     assert min(losses[3:]) > plain + 0.1  # from the fourth batch, the second of the second step
-    judge.eval()
-    judge(made, original)
-    assert int(judge.batches) == 5
+    sound_loss.eval()
+    sound_loss(generated, original)
+    assert int(sound_loss.batches) == 5
 
 
 def test_no_gradient_goes_from_the_sound_to_the_discriminators_and_back() -> None:
     torch.manual_seed(0)
     config = SoundLossConfig(adversarial_from=0, channels=4)
-    judge = SoundLoss(config).train()
-    made, original = (0.1 * torch.randn(2, 3200)).requires_grad_(), 0.1 * torch.randn(2, 3200)
-    judge(made, original).backward()
-    assert made.grad.abs().max() > 0
+    sound_loss = SoundLoss(config).train()
+    generated, original = (0.1 * torch.randn(2, 3200)).requires_grad_(), 0.1 * torch.randn(2, 3200)
+    sound_loss(generated, original).backward()
+    assert generated.grad.abs().max() > 0
     alone = SoundLoss(replace(config, adversarial_weight=0.0, feature_weight=0.0)).train()
-    alone.load_state_dict(judge.state_dict())
-    alone(made.detach().requires_grad_(), original).backward()
-    for one, other in zip(judge.parameters(), alone.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad)  # they learn by telling apart, not by being deceived
+    alone.load_state_dict(sound_loss.state_dict())
+    alone(generated.detach().requires_grad_(), original).backward()
+    for one, other in zip(sound_loss.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)  # they learn from their own loss, not from the adversarial one
 
 
 @pytest.mark.parametrize(("adversarial_from", "best"), [(0, 6), (-1, 2)])
@@ -129,7 +131,7 @@ def test_with_discriminators_the_latest_one_is_kept(
     speech_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adversarial_from: int, best: int
 ) -> None:
     worse = itertools.count()
-    monkeypatch.setattr(module, "spectral_distance", lambda made, original: torch.tensor(float(next(worse))))
+    monkeypatch.setattr(module, "spectral_distance", lambda generated, original: torch.tensor(float(next(worse))))
     config = settings(6, sound=SoundLossConfig(adversarial_from=adversarial_from, channels=4))
     config = replace(config, training=replace(config.training, validate_every=2))
     result = train_vocoder(speech_pack, speech_pack, tmp_path / "out", config, device="cpu")

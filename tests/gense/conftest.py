@@ -1,4 +1,4 @@
-"""Tiny networks that take noise away, with random weights that all have a say."""
+"""Tiny mask networks with random weights that all have an effect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TINY = MaskConfig(width=8, blocks=2, expansion=1, taps=3)
 def make_mask() -> Callable[..., MaskNetwork]:
     """Return a function that makes a mask network in eval mode.
 
-    `random` gives its last layers random weights too, which would else let everything pass.
+    `random` gives its last layers random weights too, which would otherwise let everything pass.
     """
 
     def make(random: bool = True, config: MaskConfig = TINY, seed: int = 0) -> MaskNetwork:

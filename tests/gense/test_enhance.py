@@ -32,7 +32,7 @@ def wire(make_mask: MakeMask) -> Enhancer:
 
 @pytest.fixture
 def changed(make_mask: MakeMask) -> Enhancer:
-    """Return an enhancer that makes something else of everything."""
+    """Return an enhancer that changes every sound."""
     return Enhancer(make_mask())
 
 
@@ -45,12 +45,12 @@ def tones(rate: int, seconds: float, hertz: tuple[float, ...] = (440.0,)) -> np.
 
 
 def run(enhancer: Enhancer, folder: Path, sound: np.ndarray, rate: int, mix: float = 0.0) -> np.ndarray:
-    """Return what becomes of a sound: (T, C)."""
+    """Return the enhanced sound: (T, C)."""
     audio.write(folder / "in.wav", sound, rate)
     enhancer.enhance(folder / "in.wav", folder / "out.wav", mix)
-    found, found_rate = soundfile.read(folder / "out.wav", always_2d=True)
-    assert found_rate == rate
-    return found
+    enhanced, enhanced_rate = soundfile.read(folder / "out.wav", always_2d=True)
+    assert enhanced_rate == rate
+    return enhanced
 
 
 @pytest.mark.parametrize("rate", [8000, 16_000, 22_050, 44_100, 48_000])
@@ -69,37 +69,37 @@ def test_length_rate_and_channels_stay(changed: Enhancer, tmp_path: Path, rate: 
 def test_the_output_is_aligned_with_the_input(wire: Enhancer, tmp_path: Path, rate: int) -> None:
     sound = tones(rate, 0.9, (440.0, 1250.0))
     sound[:, 1] += 0.2 * np.sin(2 * np.pi * 2900 * np.arange(len(sound)) / rate)
-    found = run(wire, tmp_path, sound, rate)
+    enhanced = run(wire, tmp_path, sound, rate)
     spectrum = np.fft.rfft(sound, axis=0)  # what a model at 16 kHz can hold
     spectrum[np.fft.rfftfreq(len(sound), 1 / rate) > min(7300.0, 0.45 * rate)] = 0
-    wanted = np.fft.irfft(spectrum, len(sound), axis=0)
+    expected = np.fft.irfft(spectrum, len(sound), axis=0)
     inside = slice(rate // 50, -rate // 50)
-    error = (found - wanted)[inside]
-    assert np.sqrt(np.mean(error**2)) < 0.02 * np.sqrt(np.mean(wanted**2))
-    late = np.roll(wanted, 2, axis=0)[inside]  # two samples would be noticed
-    assert np.abs(error).mean() < 0.5 * np.abs(late - wanted[inside]).mean()
+    error = (enhanced - expected)[inside]
+    assert np.sqrt(np.mean(error**2)) < 0.02 * np.sqrt(np.mean(expected**2))
+    late = np.roll(expected, 2, axis=0)[inside]  # two samples would be noticed
+    assert np.abs(error).mean() < 0.5 * np.abs(late - expected[inside]).mean()
 
 
 @pytest.mark.parametrize("rate", [8000, 16_000, 44_100])
 def test_channels_do_not_touch_each_other(changed: Enhancer, tmp_path: Path, rate: int) -> None:
     sound = tones(rate, 0.6, (440.0, 1250.0))
-    found = run(changed, tmp_path, sound, rate)
-    assert np.abs(found - sound).max() > 0.01
+    enhanced = run(changed, tmp_path, sound, rate)
+    assert np.abs(enhanced - sound).max() > 0.01
     swapped = run(changed, tmp_path, sound[:, ::-1], rate)
-    np.testing.assert_allclose(swapped, found[:, ::-1], atol=2 * ROUNDED)
+    np.testing.assert_allclose(swapped, enhanced[:, ::-1], atol=2 * ROUNDED)
     for channel in (0, 1):
         alone = run(changed, tmp_path, sound[:, channel], rate)
-        np.testing.assert_allclose(alone[:, 0], found[:, channel], atol=2 * ROUNDED)
+        np.testing.assert_allclose(alone[:, 0], enhanced[:, channel], atol=2 * ROUNDED)
 
 
 @pytest.mark.parametrize("seconds", [0.05, 3.1, 15.0])
 def test_stretches_are_joined_without_a_trace(changed: Enhancer, tmp_path: Path, seconds: float) -> None:
     sound = tones(16_000, seconds).astype(np.float32)
-    found = run(changed, tmp_path, sound, 16_000)[:, 0]
+    enhanced = run(changed, tmp_path, sound, 16_000)[:, 0]
     with torch.inference_mode():
         read = torch.from_numpy(audio.read(tmp_path / "in.wav"))
         whole = changed.network(read[None])[0].numpy()
-    np.testing.assert_allclose(found, np.clip(whole, -1.0, 1.0), atol=2 * ROUNDED)
+    np.testing.assert_allclose(enhanced, np.clip(whole, -1.0, 1.0), atol=2 * ROUNDED)
 
 
 @pytest.mark.parametrize("rate", [8000, 16_000, 44_100, 48_000])
@@ -130,9 +130,9 @@ def test_levels_of_the_report_are_those_of_the_stretch(wire: Enhancer, tmp_path:
 @pytest.mark.parametrize("rate", [8000, 16_000, 48_000])
 def test_a_twentieth_of_a_second_is_enough(wire: Enhancer, tmp_path: Path, rate: int) -> None:
     sound = tones(rate, 0.05, (440.0,)) + 0.1
-    found = run(wire, tmp_path, sound, rate)
-    assert found.shape == sound.shape
-    assert np.corrcoef(found[:, 0], sound[:, 0])[0, 1] > 0.95
+    enhanced = run(wire, tmp_path, sound, rate)
+    assert enhanced.shape == sound.shape
+    assert np.corrcoef(enhanced[:, 0], sound[:, 0])[0, 1] > 0.95
 
 
 @pytest.mark.parametrize("rate", [8000, 16_000, 44_100])
@@ -147,8 +147,8 @@ def test_silence_stays_silent(changed: Enhancer, tmp_path: Path, rate: int) -> N
 @pytest.mark.parametrize("rate", [8000, 16_000, 44_100, 48_000])
 def test_a_mix_of_one_is_the_recording(changed: Enhancer, tmp_path: Path, rate: int) -> None:
     sound = tones(rate, 0.7, (440.0, 700.0))
-    found = run(changed, tmp_path, sound, rate, mix=1.0)
-    np.testing.assert_allclose(found, soundfile.read(tmp_path / "in.wav")[0], atol=ROUNDED)
+    enhanced = run(changed, tmp_path, sound, rate, mix=1.0)
+    np.testing.assert_allclose(enhanced, soundfile.read(tmp_path / "in.wav")[0], atol=ROUNDED)
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100])
@@ -180,13 +180,13 @@ def test_progress_counts_all_of_the_sound(wire: Enhancer, tmp_path: Path) -> Non
     assert sum(seconds) == pytest.approx(9.5, abs=1e-3)
 
 
-def test_what_is_odd_is_said(wire: Enhancer, changed: Enhancer, tmp_path: Path) -> None:
+def test_the_warnings_name_what_is_odd(wire: Enhancer, changed: Enhancer, tmp_path: Path) -> None:
     def warnings(enhancer: Enhancer, rate: int, level: float = 1.0) -> str:
         audio.write(tmp_path / "in.wav", np.clip(level * tones(rate, 0.5), -1, 1), rate)
         return " ".join(enhancer.enhance(tmp_path / "in.wav", tmp_path / "out.wav").warnings)
 
     assert warnings(wire, 16_000) == ""
-    assert "nothing above 4000 Hz is made up" in warnings(wire, 8000)
+    assert "nothing above 4000 Hz is generated" in warnings(wire, 8000)
     assert "nothing above 8000 Hz" in warnings(wire, 44_100)
     with torch.no_grad():
         for layer in changed.network.leave:
@@ -216,7 +216,7 @@ def test_a_file_without_sound_is_an_error(wire: Enhancer, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.wav", "zero.wav"]
 
 
-def test_a_failure_on_the_way_leaves_nothing_behind(wire: Enhancer, tmp_path: Path) -> None:
+def test_a_failure_midway_leaves_no_output_file(wire: Enhancer, tmp_path: Path) -> None:
     sound = tones(16_000, 9.0).astype(np.float32)
     sound[120_000] = np.nan
     soundfile.write(tmp_path / "in.wav", sound, 16_000, subtype="FLOAT")

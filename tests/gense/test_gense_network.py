@@ -1,4 +1,4 @@
-"""GenSE's language models together: what they are told, what they are asked, and what they generate."""
+"""GenSE's language models together: their prompts, their losses, and what they generate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from audio_llm.errors import UsageError
-from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, Past, TokenPairs
+from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, History, TokenPairs
 from audio_llm.gense.prompts import Segment, n2s_prompt, n2s_target, s2s_prompt, s2s_target
 from audio_llm.lm.sampling import GREEDY, MEDIAN, Sampling
 from audio_llm.lm.token_lm import Sequence, TokenLmConfig, join
@@ -54,16 +54,16 @@ def test_ranges_and_segments_are_set_by_the_numbers_of_tokens() -> None:
 
 def test_losses_are_cross_entropies_of_what_comes_next() -> None:
     network, pairs = make_network(), make_pairs()
-    found = losses(network, pairs, Chain(clean_semantic="oracle"))
+    result = losses(network, pairs, Chain(clean_semantic="oracle"))
     prompt, target = (
         s2s_prompt(*pairs[:3], network.s2s.vocabulary, 2),
         s2s_target(pairs.clean_acoustic, network.s2s.vocabulary),
     )
     with torch.no_grad():
-        hidden = network.s2s(join([prompt, target]))  # each token is told by the place before it
+        hidden = network.s2s(join([prompt, target]))  # each token is predicted at the position before it
         logits = network.s2s.logits(hidden[:, prompt.ids.shape[1] - 1 : -1], "acoustic")
     s2s = functional.cross_entropy(logits.flatten(0, 1), pairs.clean_acoustic.flatten())
-    assert found["s2s"] == pytest.approx(s2s.item(), rel=1e-4)
+    assert result["s2s"] == pytest.approx(s2s.item(), rel=1e-4)
     prompt = n2s_prompt(pairs.noisy_semantic, network.n2s.vocabulary, 2)
     target = n2s_target(pairs.clean_semantic, network.n2s.vocabulary, 2)
     with torch.no_grad():
@@ -71,24 +71,24 @@ def test_losses_are_cross_entropies_of_what_comes_next() -> None:
         logits = network.n2s.logits(hidden[:, prompt.ids.shape[1] - 1 : -1], "semantic")
     assert logits.shape == (3, 5, 12)
     n2s = functional.cross_entropy(logits.flatten(0, 1), pairs.clean_semantic.flatten())
-    assert found["n2s"] == pytest.approx(n2s.item(), rel=1e-4)
+    assert result["n2s"] == pytest.approx(n2s.item(), rel=1e-4)
     wrong = (logits.argmax(-1) != pairs.clean_semantic).float().mean()
-    assert found["errors"] == pytest.approx(wrong.item())
+    assert result["errors"] == pytest.approx(wrong.item())
 
 
-def test_a_wrong_past_changes_what_is_told_and_not_what_is_asked() -> None:
+def test_a_corrupted_history_changes_the_inputs_and_not_the_targets() -> None:
     network, pairs = make_network(), make_pairs()
-    right = Past(pairs.clean_semantic, pairs.clean_acoustic)
+    right = History(pairs.clean_semantic, pairs.clean_acoustic)
     chain = Chain(clean_semantic="oracle")
     with torch.no_grad():
         plain = network(pairs, chain)
-        for place, changes in ((0, True), (-1, False)):  # nothing comes after the last
+        for index, changes in ((0, True), (-1, False)):  # nothing comes after the last
             semantic, acoustic = (part.clone() for part in right)
-            semantic[:, place] = (semantic[:, place] + 1) % 12
-            acoustic[:, place] = (acoustic[:, place] + 1) % 18
-            found = network(pairs, chain, Past(semantic, acoustic))
-            assert (found["n2s"] != plain["n2s"]) == changes
-            assert (found["s2s"] != plain["s2s"]) == changes
+            semantic[:, index] = (semantic[:, index] + 1) % 12
+            acoustic[:, index] = (acoustic[:, index] + 1) % 18
+            result = network(pairs, chain, History(semantic, acoustic))
+            assert (result["n2s"] != plain["n2s"]) == changes
+            assert (result["s2s"] != plain["s2s"]) == changes
         assert network(pairs, chain, right) == plain
 
 
@@ -101,7 +101,7 @@ def test_a_batch_is_the_mean_of_its_rows() -> None:
             assert whole[name] == pytest.approx(sum(row[name] for row in rows) / 3, rel=1e-4, abs=1e-6)
 
 
-def test_every_part_of_the_chain_has_a_say_in_s2s_alone() -> None:
+def test_every_part_of_the_chain_changes_s2s_alone() -> None:
     network, pairs = make_network(), make_pairs()
     chains = [
         Chain(clean_semantic="oracle"),
@@ -112,10 +112,10 @@ def test_every_part_of_the_chain_has_a_say_in_s2s_alone() -> None:
         Chain(acoustic="none"),
         Chain(noisy_semantic=False, clean_semantic="oracle", acoustic="none"),
     ]
-    found = [losses(network, pairs, chain) for chain in chains]
-    assert len({round(row["s2s"], 5) for row in found}) == len(chains)
-    assert len({row["n2s"] for row in found}) == 1
-    with pytest.raises(UsageError, match="nothing"):
+    result = [losses(network, pairs, chain) for chain in chains]
+    assert len({round(row["s2s"], 5) for row in result}) == len(chains)
+    assert len({row["n2s"] for row in result}) == 1
+    with pytest.raises(UsageError, match="prompt is empty"):
         losses(network, pairs, Chain(False, "none", "none"))
 
 
@@ -139,7 +139,7 @@ def test_what_is_left_out_has_no_influence(chain: Chain, seen: set[str]) -> None
         for name in ("noisy_semantic", "clean_semantic", "noisy_acoustic", "masked_acoustic")
         if losses(network, pairs._replace(**{name: getattr(others, name)}), chain)["s2s"] != before
     }
-    # what N2S predicts hangs on the true tokens before
+    # what N2S predicts depends on the true tokens before
     assert changed == (seen | {"clean_semantic"} if chain.clean_semantic == "predicted" else seen)
 
 
@@ -162,7 +162,7 @@ def test_predicted_tokens_are_the_likeliest_of_n2s() -> None:
     )
 
 
-def test_s2s_does_not_teach_n2s() -> None:
+def test_no_gradient_of_s2s_reaches_n2s() -> None:
     network, pairs = make_network().train(), make_pairs()
     network(pairs, Chain())["s2s"].backward()
     assert all(parameter.grad is None for parameter in network.n2s.parameters())
@@ -173,7 +173,7 @@ def test_s2s_does_not_teach_n2s() -> None:
     assert all(parameter.grad is None for parameter in network.s2s.parameters())
 
 
-def test_both_learn_what_they_are_told() -> None:
+def test_both_learn_from_their_prompts() -> None:
     """Clean tokens that follow from the noisy ones, and codes that follow from the clean tokens."""
     network = make_network(vectors={"semantic": FSQ((4, 3)).decode(torch.arange(12))})
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
@@ -185,14 +185,14 @@ def test_both_learn_what_they_are_told() -> None:
         return pairs._replace(clean_semantic=clean, clean_acoustic=clean.repeat_interleave(2, dim=1))
 
     for step in range(120):
-        found = network(batch(step), Chain(clean_semantic="oracle"))
+        result = network(batch(step), Chain(clean_semantic="oracle"))
         optimizer.zero_grad()
-        (found["n2s"] + found["s2s"]).backward()
+        (result["n2s"] + result["s2s"]).backward()
         optimizer.step()
-    found = losses(network.eval(), batch(999), Chain(clean_semantic="oracle"))
-    assert found["n2s"] < 0.5 * math.log(12)
-    assert found["s2s"] < 0.5 * math.log(18)
-    assert losses(network, batch(999), Chain(False, "none", "noisy"))["s2s"] > 2 * found["s2s"]
+    result = losses(network.eval(), batch(999), Chain(clean_semantic="oracle"))
+    assert result["n2s"] < 0.5 * math.log(12)
+    assert result["s2s"] < 0.5 * math.log(18)
+    assert losses(network, batch(999), Chain(False, "none", "noisy"))["s2s"] > 2 * result["s2s"]
     pairs = batch(999)
     tokens = network.clean_tokens(pairs.noisy_semantic).ids
     assert (tokens == pairs.clean_semantic).float().mean() > 0.7
@@ -202,12 +202,12 @@ def test_clean_tokens_are_as_many_as_noisy_ones_and_in_range() -> None:
     network = make_network()
     noisy = make_pairs(2, 9).noisy_semantic
     hot = Sampling(temperature=5.0)
-    found = network.clean_tokens(noisy, sampling=hot, generator=torch.Generator().manual_seed(0))
-    assert found.ids.shape == found.log_probs.shape == (2, 9)
-    assert found.ids.min() >= 0
-    assert found.ids.max() < 12
-    assert len(found.ids.unique()) > 6
-    assert (found.log_probs < 0).all()
+    result = network.clean_tokens(noisy, sampling=hot, generator=torch.Generator().manual_seed(0))
+    assert result.ids.shape == result.log_probs.shape == (2, 9)
+    assert result.ids.min() >= 0
+    assert result.ids.max() < 12
+    assert len(result.ids.unique()) > 6
+    assert (result.log_probs < 0).all()
     greedy = network.clean_tokens(noisy)
     again = network.clean_tokens(noisy)
     assert torch.equal(greedy.ids, again.ids)
@@ -218,25 +218,25 @@ def test_clean_codes_are_as_many_as_asked_for_and_in_range(count: int) -> None:
     network, pairs = make_network(), make_pairs(2, 6)
     prompt = s2s_prompt(*pairs[:3], network.s2s.vocabulary, 2)
     generator = torch.Generator().manual_seed(0)
-    found = network.clean_codes(prompt, count, Sampling(temperature=5.0), generator=generator)
-    assert found.ids.shape == found.log_probs.shape == (2, count)
-    assert found.ids.min() >= 0
-    assert found.ids.max() < 18
+    result = network.clean_codes(prompt, count, Sampling(temperature=5.0), generator=generator)
+    assert result.ids.shape == result.log_probs.shape == (2, count)
+    assert result.ids.min() >= 0
+    assert result.ids.max() < 18
 
 
 def test_greedy_tokens_are_those_that_the_loss_thinks_likeliest() -> None:
     network, pairs = make_network(), make_pairs(2, 6)
     tokens = network.clean_tokens(pairs.noisy_semantic)
-    found = losses(network, pairs._replace(clean_semantic=tokens.ids), Chain())
-    assert found["errors"] == 0.0
-    assert found["n2s"] == pytest.approx(-tokens.log_probs.mean().item(), rel=1e-4)
+    result = losses(network, pairs._replace(clean_semantic=tokens.ids), Chain())
+    assert result["errors"] == 0.0
+    assert result["n2s"] == pytest.approx(-tokens.log_probs.mean().item(), rel=1e-4)
     prompt = s2s_prompt(pairs.noisy_semantic, tokens.ids, pairs.noisy_acoustic, network.s2s.vocabulary, 2)
     codes = network.clean_codes(prompt, 12, GREEDY)
     pairs = pairs._replace(clean_semantic=tokens.ids, clean_acoustic=codes.ids)
     assert losses(network, pairs, Chain())["s2s"] == pytest.approx(-codes.log_probs.mean().item(), rel=1e-4)
 
 
-def test_what_was_heard_has_its_say_in_clean_tokens() -> None:
+def test_copied_tokens_count_in_the_clean_tokens() -> None:
     network = make_network(vectors={"semantic": FSQ((4, 3)).decode(torch.arange(12))})
     noisy, other = make_pairs().noisy_semantic, make_pairs(seed=7).noisy_semantic
     alone = network.clean_tokens(noisy, None, MEDIAN)
@@ -249,7 +249,7 @@ def test_what_was_heard_has_its_say_in_clean_tokens() -> None:
     assert torch.equal(begun, torch.cat([alone.ids[:, :2], other[:, 2:]], dim=1))
 
 
-def test_what_is_known_already_is_kept_and_gone_on_with() -> None:
+def test_given_tokens_are_kept_and_continued() -> None:
     network, pairs = make_network(), make_pairs(2, 6)
     whole = network.clean_tokens(pairs.noisy_semantic)
     same = network.clean_tokens(pairs.noisy_semantic, given=whole.ids[:, :2])

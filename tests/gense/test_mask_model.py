@@ -1,4 +1,4 @@
-"""The mask network: it begins as a wire, sees one frame ahead and no more, and streams as it works on the whole."""
+"""The mask network: untrained it passes sound, it sees one frame ahead only, and a stream equals the whole."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ def test_a_stream_gives_what_the_whole_gives(make_mask: MakeMask, tiny: MaskConf
 def test_chunks_may_vary_from_step_to_step(make_mask: MakeMask) -> None:
     network, x = make_mask(), hiss(20 * HOP_LENGTH)
     with torch.inference_mode():
-        wanted, _ = network.step(x, network.initial_state())
+        expected, _ = network.step(x, network.initial_state())
         state, pieces, start = network.initial_state(), [], 0
         for hops in (1, 5, 2, 9, 3):
             piece, state = network.step(x[:, start : start + hops * HOP_LENGTH], state)
             pieces.append(piece)
             start += hops * HOP_LENGTH
-    torch.testing.assert_close(torch.cat(pieces, dim=1), wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_two_interleaved_streams_are_two_streams(make_mask: MakeMask) -> None:
@@ -121,11 +121,11 @@ def test_the_future_beyond_the_latency_changes_nothing(make_mask: MakeMask, chan
     first = int((one != two)[0].nonzero()[0])
     latency = round(LATENCY_S * 16_000)
     assert first > changed - latency
-    assert first < changed  # and it does look ahead
+    assert first < changed  # and it does use the lookahead
     torch.testing.assert_close(one[:, : changed - latency], two[:, : changed - latency], atol=0, rtol=0)
 
 
-def test_the_past_counts_for_long(make_mask: MakeMask) -> None:
+def test_the_past_counts_for_a_long_time(make_mask: MakeMask) -> None:
     network, x = make_mask(), hiss(24 * HOP_LENGTH)
     other = x.clone()
     other[:, :HOP_LENGTH] = 0.0

@@ -1,4 +1,4 @@
-"""Training of the mask network on made-up voices in noise."""
+"""Training of the mask network on synthetic voices in noise."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def batch(silent: bool = False, seed: int = 0) -> PairBatch:
     return PairBatch(clean + 0.05 * torch.randn(2, 4000, generator=generator), clean)
 
 
-def test_training_takes_noise_away_and_leaves_a_model(speech_pack: Path, tmp_path: Path, tiny: MaskConfig) -> None:
+def test_training_removes_noise_and_leaves_a_model(speech_pack: Path, tmp_path: Path, tiny: MaskConfig) -> None:
     out, config = tmp_path / "out", settings(tiny, 24)
     result = train_mask(speech_pack, speech_pack, out, config, device="cpu", provenance={"made": "here"})
     assert result.steps == 24
@@ -64,7 +64,7 @@ def test_training_takes_noise_away_and_leaves_a_model(speech_pack: Path, tmp_pat
         assert mask_loss(trained(pairs.noisy), pairs, config) < 0.8 * before
 
 
-def test_a_stopped_training_goes_on(speech_pack: Path, tmp_path: Path, tiny: MaskConfig) -> None:
+def test_a_stopped_training_resumes(speech_pack: Path, tmp_path: Path, tiny: MaskConfig) -> None:
     config = settings(tiny, 6)
     config = replace(config, training=replace(config.training, schedule="constant", validate_every=3))
     train_mask(speech_pack, speech_pack, tmp_path / "whole", config, device="cpu")
@@ -76,7 +76,7 @@ def test_a_stopped_training_goes_on(speech_pack: Path, tmp_path: Path, tiny: Mas
     assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 
-def test_a_model_to_start_from_is_gone_on_with(speech_pack: Path, tmp_path: Path, tiny: MaskConfig) -> None:
+def test_training_continues_from_a_given_model(speech_pack: Path, tmp_path: Path, tiny: MaskConfig) -> None:
     train_mask(speech_pack, speech_pack, tmp_path / "one", settings(tiny, 16), device="cpu")
     config = settings(tiny, 1)
     config = replace(config, training=replace(config.training, learning_rate=1e-9))
@@ -95,7 +95,7 @@ def test_packs_that_are_missing_or_not_clean_enough_are_refused(
         train_mask(speech_pack, speech_pack, tmp_path / "out", strict, device="cpu")
 
 
-def test_batches_are_drawn_anew_in_every_epoch(speech_pack: Path, tiny: MaskConfig) -> None:
+def test_every_epoch_draws_fresh_batches(speech_pack: Path, tiny: MaskConfig) -> None:
     config = settings(tiny, 1)
     batches = new_draws(config.batch_pairs, config.epoch_batches)
     one, other = batches(0), batches(1)
@@ -128,7 +128,7 @@ def test_level_does_not_change_the_loss(tiny: MaskConfig) -> None:
     assert other.item() == pytest.approx(one.item(), rel=1e-3)
 
 
-def test_where_nobody_talks_silence_is_asked_for(tiny: MaskConfig) -> None:
+def test_the_target_is_silence_where_there_is_no_speaker(tiny: MaskConfig) -> None:
     config, pairs = settings(tiny, 1), batch(silent=True)
     losses = [mask_loss(gain * pairs.noisy, pairs, config).item() for gain in (1.0, 0.1, 0.0)]
     assert losses[0] > losses[1] > losses[2] >= 0.0
@@ -140,15 +140,17 @@ def test_where_nobody_talks_silence_is_asked_for(tiny: MaskConfig) -> None:
     assert torch.isfinite(zero.grad).all()
 
 
-def test_a_listener_adds_what_it_hears_where_somebody_talks() -> None:
+def test_the_perceptual_loss_is_added_where_there_is_speech() -> None:
     def loudness(waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         assert lengths.tolist() == [4000] * len(waveforms)
-        return waveforms.abs().mean(-1) / 10 ** (LEVEL_DB / 20)  # it hears the level of use
+        return waveforms.abs().mean(-1) / 10 ** (LEVEL_DB / 20)  # at the level of use
 
-    ear = Listener("an ear", "0" * 64, loudness)
-    config, spoken, silent = MaskTrainingConfig(listener_weight=0.5), batch(), batch(silent=True)
-    level = spoken.noisy.square().mean(-1, keepdim=True).sqrt() + 1e-6
-    apart = 0.3 * (spoken.clean / level).abs().mean()
-    added = mask_loss(0.7 * spoken.clean, spoken, config, ear) - mask_loss(0.7 * spoken.clean, spoken, config)
+    perceptual_loss = Listener("an ear", "0" * 64, loudness)
+    config, speech, silent = MaskTrainingConfig(listener_weight=0.5), batch(), batch(silent=True)
+    level = speech.noisy.square().mean(-1, keepdim=True).sqrt() + 1e-6
+    apart = 0.3 * (speech.clean / level).abs().mean()
+    added = mask_loss(0.7 * speech.clean, speech, config, perceptual_loss) - mask_loss(
+        0.7 * speech.clean, speech, config
+    )
     assert added == pytest.approx(0.5 * float(apart), rel=1e-4)
-    assert mask_loss(silent.noisy, silent, config, ear) == mask_loss(silent.noisy, silent, config)
+    assert mask_loss(silent.noisy, silent, config, perceptual_loss) == mask_loss(silent.noisy, silent, config)

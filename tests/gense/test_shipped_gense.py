@@ -1,4 +1,4 @@
-"""The shipped language models with the guards that go with them, on real speech."""
+"""The shipped language models with their quality checks, on real speech."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from audio_llm import audio
 from audio_llm.codec.codec import to_level
 from audio_llm.gense.chunks import ChunkReport, Policy
 from audio_llm.gense.enhance import Enhancer
-from audio_llm.gense.generate import Generated, SpeechGenerator
+from audio_llm.gense.generate import Generated, Resynthesizer
 from audio_llm.gense.models import GenseModel, load_gense, load_mask
 
 torch.set_num_threads(1)
@@ -35,25 +35,25 @@ def noisy(clean: np.ndarray, snr_db: float) -> np.ndarray:
     return clean + noise * np.float32(np.sqrt(np.mean(clean**2)) * 10.0 ** (-snr_db / 20.0))
 
 
-def enhanced(generator: SpeechGenerator, noisy_speech: np.ndarray) -> tuple[np.ndarray, list[ChunkReport]]:
+def enhanced(generator: Resynthesizer, noisy_speech: np.ndarray) -> tuple[np.ndarray, list[ChunkReport]]:
     model, chunks = generator.model, list[ChunkReport]()
     enhancer = Enhancer(load_mask(model.mask), generator, Policy("generative", limits=model.limits))
     blocks = list(enhancer.stream([noisy_speech[:, None]], RATE, report=chunks.append))
     return np.concatenate(blocks)[:, 0], chunks
 
 
-class Forced(SpeechGenerator):
-    """Says the words of another recording."""
+class ForcedWords(Resynthesizer):
+    """Generates the words of another recording."""
 
     words = np.zeros(0, np.int64)
 
-    def speak(self, noisy_speech: np.ndarray, *args: object, **more: object) -> Generated:
+    def generate(self, noisy_speech: np.ndarray, *args: object, **more: object) -> Generated:
         more["force"] = np.resize(self.words, -(-len(noisy_speech) // 640))
-        return super().speak(noisy_speech, *args, **more)  # type: ignore[arg-type]
+        return super().generate(noisy_speech, *args, **more)  # type: ignore[arg-type]
 
 
-def test_the_words_of_another_are_noticed_and_not_heard(model: GenseModel) -> None:
-    generator = Forced(model)
+def test_the_words_of_another_recording_are_rejected(model: GenseModel) -> None:
+    generator = ForcedWords(model)
     other = speech("librispeech-61-70968-0000.flac")
     waveform = torch.from_numpy(other * np.float32(to_level(other)))[None]
     generator.words = model.parts.tokenizer.encode(waveform, torch.tensor([len(other)])).tokens[0].numpy()
@@ -63,8 +63,8 @@ def test_the_words_of_another_are_noticed_and_not_heard(model: GenseModel) -> No
         assert all(chunk.reasons for chunk in chunks)
 
 
-def test_silence_stays_silent_and_noise_does_not_speak(model: GenseModel) -> None:
-    generator = SpeechGenerator(model)
+def test_silence_stays_silent_and_noise_is_not_resynthesized(model: GenseModel) -> None:
+    generator = Resynthesizer(model)
     sound, chunks = enhanced(generator, np.zeros(3 * RATE, np.float32))
     assert not sound.any()
     assert [chunk.action for chunk in chunks] == ["silent"]
@@ -74,6 +74,6 @@ def test_silence_stays_silent_and_noise_does_not_speak(model: GenseModel) -> Non
 
 def test_good_speech_is_left_as_it_is(model: GenseModel) -> None:
     clean = speech("librispeech-1580-141084-0001.flac")
-    sound, chunks = enhanced(SpeechGenerator(model), clean)
+    sound, chunks = enhanced(Resynthesizer(model), clean)
     assert {chunk.action for chunk in chunks} == {"bypass"}
     np.testing.assert_allclose(sound, clean, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Published S3Tokenizer files, of which small graphs with the same inputs and outputs take the place here."""
+"""Published S3Tokenizer files, replaced here by small graphs with the same inputs and outputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 
 def sounds(*samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return noise that comes and goes, of these lengths, zeros behind each end, and the lengths."""
+    """Return noise that comes and goes, of these lengths, zeros after each end, and the lengths."""
     lengths, size = torch.tensor(samples), max(samples)
     time_s = torch.arange(size) / 16_000
     noise = torch.randn(len(samples), size, generator=torch.Generator().manual_seed(seed))
@@ -43,22 +43,24 @@ def test_features_are_whispers(samples: int, level: float) -> None:
 
     waveform = level * sounds(samples)[0][0]
     extractor = WhisperFeatureExtractor(feature_size=128)
-    wanted = extractor(waveform.numpy(), sampling_rate=16_000, padding="longest", return_tensors="pt").input_features[0]
+    expected = extractor(waveform.numpy(), sampling_rate=16_000, padding="longest", return_tensors="pt").input_features[
+        0
+    ]
     mel = whisper_log_mel(waveform)
     assert mel.dtype == torch.float32
-    assert mel.shape == wanted.shape == (128, samples // 160)
-    torch.testing.assert_close(mel, wanted, atol=1e-4, rtol=0.0)
+    assert mel.shape == expected.shape == (128, samples // 160)
+    torch.testing.assert_close(mel, expected, atol=1e-4, rtol=0.0)
 
 
-def test_features_of_a_window_that_whisper_fills_up() -> None:
-    """Whisper itself puts zeros up to 30 s behind a sound: all frames but the last are the same."""
+def test_features_equal_those_of_a_window_that_whisper_pads() -> None:
+    """Whisper itself pads sounds with zeros to 30 s: all frames but the last are the same."""
     from transformers import WhisperFeatureExtractor
 
     waveform = sounds(24_000)[0][0]
     extractor = WhisperFeatureExtractor(feature_size=128)
-    wanted = extractor(waveform.numpy(), sampling_rate=16_000, return_tensors="pt").input_features[0]
-    assert wanted.shape == (128, 3000)
-    torch.testing.assert_close(whisper_log_mel(waveform)[:, :148], wanted[:, :148], atol=1e-3, rtol=0.0)
+    expected = extractor(waveform.numpy(), sampling_rate=16_000, return_tensors="pt").input_features[0]
+    assert expected.shape == (128, 3000)
+    torch.testing.assert_close(whisper_log_mel(waveform)[:, :148], expected[:, :148], atol=1e-3, rtol=0.0)
 
 
 def test_features_keep_eight_decades() -> None:
@@ -111,18 +113,18 @@ def test_a_batch_equals_one_by_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", ["v1_50hz", "v2_25hz"])
 def test_tokens_of_a_long_sound_are_aligned(tmp_path: Path, variant: str) -> None:
-    """The graph looks at one frame alone, so that windows must give what a single pass over all frames would."""
+    """The graph sees one frame alone, so that windows must give the same as a single pass over all frames."""
     stride, size = round(100 / VARIANTS[variant].frame_rate), VARIANTS[variant].size
     tokenizer = OnnxS3Tokenizer(build_s3(tmp_path / "a.onnx", stride=stride, size=size), variant)
     for samples in (480_000, 480_160, 480_800, 896_000, 896_320, 70 * 16_000 + 555):
         waveforms, _ = sounds(samples)
         mel = whisper_log_mel(waveforms[0])
-        wanted = (mel[20, ::stride] * 1000.0).abs().long() % size
-        assert torch.equal(tokenizer.encode(waveforms, torch.tensor([samples])).tokens[0], wanted)
+        expected = (mel[20, ::stride] * 1000.0).abs().long() % size
+        assert torch.equal(tokenizer.encode(waveforms, torch.tensor([samples])).tokens[0], expected)
 
 
 def test_windows_of_30_s_overlap_by_4_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graph numbers the tokens of each window, so that one sees which of them were kept."""
+    """The graph numbers the tokens of each window, which shows which of them were kept."""
     tokenizer = OnnxS3Tokenizer(build_s3(tmp_path / "a.onnx", positions=True), "v2_25hz")
     assert tokens_of(tokenizer, 30 * 16_000) == list(range(750))
     assert tokens_of(tokenizer, 30 * 16_000 + 159) == list(range(750))
@@ -160,7 +162,7 @@ def test_tokens_that_the_variant_has_not_are_refused(tmp_path: Path, offset: int
         OnnxS3Tokenizer(path, "v1_25hz")
 
 
-def test_a_token_out_of_range_is_found_later_too(tmp_path: Path) -> None:
+def test_a_token_out_of_range_is_noticed_later_too(tmp_path: Path) -> None:
     tokenizer = OnnxS3Tokenizer(build_s3(tmp_path / "a.onnx", positions=True), "v1_25hz")
     tokenizer.size = 200
     with pytest.raises(ModelFormatError, match="token 200"):

@@ -1,4 +1,4 @@
-"""The supervised tokenizer: how many tokens there are, and that only they are written down."""
+"""The supervised tokenizer: how many tokens there are, and that the text depends on them alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MakeNetwork = Callable[..., S3Network]
 
 
 def sounds(*samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return noise that comes and goes, of these lengths, zeros behind each end, and the lengths."""
+    """Return noise that comes and goes, of these lengths, zeros after each end, and the lengths."""
     lengths, size = torch.tensor(samples), max(samples)
     time_s = torch.arange(size) / 16_000
     noise = torch.randn(len(samples), size, generator=torch.Generator().manual_seed(seed))
@@ -67,7 +67,7 @@ def test_a_batch_equals_one_by_one(make_network: MakeNetwork) -> None:
         assert not together.tokens[row, count:].any()
 
 
-def test_tokens_are_in_range_and_tell_sounds_apart(make_network: MakeNetwork) -> None:
+def test_tokens_are_in_range_and_differ_between_sounds(make_network: MakeNetwork) -> None:
     tokenizer = S3Tokenizer(make_network(), "")
     assert tokenizer.size == 80
     tokens = tokenizer.encode(*sounds(32_000, 32_000)).tokens
@@ -108,7 +108,7 @@ def test_an_empty_sound_among_others_has_no_token(make_network: MakeNetwork) -> 
     assert words[1] == tokenizer.words(alone)[0]
 
 
-def test_words_are_read_off_the_tokens_alone(make_network: MakeNetwork) -> None:
+def test_words_depend_on_the_tokens_alone(make_network: MakeNetwork) -> None:
     network = make_network()
     tokenizer = S3Tokenizer(network, "")
     waveforms, lengths = sounds(32_000, 12_000)
@@ -168,15 +168,15 @@ def test_sizes_that_do_not_go_together_are_refused(changes: dict[str, int]) -> N
 
 def test_a_saved_tokenizer_is_the_same(make_network: MakeNetwork, tmp_path: Path) -> None:
     network = make_network()
-    network.quantizer.mean.fill_(0.2)  # what it has learned of its input belongs to it
+    network.quantizer.mean.fill_(0.2)  # the statistics of its input are part of it
     folder = hub.save_model(tmp_path / "tiny", asdict(network.config), network.state_dict(), KIND, "Tiny.\n")
     tokenizer = S3Tokenizer.load(folder)
     assert tokenizer.network.config == network.config
     assert tokenizer.fingerprint == hub.fingerprint(folder)
     waveforms, lengths = sounds(16_000, 9000)
-    tokens, wanted = tokenizer.encode(waveforms, lengths), S3Tokenizer(network, "").encode(waveforms, lengths)
-    assert torch.equal(tokens.tokens, wanted.tokens)
-    assert tokenizer.words(tokens) == S3Tokenizer(network, "").words(wanted)
+    tokens, expected = tokenizer.encode(waveforms, lengths), S3Tokenizer(network, "").encode(waveforms, lengths)
+    assert torch.equal(tokens.tokens, expected.tokens)
+    assert tokenizer.words(tokens) == S3Tokenizer(network, "").words(expected)
 
 
 def test_another_kind_of_model_is_refused(make_network: MakeNetwork, tmp_path: Path) -> None:
@@ -186,35 +186,35 @@ def test_another_kind_of_model_is_refused(make_network: MakeNetwork, tmp_path: P
         S3Tokenizer.load(folder)
 
 
-def test_what_a_listener_hears_is_what_is_cut_into_tokens(make_network: MakeNetwork) -> None:
+def test_the_perceptual_loss_compares_what_is_quantized(make_network: MakeNetwork) -> None:
     tokenizer = S3Tokenizer(make_network(), "")
     waveforms, lengths = sounds(16_000, 16_000)
     quantizer = tokenizer.network.quantizer
     tokens = tokenizer.encode(waveforms, lengths).tokens
     waveforms.requires_grad_()
-    heard = tokenizer.uncut(waveforms, lengths)
-    assert torch.equal((heard + 0.5 * quantizer.counts).floor().long(), quantizer.digits(tokens))
-    heard.square().sum().backward()
+    values = tokenizer.uncut(waveforms, lengths)
+    assert torch.equal((values + 0.5 * quantizer.counts).floor().long(), quantizer.digits(tokens))
+    values.square().sum().backward()
     assert waveforms.grad is not None
     assert torch.isfinite(waveforms.grad).all()
     assert (waveforms.grad.abs().sum(-1) > 0.0).all()
     assert all(parameter.grad is None for parameter in tokenizer.network.parameters())
 
 
-def test_a_listener_is_known_by_its_model(make_network: MakeNetwork, tmp_path: Path) -> None:
+def test_the_perceptual_loss_names_its_model(make_network: MakeNetwork, tmp_path: Path) -> None:
     network = make_network()
-    folder = hub.save_model(tmp_path / "ears", asdict(network.config), network.state_dict(), KIND, "#")
-    listener = load_listener(folder)
-    assert (listener.name, listener.fingerprint) == ("ears", hub.fingerprint(folder))
+    folder = hub.save_model(tmp_path / "features", asdict(network.config), network.state_dict(), KIND, "#")
+    perceptual_loss = load_listener(folder)
+    assert (perceptual_loss.name, perceptual_loss.fingerprint) == ("features", hub.fingerprint(folder))
     waveforms, _ = sounds(16_000, 16_000)
-    assert listener.distance(waveforms, waveforms) == 0.0
-    wanted = S3Tokenizer(network, "").uncut(torch.cat([waveforms, 0.5 * waveforms.flip(1)]), torch.full((4,), 16_000))
-    apart = (wanted[:2] - wanted[2:]).abs().mean()
-    assert listener.distance(0.5 * waveforms.flip(1), waveforms) == pytest.approx(float(apart), rel=1e-4)
-    assert apart > 0.0
+    assert perceptual_loss.distance(waveforms, waveforms) == 0.0
+    expected = S3Tokenizer(network, "").uncut(torch.cat([waveforms, 0.5 * waveforms.flip(1)]), torch.full((4,), 16_000))
+    mean_distance = (expected[:2] - expected[2:]).abs().mean()
+    assert perceptual_loss.distance(0.5 * waveforms.flip(1), waveforms) == pytest.approx(float(mean_distance), rel=1e-4)
+    assert mean_distance > 0.0
 
 
-def test_states_are_what_tokens_are_cut_from(make_network: MakeNetwork) -> None:
+def test_states_are_what_is_quantized(make_network: MakeNetwork) -> None:
     network = make_network()
     tokenizer = S3Tokenizer(network, "")
     waveforms, lengths = sounds(9000, 640, 300, 16_000)
@@ -223,7 +223,7 @@ def test_states_are_what_tokens_are_cut_from(make_network: MakeNetwork) -> None:
     assert states.dtype == torch.float32
     for row, count in enumerate(tokens.lengths.tolist()):
         assert not states[row, count:].any()
-        assert (states[row, :count].abs().sum(-1) > 0.0).all()  # which tells where something is
+        assert (states[row, :count].abs().sum(-1) > 0.0).all()  # nonzero wherever there is sound
     valid = torch.arange(25) < tokens.lengths[:, None]
     with torch.inference_mode():
         cut = network.quantizer(network.narrow(states), valid).codes

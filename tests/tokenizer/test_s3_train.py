@@ -1,4 +1,4 @@
-"""Training of the tokenizer on made-up voices that say vowels."""
+"""Training of the tokenizer on synthetic voices that utter vowels."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from audio_llm.training.loop import TrainingConfig
 from audio_llm.training.shards import ShardReader
 
 torch.set_num_threads(1)
-SPOILT = NoisyConfig(silent_share=0.0, clean_share=0.2, snr_db=(10.0, 25.0), room_share=0.1)
+DEGRADED = NoisyConfig(silent_share=0.0, clean_share=0.2, snr_db=(10.0, 25.0), room_share=0.1)
 CTC = CtcConfig(channels=4, width=16, layers=3, heads=2, feedforward=32, kernel=5, fold=1, dropout=0.0)
 
 
 def settings(model: S3Config, steps: int, **changes: object) -> S3TrainingConfig:
     loop = TrainingConfig(steps, learning_rate=1e-2, warmup_steps=2, log_every=2, validate_every=10)
-    config = S3TrainingConfig(model, loop, SPOILT, batch_seconds=4.0, validation_items=4)
+    config = S3TrainingConfig(model, loop, DEGRADED, batch_seconds=4.0, validation_items=4)
     return replace(config, **changes)
 
 
@@ -43,7 +43,7 @@ def validated(folder: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def silent_words(tmp_path_factory: pytest.TempPathFactory, speech_pack: Path) -> Path:
-    """Return a pack of two utterances of which nobody knows the words."""
+    """Return a pack of two utterances without words."""
     folder = tmp_path_factory.mktemp("no-words")
     pack = SpeechPack(speech_pack)
     utterances = [Utterance(f"u{n}", "low", "made", "", 8000, 40.0, pack.pcm(n)) for n in range(2)]
@@ -80,24 +80,24 @@ def test_training_lowers_the_loss_and_leaves_a_tokenizer(speech_pack: Path, tmp_
     assert again.steps == 32
 
 
-def test_without_noise_both_sights_are_one(speech_pack: Path, tiny: S3Config) -> None:
+def test_without_noise_both_views_are_equal(speech_pack: Path, tiny: S3Config) -> None:
     config = settings(tiny, 1, spoilt=NoisyConfig(clean_share=1.0, silent_share=0.0, room_share=0.0, clipped_share=0.0))
     data = _Utterances(speech_pack, config)
     batch = data.collate([(0, 1), (3, 2)])
-    clean, spoilt = batch.mel.split(2)
-    assert torch.equal(clean, spoilt)
+    clean, degraded = batch.mel.split(2)
+    assert torch.equal(clean, degraded)
     assert batch.lengths.tolist()[:2] == batch.lengths.tolist()[2:]
     assert batch.target_lengths.tolist() == [5, 4]  # "a e i" and "ae o"
     assert "".join(SYMBOLS[number] for number in batch.targets) == "a e iae o"
     torch.manual_seed(0)
     network = S3Network(tiny)
     output = network(batch.mel, batch.lengths)
-    with_likeness = _loss(output, batch, config)
+    with_consistency = _loss(output, batch, config)
     without = _loss(output, batch, replace(config, likeness=0.0))
-    assert with_likeness.item() == pytest.approx(without.item(), abs=1e-5)
+    assert with_consistency.item() == pytest.approx(without.item(), abs=1e-5)
 
 
-def test_likeness_draws_the_spoilt_towards_the_clean(speech_pack: Path, tiny: S3Config) -> None:
+def test_the_consistency_loss_draws_the_degraded_view_towards_the_clean_one(speech_pack: Path, tiny: S3Config) -> None:
     config = settings(tiny, 1)
     data = _Utterances(speech_pack, config)
     batch = data.collate([(0, 1), (3, 2)])
@@ -131,8 +131,8 @@ def test_a_teacher_helps_with_utterances_without_words(
 ) -> None:
     assert pack_teacher(silent_words, recognizer, tmp_path / "teacher") == 2
     letters = ShardReader(tmp_path / "teacher")[1]["log_probs"]
-    wanted = recognizer.log_probs([SpeechPack(silent_words).pcm(1).astype(np.float32) / 32768.0])[0]
-    np.testing.assert_allclose(letters, wanted, atol=5e-3)
+    expected = recognizer.log_probs([SpeechPack(silent_words).pcm(1).astype(np.float32) / 32768.0])[0]
+    np.testing.assert_allclose(letters, expected, atol=5e-3)
     with pytest.raises(DataError, match="with words"):
         train_s3(silent_words, speech_pack, tmp_path / "none", settings(tiny, 2), device="cpu")
     config = settings(tiny, 12, teacher_weight=1.0)
@@ -158,20 +158,20 @@ def test_packs_without_words_or_none_at_all_are_refused(
     speech_pack: Path, silent_words: Path, tmp_path: Path, tiny: S3Config
 ) -> None:
     for pack, tuning in ((silent_words, speech_pack), (speech_pack, silent_words)):
-        with pytest.raises(DataError, match="labelled speech"):
+        with pytest.raises(DataError, match="labeled speech"):
             train_s3(pack, tuning, tmp_path / "out", settings(tiny, 2), device="cpu")
     with pytest.raises(DataError, match="nowhere"):
         train_s3(tmp_path / "nowhere", speech_pack, tmp_path / "out", settings(tiny, 2), device="cpu")
 
 
-def test_a_recogniser_lends_its_layers(tmp_path: Path, recognizer: CtcRecognizer, tiny: S3Config) -> None:
+def test_the_layers_of_a_recognizer_are_adopted(tmp_path: Path, recognizer: CtcRecognizer, tiny: S3Config) -> None:
     torch.manual_seed(9)
     network, model = S3Network(tiny), recognizer._model
     narrow = network.narrow.weight.detach().clone()
     adopt(network, model)
-    for own, other in zip([*network.before, *network.after], model.blocks[:2], strict=True):
-        for name, value in own.state_dict().items():
-            assert torch.equal(value, other.state_dict()[name]), name
+    for block, source in zip([*network.before, *network.after], model.blocks[:2], strict=True):
+        for name, value in block.state_dict().items():
+            assert torch.equal(value, source.state_dict()[name]), name
     assert torch.equal(network.front.first.weight, model.front.first.weight)
     assert torch.equal(network.front.project.weight, model.front.project.weight)
     assert torch.equal(network.output.weight, model.output.weight)
@@ -181,7 +181,7 @@ def test_a_recogniser_lends_its_layers(tmp_path: Path, recognizer: CtcRecognizer
             adopt(S3Network(replace(tiny, **changes)), model)
 
 
-def test_a_recogniser_of_two_frames_as_one_lends_a_mean(tiny: S3Config) -> None:
+def test_of_a_recognizer_that_folds_two_frames_the_mean_is_adopted(tiny: S3Config) -> None:
     torch.manual_seed(9)
     network, model = S3Network(tiny), CtcModel(replace(CTC, fold=2))
     adopt(network, model)
@@ -190,7 +190,7 @@ def test_a_recogniser_of_two_frames_as_one_lends_a_mean(tiny: S3Config) -> None:
     torch.testing.assert_close(network.output.bias, model.output.bias.view(2, -1).mean(0))
 
 
-def test_training_starts_from_a_recogniser_or_a_tokenizer(
+def test_training_starts_from_a_recognizer_or_a_tokenizer(
     speech_pack: Path, tmp_path: Path, recognizer: CtcRecognizer, tiny: S3Config
 ) -> None:
     folder = save_ctc(recognizer._model, tmp_path / "ctc", "Tiny.\n")
@@ -201,6 +201,6 @@ def test_training_starts_from_a_recogniser_or_a_tokenizer(
     torch.testing.assert_close(started.output.weight, recognizer._model.output.weight, atol=1e-3, rtol=1e-3)
     other = replace(config, model=replace(tiny, width=24))
     train_s3(speech_pack, speech_pack, tmp_path / "two", other, device="cpu", start_from=tmp_path / "one/best")
-    went_on = S3Tokenizer.load(tmp_path / "two/best").network
-    assert went_on.config == tiny
-    torch.testing.assert_close(went_on.narrow.weight, started.narrow.weight, atol=1e-6, rtol=0)
+    continued = S3Tokenizer.load(tmp_path / "two/best").network
+    assert continued.config == tiny
+    torch.testing.assert_close(continued.narrow.weight, started.narrow.weight, atol=1e-6, rtol=0)

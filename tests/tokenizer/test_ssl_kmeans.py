@@ -43,7 +43,7 @@ SIZES: dict[str, Any] = {
     "initializer_range": 0.3,
 }
 GROUP, LAYER = {"feat_extract_norm": "group"}, {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
-FAMILIES = {  # class, its configuration, whether waveforms are normalised; as wav2vec2-base, XLS-R, HuBERT, WavLM large
+FAMILIES = {  # class, its configuration, whether waveforms are normalized; as wav2vec2-base, XLS-R, HuBERT, WavLM large
     "wav2vec2-group": (Wav2Vec2Model, Wav2Vec2Config(**SIZES, **GROUP), True),
     "xls-r": (Wav2Vec2Model, Wav2Vec2Config(**SIZES, **LAYER, conv_bias=True), True),
     "hubert-group": (HubertModel, HubertConfig(**SIZES, **GROUP), False),
@@ -68,7 +68,7 @@ def build_model(folder: Path, family: str, seed: int = 0) -> Path:
 
 
 def sounds(*samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return noise whose colour changes, of these lengths, zeros behind each end, and the lengths."""
+    """Return noise whose color changes, of these lengths, zeros after each end, and the lengths."""
     lengths, size = torch.tensor(samples), max(samples)
     noise = torch.randn(len(samples), size + 1, generator=torch.Generator().manual_seed(seed))
     mix = torch.sin(2 * torch.pi * 3 * torch.arange(size) / 16_000)
@@ -85,20 +85,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def speech() -> list[np.ndarray]:
-    """Return sounds to fit centres to, (T,) float32 each."""
+    """Return sounds to fit centers to, (T,) float32 each."""
     waveforms, lengths = sounds(16_000, 9000, 12_345, seed=7)
     return [waveform[:length].numpy() for waveform, length in zip(waveforms, lengths.tolist(), strict=True)]
 
 
 @pytest.fixture(scope="module")
 def fitted(folders: dict[str, Path], speech: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the model directory of a tokenizer of 12 centres on layer 2 of the XLS-R-like model."""
+    """Return the model directory of a tokenizer of 12 centers on layer 2 of the XLS-R-like model."""
     output = tmp_path_factory.mktemp("fitted") / "tokenizer"
     return fit_ssl_kmeans(speech, folders["xls-r"], output, layer=2, clusters=12).folder
 
 
 def make_tokenizer(folder: Path, layer: int = 2, size: int = 20) -> SslKmeansTokenizer:
-    """Return a tokenizer whose centres are hidden states of noise, so that many tokens are in use."""
+    """Return a tokenizer whose centers are hidden states of noise, so that many tokens are in use."""
     encoder = SslEncoder.load(folder, layer)
     hidden, _ = encoder.encode(*sounds(320 * size + 80, seed=3))
     return SslKmeansTokenizer(encoder, hidden[0])
@@ -112,7 +112,7 @@ def tokenizers(folders: dict[str, Path]) -> dict[str, SslKmeansTokenizer]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hidden_states_are_those_of_transformers(folders: dict[str, Path], family: str) -> None:
-    """Against the whole model, fed by the feature extractor that lies beside it."""
+    """Compares with the whole model and the feature extractor in the same folder."""
     network = FAMILIES[family][0].from_pretrained(folders[family]).eval()
     waveforms, _ = sounds(8000)
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folders[family])
@@ -138,7 +138,7 @@ def test_a_batch_equals_one_by_one(tokenizers: dict[str, SslKmeansTokenizer], fa
     tokenizer = tokenizers[family]
     waveforms, lengths = sounds(16_000, 399, 5555, 400, 9000)
     behind = torch.arange(16_000) >= lengths[:, None]
-    together = tokenizer.encode(waveforms + 0.3 * behind, lengths)  # nor does it matter what lies behind the end
+    together = tokenizer.encode(waveforms + 0.3 * behind, lengths)  # nor does it matter what lies after the end
     assert together.tokens.dtype == together.lengths.dtype == torch.int64
     assert together.lengths.tolist() == [49, 0, 17, 1, 27]
     assert len(together.tokens.unique()) > 8
@@ -155,7 +155,7 @@ def test_a_batch_equals_one_by_one(tokenizers: dict[str, SslKmeansTokenizer], fa
 
 @pytest.mark.parametrize("family", ["wav2vec2-group", "hubert-group", "wavlm-group", "hubert-batch-norm"])
 def test_padding_would_change_a_group_norm(tokenizers: dict[str, SslKmeansTokenizer], family: str) -> None:
-    """What running these one by one is good for."""
+    """The reason for running these one by one."""
     encoder = tokenizers[family].encoder
     assert encoder.one_by_one
     waveforms, lengths = sounds(4000, 16_000)
@@ -185,16 +185,16 @@ def test_the_count_depends_on_the_length_alone(tokenizers: dict[str, SslKmeansTo
     assert tokenizer.encode(waveforms[:0], samples[:0]).tokens.shape == (0, 0)
 
 
-def test_a_token_is_the_nearest_centre(tokenizers: dict[str, SslKmeansTokenizer]) -> None:
+def test_a_token_is_the_nearest_center(tokenizers: dict[str, SslKmeansTokenizer]) -> None:
     tokenizer = tokenizers["xls-r"]
     waveforms, lengths = sounds(16_000)
     hidden, _ = tokenizer.encoder.encode(waveforms, lengths)
-    squares = (hidden[0, :, None].double() - tokenizer.centres[None].double()).square().sum(-1)
+    squares = (hidden[0, :, None].double() - tokenizer.centers[None].double()).square().sum(-1)
     assert tokenizer.encode(waveforms, lengths).tokens[0].tolist() == squares.argmin(1).tolist()
     assert tokenizer.size == 20
 
 
-def test_large_values_that_all_have_hide_no_difference(folders: dict[str, Path]) -> None:
+def test_large_common_values_hide_no_difference(folders: dict[str, Path]) -> None:
     encoder = SslEncoder.load(folders["xls-r"], 2)
     waveforms, lengths = sounds(6480, seed=3)
     hidden, _ = encoder.encode(waveforms, lengths)
@@ -208,8 +208,8 @@ def test_large_values_that_all_have_hide_no_difference(folders: dict[str, Path])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_waveforms_are_normalised_as_the_model_wants_it(folders: dict[str, Path], family: str) -> None:
-    """Against the feature extractor that lies beside it, one utterance at a time."""
+def test_waveforms_are_normalized_as_the_model_expects(folders: dict[str, Path], family: str) -> None:
+    """Compares with the feature extractor in the same folder, one utterance at a time."""
     encoder = SslEncoder.load(folders[family], 2)
     seen: list[Tensor] = []
     encoder.network.feature_extractor.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
@@ -218,11 +218,11 @@ def test_waveforms_are_normalised_as_the_model_wants_it(folders: dict[str, Path]
     encoder.encode(waveforms, lengths)
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folders[family])
     for row, waveform, length in zip(seen, waveforms, lengths.tolist(), strict=True):
-        wanted = extractor(waveform[:length].numpy(), sampling_rate=16_000, return_tensors="pt").input_values[0]
-        torch.testing.assert_close(row[:length], wanted, atol=1e-5, rtol=1e-4)
+        expected = extractor(waveform[:length].numpy(), sampling_rate=16_000, return_tensors="pt").input_values[0]
+        torch.testing.assert_close(row[:length], expected, atol=1e-5, rtol=1e-4)
         assert not row[length:].any()
-    normalised = abs(float(seen[0][:4000].std()) - 1.0) < 1e-3
-    assert normalised == FAMILIES[family][2]
+    normalized = abs(float(seen[0][:4000].std()) - 1.0) < 1e-3
+    assert normalized == FAMILIES[family][2]
 
 
 def test_fitting_writes_a_tokenizer(folders: dict[str, Path], fitted: Path) -> None:
@@ -236,7 +236,7 @@ def test_fitting_writes_a_tokenizer(folders: dict[str, Path], fitted: Path) -> N
     assert stamp.fingerprint in (fitted / "README.md").read_text()
     tokenizer = SslKmeansTokenizer.load(fitted, folders["xls-r"])
     assert (tokenizer.size, tokenizer.frame_rate, tokenizer.encoder.layer) == (12, 50.0, 2)
-    assert torch.equal(tokenizer.centres, loaded.tensors["centres"])
+    assert torch.equal(tokenizer.centers, loaded.tensors["centres"])
     tokens = tokenizer.encode(*sounds(16_000, 9000)).tokens
     assert len(tokens.unique()) > 6
     assert torch.equal(tokens, SslKmeansTokenizer.load(fitted, folders["xls-r"]).encode(*sounds(16_000, 9000)).tokens)
@@ -249,13 +249,13 @@ def test_fitting_is_repeatable_and_draws_by_its_seed(
         result = fit_ssl_kmeans(iter(speech), folders["xls-r"], tmp_path / name, layer=2, clusters=12, **changes)
         return hub.load_model(result.folder).tensors["centres"]
 
-    centres = hub.load_model(fitted).tensors["centres"]
-    assert torch.equal(fit("again"), centres)
-    assert not torch.equal(fit("seed", seed=1), centres)
+    centers = hub.load_model(fitted).tensors["centres"]
+    assert torch.equal(fit("again"), centers)
+    assert not torch.equal(fit("seed", seed=1), centers)
     few = fit("few", most_frames=50)
-    assert few.shape == centres.shape
+    assert few.shape == centers.shape
     assert hub.load_model(tmp_path / "few").provenance["used"] == 50
-    assert not torch.equal(few, centres)
+    assert not torch.equal(few, centers)
 
 
 def test_what_is_too_short_is_counted_and_what_is_long_is_cut(
@@ -271,14 +271,14 @@ def test_what_is_too_short_is_counted_and_what_is_long_is_cut(
     assert result.distance > 0.0
     with pytest.raises(DataError, match="9 frames"):
         fit_ssl_kmeans([waveform[:3200]], folders["hubert-group"], tmp_path / "y", layer=1, clusters=10)
-    with pytest.raises(UsageError, match="10 centres"):
+    with pytest.raises(UsageError, match="10 centers"):
         fit_ssl_kmeans([waveform], folders["hubert-group"], tmp_path / "y", layer=1, clusters=10, most_frames=9)
     with pytest.raises(DataError, match="not a number"):
         fit_ssl_kmeans([waveform * np.nan], folders["hubert-group"], tmp_path / "y", layer=1, clusters=4)
     assert not (tmp_path / "y").exists()
 
 
-def test_centres_of_another_model_are_refused(folders: dict[str, Path], fitted: Path, tmp_path: Path) -> None:
+def test_centers_of_another_model_are_refused(folders: dict[str, Path], fitted: Path, tmp_path: Path) -> None:
     other = build_model(tmp_path / "xls-r", "xls-r", seed=1)
     with pytest.raises(ModelFormatError, match="not to the one") as caught:
         SslKmeansTokenizer.load(fitted, other)
@@ -314,22 +314,22 @@ def test_a_directory_that_is_no_such_tokenizer_is_refused(
             SslKmeansTokenizer.load(folder, folders["xls-r"])
 
 
-def test_the_fingerprint_covers_centres_layer_and_model(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_fingerprint_covers_centers_layer_and_model(folders: dict[str, Path], tmp_path: Path) -> None:
     encoder = SslEncoder.load(folders["xls-r"], 2)
-    centres = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    centers = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
     stamp = encoder.stamp
     other = SslEncoder.load(build_model(tmp_path / "other", "xls-r", seed=1), 2)
     prints = [
-        SslKmeansTokenizer(encoder, centres).fingerprint,
-        SslKmeansTokenizer(encoder, centres.flip(0)).fingerprint,
-        SslKmeansTokenizer(SslEncoder.load(folders["xls-r"], 1), centres).fingerprint,
-        SslKmeansTokenizer(other, centres).fingerprint,
+        SslKmeansTokenizer(encoder, centers).fingerprint,
+        SslKmeansTokenizer(encoder, centers.flip(0)).fingerprint,
+        SslKmeansTokenizer(SslEncoder.load(folders["xls-r"], 1), centers).fingerprint,
+        SslKmeansTokenizer(other, centers).fingerprint,
         SslKmeansTokenizer(
-            SslEncoder(encoder.network, 2, SslModelStamp(stamp.name, stamp.fingerprint, False)), centres
+            SslEncoder(encoder.network, 2, SslModelStamp(stamp.name, stamp.fingerprint, False)), centers
         ).fingerprint,
     ]
     assert len(set(prints)) == len(prints)
-    assert SslKmeansTokenizer(encoder, centres.clone()).fingerprint == prints[0]
+    assert SslKmeansTokenizer(encoder, centers.clone()).fingerprint == prints[0]
 
 
 @pytest.mark.parametrize("layer", [0, -1, 4])
@@ -403,8 +403,8 @@ def test_published_files_have_other_names_inside(folders: dict[str, Path], tmp_p
     }
     assert "wav2vec2.encoder.pos_conv_embed.conv.weight_g" in old
     save_file(old, path, metadata={"format": "pt"})
-    found, wanted = (SslEncoder.load(folder, 2) for folder in (tmp_path / "heads", folders["xls-r"]))
-    assert torch.equal(found.encode(*sounds(8000))[0], wanted.encode(*sounds(8000))[0])
+    published, saved = (SslEncoder.load(folder, 2) for folder in (tmp_path / "heads", folders["xls-r"]))
+    assert torch.equal(published.encode(*sounds(8000))[0], saved.encode(*sounds(8000))[0])
 
 
 def test_weights_may_come_in_parts_and_as_halves(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -414,9 +414,9 @@ def test_weights_may_come_in_parts_and_as_halves(folders: dict[str, Path], tmp_p
     parts = sorted((tmp_path / "parts").glob("model-*.safetensors"))
     assert len(parts) > 2
     encoder = SslEncoder.load(tmp_path / "parts", 2)
-    hidden, wanted = encoder.encode(*sounds(8000))[0], SslEncoder.load(folders["xls-r"], 2).encode(*sounds(8000))[0]
+    hidden, expected = encoder.encode(*sounds(8000))[0], SslEncoder.load(folders["xls-r"], 2).encode(*sounds(8000))[0]
     assert hidden.dtype == torch.float32
-    torch.testing.assert_close(hidden, wanted, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(hidden, expected, atol=0.1, rtol=0.1)
     content = parts[-1].read_bytes()
     parts[-1].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert read_stamp(tmp_path / "parts").fingerprint != encoder.stamp.fingerprint
@@ -425,34 +425,34 @@ def test_weights_may_come_in_parts_and_as_halves(folders: dict[str, Path], tmp_p
         read_stamp(tmp_path / "parts")
 
 
-def test_kmeans_finds_the_heaps() -> None:
+def test_kmeans_finds_the_clusters() -> None:
     generator = np.random.default_rng(0)
     heaps = 10.0 * generator.standard_normal((30, 5)).astype(np.float32)
     points = torch.from_numpy(np.repeat(heaps, 40, 0) + 0.1 * generator.standard_normal((1200, 5)).astype(np.float32))
-    found = kmeans(points, 30, np.random.default_rng(1))
-    assert torch.cdist(torch.from_numpy(heaps), found.centres).min(1).values.max() < 0.2
-    assert found.unused == 0
-    assert found.distance == pytest.approx(0.05, rel=0.1)
+    clusters = kmeans(points, 30, np.random.default_rng(1))
+    assert torch.cdist(torch.from_numpy(heaps), clusters.centers).min(1).values.max() < 0.2
+    assert clusters.unused == 0
+    assert clusters.distance == pytest.approx(0.05, rel=0.1)
 
 
-def test_a_centre_without_points_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_center_without_points_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     def far_away(points: Tensor, clusters: int, _: Callable) -> Tensor:
         return torch.cat([points[:1], torch.full((clusters - 1, points.shape[1]), 1e3)])
 
-    monkeypatch.setattr("audio_llm.tokenizer.kmeans._first_centres", far_away)
+    monkeypatch.setattr("audio_llm.tokenizer.kmeans._first_centers", far_away)
     generator = np.random.default_rng(0)
     points = torch.from_numpy(generator.standard_normal((200, 3)).astype(np.float32))
-    found = kmeans(points, 8, generator)
-    assert found.unused == 0
-    assert found.centres.abs().max() < 5.0
+    clusters = kmeans(points, 8, generator)
+    assert clusters.unused == 0
+    assert clusters.centers.abs().max() < 5.0
 
 
-def test_fewer_different_frames_than_centres_come_to_an_end() -> None:
+def test_fewer_different_frames_than_centers_come_to_an_end() -> None:
     points = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, -6.0]]).repeat(20, 1)
-    found = kmeans(points, 7, np.random.default_rng(0))
-    assert found.unused == 4
-    assert found.distance == pytest.approx(0.0, abs=1e-9)
-    assert torch.isfinite(found.centres).all()
+    clusters = kmeans(points, 7, np.random.default_rng(0))
+    assert clusters.unused == 4
+    assert clusters.distance == pytest.approx(0.0, abs=1e-9)
+    assert torch.isfinite(clusters.centers).all()
 
 
 def test_every_frame_has_the_same_chance_to_be_drawn() -> None:
