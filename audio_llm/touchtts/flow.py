@@ -116,8 +116,8 @@ class FlowNetwork(nn.Module):
         self.frames = nn.Linear(N_MELS, width)
         self.prompt = nn.Linear(N_MELS + 1, width, bias=False)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        told = speaker_vectors.WIDTH if config.speaker_file else 2 * N_MELS
-        self.reference = nn.Sequential(nn.Linear(told, width), nn.SiLU(), nn.Linear(width, width))
+        reference_width = speaker_vectors.WIDTH if config.speaker_file else 2 * N_MELS
+        self.reference = nn.Sequential(nn.Linear(reference_width, width), nn.SiLU(), nn.Linear(width, width))
         self.network = LlamaModel(
             LlamaConfig(  # type: ignore[call-arg]
                 vocab_size=1,  # it is given vectors
@@ -155,14 +155,14 @@ class FlowNetwork(nn.Module):
             lengths: (B,) int64, frames of each.
         """
         if self.config.speaker_file:
-            told: Tensor = self.reference(mel[:, 0])
-            return told
+            projected: Tensor = self.reference(mel[:, 0])
+            return projected
         mask = (torch.arange(mel.shape[1], device=mel.device)[None] < lengths[:, None])[:, :, None].to(mel.dtype)
         count = mask.sum(1).clamp_min(1.0)
         mean = (mel * mask).sum(1) / count
         spread = (((mel - mean[:, None]).square() * mask).sum(1) / count + 1e-4).sqrt()
-        found: Tensor = self.reference(torch.cat([mean, spread], dim=-1))
-        return found
+        embedding: Tensor = self.reference(torch.cat([mean, spread], dim=-1))
+        return embedding
 
     def inputs(self, given: Given, ahead: Tensor | None = None) -> Tensor:
         """Return (B, 2 N, width): all that a frame is told and that stays the same along the path."""
@@ -190,8 +190,8 @@ class FlowNetwork(nn.Module):
         half = self.config.width // 2
         rates = torch.exp(-math.log(10_000.0) * torch.arange(half, device=x.device) / half)
         angles = 1000.0 * moment[:, None] * rates
-        found: Tensor = self.time(torch.cat([angles.sin(), angles.cos()], dim=-1).to(x.dtype))
-        return self.frames(x) + found[:, None]
+        embedding: Tensor = self.time(torch.cat([angles.sin(), angles.cos()], dim=-1).to(x.dtype))
+        return self.frames(x) + embedding[:, None]
 
     def _velocity(self, inputs: Tensor, mask: Tensor, cache: Any, positions: Tensor) -> Tensor:
         out = self.network(
@@ -216,8 +216,8 @@ def given_tokens(flow: FlowNetwork, tokens: Tensor, voice: Tensor, prompt: Tenso
 def chunk_mask(frames: int, chunk: int, left_frames: int, device: torch.device | None = None) -> Tensor:
     """Return an additive mask (1, 1, N, N): a frame sees its own chunk of `chunk` frames and those just before it."""
     number = torch.arange(frames, device=device) // chunk
-    behind = number[:, None] - number[None, :]
-    seen = (behind >= 0) & (behind <= math.ceil(left_frames / chunk))
+    chunks_back = number[:, None] - number[None, :]
+    seen = (chunks_back >= 0) & (chunks_back <= math.ceil(left_frames / chunk))
     return torch.where(seen, 0.0, _NEVER)[None, None]
 
 
@@ -271,8 +271,8 @@ def frames_at_once(
         shown: (1, P) int64, tokens before them that are shown, whole chunks; may be none.
         mel: (1, 2 P, 80) float32, log-mel frames of these.
     """
-    told = [flow.inputs(given_tokens(flow, own, voice, frames)) for own, frames in ((shown, mel), (tokens, None))]
-    inputs, guidance = torch.cat(told, dim=1), flow.config.guidance
+    parts = [flow.inputs(given_tokens(flow, ids, voice, frames)) for ids, frames in ((shown, mel), (tokens, None))]
+    inputs, guidance = torch.cat(parts, dim=1), flow.config.guidance
     count, times = inputs.shape[1], moments(flow.config.steps)
     free = flow.inputs(given_tokens(flow, tokens.new_full((1, count // FRAMES), -1), torch.zeros_like(voice)))
     mask = chunk_mask(count, FRAMES * chunk, flow.config.left_frames, voice.device)

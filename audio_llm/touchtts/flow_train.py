@@ -17,7 +17,7 @@ from audio_llm import hub
 from audio_llm.codec.mel import HOP_LENGTH, LOG_FLOOR, N_MELS, log_mel
 from audio_llm.errors import ConfigError, DataError
 from audio_llm.tokenizer.base import SemanticTokenizer
-from audio_llm.touchtts.data import TalkPack
+from audio_llm.touchtts.data import UtterancePack
 from audio_llm.touchtts.flow import FRAMES, FlowConfig, FlowNetwork, Given, chunk_mask
 from audio_llm.touchtts.models import FLOW, check_speaker, load_flow, speech_vectors, tokenizer_entry
 from audio_llm.training.buckets import new_draws, same_draws
@@ -110,8 +110,8 @@ class _Training(nn.Module):
     def forward(self, batch: _Batch) -> Tensor:
         """Return the mean squared error of the velocity of each stretch, (B,) float32."""
         flow = self.flow
-        told = (batch.reference_lengths > 0)[:, None]
-        voice = flow.voice(batch.reference, batch.reference_lengths) * told
+        is_conditioned = (batch.reference_lengths > 0)[:, None]
+        voice = flow.voice(batch.reference, batch.reference_lengths) * is_conditioned
         given = Given(batch.tokens, voice, batch.mel, batch.known)
         moment = batch.moment[:, None, None]
         x = (1.0 - moment) * batch.noise + moment * batch.mel
@@ -123,8 +123,8 @@ class _Training(nn.Module):
         mask = mask.masked_fill(torch.eye(size, dtype=torch.bool, device=mask.device), 0.0)
         velocity = flow(x, batch.moment, flow.inputs(given, batch.ahead), mask).float()
         error = (velocity - (batch.mel - batch.noise)).square().mean(-1)
-        wanted = batch.valid & ~batch.known
-        return (error * wanted).sum(1) / wanted.sum(1).clamp_min(1)
+        scored = batch.valid & ~batch.known
+        return (error * scored).sum(1) / scored.sum(1).clamp_min(1)
 
 
 def train_flow(
@@ -161,7 +161,7 @@ def train_flow(
             what voices sound like to the flow to start from.
         ModelFormatError: The flow to start from was trained with another tokenizer.
     """
-    stretches, held_out = (Stretches(TalkPack(*folders), tokenizer, config) for folders in (packs, tuning))
+    stretches, held_out = (Stretches(UtterancePack(*folders), tokenizer, config) for folders in (packs, tuning))
     torch.manual_seed(config.training.seed)
     if start_from is None:
         file, sha256 = stretches.pack.speaker
@@ -177,20 +177,23 @@ def train_flow(
     logger.info("%d recorded talks, %.2f M parameters", len(stretches.rows), size / 1e6)
     exact = replace(config, main_share=0.5, prompt_share=0.0, drop_share=0.0, wrong_tokens=0.0)
     validation = [
-        (name, held_out.collate(flow, seeds, replace(exact, full_share=share, chunks=(10,)), _VALIDATION_SEED))
+        (
+            name,
+            held_out.collate(flow, seeds, replace(exact, full_share=full_probability, chunks=(10,)), _VALIDATION_SEED),
+        )
         for seeds in same_draws(config.batch, config.validation)
-        for name, share in (("full", 1.0), ("chunked", 0.0))
+        for name, full_probability in (("full", 1.0), ("chunked", 0.0))
     ]
 
     def save(module: nn.Module, folder: Path) -> None:
         network = module.flow
         assert isinstance(network, FlowNetwork)
-        made_by = {**(provenance or {}), "training": asdict(config)}
+        record = {**(provenance or {}), "training": asdict(config)}
         settings = {
             "network": asdict(network.config),
             "tokenizer": tokenizer_entry(tokenizer, tokenizer_name),
         }
-        hub.save_model(folder, settings, network.state_dict(), FLOW, CARD, made_by)
+        hub.save_model(folder, settings, network.state_dict(), FLOW, CARD, record)
 
     return train(
         _Training(flow),
@@ -220,7 +223,7 @@ class Stretches:
         DataError: There is no recorded talk, or the tokens are another tokenizer's.
     """
 
-    def __init__(self, pack: TalkPack, tokenizer: SemanticTokenizer, config: FlowTrainingConfig) -> None:
+    def __init__(self, pack: UtterancePack, tokenizer: SemanticTokenizer, config: FlowTrainingConfig) -> None:
         if pack.tokenizer != tokenizer.fingerprint:
             raise DataError("the talks were packed with another tokenizer", remedy="pack them with this one")
         self.pack, self.rows = pack, np.flatnonzero(pack.samples > 0)
@@ -233,14 +236,14 @@ class Stretches:
         for row in self.rows.tolist():
             if voices[row] != config.main_voice:
                 speakers.setdefault(pack.speakers[row], []).append(row)
-        self._others = [np.array(own) for own in speakers.values()]
-        weights = np.sqrt([pack.samples[own].sum() for own in self._others])
+        self._other_rows = [np.array(rows) for rows in speakers.values()]
+        weights = np.sqrt([pack.samples[rows].sum() for rows in self._other_rows])
         self._weights = weights / weights.sum() if len(weights) else weights
 
-    def measure(self, flow: FlowNetwork, main_share: float) -> None:
+    def measure(self, flow: FlowNetwork, main_probability: float) -> None:
         """Give a flow mean and spread of every band, over talks as they will be drawn."""
         rng = np.random.default_rng(0)
-        frames = torch.cat([self._mel(self._draw(rng, main_share)[0]) for _ in range(_MEASURED)])
+        frames = torch.cat([self._mel(self._draw(rng, main_probability)[0]) for _ in range(_MEASURED)])
         flow.mean.copy_(frames.mean(0))
         flow.spread.copy_(frames.std(0).clamp_min(0.1))
 
@@ -248,11 +251,16 @@ class Stretches:
         """Return the stretches of some seeds; what they share is drawn by the first."""
         shared = np.random.default_rng([seeds.start + offset, 1])
         chunk = 0 if shared.random() < config.full_share else int(shared.choice(config.chunks))
-        made = [self._stretch(flow, np.random.default_rng([seed + offset, 0]), config) for seed in seeds]
-        columns = list(zip(*made, strict=True))
+        drawn = [self._stretch(flow, np.random.default_rng([seed + offset, 0]), config) for seed in seeds]
+        columns = list(zip(*drawn, strict=True))
         tokens, valid = (_padded(columns[n], value) for n, value in ((0, -1), (3, False)))
         mel, known, noise = (_padded(columns[n], value) for n, value in ((2, 0.0), (4, False), (6, 0.0)))
-        lengths = torch.tensor([len(own) if told else 0 for own, told in zip(columns[5], columns[8], strict=True)])
+        lengths = torch.tensor(
+            [
+                len(reference) if is_conditioned else 0
+                for reference, is_conditioned in zip(columns[5], columns[8], strict=True)
+            ]
+        )
         return _Batch(
             tokens,
             torch.stack(columns[1]),
@@ -275,30 +283,30 @@ class Stretches:
         wrong = torch.from_numpy(rng.random(len(tokens)) < config.wrong_tokens * rng.random())
         tokens = torch.where(wrong, torch.from_numpy(rng.integers(flow.config.speech, size=len(tokens))), tokens)
         ahead = torch.full((flow.config.lookahead,), -1)
-        behind = tokens[start + count :][: flow.config.lookahead]
-        ahead[: len(behind)] = behind
+        following = tokens[start + count :][: flow.config.lookahead]
+        ahead[: len(following)] = following
         tokens = tokens[start : start + count]
         known = torch.zeros(FRAMES * count, dtype=torch.bool)
         if rng.random() < config.prompt_share:
             known[: int(rng.uniform(0.0, config.longest_prompt) * FRAMES * count)] = True
-        told = rng.random() >= config.drop_share
-        if not told:
+        is_conditioned = rng.random() >= config.drop_share
+        if not is_conditioned:
             tokens, ahead, known = torch.full_like(tokens, -1), torch.full_like(ahead, -1), known & False
         voice = self._voice(flow, reference)
         noise = torch.from_numpy(rng.standard_normal((FRAMES * count, N_MELS), dtype=np.float32))
         moment = 1.0 - math.cos(0.5 * math.pi * rng.random())
         valid = torch.ones(FRAMES * count, dtype=torch.bool)
-        return tokens, ahead, mel, valid, known, voice, noise, moment, told
+        return tokens, ahead, mel, valid, known, voice, noise, moment, is_conditioned
 
-    def _draw(self, rng: np.random.Generator, main_share: float) -> tuple[int, int]:
+    def _draw(self, rng: np.random.Generator, main_probability: float) -> tuple[int, int]:
         """Return a talk, and another one of the same speaker if there is one."""
-        if len(self._main) and (rng.random() < main_share or not self._others):
-            own = self._main
+        if len(self._main) and (rng.random() < main_probability or not self._other_rows):
+            rows = self._main
         else:
-            own = self._others[int(rng.choice(len(self._others), p=self._weights))]
-        row = int(rng.choice(own))
-        others = own[own != row]
-        return row, int(rng.choice(others)) if len(others) else row
+            rows = self._other_rows[int(rng.choice(len(self._other_rows), p=self._weights))]
+        row = int(rng.choice(rows))
+        candidates = rows[rows != row]
+        return row, int(rng.choice(candidates)) if len(candidates) else row
 
     def _voice(self, flow: FlowNetwork, row: int) -> Tensor:
         """Return what a flow is told of the voice of a talk (see `FlowNetwork.voice`)."""
@@ -309,8 +317,8 @@ class Stretches:
     def _mel(self, row: int) -> Tensor:
         """Return the log-mel frames (2 N, 80) of a talk's tokens."""
         waveform = torch.from_numpy(self.pack.pcm(row).astype(np.float32) / 32768.0)
-        mel, wanted = log_mel(waveform[None])[0], FRAMES * int(self.pack.counts[row])
-        return nn.functional.pad(mel, (0, 0, 0, max(0, wanted - len(mel))), value=LOG_FLOOR)[:wanted]
+        mel, count = log_mel(waveform[None])[0], FRAMES * int(self.pack.counts[row])
+        return nn.functional.pad(mel, (0, 0, 0, max(0, count - len(mel))), value=LOG_FLOOR)[:count]
 
 
 def _padded(parts: Rows[Tensor], value: float) -> Tensor:
@@ -322,8 +330,8 @@ def _validate(module: nn.Module, batches: list[tuple[str, _Batch]]) -> dict[str,
     from accelerate.utils import send_to_device
 
     device = next(module.parameters()).device
-    found: dict[str, list[Tensor]] = {}
+    errors: dict[str, list[Tensor]] = {}
     for name, batch in batches:
-        found.setdefault(name, []).append(module(send_to_device(batch, device)))
-    means = {name: float(torch.cat(values).mean()) for name, values in found.items()}
+        errors.setdefault(name, []).append(module(send_to_device(batch, device)))
+    means = {name: float(torch.cat(values).mean()) for name, values in errors.items()}
     return {"loss": sum(means.values()) / len(means), **means}

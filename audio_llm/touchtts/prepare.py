@@ -23,8 +23,8 @@ from audio_llm.errors import AudioFileError, UsageError
 from audio_llm.manifest import Utterance, write_manifest
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.touchtts.prepare_cut import BLOCK_S, Stretch, stretches
-from audio_llm.touchtts.prepare_judge import MEASURES, SPEED, Opinions, clip_snr_db, is_clipped, is_stuck
-from audio_llm.touchtts.text import UnspeakableError, to_spoken
+from audio_llm.touchtts.prepare_filters import MEASURES, SPEED, TextVerifier, clip_snr_db, is_clipped, is_stuck
+from audio_llm.touchtts.text import UnspeakableError, normalize_text
 
 CLIPS, MANIFEST, DROPPED = "clips", "manifest.jsonl", "dropped.jsonl"  # in the output folder
 JOURNAL = ".audio-llm-prepare.jsonl"
@@ -101,8 +101,8 @@ class Clip:
         reason: Why it was dropped, of `REASONS`; empty: it was kept.
         text: What is said.
         second_text: What the second opinion heard.
-        disagreement: As in `Opinion`; None where nobody was asked.
-        measure: As in `Opinion`.
+        disagreement: As in `TextVerification`; None where nobody was asked.
+        measure: As in `TextVerification`.
         snr_db: Estimated ratio of speech to noise; only reported.
     """
 
@@ -150,7 +150,7 @@ class Prepared:
 
 def prepare(
     recordings: Iterable[Recording],
-    opinions: Opinions,
+    verifier: TextVerifier,
     folder: str | os.PathLike[str],
     config: PrepareConfig | None = None,
     stamp: str = "",
@@ -192,7 +192,7 @@ def prepare(
         result = journal.find(key, recording)
         if result is None:
             journal.begin(recording)
-            result = prepare_recording(recording, opinions, folder / CLIPS, config, progress)
+            result = prepare_recording(recording, verifier, folder / CLIPS, config, progress)
             if result.status == "done":
                 journal.add(key, result)
         done.append(result)
@@ -202,7 +202,7 @@ def prepare(
 
 def prepare_recording(
     recording: Recording,
-    opinions: Opinions,
+    verifier: TextVerifier,
     folder: Path,
     config: PrepareConfig,
     progress: Callable[[float], None] | None = None,
@@ -212,7 +212,7 @@ def prepare_recording(
     reading, whole = _Reading(recording, progress), recording.text is not None
     try:
         for number, stretch in enumerate(stretches(reading, config.min_s, config.max_s, whole), 1):
-            clip = _judge(recording, f"{recording.name}-{number:04d}", stretch, opinions, config)
+            clip = _filter_clip(recording, f"{recording.name}-{number:04d}", stretch, verifier, config)
             if not clip.reason and stretch.waveform is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 audio.write(folder / f"{clip.id}.flac", stretch.waveform, SAMPLE_RATE)
@@ -228,7 +228,9 @@ def prepare_recording(
     return Prepared(recording, reading.samples, silence, tuple(clips), reading.warnings)
 
 
-def _judge(recording: Recording, id: str, stretch: Stretch, opinions: Opinions, config: PrepareConfig) -> Clip:
+def _filter_clip(
+    recording: Recording, id: str, stretch: Stretch, verifier: TextVerifier, config: PrepareConfig
+) -> Clip:
     """Decide on one clip: what is cheap to see first, the opinions last."""
     waveform = stretch.waveform
     clip = Clip(id, stretch.start, stretch.stop - stretch.start, text=" ".join((recording.text or "").split()))
@@ -239,24 +241,26 @@ def _judge(recording: Recording, id: str, stretch: Stretch, opinions: Opinions, 
     clip = replace(clip, snr_db=round(clip_snr_db(waveform), 1))
     if is_clipped(waveform):
         return replace(clip, reason="clipped")
-    opinion = None if recording.text is not None else opinions.heard(waveform)
-    clip = replace(clip, text=opinion.text) if opinion is not None else clip
+    verification = None if recording.text is not None else verifier.transcribe(waveform)
+    clip = replace(clip, text=verification.text) if verification is not None else clip
     if not clip.text:
         return replace(clip, reason="no_text")
     try:
-        words = DEFAULT_NORMALIZER(to_spoken(clip.text).text)
+        words = DEFAULT_NORMALIZER(normalize_text(clip.text).text)
     except UnspeakableError:
         return replace(clip, reason="unspeakable")
     if is_stuck(words):
         return replace(clip, reason="repeated")
     if not SPEED[0] <= len(words) * SAMPLE_RATE / clip.samples <= SPEED[1]:
         return replace(clip, reason="speed")
-    opinion = opinion or opinions.given(waveform, words)
-    found, measure = opinion.disagreement, opinion.measure
-    clip = replace(clip, second_text=opinion.second_text, measure=measure)
-    if found is None:
+    verification = verification or verifier.verify_text(waveform, words)
+    disagreement, measure = verification.disagreement, verification.measure
+    clip = replace(clip, second_text=verification.second_text, measure=measure)
+    if disagreement is None:
         return replace(clip, reason="speed")
-    return replace(clip, disagreement=round(found, 4), reason="disagree" if found > config.limit(measure) else "")
+    return replace(
+        clip, disagreement=round(disagreement, 4), reason="disagree" if disagreement > config.limit(measure) else ""
+    )
 
 
 class _UnreadableError(Exception):
@@ -369,16 +373,16 @@ def _source(recording: Recording) -> str:
 
 
 def _write_manifests(folder: Path, results: Sequence[Prepared]) -> None:
-    kept: list[Utterance] = []
+    retained: list[Utterance] = []
     dropped: list[Utterance] = []
     for result in results:
         source = _source(result.recording)
         for clip in result.clips:
-            place = Path(source) if clip.reason else folder / CLIPS / f"{clip.id}.flac"
+            path = Path(source) if clip.reason else folder / CLIPS / f"{clip.id}.flac"
             extra = {"id": clip.id, "source": source, "source_offset": clip.offset / SAMPLE_RATE}
             extra |= {name: getattr(clip, name) for name in ("disagreement", "measure", "second_text", "snr_db")}
             extra |= {"reason": clip.reason} if clip.reason else {}
-            utterance = Utterance(place, clip.samples / SAMPLE_RATE, clip.text, result.recording.speaker, None, extra)
-            (dropped if clip.reason else kept).append(utterance)
-    write_manifest(kept, folder / MANIFEST)
+            utterance = Utterance(path, clip.samples / SAMPLE_RATE, clip.text, result.recording.speaker, None, extra)
+            (dropped if clip.reason else retained).append(utterance)
+    write_manifest(retained, folder / MANIFEST)
     write_manifest(dropped, folder / DROPPED)

@@ -47,12 +47,12 @@ def stretches(blocks: Iterable[np.ndarray], min_s: float, max_s: float, whole: b
         if len(segment.waveform) <= _FLEETING_S * SAMPLE_RATE:
             continue
         start = round(segment.start_s * SAMPLE_RATE)
-        found = Stretch(start, start + len(segment.waveform), segment.waveform)
-        if last is not None and (whole or _belong(last, found, shortest, longest)):
-            found = _joined(last, found, tape, longest)
+        current = Stretch(start, start + len(segment.waveform), segment.waveform)
+        if last is not None and (whole or _belong(last, current, shortest, longest)):
+            current = _joined(last, current, tape, longest)
         elif last is not None:
             yield last
-        last = found
+        last = current
     if last is not None:
         yield last
 

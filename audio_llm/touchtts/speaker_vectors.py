@@ -43,8 +43,8 @@ class CamPlusPlus:
         self._session = open_session(self.path, "CAM++")
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not takes(inputs[0], (1, None, N_MELS)):
-            found = ", ".join(f"{part.name} {part.type} {part.shape}" for part in inputs)
-            raise self._wrong(f"it should take features tensor(float) [B, T, {N_MELS}], not {found}")
+            signature = ", ".join(f"{part.name} {part.type} {part.shape}" for part in inputs)
+            raise self._wrong(f"it should take features tensor(float) [B, T, {N_MELS}], not {signature}")
         self._input = inputs[0].name
         self.fingerprint = file_sha256(self.path)
         self._run(np.zeros((100, N_MELS), np.float32))
@@ -52,8 +52,8 @@ class CamPlusPlus:
     def encode(self, waveform: np.ndarray) -> np.ndarray:
         """Return the unit vector (192,) float32 of a voice, from speech (T,) float32 at 16 kHz of 25 ms or more."""
         features = kaldi_filter_bank(waveform)
-        found = self._run(features - features.mean(0))
-        return found / max(float(np.linalg.norm(found)), 1e-12)
+        vector = self._run(features - features.mean(0))
+        return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
     def _run(self, features: np.ndarray) -> np.ndarray:
         try:
@@ -74,7 +74,7 @@ def kaldi_filter_bank(waveform: np.ndarray) -> np.ndarray:
     """Return Kaldi's log filter bank without dither: (F, 80) float32, from (T,) float32 at 16 kHz in -1..1."""
     from transformers.audio_utils import spectrogram, window_function
 
-    found = spectrogram(
+    features = spectrogram(
         np.asarray(waveform, np.float64),
         window_function(_WIN_LENGTH, "povey", periodic=False),
         frame_length=_WIN_LENGTH,
@@ -88,7 +88,7 @@ def kaldi_filter_bank(waveform: np.ndarray) -> np.ndarray:
         mel_floor=_FLOOR,
         remove_dc_offset=True,
     )
-    return np.asarray(found.T, np.float32)
+    return np.asarray(features.T, np.float32)
 
 
 @functools.cache

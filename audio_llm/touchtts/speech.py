@@ -17,11 +17,11 @@ from audio_llm.codec.mel import LOG_FLOOR, N_MELS, SAMPLE_RATE, log_mel
 from audio_llm.errors import AudioFileError, AudioLLMError, ModelNotFoundError, UsageError
 from audio_llm.lm.sampling import seed_of
 from audio_llm.simulation.sources import to_pcm
-from audio_llm.touchtts.data import prepared
+from audio_llm.touchtts.data import trim_and_level
 from audio_llm.touchtts.flow import FRAMES, FlowRun, frames_at_once
 from audio_llm.touchtts.models import TouchModel, load_touchtts, voice_of
-from audio_llm.touchtts.pace import Pace
-from audio_llm.touchtts.text import SpokenText, UnspeakableError, sentences, to_spoken, without_tags
+from audio_llm.touchtts.text import NormalizedText, UnspeakableError, normalize_text, sentences, without_tags
+from audio_llm.touchtts.time_stretch import TimeStretch
 
 SLOWEST, FASTEST = 0.5, 2.0
 CHUNK = 10  # tokens of 40 ms that are made to sound at a time
@@ -65,7 +65,7 @@ class Speech:
     """
 
     waveform: np.ndarray = field(repr=False)
-    sentences: tuple[SpokenText, ...]
+    sentences: tuple[NormalizedText, ...]
     tokens: tuple[tuple[int, ...], ...] = field(repr=False)
     truncated: tuple[int, ...]
 
@@ -80,8 +80,8 @@ class Reference(NamedTuple):
         mel: (1, 2 N, 80) float32, the log-mel frames of that stretch.
     """
 
-    talks: str
-    sound: Tensor
+    lm_voice: str
+    embedding: Tensor
     tokens: Tensor = torch.zeros(1, 0, dtype=torch.int64)
     mel: Tensor = torch.zeros(1, 0, N_MELS)
 
@@ -136,16 +136,19 @@ class TouchTTS:
             AudioFileError: The reference cannot be read, or is too short or silent.
             ModelNotFoundError: The file that tells the flow what recordings sound like is not there.
         """
-        who, spoken = self.voice(voice), spoken_sentences(text)
+        reference, normalized = self.voice(voice), normalized_sentences(text)
         _check(speed, chunk)
         sounds, tokens, truncated = [], [], []
-        for number, sentence in enumerate(spoken):
-            said = list(self._tokens(sentence, who, seed, number))
-            tokens.append(tuple(said))
-            if self._is_cut(len(said), sentence, who):
+        for number, sentence in enumerate(normalized):
+            generated = list(self._tokens(sentence, reference, seed, number))
+            tokens.append(tuple(generated))
+            if self._is_cut(len(generated), sentence, reference):
                 truncated.append(number)
-            sounds += [self.sound(said, who, seed_of(seed, number), chunk, speed), _pause(number, spoken)]
-        return Speech(_checked(np.concatenate(sounds)), tuple(spoken), tuple(tokens), tuple(truncated))
+            sounds += [
+                self.sound(generated, reference, seed_of(seed, number), chunk, speed),
+                _pause(number, normalized),
+            ]
+        return Speech(_checked(np.concatenate(sounds)), tuple(normalized), tuple(tokens), tuple(truncated))
 
     def stream(
         self, text: str, voice: str | Path | None = None, speed: float = 1.0, seed: int = 0, chunk: int | None = CHUNK
@@ -156,20 +159,20 @@ class TouchTTS:
         Arguments and errors as for `speak`; those of the arguments are raised here, not at the first piece.
         """
         _check(speed, chunk)
-        return self._stream(spoken_sentences(text), self.voice(voice), speed, seed, chunk)
+        return self._stream(normalized_sentences(text), self.voice(voice), speed, seed, chunk)
 
     def _stream(
-        self, spoken: list[SpokenText], who: Reference, speed: float, seed: int, chunk: int | None
+        self, normalized: list[NormalizedText], reference: Reference, speed: float, seed: int, chunk: int | None
     ) -> Iterator[Chunk]:
         start = 0
-        for number, sentence in enumerate(spoken):
-            said: list[int] = []
-            tokens = self._tokens(sentence, who, seed, number)
-            for sound, last in self._pieces(tokens, said, who, seed_of(seed, number), chunk, speed):
+        for number, sentence in enumerate(normalized):
+            generated: list[int] = []
+            tokens = self._tokens(sentence, reference, seed, number)
+            for sound, last in self._pieces(tokens, generated, reference, seed_of(seed, number), chunk, speed):
                 if last:
-                    sound = np.concatenate([sound, _pause(number, spoken)])
-                truncated = last and self._is_cut(len(said), sentence, who)
-                yield Chunk(_checked(sound), start / SAMPLE_RATE, len(said), number, truncated)
+                    sound = np.concatenate([sound, _pause(number, normalized)])
+                truncated = last and self._is_cut(len(generated), sentence, reference)
+                yield Chunk(_checked(sound), start / SAMPLE_RATE, len(generated), number, truncated)
                 start += len(sound)
 
     @torch.inference_mode()
@@ -185,10 +188,10 @@ class TouchTTS:
             chunk: As for `speak`.
             speed: As for `speak`.
         """
-        given = torch.tensor([list(tokens)], dtype=torch.int64, device=voice.sound.device)
+        given = torch.tensor([list(tokens)], dtype=torch.int64, device=voice.embedding.device)
         if not given.shape[1]:
             return np.zeros(0, np.float32)
-        return _samples(self.model.vocoder(Pace(speed).step(self._mel(given, voice, seed, chunk))))
+        return _samples(self.model.vocoder(TimeStretch(speed).step(self._mel(given, voice, seed, chunk))))
 
     def voice(self, name: str | Path | None = None) -> Reference:
         """Return what a voice sounds like: one that has been learned, by name, or that of a recording.
@@ -216,7 +219,7 @@ class TouchTTS:
             AudioFileError: There is too little speech in it.
             ModelNotFoundError: The file that tells the flow what recordings sound like is not there.
         """
-        speech = prepared(waveform)[: int(_MOST_REFERENCE_S * SAMPLE_RATE)]
+        speech = trim_and_level(waveform)[: int(_MOST_REFERENCE_S * SAMPLE_RATE)]
         if speech.size < _LEAST_REFERENCE_S * SAMPLE_RATE:
             seconds = speech.size / SAMPLE_RATE
             remedy = f"give a recording with {_LEAST_REFERENCE_S:g} s of speech or more"
@@ -240,74 +243,80 @@ class TouchTTS:
     def _mel(self, tokens: Tensor, voice: Reference, seed: int, chunk: int | None) -> Tensor:
         if chunk is not None:
             shown = voice.in_chunks(chunk)
-            return frames_at_once(self.model.flow, voice.sound, tokens, chunk, seed, shown.tokens, shown.mel)
-        run = FlowRun(self.model.flow, voice.sound, seed)
+            return frames_at_once(self.model.flow, voice.embedding, tokens, chunk, seed, shown.tokens, shown.mel)
+        run = FlowRun(self.model.flow, voice.embedding, seed)
         mel = run.next_frames(torch.cat([voice.tokens, tokens], dim=1), tokens[:, :0], voice.mel)
         return mel[:, voice.mel.shape[1] :]
 
     def _pieces(
-        self, tokens: Iterator[int], said: list[int], who: Reference, seed: int, chunk: int | None, speed: float
+        self,
+        tokens: Iterator[int],
+        generated: list[int],
+        reference: Reference,
+        seed: int,
+        chunk: int | None,
+        speed: float,
     ) -> Iterator[tuple[np.ndarray, bool]]:
         """Yield sound, and whether it is the last, as soon as there are tokens enough; `said` fills up with them."""
         if chunk is None:
-            said += tokens
-            yield self.sound(said, who, seed, speed=speed), True
+            generated += tokens
+            yield self.sound(generated, reference, seed, speed=speed), True
             return
-        run, state = FlowRun(self.model.flow, who.sound, seed, chunk), self.model.vocoder.first_state()
-        pace, prompt = Pace(speed), who.in_chunks(chunk)
-        for place in range(0, prompt.tokens.shape[1], chunk):
-            own, behind = prompt.tokens[:, place : place + chunk], prompt.tokens[:, place + chunk :]
-            mel = prompt.mel[:, FRAMES * place : FRAMES * (place + chunk)]
-            run.next_frames(own, behind[:, : self.model.flow.config.lookahead], mel)
+        run, state = FlowRun(self.model.flow, reference.embedding, seed, chunk), self.model.vocoder.first_state()
+        time_stretch, prompt = TimeStretch(speed), reference.in_chunks(chunk)
+        for first in range(0, prompt.tokens.shape[1], chunk):
+            prompt_tokens, following = prompt.tokens[:, first : first + chunk], prompt.tokens[:, first + chunk :]
+            mel = prompt.mel[:, FRAMES * first : FRAMES * (first + chunk)]
+            run.next_frames(prompt_tokens, following[:, : self.model.flow.config.lookahead], mel)
         ahead, done, more = self.model.flow.config.lookahead, 0, True
         while True:
-            while more and len(said) < done + chunk + ahead:
+            while more and len(generated) < done + chunk + ahead:
                 token = next(tokens, None)
                 more = token is not None
-                said += [] if token is None else [token]
-            last = not more and len(said) <= done + chunk
-            parts = said[done : done + chunk], said[done + chunk :][:ahead]
+                generated += [] if token is None else [token]
+            last = not more and len(generated) <= done + chunk
+            parts = generated[done : done + chunk], generated[done + chunk :][:ahead]
             mel = run.next_frames(*(torch.tensor([part], dtype=torch.int64) for part in parts))
-            sound, state = self.model.vocoder.step(pace.step(mel), state, last)
+            sound, state = self.model.vocoder.step(time_stretch.step(mel), state, last)
             yield _samples(sound), last
             done += len(parts[0])
             if last:
                 return
 
-    def _tokens(self, sentence: SpokenText, who: Reference, seed: int, number: int) -> Iterator[int]:
+    def _tokens(self, sentence: NormalizedText, reference: Reference, seed: int, number: int) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed_of(seed, number))
-        for (token,) in self.model.lm.speak([sentence], who.talks, generator=generator):
+        for (token,) in self.model.lm.generate([sentence], reference.lm_voice, generator=generator):
             yield token
 
-    def _is_cut(self, count: int, sentence: SpokenText, who: Reference) -> bool:
-        cut = count >= self.model.lm.most_tokens(sentence, who.talks)
+    def _is_cut(self, count: int, sentence: NormalizedText, reference: Reference) -> bool:
+        cut = count >= self.model.lm.most_tokens(sentence, reference.lm_voice)
         if cut:
             logger.warning("cut off: %r", sentence.text[:60])
         return cut
 
 
-def spoken_sentences(text: str) -> list[SpokenText]:
+def normalized_sentences(text: str) -> list[NormalizedText]:
     """Return what is said of a text, sentence by sentence; what cannot be said goes to the log.
 
     Raises:
         UnspeakableError: There is nothing in it that can be said.
     """
-    found: list[SpokenText] = []
+    normalized: list[NormalizedText] = []
     plain, tags = without_tags(text)
     left_out = dict.fromkeys(tags)
     for sentence in sentences(plain):
         try:
-            found.append(to_spoken(sentence))
-            left_out |= dict.fromkeys(found[-1].left_out)
+            normalized.append(normalize_text(sentence))
+            left_out |= dict.fromkeys(normalized[-1].left_out)
         except UnspeakableError as error:
             logger.info("%s", error)
             left_out[sentence[:20]] = None
-    if not found:
-        to_spoken(text)  # raises, and names what is in it
+    if not normalized:
+        normalize_text(text)  # raises, and names what is in it
         raise UnspeakableError("there is nothing to say", remedy="give English words")
     if left_out:
         logger.warning("not said: %s", ", ".join(list(left_out)[:10]))
-    return found
+    return normalized
 
 
 def _samples(sound: Tensor) -> np.ndarray:
@@ -321,9 +330,9 @@ def _check(speed: float, chunk: int | None) -> None:
         raise UsageError(f"a chunk of {chunk} tokens", remedy="give 1 or more")
 
 
-def _pause(number: int, spoken: list[SpokenText]) -> np.ndarray:
+def _pause(number: int, normalized: list[NormalizedText]) -> np.ndarray:
     """Return the silence behind a sentence; none behind the last one."""
-    return np.zeros(int(PAUSE_S * SAMPLE_RATE) if number + 1 < len(spoken) else 0, np.float32)
+    return np.zeros(int(PAUSE_S * SAMPLE_RATE) if number + 1 < len(normalized) else 0, np.float32)
 
 
 def _checked(waveform: np.ndarray) -> np.ndarray:

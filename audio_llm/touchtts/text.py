@@ -42,7 +42,7 @@ class UnspeakableError(DataError):
 
 
 @dataclass(frozen=True)
-class SpokenText:
+class NormalizedText:
     """What is said of a text.
 
     Attributes:
@@ -56,7 +56,7 @@ class SpokenText:
     left_out: tuple[str, ...]
 
 
-def to_spoken(text: str) -> SpokenText:
+def normalize_text(text: str) -> NormalizedText:
     """Return what is said of a text in English.
 
     Raises:
@@ -67,7 +67,7 @@ def to_spoken(text: str) -> SpokenText:
     left_out = dict.fromkeys(tags) | left_out
     words = _in_words(plain)
     symbols: list[str] = []
-    said: list[str] = []
+    pronounced: list[str] = []
     for piece in _PIECE.findall(words):
         if piece in _MARK_OF:
             _mark(symbols, _MARK_OF[piece])
@@ -79,14 +79,14 @@ def to_spoken(text: str) -> SpokenText:
         if symbols and symbols[-1] not in MARKS:
             symbols.append(BETWEEN)
         symbols += phones
-        said.append(piece)
-    if not said:
-        found = f": {', '.join(list(left_out)[:5])}" if left_out else ""
+        pronounced.append(piece)
+    if not pronounced:
+        skipped = f": {', '.join(list(left_out)[:5])}" if left_out else ""
         remedy = "give English words, numbers or abbreviations"
-        raise UnspeakableError(f"there is nothing to say in {text[:40]!r}{found}", remedy=remedy)
+        raise UnspeakableError(f"there is nothing to say in {text[:40]!r}{skipped}", remedy=remedy)
     if symbols[-1] not in MARKS:
         symbols.append(".")
-    return SpokenText(" ".join(words.split()), tuple(symbols), tuple(left_out))
+    return NormalizedText(" ".join(words.split()), tuple(symbols), tuple(left_out))
 
 
 def without_tags(text: str) -> tuple[str, tuple[str, ...]]:
@@ -101,20 +101,20 @@ def sentences(text: str) -> list[str]:
 
 def _plain(text: str) -> tuple[str, dict[str, None]]:
     """Return a text in characters that the normaliser knows, and the names of those that it does not."""
-    kept: list[str] = []
+    characters: list[str] = []
     left_out: dict[str, None] = {}
     text = _AMOUNT.sub(r"\2\1", _FRACTION.sub(r" \1", _SAINT.sub("Saint", text)))
     composed = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).translate(PLAIN_LETTERS)
     for character in unicodedata.normalize("NFKD", composed):
         if character in _SPEAKABLE:
-            kept.append(character)
+            characters.append(character)
         elif unicodedata.combining(character):
             continue
         else:
-            kept.append(" ")
+            characters.append(" ")
             if not character.isspace() and character not in _SILENT:
                 left_out[_name(character)] = None
-    return " ".join(_DASHES.sub(", ", "".join(kept)).split()), left_out
+    return " ".join(_DASHES.sub(", ", "".join(characters)).split()), left_out
 
 
 def _parts(sentence: str) -> Iterator[str]:
@@ -153,8 +153,8 @@ def _phones(word: str) -> tuple[str, ...]:
     """Return the phones of a word; none where nobody can say it."""
     if word in _SPELLED or (word.isupper() and 1 < len(word) <= _ACRONYM and not is_known(word.lower())):
         return tuple(pronounce(".".join(word)).split())
-    found = phones_of(word.lower())
-    return found if _KNOWN.issuperset(found) else ()
+    phones = phones_of(word.lower())
+    return phones if _KNOWN.issuperset(phones) else ()
 
 
 def _name(character: str) -> str:

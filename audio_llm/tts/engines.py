@@ -55,7 +55,7 @@ class Phone:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class SynthesizedSpeech:
     """What a voice said.
 
     Attributes:
@@ -132,22 +132,22 @@ def synthesize(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.
     return speak(text, voice, speed, timeout_s).waveform
 
 
-def speak(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.0) -> Spoken:
+def speak(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.0) -> SynthesizedSpeech:
     """Speak a text and tell when each phone was said; arguments and errors as for `synthesize`."""
     if not 0.3 <= speed <= 3.0:
         raise UsageError(f"a speed of {speed} is outside 0.3 to 3", remedy="give a value near 1")
     (known,) = list_voices([voice])
     if not any(character.isalnum() for character in text):
-        return Spoken(np.zeros(0, np.float32))
+        return SynthesizedSpeech(np.zeros(0, np.float32))
     if known.engine == _NETWORK:
-        return Spoken(_network().speak(text, known.engine_name, speed).waveform)
+        return SynthesizedSpeech(_network().speak(text, known.engine_name, speed).waveform)
     with tempfile.TemporaryDirectory(prefix="audio-llm-tts-") as folder:
         out = Path(folder) / "speech.wav"
         source = Path(folder) / "text.txt"
         source.write_text(text, encoding="utf-8")
-        command, script = _COMMANDS[known.engine](known, source, out, 1.0 / speed)
+        command, stdin = _COMMANDS[known.engine](known, source, out, 1.0 / speed)
         try:
-            printed = subprocess.run(command, input=script, capture_output=True, timeout=timeout_s, check=True).stdout
+            printed = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout_s, check=True).stdout
         except subprocess.TimeoutExpired:
             raise SynthesisError(
                 f"{voice} did not finish in {timeout_s:g} s on {text[:60]!r}", remedy="cut the text into sentences"
@@ -157,14 +157,14 @@ def speak(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.0) ->
             raise SynthesisError(f"{voice} failed on {text[:60]!r}: {reason}") from None
         if not out.exists():
             raise SynthesisError(f"{voice} made no sound of {text[:60]!r}")
-        return Spoken(_read_16k(out), _phones(printed.decode()) if known.engine == "flite" else ())
+        return SynthesizedSpeech(_read_16k(out), _phones(printed.decode()) if known.engine == "flite" else ())
 
 
 def _network_voice(name: str) -> Voice:
     voice = name.partition(":")[2]
     known = _network().voices
     if voice not in known:
-        remedy = f"use one of {', '.join(f'{_NETWORK}:{own}' for own in known)}"
+        remedy = f"use one of {', '.join(f'{_NETWORK}:{voice_name}' for voice_name in known)}"
         raise UsageError(f"no voice is named {name!r}", remedy=remedy)
     return Voice(name, _NETWORK, voice, voice)
 
@@ -191,11 +191,11 @@ def _festival(voice: Voice, source: Path, out: Path, stretch: float) -> tuple[li
     rate = ""
     if voice.engine_name.endswith("_hts"):  # this kind of voice has its own durations and ignores the parameter
         rate = f'(set! hts_engine_params (cons (list "-r" {1.0 / stretch:.4f}) hts_engine_params))\n'
-    script = (
+    commands = (
         f"(voice_{voice.engine_name})\n(Parameter.set 'Duration_Stretch {stretch:.4f})\n{rate}"
         f'(utt.save.wave (utt.synth (Utterance Text "{text}")) "{out}" \'riff)\n'
     )
-    return [_program("festival"), "--pipe"], script.encode()
+    return [_program("festival"), "--pipe"], commands.encode()
 
 
 _COMMANDS = {"flite": _flite, "festival": _festival}
@@ -203,10 +203,10 @@ _COMMANDS = {"flite": _flite, "festival": _festival}
 
 @functools.cache
 def _program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         raise MissingDependencyError(f"the program {name} is not installed", remedy=f"on Debian or Ubuntu: {_APT}")
-    return found
+    return path
 
 
 def _read_16k(path: Path) -> np.ndarray:

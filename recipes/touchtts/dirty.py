@@ -25,7 +25,7 @@ from audio_llm.errors import DataError
 from audio_llm.simulation.mono import add_noise, coloured_noise, trim_silence
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.touchtts.prepare import Prepared, Recording, prepare
-from audio_llm.touchtts.prepare_judge import TwoOpinions
+from audio_llm.touchtts.prepare_filters import AsrAgreement
 from audio_llm.touchtts.prepare_report import account, to_html, to_lines
 
 CORPUS = "kathleen"
@@ -146,8 +146,8 @@ def run(corpus: Path, output: Path) -> list[Prepared]:
     """Prepare a corpus that `make_dirty` wrote."""
     rows = json.loads((corpus / PLANTED).read_text(encoding="utf-8"))
     recordings = [Recording(corpus / row["name"], Path(row["name"]).stem, row["text"]) for row in rows]
-    opinions = TwoOpinions(*[partial(load_recognizer, name, device="cpu") for name in ("ctc", "sphinx", "ctc")])
-    return list(prepare(recordings, opinions, output))
+    verifier = AsrAgreement(*[partial(load_recognizer, name, device="cpu") for name in ("ctc", "sphinx", "ctc")])
+    return list(prepare(recordings, verifier, output))
 
 
 def misjudged(planted: list[Planted], results: list[Prepared]) -> list[str]:
@@ -166,14 +166,14 @@ def table(planted: list[Planted], results: list[Prepared]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for kind, reason in EXPECTED.items():
-        own = [result for row, result in zip(planted, results, strict=True) if row.kind == kind]
-        total = account(own)
-        why = Counter(clip.reason for result in own for clip in result.clips if clip.reason)
+        of_kind = [result for row, result in zip(planted, results, strict=True) if row.kind == kind]
+        total = account(of_kind)
+        why = Counter(clip.reason for result in of_kind for clip in result.clips if clip.reason)
         dropped = ", ".join(f"{count} {name}" for name, count in why.most_common()) or "-"
         gone = sum(part.hours for part in total.dropped.values())
         lines.append(
-            f"| {kind} | {reason or 'kept'} | {total.kept.clips} | {dropped} | {total.read.hours:.4f} "
-            f"| {total.silence.hours:.4f} | {total.kept.hours:.4f} | {gone:.4f} | {total.classic['kept'].clips} |"
+            f"| {kind} | {reason or 'kept'} | {total.retained.clips} | {dropped} | {total.read.hours:.4f} "
+            f"| {total.silence.hours:.4f} | {total.retained.hours:.4f} | {gone:.4f} | {total.classic['kept'].clips} |"
         )
     wrong = misjudged(planted, results)
     return [*lines, f"misjudged: {', '.join(wrong) or 'none'}"]
@@ -186,16 +186,16 @@ def _rows(data: Path, rng: np.random.Generator, count: int) -> list[dict[str, An
         raise DataError("no manifest", path=path, remedy="see the recipe's README for the layout of a data folder")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     prompts = {DEFAULT_NORMALIZER(row["text"]): row for row in rows if row["split"] == "train"}
-    found = [row for row in prompts.values() if row["duration"] >= LEAST_S]
-    if len(found) < count:
-        raise DataError(f"{len(found)} recordings, {count} are needed", path=path, remedy="give a smaller --count")
-    return [found[place] for place in rng.permutation(len(found))[:count]]
+    usable = [row for row in prompts.values() if row["duration"] >= LEAST_S]
+    if len(usable) < count:
+        raise DataError(f"{len(usable)} recordings, {count} are needed", path=path, remedy="give a smaller --count")
+    return [usable[index] for index in rng.permutation(len(usable))[:count]]
 
 
 def _swapped(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Give every recording the text of one whose text is about as long."""
     ordered = sorted(rows, key=lambda row: len(row["text"]))
-    return [{**row, "text": ordered[(place + 1) % len(rows)]["text"]} for place, row in enumerate(ordered)]
+    return [{**row, "text": ordered[(index + 1) % len(rows)]["text"]} for index, row in enumerate(ordered)]
 
 
 def _silence(number: int, rng: np.random.Generator) -> np.ndarray:

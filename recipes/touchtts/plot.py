@@ -18,8 +18,8 @@ def draw(lines: list[str], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    rows = [row for row in cells if len(row) == 5 and " of " in row[1]]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    rows = [row for row in table if len(row) == 5 and " of " in row[1]]
     names = [row[0] for row in rows]
     picked = [100.0 * float(row[1].split(" of ")[0]) / float(row[1].split(" of ")[1]) for row in rows]
     figure, panels = pyplot.subplots(1, 2, figsize=(10.0, 0.42 * len(rows) + 1.2), sharey=True)

@@ -12,23 +12,25 @@ from audio_llm.touchtts.models import TouchModel
 from audio_llm.touchtts.recognizer import TouchRecognizer
 
 
-@pytest.mark.parametrize("heard", ["tokens", "continuous"])
-def test_texts_come_with_what_they_are_worth(model: TouchModel, sounds: list[np.ndarray], heard: str) -> None:
-    recognizer: Recognizer = TouchRecognizer(model, "tiny", heard)
-    found = recognizer.recognize(sounds[0], 3, "one")
-    assert found.id == "one"
-    texts = [hypothesis.text for hypothesis in found.hypotheses]
+@pytest.mark.parametrize("lm_input", ["tokens", "continuous"])
+def test_texts_come_with_what_they_are_worth(model: TouchModel, sounds: list[np.ndarray], lm_input: str) -> None:
+    recognizer: Recognizer = TouchRecognizer(model, "tiny", lm_input)
+    result = recognizer.recognize(sounds[0], 3, "one")
+    assert result.id == "one"
+    texts = [hypothesis.text for hypothesis in result.hypotheses]
     assert 1 <= len(texts) <= 3
     assert len(set(texts)) == len(texts)
     again = recognizer.score(sounds[0], [*texts, "!"])
     assert again[-1] is None
     assert all(score is not None and score < 0.0 for score in again[:-1])
-    scores = [hypothesis.score for hypothesis in found.hypotheses]
+    scores = [hypothesis.score for hypothesis in result.hypotheses]
     assert all(score is not None and score < 0.0 for score in scores)
 
 
 def test_tokens_and_features_are_two_ways_to_hear(model: TouchModel, sounds: list[np.ndarray]) -> None:
-    ways = [TouchRecognizer(model, "tiny", heard).score(sounds[1], ["a cat"])[0] for heard in ("tokens", "continuous")]
+    ways = [
+        TouchRecognizer(model, "tiny", lm_input).score(sounds[1], ["a cat"])[0] for lm_input in ("tokens", "continuous")
+    ]
     assert ways[0] != pytest.approx(ways[1], abs=1e-3)
 
 
@@ -48,8 +50,8 @@ def test_a_very_short_sound_is_no_error(model: TouchModel, samples: int) -> None
 def test_long_speech_is_cut_and_joined(model: TouchModel, sounds: list[np.ndarray]) -> None:
     long = np.tile(np.concatenate(sounds[:5]), 3)
     assert len(long) > 12 * 16_000
-    found = TouchRecognizer(model, "tiny").recognize(long, 5)
-    assert len(found.hypotheses) == 1
+    result = TouchRecognizer(model, "tiny").recognize(long, 5)
+    assert len(result.hypotheses) == 1
 
 
 def test_a_model_directory_is_a_recogniser(model_folder: Path, sounds: list[np.ndarray]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from audio_llm.lm.token_lm import Sequence
 from audio_llm.lm.vocabulary import BOS, PAD, Vocabulary
-from audio_llm.touchtts.script import Said, Script
+from audio_llm.touchtts.text_tokens import TextTokens, TokenizedText
 
 MARK, VOICE, SPEECH = "mark", "voice", "speech"  # ranges of tokens, beside those of a script
 
@@ -37,7 +37,9 @@ class Segment(IntEnum):
     SPEECH = 1
 
 
-def text_row(text: Said, voice: int, durations: Tensor, script: Script, vocabulary: Vocabulary) -> Sequence:
+def text_row(
+    text: TokenizedText, voice: int, durations: Tensor, text_tokens: TextTokens, vocabulary: Vocabulary
+) -> Sequence:
     """Return what speech is made of, as a row (1, T): begin, task, voice, text, and the mark that speech begins.
 
     Args:
@@ -48,12 +50,12 @@ def text_row(text: Said, voice: int, durations: Tensor, script: Script, vocabula
         vocabulary: Of the language model.
     """
     marks = vocabulary.encode(MARK, torch.tensor([Mark.TTS, Mark.AUDIO]))
-    who = vocabulary.encode(VOICE, torch.tensor([voice]))
-    said = vocabulary.encode(script.spoken, text.numbers)
-    ids = torch.cat([torch.tensor([BOS]), marks[:1], who, said, marks[1:]])
-    own = text.durations(durations)
-    places = own.cumsum(0) - 0.5 * own
-    positions = torch.cat([torch.zeros(3), places, torch.zeros(1)])
+    voice_id = vocabulary.encode(VOICE, torch.tensor([voice]))
+    text_ids = vocabulary.encode(text_tokens.input_range, text.numbers)
+    ids = torch.cat([torch.tensor([BOS]), marks[:1], voice_id, text_ids, marks[1:]])
+    token_durations = text.durations(durations)
+    centers = token_durations.cumsum(0) - 0.5 * token_durations
+    positions = torch.cat([torch.zeros(3), centers, torch.zeros(1)])
     segments = torch.full_like(ids, Segment.TEXT)
     segments[-1] = Segment.SPEECH
     return Sequence(ids[None], segments[None], positions[None])
@@ -65,7 +67,7 @@ def speech_row(tokens: Tensor, positions: Tensor, vocabulary: Vocabulary) -> Seq
     return Sequence(vocabulary.encode(SPEECH, tokens)[None], segments[None], positions[None])
 
 
-def heard_row(tokens: Tensor, vocabulary: Vocabulary) -> Sequence:
+def recognition_row(tokens: Tensor, vocabulary: Vocabulary) -> Sequence:
     """Return what is to be written down, as a row (1, T): begin, task, tokens, and the mark that text begins."""
     marks = vocabulary.encode(MARK, torch.tensor([Mark.ASR, Mark.TEXT]))
     ids = torch.cat([torch.tensor([BOS]), marks[:1], vocabulary.encode(SPEECH, tokens), marks[1:]])
@@ -75,12 +77,12 @@ def heard_row(tokens: Tensor, vocabulary: Vocabulary) -> Sequence:
     return Sequence(ids[None], segments[None], torch.cat([torch.zeros(2), times, torch.zeros(1)])[None])
 
 
-def written_row(numbers: Tensor, script: Script, vocabulary: Vocabulary) -> Sequence:
+def transcript_row(numbers: Tensor, text_tokens: TextTokens, vocabulary: Vocabulary) -> Sequence:
     """Return what was written, (T,) int64 of the script's range, as a row (1, T)."""
-    own = script.time(numbers)
+    durations = text_tokens.output_durations(numbers)
     segments = torch.full_like(numbers, Segment.TEXT)
-    ids = vocabulary.encode(script.written, numbers)
-    return Sequence(ids[None], segments[None], (own.cumsum(0) - 0.5 * own)[None])
+    ids = vocabulary.encode(text_tokens.output_range, numbers)
+    return Sequence(ids[None], segments[None], (durations.cumsum(0) - 0.5 * durations)[None])
 
 
 def stack_rows(rows: Rows[Sequence], left: bool = False) -> Sequence:

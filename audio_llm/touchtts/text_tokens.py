@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio_llm.touchtts.text import MARKS, SYMBOLS, SpokenText
+from audio_llm.touchtts.text import MARKS, SYMBOLS, NormalizedText
 
 SYMBOL, LETTER, PIECE = "symbol", "letter", "piece"  # ranges of tokens
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"
@@ -22,12 +22,12 @@ _LETTER_OF = {letter: number for number, letter in enumerate(LETTERS)}
 _CHARACTER_OF = {character: number for number, character in enumerate(_CHARACTERS)}
 
 
-class Said(NamedTuple):
+class TokenizedText(NamedTuple):
     """A text that is to be said.
 
     Attributes:
         numbers: (T,) int64, its tokens in the range.
-        units: What of `Script.units` each is made of.
+        units: What of `TextTokens.units` each is made of.
     """
 
     numbers: Tensor
@@ -35,18 +35,22 @@ class Said(NamedTuple):
 
     def durations(self, of_units: Tensor) -> Tensor:
         """Return how long each token takes, (T,) float32, from how long units take, (U,)."""
-        place = torch.tensor([number for number, own in enumerate(self.units) for _ in own], dtype=torch.int64)
-        unit = torch.tensor([unit for own in self.units for unit in own], dtype=torch.int64)
-        return of_units.new_zeros(len(self.units)).index_add(0, place, of_units[unit])
+        token_index = torch.tensor(
+            [number for number, token_units in enumerate(self.units) for _ in token_units], dtype=torch.int64
+        )
+        unit_index = torch.tensor(
+            [unit_index for token_units in self.units for unit_index in token_units], dtype=torch.int64
+        )
+        return of_units.new_zeros(len(self.units)).index_add(0, token_index, of_units[unit_index])
 
     def counts(self, units: int) -> np.ndarray:
         """Return how often each unit comes in the text, (U,) float64."""
-        found = np.zeros(units)
-        np.add.at(found, [unit for own in self.units for unit in own], 1.0)
-        return found
+        unit_counts = np.zeros(units)
+        np.add.at(unit_counts, [unit for token_units in self.units for unit in token_units], 1.0)
+        return unit_counts
 
 
-class Script(Protocol):
+class TextTokens(Protocol):
     """A way to write text.
 
     Attributes:
@@ -59,55 +63,55 @@ class Script(Protocol):
     @property
     def ranges(self) -> Mapping[str, int]: ...
     @property
-    def spoken(self) -> str: ...
+    def input_range(self) -> str: ...
     @property
-    def written(self) -> str: ...
+    def output_range(self) -> str: ...
     @property
     def units(self) -> int: ...
 
-    def to_say(self, text: SpokenText) -> Said:
+    def encode_input(self, text: NormalizedText) -> TokenizedText:
         """Return a text that is to be said."""
         ...
 
-    def to_write(self, words: str) -> Tensor:
+    def encode_output(self, words: str) -> Tensor:
         """Return normalised words as tokens (T,) int64 of the range `written`; empty where there are none."""
         ...
 
-    def read(self, numbers: Sequence[int]) -> str:
+    def decode(self, numbers: Sequence[int]) -> str:
         """Return the words of tokens that were written."""
         ...
 
-    def time(self, numbers: Tensor) -> Tensor:
+    def output_durations(self, numbers: Tensor) -> Tensor:
         """Return how long each token that was written takes, roughly: (T,) float32 in speech tokens."""
         ...
 
 
-class PhoneScript:
+class PhoneTokens:
     """Says phones and writes letters: what little data can teach."""
 
     ranges: Mapping[str, int] = {SYMBOL: len(SYMBOLS), LETTER: len(LETTERS)}
-    spoken, written, units = SYMBOL, LETTER, len(SYMBOLS)
+    input_range, output_range, units = SYMBOL, LETTER, len(SYMBOLS)
 
-    def to_say(self, text: SpokenText) -> Said:
-        """See `Script.to_say`."""
+    def encode_input(self, text: NormalizedText) -> TokenizedText:
+        """See `TextTokens.encode_input`."""
         numbers = symbol_numbers(text.symbols)
-        return Said(numbers, [(number,) for number in numbers.tolist()])
+        return TokenizedText(numbers, [(number,) for number in numbers.tolist()])
 
-    def to_write(self, words: str) -> Tensor:
-        """See `Script.to_write`; accents are dropped, and signs that are no letters."""
+    def encode_output(self, words: str) -> Tensor:
+        """See `TextTokens.encode_output`; accents are dropped, and signs that are no letters."""
         plain = unicodedata.normalize("NFKD", words)
         return torch.tensor([_LETTER_OF[letter] for letter in plain if letter in _LETTER_OF], dtype=torch.int64)
 
-    def read(self, numbers: Sequence[int]) -> str:
-        """See `Script.read`."""
+    def decode(self, numbers: Sequence[int]) -> str:
+        """See `TextTokens.decode`."""
         return " ".join("".join(LETTERS[number] for number in numbers).split())
 
-    def time(self, numbers: Tensor) -> Tensor:
-        """See `Script.time`."""
+    def output_durations(self, numbers: Tensor) -> Tensor:
+        """See `TextTokens.output_durations`."""
         return torch.full((len(numbers),), LETTER_TOKENS)
 
 
-class PieceScript:
+class PieceTokens:
     """Says and writes the pieces of words that a language model has learned to read and write.
 
     Args:
@@ -115,33 +119,33 @@ class PieceScript:
         size: Of the model's vocabulary.
     """
 
-    spoken, written, units = PIECE, PIECE, len(_CHARACTERS)
+    input_range, output_range, units = PIECE, PIECE, len(_CHARACTERS)
 
     def __init__(self, tokenizer: Any, size: int) -> None:
         self.ranges: Mapping[str, int] = {PIECE: size}
         self._tokenizer = tokenizer
         self._units = functools.lru_cache(maxsize=None)(self._units_of)
 
-    def to_say(self, text: SpokenText) -> Said:
-        """See `Script.to_say`."""
+    def encode_input(self, text: NormalizedText) -> TokenizedText:
+        """See `TextTokens.encode_input`."""
         numbers = self._encode(text.text)
-        return Said(numbers, [self._units(number) for number in numbers.tolist()])
+        return TokenizedText(numbers, [self._units(number) for number in numbers.tolist()])
 
-    def to_write(self, words: str) -> Tensor:
-        """See `Script.to_write`."""
+    def encode_output(self, words: str) -> Tensor:
+        """See `TextTokens.encode_output`."""
         return self._encode(words)
 
-    def read(self, numbers: Sequence[int]) -> str:
-        """See `Script.read`."""
+    def decode(self, numbers: Sequence[int]) -> str:
+        """See `TextTokens.decode`."""
         return " ".join(str(self._tokenizer.decode(list(numbers), skip_special_tokens=True)).split())
 
-    def time(self, numbers: Tensor) -> Tensor:
-        """See `Script.time`."""
+    def output_durations(self, numbers: Tensor) -> Tensor:
+        """See `TextTokens.output_durations`."""
         return torch.tensor([LETTER_TOKENS * len(self._units(number)) for number in numbers.tolist()])
 
     def _encode(self, text: str) -> Tensor:
-        found = self._tokenizer.encode(text, add_special_tokens=False) if text else []
-        return torch.tensor(found, dtype=torch.int64)
+        ids = self._tokenizer.encode(text, add_special_tokens=False) if text else []
+        return torch.tensor(ids, dtype=torch.int64)
 
     def _units_of(self, number: int) -> tuple[int, ...]:
         text = str(self._tokenizer.decode([number])).lower()
@@ -165,5 +169,5 @@ def fit_durations(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     units = counts.shape[1]
     usual = np.full(units, lengths.sum() / max(1.0, counts.sum()))
     weight = np.sqrt(len(counts) / 50.0 + 1.0)  # a pull to the mean, for units that are rare
-    table, wanted = np.concatenate([counts, weight * np.eye(units)]), np.concatenate([lengths, weight * usual])
-    return np.maximum(nnls(table, wanted)[0], 0.2)
+    table, target = np.concatenate([counts, weight * np.eye(units)]), np.concatenate([lengths, weight * usual])
+    return np.maximum(nnls(table, target)[0], 0.2)

@@ -34,7 +34,7 @@ _FRAME = SAMPLE_RATE // 50
 
 
 @dataclass(frozen=True)
-class Opinion:
+class TextVerification:
     """What two say of one clip.
 
     Attributes:
@@ -50,19 +50,19 @@ class Opinion:
     measure: str
 
 
-class Opinions(Protocol):
+class TextVerifier(Protocol):
     """Who has an opinion on texts; waveforms are (T,) float32 at 16 kHz."""
 
-    def given(self, waveform: np.ndarray, text: str) -> Opinion:
+    def verify_text(self, waveform: np.ndarray, text: str) -> TextVerification:
         """Judge a text that was given, in words as they are said."""
         ...
 
-    def heard(self, waveform: np.ndarray) -> Opinion:
+    def transcribe(self, waveform: np.ndarray) -> TextVerification:
         """Recognise a clip twice."""
         ...
 
 
-class TwoOpinions:
+class AsrAgreement:
     """Two recognisers: both hear a clip without a text, and one judges the texts that are given.
 
     Args:
@@ -73,33 +73,33 @@ class TwoOpinions:
     """
 
     def __init__(
-        self, first: Callable[[], Recognizer], second: Callable[[], Recognizer], judge: Callable[[], Recognizer]
+        self, first: Callable[[], Recognizer], second: Callable[[], Recognizer], scorer: Callable[[], Recognizer]
     ) -> None:
-        self._first, self._second, self._judge = cache(first), cache(second), cache(judge)
+        self._first, self._second, self._scorer = cache(first), cache(second), cache(scorer)
 
-    def given(self, waveform: np.ndarray, text: str) -> Opinion:
-        """Judge a text that was given (see `Opinions.given`)."""
+    def verify_text(self, waveform: np.ndarray, text: str) -> TextVerification:
+        """Judge a text that was given (see `TextVerifier.given`)."""
         from audio_llm.asr.ctc import CtcRecognizer
 
-        judge = self._judge()
-        if not isinstance(judge, CtcRecognizer):
-            return _compared(text, judge.recognize(waveform, 1).best)
-        hearing = judge.listen(waveform)
-        own = hearing.spell()
-        of_text, of_own = hearing.score([text, own])
-        if of_own is None:  # it hears nothing at all
-            of_own = float(hearing.log_probs.max(axis=1).sum())
-        margin = None if of_text is None else max(0.0, of_own - of_text) / len(text)
-        return Opinion(text, own, margin, NATS)
+        scorer = self._scorer()
+        if not isinstance(scorer, CtcRecognizer):
+            return _compared(text, scorer.recognize(waveform, 1).best)
+        posteriors = scorer.listen(waveform)
+        greedy_text = posteriors.spell()
+        text_score, greedy_score = posteriors.score([text, greedy_text])
+        if greedy_score is None:  # it hears nothing at all
+            greedy_score = float(posteriors.log_probs.max(axis=1).sum())
+        margin = None if text_score is None else max(0.0, greedy_score - text_score) / len(text)
+        return TextVerification(text, greedy_text, margin, NATS)
 
-    def heard(self, waveform: np.ndarray) -> Opinion:
-        """Recognise a clip twice (see `Opinions.heard`)."""
+    def transcribe(self, waveform: np.ndarray) -> TextVerification:
+        """Recognise a clip twice (see `TextVerifier.heard`)."""
         first = self._first().recognize(waveform, 1).best
         return _compared(first, self._second().recognize(waveform, 1).best if first else "")
 
 
-def _compared(first: str, second: str) -> Opinion:
-    return Opinion(first, second, character_error_rate([first], [second]), CER)
+def _compared(first: str, second: str) -> TextVerification:
+    return TextVerification(first, second, character_error_rate([first], [second]), CER)
 
 
 def is_clipped(waveform: np.ndarray) -> bool:
@@ -117,10 +117,10 @@ def is_stuck(text: str) -> bool:
     words = text.split()
     for length in range(1, _LONGEST_PHRASE + 1):
         run = 0  # words that equal the one a phrase before, up to here
-        for place in range(length, len(words)):
-            run = run + 1 if words[place] == words[place - length] else 0
-            said = run + length
-            if said >= _REPEATS * length and 2 * said >= len(words):
+        for index in range(length, len(words)):
+            run = run + 1 if words[index] == words[index - length] else 0
+            repeated_words = run + length
+            if repeated_words >= _REPEATS * length and 2 * repeated_words >= len(words):
                 return True
     return False
 

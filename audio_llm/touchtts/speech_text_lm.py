@@ -17,30 +17,30 @@ from audio_llm.lm.grown_lm import GrownLm
 from audio_llm.lm.sampling import Sampling, draw_without_loops
 from audio_llm.lm.token_lm import Decoding, Sequence, TokenLm, TokenLmConfig
 from audio_llm.lm.vocabulary import EOS
-from audio_llm.touchtts.layout import (
+from audio_llm.touchtts.sequence_layout import (
     MARK,
     SPEECH,
     VOICE,
     Mark,
     Segment,
-    heard_row,
     moved,
+    recognition_row,
     speech_row,
     stack_rows,
     text_row,
-    written_row,
+    transcript_row,
 )
-from audio_llm.touchtts.script import PIECE, PhoneScript, PieceScript, Script
-from audio_llm.touchtts.text import SYMBOLS, SpokenText
+from audio_llm.touchtts.text import SYMBOLS, NormalizedText
+from audio_llm.touchtts.text_tokens import PIECE, PhoneTokens, PieceTokens, TextTokens
 
 SAMPLING = Sampling(temperature=0.8, top_k=25, top_p=0.8)  # of speech tokens
-_SHORTEST_SHARE, _LONGEST_SHARE = 0.6, 1.5  # of the time that a text should take, at least and at most
+_SHORTEST, _LONGEST = 0.6, 1.5  # of the time that a text should take, at least and at most
 _WRITTEN_PER_TOKEN = 1.2  # letters, or pieces, at most
 _END = 0  # what is drawn for the end; tokens count from 1
 
 
 @dataclass(frozen=True)
-class TalkLmConfig:
+class SpeechTextLmConfig:
     """Size of the model, and what it knows of time.
 
     Attributes:
@@ -70,11 +70,11 @@ class TalkLmConfig:
         if self.pieces:
             ranges = {**sizes, SPEECH: self.speech, PIECE: self.pieces}
         else:
-            ranges = {**sizes, **PhoneScript.ranges, SPEECH: self.speech}
+            ranges = {**sizes, **PhoneTokens.ranges, SPEECH: self.speech}
         object.__setattr__(self, "lm", replace(self.lm, ranges=ranges, segments=len(Segment)))
 
 
-class TalkLm(nn.Module):
+class SpeechTextLm(nn.Module):
     """The model.
 
     Args:
@@ -92,13 +92,13 @@ class TalkLm(nn.Module):
 
     durations: Tensor
 
-    def __init__(self, config: TalkLmConfig, vectors: Tensor | None = None, base: CausalLm | None = None) -> None:
+    def __init__(self, config: SpeechTextLmConfig, vectors: Tensor | None = None, base: CausalLm | None = None) -> None:
         super().__init__()
-        self.script: Script = script_of(base)
-        if len(config.durations) != self.script.units or config.pieces != self.script.ranges.get(PIECE, 0):
-            found = f"{len(config.durations)} durations, {config.pieces} pieces"
-            remedy = f"give {self.script.units} durations, and the language model that it is grown from"
-            raise ConfigError(found, remedy=remedy)
+        self.text_tokens: TextTokens = text_tokens_of(base)
+        if len(config.durations) != self.text_tokens.units or config.pieces != self.text_tokens.ranges.get(PIECE, 0):
+            message = f"{len(config.durations)} durations, {config.pieces} pieces"
+            remedy = f"give {self.text_tokens.units} durations, and the language model that it is grown from"
+            raise ConfigError(message, remedy=remedy)
         self.base = base
         vectors_of: Mapping[str, Tensor] = {} if vectors is None else {SPEECH: vectors}
         if base is None:
@@ -113,7 +113,7 @@ class TalkLm(nn.Module):
         """Return cross-entropies (K,) float32 in nats of what comes next, for all K places that have a target.
 
         Args:
-            sequence: Rows as `layout` makes them, (B, N).
+            sequence: Rows as `sequence_layout` makes them, (B, N).
             targets: (B, N) int64: 0 for the end, from 1 on a range's tokens; -1 where nothing is to be said.
             name: The range.
             features: (B, N, states) float32, in place of speech tokens (see `continuous`).
@@ -139,22 +139,22 @@ class TalkLm(nn.Module):
             raise UsageError(f"no voice is named {name!r}", remedy=f"use one of {', '.join(self.config.voices)}")
         return self.config.voices.index(name)
 
-    def length(self, text: SpokenText) -> float:
+    def length(self, text: NormalizedText) -> float:
         """Return how long a text is, in tokens at the usual speed."""
-        return float(self.script.to_say(text).durations(self.durations.cpu()).sum())
+        return float(self.text_tokens.encode_input(text).durations(self.durations.cpu()).sum())
 
-    def expected_tokens(self, text: SpokenText, voice: str) -> float:
+    def expected_tokens(self, text: NormalizedText, voice: str) -> float:
         """Return how many tokens a text should take."""
         return self.length(text) * self.config.rates[self.voice(voice)]
 
-    def most_tokens(self, text: SpokenText, voice: str) -> int:
+    def most_tokens(self, text: NormalizedText, voice: str) -> int:
         """Return how many tokens a text may take; speech that has not ended by then is cut off."""
-        return max(2, math.ceil(_LONGEST_SHARE * self.expected_tokens(text, voice)))
+        return max(2, math.ceil(_LONGEST * self.expected_tokens(text, voice)))
 
     @torch.inference_mode()
-    def speak(
+    def generate(
         self,
-        texts: Rows[SpokenText],
+        texts: Rows[NormalizedText],
         voice: str,
         sampling: Sampling = SAMPLING,
         generator: torch.Generator | None = None,
@@ -173,20 +173,20 @@ class TalkLm(nn.Module):
             UsageError: There is no such voice.
         """
         number, device, durations = self.voice(voice), self.durations.device, self.durations.cpu()
-        said = [self.script.to_say(text) for text in texts]
-        rows = [text_row(text, number, durations, self.script, self.lm.vocabulary) for text in said]
-        wanted = torch.tensor([self.expected_tokens(text, voice) for text in texts], device=device)
-        length = torch.stack([text.durations(durations).sum() for text in said]).to(device)
+        inputs = [self.text_tokens.encode_input(text) for text in texts]
+        rows = [text_row(text, number, durations, self.text_tokens, self.lm.vocabulary) for text in inputs]
+        expected = torch.tensor([self.expected_tokens(text, voice) for text in texts], device=device)
+        length = torch.stack([text.durations(durations).sum() for text in inputs]).to(device)
         most = torch.tensor([self.most_tokens(text, voice) for text in texts], device=device)
 
-        def place(step: int) -> Tensor:
-            return (step + 0.5) * length / wanted
+        def positions(step: int) -> Tensor:
+            return (step + 0.5) * length / expected
 
         run = Decoding(self.lm, moved(stack_rows(rows, left=True), device))
-        yield from _said(run, self.lm, place, (_SHORTEST_SHARE * wanted).floor(), most, sampling, generator)
+        yield from _sample_speech(run, self.lm, positions, (_SHORTEST * expected).floor(), most, sampling, generator)
 
     @torch.inference_mode()
-    def write(self, tokens: Tensor, states: Tensor | None = None, beam: int = 4) -> list[tuple[list[int], float]]:
+    def transcribe(self, tokens: Tensor, states: Tensor | None = None, beam: int = 4) -> list[tuple[list[int], float]]:
         """Return what was said in some speech: tokens of the script and their log-probability, the likeliest first.
 
         Args:
@@ -195,23 +195,23 @@ class TalkLm(nn.Module):
             beam: How many texts are followed.
         """
         device = self.durations.device
-        row = moved(heard_row(tokens.cpu(), self.lm.vocabulary), device)
+        row = moved(recognition_row(tokens.cpu(), self.lm.vocabulary), device)
         features = None
         if states is not None:
             row, features = continuous(row, states.to(device))
             features = self._projected(features)
-        table = self.lm.table(self.script.written, [EOS])
+        table = self.lm.table(self.text_tokens.output_range, [EOS])
 
         def follow(texts: Rows[list[int]]) -> Sequence:
-            rows = [written_row(torch.tensor(text), self.script, self.lm.vocabulary) for text in texts]
+            rows = [transcript_row(torch.tensor(text), self.text_tokens, self.lm.vocabulary) for text in texts]
             last = [Sequence(*(part[:, -1:] for part in row)) for row in rows]
             return moved(stack_rows(last), device)
 
-        return _written(
+        return _beam_search(
             Decoding(self.lm, row, features), table, follow, int(len(tokens) * _WRITTEN_PER_TOKEN) + 2, beam
         )
 
-    def score_speech(self, text: SpokenText, voice: str, tokens: Tensor) -> float:
+    def score_speech(self, text: NormalizedText, voice: str, tokens: Tensor) -> float:
         """Return the log-probability in nats of speech tokens (T,) int64 and their end, given a text."""
         sequence, targets = speech_example(self, text, voice, tokens)
         device = self.durations.device
@@ -219,17 +219,17 @@ class TalkLm(nn.Module):
             return -float(self(moved(sequence, device), targets.to(device), SPEECH).sum())
 
 
-def script_of(base: CausalLm | None) -> Script:
+def text_tokens_of(base: CausalLm | None) -> TextTokens:
     """Return how a model takes and writes text that is grown from another one, or from none."""
     if base is None:
-        return PhoneScript()
-    return PieceScript(base.tokenizer, base.network.get_input_embeddings().num_embeddings)
+        return PhoneTokens()
+    return PieceTokens(base.tokenizer, base.network.get_input_embeddings().num_embeddings)
 
 
-def _said(
+def _sample_speech(
     run: Decoding,
     lm: TokenLm,
-    place: Callable[[int], Tensor],
+    positions: Callable[[int], Tensor],
     least: Tensor,
     most: Tensor,
     sampling: Sampling,
@@ -260,10 +260,10 @@ def _said(
         yield [-1 if end else token for token, end in zip(tokens.tolist(), ended.tolist(), strict=True)]
         history = torch.cat([history, drawn[:, None]], dim=1)
         ids = lm.vocabulary.encode(SPEECH, tokens)[:, None]
-        run.feed(Sequence(ids, torch.full_like(ids, Segment.SPEECH), place(step)[:, None]))
+        run.feed(Sequence(ids, torch.full_like(ids, Segment.SPEECH), positions(step)[:, None]))
 
 
-def _written(
+def _beam_search(
     run: Decoding, table: Tensor, follow: Callable[[Rows[list[int]]], Sequence], longest: int, beam: int
 ) -> list[tuple[list[int], float]]:
     """Return texts by beam search with their log-probabilities, the likeliest for its length first.
@@ -282,15 +282,17 @@ def _written(
         totals = log_probs.cpu() + torch.tensor([score for _, score in beams])[:, None]
         best = totals.flatten().topk(min(2 * beam, totals.numel()))
         following: list[tuple[list[int], float, int]] = []
-        for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            source, letter = divmod(place, totals.shape[1])
+        for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            source, letter = divmod(index, totals.shape[1])
             if letter == _END:
                 done.append((beams[source][0], score))
             elif len(following) < beam:
                 following.append(([*beams[source][0], letter - 1], score, source))
         if not following:
             break
-        if len(done) >= beam and _worth(_ranked(done)[beam - 1]) > max(_worth(text[:2]) for text in following):
+        if len(done) >= beam and _score_per_symbol(_ranked(done)[beam - 1]) > max(
+            _score_per_symbol(text[:2]) for text in following
+        ):
             break
         run.keep(torch.tensor([source for *_, source in following], device=run.hidden.device))
         beams = [(letters, score) for letters, score, _ in following]
@@ -299,7 +301,7 @@ def _written(
 
 
 def speech_example(
-    lm: TalkLm, text: SpokenText, voice: str, tokens: Tensor, past: Tensor | None = None, stretch: float = 1.0
+    lm: SpeechTextLm, text: NormalizedText, voice: str, tokens: Tensor, past: Tensor | None = None, stretch: float = 1.0
 ) -> tuple[Sequence, Tensor]:
     """Return a row (1, N) of a text and its speech, and its targets.
 
@@ -312,25 +314,27 @@ def speech_example(
         stretch: How much faster than truly time goes by.
     """
     vocabulary, durations = lm.lm.vocabulary, lm.durations.cpu()
-    said = lm.script.to_say(text)
-    given = text_row(said, lm.voice(voice), durations, lm.script, vocabulary)
-    length = float(said.durations(durations).sum())
+    text_input = lm.text_tokens.encode_input(text)
+    given = text_row(text_input, lm.voice(voice), durations, lm.text_tokens, vocabulary)
+    length = float(text_input.durations(durations).sum())
     times = (torch.arange(len(tokens)) + 0.5) * (length / len(tokens) * stretch)
     speech = speech_row(tokens if past is None else past, times, vocabulary)
     return _with_targets(given, speech, tokens)
 
 
-def text_example(lm: TalkLm, tokens: Tensor, written: Tensor) -> tuple[Sequence, Tensor]:
+def text_example(lm: SpeechTextLm, tokens: Tensor, written: Tensor) -> tuple[Sequence, Tensor]:
     """Return a row (1, N) of speech tokens (T,) and what is said in them, (L,) of the script, and its targets."""
     vocabulary = lm.lm.vocabulary
-    return _with_targets(heard_row(tokens, vocabulary), written_row(written, lm.script, vocabulary), written)
+    return _with_targets(
+        recognition_row(tokens, vocabulary), transcript_row(written, lm.text_tokens, vocabulary), written
+    )
 
 
 def continuous(row: Sequence, states: Tensor, first: int = 2) -> tuple[Sequence, Tensor]:
     """Return rows whose speech tokens are all the same, and features (B, N, states) that say what they do not.
 
     Args:
-        row: Of `heard_row`, (B, N).
+        row: Of `recognition_row`, (B, N).
         states: (T, states) or (B, T, states) float32, 0 behind each end.
         first: Place of the first speech token.
     """
@@ -343,20 +347,20 @@ def continuous(row: Sequence, states: Tensor, first: int = 2) -> tuple[Sequence,
     return row._replace(ids=ids), features
 
 
-def _with_targets(given: Sequence, told: Sequence, wanted: Tensor) -> tuple[Sequence, Tensor]:
-    """Return both one behind the other, and (1, N) int64: what comes behind each token, as `TalkLm.forward` has it."""
-    row = Sequence(*(torch.cat(parts, dim=1) for parts in zip(given, told, strict=True)))
+def _with_targets(given: Sequence, continuation: Sequence, expected: Tensor) -> tuple[Sequence, Tensor]:
+    """Return the concatenated row (1, N) and its targets (1, N) int64 as `SpeechTextLm.forward` takes them."""
+    row = Sequence(*(torch.cat(parts, dim=1) for parts in zip(given, continuation, strict=True)))
     targets = torch.full_like(row.ids, -1)
     first = given.ids.shape[1] - 1
-    targets[0, first:-1], targets[0, -1] = wanted + 1, _END
+    targets[0, first:-1], targets[0, -1] = expected + 1, _END
     return row, targets
 
 
 def _ranked(texts: list[tuple[list[int], float]]) -> list[tuple[list[int], float]]:
     """Return texts by what they are worth, best first."""
-    return sorted(texts, key=_worth, reverse=True)
+    return sorted(texts, key=_score_per_symbol, reverse=True)
 
 
-def _worth(text: tuple[list[int], float]) -> float:
+def _score_per_symbol(text: tuple[list[int], float]) -> float:
     """Return the log-probability of a text for each symbol of it, the end counted in."""
     return text[1] / (len(text[0]) + 1)

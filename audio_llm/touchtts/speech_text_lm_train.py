@@ -19,11 +19,18 @@ from audio_llm.lm.token_lm import Sequence
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.tokenizer.base import SemanticTokenizer
 from audio_llm.tokenizer.s3 import S3Tokenizer
-from audio_llm.touchtts.data import TalkPack
-from audio_llm.touchtts.layout import SPEECH, stack_rows
-from audio_llm.touchtts.models import TALK, load_talk_lm, speech_vectors, tokenizer_entry
-from audio_llm.touchtts.script import PIECE, Script, fit_durations
-from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig, continuous, script_of, speech_example, text_example
+from audio_llm.touchtts.data import UtterancePack
+from audio_llm.touchtts.models import SPEECH_TEXT_LM, load_speech_text_lm, speech_vectors, tokenizer_entry
+from audio_llm.touchtts.sequence_layout import SPEECH, stack_rows
+from audio_llm.touchtts.speech_text_lm import (
+    SpeechTextLm,
+    SpeechTextLmConfig,
+    continuous,
+    speech_example,
+    text_example,
+    text_tokens_of,
+)
+from audio_llm.touchtts.text_tokens import PIECE, TextTokens, fit_durations
 from audio_llm.training.buckets import batches_by_length
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
@@ -35,7 +42,7 @@ _FITTED = 4000  # utterances, at most, that durations are fitted to
 
 
 @dataclass(frozen=True)
-class TalkTrainingConfig:
+class SpeechTextLmTrainingConfig:
     """How to train the language model.
 
     Attributes:
@@ -51,7 +58,7 @@ class TalkTrainingConfig:
         validation: Talks of each kind at each validation.
     """
 
-    model: TalkLmConfig = field(default_factory=TalkLmConfig)
+    model: SpeechTextLmConfig = field(default_factory=SpeechTextLmConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=100_000))
     batch_places: int = 4000
     repeats: dict[str, int] = field(default_factory=dict)
@@ -82,13 +89,13 @@ class _Batch(NamedTuple):
     name: str
 
 
-def train_talk_lm(
+def train_speech_text_lm(
     packs: Rows[Path],
     tuning: Rows[Path],
     tokenizer: SemanticTokenizer,
     tokenizer_name: str,
     output: Path,
-    config: TalkTrainingConfig,
+    config: SpeechTextLmTrainingConfig,
     *,
     max_minutes: float | None = None,
     resume: bool = False,
@@ -122,18 +129,22 @@ def train_talk_lm(
     """
     if llm is not None and start_from is not None:
         raise UsageError("two models to start from are named", remedy="grow one, or go on with one that was grown")
-    known = None if start_from is None else load_talk_lm(start_from, tokenizer).train()
+    known = None if start_from is None else load_speech_text_lm(start_from, tokenizer).train()
     base = None if llm is None else load_causal_lm(hub.find_model(llm))
-    script = script_of(base) if known is None else known.script
-    data, held_out = (_Talks(TalkPack(*folders), tokenizer, config, script) for folders in (packs, tuning))
+    text_tokens = text_tokens_of(base) if known is None else known.text_tokens
+    data, held_out = (
+        _TaskBatches(UtterancePack(*folders), tokenizer, config, text_tokens) for folders in (packs, tuning)
+    )
     torch.manual_seed(config.training.seed)
-    lm = known or TalkLm(fitted(config.model, data.pack, tokenizer, script), speech_vectors(tokenizer), base)
+    lm = known or SpeechTextLm(
+        fit_durations_config(config.model, data.pack, tokenizer, text_tokens), speech_vectors(tokenizer), base
+    )
     unknown = set(data.pack.voices) - set(lm.config.voices)
     if unknown:
         remedy = "train a new model, or leave these talks out"
         raise ModelFormatError(f"does not know the voices {', '.join(sorted(unknown))}", path=start_from, remedy=remedy)
-    heard = config.continuous_share if lm.config.states else 0.0
-    config = replace(config, model=lm.config, continuous_share=heard)
+    continuous_fraction = config.continuous_share if lm.config.states else 0.0
+    config = replace(config, model=lm.config, continuous_share=continuous_fraction)
     size = sum(parameter.numel() for parameter in lm.parameters())
     logger.info("%d talks, %d of them recorded, %.2f M parameters", len(data.pack), len(data.recorded), size / 1e6)
     for name, rate in zip(lm.config.voices, lm.config.rates, strict=True):
@@ -145,13 +156,13 @@ def train_talk_lm(
     grown_from = {} if llm is None else {"llm": Path(llm).resolve().name}
 
     def save(module: nn.Module, folder: Path) -> None:
-        assert isinstance(module, TalkLm)
-        made_by = {**(provenance or {}), "training": asdict(config), **grown_from}
+        assert isinstance(module, SpeechTextLm)
+        record = {**(provenance or {}), "training": asdict(config), **grown_from}
         settings = {
             "network": asdict(module.config),
             "tokenizer": tokenizer_entry(tokenizer, tokenizer_name),
         }
-        hub.save_model(folder, settings, module.state_dict(), TALK, CARD, made_by, module.assets())
+        hub.save_model(folder, settings, module.state_dict(), SPEECH_TEXT_LM, CARD, record, module.assets())
 
     return train(
         lm,
@@ -169,15 +180,19 @@ def train_talk_lm(
     )
 
 
-def fitted(config: TalkLmConfig, pack: TalkPack, tokenizer: SemanticTokenizer, script: Script) -> TalkLmConfig:
+def fit_durations_config(
+    config: SpeechTextLmConfig, pack: UtterancePack, tokenizer: SemanticTokenizer, text_tokens: TextTokens
+) -> SpeechTextLmConfig:
     """Return a configuration with the voices of a pack, and how long its texts take."""
     chosen = np.random.default_rng(0).permutation(len(pack))[:_FITTED]
-    units = np.stack([script.to_say(text).counts(script.units) for text in pack.spoken])
+    units = np.stack([text_tokens.encode_input(text).counts(text_tokens.units) for text in pack.normalized])
     durations = fit_durations(units[chosen], pack.counts[chosen].astype(np.float64))
     expected = units @ durations
     voices = tuple(sorted(set(pack.voices)))
-    own = np.array(pack.voices)
-    rates = tuple(float(pack.counts[own == name].sum() / expected[own == name].sum()) for name in voices)
+    voice_names = np.array(pack.voices)
+    rates = tuple(
+        float(pack.counts[voice_names == name].sum() / expected[voice_names == name].sum()) for name in voices
+    )
     width = tokenizer.width if isinstance(tokenizer, S3Tokenizer) else 0
     return replace(
         config,
@@ -186,80 +201,92 @@ def fitted(config: TalkLmConfig, pack: TalkPack, tokenizer: SemanticTokenizer, s
         rates=rates,
         speech=tokenizer.size,
         states=width,
-        pieces=script.ranges.get(PIECE, 0),
+        pieces=text_tokens.ranges.get(PIECE, 0),
     )
 
 
-class _Talks:
+class _TaskBatches:
     """Talks of a pack, as batches."""
 
     def __init__(
-        self, pack: TalkPack, tokenizer: SemanticTokenizer, config: TalkTrainingConfig, script: Script
+        self,
+        pack: UtterancePack,
+        tokenizer: SemanticTokenizer,
+        config: SpeechTextLmTrainingConfig,
+        text_tokens: TextTokens,
     ) -> None:
         if pack.tokenizer != tokenizer.fingerprint:
             raise DataError("the talks were packed with another tokenizer", remedy="pack them with this one")
         self.pack, self.seed = pack, config.training.seed
-        self.written = [script.to_write(DEFAULT_NORMALIZER(text)) for text in pack.texts]
-        has_words = np.array([len(written) > 0 for written in self.written])
+        self.transcripts = [text_tokens.encode_output(DEFAULT_NORMALIZER(text)) for text in pack.texts]
+        has_words = np.array([len(transcript) > 0 for transcript in self.transcripts])
         self.recorded = np.flatnonzero((pack.samples > 0) & has_words)
-        self.said = np.repeat(np.arange(len(pack)), [config.repeats.get(voice, 1) for voice in pack.voices])
-        self.said_places = pack.counts + np.array([len(script.to_say(text).numbers) + 6 for text in pack.spoken])
-        self.written_places = pack.counts + np.array([len(written) + 5 for written in self.written])
+        self.tts_rows = np.repeat(np.arange(len(pack)), [config.repeats.get(voice, 1) for voice in pack.voices])
+        self.tts_lengths = pack.counts + np.array(
+            [len(text_tokens.encode_input(text).numbers) + 6 for text in pack.normalized]
+        )
+        self.asr_lengths = pack.counts + np.array([len(transcript) + 5 for transcript in self.transcripts])
 
-    def batches(self, epoch: int, config: TalkTrainingConfig) -> list[tuple[str, list[tuple[int, int]]]]:
+    def batches(self, epoch: int, config: SpeechTextLmTrainingConfig) -> list[tuple[str, list[tuple[int, int]]]]:
         """Return the batches of an epoch: a task, and (talk, seed) each."""
         rng = np.random.default_rng([self.seed, epoch])
-        made = [("say", b) for b in batches_by_length(self.said, self.said_places, config.batch_places, rng)]
-        share = config.asr_share if len(self.recorded) else 0.0
-        wanted = round(len(made) * share / (1.0 - share))
+        batches = [("say", b) for b in batches_by_length(self.tts_rows, self.tts_lengths, config.batch_places, rng)]
+        fraction = config.asr_share if len(self.recorded) else 0.0
+        count = round(len(batches) * fraction / (1.0 - fraction))
         writing: list[tuple[str, list[tuple[int, int]]]] = []
-        while len(writing) < wanted:
-            for batch in batches_by_length(self.recorded, self.written_places, config.batch_places, rng):
+        while len(writing) < count:
+            for batch in batches_by_length(self.recorded, self.asr_lengths, config.batch_places, rng):
                 writing.append(("listen" if rng.random() < config.continuous_share else "write", batch))
-        made += writing[:wanted]
-        return [made[place] for place in rng.permutation(len(made))]
+        batches += writing[:count]
+        return [batches[index] for index in rng.permutation(len(batches))]
 
-    def collate(self, lm: TalkLm, task: str, chosen: Rows[tuple[int, int]], config: TalkTrainingConfig) -> _Batch:
+    def collate(
+        self, lm: SpeechTextLm, task: str, chosen: Rows[tuple[int, int]], config: SpeechTextLmTrainingConfig
+    ) -> _Batch:
         """Return a batch of a task: `say`, `write` down tokens, or `listen` to what they were cut from."""
         examples = [self._example(lm, task, row, np.random.default_rng(seed), config) for row, seed in chosen]
         sequence = stack_rows([row for row, _ in examples])
         size = sequence.ids.shape[1]
-        targets = torch.cat([nn.functional.pad(own, (0, size - own.shape[1]), value=-1) for _, own in examples])
+        targets = torch.cat(
+            [nn.functional.pad(row_targets, (0, size - row_targets.shape[1]), value=-1) for _, row_targets in examples]
+        )
         features = torch.zeros(*sequence.ids.shape, 0)
         if task == "listen":
             states = [torch.from_numpy(self.pack.states(row)).float() for row, _ in chosen]
             sequence, features = continuous(sequence, nn.utils.rnn.pad_sequence(states, batch_first=True))
-        return _Batch(sequence, targets, features, SPEECH if task == "say" else lm.script.written)
+        return _Batch(sequence, targets, features, SPEECH if task == "say" else lm.text_tokens.output_range)
 
-    def for_validation(self, lm: TalkLm, config: TalkTrainingConfig, voices: set[str]) -> dict[str, list[_Batch]]:
+    def for_validation(
+        self, lm: SpeechTextLm, config: SpeechTextLmTrainingConfig, voices: set[str]
+    ) -> dict[str, list[_Batch]]:
         """Return batches that are always the same: of each task, and of text that belongs to other speech."""
         exact = replace(config, stretch=0.0, most_wrong_past=0.0)
         rng = np.random.default_rng(0)
-        found: dict[str, list[_Batch]] = {}
+        batches: dict[str, list[_Batch]] = {}
         for task, rows in (("say", np.arange(len(self.pack))), ("write", self.recorded), ("listen", self.recorded)):
-            wanted = config.validation if task != "listen" or config.continuous_share else 0
-            rows = rng.permutation([row for row in rows if self.pack.voices[row] in voices])[:wanted]
-            places = self.said_places if task == "say" else self.written_places
-            groups = list(batches_by_length(rows, places, config.batch_places, rng))
-            found[task] = [self.collate(lm, task, group, exact) for group in groups]
-        return found
+            count = config.validation if task != "listen" or config.continuous_share else 0
+            rows = rng.permutation([row for row in rows if self.pack.voices[row] in voices])[:count]
+            lengths = self.tts_lengths if task == "say" else self.asr_lengths
+            groups = list(batches_by_length(rows, lengths, config.batch_places, rng))
+            batches[task] = [self.collate(lm, task, group, exact) for group in groups]
+        return batches
 
     def _example(
-        self, lm: TalkLm, task: str, row: int, rng: np.random.Generator, config: TalkTrainingConfig
+        self, lm: SpeechTextLm, task: str, row: int, rng: np.random.Generator, config: SpeechTextLmTrainingConfig
     ) -> tuple[Sequence, Tensor]:
         tokens = torch.from_numpy(self.pack.tokens(row).astype(np.int64))
         if task != "say":
-            return text_example(lm, tokens, self.written[row])
+            return text_example(lm, tokens, self.transcripts[row])
         past = _partly_wrong(tokens, config.most_wrong_past * rng.random(), rng)
         stretch = float(np.exp(rng.normal(0.0, config.stretch))) if config.stretch else 1.0
-        return speech_example(lm, self.pack.spoken[row], self.pack.voices[row], tokens, past, stretch)
+        return speech_example(lm, self.pack.normalized[row], self.pack.voices[row], tokens, past, stretch)
 
 
-def _partly_wrong(tokens: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+def _partly_wrong(tokens: Tensor, fraction: float, rng: np.random.Generator) -> Tensor:
     """Return tokens (T,), of which a share is the one before once more, or any of the same speech."""
-    if not share:
+    if not fraction:
         return tokens
-    wrong = torch.from_numpy(rng.random(len(tokens)) < share)
+    wrong = torch.from_numpy(rng.random(len(tokens)) < fraction)
     twice = torch.from_numpy(rng.random(len(tokens)) < 0.5)
     other = tokens[torch.from_numpy(rng.integers(len(tokens), size=len(tokens)))]
     before = torch.cat([tokens[:1], tokens[:-1]])
@@ -272,19 +299,21 @@ def _loss(module: nn.Module, batch: _Batch) -> Tensor:
 
 def _entropies(module: nn.Module, batch: _Batch) -> Tensor:
     features = batch.features if batch.features.shape[2] else None
-    found: Tensor = module(batch.sequence, batch.targets, batch.name, features)
-    return found
+    entropies: Tensor = module(batch.sequence, batch.targets, batch.name, features)
+    return entropies
 
 
-def _validate(module: nn.Module, batches: dict[str, list[_Batch]], config: TalkTrainingConfig) -> dict[str, float]:
+def _validate(
+    module: nn.Module, batches: dict[str, list[_Batch]], config: SpeechTextLmTrainingConfig
+) -> dict[str, float]:
     """Return nats per token of each task; `loss` weighs them as the training does."""
     from accelerate.utils import send_to_device
 
-    assert isinstance(module, TalkLm)
-    found: dict[str, float] = {}
-    for task, own in batches.items():
-        values = [_entropies(module, send_to_device(batch, module.durations.device)) for batch in own]
-        found[task] = float(torch.cat(values).mean()) if values else 0.0
-    heard, share = config.continuous_share, config.asr_share
-    written = heard * found["listen"] + (1.0 - heard) * found["write"]
-    return {"loss": (1.0 - share) * found["say"] + share * written, **found}
+    assert isinstance(module, SpeechTextLm)
+    losses: dict[str, float] = {}
+    for task, task_batches in batches.items():
+        values = [_entropies(module, send_to_device(batch, module.durations.device)) for batch in task_batches]
+        losses[task] = float(torch.cat(values).mean()) if values else 0.0
+    continuous_fraction, asr_fraction = config.continuous_share, config.asr_share
+    written = continuous_fraction * losses["listen"] + (1.0 - continuous_fraction) * losses["write"]
+    return {"loss": (1.0 - asr_fraction) * losses["say"] + asr_fraction * written, **losses}
