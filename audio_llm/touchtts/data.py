@@ -1,4 +1,4 @@
-"""Talks: utterances with text and semantic tokens, packed; what all parts of TouchTTS learn from."""
+"""Utterances with text and semantic tokens, packed in shards: the training data of all parts of TouchTTS."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from audio_llm.training.shards import ShardReader, decode_text, encode_text, wri
 
 logger = logging.getLogger(__name__)
 
-MARGIN_S = 0.06  # of silence that is left before and behind an utterance
+MARGIN_S = 0.06  # silence that is left at both ends of an utterance
 LONGEST_S = 20.0  # longer utterances are left out
-_BATCH_S = 60.0  # of sound that is tokenized at once
+_BATCH_S = 60.0  # sound that is tokenized at once, in seconds
 _TEXTS = ("id", "voice", "speaker", "text")
 
 
 @dataclass(frozen=True)
 class TtsUtterance:
-    """An utterance and what is said in it.
+    """An utterance and its text.
 
     Attributes:
-        id: Its name.
-        voice: Whose way to talk the language model is to learn: a person, or a kind of people.
-        speaker: Who talks.
-        text: As written.
-        waveform: (T,) float32 at 16 kHz; trimmed and brought to one level when packed.
-        is_synthetic: Made by another program: good for learning to say text, not for how a person sounds.
+        id: Name of the utterance.
+        voice: Voice that the language model learns: one speaker, or a group of speakers.
+        speaker: The individual speaker.
+        text: Original text, before normalization.
+        waveform: (T,) float32 at 16 kHz; trimmed and leveled when packed.
+        is_synthetic: Whether another synthesizer spoke it: it teaches the language model, not how a speaker sounds.
     """
 
     id: str
@@ -53,16 +53,16 @@ class TtsUtterance:
 def pack_utterances(
     utterances: Iterable[TtsUtterance], tokenizer: SemanticTokenizer, folder: Path, speaker: CamPlusPlus | None = None
 ) -> int:
-    """Write talks with their tokens; return how many there are. Those without anything to say are left out.
+    """Write utterances with their tokens; return how many. Utterances without pronounceable text are left out.
 
     Args:
-        talks: What to write.
-        tokenizer: Of 25 tokens a second; one of this package also gives what tokens are cut from.
-        folder: Where to.
-        speaker: What voices sound like to a flow; None: a flow listens to them itself.
+        utterances: The utterances to write.
+        tokenizer: Tokenizer of 25 tokens a second; one of this package also gives its continuous features.
+        folder: Folder of the shards.
+        speaker: Speaker encoder whose vectors are stored for the flow; None: the flow uses mel spectra instead.
 
     Raises:
-        ModelFormatError: The tokenizer gives another number of tokens a second.
+        ModelFormatError: The tokenizer has another token rate.
     """
     if tokenizer.frame_rate != TOKEN_RATE:
         message = f"the tokenizer gives {tokenizer.frame_rate:g} tokens a second"
@@ -74,31 +74,33 @@ def pack_utterances(
 
 
 class UtterancePack:
-    """Packed talks.
+    """Packed utterances.
 
     Args:
-        folders: As written by `pack_utterances`, read as one.
+        folders: Folders written by `pack_utterances`, read as one.
 
     Attributes:
-        tokenizer: Fingerprint of what made the tokens.
-        speaker: Name and fingerprint of the file that tells what recorded voices sound like; empty without one.
-        counts: (N,) int64, tokens of every talk.
-        samples: (N,) int64, length of its sound; 0 for synthetic ones.
-        voices: Whose way to talk it is.
-        speakers: Who talks.
-        spoken: What is said.
-        texts: As written.
+        tokenizer: Fingerprint of the tokenizer.
+        speaker: Name and fingerprint of the speaker encoder's file; empty without one.
+        counts: (N,) int64, tokens of each utterance.
+        samples: (N,) int64, samples of each waveform; 0 for synthetic utterances.
+        voices: Voice of each utterance.
+        speakers: Speaker of each utterance.
+        normalized: Normalized texts.
+        texts: Original texts.
 
     Raises:
-        DataError: A pack is missing or damaged, empty, or two were made by different tokenizers or speaker files.
+        DataError: A pack is missing, damaged or empty, or two have different tokenizers or speaker encoders.
     """
 
     def __init__(self, *folders: str | Path) -> None:
         readers = [ShardReader(folder) for folder in folders]
         tokenizers = {reader.extra.get("tokenizer") for reader in readers}
         if len(tokenizers) != 1 or not any(map(len, readers)):
-            remedy = "pack talks with one tokenizer"
-            raise DataError("no talks, or of different tokenizers", path=folders[0] if folders else None, remedy=remedy)
+            remedy = "pack all utterances with one tokenizer"
+            raise DataError(
+                "no utterances, or of different tokenizers", path=folders[0] if folders else None, remedy=remedy
+            )
         self.tokenizer = str(tokenizers.pop())
         self._index = [(reader, row) for reader in readers for row in range(len(reader))]
         self.counts, self.samples = (
@@ -113,22 +115,22 @@ class UtterancePack:
         return len(self._index)
 
     def tokens(self, number: int) -> np.ndarray:
-        """Return the tokens of a talk: (T,) int32."""
+        """Return the tokens of an utterance: (T,) int32."""
         return self._row(number)["tokens"]
 
     def states(self, number: int) -> np.ndarray:
-        """Return what its tokens were cut from: (T, width) float16; (0, width) for a synthetic talk.
+        """Return the tokenizer's continuous features: (T, width) float16; (0, width) for a synthetic utterance.
 
-        The width is 0 where the tokenizer does not tell.
+        The width is 0 where the tokenizer has no such features.
         """
         return self._row(number)["states"]
 
     def pcm(self, number: int) -> np.ndarray:
-        """Return its sound: (S,) int16 at 16 kHz; empty for a synthetic talk."""
+        """Return the waveform: (S,) int16 at 16 kHz; empty for a synthetic utterance."""
         return self._row(number)["pcm"]
 
     def vector(self, number: int) -> np.ndarray:
-        """Return what its voice sounds like, (192,) float32; empty for a synthetic talk, or without a speaker file."""
+        """Return the speaker vector, (192,) float32; empty for a synthetic utterance, or without a speaker encoder."""
         return self._row(number).get("vector", np.zeros(0, np.float32))
 
     def _row(self, number: int) -> dict[str, np.ndarray]:
@@ -137,7 +139,7 @@ class UtterancePack:
 
 
 def trim_and_level(waveform: np.ndarray) -> np.ndarray:
-    """Return speech trimmed, at the level that TouchTTS learns from and speaks at: (T',) float32 at 16 kHz."""
+    """Return speech without silence at its ends, at the level of the training data: (T',) float32 at 16 kHz."""
     trimmed = trim_silence(waveform, margin_s=MARGIN_S)
     return np.clip(trimmed * to_level(trimmed), -1.0, 1.0) if trimmed.size else trimmed
 
@@ -160,7 +162,7 @@ def _rows(
     if waiting:
         yield from _tokenized(waiting, tokenizer, speaker)
     if left_out:
-        logger.warning("%d talks are left out: too short, too long, or nothing in them can be said", left_out)
+        logger.warning("%d utterances are left out: too short, too long, or without pronounceable text", left_out)
 
 
 def _tokenized(
@@ -186,11 +188,11 @@ def _tokenized(
 
 
 def _speaker(readers: list[ShardReader]) -> tuple[str, str]:
-    """Return name and fingerprint of the file that told what the voices of some packs sound like."""
+    """Return name and fingerprint of the file of the speaker encoder that some packs were made with."""
     speaker_files = {reader.extra.get("speaker_sha256", ""): reader.extra.get("speaker_file", "") for reader in readers}
     if len(speaker_files) > 1:
-        remedy = "pack all recorded talks with one file, or all without"
-        raise DataError("different files tell what voices sound like", path=readers[0].folder, remedy=remedy)
+        remedy = "pack all recorded utterances with one speaker encoder, or all without"
+        raise DataError("packs of different speaker encoders", path=readers[0].folder, remedy=remedy)
     return next(((name, sha256) for sha256, name in speaker_files.items()), ("", ""))
 
 

@@ -1,4 +1,4 @@
-"""What is thought of a clip: two opinions on its text, and whether sound and text can be right at all."""
+"""Filters of clips: verification of the text by recognizers, and tests of waveform and text."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from audio_llm.asr.base import Recognizer
 from audio_llm.audio import SAMPLE_RATE
 from audio_llm.metrics import character_error_rate
 
-NATS = "nats per letter"  # that a given text is less probable than what the judge itself hears
-CER = "character error rate"  # between two texts, over the letters of the first
-MEASURES = {  # with the most that passes by default
-    # Training splits, 186 utterances that ctc-small has not learnt from (Kathleen, two readers of LibriSpeech): passes
+NATS = "nats per letter"  # log-probability of the scorer's own hypothesis above that of a given text
+CER = "character error rate"  # of the second text against the first
+MEASURES = {  # default limits
+    # Training splits, 186 utterances that ctc-small was not trained on (Kathleen, two readers of LibriSpeech): passes
     # 98.9 % of the true texts, 96.8 % with noise at 10 dB; of texts of another utterance, about as long, none; of texts
-    # whose second half is another's none and 5.9 %. Dividing by letters of the text separates better than by frames,
-    # by letters of what is heard, or by how much less probable the text is backwards.
+    # whose second half is wrong, none and 5.9 %. Dividing by letters of the text separates better than by frames,
+    # by letters of the hypothesis, or by the loss of log-probability of the reversed text.
     NATS: 2.0,
     # 50 utterances of Kathleen, ctc against sphinx: passes 82 %, with 10.6 % instead of 13.3 % of ctc's letters wrong;
     # 40 of LibriSpeech: 20 %, with 21.7 % instead of 31.9 %.
     CER: 0.3,
 }
-_PEAK = 0.9  # samples above this share of the loudest are at the limit
-_CLIPPED = 0.004  # share of samples there: at most 0.0024 in 800 recordings; 0.0053 on where 0.5 % were cut off
-SPEED = (3.0, 25.0)  # letters a second, spaces too; 2,000 recordings, pauses included, lie between 4 and 23
-_REPEATS = 4  # times that a phrase is said on end, in half of the text or more
+_PEAK = 0.9  # samples above this fraction of the largest count as clipped
+_CLIPPED = 0.004  # fraction of such samples: at most 0.0024 in 800 recordings; 0.0053 on where 0.5 % were clipped
+SPEED = (3.0, 25.0)  # letters per second, spaces included; 2,000 recordings, pauses included, lie between 4 and 23
+_REPEATS = 4  # successive occurrences of a phrase that makes up half of the text or more
 _LONGEST_PHRASE = 8  # words
 _FRAME = SAMPLE_RATE // 50
 
 
 @dataclass(frozen=True)
 class TextVerification:
-    """What two say of one clip.
+    """Two texts of one clip, and how much they disagree.
 
     Attributes:
-        text: The first, which is kept.
-        second_text: The second.
-        disagreement: How far the second is from the first, 0 or more; None where the text is too long for the sound.
-        measure: What that is, of `MEASURES`.
+        text: The first text, which is kept.
+        second_text: The second text.
+        disagreement: Distance of the second text from the first, 0 or more; None where the text is too long for the
+            waveform.
+        measure: Measure of the distance, a key of `MEASURES`.
     """
 
     text: str
@@ -51,25 +52,25 @@ class TextVerification:
 
 
 class TextVerifier(Protocol):
-    """Who has an opinion on texts; waveforms are (T,) float32 at 16 kHz."""
+    """Verifies texts; waveforms are (T,) float32 at 16 kHz."""
 
     def verify_text(self, waveform: np.ndarray, text: str) -> TextVerification:
-        """Judge a text that was given, in words as they are said."""
+        """Verify a given text in normalized words."""
         ...
 
     def transcribe(self, waveform: np.ndarray) -> TextVerification:
-        """Recognise a clip twice."""
+        """Recognize a clip with two recognizers."""
         ...
 
 
 class AsrAgreement:
-    """Two recognisers: both hear a clip without a text, and one judges the texts that are given.
+    """Verification by recognizers: two transcribe a clip without a text, and one scores given texts.
 
     Args:
-        first: Loads the recogniser whose text is kept where none is given; each is called when it is first needed.
-        second: Loads the one that has to agree with it.
-        judge: Loads the one that judges given texts: our own CTC network by how probable it finds them beside what it
-            hears itself, any other by what it hears.
+        first: Loads the recognizer whose text is kept where none is given; each is loaded when it is first needed.
+        second: Loads the recognizer that has to agree with it.
+        scorer: Loads the recognizer that verifies given texts: our own CTC network by log-probability relative to its
+            own hypothesis, any other by the character error rate of its hypothesis.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class AsrAgreement:
         self._first, self._second, self._scorer = cache(first), cache(second), cache(scorer)
 
     def verify_text(self, waveform: np.ndarray, text: str) -> TextVerification:
-        """Judge a text that was given (see `TextVerifier.given`)."""
+        """Verify a given text (see `TextVerifier.verify_text`)."""
         from audio_llm.asr.ctc import CtcRecognizer
 
         scorer = self._scorer()
@@ -87,13 +88,13 @@ class AsrAgreement:
         posteriors = scorer.listen(waveform)
         greedy_text = posteriors.spell()
         text_score, greedy_score = posteriors.score([text, greedy_text])
-        if greedy_score is None:  # it hears nothing at all
+        if greedy_score is None:  # its hypothesis is empty
             greedy_score = float(posteriors.log_probs.max(axis=1).sum())
         margin = None if text_score is None else max(0.0, greedy_score - text_score) / len(text)
         return TextVerification(text, greedy_text, margin, NATS)
 
     def transcribe(self, waveform: np.ndarray) -> TextVerification:
-        """Recognise a clip twice (see `TextVerifier.heard`)."""
+        """Recognize a clip with both recognizers (see `TextVerifier.transcribe`)."""
         first = self._first().recognize(waveform, 1).best
         return _compared(first, self._second().recognize(waveform, 1).best if first else "")
 
@@ -103,20 +104,19 @@ def _compared(first: str, second: str) -> TextVerification:
 
 
 def is_clipped(waveform: np.ndarray) -> bool:
-    """True where so many samples of (T,) float32 are near the loudest that its peaks must have been cut off.
+    """Return whether so many samples of (T,) float32 are near the largest that the peaks must be clipped.
 
-    What was turned down and converted to another rate after that goes unnoticed now and then, and a tone that is held
-    is taken for overdriven.
+    Sound that was attenuated and resampled afterwards may go unnoticed, and a sustained tone is taken for clipped.
     """
     levels = np.abs(waveform)
     return bool(levels.size and levels.max() > 0 and np.mean(levels >= _PEAK * levels.max()) >= _CLIPPED)
 
 
 def is_stuck(text: str) -> bool:
-    """True where a phrase is said four times on end or more, and that is at least half of a normalised text."""
+    """Return whether a phrase occurs four or more times in succession and makes up half of a normalized text."""
     words = text.split()
     for length in range(1, _LONGEST_PHRASE + 1):
-        run = 0  # words that equal the one a phrase before, up to here
+        run = 0  # words up to here that equal the one a phrase before
         for index in range(length, len(words)):
             run = run + 1 if words[index] == words[index - length] else 0
             repeated_words = run + length
@@ -126,10 +126,10 @@ def is_stuck(text: str) -> bool:
 
 
 def clip_snr_db(waveform: np.ndarray) -> float:
-    """Estimate the ratio of speech to noise in dB of (T,) float32 at 16 kHz from the levels of 20 ms frames.
+    """Estimate the signal-to-noise ratio in dB of (T,) float32 at 16 kHz from the levels of 20 ms frames.
 
-    The quietest 15 % are taken for noise, the loudest 60 % for speech with noise. Steady noise at 10 and 20 dB is
-    found at 14 and 22; noise that comes and goes is taken for less than it is.
+    The quietest 15 % are taken as noise, the loudest 60 % as speech with noise. Steady noise at 10 and 20 dB is
+    estimated at 14 and 22 dB; fluctuating noise is underestimated.
     """
     count = len(waveform) // _FRAME
     if not count:

@@ -1,4 +1,4 @@
-"""What became of the recordings, to the sample: totals, a table, and a page with its pictures inside."""
+"""Report on prepared recordings, exact to the sample: totals, a table, and an HTML page with embedded figures."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from audio_llm.audio import SAMPLE_RATE
 from audio_llm.touchtts.prepare import REASONS, Clip, PrepareConfig, Prepared
 from audio_llm.touchtts.prepare_filters import CER, NATS
 
-CLASSIC_SNR_DB = 20.0  # that a usual pipeline for speech synthesis asks of a clip
-EXAMPLES = 5  # ids that are shown of each reason
+CLASSIC_SNR_DB = 20.0  # smallest ratio of a clip in a classic pipeline for speech synthesis
+EXAMPLES = 5  # ids that are shown for each reason
 _ENDS = (".", "?", "!", "…")
 _QUOTES = "\"'”’»)]"  # noqa: RUF001
-_STEP = {NATS: 0.5, CER: 0.05}  # of the histograms
+_STEP = {NATS: 0.5, CER: 0.05}  # bin widths
 _STEPS = 20
 _CLASSIC = ("kept", "low_snr", "no_punctuation")
 _SAMPLES_PER_HOUR = 3600 * SAMPLE_RATE
-_GREEN, _RED, _GREY = "#3a7d44", "#c2543d", "#9aa5b1"
+_GREEN, _RED, _GRAY = "#3a7d44", "#c2543d", "#9aa5b1"
 
 
 @dataclass(frozen=True)
 class Total:
-    """Sound of one kind.
+    """Amount of sound.
 
     Attributes:
-        samples: At 16 kHz.
-        clips: How many stretches; whole recordings where nothing was cut.
-        examples: Ids of a few.
+        samples: Samples at 16 kHz.
+        clips: Number of clips; of whole recordings where nothing was cut.
+        examples: Ids of a few clips.
     """
 
     samples: int
@@ -46,13 +46,13 @@ class Total:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How far opinions differ, by one measure.
+    """Distribution of the disagreement, by one measure.
 
     Attributes:
-        limit: Most disagreement of a clip that is kept.
-        step: Width of a bin; the first begins at 0, the last has no end.
-        kept: Clips of each bin that were kept.
-        dropped: Clips of each bin that were not.
+        limit: Largest disagreement of a clip that is kept.
+        step: Width of a bin; the first begins at 0, the last is open.
+        retained: Clips of each bin that were kept.
+        dropped: Clips of each bin that were dropped.
     """
 
     limit: float
@@ -63,17 +63,17 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Account:
-    """Where every sample went: those read are those kept, removed as silence, and dropped for each reason.
+    """Amounts of sound: those read are those kept, removed as silence, and dropped for each reason.
 
     Attributes:
-        recordings: How many.
+        recordings: Number of recordings.
         read: All sound.
-        kept: Clips that were kept.
+        retained: Clips that were kept.
         silence: Sound between stretches of speech.
-        dropped: By reason, of `REASONS`.
-        classic: What a usual pipeline would do with the clips that were kept here: `kept`, or dropped as `low_snr`
-            (under `CLASSIC_SNR_DB`) or `no_punctuation` (no sentence's end).
-        disagreement: By measure.
+        dropped: Clips that were dropped, by reason, a key of `REASONS`.
+        classic: What a classic pipeline would do with the clips that were kept here: `kept`, or dropped as `low_snr`
+            (under `CLASSIC_SNR_DB`) or `no_punctuation` (no sentence-final punctuation).
+        disagreement: Histogram of each measure.
     """
 
     recordings: int
@@ -91,11 +91,11 @@ class Account:
 
 
 def account(results: Sequence[Prepared], config: PrepareConfig | None = None) -> Account:
-    """Add up what became of recordings.
+    """Return the totals of prepared recordings.
 
     Args:
-        results: Of `prepare`.
-        config: What they were made with.
+        results: Results of `prepare`.
+        config: Configuration of that run.
     """
     config = config or PrepareConfig()
     clips = [clip for result in results for clip in result.clips]
@@ -117,15 +117,15 @@ def to_lines(total: Account) -> list[str]:
         f"{row.name:<30} {row.part.clips:>7} {row.part.hours:>9.4f} h {row.percent:>6.1f} %"
         for row in (*_rows(total), *_classic_rows(total))
     ]
-    return [f"{'':<30} {'clips':>7} {'sound':>11} {'share':>8}", *rows]
+    return [f"{'':<30} {'clips':>7} {'sound':>11} {'fraction':>8}", *rows]
 
 
 def to_json(total: Account, settings: Mapping[str, Any] | None = None) -> str:
     """Return everything as JSON.
 
     Args:
-        total: The account.
-        settings: What it was made with.
+        total: The totals.
+        settings: Settings of the run.
     """
 
     def described(part: Total) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def to_json(total: Account, settings: Mapping[str, Any] | None = None) -> str:
 
 
 def to_html(total: Account, settings: Mapping[str, Any] | None = None) -> str:
-    """Return a page that needs nothing else: bars of the hours, the table, histograms, and ids of each reason."""
+    """Return a self-contained page: bars of the hours, the table, histograms, and example ids of each reason."""
     rows = _rows(total)
     table_rows = "".join(
         f"<tr><td>{row.name}</td><td>{row.part.clips}</td><td>{row.part.hours:.4f}</td><td>{row.percent:.1f}</td></tr>\n"
@@ -188,14 +188,14 @@ td, th {{ padding: .2em .8em; border-bottom: 1px solid #ddd; text-align: left; v
 svg {{ max-width: 100%; height: auto }}
 svg text {{ font: 12px sans-serif; fill: #222 }}
 </style></head><body>
-<h1>Where the sound went</h1>
+<h1>Sound kept and dropped</h1>
 {bars}
 <table class="hours"><tr><th></th><th>clips</th><th>hours</th><th>%</th></tr>
-{cells}</table>
-<p>Everything that was read is kept, silence, or dropped for one reason. The usual pipeline is this one with two filters
-more: an estimated ratio of speech to noise of {snr} dB, and a text that ends like a sentence; a recogniser that
-writes no punctuation leaves it nothing.</p>
-<h1>How far the opinions differ</h1>
+{table_rows}</table>
+<p>Everything that was read is kept, silence, or dropped for one reason. The classic pipeline has two more filters: an
+estimated signal-to-noise ratio of {snr} dB, and a text with sentence-final punctuation; with a recognizer that writes
+no punctuation it keeps nothing.</p>
+<h1>Disagreement on the text</h1>
 {pictures}
 <h1>Examples</h1>
 <table><tr><th>reason</th><th>meaning</th><th>ids</th></tr>
@@ -210,18 +210,18 @@ writes no punctuation leaves it nothing.</p>
 class _Row:
     name: str
     part: Total
-    percent: float  # of all that was read
+    percent: float  # of everything read
 
 
 def _rows(total: Account) -> list[_Row]:
-    """Return everything that was read and all parts of it."""
+    """Return the rows of everything that was read and of all parts of it."""
     rows = [_row("in", total.read, total), _row("kept", total.retained, total)]
     rows.append(_row("silence removed", total.silence, total))
     return rows + [_row(f"dropped: {why}", part, total) for why, part in total.dropped.items() if part.clips]
 
 
 def _classic_rows(total: Account) -> list[_Row]:
-    return [_row(f"usual pipeline: {name}", part, total) for name, part in total.classic.items()]
+    return [_row(f"classic pipeline: {name}", part, total) for name, part in total.classic.items()]
 
 
 def _row(name: str, part: Total, total: Account) -> _Row:
@@ -255,7 +255,7 @@ def _bars(rows: Sequence[_Row]) -> str:
     drawn = []
     for number, row in enumerate(rows):
         y, width = number * height, scale * row.percent
-        color = _GREEN if row.name == "kept" else _GREY if row.name == "silence removed" else _RED
+        color = _GREEN if row.name == "kept" else _GRAY if row.name == "silence removed" else _RED
         drawn.append(f'<text x="150" y="{y + 15}" text-anchor="end">{row.name}</text>')
         drawn.append(f'<rect x="158" y="{y + 3}" width="{width:.1f}" height="{height - 6}" fill="{color}"/>')
         drawn.append(f'<text x="{164 + width:.1f}" y="{y + 15}">{row.part.hours:.4f} h, {row.percent:.1f} %</text>')
@@ -274,7 +274,7 @@ def _columns(histogram: Histogram) -> str:
         drawn.append(f'<text x="{x}" y="{height + 15}">{index * histogram.step:g}</text>')
     at = min(histogram.limit / histogram.step, _STEPS) * width
     drawn.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{height}" stroke="#222" stroke-dasharray="4 3"/>')
-    caption = f"<p>Kept in green, dropped in red, the limit {histogram.limit:g} dashed; the last bin has no end.</p>"
+    caption = f"<p>Kept in green, dropped in red, the limit {histogram.limit:g} dashed; the last bin is open.</p>"
     return _svg(_STEPS * width, height + 20, drawn) + caption
 
 

@@ -1,4 +1,4 @@
-"""Speech to text by the language model that also speaks."""
+"""Speech recognition by TouchTTS's language model."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ from audio_llm.touchtts.models import TouchModel, load_touchtts
 from audio_llm.touchtts.sequence_layout import moved
 from audio_llm.touchtts.speech_text_lm import continuous, text_example
 
-_LONGEST_S = 12.0  # of a stretch; the model has heard few longer ones
+_LONGEST_S = 12.0  # longest segment; the training data have few longer ones
 _LEAST_S = 0.1
 _BEAM = 5
 
 
 class TouchRecognizer(SegmentRecognizer):
-    """The recogniser.
+    """The recognizer.
 
     Args:
-        model: Its parts.
-        version: Of the model.
-        heard: What the language model listens to: `tokens`, or the `continuous` features that they were cut from,
-            where the tokenizer tells these.
+        model: All parts of a TouchTTS model.
+        version: Version of the model.
+        lm_input: Input of the language model: `tokens`, or the tokenizer's `continuous` features, where it has them.
     """
 
     name = "touchtts"
@@ -45,11 +44,11 @@ class TouchRecognizer(SegmentRecognizer):
 
     @classmethod
     def load(cls, name_or_dir: str | os.PathLike[str], device: str = "cpu") -> TouchRecognizer:
-        """Return the recogniser of a model directory; raises as `models.load_touchtts`."""
+        """Return the recognizer of a model directory; raises as `models.load_touchtts`."""
         return cls(load_touchtts(name_or_dir, device), str(hub.model_stamp(os.fspath(name_or_dir))))
 
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
-        """Recognise one utterance (see `Recognizer.recognize`); the best texts of a long one's stretches are joined."""
+        """Recognize one utterance (see `Recognizer.recognize`); a long one is segmented, and the texts are joined."""
         if waveform.size <= _LONGEST_S * SAMPLE_RATE:
             return NBest(id, tuple(Hypothesis(text, score) for text, score in self._texts(waveform, nbest)))
         lists = [self._texts(segment.waveform, 1) for segment in segments([waveform], _LONGEST_S)]
@@ -59,7 +58,7 @@ class TouchRecognizer(SegmentRecognizer):
         return NBest(id, (Hypothesis(" ".join(text for text, _ in best), sum(score for _, score in best)),))
 
     def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
-        """Return log p(text | waveform) in nats, None for a text without letters; the waveform is not cut."""
+        """Return log p(text | waveform) in nats, None for a text without letters; the waveform is not segmented."""
         speech = self._speech(waveform)
         if speech is None:
             return [None for _ in texts]
@@ -81,7 +80,7 @@ class TouchRecognizer(SegmentRecognizer):
         return scores
 
     def prefer(self, words: Sequence[str]) -> list[str]:
-        """Return all words: none can be preferred."""
+        """Return all words: word preference is not supported."""
         return list(words)
 
     def _texts(self, waveform: np.ndarray, nbest: int) -> list[tuple[str, float]]:
@@ -97,7 +96,7 @@ class TouchRecognizer(SegmentRecognizer):
         return list(best.items())[:nbest]
 
     def _speech(self, waveform: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-        """Return the tokens of speech (T,) and, where these are listened to, its features (T, states)."""
+        """Return the tokens of speech (T,) and, where they are the input, its continuous features (T, states)."""
         speech = trim_and_level(np.asarray(waveform, np.float32))
         if speech.size < _LEAST_S * SAMPLE_RATE:
             return None

@@ -1,9 +1,9 @@
-"""How text and speech stand in a row for the language model: what is given, what is to come, and where in time it is.
+"""Layout of text and speech in the language model's input sequence.
 
-Every token has a place in time, in tokens of 40 ms: a phone or a piece of a word where it should be said, a speech
-token where it is said. What belongs together is then near in time, whatever its number in the row: nobody has to find
-out what goes with what.
-Text tells how long it should take; in training time goes by a little faster or slower, so that speech need not.
+Every token has a position in time, in units of 40 ms: a phone or word piece where it should be spoken, a speech token
+where it is spoken. Corresponding tokens thus have near positions, whatever their index in the sequence, and the
+alignment need not be learned. The expected duration follows from the text; in training, time is stretched at random so
+that the real duration may differ.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from audio_llm.lm.token_lm import Sequence
 from audio_llm.lm.vocabulary import BOS, PAD, Vocabulary
 from audio_llm.touchtts.text_tokens import TextTokens, TokenizedText
 
-MARK, VOICE, SPEECH = "mark", "voice", "speech"  # ranges of tokens, beside those of a script
+MARK, VOICE, SPEECH = "mark", "voice", "speech"  # vocabulary ranges, in addition to those of the text
 
 
 class Mark(IntEnum):
-    """What a row is about, and where its parts begin."""
+    """Task of a sequence, and markers where its parts begin."""
 
     TTS = 0
     ASR = 1
@@ -31,7 +31,7 @@ class Mark(IntEnum):
 
 
 class Segment(IntEnum):
-    """Streams that are told apart."""
+    """Stream that a token belongs to."""
 
     TEXT = 0
     SPEECH = 1
@@ -40,14 +40,14 @@ class Segment(IntEnum):
 def text_row(
     text: TokenizedText, voice: int, durations: Tensor, text_tokens: TextTokens, vocabulary: Vocabulary
 ) -> Sequence:
-    """Return what speech is made of, as a row (1, T): begin, task, voice, text, and the mark that speech begins.
+    """Return the conditioning sequence of synthesis (1, T): begin, task, voice, text, and the marker of speech.
 
     Args:
-        text: What is to be said.
-        voice: Its number.
-        durations: Of all of the script's units, (U,) float32 in tokens.
-        script: Of the text.
-        vocabulary: Of the language model.
+        text: Tokens of the normalized text.
+        voice: Index of the voice.
+        durations: (U,) float32, duration of each text unit in speech tokens.
+        text_tokens: Text tokenization that `text` is of.
+        vocabulary: Vocabulary of the language model.
     """
     marks = vocabulary.encode(MARK, torch.tensor([Mark.TTS, Mark.AUDIO]))
     voice_id = vocabulary.encode(VOICE, torch.tensor([voice]))
@@ -62,13 +62,13 @@ def text_row(
 
 
 def speech_row(tokens: Tensor, positions: Tensor, vocabulary: Vocabulary) -> Sequence:
-    """Return speech tokens (T,) int64 as a row (1, T), at positions (T,) float32."""
+    """Return speech tokens (T,) int64 as a sequence (1, T), at positions (T,) float32."""
     segments = torch.full_like(tokens, Segment.SPEECH)
     return Sequence(vocabulary.encode(SPEECH, tokens)[None], segments[None], positions[None])
 
 
 def recognition_row(tokens: Tensor, vocabulary: Vocabulary) -> Sequence:
-    """Return what is to be written down, as a row (1, T): begin, task, tokens, and the mark that text begins."""
+    """Return the conditioning sequence of transcription (1, T): begin, task, speech tokens, and the marker of text."""
     marks = vocabulary.encode(MARK, torch.tensor([Mark.ASR, Mark.TEXT]))
     ids = torch.cat([torch.tensor([BOS]), marks[:1], vocabulary.encode(SPEECH, tokens), marks[1:]])
     times = torch.arange(len(tokens)) + 0.5
@@ -78,7 +78,7 @@ def recognition_row(tokens: Tensor, vocabulary: Vocabulary) -> Sequence:
 
 
 def transcript_row(numbers: Tensor, text_tokens: TextTokens, vocabulary: Vocabulary) -> Sequence:
-    """Return what was written, (T,) int64 of the script's range, as a row (1, T)."""
+    """Return the tokens of a transcript, (T,) int64 in the tokenization's range, as a sequence (1, T)."""
     durations = text_tokens.output_durations(numbers)
     segments = torch.full_like(numbers, Segment.TEXT)
     ids = vocabulary.encode(text_tokens.output_range, numbers)
@@ -86,7 +86,7 @@ def transcript_row(numbers: Tensor, text_tokens: TextTokens, vocabulary: Vocabul
 
 
 def stack_rows(rows: Rows[Sequence], left: bool = False) -> Sequence:
-    """Return rows (1, T) as one (B, N), padded behind their ends, or with `left` before their beginnings."""
+    """Return sequences (1, T) as one batch (B, N), padded on the right, or with `left` on the left."""
     size = max(row.ids.shape[1] for row in rows)
 
     def padded(part: Tensor, value: float) -> Tensor:
@@ -98,5 +98,5 @@ def stack_rows(rows: Rows[Sequence], left: bool = False) -> Sequence:
 
 
 def moved(row: Sequence, device: torch.device) -> Sequence:
-    """Return a row on a device."""
+    """Return a sequence on a device."""
     return Sequence(*(part.to(device) for part in row))

@@ -1,4 +1,4 @@
-"""TouchTTS's language model: text to semantic tokens, and tokens, or what they are cut from, to text."""
+"""TouchTTS's language model: text to semantic tokens, and tokens, or their continuous features, to text."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ from audio_llm.touchtts.sequence_layout import (
 from audio_llm.touchtts.text import SYMBOLS, NormalizedText
 from audio_llm.touchtts.text_tokens import PIECE, PhoneTokens, PieceTokens, TextTokens
 
-SAMPLING = Sampling(temperature=0.8, top_k=25, top_p=0.8)  # of speech tokens
-_SHORTEST, _LONGEST = 0.6, 1.5  # of the time that a text should take, at least and at most
-_WRITTEN_PER_TOKEN = 1.2  # letters, or pieces, at most
-_END = 0  # what is drawn for the end; tokens count from 1
+SAMPLING = Sampling(temperature=0.8, top_k=25, top_p=0.8)  # for speech tokens
+_SHORTEST, _LONGEST = 0.6, 1.5  # fractions of a text's expected duration
+_WRITTEN_PER_TOKEN = 1.2  # text tokens per speech token at most
+_END = 0  # output index of the end; tokens begin at 1
 
 
 @dataclass(frozen=True)
 class SpeechTextLmConfig:
-    """Size of the model, and what it knows of time.
+    """Size of the model, and its durations.
 
     Attributes:
-        voices: Names of the ways to talk that it has learned.
-        durations: Of each unit of the text's script (`text.SYMBOLS`), in tokens.
-        rates: How much longer each voice takes than that.
-        speech: How many speech tokens there are.
-        states: Width of what the tokenizer cuts tokens from; 0 where it does not tell.
-        pieces: Vocabulary of the language model of text that this one is grown from, whose pieces of words it then
-            reads and writes; 0: it is grown from none, says phones and writes letters.
-        lm: Size of the model; its ranges and segments are set here. One that is grown has the size of the other model.
+        voices: Names of the voices that the model has learned.
+        durations: Duration of each text unit (by default `text.SYMBOLS`), in tokens.
+        rates: Factor on these durations for each voice.
+        speech: Number of speech tokens.
+        states: Width of the tokenizer's continuous features; 0 where it has none.
+        pieces: Vocabulary size of the pretrained LLM that the model is initialized from and whose word pieces it
+            reads and writes; 0: no pretrained LLM, phones as input and letters as output.
+        lm: Size of the model; ranges and segments are set here. A pretrained LLM determines the size.
     """
 
     voices: tuple[str, ...] = ("reader",)
@@ -65,7 +65,7 @@ class SpeechTextLmConfig:
     def __post_init__(self) -> None:
         if len(self.voices) != len(self.rates) or not self.voices:
             message = f"{len(self.voices)} voices, {len(self.rates)} rates"
-            raise ConfigError(message, remedy="give a rate for each voice, and a voice")
+            raise ConfigError(message, remedy="give a rate for each voice, and at least one voice")
         sizes = {MARK: len(Mark), VOICE: len(self.voices)}
         if self.pieces:
             ranges = {**sizes, SPEECH: self.speech, PIECE: self.pieces}
@@ -75,19 +75,19 @@ class SpeechTextLmConfig:
 
 
 class SpeechTextLm(nn.Module):
-    """The model.
+    """The language model.
 
     Args:
-        config: Its size.
-        vectors: What speech tokens stand for, (R, D) float32 (see `TokenLm`).
-        base: Language model of text that it is grown from, where its configuration has pieces.
+        config: Size of the model.
+        vectors: Vectors of the speech tokens, (R, D) float32 (see `TokenLm`).
+        base: Pretrained LLM to initialize from, where the configuration has pieces.
 
     Attributes:
-        script: How it takes and writes text.
-        base: As given; its weights are part of the model, its configuration and tokenizer are not.
+        text_tokens: Text tokenization of the input and the output.
+        base: The pretrained LLM; its weights are part of the model, its configuration and tokenizer are not.
 
     Raises:
-        ConfigError: Durations or vocabulary do not fit the script.
+        ConfigError: Durations or vocabulary do not fit the text tokenization.
     """
 
     durations: Tensor
@@ -97,7 +97,9 @@ class SpeechTextLm(nn.Module):
         self.text_tokens: TextTokens = text_tokens_of(base)
         if len(config.durations) != self.text_tokens.units or config.pieces != self.text_tokens.ranges.get(PIECE, 0):
             message = f"{len(config.durations)} durations, {config.pieces} pieces"
-            remedy = f"give {self.text_tokens.units} durations, and the language model that it is grown from"
+            remedy = (
+                f"give {self.text_tokens.units} durations, and the pretrained LLM that the model is initialized from"
+            )
             raise ConfigError(message, remedy=remedy)
         self.base = base
         vectors_of: Mapping[str, Tensor] = {} if vectors is None else {SPEECH: vectors}
@@ -110,12 +112,12 @@ class SpeechTextLm(nn.Module):
         self.register_buffer("durations", torch.tensor(config.durations), persistent=False)
 
     def forward(self, sequence: Sequence, targets: Tensor, name: str, features: Tensor | None = None) -> Tensor:
-        """Return cross-entropies (K,) float32 in nats of what comes next, for all K places that have a target.
+        """Return next-token cross-entropies (K,) float32 in nats, of all K positions that have a target.
 
         Args:
-            sequence: Rows as `sequence_layout` makes them, (B, N).
-            targets: (B, N) int64: 0 for the end, from 1 on a range's tokens; -1 where nothing is to be said.
-            name: The range.
+            sequence: Sequences of `sequence_layout`, (B, N).
+            targets: (B, N) int64: 0 for the end, tokens of a range from 1 on; -1 where there is no target.
+            name: Range of the targets.
             features: (B, N, states) float32, in place of speech tokens (see `continuous`).
         """
         given = None if features is None else self._projected(features)
@@ -124,31 +126,31 @@ class SpeechTextLm(nn.Module):
         return nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="none")
 
     def assets(self) -> dict[str, str]:
-        """Return the text files that its model directory needs beside configuration and weights, by name."""
+        """Return the text files that the model directory needs in addition to configuration and weights, by name."""
         if self.base is None:
             return {}
         return {**self.base.files, INSIDE: json.dumps(self.base.config())}
 
     def _projected(self, features: Tensor) -> Tensor:
-        """Return features as the model takes them; where there are none nothing is added, not even the bias."""
+        """Return features (B, N, states) as embeddings; where they are 0, nothing is added, not even the bias."""
         return self.project(features) * (features.abs().sum(-1, keepdim=True) > 0)
 
     def voice(self, name: str) -> int:
-        """Return the number of a voice; raises `UsageError` where the model has none of that name."""
+        """Return the index of a voice; raises `UsageError` for an unknown name."""
         if name not in self.config.voices:
-            raise UsageError(f"no voice is named {name!r}", remedy=f"use one of {', '.join(self.config.voices)}")
+            raise UsageError(f"unknown voice {name!r}", remedy=f"use one of {', '.join(self.config.voices)}")
         return self.config.voices.index(name)
 
     def length(self, text: NormalizedText) -> float:
-        """Return how long a text is, in tokens at the usual speed."""
+        """Return the expected duration of a text in tokens, before the voice's rate."""
         return float(self.text_tokens.encode_input(text).durations(self.durations.cpu()).sum())
 
     def expected_tokens(self, text: NormalizedText, voice: str) -> float:
-        """Return how many tokens a text should take."""
+        """Return the expected number of speech tokens of a text."""
         return self.length(text) * self.config.rates[self.voice(voice)]
 
     def most_tokens(self, text: NormalizedText, voice: str) -> int:
-        """Return how many tokens a text may take; speech that has not ended by then is cut off."""
+        """Return the largest number of speech tokens of a text; speech that has not ended by then is cut off."""
         return max(2, math.ceil(_LONGEST * self.expected_tokens(text, voice)))
 
     @torch.inference_mode()
@@ -159,18 +161,18 @@ class SpeechTextLm(nn.Module):
         sampling: Sampling = SAMPLING,
         generator: torch.Generator | None = None,
     ) -> Iterator[list[int]]:
-        """Yield the next token of each text, again and again, until all have ended; -1 where one has ended.
+        """Yield the next speech token of each text until all have ended; -1 where one has ended.
 
-        Texts said together do not influence each other, but draw from one source.
+        The texts of a batch do not influence each other, but share one generator.
 
         Args:
-            texts: What is to be said.
-            voice: Whose way to talk.
-            sampling: How to draw.
-            generator: Source of the draws.
+            texts: Texts to synthesize.
+            voice: Name of the voice.
+            sampling: Sampling parameters.
+            generator: Random generator.
 
         Raises:
-            UsageError: There is no such voice.
+            UsageError: Unknown voice.
         """
         number, device, durations = self.voice(voice), self.durations.device, self.durations.cpu()
         inputs = [self.text_tokens.encode_input(text) for text in texts]
@@ -187,12 +189,12 @@ class SpeechTextLm(nn.Module):
 
     @torch.inference_mode()
     def transcribe(self, tokens: Tensor, states: Tensor | None = None, beam: int = 4) -> list[tuple[list[int], float]]:
-        """Return what was said in some speech: tokens of the script and their log-probability, the likeliest first.
+        """Return transcripts of speech: tokens of the text tokenization with their log-probabilities, best first.
 
         Args:
             tokens: (T,) int64.
-            states: (T, states) float32 to listen to in their place.
-            beam: How many texts are followed.
+            states: (T, states) float32, continuous features used in place of the tokens.
+            beam: Beam width.
         """
         device = self.durations.device
         row = moved(recognition_row(tokens.cpu(), self.lm.vocabulary), device)
@@ -220,7 +222,7 @@ class SpeechTextLm(nn.Module):
 
 
 def text_tokens_of(base: CausalLm | None) -> TextTokens:
-    """Return how a model takes and writes text that is grown from another one, or from none."""
+    """Return the text tokenization of a model with this pretrained LLM, or with none."""
     if base is None:
         return PhoneTokens()
     return PieceTokens(base.tokenizer, base.network.get_input_embeddings().num_embeddings)
@@ -238,13 +240,13 @@ def _sample_speech(
     """Yield the next speech token of each row until all have ended; -1 where one has ended.
 
     Args:
-        run: What is given, one row a text.
+        run: Decoding state of the conditioning sequences, one row a text.
         lm: The model.
-        place: Step to the positions (B,) of the tokens said in it.
-        least: (B,), tokens before which a row does not end.
-        most: (B,), tokens at which a row is cut off.
-        sampling: How to draw.
-        generator: Source of the draws.
+        positions: Maps a step to the positions (B,) of its tokens.
+        least: (B,), number of tokens before which a row cannot end.
+        most: (B,), number of tokens at which a row is cut off.
+        sampling: Sampling parameters.
+        generator: Random generator.
     """
     table = lm.table(SPEECH, [EOS])
     history = torch.zeros(len(most), 0, dtype=torch.int64, device=most.device)
@@ -266,14 +268,14 @@ def _sample_speech(
 def _beam_search(
     run: Decoding, table: Tensor, follow: Callable[[Rows[list[int]]], Sequence], longest: int, beam: int
 ) -> list[tuple[list[int], float]]:
-    """Return texts by beam search with their log-probabilities, the likeliest for its length first.
+    """Return texts with their log-probabilities, ranked by log-probability per symbol.
 
     Args:
-        run: What was heard, one row.
-        table: Vectors of the end and of what is written.
-        follow: Texts so far, B of them, to the last token of each as rows (B, 1).
-        longest: Text, in what it is written in.
-        beam: How many texts are followed.
+        run: Decoding state of the speech, one row.
+        table: Output vectors of the end and of the text tokens.
+        follow: Maps B partial texts to the last token of each as rows (B, 1).
+        longest: Largest number of text tokens.
+        beam: Beam width.
     """
     beams: list[tuple[list[int], float]] = [([], 0.0)]
     done: list[tuple[list[int], float]] = []
@@ -303,15 +305,15 @@ def _beam_search(
 def speech_example(
     lm: SpeechTextLm, text: NormalizedText, voice: str, tokens: Tensor, past: Tensor | None = None, stretch: float = 1.0
 ) -> tuple[Sequence, Tensor]:
-    """Return a row (1, N) of a text and its speech, and its targets.
+    """Return the training sequence (1, N) of a text and its speech, and the targets.
 
     Args:
         lm: The model.
-        text: What is said.
-        voice: Whose way to talk.
+        text: The text.
+        voice: Name of the voice.
         tokens: (T,) int64 of the speech.
-        past: What is told of the speech, where that is not the truth.
-        stretch: How much faster than truly time goes by.
+        past: (T,) int64, speech tokens given as context in place of the true ones.
+        stretch: Factor on the positions of the speech tokens.
     """
     vocabulary, durations = lm.lm.vocabulary, lm.durations.cpu()
     text_input = lm.text_tokens.encode_input(text)
@@ -323,7 +325,7 @@ def speech_example(
 
 
 def text_example(lm: SpeechTextLm, tokens: Tensor, written: Tensor) -> tuple[Sequence, Tensor]:
-    """Return a row (1, N) of speech tokens (T,) and what is said in them, (L,) of the script, and its targets."""
+    """Return the training sequence (1, N) of speech tokens (T,) and their transcript (L,), and the targets."""
     vocabulary = lm.lm.vocabulary
     return _with_targets(
         recognition_row(tokens, vocabulary), transcript_row(written, lm.text_tokens, vocabulary), written
@@ -331,12 +333,12 @@ def text_example(lm: SpeechTextLm, tokens: Tensor, written: Tensor) -> tuple[Seq
 
 
 def continuous(row: Sequence, states: Tensor, first: int = 2) -> tuple[Sequence, Tensor]:
-    """Return rows whose speech tokens are all the same, and features (B, N, states) that say what they do not.
+    """Return sequences with uniform speech tokens, and the continuous features (B, N, states) that replace them.
 
     Args:
-        row: Of `recognition_row`, (B, N).
-        states: (T, states) or (B, T, states) float32, 0 behind each end.
-        first: Place of the first speech token.
+        row: Sequence of `recognition_row`, (B, N).
+        states: (T, states) or (B, T, states) float32, 0 after each end.
+        first: Index of the first speech token.
     """
     states = states if states.dim() == 3 else states[None]
     count = states.shape[1]
@@ -357,10 +359,10 @@ def _with_targets(given: Sequence, continuation: Sequence, expected: Tensor) -> 
 
 
 def _ranked(texts: list[tuple[list[int], float]]) -> list[tuple[list[int], float]]:
-    """Return texts by what they are worth, best first."""
+    """Return texts by their score per symbol, best first."""
     return sorted(texts, key=_score_per_symbol, reverse=True)
 
 
 def _score_per_symbol(text: tuple[list[int], float]) -> float:
-    """Return the log-probability of a text for each symbol of it, the end counted in."""
+    """Return the log-probability of a text divided by its number of symbols, including the end."""
     return text[1] / (len(text[0]) + 1)

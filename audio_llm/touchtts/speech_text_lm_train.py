@@ -1,4 +1,4 @@
-"""Training of TouchTTS's language model on packed talks: saying what is written, and writing what was said."""
+"""Training of TouchTTS's language model on packed utterances: synthesis (text to tokens) and transcription."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 CARD = "# TouchTTS's language model\n\nText to semantic tokens of speech, and back.\n"
 _VALIDATION_SEED = 1 << 40
-_FITTED = 4000  # utterances, at most, that durations are fitted to
+_FITTED = 4000  # utterances at most that durations are fitted to
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,17 @@ class SpeechTextLmTrainingConfig:
     """How to train the language model.
 
     Attributes:
-        model: Its size; voices and what it knows of time come from the data.
-        training: The loop's settings.
-        batch_places: Tokens of a batch, text and padding included.
-        repeats: How often talks of a voice come in an epoch; once where none is given.
-        asr_share: Of batches in which speech is written down, where there is recorded speech.
-        continuous_share: Of these, with what tokens were cut from in place of tokens, where the tokenizer tells.
-        stretch: Standard deviation of the logarithm of how much faster than truly time goes by, so that speech need
-            not take just the time that was expected.
-        most_wrong_past: Of the tokens that the model is told it said, the largest share that is not true.
-        validation: Talks of each kind at each validation.
+        model: Size of the model; voices and durations come from the data.
+        training: Settings of the training loop.
+        batch_places: Tokens in a batch, text and padding included.
+        repeats: How often the utterances of a voice occur in an epoch (default: once).
+        asr_share: Fraction of batches that are transcription, where there is recorded speech.
+        continuous_share: Fraction of transcription batches with continuous features in place of tokens, where the
+            tokenizer has them.
+        stretch: Standard deviation of the logarithm of a random factor on time, so that real durations may differ from
+            the expected ones.
+        most_wrong_past: Largest fraction of corrupted speech tokens in the context.
+        validation: Utterances of each task at each validation.
     """
 
     model: SpeechTextLmConfig = field(default_factory=SpeechTextLmConfig)
@@ -74,13 +75,13 @@ class SpeechTextLmTrainingConfig:
 
 
 class _Batch(NamedTuple):
-    """Rows of one task.
+    """Sequences of one task.
 
     Attributes:
         sequence: (B, N) each.
         targets: (B, N) int64.
-        features: (B, N, states) float32; (B, N, 0) where tokens say everything.
-        name: Range of what is to come.
+        features: (B, N, states) float32; (B, N, 0) where tokens are the input.
+        name: Vocabulary range of the targets.
     """
 
     sequence: Sequence
@@ -107,28 +108,30 @@ def train_speech_text_lm(
     """Train the language model; `output/best` becomes a model directory with the lowest loss.
 
     Args:
-        packs: Packed talks to learn from.
-        tuning: The same, of other texts, which decide which model is the best.
-        tokenizer: That made their tokens.
-        tokenizer_name: Of its model.
+        packs: Packed training utterances.
+        tuning: Packed validation utterances, of other texts, which select the best model.
+        tokenizer: Tokenizer of the packs.
+        tokenizer_name: Name of its model.
         output: Folder of the training.
         config: How to train.
         max_minutes: Stop after this time.
-        resume: Go on from `output/last`.
+        resume: Resume from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        provenance: What made the model, for its directory.
-        start_from: A model to start from; its settings count, not the configuration's.
-        llm: Folder of a language model of text to grow (see `GrownLm`), as transformers has it: it learns to say and to
-            write the pieces of words that it knows. Not with `start_from`.
+        provenance: Origin of the model, for its directory.
+        start_from: Model to initialize from; its settings replace the configuration's.
+        llm: Folder of a pretrained LLM in transformers format to initialize from (see `GrownLm`); its word pieces
+            become the text tokens. Excludes `start_from`.
 
     Raises:
-        UsageError: Two models are named to start from.
-        ModelNotFoundError: There is no such language model.
-        DataError: A pack is missing, or its tokens are another tokenizer's.
-        ModelFormatError: The model to start from was trained with another tokenizer, or cannot be grown.
+        UsageError: Both `llm` and `start_from` are given.
+        ModelNotFoundError: No such pretrained LLM.
+        DataError: A pack is missing, or was made with another tokenizer.
+        ModelFormatError: The model to initialize from was trained with another tokenizer, or is not supported.
     """
     if llm is not None and start_from is not None:
-        raise UsageError("two models to start from are named", remedy="grow one, or go on with one that was grown")
+        raise UsageError(
+            "two models to initialize from", remedy="give either a pretrained LLM or a model to start from"
+        )
     known = None if start_from is None else load_speech_text_lm(start_from, tokenizer).train()
     base = None if llm is None else load_causal_lm(hub.find_model(llm))
     text_tokens = text_tokens_of(base) if known is None else known.text_tokens
@@ -141,23 +144,25 @@ def train_speech_text_lm(
     )
     unknown = set(data.pack.voices) - set(lm.config.voices)
     if unknown:
-        remedy = "train a new model, or leave these talks out"
-        raise ModelFormatError(f"does not know the voices {', '.join(sorted(unknown))}", path=start_from, remedy=remedy)
+        remedy = "train a new model, or leave these utterances out"
+        raise ModelFormatError(f"has no voices {', '.join(sorted(unknown))}", path=start_from, remedy=remedy)
     continuous_fraction = config.continuous_share if lm.config.states else 0.0
     config = replace(config, model=lm.config, continuous_share=continuous_fraction)
     size = sum(parameter.numel() for parameter in lm.parameters())
-    logger.info("%d talks, %d of them recorded, %.2f M parameters", len(data.pack), len(data.recorded), size / 1e6)
+    logger.info("%d utterances, %d of them recorded, %.2f M parameters", len(data.pack), len(data.recorded), size / 1e6)
     for name, rate in zip(lm.config.voices, lm.config.rates, strict=True):
-        logger.info("voice %s: %.2f of the expected time", name, rate)
+        logger.info("voice %s: %.2f of the expected duration", name, rate)
     validation = held_out.for_validation(lm, config, set(lm.config.voices))
     if not validation["say"]:
-        raise DataError("no tuning talk has a voice of the training", remedy="tune on talks of the same voices")
+        raise DataError(
+            "no validation utterance has a voice of the training", remedy="validate on utterances of the same voices"
+        )
 
-    grown_from = {} if llm is None else {"llm": Path(llm).resolve().name}
+    pretrained = {} if llm is None else {"llm": Path(llm).resolve().name}
 
     def save(module: nn.Module, folder: Path) -> None:
         assert isinstance(module, SpeechTextLm)
-        record = {**(provenance or {}), "training": asdict(config), **grown_from}
+        record = {**(provenance or {}), "training": asdict(config), **pretrained}
         settings = {
             "network": asdict(module.config),
             "tokenizer": tokenizer_entry(tokenizer, tokenizer_name),
@@ -183,7 +188,7 @@ def train_speech_text_lm(
 def fit_durations_config(
     config: SpeechTextLmConfig, pack: UtterancePack, tokenizer: SemanticTokenizer, text_tokens: TextTokens
 ) -> SpeechTextLmConfig:
-    """Return a configuration with the voices of a pack, and how long its texts take."""
+    """Return a configuration with the voices of a pack and durations fitted to it."""
     chosen = np.random.default_rng(0).permutation(len(pack))[:_FITTED]
     units = np.stack([text_tokens.encode_input(text).counts(text_tokens.units) for text in pack.normalized])
     durations = fit_durations(units[chosen], pack.counts[chosen].astype(np.float64))
@@ -206,7 +211,7 @@ def fit_durations_config(
 
 
 class _TaskBatches:
-    """Talks of a pack, as batches."""
+    """Batches of the utterances of a pack for each task."""
 
     def __init__(
         self,
@@ -216,7 +221,7 @@ class _TaskBatches:
         text_tokens: TextTokens,
     ) -> None:
         if pack.tokenizer != tokenizer.fingerprint:
-            raise DataError("the talks were packed with another tokenizer", remedy="pack them with this one")
+            raise DataError("the utterances were packed with another tokenizer", remedy="pack them with this one")
         self.pack, self.seed = pack, config.training.seed
         self.transcripts = [text_tokens.encode_output(DEFAULT_NORMALIZER(text)) for text in pack.texts]
         has_words = np.array([len(transcript) > 0 for transcript in self.transcripts])
@@ -228,7 +233,7 @@ class _TaskBatches:
         self.asr_lengths = pack.counts + np.array([len(transcript) + 5 for transcript in self.transcripts])
 
     def batches(self, epoch: int, config: SpeechTextLmTrainingConfig) -> list[tuple[str, list[tuple[int, int]]]]:
-        """Return the batches of an epoch: a task, and (talk, seed) each."""
+        """Return the batches of an epoch: a task, and (row, seed) of each utterance."""
         rng = np.random.default_rng([self.seed, epoch])
         batches = [("say", b) for b in batches_by_length(self.tts_rows, self.tts_lengths, config.batch_places, rng)]
         fraction = config.asr_share if len(self.recorded) else 0.0
@@ -243,7 +248,10 @@ class _TaskBatches:
     def collate(
         self, lm: SpeechTextLm, task: str, chosen: Rows[tuple[int, int]], config: SpeechTextLmTrainingConfig
     ) -> _Batch:
-        """Return a batch of a task: `say`, `write` down tokens, or `listen` to what they were cut from."""
+        """Return a batch of a task.
+
+        The tasks are `say` (synthesis), `write` (transcription of tokens) and `listen` (of continuous features).
+        """
         examples = [self._example(lm, task, row, np.random.default_rng(seed), config) for row, seed in chosen]
         sequence = stack_rows([row for row, _ in examples])
         size = sequence.ids.shape[1]
@@ -259,7 +267,7 @@ class _TaskBatches:
     def for_validation(
         self, lm: SpeechTextLm, config: SpeechTextLmTrainingConfig, voices: set[str]
     ) -> dict[str, list[_Batch]]:
-        """Return batches that are always the same: of each task, and of text that belongs to other speech."""
+        """Return fixed validation batches of each task, without random stretch or corruption."""
         exact = replace(config, stretch=0.0, most_wrong_past=0.0)
         rng = np.random.default_rng(0)
         batches: dict[str, list[_Batch]] = {}
@@ -283,7 +291,7 @@ class _TaskBatches:
 
 
 def _partly_wrong(tokens: Tensor, fraction: float, rng: np.random.Generator) -> Tensor:
-    """Return tokens (T,), of which a share is the one before once more, or any of the same speech."""
+    """Return tokens (T,), a fraction of which is replaced by the previous token or a random one of the same speech."""
     if not fraction:
         return tokens
     wrong = torch.from_numpy(rng.random(len(tokens)) < fraction)
@@ -306,7 +314,7 @@ def _entropies(module: nn.Module, batch: _Batch) -> Tensor:
 def _validate(
     module: nn.Module, batches: dict[str, list[_Batch]], config: SpeechTextLmTrainingConfig
 ) -> dict[str, float]:
-    """Return nats per token of each task; `loss` weighs them as the training does."""
+    """Return nats per token of each task; `loss` weights them as in training."""
     from accelerate.utils import send_to_device
 
     assert isinstance(module, SpeechTextLm)

@@ -1,4 +1,4 @@
-"""How text is written in a language model's vocabulary: as phones and letters, or as the pieces of a grown model."""
+"""Text tokenizations of the language model: phones and letters, or the word pieces of a pretrained LLM."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch import Tensor
 
 from audio_llm.touchtts.text import MARKS, SYMBOLS, NormalizedText
 
-SYMBOL, LETTER, PIECE = "symbol", "letter", "piece"  # ranges of tokens
+SYMBOL, LETTER, PIECE = "symbol", "letter", "piece"  # vocabulary ranges
 LETTERS = " abcdefghijklmnopqrstuvwxyz'"
-LETTER_TOKENS = 1.7  # speech tokens that a letter takes, roughly
-_CHARACTERS = "".join(MARKS) + LETTERS  # what pieces are made of; others take no time
+LETTER_TOKENS = 1.7  # rough duration of a letter in speech tokens
+_CHARACTERS = "".join(MARKS) + LETTERS  # characters of word pieces; others have no duration
 _NUMBER_OF = {symbol: number for number, symbol in enumerate(SYMBOLS)}
 _LETTER_OF = {letter: number for number, letter in enumerate(LETTERS)}
 _CHARACTER_OF = {character: number for number, character in enumerate(_CHARACTERS)}
 
 
 class TokenizedText(NamedTuple):
-    """A text that is to be said.
+    """A text that is to be synthesized.
 
     Attributes:
-        numbers: (T,) int64, its tokens in the range.
-        units: What of `TextTokens.units` each is made of.
+        numbers: (T,) int64, tokens in the range `TextTokens.input_range`.
+        units: Text units that each token consists of.
     """
 
     numbers: Tensor
     units: list[tuple[int, ...]]
 
     def durations(self, of_units: Tensor) -> Tensor:
-        """Return how long each token takes, (T,) float32, from how long units take, (U,)."""
+        """Return the duration of each token, (T,) float32, from the durations of the units, (U,)."""
         token_index = torch.tensor(
             [number for number, token_units in enumerate(self.units) for _ in token_units], dtype=torch.int64
         )
@@ -44,20 +44,20 @@ class TokenizedText(NamedTuple):
         return of_units.new_zeros(len(self.units)).index_add(0, token_index, of_units[unit_index])
 
     def counts(self, units: int) -> np.ndarray:
-        """Return how often each unit comes in the text, (U,) float64."""
+        """Return how often each unit occurs in the text, (U,) float64."""
         unit_counts = np.zeros(units)
         np.add.at(unit_counts, [unit for token_units in self.units for unit in token_units], 1.0)
         return unit_counts
 
 
 class TextTokens(Protocol):
-    """A way to write text.
+    """A text tokenization.
 
     Attributes:
-        ranges: Ranges of tokens that it needs, and how many each has.
-        spoken: Range of what is to be said.
-        written: Range of what is written down.
-        units: How many kinds of things there are that each take a time of their own.
+        ranges: Names and sizes of the vocabulary ranges it needs.
+        input_range: Range of the text to synthesize.
+        output_range: Range of transcripts.
+        units: Number of text units, each of which has a duration.
     """
 
     @property
@@ -70,24 +70,24 @@ class TextTokens(Protocol):
     def units(self) -> int: ...
 
     def encode_input(self, text: NormalizedText) -> TokenizedText:
-        """Return a text that is to be said."""
+        """Return the tokens of a text to synthesize."""
         ...
 
     def encode_output(self, words: str) -> Tensor:
-        """Return normalised words as tokens (T,) int64 of the range `written`; empty where there are none."""
+        """Return normalized words as tokens (T,) int64 of `output_range`; empty where there are none."""
         ...
 
     def decode(self, numbers: Sequence[int]) -> str:
-        """Return the words of tokens that were written."""
+        """Return the words of transcript tokens."""
         ...
 
     def output_durations(self, numbers: Tensor) -> Tensor:
-        """Return how long each token that was written takes, roughly: (T,) float32 in speech tokens."""
+        """Return the rough duration of each transcript token: (T,) float32 in speech tokens."""
         ...
 
 
 class PhoneTokens:
-    """Says phones and writes letters: what little data can teach."""
+    """Phones as input, letters as output: suited to little training data."""
 
     ranges: Mapping[str, int] = {SYMBOL: len(SYMBOLS), LETTER: len(LETTERS)}
     input_range, output_range, units = SYMBOL, LETTER, len(SYMBOLS)
@@ -98,7 +98,7 @@ class PhoneTokens:
         return TokenizedText(numbers, [(number,) for number in numbers.tolist()])
 
     def encode_output(self, words: str) -> Tensor:
-        """See `TextTokens.encode_output`; accents are dropped, and signs that are no letters."""
+        """See `TextTokens.encode_output`; accents and characters other than letters are dropped."""
         plain = unicodedata.normalize("NFKD", words)
         return torch.tensor([_LETTER_OF[letter] for letter in plain if letter in _LETTER_OF], dtype=torch.int64)
 
@@ -112,11 +112,11 @@ class PhoneTokens:
 
 
 class PieceTokens:
-    """Says and writes the pieces of words that a language model has learned to read and write.
+    """Word pieces of a pretrained LLM, as input and output.
 
     Args:
-        tokenizer: Of transformers.
-        size: Of the model's vocabulary.
+        tokenizer: Tokenizer of transformers.
+        size: Vocabulary size of the model.
     """
 
     input_range, output_range, units = PIECE, PIECE, len(_CHARACTERS)
@@ -153,21 +153,21 @@ class PieceTokens:
 
 
 def symbol_numbers(symbols: Sequence[str]) -> Tensor:
-    """Return the numbers (T,) int64 of `text.SYMBOLS`."""
+    """Return the indices (T,) int64 of symbols in `text.SYMBOLS`."""
     return torch.tensor([_NUMBER_OF[symbol] for symbol in symbols], dtype=torch.int64)
 
 
 def fit_durations(counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return how many tokens each unit of text takes on average, (U,) float64, from the lengths of whole utterances.
+    """Return the average duration of each text unit in tokens, (U,) float64, fitted to the lengths of whole utterances.
 
     Args:
-        counts: (N, U), how often each unit comes in an utterance.
-        lengths: (N,), tokens of each.
+        counts: (N, U), occurrences of each unit in each utterance.
+        lengths: (N,), tokens of each utterance.
     """
     from scipy.optimize import nnls
 
     units = counts.shape[1]
     usual = np.full(units, lengths.sum() / max(1.0, counts.sum()))
-    weight = np.sqrt(len(counts) / 50.0 + 1.0)  # a pull to the mean, for units that are rare
+    weight = np.sqrt(len(counts) / 50.0 + 1.0)  # regularization of rare units towards the mean
     table, target = np.concatenate([counts, weight * np.eye(units)]), np.concatenate([lengths, weight * usual])
     return np.maximum(nnls(table, target)[0], 0.2)

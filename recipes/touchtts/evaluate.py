@@ -1,4 +1,4 @@
-"""How well speech is understood, step by step from the recording to the full system, and what the text has to say."""
+"""Intelligibility of each step from the recording to the full system, and dependence on the text."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from audio_llm.touchtts.speech import CHUNK, TouchTTS
 from audio_llm.tts import synthesize
 
 RECOGNIZER = "ctc-small"
-PEER = "flite:slt"  # another program, for comparison
+PEER = "flite:slt"  # another synthesizer, for comparison
 
 
 @dataclass(frozen=True)
 class HeldOutSentence:
-    """One held-out sentence as it is said by somebody.
+    """One held-out sentence.
 
     Attributes:
-        row: In the pack.
-        text: As written.
-        words: Normalised.
+        row: Its row in the pack.
+        text: Original text.
+        words: Normalized text.
     """
 
     row: int
@@ -48,7 +48,7 @@ class HeldOutSentence:
 
 
 def held_out(pack: UtterancePack, voice: str, count: int) -> tuple[list[HeldOutSentence], ClosedSet]:
-    """Return sentences of a voice, each text once, with words that pocketsphinx knows, and who picks them."""
+    """Return sentences of a voice, each text once, in pocketsphinx's vocabulary, and the identification test."""
     rows = [row for row, name in enumerate(pack.voices) if name == voice and pack.samples[row]]
     first = {DEFAULT_NORMALIZER(pack.texts[row]): row for row in reversed(rows)}
     closed_set = ClosedSet(list(first))
@@ -60,7 +60,7 @@ def held_out(pack: UtterancePack, voice: str, count: int) -> tuple[list[HeldOutS
 def systems(
     speech: TouchTTS, pack: UtterancePack, voice: str, sentences: Sequence[HeldOutSentence]
 ) -> dict[str, Callable[[int], Any]]:
-    """Return what makes a sound of the sentence of a number, by name of the system, the recording first."""
+    """Return the synthesizers of a sentence by its number, by name of the system, the recording first."""
     codec, reference = SpeechCodec.load("codec-small"), speech.voice(voice)
 
     def real(number: int) -> np.ndarray:
@@ -107,14 +107,14 @@ def ladder(
     fingerprint: str,
     names: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Yield the table of how well each system is understood; what was measured before is not measured again."""
+    """Yield the table of the intelligibility of each system; earlier measurements of the same model are reused."""
     sentences, closed_set = held_out(pack, voice, count)
     recognizer = CtcRecognizer.load(RECOGNIZER)
     rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()] if output.exists() else []
     known = {(row["system"], row["words"]): row for row in rows if row["made_by"] == fingerprint}
     synthesizers = systems(speech, pack, voice, sentences)
-    yield f"{len(sentences)} sentences; one of {SENTENCES} is picked by pocketsphinx; letters by {RECOGNIZER}"
-    yield "| system | picked | character error rate, % | DNSMOS OVRL | seconds |"
+    yield f"{len(sentences)} sentences; one of {SENTENCES} identified by pocketsphinx; characters by {RECOGNIZER}"
+    yield "| system | identified | character error rate, % | DNSMOS OVRL | seconds |"
     yield "|---|---|---|---|---|"
     with output.open("a", encoding="utf-8") as file:
         for name, make in synthesizers.items():
@@ -135,7 +135,7 @@ def ladder(
 def _measured(
     waveform: np.ndarray, sentence: HeldOutSentence, number: int, closed_set: ClosedSet, recognizer: CtcRecognizer
 ) -> dict[str, Any]:
-    waveform = np.pad(waveform, 1600)  # a recogniser wants a little silence around speech
+    waveform = np.pad(waveform, 1600)  # recognizers need some silence around speech
     text = DEFAULT_NORMALIZER(recognizer.recognize(waveform, 1).best)
     return {
         "picked": closed_set.picks(waveform, sentence.words, number),
@@ -154,7 +154,7 @@ def _ladder_row(name: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def text_matters(speech: TouchTTS, pack: UtterancePack, voice: str, count: int) -> Iterator[str]:
-    """Yield how likely true tokens are under the true text, and under another one."""
+    """Yield the log-probability of true tokens under the true text, and under another one."""
     sentences, _ = held_out(pack, voice, count)
     lm, scores = speech.model.lm, []
     for number, sentence in enumerate(sentences):
@@ -167,8 +167,8 @@ def text_matters(speech: TouchTTS, pack: UtterancePack, voice: str, count: int) 
 
 
 def transcription(speech: TouchTTS, pack: UtterancePack, count: int) -> Iterator[str]:
-    """Yield error rates of what the language model writes down of tokens, and of what these were cut from."""
-    yield "| voice | utterances | letters wrong, tokens | letters wrong, continuous |"
+    """Yield error rates of transcription from tokens, and from continuous features."""
+    yield "| voice | utterances | CER, tokens | CER, continuous |"
     yield "|---|---|---|---|"
     for voice in sorted(set(pack.voices)):
         rows = [row for row, name in enumerate(pack.voices) if name == voice and pack.samples[row]]
@@ -182,11 +182,11 @@ def transcription(speech: TouchTTS, pack: UtterancePack, count: int) -> Iterator
                 written = speech.model.lm.transcribe(tokens, states if is_continuous else None)
                 texts[is_continuous].append(DEFAULT_NORMALIZER(speech.model.lm.text_tokens.decode(written[0][0])))
         rates = [f"{100 * character_error_rate(words, hypotheses):.1f} %" for hypotheses in texts.values()]
-        yield f"| {voice} | {len(rows)} | {' | '.join([*rates, 'not told'][:2])} |"
+        yield f"| {voice} | {len(rows)} | {' | '.join([*rates, 'not available'][:2])} |"
 
 
 def cost(speech: TouchTTS, voice: str, seconds: Sequence[float] = (2.0, 10.0, 30.0)) -> Iterator[str]:
-    """Yield what a chunk of 0.4 s costs at several places of a long utterance, and how soon the first sound comes."""
+    """Yield the time of a chunk of 0.4 s at several positions of a long utterance, and the time to the first sound."""
     from audio_llm.touchtts.flow import FlowRun
 
     reference, model = speech.voice(voice), speech.model

@@ -1,4 +1,4 @@
-"""How near speech comes to a voice that it was asked to sound like, in the ears of a speaker encoder."""
+"""Speaker similarity of synthesized speech to its reference, by a speaker encoder."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _ENROLLED_BY = 5  # utterances of a speaker at most, besides the reference and o
 
 
 def similarity(speech: TouchTTS, pack: UtterancePack, encoder: SpeakerEncoder, main_voice: str) -> Iterator[str]:
-    """Yield a table: who the encoder takes speech for that was asked to sound like a person of the pack.
+    """Yield a table of the similarity of speech to the speaker of its reference, and of the speakers it is identified as.
 
-    Each person is known by the mean of some talks, and lends one other talk as the reference.
+    Each speaker is enrolled by the mean of some utterances; another utterance is the reference.
 
     Args:
-        speech: Who speaks.
-        pack: Talks of people that nothing has learned from.
-        encoder: Who judges.
-        main_voice: Left out: the voice that the model has learned.
+        speech: The synthesizer.
+        pack: Utterances of speakers that are in no training.
+        encoder: The speaker encoder.
+        main_voice: The learned voice, which is left out.
 
     Raises:
-        DataError: There are not two people with three talks each.
+        DataError: There are not two speakers with three utterances each.
     """
     waveforms: dict[str, list[np.ndarray]] = {}
     for row in np.argsort(-pack.samples, kind="stable").tolist():
@@ -60,13 +60,13 @@ def similarity(speech: TouchTTS, pack: UtterancePack, encoder: SpeakerEncoder, m
 
 @torch.inference_mode()
 def _embedding(encoder: SpeakerEncoder, sounds: list[np.ndarray]) -> torch.Tensor:
-    """Return the unit vector (256,) of a person."""
+    """Return the speaker embedding of length 1, (256,)."""
     vectors = torch.stack([embed(encoder, torch.from_numpy(sound)[None])[0] for sound in sounds])
     return torch.nn.functional.normalize(vectors.mean(0), dim=0)
 
 
 def _line(name: str, voices: torch.Tensor, enrolled: torch.Tensor) -> str:
-    """Return a row of the table, for a vector (P, 256) of each person."""
+    """Return a row of the table, of a vector (P, 256) for each speaker."""
     cosines = voices @ enrolled.T
     same, count = cosines.diagonal(), len(enrolled)
     different = (cosines.sum() - same.sum()) / (count * (count - 1))

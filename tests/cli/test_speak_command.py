@@ -183,7 +183,7 @@ def test_standard_input_that_is_not_utf_8_is_named(
         ((TEXT, "-o", "out.wav", "--speed", "fast"), "'fast' is not a number"),
         ((TEXT, "-o", "out.wav", "--speed", "nan"), "nan is not 0.5 to 2"),
         ((TEXT, "-o", "out.wav", "--seed", "-1"), "-1 is not 0 or more"),
-        ((TEXT, "-o", "out.wav", "--voice", "nobody"), "no voice is named 'nobody' (use one of reader, robot"),
+        ((TEXT, "-o", "out.wav", "--voice", "nobody"), "unknown voice 'nobody' (use one of reader, robot"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
@@ -199,7 +199,7 @@ def test_options_that_make_no_sense_are_refused(
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (("",), 1, "nothing to say"),
+        (("",), 1, "nothing to pronounce"),
         (("😀",), 1, "grinning face"),
         ((TEXT, "--voice", "quiet.wav"), 1, "quiet.wav: there are 0.0 s of speech"),
         ((TEXT, "-o", "out.xyz"), 1, "out.xyz: no format for this suffix"),
@@ -275,9 +275,9 @@ def test_an_error_of_the_model_leaves_what_was_finished(
     assert soundfile.info("out.part.wav").frames > 0
 
 
-def test_what_is_not_said_is_a_warning(speak: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_pronounced_is_a_warning(speak: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert speak("Hello 😀.", "-o", "out.wav") == 0
-    assert "not said: grinning face" in capsys.readouterr().err
+    assert "not pronounced: grinning face" in capsys.readouterr().err
     assert speak("Hello 😀.", "-o", "quiet.wav", "-q") == 0
     assert capsys.readouterr().err == ""
 

@@ -1,4 +1,4 @@
-"""How near speech comes to a voice, as the recipe measures it, with a speaker that clones perfectly or not at all."""
+"""Speaker similarity as the recipe measures it, of a synthesizer that clones perfectly or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def buzz(pitch_hz: float, seed: int, seconds: float = 2.0) -> np.ndarray:
 
 
 class Cloner:
-    """Speaks in just the voice of a reference, or in its own only."""
+    """Speaks in exactly the voice of a reference, or in one voice only."""
 
     sample_rate = 16_000
 

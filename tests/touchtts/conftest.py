@@ -1,4 +1,4 @@
-"""A tiny speaking model with random weights, its model directory, and packed talks of made-up voices."""
+"""A tiny speaking model with random weights, its model directory, and packed utterances of synthetic voices."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OTHER_TEXTS = ("so it goes", "come back", "all is well", "look at me", "not yet"
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of models with the tokenizer in `s3-tiny`, which tells many sounds apart."""
+    """Return a folder of models with the tokenizer in `s3-tiny`, which distinguishes many sounds."""
     folder = tmp_path_factory.mktemp("touchtts")
     torch.manual_seed(0)
     network = S3Network(S3).train()
@@ -79,7 +79,7 @@ def speech_text_lm(tokenizer: S3Tokenizer) -> SpeechTextLm:
 
 @pytest.fixture
 def pretrained_lm(tokenizer: S3Tokenizer, base: CausalLm) -> SpeechTextLm:
-    """Return a language model that was grown from one of text, with random weights that all matter."""
+    """Return a language model on a pretrained LLM, with random weights that all matter."""
     torch.manual_seed(4)
     text_tokens = text_tokens_of(base)
     durations = tuple(1.0 + 0.1 * (number % 7) for number in range(text_tokens.units))
@@ -120,7 +120,7 @@ def model(speech_text_lm: SpeechTextLm, flow: FlowNetwork, tokenizer: S3Tokenize
 
 @pytest.fixture
 def model_folder(model: TouchModel, home: Path) -> Path:
-    """Return the model's directory, its tokenizer beside it."""
+    """Return the model's directory, its tokenizer next to it."""
     folder = home / "touch-tiny"
     save_touchtts(folder, model, "s3-tiny", "Tiny.\n", {"made": "here"})
     return folder
@@ -128,14 +128,14 @@ def model_folder(model: TouchModel, home: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def sounds(speech_pack: Path) -> list[np.ndarray]:
-    """Return ten made-up utterances (T,) float32, five of a low voice, then five of a high one."""
+    """Return ten synthetic utterances (T,) float32, five of a low voice, then five of a high one."""
     pack = SpeechPack(speech_pack)
     return [pack.pcm(number).astype(np.float32) / 32768.0 for number in range(10)]
 
 
 @pytest.fixture(scope="session")
 def utterances(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return packed talks of two readers, and two of a robot that are synthetic."""
+    """Return packed utterances of two readers, and two of a robot that are synthetic."""
 
     def generate() -> Iterator[TtsUtterance]:
         for number, sound in enumerate(sounds):
@@ -150,7 +150,7 @@ def utterances(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path_factor
 
 @pytest.fixture(scope="session")
 def tuning(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return packed talks of other texts."""
+    """Return packed utterances of other texts."""
     folder = tmp_path_factory.mktemp("tuning") / "talks"
     rows = [TtsUtterance(f"t{n}", "reader", "low", OTHER_TEXTS[n % 5], sounds[n]) for n in range(0, 10, 2)]
     assert pack_utterances(rows, tokenizer, folder) == 5
@@ -162,7 +162,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every connection fail."""
 
     def refuse(*arguments: object, **named: object) -> None:
-        raise AssertionError("somebody wants to use the network")
+        raise AssertionError("an attempt to use the network")
 
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(f"socket.socket.{name}", refuse)

@@ -38,7 +38,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def folder(model_folder: Path, tmp_path: Path) -> Path:
-    """Return a model's directory that may be spoilt, its tokenizer beside it."""
+    """Return a model's directory that may be changed, its tokenizer next to it."""
     shutil.copytree(model_folder.parent, tmp_path / "models")
     return tmp_path / "models" / model_folder.name
 
@@ -164,12 +164,12 @@ def test_parts_become_a_model(
     speech = TouchTTS.load(tmp_path / "whole")
     assert speech.voices == ["reader"]
     assert speech.speak("Hello.").waveform.size
-    with pytest.raises(UsageError, match="'robot'"):  # the language model knows it, but nobody how it sounds
+    with pytest.raises(UsageError, match="'robot'"):  # the language model knows it, but it has no embedding
         speech.speak("Hello.", "robot")
 
 
 def test_a_voice_needs_recordings(parts: dict[str, Path], tokenizer: S3Tokenizer, utterances: Path) -> None:
-    with pytest.raises(DataError, match="'robot'"):  # all its talks are synthetic
+    with pytest.raises(DataError, match="'robot'"):  # all its utterances are synthetic
         assemble(*parts.values(), tokenizer, UtterancePack(utterances), "robot")
     with pytest.raises(UsageError, match="'nobody'"):
         assemble(*parts.values(), tokenizer, UtterancePack(utterances), "nobody")

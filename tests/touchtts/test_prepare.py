@@ -1,4 +1,4 @@
-"""Recordings to clips: each fault goes for its own reason, every sample is accounted for, work is kept."""
+"""Recordings to clips: each fault has its reason, every sample is accounted for, runs are resumed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def quiet(seconds: float) -> np.ndarray:
 
 
 class Fakes:
-    """Opinions that cost nothing; what they were asked is in `asked`."""
+    """A verifier with fixed answers; the texts it was given are in `asked`."""
 
     def __init__(self, text: str = TEXT, disagreement: float | None = 0.1) -> None:
         self.text, self.disagreement = text, disagreement
@@ -66,11 +66,11 @@ class Fakes:
 
     def verify_text(self, waveform: np.ndarray, text: str) -> TextVerification:
         self.asked.append(text)
-        return TextVerification(text, "what it hears", self.disagreement, NATS)
+        return TextVerification(text, "second text", self.disagreement, NATS)
 
     def transcribe(self, waveform: np.ndarray) -> TextVerification:
         self.asked.append(None)
-        return TextVerification(self.text, "what it hears", self.disagreement, CER)
+        return TextVerification(self.text, "second text", self.disagreement, CER)
 
 
 def record(folder: Path, name: str, *parts: np.ndarray, text: str | None = TEXT, rate: int = RATE) -> Recording:
@@ -123,12 +123,12 @@ def test_a_recording_without_text_is_cut_at_silence(tmp_path: Path) -> None:
     (result,) = run(tmp_path, record(tmp_path, "talk", *parts, text=None))
     lengths = [clip.samples / RATE for clip in result.clips]
     assert [clip.reason for clip in result.clips] == ["", "", "too_short"]
-    assert lengths == pytest.approx([4.5, 5.3, 1.5], abs=0.4)  # the short one beside another joins it
+    assert lengths == pytest.approx([4.5, 5.3, 1.5], abs=0.4)  # the short one next to another is joined with it
     assert result.silence / RATE == pytest.approx(16.8 - sum(lengths), abs=0.01)
     assert [row["text"] for row in rows(tmp_path)] == [TEXT, TEXT]
 
 
-def test_speech_that_goes_on_is_cut_within_the_longest(tmp_path: Path) -> None:
+def test_continuous_speech_is_cut_within_the_longest_clip(tmp_path: Path) -> None:
     (result,) = run(tmp_path, record(tmp_path, "talk", babble(45), text=None), verifier=Fakes(TEXT * 5))
     assert len(result.clips) > 1
     assert all(clip.samples <= 30 * RATE and not clip.reason for clip in result.clips)
@@ -157,7 +157,7 @@ def faulty(folder: Path, kind: str) -> Recording:
 
 
 @pytest.mark.parametrize("kind", [reason for reason in REASONS if reason != "disagree"])
-def test_every_fault_goes_for_its_own_reason_before_anyone_is_asked(tmp_path: Path, kind: str) -> None:
+def test_every_fault_is_dropped_for_its_reason_before_any_recognition(tmp_path: Path, kind: str) -> None:
     verifier = Fakes()
     run(tmp_path, faulty(tmp_path, kind), verifier=verifier)
     (row,) = rows(tmp_path, "dropped")
@@ -188,11 +188,11 @@ def test_the_limit_of_disagreement(
     config = PrepareConfig(max_disagreement=limit)
     (result,) = run(tmp_path, recording, verifier=Fakes(disagreement=disagreement), config=config)
     (clip,) = result.clips
-    assert (clip.reason, clip.disagreement, clip.second_text) == (reason, disagreement, "what it hears")
+    assert (clip.reason, clip.disagreement, clip.second_text) == (reason, disagreement, "second text")
 
 
 @pytest.mark.parametrize(("text", "reason"), [("", "no_text"), ("\u266a", "unspeakable"), ("no " * 20, "repeated")])
-def test_recognised_texts_can_be_wrong_too(tmp_path: Path, text: str, reason: str) -> None:
+def test_recognized_texts_can_be_wrong_too(tmp_path: Path, text: str, reason: str) -> None:
     recording = record(tmp_path, "talk", quiet(1), babble(3), quiet(1), text=None)
     (result,) = run(tmp_path, recording, verifier=Fakes(text))
     assert [clip.reason for clip in result.clips] == [reason]
@@ -380,7 +380,7 @@ def test_the_onset_of_a_hum_is_no_speech() -> None:
     assert results == []
 
 
-def test_overdriven_sound_is_told_from_loud_and_noisy_sound() -> None:
+def test_clipped_sound_is_distinguished_from_loud_and_noisy_sound() -> None:
     speech = babble(3)
     limit = float(np.quantile(np.abs(speech), 0.99))
     assert is_clipped(np.clip(speech, -limit, limit))
@@ -415,7 +415,7 @@ def test_the_ratio_of_speech_to_noise_follows_the_true_one() -> None:
 
 
 class FakeRecognizer:
-    """Hears one text, whatever is said."""
+    """Recognizes one text in any speech."""
 
     name, version = "fake", "1"
     capabilities = Capabilities(scores=False, word_times=False, text_scores=False, word_preference=False)
@@ -434,7 +434,7 @@ class FakeRecognizer:
         return list(words)
 
 
-def test_two_recognisers_are_compared_by_letters() -> None:
+def test_two_recognizers_are_compared_by_characters() -> None:
     first, second, scorer = FakeRecognizer("the cat sat"), FakeRecognizer("The cat sad!"), FakeRecognizer("a cat")
     verifier = AsrAgreement(lambda: first, lambda: second, lambda: scorer)
     assert verifier.transcribe(babble(1)) == TextVerification("the cat sat", "The cat sad!", pytest.approx(1 / 11), CER)
@@ -443,10 +443,10 @@ def test_two_recognisers_are_compared_by_letters() -> None:
     assert (first.asked, second.asked, scorer.asked) == (1, 1, 1)
     first.text = ""
     assert verifier.transcribe(babble(1)).text == ""
-    assert second.asked == 1  # where the first hears nothing there is nothing to agree with
+    assert second.asked == 1  # an empty first hypothesis needs no second one
 
 
-def test_recognisers_are_loaded_once_and_when_needed() -> None:
+def test_recognizers_are_loaded_once_and_when_needed() -> None:
     loaded: list[str] = []
 
     def load(name: str) -> FakeRecognizer:
@@ -477,7 +477,7 @@ def test_the_network_tells_true_texts_from_those_of_others(tmp_path: Path) -> No
     assert {clip.measure for result in results for clip in result.clips} == {NATS}
 
 
-def test_the_network_says_when_a_text_is_too_long_or_nothing_is_heard() -> None:
+def test_the_network_detects_texts_that_are_too_long_and_silence() -> None:
     scorer = load_recognizer("ctc")
     verifier = AsrAgreement(lambda: scorer, lambda: scorer, lambda: scorer)
     assert verifier.verify_text(babble(1), "a text that nobody says in a second").disagreement is None
@@ -500,7 +500,7 @@ def dirty(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def planted_data(folder: Path) -> None:
-    """Write a data folder of made-up speech, all alike, and noise, for two recordings of each kind."""
+    """Write a data folder of synthetic speech, all alike, and noise, for two recordings of each kind."""
     words = ("river", "garden", "window", "letter", "captain")
     speech = [
         {"id": str(i), "text": f"The {words[i % 5]} of the {words[i // 5]} was cold.", "duration": 4.0}
@@ -518,7 +518,7 @@ def planted_data(folder: Path) -> None:
         (folder / "audio" / folder_name / "manifest.jsonl").write_text(written)
 
 
-def test_planted_faults_go_for_their_reasons(
+def test_planted_faults_are_dropped_for_their_reasons(
     tmp_path: Path, dirty: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted_data(tmp_path)

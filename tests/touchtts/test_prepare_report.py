@@ -1,4 +1,4 @@
-"""What became of recordings: sums to the sample, and a page that needs nothing else."""
+"""The report on recordings: sums exact to the sample, and a self-contained page."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_sums_are_right_to_the_sample() -> None:
     assert dropped == {"disagree": (5 * RATE, 1), "too_short": (7, 1), "unreadable": (0, 1)}
     usual = {name: part.examples for name, part in total.classic.items()}
     assert usual == {"kept": ("a", "b"), "low_snr": ("<d>",), "no_punctuation": ("c",)}
-    disagreement = total.disagreement[NATS]
+    histogram = total.disagreement[NATS]
     assert (
-        disagreement.limit,
-        disagreement.retained[0],
-        sum(disagreement.retained),
-        disagreement.dropped[-1],
-        sum(disagreement.dropped),
+        histogram.limit,
+        histogram.retained[0],
+        sum(histogram.retained),
+        histogram.dropped[-1],
+        sum(histogram.dropped),
     ) == (2.0, 4, 4, 1, 1)
 
 

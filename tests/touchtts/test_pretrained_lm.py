@@ -1,4 +1,4 @@
-"""TouchTTS on a language model of text from a folder: it says and writes pieces of words."""
+"""TouchTTS initialized from a pretrained LLM in a folder, with its word pieces."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_it_speaks_within_bounds(pretrained_lm: SpeechTextLm) -> None:
 
 
 @pytest.mark.parametrize("lm_input", ["tokens", "continuous"])
-def test_what_it_writes_is_worth_what_the_whole_row_says(pretrained_lm: SpeechTextLm, lm_input: str) -> None:
+def test_the_score_of_a_transcript_is_that_of_the_whole_row(pretrained_lm: SpeechTextLm, lm_input: str) -> None:
     states = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)) if lm_input == "continuous" else None
 
     def whole(numbers: list[int]) -> tuple[Sequence, Tensor, Tensor | None]:
@@ -102,7 +102,7 @@ def pretrained_model(model: TouchModel, pretrained_lm: SpeechTextLm) -> TouchMod
 
 
 def test_a_model_directory_holds_all_of_it(pretrained_model: TouchModel, home: Path, sounds: list[np.ndarray]) -> None:
-    folder = home / "grown"
+    folder = home / "pretrained"
     save_touchtts(folder, pretrained_model, "s3-tiny", "Tiny.\n")
     again = load_touchtts(folder)
     assert isinstance(again.lm.lm, GrownLm)
@@ -128,7 +128,7 @@ def test_a_model_directory_holds_all_of_it(pretrained_model: TouchModel, home: P
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "untied"])
-def test_training_starts_from_what_the_other_model_knows(
+def test_training_starts_from_the_pretrained_weights(
     make_llm_folder: Callable[..., tuple[Path, Any]],
     utterances: Path,
     tokenizer: S3Tokenizer,
@@ -147,7 +147,7 @@ def test_training_starts_from_what_the_other_model_knows(
     assert lm.lm.config.layers == network.config.num_hidden_layers
     assert {"llm.json", "tokenizer.json"} <= {path.name for path in (out / "best").iterdir()}
     assert hub.load_model(out / "best").provenance["llm"] == llm.name
-    with pytest.raises(UsageError, match="two models to start from"):
+    with pytest.raises(UsageError, match="two models to initialize from"):
         train_speech_text_lm(
             [utterances], [utterances], tokenizer, "s3-tiny", out, SETTINGS, llm=llm, start_from=out / "best"
         )
@@ -159,7 +159,7 @@ def test_training_starts_from_what_the_other_model_knows(
     assert again.config == lm.config
 
 
-def test_the_weights_of_the_other_model_are_where_it_begins(
+def test_the_first_weights_are_those_of_the_pretrained_model(
     make_llm_folder: Callable[..., tuple[Path, Any]], utterances: Path, tokenizer: S3Tokenizer, tmp_path: Path
 ) -> None:
     llm, network = make_llm_folder("llama")
@@ -179,7 +179,7 @@ def test_the_weights_of_the_other_model_are_where_it_begins(
         ("lm", ["--llm", "no/where"], "no/where"),
     ],
 )
-def test_what_cannot_be_grown_is_said_on_the_command_line(
+def test_an_unsupported_llm_is_an_error_of_the_command_line(
     llm_folder: Path,
     utterances: Path,
     home: Path,
@@ -196,7 +196,7 @@ def test_what_cannot_be_grown_is_said_on_the_command_line(
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_grown_is_refused(
+def test_a_folder_of_an_unsupported_llm_is_refused(
     make_llm_folder: Callable[..., tuple[Path, Any]], utterances: Path, tokenizer: S3Tokenizer, tmp_path: Path
 ) -> None:
     folder, _ = make_llm_folder("gpt2")

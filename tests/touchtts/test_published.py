@@ -1,4 +1,4 @@
-"""Published networks from a user's own files: S3Tokenizer and CAM++, of which small graphs take the place here."""
+"""Published networks from a user's files: S3Tokenizer and CAM++, replaced by small graphs here."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_features_are_kaldis(seconds: float) -> None:
         np.testing.assert_allclose(features[frame], expected, atol=2e-3)
 
 
-def test_a_vector_is_of_the_voice_whatever_its_level(speaker: CamPlusPlus, sounds: list[np.ndarray]) -> None:
+def test_a_speaker_vector_does_not_depend_on_the_level(speaker: CamPlusPlus, sounds: list[np.ndarray]) -> None:
     one, louder, other = (speaker.encode(sound) for sound in (sounds[0], 3.0 * sounds[0], sounds[7]))
     assert one.shape == (192,)
     assert one.dtype == np.float32
@@ -104,7 +104,7 @@ def test_a_vector_is_of_the_voice_whatever_its_level(speaker: CamPlusPlus, sound
     [
         ({"bands": 40}, r"\[B, T, 80\], not fbank"),
         ({"width": 256}, "not 192 numbers"),
-        ({"inputs": 2}, "it should take features"),
+        ({"inputs": 2}, "the input should be features"),
         ({"finite": False}, "not finite"),
     ],
 )
@@ -136,13 +136,13 @@ def test_packs_hold_tokens_of_the_file_and_vectors(
         assert pack.tokens(row).max() > 1000  # more than the package's own tokenizer has
         assert pack.states(row).size == 0
         assert pack.vector(row) @ speaker.encode(waveform.numpy()) > 0.99
-    assert pack.vector(10).size == 0  # a program's voice is nobody's
+    assert pack.vector(10).size == 0  # a synthetic voice has no speaker vector
     pack_utterances(synthesize_utterances(sounds[:1]), published, tmp_path / "others")
     assert UtterancePack(tmp_path / "others").vector(0).size == 0
     pack_utterances(list(synthesize_utterances(sounds[:1]))[1:], published, tmp_path / "programs")
-    both = UtterancePack(tmp_path / "talks", tmp_path / "programs")  # of programs nobody wants to know
+    both = UtterancePack(tmp_path / "talks", tmp_path / "programs")  # synthetic utterances need no speaker encoder
     assert both.speaker == pack.speaker
-    with pytest.raises(DataError, match="different files tell what voices sound like"):
+    with pytest.raises(DataError, match="different speaker encoders"):
         UtterancePack(tmp_path / "talks", tmp_path / "others")
 
 
@@ -189,12 +189,12 @@ def test_a_model_is_trained_on_published_networks_and_speaks(trained: Path, soun
     expected = model.flow.reference(torch.from_numpy(vector)[None])
     torch.testing.assert_close(tts.voice(reference).embedding, expected, atol=1e-4, rtol=0)
     ways = [TouchRecognizer(model, "tiny", way).score(sounds[0], ["a cat"]) for way in ("tokens", "continuous")]
-    assert ways[0] == ways[1]  # there are no continuous features: it listens to tokens
+    assert ways[0] == ways[1]  # without continuous features the input is tokens
     assert ways[0][0] < 0.0
 
 
 @pytest.mark.parametrize("samples", [19_200, 19_520, 20_003, 25_000])
-def test_what_is_streamed_after_a_reference_is_what_is_spoken(trained: Path, samples: int) -> None:
+def test_a_stream_after_a_reference_equals_whole_speech(trained: Path, samples: int) -> None:
     # these tokenizers begin another token where the mel spectrum has no frames for it
     reference = trained.parent / "me.wav"
     audio.write(reference, hiss(samples / 16_000), 16_000)
@@ -226,12 +226,12 @@ def test_packs_of_before_speaker_files_are_read(
     assert torch.equal(*sounds)
 
 
-def test_without_the_speaker_file_learned_voices_speak_and_others_say_what_is_missing(trained: Path) -> None:
+def test_without_the_speaker_encoder_learned_voices_speak_and_references_name_the_missing_file(trained: Path) -> None:
     (trained.parent / "campplus.onnx").unlink()
     tts = TouchTTS.load(trained)
     assert len(tts.speak("Hi.").waveform)
     audio.write(trained.parent / "me.wav", hiss(2.0), 16_000)
-    with pytest.raises(ModelNotFoundError, match=r"campplus\.onnx tells this model.*beside the model directory"):
+    with pytest.raises(ModelNotFoundError, match=r"campplus\.onnx is the speaker encoder.*next to the model directory"):
         tts.voice(trained.parent / "me.wav")
     build_campplus(trained.parent / "campplus.onnx", bands="C")
     with pytest.raises(ModelFormatError, match=r"another 'campplus\.onnx'"):
@@ -248,7 +248,7 @@ def test_without_its_tokenizer_a_model_says_which_file_is_missing(trained: Path)
         load_touchtts(trained)
 
 
-def test_a_flow_goes_on_with_the_voices_that_it_knows(
+def test_a_flow_is_trained_further_with_its_own_speaker_encoder(
     utterances: Path, tokenizer: S3Tokenizer, speaker: CamPlusPlus, sounds: list[np.ndarray], tmp_path: Path
 ) -> None:
     pack_utterances(synthesize_utterances(sounds), tokenizer, tmp_path / "talks", speaker)
@@ -258,9 +258,9 @@ def test_a_flow_goes_on_with_the_voices_that_it_knows(
     own_pack = [tmp_path / "talks"]
     train_flow(own_pack, own_pack, tokenizer, "s3-tiny", tmp_path / "flow", config, device="cpu")
     assert load_flow(tmp_path / "flow/best", tokenizer).config.speaker_sha256 == speaker.fingerprint
-    with pytest.raises(DataError, match=r"with the campplus\.onnx that the flow has learned from"):
+    with pytest.raises(DataError, match=r"with the campplus\.onnx that the flow was trained with"):
         train_flow(
             [utterances], own_pack, tokenizer, "s3-tiny", tmp_path / "on", config, start_from=tmp_path / "flow/best"
         )
-    with pytest.raises(DataError, match=r"with the campplus\.onnx that the flow has learned from"):
+    with pytest.raises(DataError, match=r"with the campplus\.onnx that the flow was trained with"):
         train_flow(own_pack, [utterances], tokenizer, "s3-tiny", tmp_path / "on", config)

@@ -1,4 +1,4 @@
-"""The language model that speaks as a recogniser, tiny, on made-up speech."""
+"""TouchTTS's language model as a recognizer, tiny, on synthetic speech."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from audio_llm.touchtts.recognizer import TouchRecognizer
 
 
 @pytest.mark.parametrize("lm_input", ["tokens", "continuous"])
-def test_texts_come_with_what_they_are_worth(model: TouchModel, sounds: list[np.ndarray], lm_input: str) -> None:
+def test_texts_come_with_their_scores(model: TouchModel, sounds: list[np.ndarray], lm_input: str) -> None:
     recognizer: Recognizer = TouchRecognizer(model, "tiny", lm_input)
     result = recognizer.recognize(sounds[0], 3, "one")
     assert result.id == "one"
@@ -27,7 +27,7 @@ def test_texts_come_with_what_they_are_worth(model: TouchModel, sounds: list[np.
     assert all(score is not None and score < 0.0 for score in scores)
 
 
-def test_tokens_and_features_are_two_ways_to_hear(model: TouchModel, sounds: list[np.ndarray]) -> None:
+def test_tokens_and_features_are_two_kinds_of_input(model: TouchModel, sounds: list[np.ndarray]) -> None:
     ways = [
         TouchRecognizer(model, "tiny", lm_input).score(sounds[1], ["a cat"])[0] for lm_input in ("tokens", "continuous")
     ]
@@ -35,7 +35,7 @@ def test_tokens_and_features_are_two_ways_to_hear(model: TouchModel, sounds: lis
 
 
 @pytest.mark.parametrize("samples", [0, 100, 1_000, 2_000, 5_000, 16_000])
-def test_nothing_is_heard_in_silence(model: TouchModel, samples: int) -> None:
+def test_nothing_is_recognized_in_silence(model: TouchModel, samples: int) -> None:
     recognizer = TouchRecognizer(model, "tiny")
     assert recognizer.recognize(np.zeros(samples, np.float32)).hypotheses == ()
     assert recognizer.score(np.zeros(samples, np.float32), ["word"]) == [None]
@@ -54,7 +54,7 @@ def test_long_speech_is_cut_and_joined(model: TouchModel, sounds: list[np.ndarra
     assert len(result.hypotheses) == 1
 
 
-def test_a_model_directory_is_a_recogniser(model_folder: Path, sounds: list[np.ndarray]) -> None:
+def test_a_model_directory_is_a_recognizer(model_folder: Path, sounds: list[np.ndarray]) -> None:
     from audio_llm.asr.engines import load_recognizer
 
     recognizer = load_recognizer("touchtts", str(model_folder))

@@ -1,4 +1,4 @@
-"""Rows of text and speech: what stands where, and when it is."""
+"""Sequences of text and speech: tokens, segments and positions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ids(name: str, *tokens: int) -> list[int]:
     return VOCABULARY.encode(name, torch.tensor(tokens)).tolist()
 
 
-def test_text_stands_where_it_should_be_said() -> None:
+def test_text_tokens_have_the_positions_of_their_expected_times() -> None:
     symbols = symbol_numbers(["HH", "AY", "."])
     text = TEXT_TOKENS.encode_input(NormalizedText("hi", ("HH", "AY", "."), ()))
     row = text_row(text, 1, DURATIONS, TEXT_TOKENS, VOCABULARY)
@@ -46,7 +46,7 @@ def test_text_stands_where_it_should_be_said() -> None:
     assert row.positions[0].tolist() == pytest.approx([0.0, 0.0, 0.0, *middles, 0.0])
 
 
-def test_speech_that_is_heard_stands_at_its_time() -> None:
+def test_speech_tokens_have_the_positions_of_their_times() -> None:
     row = recognition_row(torch.tensor([7, 0, 79]), VOCABULARY)
     assert row.ids.tolist() == [[BOS, *ids(MARK, Mark.ASR), *ids(SPEECH, 7, 0, 79), *ids(MARK, Mark.TEXT)]]
     assert row.segments.tolist() == [[Segment.SPEECH] * 5 + [Segment.TEXT]]

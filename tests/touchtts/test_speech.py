@@ -1,4 +1,4 @@
-"""Speech: what comes piece by piece is what comes at once, as early as it can; and errors come before all sound."""
+"""Speech: a stream equals the whole, comes as early as possible, and errors come before any sound."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tts(model: TouchModel) -> TouchTTS:
 
 
 class Source:
-    """Stands for the language model: so many tokens of each sentence; it knows how many were asked for.
+    """Replaces the language model: generates a number of tokens of each sentence, and counts those requested.
 
     Args:
         counts: Tokens of each sentence.
@@ -39,7 +39,7 @@ class Source:
     def __init__(self, *counts: int) -> None:
         self.counts, self.asked, self.seeds = counts, 0, []
 
-    def __call__(self, sentence: object, who: object, seed: int, number: int) -> Iterator[int]:
+    def __call__(self, sentence: object, reference: object, seed: int, number: int) -> Iterator[int]:
         self.seeds.append((seed, number))
         for index in range(self.counts[number]):
             self.asked += 1
@@ -57,7 +57,7 @@ def whole(chunks: list[Chunk]) -> np.ndarray:
 
 
 def clear(speech: np.ndarray) -> np.ndarray:
-    """Return sound in which something can be heard and nothing is clipped."""
+    """Return a waveform that is neither silent nor clipped."""
     assert np.abs(speech).max() < 1.0
     assert not speech.size or speech.std() > 1e-4
     return speech
@@ -69,7 +69,7 @@ def clear(speech: np.ndarray) -> np.ndarray:
     [(3, 4, 2), (5, 10, 25), (0, 1, 0), (1, 0, 30), (12, 33, 7), (50, 61, 28)],
     ids=lambda c: "-".join(map(str, c)),
 )
-def test_a_stream_is_what_is_spoken_at_once(
+def test_a_stream_equals_whole_speech(
     tts: TouchTTS, monkeypatch: pytest.MonkeyPatch, chunk: int, counts: tuple[int, ...]
 ) -> None:
     with_tokens(tts, monkeypatch, *counts)
@@ -83,7 +83,7 @@ def test_a_stream_is_what_is_spoken_at_once(
 
 
 @pytest.mark.parametrize("reference_chunk", [5, 10])
-def test_a_stream_is_what_is_spoken_at_once_like_a_reference(
+def test_a_stream_with_a_reference_equals_whole_speech(
     tts: TouchTTS, monkeypatch: pytest.MonkeyPatch, sounds: list[np.ndarray], tmp_path: Path, reference_chunk: int
 ) -> None:
     with_tokens(tts, monkeypatch, 13, 4, 20)
@@ -95,7 +95,7 @@ def test_a_stream_is_what_is_spoken_at_once_like_a_reference(
     assert np.abs(one - tts.speak(TEXT, "reader", chunk=reference_chunk).waveform).max() > 1e-3
 
 
-def test_the_model_itself_streams_what_it_speaks(tts: TouchTTS) -> None:
+def test_the_model_itself_streams_its_whole_speech(tts: TouchTTS) -> None:
     result, chunks = tts.speak(TEXT, seed=4, chunk=10), list(tts.stream(TEXT, seed=4))
     np.testing.assert_allclose(whole(chunks), clear(result.waveform), atol=1e-4, rtol=0)
     last = {chunk.sentence: chunk.tokens for chunk in chunks}
@@ -113,7 +113,7 @@ def test_without_chunks_a_sentence_is_a_piece(tts: TouchTTS, monkeypatch: pytest
     result = tts.speak(TEXT)
     np.testing.assert_array_equal(whole(chunks), result.waveform)
     in_chunks = tts.speak(TEXT, chunk=5).waveform
-    assert np.abs(result.waveform - in_chunks).max() > 1e-3  # seeing all is something else
+    assert np.abs(result.waveform - in_chunks).max() > 1e-3  # attention over the whole sentence differs
 
 
 @pytest.mark.parametrize("chunk", [3, 10])
@@ -127,11 +127,11 @@ def test_the_first_sound_comes_as_soon_as_it_can(tts: TouchTTS, monkeypatch: pyt
     assert (first.start_s, first.tokens, first.sentence) == (0.0, chunk + ahead, 0)
     for count in range(2, 5):
         assert next(stream).tokens == source.asked == count * chunk + ahead
-    assert [number for _, number in source.seeds] == [0]  # nobody thought of the next sentence
+    assert [number for _, number in source.seeds] == [0]  # the next sentence is not begun
     stream.close()
 
 
-def test_sound_comes_after_all_tokens_that_it_needs_and_no_more(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sound_comes_after_exactly_the_tokens_that_it_needs(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     with_tokens(tts, monkeypatch, 40, 0, 0)
     late = (tts.model.vocoder.config.lookahead * 320 + 240) / SAMPLE_RATE  # what the vocoder waits for
     chunks = [chunk for chunk in tts.stream(TEXT, chunk=10) if chunk.sentence == 0]
@@ -168,7 +168,7 @@ def test_speech_that_was_cut_off_is_marked(
     with caplog.at_level(logging.WARNING, "audio_llm"):
         result = tts.speak(TEXT)
     assert result.truncated == (1,)
-    assert "cut off: 'How are you?'" in caplog.text
+    assert "cut off at the longest duration: 'How are you?'" in caplog.text
     chunks = list(tts.stream(TEXT))
     marked = [chunk for chunk in chunks if chunk.truncated]
     assert [chunk.sentence for chunk in marked] == [1]
@@ -189,7 +189,7 @@ def test_a_model_that_never_ends_is_cut_off(tts: TouchTTS, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"text": ""}, UnspeakableError, "nothing to say"),
+        ({"text": ""}, UnspeakableError, "nothing to pronounce"),
         ({"text": "😀"}, UnspeakableError, "grinning face"),
         ({"voice": "nobody"}, UsageError, r"'nobody'.*reader, robot"),
         ({"voice": Path("no/file.wav")}, UsageError, "reader, robot"),
@@ -267,7 +267,7 @@ def test_the_same_seed_is_the_same_speech(tts: TouchTTS) -> None:
     np.testing.assert_array_equal(one.waveform, same.waveform)
     assert one.tokens == same.tokens
     assert one.tokens != other.tokens
-    torch.manual_seed(77)  # the global generator has no say
+    torch.manual_seed(77)  # the global generator has no influence
     np.random.seed(77)
     np.testing.assert_array_equal(tts.speak(TEXT, seed=3).waveform, one.waveform)
 
@@ -295,12 +295,12 @@ def test_voice_and_speed_change_the_speech(tts: TouchTTS) -> None:
     assert usual.tokens != tts.speak(TEXT, "robot").tokens
     fast, slow = (len(tts.speak(TEXT, speed=speed).waveform) for speed in (2.0, 0.5))
     assert 3.0 * fast < slow < 4.2 * fast  # pauses stay as they are
-    assert tts.speak(TEXT, speed=2.0).tokens == usual.tokens  # the same is said
+    assert tts.speak(TEXT, speed=2.0).tokens == usual.tokens  # the same tokens
     assert tts.voices == ["reader", "robot"]
     assert tts.sample_rate == SAMPLE_RATE
 
 
-def test_the_voice_is_heard_in_the_sound(tts: TouchTTS) -> None:
+def test_the_voice_changes_the_sound(tts: TouchTTS) -> None:
     tokens = list(range(30))
     reader, robot = (tts.sound(tokens, tts.voice(name)) for name in ("reader", "robot"))
     assert reader.shape == robot.shape == (30 * TOKEN,)
@@ -311,7 +311,7 @@ def test_the_voice_is_heard_in_the_sound(tts: TouchTTS) -> None:
     assert not np.allclose(reader, tts.sound(tokens, tts.voice("reader"), seed=1))
 
 
-def test_a_reference_lends_its_sound_and_its_beginning(tts: TouchTTS, sounds: list[np.ndarray]) -> None:
+def test_a_reference_gives_an_embedding_and_a_prompt(tts: TouchTTS, sounds: list[np.ndarray]) -> None:
     low, high = (tts.reference(np.concatenate(recordings)) for recordings in (sounds[:3], sounds[5:8]))
     assert low.lm_voice == "reader"
     assert low.embedding.shape == (1, 16)
@@ -335,23 +335,23 @@ def test_a_voice_named_like_a_file_is_the_voice(tts: TouchTTS, tmp_path: Path, m
     assert torch.equal(tts.voice("reader").embedding, tts.model.voices["reader"])
 
 
-def test_without_a_reader_a_reference_talks_as_the_first_voice(model: TouchModel, sounds: list[np.ndarray]) -> None:
+def test_without_a_reader_a_reference_takes_the_first_voice(model: TouchModel, sounds: list[np.ndarray]) -> None:
     config = replace(model.lm.config, voices=("anna", "robot"))
     model.lm.config = config
     assert TouchTTS(model).reference(np.concatenate(sounds[:2])).lm_voice == "anna"
 
 
-def test_long_text_is_said_to_its_end(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_text_is_synthesized_to_its_end(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     with_tokens(tts, monkeypatch, *[2] * 40)
     result = tts.speak("I am well. " * 40)
     assert len(result.sentences) == 40
     assert isinstance(result, Speech)
 
 
-def test_what_is_not_said_goes_to_the_log(tts: TouchTTS, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_not_pronounced_goes_to_the_log(tts: TouchTTS, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "audio_llm"):
         tts.stream("Hello 😀 there.")
-    assert "not said: grinning face" in caplog.text
+    assert "not pronounced: grinning face" in caplog.text
 
 
 def test_a_network_is_not_needed(model_folder: Path, no_network: None) -> None:

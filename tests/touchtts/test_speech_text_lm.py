@@ -1,4 +1,4 @@
-"""The language model that says text and writes down speech: what it may say, for how long, and what it depends on."""
+"""The language model of synthesis and transcription: valid tokens, durations, and dependencies."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def says(
 
 @pytest.fixture
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw without a look at loops, which draw at random even where the likeliest is wanted."""
+    """Draw without the detection of loops, which draws at random even in greedy decoding."""
     monkeypatch.setattr(
         module, "draw_without_loops", lambda logits, history, sampling, generator: draw(logits, sampling, generator)
     )
@@ -64,7 +64,7 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, lm: SpeechTextLm, logit: float) -
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_only_speech_tokens_are_said_and_speech_ends(speech_text_lm: SpeechTextLm, seed: int) -> None:
+def test_only_speech_tokens_are_generated_and_speech_ends(speech_text_lm: SpeechTextLm, seed: int) -> None:
     texts = (HELLO, SHORT, LONG)
     steps = list(speech_text_lm.generate(texts, "reader", sampling=Sampling(2.0), generator=seeded(seed)))
     assert len(steps) <= max(speech_text_lm.most_tokens(text, "reader") for text in texts)
@@ -72,7 +72,7 @@ def test_only_speech_tokens_are_said_and_speech_ends(speech_text_lm: SpeechTextL
         row_tokens = [step[row] for step in steps]
         count = sum(token >= 0 for token in row_tokens)
         assert all(0 <= token < 80 for token in row_tokens[:count])
-        assert row_tokens[count:] == [-1] * (len(row_tokens) - count)  # who has ended says nothing more
+        assert row_tokens[count:] == [-1] * (len(row_tokens) - count)  # a text that has ended stays silent
         expected = speech_text_lm.expected_tokens(text, "reader")
         assert math.floor(0.6 * expected) <= count <= speech_text_lm.most_tokens(text, "reader")
 
@@ -86,9 +86,8 @@ def test_texts_of_a_batch_have_no_influence_on_each_other(speech_text_lm: Speech
     assert says(speech_text_lm, *reversed(texts), sampling=GREEDY) == together[::-1]
 
 
-def test_what_is_said_is_likeliest_for_the_row_that_training_has(speech_text_lm: SpeechTextLm, plainly: None) -> None:
-    # each token is the argmax where the whole row, without a cache, says so; the speed of the training row is that of
-    # the voice
+def test_generated_tokens_are_the_likeliest_of_the_training_row(speech_text_lm: SpeechTextLm, plainly: None) -> None:
+    # each token is the argmax of the whole row without a cache; the speed of the training row is that of the voice
     generated = torch.tensor(says(speech_text_lm, LONG, sampling=GREEDY)[0])
     assert len(generated) > 8
     row, targets = speech_example(speech_text_lm, LONG, "reader", generated)
@@ -107,11 +106,11 @@ def test_what_is_said_is_likeliest_for_the_row_that_training_has(speech_text_lm:
     assert targets[0, -1] == 0
 
 
-def test_the_same_seed_says_the_same(speech_text_lm: SpeechTextLm) -> None:
+def test_the_same_seed_generates_the_same(speech_text_lm: SpeechTextLm) -> None:
     one, same, other = (says(speech_text_lm, LONG, HELLO, seed=seed) for seed in (1, 1, 2))
     assert one == same
     assert one != other
-    torch.manual_seed(99)  # the global generator has no say
+    torch.manual_seed(99)  # the global generator has no influence
     assert says(speech_text_lm, LONG, HELLO, seed=1) == one
 
 
@@ -142,7 +141,7 @@ def test_tokens_come_one_by_one(speech_text_lm: SpeechTextLm, monkeypatch: pytes
     for count in range(5):
         next(speaking)
         assert len(fed) == count
-    assert not torch.is_inference_mode_enabled()  # between two tokens the caller has its own way
+    assert not torch.is_inference_mode_enabled()  # between two tokens the caller may have gradients
 
 
 def test_an_unknown_voice_is_refused(speech_text_lm: SpeechTextLm) -> None:
@@ -158,7 +157,7 @@ def test_settings_that_do_not_go_together_are_refused(speech_text_lm: SpeechText
         SpeechTextLm(replace(speech_text_lm.config, **wrong))
 
 
-def test_what_is_told_of_the_past_is_not_what_is_to_be_said(speech_text_lm: SpeechTextLm) -> None:
+def test_a_corrupted_context_does_not_change_the_targets(speech_text_lm: SpeechTextLm) -> None:
     tokens, past = torch.arange(10), torch.arange(10).flip(0)
     row, targets = speech_example(speech_text_lm, HELLO, "robot", tokens)
     changed_row, same_targets = speech_example(speech_text_lm, HELLO, "robot", tokens, past)
@@ -187,7 +186,7 @@ TOKENS = torch.tensor([5, 5, 60, 12, 33, 79, 0, 41])
 
 
 @pytest.mark.parametrize("beam", [1, 4])
-def test_what_a_text_is_worth_is_what_the_whole_row_says(speech_text_lm: SpeechTextLm, beam: int) -> None:
+def test_the_score_of_a_text_is_that_of_the_whole_row(speech_text_lm: SpeechTextLm, beam: int) -> None:
     let_it_end(speech_text_lm)
     texts = speech_text_lm.transcribe(TOKENS, beam=beam)
     assert texts
@@ -198,7 +197,7 @@ def test_what_a_text_is_worth_is_what_the_whole_row_says(speech_text_lm: SpeechT
     assert worth == sorted(worth, reverse=True)
 
 
-def test_what_a_text_is_worth_is_the_same_for_features(speech_text_lm: SpeechTextLm) -> None:
+def test_the_score_of_a_text_is_that_of_the_whole_row_with_features(speech_text_lm: SpeechTextLm) -> None:
 
     with torch.no_grad():
         speech_text_lm.project.bias.normal_(generator=seeded())
@@ -262,7 +261,7 @@ def test_more_beams_find_no_worse_texts(speech_text_lm: SpeechTextLm) -> None:
 
 
 class Spelling:
-    """Stands for a model that has one text in mind: logits of each step, whatever was written before."""
+    """Replaces a model: fixed logits of each step, whatever was written before."""
 
     def __init__(self, log_probs: Tensor) -> None:
         self.rows, self.step = log_probs, 0
@@ -279,7 +278,7 @@ class Spelling:
 def transcribed_as(
     text: str, speech_text_lm: SpeechTextLm, monkeypatch: pytest.MonkeyPatch, sure: float, end: float, beam: int
 ) -> str:
-    """Return what is written where each letter of a text has the probability `sure`, and the end `end` behind words."""
+    """Return the transcript where each letter of a text has the probability `sure`, and the end `end` after words."""
     rows = []
     for letter in text:
         may_end = end if letter == " " else 1e-3
@@ -307,12 +306,12 @@ def test_a_text_is_written_to_its_end(
     assert transcribed_as(text, speech_text_lm, monkeypatch, sure, end, beam) == text
 
 
-def test_nothing_heard_is_little_written(speech_text_lm: SpeechTextLm) -> None:
+def test_empty_speech_gives_a_short_transcript(speech_text_lm: SpeechTextLm) -> None:
     for letters, _ in speech_text_lm.transcribe(torch.zeros(0, dtype=torch.int64)):
         assert len(letters) <= 2
 
 
-def test_features_stand_for_tokens(speech_text_lm: SpeechTextLm) -> None:
+def test_features_replace_tokens(speech_text_lm: SpeechTextLm) -> None:
     states = torch.randn(8, 16, generator=seeded())
     letters = torch.tensor([3, 1, 20])
     row, targets = text_example(speech_text_lm, TOKENS, letters)
@@ -325,7 +324,7 @@ def test_features_stand_for_tokens(speech_text_lm: SpeechTextLm) -> None:
 
     expected = losses(states)
     assert expected.shape == (4,)
-    assert torch.equal(losses(states, other), expected)  # tokens say nothing
+    assert torch.equal(losses(states, other), expected)  # tokens have no influence
     changed = states.clone()
     changed[7, 3] += 1.0
     assert (losses(changed) - expected).abs().min() > 1e-5

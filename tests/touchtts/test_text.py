@@ -1,4 +1,4 @@
-"""Written text to what is said: nothing is lost without a word, and whatever comes in, what goes out can be said."""
+"""Text normalization: nothing is lost without notice, and any text gives pronounceable symbols."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from audio_llm.touchtts.text import (
 
 
 def words_in(text: str) -> str:
-    """Return the words that are said of a text, in small letters and without marks."""
+    """Return the normalized words of a text, in lower case and without marks."""
     return " ".join(re.sub(r"[.,!?]", " ", normalize_text(text).text.lower()).split())
 
 
@@ -102,12 +102,12 @@ def test_marks_are_pauses_and_the_last_word_is_followed_by_one() -> None:
     assert normalize_text("hello").symbols[-1] == "."
     assert normalize_text("hello,").symbols[-1] == ","
     assert normalize_text("Really?").symbols[-1] == "?"
-    assert normalize_text("... hello").symbols[0] == "HH"  # nobody begins with a pause
+    assert normalize_text("... hello").symbols[0] == "HH"  # no pause at the beginning
     assert normalize_text("yes, .").symbols[-2:] == ("S", ".")  # of two marks the stronger one counts
     assert normalize_text("yes. ,").symbols[-2:] == ("S", ".")
 
 
-def test_what_is_not_said_is_named() -> None:
+def test_what_is_not_pronounced_is_named() -> None:
     assert normalize_text("hi 😀 you").left_out == ("grinning face",)
     assert normalize_text("hi 日 and П").left_out == ("cjk unified ideograph-65e5", "cyrillic capital letter pe")
     assert normalize_text("one\x00two\x07").left_out == ("u+0000", "u+0007")
@@ -136,11 +136,11 @@ def test_less_than_is_no_tag() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "   \n", "...", "?!", "😀", "日本語", "<speak></speak>", "\x00\x01", "'", "-"])
-def test_nothing_to_say_is_an_error(text: str) -> None:
-    with pytest.raises(UnspeakableError, match=r"nothing to say.*English"):
+def test_nothing_to_pronounce_is_an_error(text: str) -> None:
+    with pytest.raises(UnspeakableError, match=r"nothing to pronounce.*English"):
         normalize_text(text)
     if text != "<speak></speak>":
-        with pytest.raises(UnspeakableError, match=r"nothing to say.*English"):
+        with pytest.raises(UnspeakableError, match=r"nothing to pronounce.*English"):
             normalized_sentences(text)
 
 
@@ -149,7 +149,7 @@ def test_the_error_names_what_was_there() -> None:
         normalize_text("😀😀")
 
 
-def test_a_sentence_that_cannot_be_said_is_passed_over() -> None:
+def test_a_sentence_that_cannot_be_pronounced_is_skipped() -> None:
     result = normalized_sentences("Hello there.\n\n日本語です\n\nGood day.")
     assert [normalized.text for normalized in result] == ["Hello there.", "Good day."]
 
@@ -196,7 +196,7 @@ def test_long_sentences_are_cut_at_commas_then_between_words_then_anywhere() -> 
     assert [len(part) for part in sentences("x" * 500)] == [220, 220, 60]
 
 
-def test_ten_thousand_characters_are_said() -> None:
+def test_ten_thousand_characters_are_normalized() -> None:
     text = ("The quick brown fox jumps over 13 lazy dogs, and then it sleeps. " * 160)[:10_000]
     result = normalized_sentences(text)
     assert sum(len(words_of(normalized)) for normalized in result) > 1900
@@ -204,7 +204,7 @@ def test_ten_thousand_characters_are_said() -> None:
 
 
 def faults(normalized: NormalizedText) -> list[str]:
-    """Return what is wrong with what is said, whatever the text."""
+    """Return the faults of a normalized text."""
     pairs = list(zip(normalized.symbols, normalized.symbols[1:], strict=False))
     result = {
         "unknown symbols": not set(normalized.symbols) <= set(SYMBOLS),
@@ -231,7 +231,7 @@ ODD = st.sampled_from(
 @example("\udc80 lone surrogates are no text")
 @example("'s")
 @example("a'b'c-d-e'")
-def test_any_text_is_said_or_refused(text: str) -> None:
+def test_any_text_is_normalized_or_refused(text: str) -> None:
     try:
         whole = normalize_text(text)
     except UnspeakableError:

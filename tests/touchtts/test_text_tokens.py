@@ -1,4 +1,4 @@
-"""Text in the vocabulary of a language model: phones and letters, or the pieces of one that is grown."""
+"""Text in the vocabulary of a language model: phones and letters, or the word pieces of a pretrained one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def utterances(count: int, rng: np.random.Generator) -> np.ndarray:
     return np.stack([counted(*(SYMBOLS[n] for n in numbers)) for numbers in chosen])
 
 
-def test_durations_that_lengths_were_made_of_are_found() -> None:
+def test_the_durations_behind_the_lengths_are_estimated() -> None:
     rng = np.random.default_rng(0)
     planted = rng.uniform(0.5, 5.0, size=len(SYMBOLS))
     symbols = utterances(600, rng)
@@ -69,7 +69,7 @@ def test_durations_of_few_utterances_are_near_the_mean_and_never_nothing() -> No
     used = symbol_numbers(["AA", "B", "."]).numpy()
     assert fitted[used].sum() == pytest.approx(9.0, rel=0.05)
     assert fitted.min() >= 0.2
-    assert np.allclose(np.delete(fitted, used), 3.0)  # of what was never said, the mean
+    assert np.allclose(np.delete(fitted, used), 3.0)  # units that never occur get the mean
     assert fit_durations(np.stack([counted("AA"), counted("B")]), np.array([100.0, 0.0])).min() >= 0.2
 
 

@@ -11,7 +11,7 @@ from audio_llm.touchtts.time_stretch import TimeStretch
 
 
 @given(st.floats(0.5, 2.0), st.lists(st.integers(0, 7), min_size=1, max_size=12))
-def test_pieces_together_are_what_is_made_at_once(speed: float, sizes: list[int]) -> None:
+def test_chunks_equal_the_whole(speed: float, sizes: list[int]) -> None:
     mel = torch.randn(1, sum(sizes), 3, generator=torch.Generator().manual_seed(0))
     stretcher = TimeStretch(speed)
     pieces = torch.cat([stretcher.step(piece) for piece in mel.split(sizes, dim=1)], dim=1)

@@ -1,4 +1,4 @@
-"""Training of the flow on the recorded talks of a pack."""
+"""Training of the flow on the recorded utterances of a pack."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_only_synthetic_talks_are_an_error(
     rows = [TtsUtterance(f"r{n}", "robot", "robot", "a cat", sounds[n], True) for n in range(2)]
     pack_utterances(rows, tokenizer, tmp_path / "robots")
     for packs in (([tmp_path / "robots"], [tuning]), ([tuning], [tmp_path / "robots"])):
-        with pytest.raises(DataError, match="no recorded talk"):
+        with pytest.raises(DataError, match="no recorded utterance"):
             run(*packs, tokenizer, tmp_path / "out", settings(1))
     assert not (tmp_path / "out").exists()
 
@@ -119,7 +119,7 @@ def test_talks_of_another_tokenizer_are_refused(
 
 @pytest.fixture
 def crowd(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path: Path) -> Path:
-    """Return talks of a reader, of somebody with three, and of somebody with one."""
+    """Return utterances of a reader, of a speaker with three, and of a speaker with one."""
     who = ["ann"] * 3 + ["bob"] * 3 + ["cid"]
     voices = {"ann": "reader"}
     rows = [TtsUtterance(f"{n}", voices.get(name, "crowd"), name, "a cat", sounds[n]) for n, name in enumerate(who)]
@@ -138,7 +138,7 @@ def test_the_main_voice_comes_as_often_as_wanted_and_a_reference_is_of_the_same_
     assert bob / cid == pytest.approx(3**0.5, rel=0.35)
     for row, reference in drawn:
         assert speaker[row] == speaker[reference]
-        assert (row == reference) == (speaker[row] == "cid")  # another talk, if there is one
+        assert (row == reference) == (speaker[row] == "cid")  # another utterance, if there is one
     every = Stretches(UtterancePack(crowd), tokenizer, settings(1, main_voice=""))
     assert not len(every._main)
     assert len(every._others) == 3

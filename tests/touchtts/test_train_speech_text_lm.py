@@ -1,4 +1,4 @@
-"""Training of the language model on packed talks; and what these hold."""
+"""Training of the language model on packed utterances, and their content."""
 
 from __future__ import annotations
 
@@ -111,16 +111,16 @@ def test_a_training_goes_on_from_a_model(
     torch.testing.assert_close(dict(two.named_parameters()), dict(one.named_parameters()), atol=1e-3, rtol=1e-3)
 
 
-def test_voices_that_a_model_does_not_know_are_named(
+def test_voices_that_a_model_does_not_have_are_named(
     utterances: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path
 ) -> None:
     run([tuning], [tuning], tokenizer, tmp_path / "one", settings(1))
-    with pytest.raises(ModelFormatError, match=r"voices robot.*leave these talks out"):
+    with pytest.raises(ModelFormatError, match=r"voices robot.*leave these utterances out"):
         run([utterances], [tuning], tokenizer, tmp_path / "two", settings(1), start_from=tmp_path / "one/best")
     assert not (tmp_path / "two").exists()
 
 
-def test_talks_of_another_tokenizer_are_refused(
+def test_utterances_of_another_tokenizer_are_refused(
     utterances: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path
 ) -> None:
     other = S3Tokenizer(tokenizer.network, "0" * 64)
@@ -132,13 +132,13 @@ def test_talks_of_another_tokenizer_are_refused(
 
 @pytest.fixture
 def strangers(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path: Path) -> Path:
-    """Return packed talks of a voice that nobody else has."""
+    """Return packed utterances of a voice that no other pack has."""
     rows = [TtsUtterance(f"s{n}", "stranger", "low", "go home now", sounds[n]) for n in range(2)]
     pack_utterances(rows, tokenizer, tmp_path / "strangers")
     return tmp_path / "strangers"
 
 
-def test_tuning_talks_that_nobody_can_be_judged_by_are_refused(
+def test_validation_utterances_of_unknown_voices_are_refused(
     utterances: Path, strangers: Path, tokenizer: S3Tokenizer, tmp_path: Path
 ) -> None:
 
@@ -146,7 +146,7 @@ def test_tuning_talks_that_nobody_can_be_judged_by_are_refused(
         run([utterances], [strangers], tokenizer, tmp_path / "out", settings(2))
 
 
-def test_the_held_out_talks_decide(utterances: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path) -> None:
+def test_the_held_out_utterances_decide(utterances: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path) -> None:
     one = run([utterances], [tuning], tokenizer, tmp_path / "one", settings(1, validation=99))
     other = run([utterances], [utterances], tokenizer, tmp_path / "other", settings(1, validation=99))
     assert one[0]["say"] != other[0]["say"]
@@ -169,7 +169,7 @@ def test_validation_batches_are_exact_and_always_the_same(utterances: Path, toke
     assert transcripts == set(pack.texts[:5])
     span = lm.lm.vocabulary.span("speech")
     speech_ids = [set(row[(row >= span.start)].tolist()) for batch in one["listen"] for row in batch.sequence.ids]
-    assert not set().union(*speech_ids)  # who listens to features is told of no token
+    assert not set().union(*speech_ids)  # continuous features replace all tokens
 
 
 def test_batches_hold_what_is_asked_for(utterances: Path, tokenizer: S3Tokenizer) -> None:
@@ -194,7 +194,7 @@ def test_batches_hold_what_is_asked_for(utterances: Path, tokenizer: S3Tokenizer
         assert len(group) == 1 or max(lengths[row] for row, _ in group) * len(group) <= 200
 
 
-def test_the_places_of_a_batch_are_counted_right(utterances: Path, tokenizer: S3Tokenizer) -> None:
+def test_the_tokens_of_a_batch_are_counted_right(utterances: Path, tokenizer: S3Tokenizer) -> None:
     config, pack = settings(1), UtterancePack(utterances)
     lm, data = (
         SpeechTextLm(fit_durations_config(MODEL, pack, tokenizer, TEXT_TOKENS), speech_vectors(tokenizer)),
@@ -205,7 +205,7 @@ def test_the_places_of_a_batch_are_counted_right(utterances: Path, tokenizer: S3
         assert data.collate(lm, "write", [(row, 0)], config).sequence.ids.shape[1] <= data.asr_lengths[row]
 
 
-def test_the_past_is_wrong_now_and_then_but_never_what_is_to_come(utterances: Path, tokenizer: S3Tokenizer) -> None:
+def test_the_context_is_corrupted_but_never_the_targets(utterances: Path, tokenizer: S3Tokenizer) -> None:
     config, pack = settings(1, most_wrong_past=0.5), UtterancePack(utterances)
     lm, data = (
         SpeechTextLm(fit_durations_config(MODEL, pack, tokenizer, TEXT_TOKENS), speech_vectors(tokenizer)),
@@ -226,7 +226,7 @@ def test_the_past_is_wrong_now_and_then_but_never_what_is_to_come(utterances: Pa
     assert len(lengths) == 40  # time goes by at another speed each time
 
 
-def test_what_is_known_of_time_is_fitted_to_the_talks(utterances: Path, tokenizer: S3Tokenizer) -> None:
+def test_durations_are_fitted_to_the_utterances(utterances: Path, tokenizer: S3Tokenizer) -> None:
     pack = UtterancePack(utterances)
     lm = SpeechTextLm(fit_durations_config(MODEL, pack, tokenizer, TEXT_TOKENS), speech_vectors(tokenizer))
     for voice in ("reader", "robot"):
@@ -235,9 +235,11 @@ def test_what_is_known_of_time_is_fitted_to_the_talks(utterances: Path, tokenize
         assert expected == pytest.approx(sum(pack.counts[row] for row in rows), rel=1e-3)
 
 
-def test_packed_talks_are_what_was_said(utterances: Path, tokenizer: S3Tokenizer, sounds: list[np.ndarray]) -> None:
+def test_packed_utterances_are_what_was_recorded(
+    utterances: Path, tokenizer: S3Tokenizer, sounds: list[np.ndarray]
+) -> None:
 
-    # synthetic talk that was packed last; all trainings here on `utterances` fail for the same reason
+    # synthetic utterance that was packed last; all trainings here on `utterances` fail for the same reason
     pack = UtterancePack(utterances)
     assert len(pack) == 12
     assert pack.tokenizer == tokenizer.fingerprint
@@ -272,11 +274,11 @@ def test_packs_are_read_as_one(utterances: Path, tuning: Path, tmp_path: Path, t
     )
     with pytest.raises(DataError, match="different tokenizers"):
         UtterancePack(utterances, tmp_path / "other")
-    with pytest.raises(DataError, match="no talks"):
+    with pytest.raises(DataError, match="no utterances"):
         UtterancePack()
 
 
-def test_talks_that_do_not_do_are_left_out(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path: Path) -> None:
+def test_unusable_utterances_are_left_out(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path: Path) -> None:
     def generate() -> Iterator[TtsUtterance]:
         yield TtsUtterance("good", "reader", "low", "a cat", sounds[0])
         yield TtsUtterance("empty", "reader", "low", "", sounds[1])
@@ -290,7 +292,7 @@ def test_talks_that_do_not_do_are_left_out(sounds: list[np.ndarray], tokenizer: 
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.15, 0.25, 0.32])
-def test_short_talks_are_packed_or_left_out(tokenizer: S3Tokenizer, tmp_path: Path, seconds: float) -> None:
+def test_short_utterances_are_packed_or_left_out(tokenizer: S3Tokenizer, tmp_path: Path, seconds: float) -> None:
 
     hiss = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * 16_000)).astype(np.float32)
     count = pack_utterances([TtsUtterance("short", "reader", "low", "a cat", hiss)], tokenizer, tmp_path / "short")
