@@ -18,7 +18,7 @@ _ENROLLED_BY = 5  # utterances of a speaker at most, besides the reference and o
 
 
 def similarity(speech: TouchTTS, pack: UtterancePack, encoder: SpeakerEncoder, main_voice: str) -> Iterator[str]:
-    """Yield a table of the similarity of speech to the speaker of its reference, and of the speakers it is identified as.
+    """Yield a table of the similarity of speech to the speaker of its reference and to the others.
 
     Each speaker is enrolled by the mean of some utterances; another utterance is the reference.
 

@@ -141,7 +141,7 @@ def test_the_main_voice_comes_as_often_as_wanted_and_a_reference_is_of_the_same_
         assert (row == reference) == (speaker[row] == "cid")  # another utterance, if there is one
     every = Stretches(UtterancePack(crowd), tokenizer, settings(1, main_voice=""))
     assert not len(every._main)
-    assert len(every._others) == 3
+    assert len(every._other_rows) == 3
 
 
 def collated(utterances: Path, tokenizer: S3Tokenizer, config: FlowTrainingConfig, seeds: range = range(40)) -> tuple:
