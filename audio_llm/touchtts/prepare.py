@@ -63,7 +63,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not 0 < self.min_s < self.max_s < math.inf or self.max_s < 2:
             remedy = "give a minimum below the maximum, and a maximum of at least 2 s"
-            raise UsageError(f"clips of {self.min_s:g} to {self.max_s:g} s are impossible", remedy=remedy)
+            raise UsageError(f"no clip has {self.min_s:g} to {self.max_s:g} s", remedy=remedy)
         if self.max_disagreement is not None and not 0 <= self.max_disagreement < math.inf:
             raise UsageError(f"{self.max_disagreement} is no valid limit of disagreement", remedy="give 0 or more")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from audio_llm import __version__
@@ -146,7 +146,15 @@ def to_json(total: Account, settings: Mapping[str, Any] | None = None) -> str:
             "retention": _fraction(total.classic["kept"].samples, total),
             **{name: described(part) for name, part in total.classic.items()},
         },
-        "disagreement": {measure: asdict(histogram) for measure, histogram in total.disagreement.items()},
+        "disagreement": {
+            measure: {
+                "limit": histogram.limit,
+                "step": histogram.step,
+                "kept": histogram.retained,
+                "dropped": histogram.dropped,
+            }
+            for measure, histogram in total.disagreement.items()
+        },
     }
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 

@@ -50,7 +50,7 @@ class CamPlusPlus:
         self._run(np.zeros((100, N_MELS), np.float32))
 
     def encode(self, waveform: np.ndarray) -> np.ndarray:
-        """Return the speaker vector of length 1, (192,) float32, of speech (T,) float32 at 16 kHz of 25 ms or more."""
+        """Return the unit-length speaker vector (192,) float32 of speech (T,) float32 at 16 kHz of 25 ms or more."""
         features = kaldi_filter_bank(waveform)
         vector = self._run(features - features.mean(0))
         return vector / max(float(np.linalg.norm(vector)), 1e-12)

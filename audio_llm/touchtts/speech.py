@@ -223,7 +223,7 @@ class TouchTTS:
         if speech.size < _LEAST_REFERENCE_S * SAMPLE_RATE:
             seconds = speech.size / SAMPLE_RATE
             remedy = f"give a recording with {_LEAST_REFERENCE_S:g} s of speech or more"
-            raise AudioFileError(f"it has {seconds:.1f} s of speech", path=name, remedy=remedy)
+            raise AudioFileError(f"there are {seconds:.1f} s of speech in it", path=name, remedy=remedy)
         voices = self.model.lm.config.voices
         file = self.model.flow.config.speaker_file
         if file and self.model.speaker is None:

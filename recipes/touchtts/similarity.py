@@ -60,7 +60,7 @@ def similarity(speech: TouchTTS, pack: UtterancePack, encoder: SpeakerEncoder, m
 
 @torch.inference_mode()
 def _embedding(encoder: SpeakerEncoder, sounds: list[np.ndarray]) -> torch.Tensor:
-    """Return the speaker embedding of length 1, (256,)."""
+    """Return the unit-length speaker embedding (256,)."""
     vectors = torch.stack([embed(encoder, torch.from_numpy(sound)[None])[0] for sound in sounds])
     return torch.nn.functional.normalize(vectors.mean(0), dim=0)
 

@@ -73,6 +73,8 @@ def test_the_report_as_json_says_it_all() -> None:
     assert document["settings"] == {"judge": "ctc"}
     assert document["retention"] == pytest.approx(6 * RATE / (11 * RATE + 1010))
     assert document["classic"]["retention"] == pytest.approx(4 * RATE / (11 * RATE + 1010))
+    assert list(document["disagreement"][NATS]) == ["limit", "step", "kept", "dropped"]
+    assert document["disagreement"][NATS]["kept"][0] == 4
 
 
 def test_the_page_needs_nothing_else_and_is_well_formed() -> None:
