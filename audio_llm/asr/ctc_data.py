@@ -25,7 +25,7 @@ from audio_llm.errors import AudioLLMError, DataError
 from audio_llm.simulation import augment, mono
 from audio_llm.simulation.augment import Augmentation, draw_voice, harden
 from audio_llm.training.shards import encode_text, write_index, write_shard
-from audio_llm.tts import Phone, Spoken, speak
+from audio_llm.tts import Phone, SynthesizedSpeech, speak
 from audio_llm.tts.engines import PHONES
 
 logger = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def make_waveform(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndar
     return make_sound(item, config, noises).waveform
 
 
-def make_sound(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndarray] = ()) -> Spoken:
+def make_sound(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndarray] = ()) -> SynthesizedSpeech:
     """Do as `make_waveform`; the phones of a spoken text come along, with their times in the result."""
     rng = np.random.default_rng(item.seed)
     variation = config.recorded if item.audio else config.spoken
@@ -211,13 +211,13 @@ def make_sound(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndarray
     if item.audio:
         from audio_llm import audio
 
-        spoken = Spoken(audio.read(item.audio))
+        spoken = SynthesizedSpeech(audio.read(item.audio))
         if item.seed == 0:
             return spoken
     else:
         spoken = speak(item.text, item.voice, voice["speed"] / shift)
     waveform = harden(mono.shift_voice(spoken.waveform, shift), variation, rng, noises)[0]
-    return Spoken(waveform, tuple(Phone(phone.symbol, phone.end_s / shift) for phone in spoken.phones))
+    return SynthesizedSpeech(waveform, tuple(Phone(phone.symbol, phone.end_s / shift) for phone in spoken.phones))
 
 
 def phone_labels(phones: Sequence[Phone], frames: int) -> np.ndarray:

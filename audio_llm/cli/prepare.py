@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from audio_llm.asr.base import Recognizer
     from audio_llm.pipeline.files import AudioInput
     from audio_llm.touchtts.prepare import PrepareConfig, Recording
-    from audio_llm.touchtts.prepare_judge import TwoOpinions
+    from audio_llm.touchtts.prepare_filters import AsrAgreement
 
 FIRST, SECOND, JUDGE = "ctc", "sphinx", "ctc"
 _LONGEST_NAME = 100  # characters
@@ -201,9 +201,9 @@ def _settings(engines: _Engines, config: PrepareConfig) -> dict[str, Any]:
     return {**named, **asdict(config)}
 
 
-def _opinions(engines: _Engines, arguments: argparse.Namespace) -> TwoOpinions:
+def _opinions(engines: _Engines, arguments: argparse.Namespace) -> AsrAgreement:
     from audio_llm.asr.engines import load_recognizer
-    from audio_llm.touchtts.prepare_judge import TwoOpinions
+    from audio_llm.touchtts.prepare_filters import AsrAgreement
 
     @cache
     def load(name: str, model: str | None) -> Recognizer:
@@ -212,7 +212,7 @@ def _opinions(engines: _Engines, arguments: argparse.Namespace) -> TwoOpinions:
     def loader(pair: tuple[str, str | None] | None) -> Callable[[], Recognizer]:
         return partial(load, *(pair or (FIRST, None)))  # nobody asks one that is None
 
-    return TwoOpinions(loader(engines.first), loader(engines.second), loader(engines.judge))
+    return AsrAgreement(loader(engines.first), loader(engines.second), loader(engines.judge))
 
 
 def _total_seconds(recordings: Sequence[Recording]) -> float | None:

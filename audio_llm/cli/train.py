@@ -147,7 +147,7 @@ def run_touchtts(arguments: argparse.Namespace) -> int:
     from audio_llm.tokenizer.load import load_tokenizer
     from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
     from audio_llm.touchtts.models import tokenizer_name
-    from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
+    from audio_llm.touchtts.speech_text_lm_train import SpeechTextLmTrainingConfig, train_speech_text_lm
     from audio_llm.training.config import load_config
 
     arguments.words += [word for word in arguments.tuning if "=" in word]  # argparse takes them for folders
@@ -158,9 +158,9 @@ def run_touchtts(arguments: argparse.Namespace) -> int:
     provenance = {"audio_llm": __version__, "data": [path.name for path in folders]}
     options = {**_loop_options(arguments), "provenance": provenance}
     if arguments.part == "lm":
-        talk = load_config(TalkTrainingConfig, arguments.config, overrides)
+        talk = load_config(SpeechTextLmTrainingConfig, arguments.config, overrides)
         options["llm"] = arguments.llm
-        return _finish(arguments, lambda: train_talk_lm(folders, tuning, *parts, output, talk, **options))
+        return _finish(arguments, lambda: train_speech_text_lm(folders, tuning, *parts, output, talk, **options))
     if arguments.llm:
         raise UsageError("--llm is for --part lm", remedy="leave it out")
     flow = load_config(FlowTrainingConfig, arguments.config, overrides)

@@ -1,1 +1,1 @@
-"""TouchTTS: a language model says text in semantic tokens, a flow makes speech of them; the same model transcribes."""
+"""TouchTTS: a language model turns text into semantic tokens and a flow these into speech; the LM also transcribes."""

@@ -1,10 +1,10 @@
-"""Tokens to mel spectra by flow matching, with a language model's layers and no U-Net (TouchTTS, section 1.6 of west).
+"""Semantic tokens to mel spectra by flow matching with transformer blocks, no U-Net (TouchTTS, section 1.6 of west).
 
-Noise becomes a spectrum along a straight path; the network tells the velocity at each moment of it. Two mel frames of
-20 ms belong to a token of 40 ms, a whole number, so that pieces fit together. One model runs in two ways: seeing all of
-an utterance, or chunk by chunk, where a frame sees its own chunk and a bounded past. A finished chunk then never
-changes, at no step of the solver, so what was computed of it is kept for each step and guidance branch: a chunk costs
-the same wherever it is.
+Noise becomes a spectrum along a straight path; the network predicts the velocity at each moment of it. A token of 40 ms
+has two mel frames of 20 ms, so that chunks join without a remainder. One model runs in two modes: with attention over
+the whole utterance, or chunk by chunk, where a frame attends to its own chunk and a bounded past. A finished chunk
+never changes at any step of the solver, so its keys and values are cached for each step and guidance branch: the cost
+of a chunk does not depend on its position.
 """
 
 from __future__ import annotations
@@ -26,27 +26,26 @@ from audio_llm.lm.sampling import seed_of
 from audio_llm.lm.token_lm import cache_name
 from audio_llm.touchtts import speaker_vectors
 
-FRAMES = 2  # of mel to a token
-_NOISE_FRAMES = 64  # that are drawn together
+FRAMES = 2  # mel frames per token
+_NOISE_FRAMES = 64  # frames whose noise is drawn together
 _NEVER = torch.finfo(torch.float32).min
 
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Size of the network, and how it is asked.
+    """Size of the network, and settings of the solver.
 
     Attributes:
-        speech: How many tokens there are.
-        width: Of the hidden states.
+        speech: Number of tokens.
+        width: Width of the hidden states.
         layers: Transformer blocks.
         heads: Attention heads; a divisor of the width.
         feed_forward: Width inside a block's gated feed-forward part.
-        lookahead: Tokens behind its own that a frame is told of.
-        left_frames: Frames of the past that a chunk sees, in whole chunks as few as suffice.
-        steps: Of the solver.
-        guidance: How much further to go in the direction that the tokens give: 0 is not at all.
-        speaker_file: Name of the file whose vectors tell it what voices sound like (see `CamPlusPlus`); empty: it
-            listens to mel spectra itself.
+        lookahead: Future tokens that a frame depends on.
+        left_frames: Past frames that a chunk attends to, rounded up to whole chunks.
+        steps: Solver steps.
+        guidance: Strength of classifier-free guidance; 0 disables it.
+        speaker_file: Name of the speaker encoder's file (see `CamPlusPlus`); empty: mel spectra are the reference.
         speaker_sha256: Fingerprint of that file.
     """
 
@@ -69,13 +68,13 @@ class FlowConfig:
 
 
 class Given(NamedTuple):
-    """What frames are made from.
+    """Conditioning of the frames.
 
     Attributes:
         tokens: (B, N) int64, -1 where there is none or it is unknown.
         voice: (B, width) float32, of `FlowNetwork.voice`.
-        prompt: (B, 2 N, 80) float32, normalised mel frames that are known, 0 elsewhere.
-        known: (B, 2 N) bool, True where they are.
+        prompt: (B, 2 N, 80) float32, normalized mel frames where known, 0 elsewhere.
+        known: (B, 2 N) bool, True where frames are known.
     """
 
     tokens: Tensor
@@ -85,11 +84,11 @@ class Given(NamedTuple):
 
 
 class FlowNetwork(nn.Module):
-    """The network.
+    """The velocity network.
 
     Args:
-        config: Its size; weights are drawn from torch's global generator.
-        vectors: What tokens stand for, (R, D) float32, given to the network beside a vector of each token's own.
+        config: Size of the network; weights are drawn from torch's global generator.
+        vectors: (R, D) float32, codebook vectors of the tokens, an input in addition to the learned token embeddings.
     """
 
     mean: Tensor
@@ -104,11 +103,13 @@ class FlowNetwork(nn.Module):
         width = config.width
         vectors = torch.zeros(config.speech, 1) if vectors is None else vectors
         if len(vectors) != config.speech:
-            raise ConfigError(f"{len(vectors)} vectors for {config.speech} tokens", remedy="give the tokenizer's own")
+            raise ConfigError(
+                f"{len(vectors)} vectors for {config.speech} tokens", remedy="give those of the tokenizer"
+            )
         self.register_buffer("vectors", torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])]), persistent=False)
         self.register_buffer("mean", torch.zeros(N_MELS))
         self.register_buffer("spread", torch.ones(N_MELS))
-        self.tokens = nn.Embedding(config.speech + 1, width)  # the last one stands for none
+        self.tokens = nn.Embedding(config.speech + 1, width)  # the last one is that of no token
         nn.init.normal_(self.tokens.weight, std=0.02)
         self.values = nn.Linear(vectors.shape[1], width, bias=False)
         self.ahead = nn.Conv1d(width, width, config.lookahead + 1)
@@ -116,11 +117,11 @@ class FlowNetwork(nn.Module):
         self.frames = nn.Linear(N_MELS, width)
         self.prompt = nn.Linear(N_MELS + 1, width, bias=False)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        told = speaker_vectors.WIDTH if config.speaker_file else 2 * N_MELS
-        self.reference = nn.Sequential(nn.Linear(told, width), nn.SiLU(), nn.Linear(width, width))
+        reference_width = speaker_vectors.WIDTH if config.speaker_file else 2 * N_MELS
+        self.reference = nn.Sequential(nn.Linear(reference_width, width), nn.SiLU(), nn.Linear(width, width))
         self.network = LlamaModel(
             LlamaConfig(  # type: ignore[call-arg]
-                vocab_size=1,  # it is given vectors
+                vocab_size=1,  # the input is vectors
                 hidden_size=width,
                 intermediate_size=config.feed_forward,
                 num_hidden_layers=config.layers,
@@ -139,33 +140,33 @@ class FlowNetwork(nn.Module):
         """Return the velocity (B, 2 N, 80) at a moment of the path.
 
         Args:
-            x: (B, 2 N, 80) float32, where the path is.
+            x: (B, 2 N, 80) float32, the current point of the path.
             moment: (B,) float32, 0 for noise, 1 for speech.
             inputs: (B, 2 N, width), of `inputs`.
-            mask: Additive, broadcast to (B, 1, 2 N, 2 N), which frames see which.
+            mask: Additive attention mask, broadcast to (B, 1, 2 N, 2 N).
         """
         positions = torch.arange(x.shape[1], device=x.device)[None]
         return self._velocity(inputs + self._at(x, moment), mask, None, positions)
 
     def voice(self, mel: Tensor, lengths: Tensor) -> Tensor:
-        """Return what a voice sounds like, (B, width).
+        """Return the embedding of a voice, (B, width).
 
         Args:
-            mel: Its speech, (B, N, 80) normalised frames; with a speaker file its vector, (B, 1, 192).
+            mel: Reference speech, (B, N, 80) normalized frames; with a speaker encoder its vector, (B, 1, 192).
             lengths: (B,) int64, frames of each.
         """
         if self.config.speaker_file:
-            told: Tensor = self.reference(mel[:, 0])
-            return told
+            projected: Tensor = self.reference(mel[:, 0])
+            return projected
         mask = (torch.arange(mel.shape[1], device=mel.device)[None] < lengths[:, None])[:, :, None].to(mel.dtype)
         count = mask.sum(1).clamp_min(1.0)
         mean = (mel * mask).sum(1) / count
         spread = (((mel - mean[:, None]).square() * mask).sum(1) / count + 1e-4).sqrt()
-        found: Tensor = self.reference(torch.cat([mean, spread], dim=-1))
-        return found
+        embedding: Tensor = self.reference(torch.cat([mean, spread], dim=-1))
+        return embedding
 
     def inputs(self, given: Given, ahead: Tensor | None = None) -> Tensor:
-        """Return (B, 2 N, width): all that a frame is told and that stays the same along the path."""
+        """Return the conditioning (B, 2 N, width), which is constant along the path."""
         tokens = given.tokens
         if not tokens.shape[1]:
             return given.voice.new_zeros(len(tokens), 0, self.config.width)
@@ -179,19 +180,19 @@ class FlowNetwork(nn.Module):
         return x + given.voice[:, None] + self.prompt(torch.cat([given.prompt * known, known], dim=-1))
 
     def normalize(self, mel: Tensor) -> Tensor:
-        """Return log-mel frames as the network has them."""
+        """Return normalized log-mel frames."""
         return (mel - self.mean) / self.spread
 
     def denormalize(self, mel: Tensor) -> Tensor:
-        """Return log-mel frames of what the network has."""
+        """Return log-mel frames from normalized ones."""
         return mel * self.spread + self.mean
 
     def _at(self, x: Tensor, moment: Tensor) -> Tensor:
         half = self.config.width // 2
         rates = torch.exp(-math.log(10_000.0) * torch.arange(half, device=x.device) / half)
         angles = 1000.0 * moment[:, None] * rates
-        found: Tensor = self.time(torch.cat([angles.sin(), angles.cos()], dim=-1).to(x.dtype))
-        return self.frames(x) + found[:, None]
+        embedding: Tensor = self.time(torch.cat([angles.sin(), angles.cos()], dim=-1).to(x.dtype))
+        return self.frames(x) + embedding[:, None]
 
     def _velocity(self, inputs: Tensor, mask: Tensor, cache: Any, positions: Tensor) -> Tensor:
         out = self.network(
@@ -205,7 +206,7 @@ class FlowNetwork(nn.Module):
 
 
 def given_tokens(flow: FlowNetwork, tokens: Tensor, voice: Tensor, prompt: Tensor | None = None) -> Given:
-    """Return what frames are made from, for tokens (B, N) and, where there are any, their first log-mel frames."""
+    """Return the conditioning of tokens (B, N), whose first log-mel frames may be given as a prompt."""
     count = FRAMES * tokens.shape[1]
     frames = voice.new_zeros(len(tokens), 0, N_MELS) if prompt is None else flow.normalize(prompt)
     known = torch.arange(count, device=tokens.device)[None] < frames.shape[1]
@@ -214,20 +215,20 @@ def given_tokens(flow: FlowNetwork, tokens: Tensor, voice: Tensor, prompt: Tenso
 
 
 def chunk_mask(frames: int, chunk: int, left_frames: int, device: torch.device | None = None) -> Tensor:
-    """Return an additive mask (1, 1, N, N): a frame sees its own chunk of `chunk` frames and those just before it."""
+    """Return an additive mask (1, 1, N, N): a frame attends to its own chunk of frames and the `left_frames` before."""
     number = torch.arange(frames, device=device) // chunk
-    behind = number[:, None] - number[None, :]
-    seen = (behind >= 0) & (behind <= math.ceil(left_frames / chunk))
+    chunks_back = number[:, None] - number[None, :]
+    seen = (chunks_back >= 0) & (chunks_back <= math.ceil(left_frames / chunk))
     return torch.where(seen, 0.0, _NEVER)[None, None]
 
 
 def moments(steps: int) -> list[float]:
-    """Return the moments 0 .. 1 between the solver's steps, closer together at the beginning (cosine)."""
+    """Return the moments 0 .. 1 of the solver steps, closer together at the beginning (cosine)."""
     return [1.0 - math.cos(0.5 * math.pi * step / steps) for step in range(steps)] + [1.0]
 
 
 def noise(first: int, count: int, seed: int) -> Tensor:
-    """Return the noise (1, count, 80) of frames from `first` on, which depends on their place and the seed alone."""
+    """Return the noise (1, count, 80) of frames from `first` on, a function of frame index and seed alone."""
     blocks = range(first // _NOISE_FRAMES, -(-(first + count) // _NOISE_FRAMES))
     drawn = [
         torch.randn(_NOISE_FRAMES, N_MELS, generator=torch.Generator().manual_seed(seed_of(seed, block)))
@@ -240,13 +241,13 @@ def noise(first: int, count: int, seed: int) -> Tensor:
 def solve(
     velocity: Callable[[Tensor, int], Tensor], times: Rows[float], start: Tensor, known: Tensor | None = None
 ) -> Tensor:
-    """Return where the path ends, (1, N, 80), by Euler's method.
+    """Return the end of the path, (1, N, 80), by Euler's method.
 
     Args:
-        velocity: Where the path is, and the number of the moment, to its velocity there.
+        velocity: Maps the current point and the number of the moment to the velocity.
         times: Moments from 0 to 1.
         start: (1, N, 80) float32, the noise.
-        known: (1, P, 80), where the first frames end: they keep to their own straight path.
+        known: (1, P, 80), end points of the first frames, which stay on their straight path.
     """
     x, count = start, 0 if known is None else known.shape[1]
     for number, (now, then) in enumerate(itertools.pairwise(times)):
@@ -260,19 +261,19 @@ def solve(
 def frames_at_once(
     flow: FlowNetwork, voice: Tensor, tokens: Tensor, chunk: int, seed: int, shown: Tensor, mel: Tensor
 ) -> Tensor:
-    """Return what `FlowRun` gives chunk by chunk, computed at once under the mask of the chunks: (1, 2 N, 80).
+    """Return the frames of `FlowRun`, computed in one pass under the chunk mask: (1, 2 N, 80).
 
     Args:
         flow: The network, in eval mode.
         voice: (1, width) float32.
         tokens: (1, N) int64.
-        chunk: Tokens of a chunk.
-        seed: Of the noise.
-        shown: (1, P) int64, tokens before them that are shown, whole chunks; may be none.
-        mel: (1, 2 P, 80) float32, log-mel frames of these.
+        chunk: Tokens per chunk.
+        seed: Seed of the noise.
+        shown: (1, P) int64, prompt tokens before `tokens`, whole chunks; may be empty.
+        mel: (1, 2 P, 80) float32, log-mel frames of the prompt.
     """
-    told = [flow.inputs(given_tokens(flow, own, voice, frames)) for own, frames in ((shown, mel), (tokens, None))]
-    inputs, guidance = torch.cat(told, dim=1), flow.config.guidance
+    parts = [flow.inputs(given_tokens(flow, ids, voice, frames)) for ids, frames in ((shown, mel), (tokens, None))]
+    inputs, guidance = torch.cat(parts, dim=1), flow.config.guidance
     count, times = inputs.shape[1], moments(flow.config.steps)
     free = flow.inputs(given_tokens(flow, tokens.new_full((1, count // FRAMES), -1), torch.zeros_like(voice)))
     mask = chunk_mask(count, FRAMES * chunk, flow.config.left_frames, voice.device)
@@ -286,15 +287,15 @@ def frames_at_once(
 
 
 class FlowRun:
-    """Frames of one utterance, chunk after chunk; what was computed of earlier ones is kept.
+    """Frames of one utterance, chunk by chunk, with cached keys and values of earlier chunks.
 
     Args:
         flow: The network, in eval mode.
         voice: (1, width) float32.
-        seed: Of the noise.
-        chunk: Tokens of a chunk; None: all at once, each frame sees all of them.
-        steps: Of the solver; None takes the configuration's.
-        guidance: None takes the configuration's.
+        seed: Seed of the noise.
+        chunk: Tokens per chunk; None: all tokens at once, with attention over the whole utterance.
+        steps: Solver steps; None takes the configuration's.
+        guidance: Strength of guidance; None takes the configuration's.
     """
 
     def __init__(
@@ -322,9 +323,9 @@ class FlowRun:
         """Return the log-mel frames (1, 2 N, 80) of the next tokens.
 
         Args:
-            tokens: (1, N) int64: a whole chunk, but the last one may be shorter; all of them where there are no chunks.
-            ahead: (1, lookahead or fewer) int64, the tokens behind them.
-            prompt: (1, P, 80), the first log-mel frames of these tokens, where they are known: what comes is like them.
+            tokens: (1, N) int64: a whole chunk, or a shorter last one; all tokens if there are no chunks.
+            ahead: (1, lookahead or fewer) int64, the tokens that follow.
+            prompt: (1, P, 80), known log-mel frames of the first of these tokens.
         """
         flow, count, device = self.flow, FRAMES * tokens.shape[1], self._voice.device
         if not count:
@@ -355,7 +356,7 @@ class FlowRun:
 
 
 def _forget(cache: Any, size: int) -> None:
-    """Keep the last `size` places of a cache."""
+    """Truncate a cache to its last `size` positions."""
     for layer in cache.layers:
         if layer.keys.shape[-2] > size:
             layer.keys, layer.values = (part[..., part.shape[-2] - size :, :] for part in (layer.keys, layer.values))

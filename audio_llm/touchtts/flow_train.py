@@ -1,4 +1,4 @@
-"""Training of the flow on packed talks: the velocity from noise to the mel spectra of recorded speech."""
+"""Training of the flow on packed utterances: the velocity from noise to their mel spectra (flow matching)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from audio_llm import hub
 from audio_llm.codec.mel import HOP_LENGTH, LOG_FLOOR, N_MELS, log_mel
 from audio_llm.errors import ConfigError, DataError
 from audio_llm.tokenizer.base import SemanticTokenizer
-from audio_llm.touchtts.data import TalkPack
+from audio_llm.touchtts.data import UtterancePack
 from audio_llm.touchtts.flow import FRAMES, FlowConfig, FlowNetwork, Given, chunk_mask
 from audio_llm.touchtts.models import FLOW, check_speaker, load_flow, speech_vectors, tokenizer_entry
 from audio_llm.training.buckets import new_draws, same_draws
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 CARD = "# TouchTTS's flow\n\nSemantic tokens to mel spectra of speech.\n"
 _VALIDATION_SEED = 1 << 40
-_MEASURED = 300  # talks that the spread of their spectra is measured on
-_REFERENCE_S = 3.0  # of a voice, at most, that the network is given
+_MEASURED = 300  # utterances that the standard deviation of the spectra is measured on
+_REFERENCE_S = 3.0  # longest reference, in seconds
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class FlowTrainingConfig:
     """How to train the flow.
 
     Attributes:
-        model: Its size.
-        training: The loop's settings.
-        tokens: Of a stretch, at most.
-        batch: Stretches in a batch.
+        model: Size of the network.
+        training: Settings of the training loop.
+        tokens: Largest number of tokens of an excerpt.
+        batch: Excerpts in a batch.
         epoch_batches: Batches in an epoch.
-        main_voice: Voice of the talks that come most often; empty: all come alike.
-        main_share: How often.
-        chunks: Tokens of a chunk, one of which is drawn for a batch.
-        full_share: Of batches in which a frame sees all of the stretch.
-        prompt_share: Of stretches whose beginning is known.
-        longest_prompt: Share of a stretch that is known, at most.
-        drop_share: Of stretches of which nothing is told, for guidance.
-        wrong_tokens: Largest share of the tokens that are other ones, as a language model's may be.
-        validation: Stretches at each validation, half of them of the main voice.
+        main_voice: Voice that is drawn most often; empty: all speakers are drawn alike.
+        main_share: Probability of the main voice.
+        chunks: Chunk sizes in tokens, one of which is drawn for a batch.
+        full_share: Probability of a batch with attention over the whole excerpt.
+        prompt_share: Probability that the beginning of an excerpt is given as a prompt.
+        longest_prompt: Largest fraction of an excerpt that is a prompt.
+        drop_share: Probability that the conditioning is dropped, for guidance.
+        wrong_tokens: Largest fraction of tokens that are replaced at random, as a language model's may be wrong.
+        validation: Excerpts at each validation, half of them of the main voice.
     """
 
     model: FlowConfig = field(default_factory=FlowConfig)
@@ -73,19 +73,19 @@ class FlowTrainingConfig:
 
 
 class _Batch(NamedTuple):
-    """Stretches of talks.
+    """Excerpts of utterances.
 
     Attributes:
-        tokens: (B, N) int64, -1 behind each end and where nothing is told.
-        ahead: (B, lookahead) int64, the tokens behind the stretch.
-        mel: (B, 2 N, 80) float32, normalised.
+        tokens: (B, N) int64, -1 after each end and where the conditioning is dropped.
+        ahead: (B, lookahead) int64, the tokens after the excerpt.
+        mel: (B, 2 N, 80) float32, normalized.
         valid: (B, 2 N) bool.
-        known: (B, 2 N) bool, frames that the network is given.
-        reference: (B, M, 80) float32, normalised, of the same voice; or its vector, (B, 1, 192).
-        reference_lengths: (B,) int64; 0 where nothing is told.
+        known: (B, 2 N) bool, frames of the prompt.
+        reference: (B, M, 80) float32, normalized, of the same speaker; or the speaker vector, (B, 1, 192).
+        reference_lengths: (B,) int64; 0 where the conditioning is dropped.
         noise: (B, 2 N, 80) float32.
         moment: (B,) float32.
-        chunk: Tokens of a chunk; 0: a frame sees all of the stretch.
+        chunk: Tokens per chunk; 0: attention over the whole excerpt.
     """
 
     tokens: Tensor
@@ -101,7 +101,7 @@ class _Batch(NamedTuple):
 
 
 class _Training(nn.Module):
-    """The flow, asked as it learns."""
+    """The flow with its training loss."""
 
     def __init__(self, flow: FlowNetwork) -> None:
         super().__init__()
@@ -110,8 +110,8 @@ class _Training(nn.Module):
     def forward(self, batch: _Batch) -> Tensor:
         """Return the mean squared error of the velocity of each stretch, (B,) float32."""
         flow = self.flow
-        told = (batch.reference_lengths > 0)[:, None]
-        voice = flow.voice(batch.reference, batch.reference_lengths) * told
+        is_conditioned = (batch.reference_lengths > 0)[:, None]
+        voice = flow.voice(batch.reference, batch.reference_lengths) * is_conditioned
         given = Given(batch.tokens, voice, batch.mel, batch.known)
         moment = batch.moment[:, None, None]
         x = (1.0 - moment) * batch.noise + moment * batch.mel
@@ -119,12 +119,12 @@ class _Training(nn.Module):
         mask = torch.where(batch.valid, 0.0, torch.finfo(torch.float32).min)[:, None, None]
         if batch.chunk:
             mask = mask.minimum(chunk_mask(size, FRAMES * batch.chunk, flow.config.left_frames, mask.device))
-        # a frame behind the end sees itself, else its attention would be over nothing
+        # a frame after the end attends to itself, since a softmax over nothing is undefined
         mask = mask.masked_fill(torch.eye(size, dtype=torch.bool, device=mask.device), 0.0)
         velocity = flow(x, batch.moment, flow.inputs(given, batch.ahead), mask).float()
         error = (velocity - (batch.mel - batch.noise)).square().mean(-1)
-        wanted = batch.valid & ~batch.known
-        return (error * wanted).sum(1) / wanted.sum(1).clamp_min(1)
+        scored = batch.valid & ~batch.known
+        return (error * scored).sum(1) / scored.sum(1).clamp_min(1)
 
 
 def train_flow(
@@ -144,24 +144,24 @@ def train_flow(
     """Train the flow; `output/best` becomes a model directory with the lowest loss.
 
     Args:
-        packs: Packed talks to learn from; synthetic ones are passed over.
-        tuning: The same, of other texts, which decide which model is the best.
-        tokenizer: That made their tokens.
-        tokenizer_name: Of its model.
+        packs: Packed training utterances; synthetic ones are ignored.
+        tuning: Packed validation utterances, of other texts, which select the best model.
+        tokenizer: Tokenizer of the packs.
+        tokenizer_name: Name of its model.
         output: Folder of the training.
         config: How to train.
         max_minutes: Stop after this time.
-        resume: Go on from `output/last`.
+        resume: Resume from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        provenance: What made the model, for its directory.
-        start_from: A flow to start from; its size counts, not the configuration's.
+        provenance: Origin of the model, for its directory.
+        start_from: Flow to initialize from; its size replaces the configuration's.
 
     Raises:
-        DataError: A pack is missing, has no recorded talk, its tokens are another tokenizer's, or it does not tell
-            what voices sound like to the flow to start from.
-        ModelFormatError: The flow to start from was trained with another tokenizer.
+        DataError: A pack is missing, has no recorded utterance, or was made with another tokenizer or another speaker
+            encoder than the flow to initialize from.
+        ModelFormatError: The flow to initialize from was trained with another tokenizer.
     """
-    stretches, held_out = (Stretches(TalkPack(*folders), tokenizer, config) for folders in (packs, tuning))
+    stretches, held_out = (Stretches(UtterancePack(*folders), tokenizer, config) for folders in (packs, tuning))
     torch.manual_seed(config.training.seed)
     if start_from is None:
         file, sha256 = stretches.pack.speaker
@@ -174,23 +174,26 @@ def train_flow(
         check_speaker(flow.config, data.pack)
     config = replace(config, model=flow.config)
     size = sum(parameter.numel() for parameter in flow.parameters())
-    logger.info("%d recorded talks, %.2f M parameters", len(stretches.rows), size / 1e6)
+    logger.info("%d recorded utterances, %.2f M parameters", len(stretches.rows), size / 1e6)
     exact = replace(config, main_share=0.5, prompt_share=0.0, drop_share=0.0, wrong_tokens=0.0)
     validation = [
-        (name, held_out.collate(flow, seeds, replace(exact, full_share=share, chunks=(10,)), _VALIDATION_SEED))
+        (
+            name,
+            held_out.collate(flow, seeds, replace(exact, full_share=full_probability, chunks=(10,)), _VALIDATION_SEED),
+        )
         for seeds in same_draws(config.batch, config.validation)
-        for name, share in (("full", 1.0), ("chunked", 0.0))
+        for name, full_probability in (("full", 1.0), ("chunked", 0.0))
     ]
 
     def save(module: nn.Module, folder: Path) -> None:
         network = module.flow
         assert isinstance(network, FlowNetwork)
-        made_by = {**(provenance or {}), "training": asdict(config)}
+        record = {**(provenance or {}), "training": asdict(config)}
         settings = {
             "network": asdict(network.config),
             "tokenizer": tokenizer_entry(tokenizer, tokenizer_name),
         }
-        hub.save_model(folder, settings, network.state_dict(), FLOW, CARD, made_by)
+        hub.save_model(folder, settings, network.state_dict(), FLOW, CARD, record)
 
     return train(
         _Training(flow),
@@ -209,50 +212,57 @@ def train_flow(
 
 
 class Stretches:
-    """Draws stretches of the recorded talks of a pack.
+    """Draws excerpts of the recorded utterances of a pack.
 
     Args:
-        pack: Talks.
-        tokenizer: That made their tokens.
-        config: Which voice comes most often.
+        pack: The utterances.
+        tokenizer: Tokenizer of the pack.
+        config: Names the main voice.
 
     Raises:
-        DataError: There is no recorded talk, or the tokens are another tokenizer's.
+        DataError: There is no recorded utterance, or the tokens are another tokenizer's.
     """
 
-    def __init__(self, pack: TalkPack, tokenizer: SemanticTokenizer, config: FlowTrainingConfig) -> None:
+    def __init__(self, pack: UtterancePack, tokenizer: SemanticTokenizer, config: FlowTrainingConfig) -> None:
         if pack.tokenizer != tokenizer.fingerprint:
-            raise DataError("the talks were packed with another tokenizer", remedy="pack them with this one")
+            raise DataError("the utterances were packed with another tokenizer", remedy="pack them with this one")
         self.pack, self.rows = pack, np.flatnonzero(pack.samples > 0)
         if not len(self.rows):
-            raise DataError("there is no recorded talk", remedy="pack recorded speech; synthetic speech does not do")
+            raise DataError(
+                "there is no recorded utterance", remedy="pack recorded speech; synthetic speech is not used"
+            )
         voices = np.array(pack.voices)
         self._main = self.rows[voices[self.rows] == config.main_voice]
-        # square roots, so that neither one person with an hour nor many with a sentence each have all the say
+        # square roots, so that neither one speaker with an hour nor many with a sentence each dominate
         speakers: dict[str, list[int]] = {}
         for row in self.rows.tolist():
             if voices[row] != config.main_voice:
                 speakers.setdefault(pack.speakers[row], []).append(row)
-        self._others = [np.array(own) for own in speakers.values()]
-        weights = np.sqrt([pack.samples[own].sum() for own in self._others])
+        self._other_rows = [np.array(rows) for rows in speakers.values()]
+        weights = np.sqrt([pack.samples[rows].sum() for rows in self._other_rows])
         self._weights = weights / weights.sum() if len(weights) else weights
 
-    def measure(self, flow: FlowNetwork, main_share: float) -> None:
-        """Give a flow mean and spread of every band, over talks as they will be drawn."""
+    def measure(self, flow: FlowNetwork, main_probability: float) -> None:
+        """Set a flow's mean and standard deviation of every band, over utterances as they are drawn in training."""
         rng = np.random.default_rng(0)
-        frames = torch.cat([self._mel(self._draw(rng, main_share)[0]) for _ in range(_MEASURED)])
+        frames = torch.cat([self._mel(self._draw(rng, main_probability)[0]) for _ in range(_MEASURED)])
         flow.mean.copy_(frames.mean(0))
         flow.spread.copy_(frames.std(0).clamp_min(0.1))
 
     def collate(self, flow: FlowNetwork, seeds: range, config: FlowTrainingConfig, offset: int = 0) -> _Batch:
-        """Return the stretches of some seeds; what they share is drawn by the first."""
+        """Return the batch of some seeds; what its excerpts share is drawn by the first."""
         shared = np.random.default_rng([seeds.start + offset, 1])
         chunk = 0 if shared.random() < config.full_share else int(shared.choice(config.chunks))
-        made = [self._stretch(flow, np.random.default_rng([seed + offset, 0]), config) for seed in seeds]
-        columns = list(zip(*made, strict=True))
+        drawn = [self._stretch(flow, np.random.default_rng([seed + offset, 0]), config) for seed in seeds]
+        columns = list(zip(*drawn, strict=True))
         tokens, valid = (_padded(columns[n], value) for n, value in ((0, -1), (3, False)))
         mel, known, noise = (_padded(columns[n], value) for n, value in ((2, 0.0), (4, False), (6, 0.0)))
-        lengths = torch.tensor([len(own) if told else 0 for own, told in zip(columns[5], columns[8], strict=True)])
+        lengths = torch.tensor(
+            [
+                len(reference) if is_conditioned else 0
+                for reference, is_conditioned in zip(columns[5], columns[8], strict=True)
+            ]
+        )
         return _Batch(
             tokens,
             torch.stack(columns[1]),
@@ -275,42 +285,42 @@ class Stretches:
         wrong = torch.from_numpy(rng.random(len(tokens)) < config.wrong_tokens * rng.random())
         tokens = torch.where(wrong, torch.from_numpy(rng.integers(flow.config.speech, size=len(tokens))), tokens)
         ahead = torch.full((flow.config.lookahead,), -1)
-        behind = tokens[start + count :][: flow.config.lookahead]
-        ahead[: len(behind)] = behind
+        following = tokens[start + count :][: flow.config.lookahead]
+        ahead[: len(following)] = following
         tokens = tokens[start : start + count]
         known = torch.zeros(FRAMES * count, dtype=torch.bool)
         if rng.random() < config.prompt_share:
             known[: int(rng.uniform(0.0, config.longest_prompt) * FRAMES * count)] = True
-        told = rng.random() >= config.drop_share
-        if not told:
+        is_conditioned = rng.random() >= config.drop_share
+        if not is_conditioned:
             tokens, ahead, known = torch.full_like(tokens, -1), torch.full_like(ahead, -1), known & False
         voice = self._voice(flow, reference)
         noise = torch.from_numpy(rng.standard_normal((FRAMES * count, N_MELS), dtype=np.float32))
         moment = 1.0 - math.cos(0.5 * math.pi * rng.random())
         valid = torch.ones(FRAMES * count, dtype=torch.bool)
-        return tokens, ahead, mel, valid, known, voice, noise, moment, told
+        return tokens, ahead, mel, valid, known, voice, noise, moment, is_conditioned
 
-    def _draw(self, rng: np.random.Generator, main_share: float) -> tuple[int, int]:
-        """Return a talk, and another one of the same speaker if there is one."""
-        if len(self._main) and (rng.random() < main_share or not self._others):
-            own = self._main
+    def _draw(self, rng: np.random.Generator, main_probability: float) -> tuple[int, int]:
+        """Return an utterance, and another one of the same speaker if there is one."""
+        if len(self._main) and (rng.random() < main_probability or not self._other_rows):
+            rows = self._main
         else:
-            own = self._others[int(rng.choice(len(self._others), p=self._weights))]
-        row = int(rng.choice(own))
-        others = own[own != row]
-        return row, int(rng.choice(others)) if len(others) else row
+            rows = self._other_rows[int(rng.choice(len(self._other_rows), p=self._weights))]
+        row = int(rng.choice(rows))
+        candidates = rows[rows != row]
+        return row, int(rng.choice(candidates)) if len(candidates) else row
 
     def _voice(self, flow: FlowNetwork, row: int) -> Tensor:
-        """Return what a flow is told of the voice of a talk (see `FlowNetwork.voice`)."""
+        """Return the reference of an utterance's voice (see `FlowNetwork.voice`)."""
         if flow.config.speaker_file:
             return torch.from_numpy(self.pack.vector(row))[None]
         return flow.normalize(self._mel(row))[: int(_REFERENCE_S * 16_000 / HOP_LENGTH)]
 
     def _mel(self, row: int) -> Tensor:
-        """Return the log-mel frames (2 N, 80) of a talk's tokens."""
+        """Return the log-mel frames (2 N, 80) of an utterance's tokens."""
         waveform = torch.from_numpy(self.pack.pcm(row).astype(np.float32) / 32768.0)
-        mel, wanted = log_mel(waveform[None])[0], FRAMES * int(self.pack.counts[row])
-        return nn.functional.pad(mel, (0, 0, 0, max(0, wanted - len(mel))), value=LOG_FLOOR)[:wanted]
+        mel, count = log_mel(waveform[None])[0], FRAMES * int(self.pack.counts[row])
+        return nn.functional.pad(mel, (0, 0, 0, max(0, count - len(mel))), value=LOG_FLOOR)[:count]
 
 
 def _padded(parts: Rows[Tensor], value: float) -> Tensor:
@@ -318,12 +328,12 @@ def _padded(parts: Rows[Tensor], value: float) -> Tensor:
 
 
 def _validate(module: nn.Module, batches: list[tuple[str, _Batch]]) -> dict[str, float]:
-    """Return the mean squared error of the velocity, seeing all and chunk by chunk; `loss` is the mean of both."""
+    """Return the mean squared error of the velocity with full attention, in chunks, and as `loss` their mean."""
     from accelerate.utils import send_to_device
 
     device = next(module.parameters()).device
-    found: dict[str, list[Tensor]] = {}
+    errors: dict[str, list[Tensor]] = {}
     for name, batch in batches:
-        found.setdefault(name, []).append(module(send_to_device(batch, device)))
-    means = {name: float(torch.cat(values).mean()) for name, values in found.items()}
+        errors.setdefault(name, []).append(module(send_to_device(batch, device)))
+    means = {name: float(torch.cat(values).mean()) for name, values in errors.items()}
     return {"loss": sum(means.values()) / len(means), **means}

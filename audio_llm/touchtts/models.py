@@ -22,34 +22,33 @@ from audio_llm.tokenizer.base import SemanticTokenizer
 from audio_llm.tokenizer.load import load_tokenizer
 from audio_llm.tokenizer.onnx_s3 import OnnxS3Tokenizer
 from audio_llm.tokenizer.s3 import S3Tokenizer
-from audio_llm.touchtts.data import TalkPack
+from audio_llm.touchtts.data import UtterancePack
 from audio_llm.touchtts.flow import FlowConfig, FlowNetwork
 from audio_llm.touchtts.speaker_vectors import CamPlusPlus
-from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig
+from audio_llm.touchtts.speech_text_lm import SpeechTextLm, SpeechTextLmConfig
 from audio_llm.training.config import config_from_dict
 
 C = TypeVar("C")
 N = TypeVar("N", bound=nn.Module)
 
-TALK, FLOW, TOUCHTTS = "touchtts-lm", "touchtts-flow", "touchtts"
-_MEASURED = 200  # talks that tell what a voice sounds like
+SPEECH_TEXT_LM, FLOW, TOUCHTTS = "touchtts-lm", "touchtts-flow", "touchtts"
+_MEASURED = 200  # utterances at most that a voice is embedded from
 
 
 @dataclass(frozen=True)
 class TouchModel:
-    """All that speaks.
+    """All parts of a TouchTTS model.
 
     Attributes:
         lm: Text to speech tokens, and back.
         flow: Tokens to mel spectra.
-        vocoder: Mel spectra to sound.
-        tokenizer: Of speech.
-        voices: What each voice that has been learned sounds like, (1, width) float32 by name; also a voice of `lm`.
-        speaker: What tells the flow what a recording's voice sounds like, where the flow has learned from such a file
-            and it is there.
+        vocoder: Mel spectra to waveforms.
+        tokenizer: Speech tokenizer.
+        voices: Embeddings of the learned voices, (1, width) float32 by name; each is also a voice of `lm`.
+        speaker: Speaker encoder that the flow was trained with, if it was and the file is present.
     """
 
-    lm: TalkLm
+    lm: SpeechTextLm
     flow: FlowNetwork
     vocoder: Vocoder
     tokenizer: SemanticTokenizer
@@ -61,16 +60,18 @@ def load_touchtts(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> T
     """Return the model of a directory, with the tokenizer that it names.
 
     Raises:
-        ModelNotFoundError: It is not there, or its tokenizer is not: beside it, or by name.
+        ModelNotFoundError: The model is missing, or its tokenizer, both next to the model and by name.
         MissingDependencyError: Its tokenizer is an ONNX file, and onnxruntime is not installed.
-        ModelFormatError: It is damaged, of another kind, or its tokenizer is another one than it was trained with.
+        ModelFormatError: It is damaged, of another kind, or was trained with another tokenizer.
     """
     loaded = hub.load_model(name_or_dir, TOUCHTTS, device)
     settings = loaded.path / hub.CONFIG_NAME
     try:
         tokenizer = _needed_tokenizer(loaded.config["tokenizer"], loaded.path, device)
         vectors = speech_vectors(tokenizer)
-        lm = _talk_lm(config_from_dict(TalkLmConfig, loaded.config["lm"], settings), vectors, loaded.path)
+        lm = _build_speech_text_lm(
+            config_from_dict(SpeechTextLmConfig, loaded.config["lm"], settings), vectors, loaded.path
+        )
         flow = FlowNetwork(config_from_dict(FlowConfig, loaded.config["flow"], settings), vectors)
         vocoder = Vocoder(config_from_dict(VocoderConfig, loaded.config["vocoder"], settings))
         parts = {"lm": lm, "flow": flow, "vocoder": vocoder}
@@ -84,27 +85,29 @@ def load_touchtts(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> T
 
 
 def _needed_tokenizer(needed: Mapping[str, Any], folder: Path, device: str) -> SemanticTokenizer:
-    """Return the tokenizer that a model directory names: a model, or an ONNX file beside the directory."""
+    """Return the tokenizer that a model directory names: a model, or an ONNX file next to the directory."""
     name, variant = str(needed["name"]), needed.get("variant")
     is_file = Path(name).suffix == ONNX_SUFFIX
-    found = load_tokenizer(folder.parent / name if is_file else hub.find_companion(folder, name), device, None, variant)
-    _check_companion(found.fingerprint, needed["fingerprint"], name, folder)
-    return found
+    tokenizer = load_tokenizer(
+        folder.parent / name if is_file else hub.find_companion(folder, name), device, None, variant
+    )
+    _check_companion(tokenizer.fingerprint, needed["fingerprint"], name, folder)
+    return tokenizer
 
 
 def _needed_speaker(config: FlowConfig, folder: Path) -> CamPlusPlus | None:
-    """Return what a flow has learned voices from, where its file lies beside the model directory; else None."""
+    """Return the speaker encoder of a flow if its file lies next to the model directory; else None."""
     path = folder.parent / config.speaker_file
     if not config.speaker_file or not path.is_file():
         return None
-    found = CamPlusPlus(path)
-    _check_companion(found.fingerprint, config.speaker_sha256, config.speaker_file, folder)
-    return found
+    speaker = CamPlusPlus(path)
+    _check_companion(speaker.fingerprint, config.speaker_sha256, config.speaker_file, folder)
+    return speaker
 
 
-def _check_companion(found: str, needed: str, name: str, folder: Path) -> None:
-    if found != needed:
-        remedy = "get both again, or train it for this one"
+def _check_companion(actual: str, needed: str, name: str, folder: Path) -> None:
+    if actual != needed:
+        remedy = "get both again, or train the model with this one"
         raise ModelFormatError(f"was trained with another {name!r}", path=folder, remedy=remedy)
 
 
@@ -113,58 +116,58 @@ def assemble(
     flow: str | os.PathLike[str],
     vocoder: str | os.PathLike[str],
     tokenizer: SemanticTokenizer,
-    talks: TalkPack,
+    utterances: UtterancePack,
     *voices: str,
 ) -> tuple[TouchModel, dict[str, Any]]:
-    """Return a model of parts that were trained one by one, and what made them.
+    """Return a model of separately trained parts, and their provenance.
 
     Args:
-        lm: As `train_talk_lm` left it.
-        flow: As `train_flow` left it.
-        vocoder: As `train_vocoder` left it.
-        tokenizer: Of all.
-        talks: With talks of the voices, to know what these sound like.
-        voices: Voices of the language model that the model is to have.
+        lm: Model directory of `train_speech_text_lm`.
+        flow: Model directory of `train_flow`.
+        vocoder: Model directory of `train_vocoder`.
+        tokenizer: Tokenizer of all parts.
+        utterances: Utterances that the voices are embedded from.
+        voices: Names of the language model's voices to include.
 
     Raises:
-        DataError: There is no recorded talk of a voice, or the talks do not say what voices sound like to the flow.
-        ModelNotFoundError, ModelFormatError: As `load_talk_lm`.
+        DataError: A voice has no recorded utterance, or the pack has not the flow's speaker encoder.
+        ModelNotFoundError, ModelFormatError: As `load_speech_text_lm`.
     """
-    parts = load_talk_lm(lm, tokenizer), load_flow(flow, tokenizer), load_vocoder(vocoder)
+    parts = load_speech_text_lm(lm, tokenizer), load_flow(flow, tokenizer), load_vocoder(vocoder)
     sounds = {}
-    check_speaker(parts[1].config, talks)
+    check_speaker(parts[1].config, utterances)
     for voice in voices:
         parts[0].voice(voice)
-        own = [row for row, name in enumerate(talks.voices) if name == voice and talks.samples[row]]
-        if not own:
-            raise DataError(f"no recorded talk of the voice {voice!r}", remedy="pack some, or leave the voice out")
-        some = own[:: -(-len(own) // _MEASURED)]
-        each = [voice_of(parts[1], talks.pcm(row), talks.vector(row)) for row in some]
+        rows = [row for row, name in enumerate(utterances.voices) if name == voice and utterances.samples[row]]
+        if not rows:
+            raise DataError(f"no recorded utterance of the voice {voice!r}", remedy="pack some, or leave the voice out")
+        some = rows[:: -(-len(rows) // _MEASURED)]
+        each = [voice_of(parts[1], utterances.pcm(row), utterances.vector(row)) for row in some]
         sounds[voice] = torch.cat(each).mean(0, keepdim=True)
-    made_by = {str(name): hub.load_model(name).provenance for name in (lm, flow, vocoder)}
-    return TouchModel(*parts, tokenizer, sounds), made_by
+    provenance = {str(name): hub.load_model(name).provenance for name in (lm, flow, vocoder)}
+    return TouchModel(*parts, tokenizer, sounds), provenance
 
 
-def check_speaker(flow: FlowConfig, talks: TalkPack) -> None:
-    """Raise `DataError` where a flow has learned voices from another file than the one that talks were packed with."""
-    if flow.speaker_file and talks.speaker[1] != flow.speaker_sha256:
-        remedy = f"pack them with the {flow.speaker_file} that the flow has learned from"
-        raise DataError("the talks do not say what voices sound like to this flow", remedy=remedy)
+def check_speaker(flow: FlowConfig, utterances: UtterancePack) -> None:
+    """Raise `DataError` where a flow was trained with another speaker encoder than the utterances were packed with."""
+    if flow.speaker_file and utterances.speaker[1] != flow.speaker_sha256:
+        remedy = f"pack them with the {flow.speaker_file} that the flow was trained with"
+        raise DataError("the utterances were packed without the speaker encoder of this flow", remedy=remedy)
 
 
 @torch.inference_mode()
 def voice_of(flow: FlowNetwork, pcm: np.ndarray, vector: np.ndarray | None = None) -> Tensor:
-    """Return what a voice sounds like, (1, width).
+    """Return the embedding of a voice, (1, width).
 
     Args:
-        flow: To whom.
-        pcm: Speech (T,) int16 at 16 kHz at the level of packed talks.
-        vector: Of that speech, (192,) float32 of `CamPlusPlus`, for a flow that has learned from such ones.
+        flow: Flow that the embedding is for.
+        pcm: Speech (T,) int16 at 16 kHz at the level of packed utterances.
+        vector: (192,) float32, its speaker vector by `CamPlusPlus`, for a flow that was trained with such vectors.
     """
     if flow.config.speaker_file:
         assert vector is not None
-        told = torch.from_numpy(vector)[None, None].to(flow.mean.device)
-        return flow.voice(told, torch.ones(1, dtype=torch.int64))
+        reference = torch.from_numpy(vector)[None, None].to(flow.mean.device)
+        return flow.voice(reference, torch.ones(1, dtype=torch.int64))
     waveform = torch.from_numpy(pcm.astype(np.float32) / 32768.0).to(flow.mean.device)
     mel = flow.normalize(log_mel(waveform[None]))
     return flow.voice(mel, torch.tensor([mel.shape[1]], device=mel.device))
@@ -192,43 +195,45 @@ def save_touchtts(
 
 
 def tokenizer_name(name_or_dir: str | os.PathLike[str]) -> str:
-    """Return how model directories name a tokenizer: its directory's name, or its ONNX file's."""
+    """Return the name of a tokenizer in model directories: that of its directory, or of its ONNX file."""
     path = Path(name_or_dir)
     return path.name if path.suffix == ONNX_SUFFIX else hub.find_model(name_or_dir).resolve().name
 
 
 def tokenizer_entry(tokenizer: SemanticTokenizer, name: str) -> dict[str, str]:
-    """Return how a model directory names its tokenizer."""
+    """Return the tokenizer's entry in a model directory."""
     entry = {"name": name, "fingerprint": tokenizer.fingerprint}
     return {**entry, "variant": tokenizer.variant} if isinstance(tokenizer, OnnxS3Tokenizer) else entry
 
 
 def _below(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with one and a point, without it."""
+    """Return the tensors whose names begin with a prefix and a point, without this prefix."""
     return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
-def load_talk_lm(name_or_dir: str | os.PathLike[str], tokenizer: SemanticTokenizer, device: str = "cpu") -> TalkLm:
+def load_speech_text_lm(
+    name_or_dir: str | os.PathLike[str], tokenizer: SemanticTokenizer, device: str = "cpu"
+) -> SpeechTextLm:
     """Return the language model of a training in eval mode.
 
     Raises:
-        ModelNotFoundError: It is not there.
+        ModelNotFoundError: No such model.
         ModelFormatError: It is damaged, of another kind, or of another tokenizer.
     """
-    return _load(name_or_dir, TALK, TalkLmConfig, _talk_lm, tokenizer, device)
+    return _load(name_or_dir, SPEECH_TEXT_LM, SpeechTextLmConfig, _build_speech_text_lm, tokenizer, device)
 
 
 def load_flow(name_or_dir: str | os.PathLike[str], tokenizer: SemanticTokenizer, device: str = "cpu") -> FlowNetwork:
-    """Return the flow of a training in eval mode; raises as `load_talk_lm`."""
-    return _load(name_or_dir, FLOW, FlowConfig, _flow, tokenizer, device)
+    """Return the flow of a training in eval mode; raises as `load_speech_text_lm`."""
+    return _load(name_or_dir, FLOW, FlowConfig, _build_flow, tokenizer, device)
 
 
-def _talk_lm(config: TalkLmConfig, vectors: Tensor | None, folder: Path) -> TalkLm:
-    """Return a network whose weights are still to be loaded; what it was grown from lies in its folder."""
-    return TalkLm(config, vectors, build_inside(folder) if config.pieces else None)
+def _build_speech_text_lm(config: SpeechTextLmConfig, vectors: Tensor | None, folder: Path) -> SpeechTextLm:
+    """Return a network without its weights; the files of its pretrained LLM, if any, lie in the folder."""
+    return SpeechTextLm(config, vectors, build_inside(folder) if config.pieces else None)
 
 
-def _flow(config: FlowConfig, vectors: Tensor | None, folder: Path) -> FlowNetwork:
+def _build_flow(config: FlowConfig, vectors: Tensor | None, folder: Path) -> FlowNetwork:
     return FlowNetwork(config, vectors)
 
 
@@ -258,7 +263,7 @@ def _load(
 
 
 def speech_vectors(tokenizer: SemanticTokenizer) -> Tensor | None:
-    """Return what each speech token stands for, (R, D) float32; None where the tokenizer does not tell."""
+    """Return the codebook vectors of the speech tokens, (R, D) float32; None where the tokenizer has none."""
     if not isinstance(tokenizer, S3Tokenizer):
         return None
     quantizer = tokenizer.network.quantizer

@@ -1,7 +1,7 @@
-"""Recordings to clips to train on: cut at silence, two opinions on every text, every sample accounted for.
+"""Recordings to training clips: segmentation at silence, verification of every text, every sample accounted for.
 
-TouchTTS's simple pipeline (arXiv:2412.08237): voice activity detection, a recogniser, and a second one that has to
-agree with the first. Nothing is enhanced, and noisy clips stay: no denoising, no diarisation, no limit on noise.
+TouchTTS's simple pipeline (arXiv:2412.08237): voice activity detection, a recognizer, and a second one that has to
+agree with the first. There is no denoising, no diarization and no limit on noise.
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ from audio_llm.errors import AudioFileError, UsageError
 from audio_llm.manifest import Utterance, write_manifest
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.touchtts.prepare_cut import BLOCK_S, Stretch, stretches
-from audio_llm.touchtts.prepare_judge import MEASURES, SPEED, Opinions, clip_snr_db, is_clipped, is_stuck
-from audio_llm.touchtts.text import UnspeakableError, to_spoken
+from audio_llm.touchtts.prepare_filters import MEASURES, SPEED, TextVerifier, clip_snr_db, is_clipped, is_stuck
+from audio_llm.touchtts.text import UnspeakableError, normalize_text
 
 CLIPS, MANIFEST, DROPPED = "clips", "manifest.jsonl", "dropped.jsonl"  # in the output folder
 JOURNAL = ".audio-llm-prepare.jsonl"
-REASONS = {  # why something is dropped, in the order in which it is looked at
+REASONS = {  # why a clip is dropped, in the order of the tests
     "unreadable": "the file cannot be read",
     "silent": "no speech in the whole recording",
-    "too_short": "less speech than a clip needs",
-    "too_long": "one text for more speech than a clip holds",
-    "clipped": "overdriven: its peaks are cut off",
-    "no_text": "the text is empty, or nothing was recognised",
-    "unspeakable": "nothing in the text can be said",
-    "repeated": "a phrase of the text repeats over and over",
-    "speed": "more or fewer letters a second than people say",
-    "disagree": "the two opinions on the text differ",
+    "too_short": "less speech than the shortest clip",
+    "too_long": "one text for more speech than the longest clip",
+    "clipped": "clipped peaks",
+    "no_text": "the text is empty, or nothing was recognized",
+    "unspeakable": "nothing in the text can be pronounced",
+    "repeated": "a phrase of the text is repeated many times",
+    "speed": "an implausible number of letters per second",
+    "disagree": "the recognizers disagree on the text",
 }
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What becomes a clip.
+    """Conditions on a clip.
 
     Attributes:
         min_s: Shortest clip in seconds.
-        max_s: Longest.
-        max_disagreement: Of the opinions on a clip that is kept; None: the default of its measure in `MEASURES`.
+        max_s: Longest clip in seconds.
+        max_disagreement: Largest disagreement on the text of a clip that is kept; None: the default of its measure in
+            `MEASURES`.
 
     Raises:
-        UsageError: The lengths or the limit make no sense.
+        UsageError: The lengths or the limit are out of range.
     """
 
     min_s: float = 2.0
@@ -61,26 +62,26 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_s < self.max_s < math.inf or self.max_s < 2:
-            remedy = "give a shortest that is below the longest, and a longest of at least 2 s"
+            remedy = "give a minimum below the maximum, and a maximum of at least 2 s"
             raise UsageError(f"no clip has {self.min_s:g} to {self.max_s:g} s", remedy=remedy)
         if self.max_disagreement is not None and not 0 <= self.max_disagreement < math.inf:
-            raise UsageError(f"a disagreement of {self.max_disagreement} is no limit", remedy="give 0 or more")
+            raise UsageError(f"{self.max_disagreement} is no valid limit of disagreement", remedy="give 0 or more")
 
     def limit(self, measure: str) -> float:
-        """Return the most disagreement by that measure."""
+        """Return the largest disagreement by a measure."""
         return MEASURES[measure] if self.max_disagreement is None else self.max_disagreement
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What clips are cut from.
+    """A recording to cut into clips.
 
     Attributes:
         path: The sound file.
-        name: Begins the names of its clips; no two recordings share one.
-        text: What is said in all of it, so that it becomes one clip; None where nobody knows.
-        speaker: Who speaks, where that is known.
-        problem: Why it cannot be used, if that is known before it is opened.
+        name: Unique prefix of the names of its clips.
+        text: Text of the whole recording, which then becomes one clip; None if unknown.
+        speaker: Name of the speaker, if known.
+        problem: Why the recording cannot be used, if that is known before it is opened.
     """
 
     path: Path
@@ -92,18 +93,18 @@ class Recording:
 
 @dataclass(frozen=True)
 class Clip:
-    """A stretch of a recording, kept or not.
+    """A segment of a recording, kept or dropped.
 
     Attributes:
-        id: Name; that of its file without the ending.
-        offset: Its first sample in the recording at 16 kHz.
+        id: Name of its file without the ending.
+        offset: Index of its first sample in the recording at 16 kHz.
         samples: Its length.
-        reason: Why it was dropped, of `REASONS`; empty: it was kept.
-        text: What is said.
-        second_text: What the second opinion heard.
-        disagreement: As in `Opinion`; None where nobody was asked.
-        measure: As in `Opinion`.
-        snr_db: Estimated ratio of speech to noise; only reported.
+        reason: Why it was dropped, a key of `REASONS`; empty: it was kept.
+        text: Its text.
+        second_text: Hypothesis of the second recognizer.
+        disagreement: As in `TextVerification`; None if the text was not verified.
+        measure: As in `TextVerification`.
+        snr_db: Estimated signal-to-noise ratio in dB; only reported.
     """
 
     id: str
@@ -119,16 +120,16 @@ class Clip:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a recording; every sample of it is in a clip, kept or dropped, or in the silence between.
+    """Result of a recording; every sample of it is in a clip, kept or dropped, or in the silence between.
 
     Attributes:
-        recording: Which.
-        samples: That were read, at 16 kHz.
-        silence: Samples without speech, of a recording with some.
-        clips: In order.
-        warnings: What was odd about the sound.
+        recording: The recording.
+        samples: Samples that were read, at 16 kHz.
+        silence: Samples without speech, in a recording that has speech.
+        clips: Its clips, in order.
+        warnings: Warnings of the file reader.
         error: Why it could not be read, in one line.
-        status: `done` now, `skipped` (an earlier run did it) or `failed`.
+        status: `done` now, `skipped` (done by an earlier run) or `failed`.
     """
 
     recording: Recording
@@ -150,7 +151,7 @@ class Prepared:
 
 def prepare(
     recordings: Iterable[Recording],
-    opinions: Opinions,
+    verifier: TextVerifier,
     folder: str | os.PathLike[str],
     config: PrepareConfig | None = None,
     stamp: str = "",
@@ -159,40 +160,40 @@ def prepare(
 ) -> Iterator[Prepared]:
     """Cut recordings into clips of 16 kHz with texts, one after another.
 
-    The folder gets `clips/*.flac`, and once all recordings are done `manifest.jsonl` (what was kept) and
-    `dropped.jsonl` (the rest, with reasons). A journal remembers what is finished, so that the same call later goes
-    on where this one stopped.
+    The folder gets `clips/*.flac`, and once all recordings are done `manifest.jsonl` (clips that were kept) and
+    `dropped.jsonl` (the others, with reasons). A journal records what is finished, so that the same call resumes a
+    stopped run.
 
     Args:
-        recordings: What to cut.
-        opinions: Who says what the clips' texts are.
-        folder: Where everything goes.
-        config: What becomes a clip.
-        stamp: Names the opinions; what was done with others is done again.
+        recordings: Recordings to cut.
+        verifier: Transcribes clips, or verifies their texts.
+        folder: Output folder.
+        config: Conditions on a clip.
+        stamp: Identifies the verifier; results of another one are replaced.
         progress: Called with the seconds of sound just read.
-        overwrite: Do everything again.
+        overwrite: Replace all earlier results.
 
     Yields:
-        What became of each recording, in order. One that cannot be read does not stop the rest.
+        The result of each recording, in order. One that cannot be read does not stop the others.
 
     Raises:
         UsageError: The folder holds something else, or two recordings have one name.
     """
     folder, config = Path(folder), config or PrepareConfig()
     journal = _Journal(folder, overwrite)
-    for manifest in (MANIFEST, DROPPED):  # until all is done there is none, rather than one of another run
+    for manifest in (MANIFEST, DROPPED):  # so that an unfinished run has no manifests of another one
         (folder / manifest).unlink(missing_ok=True)
     done: list[Prepared] = []
     names: set[str] = set()
     for recording in recordings:
         if recording.name in names:
-            raise UsageError(f"two recordings are named {recording.name!r}", remedy="give each a name of its own")
+            raise UsageError(f"two recordings are named {recording.name!r}", remedy="give each a unique name")
         names.add(recording.name)
         key = _key(recording, config, stamp)
         result = journal.find(key, recording)
         if result is None:
             journal.begin(recording)
-            result = prepare_recording(recording, opinions, folder / CLIPS, config, progress)
+            result = prepare_recording(recording, verifier, folder / CLIPS, config, progress)
             if result.status == "done":
                 journal.add(key, result)
         done.append(result)
@@ -202,7 +203,7 @@ def prepare(
 
 def prepare_recording(
     recording: Recording,
-    opinions: Opinions,
+    verifier: TextVerifier,
     folder: Path,
     config: PrepareConfig,
     progress: Callable[[float], None] | None = None,
@@ -212,7 +213,7 @@ def prepare_recording(
     reading, whole = _Reading(recording, progress), recording.text is not None
     try:
         for number, stretch in enumerate(stretches(reading, config.min_s, config.max_s, whole), 1):
-            clip = _judge(recording, f"{recording.name}-{number:04d}", stretch, opinions, config)
+            clip = _filter_clip(recording, f"{recording.name}-{number:04d}", stretch, verifier, config)
             if not clip.reason and stretch.waveform is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 audio.write(folder / f"{clip.id}.flac", stretch.waveform, SAMPLE_RATE)
@@ -228,8 +229,10 @@ def prepare_recording(
     return Prepared(recording, reading.samples, silence, tuple(clips), reading.warnings)
 
 
-def _judge(recording: Recording, id: str, stretch: Stretch, opinions: Opinions, config: PrepareConfig) -> Clip:
-    """Decide on one clip: what is cheap to see first, the opinions last."""
+def _filter_clip(
+    recording: Recording, id: str, stretch: Stretch, verifier: TextVerifier, config: PrepareConfig
+) -> Clip:
+    """Decide on one clip: cheap conditions first, verification of the text last."""
     waveform = stretch.waveform
     clip = Clip(id, stretch.start, stretch.stop - stretch.start, text=" ".join((recording.text or "").split()))
     if clip.samples < config.min_s * SAMPLE_RATE:
@@ -239,24 +242,26 @@ def _judge(recording: Recording, id: str, stretch: Stretch, opinions: Opinions, 
     clip = replace(clip, snr_db=round(clip_snr_db(waveform), 1))
     if is_clipped(waveform):
         return replace(clip, reason="clipped")
-    opinion = None if recording.text is not None else opinions.heard(waveform)
-    clip = replace(clip, text=opinion.text) if opinion is not None else clip
+    verification = None if recording.text is not None else verifier.transcribe(waveform)
+    clip = replace(clip, text=verification.text) if verification is not None else clip
     if not clip.text:
         return replace(clip, reason="no_text")
     try:
-        words = DEFAULT_NORMALIZER(to_spoken(clip.text).text)
+        words = DEFAULT_NORMALIZER(normalize_text(clip.text).text)
     except UnspeakableError:
         return replace(clip, reason="unspeakable")
     if is_stuck(words):
         return replace(clip, reason="repeated")
     if not SPEED[0] <= len(words) * SAMPLE_RATE / clip.samples <= SPEED[1]:
         return replace(clip, reason="speed")
-    opinion = opinion or opinions.given(waveform, words)
-    found, measure = opinion.disagreement, opinion.measure
-    clip = replace(clip, second_text=opinion.second_text, measure=measure)
-    if found is None:
+    verification = verification or verifier.verify_text(waveform, words)
+    disagreement, measure = verification.disagreement, verification.measure
+    clip = replace(clip, second_text=verification.second_text, measure=measure)
+    if disagreement is None:
         return replace(clip, reason="speed")
-    return replace(clip, disagreement=round(found, 4), reason="disagree" if found > config.limit(measure) else "")
+    return replace(
+        clip, disagreement=round(disagreement, 4), reason="disagree" if disagreement > config.limit(measure) else ""
+    )
 
 
 class _UnreadableError(Exception):
@@ -264,7 +269,7 @@ class _UnreadableError(Exception):
 
 
 class _Reading:
-    """Blocks of a recording as they are read, (T,) float32 at 16 kHz; counts samples and notes warnings."""
+    """Blocks of a recording as they are read, (T,) float32 at 16 kHz; counts samples and collects warnings."""
 
     def __init__(self, recording: Recording, progress: Callable[[float], None] | None) -> None:
         self._recording, self._progress = recording, progress
@@ -287,7 +292,7 @@ class _Reading:
 
 
 class _Journal:
-    """What runs have finished in an output folder: JSON lines, the last one about a recording counts.
+    """Finished recordings of an output folder: JSON lines, of which the last one of a recording is valid.
 
     Raises:
         UsageError: The folder holds something else.
@@ -317,7 +322,7 @@ class _Journal:
                 self._files.setdefault(name, []).append(path)
 
     def find(self, key: str, recording: Recording) -> Prepared | None:
-        """Return what an earlier run made of the same recording with the same settings, if it is still there."""
+        """Return an earlier result of the same recording with the same settings, if its clips are still there."""
         row = self._rows.get(recording.name)
         if row is None or row["key"] != key:
             return None
@@ -328,14 +333,14 @@ class _Journal:
         return Prepared(recording, row["samples"], row["silence"], clips, tuple(row["warnings"]), status="skipped")
 
     def begin(self, recording: Recording) -> None:
-        """Forget what a run with other settings, or one that was stopped, has left of a recording."""
+        """Delete the clips of a recording that a stopped run, or one with other settings, has left."""
         if self._rows.pop(recording.name, None) is not None:
             self._append({"name": recording.name, "key": ""})
         for path in self._files.get(recording.name, ()):
             path.unlink()
 
     def add(self, key: str, result: Prepared) -> None:
-        """Append what became of a recording."""
+        """Append the result of a recording."""
         names = ("samples", "silence", "warnings")
         row = {"name": result.recording.name, "key": key, **{name: getattr(result, name) for name in names}}
         self._append({**row, "clips": [asdict(clip) for clip in result.clips]})
@@ -346,7 +351,7 @@ class _Journal:
 
 
 def _key(recording: Recording, config: PrepareConfig, stamp: str) -> str:
-    """Return what changes when a recording has to be done again."""
+    """Return a hash of everything that requires a recording to be processed again if it changes."""
     try:
         status = recording.path.stat()
         state: Sequence[int] = (status.st_size, status.st_mtime_ns)
@@ -364,21 +369,21 @@ def _key(recording: Recording, config: PrepareConfig, stamp: str) -> str:
 
 
 def _source(recording: Recording) -> str:
-    """Return the recording's path; bytes of it that are no text as `\\xff`."""
+    r"""Return the recording's path; bytes of it that are not UTF-8 as `\xff`."""
     return os.fsencode(os.path.abspath(recording.path)).decode("utf-8", errors="backslashreplace")
 
 
 def _write_manifests(folder: Path, results: Sequence[Prepared]) -> None:
-    kept: list[Utterance] = []
+    retained: list[Utterance] = []
     dropped: list[Utterance] = []
     for result in results:
         source = _source(result.recording)
         for clip in result.clips:
-            place = Path(source) if clip.reason else folder / CLIPS / f"{clip.id}.flac"
+            path = Path(source) if clip.reason else folder / CLIPS / f"{clip.id}.flac"
             extra = {"id": clip.id, "source": source, "source_offset": clip.offset / SAMPLE_RATE}
             extra |= {name: getattr(clip, name) for name in ("disagreement", "measure", "second_text", "snr_db")}
             extra |= {"reason": clip.reason} if clip.reason else {}
-            utterance = Utterance(place, clip.samples / SAMPLE_RATE, clip.text, result.recording.speaker, None, extra)
-            (dropped if clip.reason else kept).append(utterance)
-    write_manifest(kept, folder / MANIFEST)
+            utterance = Utterance(path, clip.samples / SAMPLE_RATE, clip.text, result.recording.speaker, None, extra)
+            (dropped if clip.reason else retained).append(utterance)
+    write_manifest(retained, folder / MANIFEST)
     write_manifest(dropped, folder / DROPPED)

@@ -1,4 +1,4 @@
-"""Cut a recording at silence into stretches of speech as long as a clip may be."""
+"""Segmentation of a recording at silence into stretches of speech that fit a clip."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 from audio_llm.asr.segment import segments
 from audio_llm.audio import SAMPLE_RATE
 
-BLOCK_S = 5.0  # longest block that is taken
-_FLEETING_S = 0.5  # no longer, surroundings included: at a recording's edge, a click or the onset of a hum
-_NEAR_S = 1.0  # pause across which a stretch that is too short joins its neighbour
+BLOCK_S = 5.0  # longest input block
+_FLEETING_S = 0.5  # segments up to this length, margin included, are dropped: clicks, onsets of a hum
+_NEAR_S = 1.0  # longest pause across which a short stretch is joined with its neighbor
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Speech, with 0.27 s of what is around it.
+    """Speech, with 0.27 s of margin.
 
     Attributes:
-        start: Its first sample in the recording.
-        stop: The sample behind its last.
+        start: Index of its first sample in the recording.
+        stop: Index after its last sample.
         waveform: (stop - start,) float32 at 16 kHz; None where it is longer than a clip may be.
     """
 
@@ -36,9 +36,9 @@ def stretches(blocks: Iterable[np.ndarray], min_s: float, max_s: float, whole: b
 
     Args:
         blocks: (T,) float32 at 16 kHz each, of at most `BLOCK_S`.
-        min_s: A stretch that is shorter joins a neighbour that is less than a second away.
-        max_s: Longest stretch that comes with its waveform, in seconds.
-        whole: Yield one stretch from the first word to the last, however long.
+        min_s: Shorter stretches are joined with a neighbor less than a second away.
+        max_s: Longest stretch with a waveform, in seconds.
+        whole: Yield one stretch from the first word to the last, of any length.
     """
     shortest, longest = min_s * SAMPLE_RATE, int(max_s * SAMPLE_RATE)
     tape = _Tape(blocks, 2 * longest + int(2 * BLOCK_S * SAMPLE_RATE))
@@ -47,12 +47,12 @@ def stretches(blocks: Iterable[np.ndarray], min_s: float, max_s: float, whole: b
         if len(segment.waveform) <= _FLEETING_S * SAMPLE_RATE:
             continue
         start = round(segment.start_s * SAMPLE_RATE)
-        found = Stretch(start, start + len(segment.waveform), segment.waveform)
-        if last is not None and (whole or _belong(last, found, shortest, longest)):
-            found = _joined(last, found, tape, longest)
+        current = Stretch(start, start + len(segment.waveform), segment.waveform)
+        if last is not None and (whole or _belong(last, current, shortest, longest)):
+            current = _joined(last, current, tape, longest)
         elif last is not None:
             yield last
-        last = found
+        last = current
     if last is not None:
         yield last
 
@@ -73,12 +73,12 @@ def _joined(first: Stretch, second: Stretch, tape: _Tape, longest: int) -> Stret
 
 
 class _Tape:
-    """Passes blocks on and holds the last of them, for what lies between two stretches of speech."""
+    """Iterates over blocks and holds the latest ones, for the pauses between stretches of speech."""
 
     def __init__(self, blocks: Iterable[np.ndarray], held: int) -> None:
         self._blocks, self._held = blocks, held
         self._recent: deque[np.ndarray] = deque()
-        self._first = 0  # sample that the recent ones begin with
+        self._first = 0  # index of the first sample held
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for block in self._blocks:

@@ -1,7 +1,7 @@
-"""What a voice sounds like, by the published CAM++ file of CosyVoice (3D-Speaker), with onnxruntime.
+"""Speaker vectors by the published CAM++ file of CosyVoice (3D-Speaker), with onnxruntime.
 
-The network is the user's own file, `campplus.onnx`; the features that it wants, Kaldi's filter bank of 80 bands less
-its mean over time, are made by transformers.
+The network is the user's own file, `campplus.onnx`; its features, Kaldi's filter bank of 80 bands minus the mean over
+time, are computed by transformers.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from audio_llm.onnx_file import open_session, takes
 
 SAMPLE_RATE = 16_000  # Hz
 N_MELS = 80  # bands
-WIDTH = 192  # of a vector
+WIDTH = 192  # of a speaker vector
 _WIN_LENGTH, _HOP_LENGTH, _N_FFT = 400, 160, 512  # samples
 _LOWEST_HZ = 20.0
 _PREEMPHASIS = 0.97
-_FLOOR = 1.1920929e-07  # energy below which nothing is told apart
+_FLOOR = 1.1920929e-07  # smallest energy of a band
 
 
 class CamPlusPlus:
@@ -34,8 +34,8 @@ class CamPlusPlus:
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
-        ModelNotFoundError: There is no such file.
-        ModelFormatError: It is no such network.
+        ModelNotFoundError: No such file.
+        ModelFormatError: The file is not such a network.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -43,38 +43,38 @@ class CamPlusPlus:
         self._session = open_session(self.path, "CAM++")
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not takes(inputs[0], (1, None, N_MELS)):
-            found = ", ".join(f"{part.name} {part.type} {part.shape}" for part in inputs)
-            raise self._wrong(f"it should take features tensor(float) [B, T, {N_MELS}], not {found}")
+            signature = ", ".join(f"{part.name} {part.type} {part.shape}" for part in inputs)
+            raise self._wrong(f"the input should be features tensor(float) [B, T, {N_MELS}], not {signature}")
         self._input = inputs[0].name
         self.fingerprint = file_sha256(self.path)
         self._run(np.zeros((100, N_MELS), np.float32))
 
     def encode(self, waveform: np.ndarray) -> np.ndarray:
-        """Return the unit vector (192,) float32 of a voice, from speech (T,) float32 at 16 kHz of 25 ms or more."""
+        """Return the unit-length speaker vector (192,) float32 of speech (T,) float32 at 16 kHz of 25 ms or more."""
         features = kaldi_filter_bank(waveform)
-        found = self._run(features - features.mean(0))
-        return found / max(float(np.linalg.norm(found)), 1e-12)
+        vector = self._run(features - features.mean(0))
+        return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
     def _run(self, features: np.ndarray) -> np.ndarray:
         try:
             output = np.asarray(self._session.run(None, {self._input: features[None]})[0])
-        except Exception as error:  # onnxruntime's have no base of their own
+        except Exception as error:  # onnxruntime's errors have no common base
             raise self._wrong(f"the network fails on {len(features)} frames: {error}") from None
         if not np.isfinite(output).all():
-            raise self._wrong("it gives numbers that are not finite")
+            raise self._wrong("its output is not finite")
         if output.size != WIDTH:
             raise self._wrong(f"its output is {output.dtype} {output.shape}, not {WIDTH} numbers")
         return output.reshape(-1).astype(np.float32)
 
     def _wrong(self, what: str) -> ModelFormatError:
-        return ModelFormatError(what, path=self.path, remedy="give campplus.onnx, as CosyVoice has it")
+        return ModelFormatError(what, path=self.path, remedy="give campplus.onnx of CosyVoice")
 
 
 def kaldi_filter_bank(waveform: np.ndarray) -> np.ndarray:
     """Return Kaldi's log filter bank without dither: (F, 80) float32, from (T,) float32 at 16 kHz in -1..1."""
     from transformers.audio_utils import spectrogram, window_function
 
-    found = spectrogram(
+    features = spectrogram(
         np.asarray(waveform, np.float64),
         window_function(_WIN_LENGTH, "povey", periodic=False),
         frame_length=_WIN_LENGTH,
@@ -88,12 +88,12 @@ def kaldi_filter_bank(waveform: np.ndarray) -> np.ndarray:
         mel_floor=_FLOOR,
         remove_dc_offset=True,
     )
-    return np.asarray(found.T, np.float32)
+    return np.asarray(features.T, np.float32)
 
 
 @functools.cache
 def _filters() -> Any:
-    """Return filters (257, 80) that are triangles on the mel scale."""
+    """Return triangular mel filters (257, 80)."""
     from transformers.audio_utils import mel_filter_bank
 
     return mel_filter_bank(

@@ -1,4 +1,4 @@
-"""Text to speech, whole or piece by piece while it is being made."""
+"""Text to speech, whole or streamed."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from audio_llm.codec.mel import LOG_FLOOR, N_MELS, SAMPLE_RATE, log_mel
 from audio_llm.errors import AudioFileError, AudioLLMError, ModelNotFoundError, UsageError
 from audio_llm.lm.sampling import seed_of
 from audio_llm.simulation.sources import to_pcm
-from audio_llm.touchtts.data import prepared
+from audio_llm.touchtts.data import trim_and_level
 from audio_llm.touchtts.flow import FRAMES, FlowRun, frames_at_once
 from audio_llm.touchtts.models import TouchModel, load_touchtts, voice_of
-from audio_llm.touchtts.pace import Pace
-from audio_llm.touchtts.text import SpokenText, UnspeakableError, sentences, to_spoken, without_tags
+from audio_llm.touchtts.text import NormalizedText, UnspeakableError, normalize_text, sentences, without_tags
+from audio_llm.touchtts.time_stretch import TimeStretch
 
 SLOWEST, FASTEST = 0.5, 2.0
-CHUNK = 10  # tokens of 40 ms that are made to sound at a time
+CHUNK = 10  # tokens of 40 ms that are synthesized at a time
 PAUSE_S = 0.25  # between sentences
-ANYBODY = "reader"  # whose way to talk goes with the sound of a reference
+DEFAULT_LM_VOICE = "reader"  # the language model's voice for a reference
 _LEAST_REFERENCE_S = 1.0
 _MOST_REFERENCE_S = 10.0
-_PROMPT = 50  # tokens of a reference that the flow is shown, two seconds
+_PROMPT = 50  # tokens of a reference that are the prompt of the flow, two seconds
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of speech.
+    """A chunk of speech.
 
     Attributes:
         waveform: (T,) float32 at 16 kHz.
-        start_s: Where it begins.
-        tokens: Speech tokens that the language model had said by then, in its sentence.
-        sentence: Number of its sentence, from 0; the pause behind a sentence belongs to it.
-        truncated: Whether its sentence was cut off here, for the model had not ended when it should have.
+        start_s: Start in seconds.
+        tokens: Speech tokens of its sentence generated so far.
+        sentence: Index of its sentence, from 0; the pause after a sentence belongs to it.
+        truncated: Whether its sentence was cut off here because the model had exceeded the longest duration.
     """
 
     waveform: np.ndarray = field(repr=False)
@@ -55,50 +55,50 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Speech:
-    """A text as spoken.
+    """A synthesized text.
 
     Attributes:
         waveform: (T,) float32 at 16 kHz.
-        sentences: What was said, sentence by sentence.
+        sentences: Normalized text of each sentence.
         tokens: Speech tokens of each sentence.
-        truncated: Numbers of the sentences that were cut off.
+        truncated: Indices of the sentences that were cut off.
     """
 
     waveform: np.ndarray = field(repr=False)
-    sentences: tuple[SpokenText, ...]
+    sentences: tuple[NormalizedText, ...]
     tokens: tuple[tuple[int, ...], ...] = field(repr=False)
     truncated: tuple[int, ...]
 
 
 class Reference(NamedTuple):
-    """What a voice is like.
+    """A voice to synthesize.
 
     Attributes:
-        talks: Whose way to talk the language model takes.
-        sound: (1, width) float32, as the flow has it.
-        tokens: (1, N) int64, of a stretch that the flow is shown before it begins; may be empty.
-        mel: (1, 2 N, 80) float32, the log-mel frames of that stretch.
+        lm_voice: Name of the language model's voice.
+        embedding: (1, width) float32, voice embedding of the flow.
+        tokens: (1, N) int64, prompt of the flow; may be empty.
+        mel: (1, 2 N, 80) float32, log-mel frames of the prompt.
     """
 
-    talks: str
-    sound: Tensor
+    lm_voice: str
+    embedding: Tensor
     tokens: Tensor = torch.zeros(1, 0, dtype=torch.int64)
     mel: Tensor = torch.zeros(1, 0, N_MELS)
 
     def in_chunks(self, chunk: int) -> Reference:
-        """Return the same with as much of the stretch as fills chunks of so many tokens."""
+        """Return the same with the prompt cut to whole chunks of that many tokens."""
         count = self.tokens.shape[1] // chunk * chunk
         return self._replace(tokens=self.tokens[:, :count], mel=self.mel[:, : FRAMES * count])
 
 
 class TouchTTS:
-    """A speaking model.
+    """A text-to-speech model.
 
     Args:
-        model: Its parts.
+        model: All parts of the model.
 
     Attributes:
-        sample_rate: Hz, of all sound.
+        sample_rate: Sample rate of all waveforms in Hz.
     """
 
     sample_rate = SAMPLE_RATE
@@ -113,90 +113,93 @@ class TouchTTS:
 
     @property
     def voices(self) -> list[str]:
-        """Names of the voices that it has learned."""
+        """Names of the learned voices."""
         return sorted(self.model.voices)
 
     def speak(
         self, text: str, voice: str | Path | None = None, speed: float = 1.0, seed: int = 0, chunk: int | None = None
     ) -> Speech:
-        """Speak a text.
+        """Synthesize a text.
 
         Args:
-            text: English; a text of any length is said sentence by sentence.
-            voice: A name of `voices`, or a recording of somebody to sound like (not a clone: the model has heard few
-                people); None takes the first.
-            speed: 0.5 to 2: how much faster than the voice talks; its pitch stays.
-            seed: Of all that is drawn; the same one gives the same speech.
-            chunk: Tokens that are made to sound at a time, seeing nothing that comes later but a little: what `stream`
-                gives. None: a sentence is made to sound as a whole, which is a little better.
+            text: English text of any length; it is synthesized sentence by sentence.
+            voice: A name of `voices`, or a recording whose voice is imitated (roughly: the model was trained on few
+                speakers and does not clone voices); None takes the first.
+            speed: Rate of speech, 0.5 to 2, at unchanged pitch.
+            seed: Random seed; equal seeds give equal speech.
+            chunk: Tokens that are synthesized at a time, with little lookahead, as by `stream`. None: whole sentences,
+                which is slightly better.
 
         Raises:
-            UnspeakableError: There is nothing in the text that can be said.
-            UsageError: No such voice, or a speed or a chunk out of range.
+            UnspeakableError: Nothing in the text can be pronounced.
+            UsageError: Unknown voice, or a speed or chunk out of range.
             AudioFileError: The reference cannot be read, or is too short or silent.
-            ModelNotFoundError: The file that tells the flow what recordings sound like is not there.
+            ModelNotFoundError: The speaker encoder that a reference needs is missing.
         """
-        who, spoken = self.voice(voice), spoken_sentences(text)
+        reference, normalized = self.voice(voice), normalized_sentences(text)
         _check(speed, chunk)
         sounds, tokens, truncated = [], [], []
-        for number, sentence in enumerate(spoken):
-            said = list(self._tokens(sentence, who, seed, number))
-            tokens.append(tuple(said))
-            if self._is_cut(len(said), sentence, who):
+        for number, sentence in enumerate(normalized):
+            generated = list(self._tokens(sentence, reference, seed, number))
+            tokens.append(tuple(generated))
+            if self._is_cut(len(generated), sentence, reference):
                 truncated.append(number)
-            sounds += [self.sound(said, who, seed_of(seed, number), chunk, speed), _pause(number, spoken)]
-        return Speech(_checked(np.concatenate(sounds)), tuple(spoken), tuple(tokens), tuple(truncated))
+            sounds += [
+                self.sound(generated, reference, seed_of(seed, number), chunk, speed),
+                _pause(number, normalized),
+            ]
+        return Speech(_checked(np.concatenate(sounds)), tuple(normalized), tuple(tokens), tuple(truncated))
 
     def stream(
         self, text: str, voice: str | Path | None = None, speed: float = 1.0, seed: int = 0, chunk: int | None = CHUNK
     ) -> Iterator[Chunk]:
-        """Yield the speech of a text while it is being made; together it is what `speak` gives for the same `chunk`.
+        """Yield speech while it is synthesized; together it is what `speak` returns for the same `chunk`.
 
-        The first piece comes when `chunk` and `lookahead` tokens are said; without chunks a sentence is a piece.
-        Arguments and errors as for `speak`; those of the arguments are raised here, not at the first piece.
+        The first chunk comes after `chunk` + `lookahead` tokens; without chunks, each sentence is one chunk.
+        Arguments and errors as for `speak`; errors in the arguments are raised at once, not at the first chunk.
         """
         _check(speed, chunk)
-        return self._stream(spoken_sentences(text), self.voice(voice), speed, seed, chunk)
+        return self._stream(normalized_sentences(text), self.voice(voice), speed, seed, chunk)
 
     def _stream(
-        self, spoken: list[SpokenText], who: Reference, speed: float, seed: int, chunk: int | None
+        self, normalized: list[NormalizedText], reference: Reference, speed: float, seed: int, chunk: int | None
     ) -> Iterator[Chunk]:
         start = 0
-        for number, sentence in enumerate(spoken):
-            said: list[int] = []
-            tokens = self._tokens(sentence, who, seed, number)
-            for sound, last in self._pieces(tokens, said, who, seed_of(seed, number), chunk, speed):
+        for number, sentence in enumerate(normalized):
+            generated: list[int] = []
+            tokens = self._tokens(sentence, reference, seed, number)
+            for sound, last in self._pieces(tokens, generated, reference, seed_of(seed, number), chunk, speed):
                 if last:
-                    sound = np.concatenate([sound, _pause(number, spoken)])
-                truncated = last and self._is_cut(len(said), sentence, who)
-                yield Chunk(_checked(sound), start / SAMPLE_RATE, len(said), number, truncated)
+                    sound = np.concatenate([sound, _pause(number, normalized)])
+                truncated = last and self._is_cut(len(generated), sentence, reference)
+                yield Chunk(_checked(sound), start / SAMPLE_RATE, len(generated), number, truncated)
                 start += len(sound)
 
     @torch.inference_mode()
     def sound(
         self, tokens: Iterable[int], voice: Reference, seed: int = 0, chunk: int | None = None, speed: float = 1.0
     ) -> np.ndarray:
-        """Return the sound (T,) float32 of speech tokens, 640 samples each at speed 1.
+        """Return the waveform (T,) float32 of speech tokens, 640 samples each at speed 1.
 
         Args:
-            tokens: Of one utterance.
-            voice: What it shall sound like.
-            seed: Of the noise.
+            tokens: Tokens of one utterance.
+            voice: The voice.
+            seed: Seed of the noise.
             chunk: As for `speak`.
             speed: As for `speak`.
         """
-        given = torch.tensor([list(tokens)], dtype=torch.int64, device=voice.sound.device)
+        given = torch.tensor([list(tokens)], dtype=torch.int64, device=voice.embedding.device)
         if not given.shape[1]:
             return np.zeros(0, np.float32)
-        return _samples(self.model.vocoder(Pace(speed).step(self._mel(given, voice, seed, chunk))))
+        return _samples(self.model.vocoder(TimeStretch(speed).step(self._mel(given, voice, seed, chunk))))
 
     def voice(self, name: str | Path | None = None) -> Reference:
-        """Return what a voice sounds like: one that has been learned, by name, or that of a recording.
+        """Return a voice: a learned one, by name, or that of a recording.
 
         Raises:
             UsageError: There is neither a voice nor a file of that name.
-            AudioFileError: There is too little speech in the recording, or it cannot be read.
-            ModelNotFoundError: The file that tells the flow what recordings sound like is not there.
+            AudioFileError: The recording has too little speech, or cannot be read.
+            ModelNotFoundError: The speaker encoder that a reference needs is missing.
         """
         name = self.voices[0] if name is None else name
         if str(name) in self.model.voices:
@@ -204,19 +207,19 @@ class TouchTTS:
             empty = Reference(str(name), sound)
             return empty._replace(tokens=empty.tokens.to(sound.device), mel=empty.mel.to(sound.device))
         if not Path(name).is_file():
-            remedy = f"use one of {', '.join(self.voices)}, or name a recording"
-            raise UsageError(f"no voice is named {str(name)!r}", remedy=remedy)
+            remedy = f"use one of {', '.join(self.voices)}, or a recording"
+            raise UsageError(f"unknown voice {str(name)!r}", remedy=remedy)
         return self.reference(audio.read(name), name)
 
     @torch.inference_mode()
     def reference(self, waveform: np.ndarray, name: str | Path = "the reference") -> Reference:
-        """Return what a recording (T,) float32 at 16 kHz sounds like.
+        """Return the voice of a recording (T,) float32 at 16 kHz.
 
         Raises:
-            AudioFileError: There is too little speech in it.
-            ModelNotFoundError: The file that tells the flow what recordings sound like is not there.
+            AudioFileError: It has too little speech.
+            ModelNotFoundError: The speaker encoder that a reference needs is missing.
         """
-        speech = prepared(waveform)[: int(_MOST_REFERENCE_S * SAMPLE_RATE)]
+        speech = trim_and_level(waveform)[: int(_MOST_REFERENCE_S * SAMPLE_RATE)]
         if speech.size < _LEAST_REFERENCE_S * SAMPLE_RATE:
             seconds = speech.size / SAMPLE_RATE
             remedy = f"give a recording with {_LEAST_REFERENCE_S:g} s of speech or more"
@@ -224,8 +227,8 @@ class TouchTTS:
         voices = self.model.lm.config.voices
         file = self.model.flow.config.speaker_file
         if file and self.model.speaker is None:
-            message = f"{file} tells this model what a recording's voice sounds like, and is not there"
-            raise ModelNotFoundError(message, path=name, remedy="put that file beside the model directory")
+            message = f"{file} is the speaker encoder that this model needs for a recording, and is missing"
+            raise ModelNotFoundError(message, path=name, remedy="put that file next to the model directory")
         vector = None if self.model.speaker is None else self.model.speaker.encode(speech)
         sound = voice_of(self.model.flow, to_pcm(speech), vector)
         waveforms = torch.from_numpy(speech)[None].to(sound.device)
@@ -235,79 +238,85 @@ class TouchTTS:
         count = FRAMES * tokens.shape[1]
         mel = log_mel(waveforms)[:, :count]
         mel = torch.nn.functional.pad(mel, (0, 0, 0, count - mel.shape[1]), value=LOG_FLOOR)
-        return Reference(ANYBODY if ANYBODY in voices else voices[0], sound, tokens, mel)
+        return Reference(DEFAULT_LM_VOICE if DEFAULT_LM_VOICE in voices else voices[0], sound, tokens, mel)
 
     def _mel(self, tokens: Tensor, voice: Reference, seed: int, chunk: int | None) -> Tensor:
         if chunk is not None:
             shown = voice.in_chunks(chunk)
-            return frames_at_once(self.model.flow, voice.sound, tokens, chunk, seed, shown.tokens, shown.mel)
-        run = FlowRun(self.model.flow, voice.sound, seed)
+            return frames_at_once(self.model.flow, voice.embedding, tokens, chunk, seed, shown.tokens, shown.mel)
+        run = FlowRun(self.model.flow, voice.embedding, seed)
         mel = run.next_frames(torch.cat([voice.tokens, tokens], dim=1), tokens[:, :0], voice.mel)
         return mel[:, voice.mel.shape[1] :]
 
     def _pieces(
-        self, tokens: Iterator[int], said: list[int], who: Reference, seed: int, chunk: int | None, speed: float
+        self,
+        tokens: Iterator[int],
+        generated: list[int],
+        reference: Reference,
+        seed: int,
+        chunk: int | None,
+        speed: float,
     ) -> Iterator[tuple[np.ndarray, bool]]:
-        """Yield sound, and whether it is the last, as soon as there are tokens enough; `said` fills up with them."""
+        """Yield waveforms, and whether each is the last, as early as possible; fill `generated` with the tokens."""
         if chunk is None:
-            said += tokens
-            yield self.sound(said, who, seed, speed=speed), True
+            generated += tokens
+            yield self.sound(generated, reference, seed, speed=speed), True
             return
-        run, state = FlowRun(self.model.flow, who.sound, seed, chunk), self.model.vocoder.first_state()
-        pace, prompt = Pace(speed), who.in_chunks(chunk)
-        for place in range(0, prompt.tokens.shape[1], chunk):
-            own, behind = prompt.tokens[:, place : place + chunk], prompt.tokens[:, place + chunk :]
-            mel = prompt.mel[:, FRAMES * place : FRAMES * (place + chunk)]
-            run.next_frames(own, behind[:, : self.model.flow.config.lookahead], mel)
+        run, state = FlowRun(self.model.flow, reference.embedding, seed, chunk), self.model.vocoder.first_state()
+        time_stretch, prompt = TimeStretch(speed), reference.in_chunks(chunk)
+        for first in range(0, prompt.tokens.shape[1], chunk):
+            prompt_tokens, following = prompt.tokens[:, first : first + chunk], prompt.tokens[:, first + chunk :]
+            mel = prompt.mel[:, FRAMES * first : FRAMES * (first + chunk)]
+            run.next_frames(prompt_tokens, following[:, : self.model.flow.config.lookahead], mel)
         ahead, done, more = self.model.flow.config.lookahead, 0, True
         while True:
-            while more and len(said) < done + chunk + ahead:
+            while more and len(generated) < done + chunk + ahead:
                 token = next(tokens, None)
                 more = token is not None
-                said += [] if token is None else [token]
-            last = not more and len(said) <= done + chunk
-            parts = said[done : done + chunk], said[done + chunk :][:ahead]
+                generated += [] if token is None else [token]
+            last = not more and len(generated) <= done + chunk
+            parts = generated[done : done + chunk], generated[done + chunk :][:ahead]
             mel = run.next_frames(*(torch.tensor([part], dtype=torch.int64) for part in parts))
-            sound, state = self.model.vocoder.step(pace.step(mel), state, last)
+            sound, state = self.model.vocoder.step(time_stretch.step(mel), state, last)
             yield _samples(sound), last
             done += len(parts[0])
             if last:
                 return
 
-    def _tokens(self, sentence: SpokenText, who: Reference, seed: int, number: int) -> Iterator[int]:
+    def _tokens(self, sentence: NormalizedText, reference: Reference, seed: int, number: int) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed_of(seed, number))
-        for (token,) in self.model.lm.speak([sentence], who.talks, generator=generator):
+        for (token,) in self.model.lm.generate([sentence], reference.lm_voice, generator=generator):
             yield token
 
-    def _is_cut(self, count: int, sentence: SpokenText, who: Reference) -> bool:
-        cut = count >= self.model.lm.most_tokens(sentence, who.talks)
+    def _is_cut(self, count: int, sentence: NormalizedText, reference: Reference) -> bool:
+        cut = count >= self.model.lm.most_tokens(sentence, reference.lm_voice)
         if cut:
-            logger.warning("cut off: %r", sentence.text[:60])
+            logger.warning("cut off at the longest duration: %r", sentence.text[:60])
         return cut
 
 
-def spoken_sentences(text: str) -> list[SpokenText]:
-    """Return what is said of a text, sentence by sentence; what cannot be said goes to the log.
+def normalized_sentences(text: str) -> list[NormalizedText]:
+    """Return the normalized sentences of a text; what cannot be pronounced is logged.
 
     Raises:
-        UnspeakableError: There is nothing in it that can be said.
+        UnspeakableError: Nothing in the text can be pronounced.
     """
-    found: list[SpokenText] = []
+    normalized: list[NormalizedText] = []
     plain, tags = without_tags(text)
     left_out = dict.fromkeys(tags)
     for sentence in sentences(plain):
         try:
-            found.append(to_spoken(sentence))
-            left_out |= dict.fromkeys(found[-1].left_out)
+            normalized.append(normalize_text(sentence))
+            left_out |= dict.fromkeys(normalized[-1].left_out)
         except UnspeakableError as error:
             logger.info("%s", error)
             left_out[sentence[:20]] = None
-    if not found:
-        to_spoken(text)  # raises, and names what is in it
-        raise UnspeakableError("there is nothing to say", remedy="give English words")
+    if not normalized:
+        normalize_text(text)  # raises an error that names its characters
+        raise UnspeakableError("nothing to pronounce", remedy="give English words")
     if left_out:
-        logger.warning("not said: %s", ", ".join(list(left_out)[:10]))
-    return found
+        logger.warning("not pronounced: %s", ", ".join(list(left_out)[:10]))
+    return normalized
 
 
 def _samples(sound: Tensor) -> np.ndarray:
@@ -321,12 +330,12 @@ def _check(speed: float, chunk: int | None) -> None:
         raise UsageError(f"a chunk of {chunk} tokens", remedy="give 1 or more")
 
 
-def _pause(number: int, spoken: list[SpokenText]) -> np.ndarray:
-    """Return the silence behind a sentence; none behind the last one."""
-    return np.zeros(int(PAUSE_S * SAMPLE_RATE) if number + 1 < len(spoken) else 0, np.float32)
+def _pause(number: int, normalized: list[NormalizedText]) -> np.ndarray:
+    """Return the silence after a sentence; none after the last one."""
+    return np.zeros(int(PAUSE_S * SAMPLE_RATE) if number + 1 < len(normalized) else 0, np.float32)
 
 
 def _checked(waveform: np.ndarray) -> np.ndarray:
     if not np.isfinite(waveform).all():
-        raise AudioLLMError("the model made sound that is not finite", remedy="get the model again")
+        raise AudioLLMError("the model produced a waveform that is not finite", remedy="get the model again")
     return np.clip(waveform, -1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Written text to what is said: numbers, dates and abbreviations as words, words as phones, marks as pauses."""
+"""Text normalization and pronunciation: numbers, dates and abbreviations to words, words to phones, marks to pauses."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from audio_llm.asr.pronounce import PLAIN_LETTERS, is_known, phones_of, pronounc
 from audio_llm.errors import DataError
 from audio_llm.text import DEFAULT_NORMALIZER, split_sentences
 
-BETWEEN = "_"  # words
+BETWEEN = "_"  # separates words
 MARKS = (",", ".", "?", "!")
 PHONES = (  # of the pocketsphinx dictionary  # noqa: SIM905
     "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
 ).split()
 SYMBOLS = (BETWEEN, *MARKS, *PHONES)
-LONGEST = 220  # characters of a sentence; a longer one is said in parts
+LONGEST = 220  # characters of a sentence; a longer one is split
 
 _KNOWN = frozenset(PHONES)
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
@@ -38,17 +38,17 @@ _BREAK = re.compile(r"(?<=[,;:])\s+")
 
 
 class UnspeakableError(DataError):
-    """A text without anything that can be said."""
+    """A text that contains nothing pronounceable."""
 
 
 @dataclass(frozen=True)
-class SpokenText:
-    """What is said of a text.
+class NormalizedText:
+    """A text as it is pronounced.
 
     Attributes:
-        text: As words, without digits and abbreviations.
+        text: Words, without digits and abbreviations.
         symbols: Phones, with `BETWEEN` between words and one of `MARKS` where there is a pause; ends in a mark.
-        left_out: What was in the text and is not said, by name: characters of other scripts, emoji, tags.
+        left_out: Names of what is not pronounced: characters of other scripts, emoji, tags.
     """
 
     text: str
@@ -56,18 +56,18 @@ class SpokenText:
     left_out: tuple[str, ...]
 
 
-def to_spoken(text: str) -> SpokenText:
-    """Return what is said of a text in English.
+def normalize_text(text: str) -> NormalizedText:
+    """Return the pronunciation of an English text.
 
     Raises:
-        UnspeakableError: There is nothing in it that can be said.
+        UnspeakableError: Nothing in the text can be pronounced.
     """
     text, tags = without_tags(text)
     plain, left_out = _plain(text)
     left_out = dict.fromkeys(tags) | left_out
     words = _in_words(plain)
     symbols: list[str] = []
-    said: list[str] = []
+    pronounced: list[str] = []
     for piece in _PIECE.findall(words):
         if piece in _MARK_OF:
             _mark(symbols, _MARK_OF[piece])
@@ -79,46 +79,46 @@ def to_spoken(text: str) -> SpokenText:
         if symbols and symbols[-1] not in MARKS:
             symbols.append(BETWEEN)
         symbols += phones
-        said.append(piece)
-    if not said:
-        found = f": {', '.join(list(left_out)[:5])}" if left_out else ""
+        pronounced.append(piece)
+    if not pronounced:
+        skipped = f": {', '.join(list(left_out)[:5])}" if left_out else ""
         remedy = "give English words, numbers or abbreviations"
-        raise UnspeakableError(f"there is nothing to say in {text[:40]!r}{found}", remedy=remedy)
+        raise UnspeakableError(f"nothing to pronounce in {text[:40]!r}{skipped}", remedy=remedy)
     if symbols[-1] not in MARKS:
         symbols.append(".")
-    return SpokenText(" ".join(words.split()), tuple(symbols), tuple(left_out))
+    return NormalizedText(" ".join(words.split()), tuple(symbols), tuple(left_out))
 
 
 def without_tags(text: str) -> tuple[str, tuple[str, ...]]:
-    """Return a text without what looks like tags of SSML or HTML, which are not read, and names of these."""
+    """Return a text without what resembles SSML or HTML tags, which are not read, and the names of these tags."""
     return _TAG.sub(" ", text), tuple(dict.fromkeys(f"tag {tag}" for tag in _TAG.findall(text)))
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text, those longer than `LONGEST` in parts."""
+    """Return the sentences of a text; those longer than `LONGEST` are split."""
     return [part for sentence in split_sentences(_DASHES.sub(", ", text)) for part in _parts(sentence)]
 
 
 def _plain(text: str) -> tuple[str, dict[str, None]]:
-    """Return a text in characters that the normaliser knows, and the names of those that it does not."""
-    kept: list[str] = []
+    """Return a text in the characters that the normalizer supports, and the names of the others."""
+    characters: list[str] = []
     left_out: dict[str, None] = {}
     text = _AMOUNT.sub(r"\2\1", _FRACTION.sub(r" \1", _SAINT.sub("Saint", text)))
     composed = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).translate(PLAIN_LETTERS)
     for character in unicodedata.normalize("NFKD", composed):
         if character in _SPEAKABLE:
-            kept.append(character)
+            characters.append(character)
         elif unicodedata.combining(character):
             continue
         else:
-            kept.append(" ")
+            characters.append(" ")
             if not character.isspace() and character not in _SILENT:
                 left_out[_name(character)] = None
-    return " ".join(_DASHES.sub(", ", "".join(kept)).split()), left_out
+    return " ".join(_DASHES.sub(", ", "".join(characters)).split()), left_out
 
 
 def _parts(sentence: str) -> Iterator[str]:
-    """Cut at commas where that helps, else between words, else anywhere."""
+    """Split at commas where possible, else between words, else anywhere."""
     rest = sentence
     while len(rest) > LONGEST:
         breaks = [match.start() for match in _BREAK.finditer(rest, LONGEST // 3, LONGEST)]
@@ -131,16 +131,16 @@ def _parts(sentence: str) -> Iterator[str]:
 
 
 def _in_words(text: str) -> str:
-    """Return a text without digits and abbreviations; what the normaliser has no reading for, word by word."""
+    """Return a text without digits and abbreviations; if the normalizer rejects it, word by word."""
     words = text.split()
     try:
         return str(_normalizer().normalize(text)) if words else ""
-    except AssertionError:  # how it says that no path of its grammar fits
+    except AssertionError:  # no path of its grammar fits
         return " ".join(map(_in_words, words)) if len(words) > 1 else DEFAULT_NORMALIZER(text)
 
 
 def _mark(symbols: list[str], mark: str) -> None:
-    """Add a mark; of two in a row the later one counts, but a comma takes nobody's place."""
+    """Add a mark; of two in a row the later one counts, but a comma never replaces another mark."""
     if not symbols:
         return
     if symbols[-1] not in MARKS:
@@ -150,11 +150,11 @@ def _mark(symbols: list[str], mark: str) -> None:
 
 
 def _phones(word: str) -> tuple[str, ...]:
-    """Return the phones of a word; none where nobody can say it."""
+    """Return the phones of a word; empty if it cannot be pronounced."""
     if word in _SPELLED or (word.isupper() and 1 < len(word) <= _ACRONYM and not is_known(word.lower())):
         return tuple(pronounce(".".join(word)).split())
-    found = phones_of(word.lower())
-    return found if _KNOWN.issuperset(found) else ()
+    phones = phones_of(word.lower())
+    return phones if _KNOWN.issuperset(phones) else ()
 
 
 def _name(character: str) -> str:

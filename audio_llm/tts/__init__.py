@@ -1,5 +1,5 @@
-"""Text to sound: engines of the operating system behind one function."""
+"""Text to speech: engines of the operating system and TouchTTS behind one function."""
 
-from audio_llm.tts.engines import Phone, Spoken, Voice, list_voices, speak, synthesize
+from audio_llm.tts.engines import Phone, SynthesizedSpeech, Voice, list_voices, speak, synthesize
 
-__all__ = ["Phone", "Spoken", "Voice", "list_voices", "speak", "synthesize"]
+__all__ = ["Phone", "SynthesizedSpeech", "Voice", "list_voices", "speak", "synthesize"]

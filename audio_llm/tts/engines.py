@@ -1,4 +1,4 @@
-"""Text to waveform through the programs flite and festival, and through TouchTTS."""
+"""Text to waveform with the programs flite and festival, and with TouchTTS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from audio_llm.errors import AudioLLMError, MissingDependencyError, UsageError
 
-SAMPLE_RATE = 16_000  # Hz, of every waveform returned
+SAMPLE_RATE = 16_000  # Hz, of every returned waveform
 _APT = "apt-get install flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts"
 
 
@@ -26,8 +26,8 @@ class Voice:
     Attributes:
         name: `engine:voice`.
         engine: `flite`, `festival` or `touchtts`.
-        engine_name: What the engine calls it.
-        speaker: Who it is; two synthesisers of one person share the name.
+        engine_name: Name of the voice in the engine.
+        speaker: Name of the speaker, shared by the synthesizers of one speaker.
     """
 
     name: str
@@ -43,11 +43,11 @@ PHONES = (  # of the flite voices; the first is a pause  # noqa: SIM905
 
 @dataclass(frozen=True)
 class Phone:
-    """A phone as spoken.
+    """A phone of synthesized speech.
 
     Attributes:
         symbol: Mostly one of `PHONES`.
-        end_s: Its end in seconds; it begins where the one before it ends.
+        end_s: Its end in seconds; it begins at the end of the previous one.
     """
 
     symbol: str
@@ -55,12 +55,12 @@ class Phone:
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """What a voice said.
+class SynthesizedSpeech:
+    """Speech of an engine.
 
     Attributes:
         waveform: (T,) float32 at 16 kHz in -1..1; empty for a text without a letter or digit.
-        phones: Its phones with times; none from an engine that does not tell (festival).
+        phones: Its phones with times; empty for engines that do not report them (festival, TouchTTS).
     """
 
     waveform: np.ndarray
@@ -90,13 +90,13 @@ class SynthesisError(AudioLLMError):
 
 
 def list_voices(names: list[str] | None = None) -> list[Voice]:
-    """Return the voices of that name, or all of programs, checked to be installed.
+    """Return the voices of these names, or all of the programs, after checking that their engines are installed.
 
-    A name `touchtts:VOICE` stands for a voice of the model `touchtts-small`, which is loaded once in a process.
+    A name `touchtts:VOICE` is a voice of the model `touchtts-small`, which is loaded once in a process.
 
     Raises:
-        UsageError: A name is not a voice. espeak-ng is refused by name: the embedded recogniser makes 75 to 88 %
-            word errors on it, so that pairs made with it teach a corrector to invent text.
+        UsageError: Unknown voice. espeak-ng is refused by name: the embedded recognizer has a word error rate of 75 to
+            88 % on it, so that pairs made with it teach a corrector to invent text.
         MissingDependencyError: The engine is not installed.
     """
     voices = []
@@ -106,19 +106,19 @@ def list_voices(names: list[str] | None = None) -> list[Voice]:
             continue
         if name not in VOICES:
             hint = "espeak-ng is not used: its word error rate is above 75 %; " if name.startswith("espeak") else ""
-            raise UsageError(f"no voice is named {name!r}", remedy=f"{hint}use one of {', '.join(VOICES)}")
+            raise UsageError(f"unknown voice {name!r}", remedy=f"{hint}use one of {', '.join(VOICES)}")
         _program(VOICES[name].engine)
         voices.append(VOICES[name])
     return voices
 
 
 def synthesize(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.0) -> np.ndarray:
-    """Speak a text.
+    """Synthesize a text.
 
     Args:
-        text: Words to say.
-        voice: A name of `VOICES`.
-        speed: Rate of speech; 2.0 halves the duration, pitch unchanged.
+        text: The text.
+        voice: A name of `VOICES`, or `touchtts:VOICE`.
+        speed: Rate of speech; 2.0 halves the duration at unchanged pitch.
         timeout_s: Limit for the engine's process in seconds.
 
     Returns:
@@ -127,56 +127,56 @@ def synthesize(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.
     Raises:
         UsageError: Unknown voice, or a speed outside 0.3 to 3 (0.5 to 2 with TouchTTS).
         MissingDependencyError: The engine is not installed.
-        SynthesisError: The engine failed or ran past the limit.
+        SynthesisError: The engine failed or exceeded the time limit.
     """
     return speak(text, voice, speed, timeout_s).waveform
 
 
-def speak(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.0) -> Spoken:
-    """Speak a text and tell when each phone was said; arguments and errors as for `synthesize`."""
+def speak(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.0) -> SynthesizedSpeech:
+    """Synthesize a text, with the times of its phones; arguments and errors as for `synthesize`."""
     if not 0.3 <= speed <= 3.0:
         raise UsageError(f"a speed of {speed} is outside 0.3 to 3", remedy="give a value near 1")
     (known,) = list_voices([voice])
     if not any(character.isalnum() for character in text):
-        return Spoken(np.zeros(0, np.float32))
+        return SynthesizedSpeech(np.zeros(0, np.float32))
     if known.engine == _NETWORK:
-        return Spoken(_network().speak(text, known.engine_name, speed).waveform)
+        return SynthesizedSpeech(_network().speak(text, known.engine_name, speed).waveform)
     with tempfile.TemporaryDirectory(prefix="audio-llm-tts-") as folder:
         out = Path(folder) / "speech.wav"
         source = Path(folder) / "text.txt"
         source.write_text(text, encoding="utf-8")
-        command, script = _COMMANDS[known.engine](known, source, out, 1.0 / speed)
+        command, stdin = _COMMANDS[known.engine](known, source, out, 1.0 / speed)
         try:
-            printed = subprocess.run(command, input=script, capture_output=True, timeout=timeout_s, check=True).stdout
+            printed = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout_s, check=True).stdout
         except subprocess.TimeoutExpired:
             raise SynthesisError(
-                f"{voice} did not finish in {timeout_s:g} s on {text[:60]!r}", remedy="cut the text into sentences"
+                f"{voice} did not finish in {timeout_s:g} s on {text[:60]!r}", remedy="split the text into sentences"
             ) from None
         except subprocess.CalledProcessError as error:
             reason = error.stderr.decode(errors="replace")[-200:]
             raise SynthesisError(f"{voice} failed on {text[:60]!r}: {reason}") from None
         if not out.exists():
-            raise SynthesisError(f"{voice} made no sound of {text[:60]!r}")
-        return Spoken(_read_16k(out), _phones(printed.decode()) if known.engine == "flite" else ())
+            raise SynthesisError(f"{voice} produced no sound for {text[:60]!r}")
+        return SynthesizedSpeech(_read_16k(out), _phones(printed.decode()) if known.engine == "flite" else ())
 
 
 def _network_voice(name: str) -> Voice:
     voice = name.partition(":")[2]
     known = _network().voices
     if voice not in known:
-        remedy = f"use one of {', '.join(f'{_NETWORK}:{own}' for own in known)}"
-        raise UsageError(f"no voice is named {name!r}", remedy=remedy)
+        remedy = f"use one of {', '.join(f'{_NETWORK}:{voice_name}' for voice_name in known)}"
+        raise UsageError(f"unknown voice {name!r}", remedy=remedy)
     return Voice(name, _NETWORK, voice, voice)
 
 
 @functools.cache
 def _network() -> Any:
-    """Return the speaking model; its module is a system, which imports from here and not the other way round."""
+    """Return the TouchTTS model; its package is a system that imports this one, so it is imported here by name."""
     return importlib.import_module("audio_llm.touchtts.speech").TouchTTS.load(_MODEL)
 
 
 def _phones(printed: str) -> tuple[Phone, ...]:
-    """Read flite's list, `symbol:end` for each phone."""
+    """Parse flite's list of phones, `symbol:end` each."""
     fields = (field.rpartition(":") for field in printed.split() if ":" in field)
     return tuple(Phone(symbol, float(end)) for symbol, _, end in fields)
 
@@ -191,11 +191,11 @@ def _festival(voice: Voice, source: Path, out: Path, stretch: float) -> tuple[li
     rate = ""
     if voice.engine_name.endswith("_hts"):  # this kind of voice has its own durations and ignores the parameter
         rate = f'(set! hts_engine_params (cons (list "-r" {1.0 / stretch:.4f}) hts_engine_params))\n'
-    script = (
+    commands = (
         f"(voice_{voice.engine_name})\n(Parameter.set 'Duration_Stretch {stretch:.4f})\n{rate}"
         f'(utt.save.wave (utt.synth (Utterance Text "{text}")) "{out}" \'riff)\n'
     )
-    return [_program("festival"), "--pipe"], script.encode()
+    return [_program("festival"), "--pipe"], commands.encode()
 
 
 _COMMANDS = {"flite": _flite, "festival": _festival}
@@ -203,10 +203,10 @@ _COMMANDS = {"flite": _flite, "festival": _festival}
 
 @functools.cache
 def _program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         raise MissingDependencyError(f"the program {name} is not installed", remedy=f"on Debian or Ubuntu: {_APT}")
-    return found
+    return path
 
 
 def _read_16k(path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What TouchTTS learns from: people who were recorded, and book sentences that other programs say."""
+"""Training data of TouchTTS: recorded speech, and book sentences spoken by other synthesizers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from audio_llm import audio
 from audio_llm.dlm.corpus import drop_shared, read_book
 from audio_llm.manifest import read_manifest
 from audio_llm.text import DEFAULT_NORMALIZER
-from audio_llm.touchtts.data import Talk
+from audio_llm.touchtts.data import TtsUtterance
 from audio_llm.tts import synthesize
 
-VOICE_OF = {  # corpus to voice: one person, or a kind of people
+VOICE_OF = {  # corpus to voice: one speaker, or a group of speakers
     "kathleen": "kathleen",
     "cmu_arctic_few": "reader",
     "librispeech_dev_clean_mp3": "reader",
@@ -28,53 +28,57 @@ VOICE_OF = {  # corpus to voice: one person, or a kind of people
     "librispeech_test_clean_few": "reader",
     "speechocean762": "learner",
 }
-MADE_VOICES = ("flite:slt", "flite:rms", "flite:awb", "flite:kal16")
-READ_ALOUD = ("emma", "pride_and_prejudice", "treasure_island")  # in LibriSpeech: no text to train on
+SYNTHETIC_VOICES = ("flite:slt", "flite:rms", "flite:awb", "flite:kal16")
+READ_ALOUD = ("emma", "pride_and_prejudice", "treasure_island")  # read in LibriSpeech: not used as training text
 
 
-def recorded(folder: Path, part: str) -> Iterator[Talk]:
-    """Yield the recorded talks of a part (`train`, `tune` or `test`); no text of the test is in another part."""
+def recorded(folder: Path, part: str) -> Iterator[TtsUtterance]:
+    """Yield the recorded utterances of a part (`train`, `tune` or `test`); no text of the test is in another part."""
     rows = [row for row in _rows(folder) if row.get("text")]
     tested = {DEFAULT_NORMALIZER(row["text"]) for row in rows if row_part(row) == "test"}
     for row in rows:
         if row_part(row) == part and (part == "test" or DEFAULT_NORMALIZER(row["text"]) not in tested):
             waveform = audio.read(folder / "audio" / row["path"])
-            yield Talk(row["id"], VOICE_OF[row["corpus"]], row["speaker"], _cased(row["text"]), waveform)
+            yield TtsUtterance(row["id"], VOICE_OF[row["corpus"]], row["speaker"], _cased(row["text"]), waveform)
 
 
 def held_out_texts(folder: Path) -> list[str]:
-    """Return the normalised texts of tuning and test."""
+    """Return the normalized texts of validation and test."""
     rows = [row for row in _rows(folder) if row.get("text") and row_part(row) != "train"]
     return [DEFAULT_NORMALIZER(row["text"]) for row in rows]
 
 
-def made(folder: Path, count: int, first: int = 0) -> Iterator[Talk]:
-    """Yield `count` sentences of the books, said by programs in turn; none shares eight words with a held-out text."""
+def synthetic(folder: Path, count: int, first: int = 0) -> Iterator[TtsUtterance]:
+    """Yield `count` book sentences, spoken by synthesizers in turn; none shares eight words with a held-out text."""
     sentences = [
         sentence
         for path in sorted((folder / "text").glob("*.txt"))
         if path.stem not in (*READ_ALOUD, "PROVENANCE")
         for sentence in read_book(path, max_words=18)
     ]
-    kept = drop_shared(sentences, held_out_texts(folder))
-    kept.sort(key=lambda sentence: hashlib.blake2b(sentence.id.encode()).digest())
-    for number, sentence in enumerate(kept[first : first + count], first):
-        voice = MADE_VOICES[number % len(MADE_VOICES)]
+    usable = drop_shared(sentences, held_out_texts(folder))
+    usable.sort(key=lambda sentence: hashlib.blake2b(sentence.id.encode()).digest())
+    for number, sentence in enumerate(usable[first : first + count], first):
+        voice = SYNTHETIC_VOICES[number % len(SYNTHETIC_VOICES)]
         if number % 500 == 0:
-            logging.info("%d of %d sentences said", number - first, count)
-        yield Talk(sentence.id, voice, voice, sentence.text, synthesize(sentence.text, voice), is_synthetic=True)
+            logging.info("%d of %d sentences synthesized", number - first, count)
+        yield TtsUtterance(
+            sentence.id, voice, voice, sentence.text, synthesize(sentence.text, voice), is_synthetic=True
+        )
 
 
-def prepared(manifest: Path) -> Iterator[Talk]:
-    """Yield the talks of a manifest, as `audio-llm prepare` writes one; each speaker is a voice."""
+def from_manifest(manifest: Path) -> Iterator[TtsUtterance]:
+    """Yield the utterances of a manifest, such as that of `audio-llm prepare`; each speaker is a voice."""
     for row in read_manifest(manifest):
         speaker = row.speaker or manifest.parent.name
         if row.text:
-            yield Talk(row.audio_filepath.stem, speaker, speaker, _cased(row.text), audio.read(row.audio_filepath))
+            yield TtsUtterance(
+                row.audio_filepath.stem, speaker, speaker, _cased(row.text), audio.read(row.audio_filepath)
+            )
 
 
 def _cased(text: str) -> str:
-    """Return a text in capitals in small letters, for capitals are spelled."""
+    """Return a text in capitals in lower case, since capitals are spelled."""
     return text.lower() if text.isupper() else text
 
 
@@ -83,5 +87,5 @@ def _rows(folder: Path) -> Iterator[dict[str, str]]:
         path = folder / "audio" / "speech" / corpus / "manifest.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         if not lines:
-            logging.warning("without %s", corpus)
+            logging.warning("no manifest of %s", corpus)
         yield from ({**json.loads(line), "corpus": corpus} for line in lines)

@@ -1,4 +1,4 @@
-"""A corpus with planted faults, and what `audio-llm prepare` makes of it: does each go for its own reason?"""
+"""A corpus with planted faults, and the result of `audio-llm prepare`: is each dropped for its reason?"""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from audio_llm.errors import DataError
 from audio_llm.simulation.mono import add_noise, coloured_noise, trim_silence
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.touchtts.prepare import Prepared, Recording, prepare
-from audio_llm.touchtts.prepare_judge import TwoOpinions
+from audio_llm.touchtts.prepare_filters import AsrAgreement
 from audio_llm.touchtts.prepare_report import account, to_html, to_lines
 
 CORPUS = "kathleen"
-EXPECTED = {  # what should become of each kind; empty: it is kept
+EXPECTED = {  # expected reason of each kind; empty: it is kept
     "good": "",
     "noisy": "",
     "wrong": "disagree",
@@ -43,13 +43,13 @@ EXPECTED = {  # what should become of each kind; empty: it is kept
     "crammed": "speed",
     "broken": "unreadable",
 }
-NOISE_DB = 10.0  # ratio of a good recording to its noise
+NOISE_DB = 10.0  # signal-to-noise ratio
 SHORT_S, LONG_S, SILENT_S = 1.0, 40.0, 5.0
-PAUSE_S, ROOM_DB = 1.0, -75.0  # before and behind every recording, and how loud the room is there
-LEAST_S = 3.2  # of the recordings that are taken: two seconds are left when silence is cut off
-CUT_OFF = 0.03  # share of the samples that clipping cuts off
+PAUSE_S, ROOM_DB = 1.0, -75.0  # before and after every recording, and level of the room noise
+LEAST_S = 3.2  # shortest recording: two seconds remain without silence
+CUT_OFF = 0.03  # fraction of clipped samples
 CRAMMED = 8  # texts for one recording
-LOST = 0.05  # share of good recordings that may be dropped; of faults none may be kept or go for another reason
+LOST = 0.05  # fraction of good recordings that may be dropped; no fault may be kept or dropped for another reason
 PLANTED = "planted.json"
 _UNSPEAKABLE = ("???", "...", "<br/>", "\u4f60\u597d", "\u266a \u266a")
 
@@ -59,10 +59,10 @@ class Planted:
     """One recording of the corpus.
 
     Attributes:
-        name: Of the file, without folder.
-        kind: Of `EXPECTED`.
-        text: Beside it, right or wrong.
-        source: Ids of what it was made of.
+        name: File name, without folder.
+        kind: A key of `EXPECTED`.
+        text: Its text, right or wrong.
+        source: Ids of the recordings it was made from.
     """
 
     name: str
@@ -72,10 +72,10 @@ class Planted:
 
 
 def main() -> int:
-    """Make the corpus, prepare it, and say what became of each kind; return 1 where too much is misjudged."""
+    """Write the corpus, prepare it, and print the results of each kind; return 1 where too many are wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with audio/speech and audio/noise")
-    parser.add_argument("--count", type=int, default=20, help="recordings of each kind (20)")
+    parser.add_argument("--count", type=int, default=20, help="recordings of each kind (default: 20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="keep corpus and clips here (default: a temporary folder)")
     arguments = parser.parse_args()
@@ -93,13 +93,13 @@ def main() -> int:
 
 
 def make_dirty(data: Path, folder: Path, count: int = 20, seed: int = 0) -> list[Planted]:
-    """Write a corpus with `count` recordings of each kind, texts beside them, and `planted.json`.
+    """Write a corpus with `count` recordings of each kind, their texts, and `planted.json`.
 
     Args:
-        data: Folder with `audio/speech/kathleen` and `audio/noise`; only what is in training is taken.
-        folder: Where the corpus goes.
-        count: How many of each kind.
-        seed: Of what is drawn.
+        data: Folder with `audio/speech/kathleen` and `audio/noise`; only the training part is used.
+        folder: Folder of the corpus.
+        count: Recordings of each kind.
+        seed: Random seed.
 
     Raises:
         DataError: There are too few recordings.
@@ -146,12 +146,12 @@ def run(corpus: Path, output: Path) -> list[Prepared]:
     """Prepare a corpus that `make_dirty` wrote."""
     rows = json.loads((corpus / PLANTED).read_text(encoding="utf-8"))
     recordings = [Recording(corpus / row["name"], Path(row["name"]).stem, row["text"]) for row in rows]
-    opinions = TwoOpinions(*[partial(load_recognizer, name, device="cpu") for name in ("ctc", "sphinx", "ctc")])
-    return list(prepare(recordings, opinions, output))
+    verifier = AsrAgreement(*[partial(load_recognizer, name, device="cpu") for name in ("ctc", "sphinx", "ctc")])
+    return list(prepare(recordings, verifier, output))
 
 
 def misjudged(planted: list[Planted], results: list[Prepared]) -> list[str]:
-    """Return the names of recordings that did not become what they should."""
+    """Return the names of recordings with another result than expected."""
     return [
         row.name
         for row, result in zip(planted, results, strict=True)
@@ -160,46 +160,46 @@ def misjudged(planted: list[Planted], results: list[Prepared]) -> list[str]:
 
 
 def table(planted: list[Planted], results: list[Prepared]) -> list[str]:
-    """Return a line for each kind: how many were kept and dropped and why, hours, and what a usual pipeline keeps."""
+    """Return a line for each kind: clips kept, dropped and why, hours, and clips that a classic pipeline keeps."""
     lines = [
-        "| kind | expected | kept | dropped | hours in | silence | kept | dropped | usual pipeline keeps |",
+        "| kind | expected | kept | dropped | hours in | silence | kept | dropped | classic pipeline keeps |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for kind, reason in EXPECTED.items():
-        own = [result for row, result in zip(planted, results, strict=True) if row.kind == kind]
-        total = account(own)
-        why = Counter(clip.reason for result in own for clip in result.clips if clip.reason)
+        of_kind = [result for row, result in zip(planted, results, strict=True) if row.kind == kind]
+        total = account(of_kind)
+        why = Counter(clip.reason for result in of_kind for clip in result.clips if clip.reason)
         dropped = ", ".join(f"{count} {name}" for name, count in why.most_common()) or "-"
         gone = sum(part.hours for part in total.dropped.values())
         lines.append(
-            f"| {kind} | {reason or 'kept'} | {total.kept.clips} | {dropped} | {total.read.hours:.4f} "
-            f"| {total.silence.hours:.4f} | {total.kept.hours:.4f} | {gone:.4f} | {total.classic['kept'].clips} |"
+            f"| {kind} | {reason or 'kept'} | {total.retained.clips} | {dropped} | {total.read.hours:.4f} "
+            f"| {total.silence.hours:.4f} | {total.retained.hours:.4f} | {gone:.4f} | {total.classic['kept'].clips} |"
         )
     wrong = misjudged(planted, results)
     return [*lines, f"misjudged: {', '.join(wrong) or 'none'}"]
 
 
 def _rows(data: Path, rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
-    """Return recordings of training that are long enough, of each prompt one."""
+    """Return training recordings that are long enough, one of each prompt."""
     path = data / "audio" / "speech" / CORPUS / "manifest.jsonl"
     if not path.exists():
-        raise DataError("no manifest", path=path, remedy="see the recipe's README for the layout of a data folder")
+        raise DataError("no manifest", path=path, remedy="see the recipe's README for the structure of a data folder")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     prompts = {DEFAULT_NORMALIZER(row["text"]): row for row in rows if row["split"] == "train"}
-    found = [row for row in prompts.values() if row["duration"] >= LEAST_S]
-    if len(found) < count:
-        raise DataError(f"{len(found)} recordings, {count} are needed", path=path, remedy="give a smaller --count")
-    return [found[place] for place in rng.permutation(len(found))[:count]]
+    usable = [row for row in prompts.values() if row["duration"] >= LEAST_S]
+    if len(usable) < count:
+        raise DataError(f"{len(usable)} recordings, {count} are needed", path=path, remedy="give a smaller --count")
+    return [usable[index] for index in rng.permutation(len(usable))[:count]]
 
 
 def _swapped(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give every recording the text of one whose text is about as long."""
+    """Give every recording the text of another one of similar length."""
     ordered = sorted(rows, key=lambda row: len(row["text"]))
-    return [{**row, "text": ordered[(place + 1) % len(rows)]["text"]} for place, row in enumerate(ordered)]
+    return [{**row, "text": ordered[(index + 1) % len(rows)]["text"]} for index, row in enumerate(ordered)]
 
 
 def _silence(number: int, rng: np.random.Generator) -> np.ndarray:
-    """Return nothing, a hiss, or a hum: (T,) float32."""
+    """Return digital silence, noise, or a hum: (T,) float32."""
     samples = int(SILENT_S * audio.SAMPLE_RATE)
     if number % 3 == 0:
         return np.zeros(samples, np.float32)
@@ -209,7 +209,7 @@ def _silence(number: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _room(waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a recording with a quiet room before and behind it: (T,) float32."""
+    """Return a recording with quiet room noise before and after it: (T,) float32."""
     pause = int(PAUSE_S * audio.SAMPLE_RATE)
     room = 10 ** (ROOM_DB / 20) * coloured_noise(len(waveform) + 2 * pause, rng, 1.0)
     return np.asarray(room + np.pad(waveform, pause), dtype=np.float32)

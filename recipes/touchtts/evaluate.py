@@ -1,4 +1,4 @@
-"""How well speech is understood, step by step from the recording to the full system, and what the text has to say."""
+"""Intelligibility of each step from the recording to the full system, and dependence on the text."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from audio_llm.codec.mel import log_mel
 from audio_llm.metrics import character_error_rate
 from audio_llm.sound_metrics import dnsmos
 from audio_llm.text import DEFAULT_NORMALIZER
-from audio_llm.touchtts.data import TalkPack
+from audio_llm.touchtts.data import UtterancePack
 from audio_llm.touchtts.speech import CHUNK, TouchTTS
 from audio_llm.tts import synthesize
 
-JUDGE = "ctc-small"
-PEER = "flite:slt"  # another program, for comparison
+RECOGNIZER = "ctc-small"
+PEER = "flite:slt"  # another synthesizer, for comparison
 
 
 @dataclass(frozen=True)
-class Heard:
-    """One held-out sentence as it is said by somebody.
+class HeldOutSentence:
+    """One held-out sentence.
 
     Attributes:
-        row: In the pack.
-        text: As written.
-        words: Normalised.
+        row: Its row in the pack.
+        text: Original text.
+        words: Normalized text.
     """
 
     row: int
@@ -47,22 +47,24 @@ class Heard:
     words: str
 
 
-def held_out(pack: TalkPack, voice: str, count: int) -> tuple[list[Heard], ClosedSet]:
-    """Return sentences of a voice, each text once, with words that pocketsphinx knows, and who picks them."""
+def held_out(pack: UtterancePack, voice: str, count: int) -> tuple[list[HeldOutSentence], ClosedSet]:
+    """Return sentences of a voice, each text once, in pocketsphinx's vocabulary, and the identification test."""
     rows = [row for row, name in enumerate(pack.voices) if name == voice and pack.samples[row]]
     first = {DEFAULT_NORMALIZER(pack.texts[row]): row for row in reversed(rows)}
     closed_set = ClosedSet(list(first))
     usable = sorted(words for words in first if closed_set.usable(words))
     chosen = np.random.default_rng(0).permutation(usable)[:count]
-    return [Heard(first[words], pack.texts[first[words]], words) for words in map(str, chosen)], closed_set
+    return [HeldOutSentence(first[words], pack.texts[first[words]], words) for words in map(str, chosen)], closed_set
 
 
-def systems(speech: TouchTTS, pack: TalkPack, voice: str, heard: Sequence[Heard]) -> dict[str, Callable[[int], Any]]:
-    """Return what makes a sound of the sentence of a number, by name of the system, the recording first."""
-    codec, who = SpeechCodec.load("codec-small"), speech.voice(voice)
+def systems(
+    speech: TouchTTS, pack: UtterancePack, voice: str, sentences: Sequence[HeldOutSentence]
+) -> dict[str, Callable[[int], Any]]:
+    """Return the synthesizers of a sentence by its number, by name of the system, the recording first."""
+    codec, reference = SpeechCodec.load("codec-small"), speech.voice(voice)
 
     def real(number: int) -> np.ndarray:
-        return pack.pcm(heard[number].row).astype(np.float32) / 32768.0
+        return pack.pcm(sentences[number].row).astype(np.float32) / 32768.0
 
     def coded(number: int) -> np.ndarray:
         waveform = torch.from_numpy(real(number))[None]
@@ -74,61 +76,67 @@ def systems(speech: TouchTTS, pack: TalkPack, voice: str, heard: Sequence[Heard]
         return speech.model.vocoder(log_mel(torch.from_numpy(real(number))[None]))[0].numpy()
 
     def tokens(number: int) -> list[int]:
-        return pack.tokens(heard[number].row).tolist()
+        return pack.tokens(sentences[number].row).tolist()
 
     def swapped(number: int) -> np.ndarray:
-        return speech.sound(tokens((number + 1) % len(heard)), who)
+        return speech.sound(tokens((number + 1) % len(sentences)), reference)
 
     def other_text(number: int) -> np.ndarray:
-        return speech.speak(heard[(number + 1) % len(heard)].text, voice).waveform
+        return speech.speak(sentences[(number + 1) % len(sentences)].text, voice).waveform
 
     return {
         "recording": real,
         "codec-small": coded,
         "vocoder": vocoded,
-        "flow of true tokens": lambda number: speech.sound(tokens(number), who),
-        "the same in chunks": lambda number: speech.sound(tokens(number), who, chunk=CHUNK),
-        "full": lambda number: speech.speak(heard[number].text, voice).waveform,
-        "full in chunks": lambda number: speech.speak(heard[number].text, voice, chunk=CHUNK).waveform,
-        PEER: lambda number: synthesize(heard[number].text, PEER),
+        "flow of true tokens": lambda number: speech.sound(tokens(number), reference),
+        "the same in chunks": lambda number: speech.sound(tokens(number), reference, chunk=CHUNK),
+        "full": lambda number: speech.speak(sentences[number].text, voice).waveform,
+        "full in chunks": lambda number: speech.speak(sentences[number].text, voice, chunk=CHUNK).waveform,
+        PEER: lambda number: synthesize(sentences[number].text, PEER),
         "flow of another's tokens": swapped,
         "full, another text": other_text,
     }
 
 
 def ladder(
-    speech: TouchTTS, pack: TalkPack, voice: str, count: int, output: Path, made_by: str, names: Sequence[str] = ()
+    speech: TouchTTS,
+    pack: UtterancePack,
+    voice: str,
+    count: int,
+    output: Path,
+    fingerprint: str,
+    names: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Yield the table of how well each system is understood; what was measured before is not measured again."""
-    heard, closed_set = held_out(pack, voice, count)
-    judge = CtcRecognizer.load(JUDGE)
+    """Yield the table of the intelligibility of each system; earlier measurements of the same model are reused."""
+    sentences, closed_set = held_out(pack, voice, count)
+    recognizer = CtcRecognizer.load(RECOGNIZER)
     rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()] if output.exists() else []
-    known = {(row["system"], row["words"]): row for row in rows if row["made_by"] == made_by}
-    made = systems(speech, pack, voice, heard)
-    yield f"{len(heard)} sentences; one of {SENTENCES} is picked by pocketsphinx; letters by {JUDGE}"
-    yield "| system | picked | character error rate, % | DNSMOS OVRL | seconds |"
+    known = {(row["system"], row["words"]): row for row in rows if row["made_by"] == fingerprint}
+    synthesizers = systems(speech, pack, voice, sentences)
+    yield f"{len(sentences)} sentences; one of {SENTENCES} identified by pocketsphinx; characters by {RECOGNIZER}"
+    yield "| system | identified | character error rate, % | DNSMOS OVRL | seconds |"
     yield "|---|---|---|---|---|"
     with output.open("a", encoding="utf-8") as file:
-        for name, make in made.items():
+        for name, make in synthesizers.items():
             if names and name not in names:
                 continue
-            found = []
-            for number, sentence in enumerate(heard):
+            measured = []
+            for number, sentence in enumerate(sentences):
                 row = known.get((name, sentence.words))
                 if row is None:
-                    row = {"system": name, "words": sentence.words, "made_by": made_by}
-                    row |= _judged(make(number), sentence, number, closed_set, judge)
+                    row = {"system": name, "words": sentence.words, "made_by": fingerprint}
+                    row |= _measured(make(number), sentence, number, closed_set, recognizer)
                     file.write(json.dumps(row) + "\n")
                     file.flush()
-                found.append(row)
-            yield _ladder_row(name, found)
+                measured.append(row)
+            yield _ladder_row(name, measured)
 
 
-def _judged(
-    waveform: np.ndarray, sentence: Heard, number: int, closed_set: ClosedSet, judge: CtcRecognizer
+def _measured(
+    waveform: np.ndarray, sentence: HeldOutSentence, number: int, closed_set: ClosedSet, recognizer: CtcRecognizer
 ) -> dict[str, Any]:
-    waveform = np.pad(waveform, 1600)  # a recogniser wants a little silence around speech
-    text = DEFAULT_NORMALIZER(judge.recognize(waveform, 1).best)
+    waveform = np.pad(waveform, 1600)  # recognizers need some silence around speech
+    text = DEFAULT_NORMALIZER(recognizer.recognize(waveform, 1).best)
     return {
         "picked": closed_set.picks(waveform, sentence.words, number),
         "text": text,
@@ -145,22 +153,22 @@ def _ladder_row(name: str, rows: Sequence[dict[str, Any]]) -> str:
     return f"| {name} | {picked} of {len(rows)} | {100 * rate:.1f} | {ovrl:.2f} | {seconds:.2f} |"
 
 
-def text_matters(speech: TouchTTS, pack: TalkPack, voice: str, count: int) -> Iterator[str]:
-    """Yield how likely true tokens are under the true text, and under another one."""
-    heard, _ = held_out(pack, voice, count)
-    lm, found = speech.model.lm, []
-    for number, sentence in enumerate(heard):
+def text_matters(speech: TouchTTS, pack: UtterancePack, voice: str, count: int) -> Iterator[str]:
+    """Yield the log-probability of true tokens under the true text, and under another one."""
+    sentences, _ = held_out(pack, voice, count)
+    lm, scores = speech.model.lm, []
+    for number, sentence in enumerate(sentences):
         tokens = torch.from_numpy(pack.tokens(sentence.row).astype(np.int64))
-        texts = [pack.spoken[heard[place % len(heard)].row] for place in (number, number + 1)]
-        found.append([lm.score_speech(text, voice, tokens) / (len(tokens) + 1) for text in texts])
-    true, other = np.array(found).T
+        texts = [pack.normalized[sentences[index % len(sentences)].row] for index in (number, number + 1)]
+        scores.append([lm.score_speech(text, voice, tokens) / (len(tokens) + 1) for text in texts])
+    true, other = np.array(scores).T
     yield f"nats per token: true text {-true.mean():.3f}, another text {-other.mean():.3f}"
     yield f"the true text is likelier for {int((true > other).sum())} of {len(true)}"
 
 
-def transcription(speech: TouchTTS, pack: TalkPack, count: int) -> Iterator[str]:
-    """Yield error rates of what the language model writes down of tokens, and of what these were cut from."""
-    yield "| voice | utterances | letters wrong, tokens | letters wrong, continuous |"
+def transcription(speech: TouchTTS, pack: UtterancePack, count: int) -> Iterator[str]:
+    """Yield error rates of transcription from tokens, and from continuous features."""
+    yield "| voice | utterances | CER, tokens | CER, continuous |"
     yield "|---|---|---|---|"
     for voice in sorted(set(pack.voices)):
         rows = [row for row, name in enumerate(pack.voices) if name == voice and pack.samples[row]]
@@ -171,29 +179,29 @@ def transcription(speech: TouchTTS, pack: TalkPack, count: int) -> Iterator[str]
             tokens = torch.from_numpy(pack.tokens(row).astype(np.int64))
             states = torch.from_numpy(pack.states(row)).float()
             for is_continuous in texts:
-                written = speech.model.lm.write(tokens, states if is_continuous else None)
-                texts[is_continuous].append(DEFAULT_NORMALIZER(speech.model.lm.script.read(written[0][0])))
-        rates = [f"{100 * character_error_rate(words, own):.1f} %" for own in texts.values()]
-        yield f"| {voice} | {len(rows)} | {' | '.join([*rates, 'not told'][:2])} |"
+                written = speech.model.lm.transcribe(tokens, states if is_continuous else None)
+                texts[is_continuous].append(DEFAULT_NORMALIZER(speech.model.lm.text_tokens.decode(written[0][0])))
+        rates = [f"{100 * character_error_rate(words, hypotheses):.1f} %" for hypotheses in texts.values()]
+        yield f"| {voice} | {len(rows)} | {' | '.join([*rates, 'not available'][:2])} |"
 
 
 def cost(speech: TouchTTS, voice: str, seconds: Sequence[float] = (2.0, 10.0, 30.0)) -> Iterator[str]:
-    """Yield what a chunk of 0.4 s costs at several places of a long utterance, and how soon the first sound comes."""
+    """Yield the time of a chunk of 0.4 s at several positions of a long utterance, and the time to the first sound."""
     from audio_llm.touchtts.flow import FlowRun
 
-    who, model = speech.voice(voice), speech.model
+    reference, model = speech.voice(voice), speech.model
     rng = torch.Generator().manual_seed(0)
     size = int(max(seconds) * 25) + 3 * CHUNK
     tokens = torch.randint(model.flow.config.speech, (1, size), generator=rng)
-    run, state, spent = FlowRun(model.flow, who.sound, 0, CHUNK), model.vocoder.first_state(), []
+    run, state, spent = FlowRun(model.flow, reference.embedding, 0, CHUNK), model.vocoder.first_state(), []
     for first in range(0, size - CHUNK, CHUNK):
         begin = time.perf_counter()
         mel = run.next_frames(tokens[:, first : first + CHUNK], tokens[:, first + CHUNK :][:, :3])
         _, state = model.vocoder.step(mel, state)
         spent.append(time.perf_counter() - begin)
     for second in seconds:
-        place = int(second * 25 / CHUNK)
-        near = spent[max(1, place - 4) : place + 4]
+        index = int(second * 25 / CHUNK)
+        near = spent[max(1, index - 4) : index + 4]
         yield f"a chunk at {second:g} s: {1000 * float(np.median(near)):.0f} ms for {40 * CHUNK} ms of sound"
     for text in ("Good morning, everyone.", "The quick brown fox jumps over the lazy dog, and then it goes to sleep."):
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""TouchTTS's recipe: vocoder, language model and flow; stages as plain functions, run one by one."""
+"""TouchTTS's recipe: vocoder, language model and flow, in stages that are run one by one."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ sys.path.insert(0, str(Path(__file__).parent))
 import corpora
 import evaluate
 import noisy_sets
-from likeness import likeness
 from resemblyzer_weights import read_resemblyzer
+from similarity import similarity
 
 from audio_llm import hub
 from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
 from audio_llm.tokenizer.base import SemanticTokenizer
 from audio_llm.tokenizer.load import load_tokenizer
 from audio_llm.tokenizer.s3 import load_listener
-from audio_llm.touchtts.data import TalkPack, pack_talks
+from audio_llm.touchtts.data import UtterancePack, pack_utterances
 from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
 from audio_llm.touchtts.models import assemble, load_touchtts, save_touchtts, tokenizer_name
 from audio_llm.touchtts.speaker_vectors import CamPlusPlus
 from audio_llm.touchtts.speech import TouchTTS
-from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
+from audio_llm.touchtts.speech_text_lm_train import SpeechTextLmTrainingConfig, train_speech_text_lm
 from audio_llm.training.config import load_config
 
 HERE = Path(__file__).parent
 TOKENIZER = "tokenizer-s3-small"
-MADE, MADE_TUNE = 8000, 80  # sentences that programs say
+SYNTHETIC, SYNTHETIC_TUNE = 8000, 80  # sentences spoken by other synthesizers
 MAIN_VOICE = "kathleen"
 
 
@@ -41,26 +41,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--data", type=Path, help="pack, made: folder with audio/speech, audio/noise and text")
-    parser.add_argument("--output", type=Path, default=Path("exp/touchtts"), help="folder of everything that is made")
+    parser.add_argument("--output", type=Path, default=Path("exp/touchtts"), help="output folder")
     parser.add_argument("--config", type=Path, help="settings of a training (default: config/STAGE.yaml)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
-    parser.add_argument("--manifest", type=Path, help="own: manifest of talks")
-    parser.add_argument("--packs", nargs="+", help="talk, flow: packs of talks to learn from (train made; train)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that override the file's")
+    parser.add_argument("--manifest", type=Path, help="own: manifest of utterances")
+    parser.add_argument("--packs", nargs="+", help="talk, flow: training packs (default: train made; train)")
     parser.add_argument("--tokenizer", default=TOKENIZER, help="a model, or a published S3Tokenizer .onnx file")
     parser.add_argument("--variant", help="which S3Tokenizer that file is, such as v2_25hz")
-    parser.add_argument("--speaker", type=Path, help="packing: campplus.onnx, to tell a flow what voices sound like")
-    parser.add_argument("--llm", type=Path, help="talk: folder of a language model of text to grow")
+    parser.add_argument("--speaker", type=Path, help="packing: campplus.onnx, the speaker encoder of the flow")
+    parser.add_argument("--llm", type=Path, help="talk: folder of a pretrained LLM to initialize from")
     parser.add_argument("--name", help="trainings, own: folder of this one (default: the stage's name)")
-    parser.add_argument("--start", type=Path, help="trainings: model to start from")
-    parser.add_argument("--max-minutes", type=float, help="of a training")
-    parser.add_argument("--resume", action="store_true", help="go on with a training")
-    parser.add_argument("--count", type=int, help="made: sentences; reports: how many of each")
-    parser.add_argument("--parts", nargs=3, metavar=("LM", "FLOW", "VOCODER"), help="finish: trainings to put together")
-    parser.add_argument("--systems", nargs="*", default=[], help="report: which, of those that evaluate.py names")
+    parser.add_argument("--start", type=Path, help="trainings: model to initialize from")
+    parser.add_argument("--max-minutes", type=float, help="time limit of a training")
+    parser.add_argument("--resume", action="store_true", help="resume a training")
+    parser.add_argument("--count", type=int, help="made: number of sentences; reports: number of each kind")
+    parser.add_argument("--parts", nargs=3, metavar=("LM", "FLOW", "VOCODER"), help="finish: trainings to assemble")
+    parser.add_argument("--systems", nargs="*", default=[], help="report: systems of evaluate.py (default: all)")
     parser.add_argument(
-        "--encoder", type=Path, help="likeness: Resemblyzer's pretrained.pt (default: the installed one)"
+        "--encoder", type=Path, help="similarity: Resemblyzer's pretrained.pt (default: the installed one)"
     )
-    parser.add_argument("--model", help="reports: which (default: OUTPUT/touchtts-small)")
+    parser.add_argument("--model", help="reports: model (default: OUTPUT/touchtts-small)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     STAGES[arguments.stage](arguments)
@@ -68,28 +68,28 @@ def main() -> int:
 
 
 def pack(arguments: argparse.Namespace) -> None:
-    """Pack recorded talks with their tokens, and speech and noise for the vocoder, a minute."""
+    """Pack recorded utterances with their tokens, and speech and noise for the vocoder (one minute)."""
     noisy_sets.pack(arguments.data, arguments.output / "packed")
     tokenizer, speaker = _tokenizer(arguments), _speaker(arguments)
     for part in noisy_sets.PARTS:
-        count = pack_talks(corpora.recorded(arguments.data, part), tokenizer, _talks(arguments) / part, speaker)
-        logging.info("%s: %d talks", part, count)
+        count = pack_utterances(corpora.recorded(arguments.data, part), tokenizer, _packs(arguments) / part, speaker)
+        logging.info("%s: %d utterances", part, count)
 
 
-def own(arguments: argparse.Namespace) -> None:
-    """Pack the talks of a manifest, such as `audio-llm prepare` writes, as one more pack to train on."""
-    folder = _talks(arguments) / (arguments.name or "own")
-    talks = corpora.prepared(arguments.manifest)
-    count = pack_talks(talks, _tokenizer(arguments), folder, _speaker(arguments))
-    logging.info("%s: %d talks", folder, count)
+def pack_manifest(arguments: argparse.Namespace) -> None:
+    """Pack the utterances of a manifest, such as that of `audio-llm prepare`, as an additional training pack."""
+    folder = _packs(arguments) / (arguments.name or "own")
+    utterances = corpora.from_manifest(arguments.manifest)
+    count = pack_utterances(utterances, _tokenizer(arguments), folder, _speaker(arguments))
+    logging.info("%s: %d utterances", folder, count)
 
 
-def made(arguments: argparse.Namespace) -> None:
-    """Have programs say book sentences, and pack these, ten minutes: more text for the language model to learn from."""
-    tokenizer, count = _tokenizer(arguments), arguments.count or MADE
-    for part, first, own in (("made", 0, count), ("made-tune", count, min(count, MADE_TUNE))):
-        found = pack_talks(corpora.made(arguments.data, own, first), tokenizer, _talks(arguments) / part)
-        logging.info("%s: %d talks", part, found)
+def pack_synthetic(arguments: argparse.Namespace) -> None:
+    """Pack book sentences spoken by synthesizers (ten minutes): more text for the language model."""
+    tokenizer, count = _tokenizer(arguments), arguments.count or SYNTHETIC
+    for part, first, size in (("made", 0, count), ("made-tune", count, min(count, SYNTHETIC_TUNE))):
+        written = pack_utterances(corpora.synthetic(arguments.data, size, first), tokenizer, _packs(arguments) / part)
+        logging.info("%s: %d utterances", part, written)
 
 
 def vocoder(arguments: argparse.Namespace) -> None:
@@ -101,28 +101,30 @@ def vocoder(arguments: argparse.Namespace) -> None:
     )
 
 
-def talk(arguments: argparse.Namespace) -> None:
+def train_lm(arguments: argparse.Namespace) -> None:
     """Train the language model."""
-    config = _config(arguments, TalkTrainingConfig, "talk-llm" if arguments.llm else "talk")
+    config = _config(arguments, SpeechTextLmTrainingConfig, "talk-llm" if arguments.llm else "talk")
     names = (arguments.packs or ("train", "made"), ("tune", "made-tune"))
-    packs, tuning = ([_talks(arguments) / name for name in own] for own in names)
+    packs, tuning = ([_packs(arguments) / name for name in part] for part in names)
     tokenizer = _tokenizer(arguments), tokenizer_name(arguments.tokenizer)
-    train_talk_lm(packs, tuning, *tokenizer, _folder(arguments), config, llm=arguments.llm, **_limits(arguments))
+    train_speech_text_lm(packs, tuning, *tokenizer, _folder(arguments), config, llm=arguments.llm, **_limits(arguments))
 
 
 def flow(arguments: argparse.Namespace) -> None:
     """Train the flow."""
     config = _config(arguments, FlowTrainingConfig)
     names = (arguments.packs or ("train",), ("tune",))
-    packs, tuning = ([_talks(arguments) / name for name in own] for own in names)
+    packs, tuning = ([_packs(arguments) / name for name in part] for part in names)
     tokenizer = _tokenizer(arguments), tokenizer_name(arguments.tokenizer)
     train_flow(packs, tuning, *tokenizer, _folder(arguments), config, **_limits(arguments))
 
 
 def finish(arguments: argparse.Namespace) -> None:
-    """Make `touchtts-small` of the parts that were trained: half precision, with its card."""
+    """Assemble `touchtts-small` from the trained parts: half precision, with its card."""
     folders = arguments.parts or [arguments.output / name / "best" for name in ("talk", "flow", "vocoder")]
-    model, provenance = assemble(*folders, _tokenizer(arguments), TalkPack(_talks(arguments) / "train"), MAIN_VOICE)
+    model, provenance = assemble(
+        *folders, _tokenizer(arguments), UtterancePack(_packs(arguments) / "train"), MAIN_VOICE
+    )
     card = (HERE / "cards" / "touchtts-small.md").read_text(encoding="utf-8")
     folder = arguments.output / "touchtts-small"
     save_touchtts(
@@ -132,13 +134,13 @@ def finish(arguments: argparse.Namespace) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Print how well speech is understood at each step, whether text matters, and how well speech is written down."""
-    speech, pack = _speech(arguments), TalkPack(_talks(arguments) / "test")
+    """Print the intelligibility of each step, the dependence on the text, and the error rates of transcription."""
+    speech, pack = _speech(arguments), UtterancePack(_packs(arguments) / "test")
     count = arguments.count or 50
-    made_by = hub.fingerprint(arguments.model or arguments.output / "touchtts-small")[:12]
+    fingerprint = hub.fingerprint(arguments.model or arguments.output / "touchtts-small")[:12]
     output = arguments.output / "heard.jsonl"
     for lines in (
-        evaluate.ladder(speech, pack, MAIN_VOICE, count, output, made_by, arguments.systems),
+        evaluate.ladder(speech, pack, MAIN_VOICE, count, output, fingerprint, arguments.systems),
         evaluate.text_matters(speech, pack, MAIN_VOICE, count),
         evaluate.transcription(speech, pack, count),
     ):
@@ -147,29 +149,30 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def measure_cost(arguments: argparse.Namespace) -> None:
-    """Print what a chunk costs at several places, and how soon the first sound comes."""
+    """Print the time of a chunk at several positions, and the time to the first sound."""
     for line in evaluate.cost(_speech(arguments), MAIN_VOICE):
         print(line, flush=True)
 
 
-def measure_likeness(arguments: argparse.Namespace) -> None:
-    """Print who a speaker encoder takes speech for that was asked to sound like somebody of the test part."""
-    pack = TalkPack(_talks(arguments) / "test")
-    for line in likeness(_speech(arguments), pack, read_resemblyzer(arguments.encoder), MAIN_VOICE):
+def measure_similarity(arguments: argparse.Namespace) -> None:
+    """Print the speaker similarity of speech to its reference, for speakers of the test part."""
+    pack = UtterancePack(_packs(arguments) / "test")
+    for line in similarity(_speech(arguments), pack, read_resemblyzer(arguments.encoder), MAIN_VOICE):
         print(line, flush=True)
 
 
 STAGES = {
     "pack": pack,
-    "own": own,
-    "made": made,
+    "own": pack_manifest,
+    "made": pack_synthetic,
     "vocoder": vocoder,
-    "talk": talk,
+    "talk": train_lm,
     "flow": flow,
     "finish": finish,
     "report": report,
     "cost": measure_cost,
-    "likeness": measure_likeness,
+    "similarity": measure_similarity,
+    "likeness": measure_similarity,  # the former name of the stage
 }
 
 
@@ -185,7 +188,7 @@ def _speaker(arguments: argparse.Namespace) -> CamPlusPlus | None:
     return CamPlusPlus(arguments.speaker) if arguments.speaker else None
 
 
-def _talks(arguments: argparse.Namespace) -> Path:
+def _packs(arguments: argparse.Namespace) -> Path:
     folder: Path = arguments.output / "talks"
     return folder
 
@@ -202,7 +205,7 @@ def _config(arguments: argparse.Namespace, kind: type[Any], name: str | None = N
 
 def _limits(arguments: argparse.Namespace) -> dict[str, Any]:
     names = {"max_minutes": "max_minutes", "resume": "resume", "start_from": "start"}
-    return {name: getattr(arguments, own) for name, own in names.items()}
+    return {name: getattr(arguments, option) for name, option in names.items()}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 from audio_llm import audio, cli
 from audio_llm.asr import engines
-from audio_llm.touchtts.prepare_judge import CER
+from audio_llm.touchtts.prepare_filters import CER
 
 RATE = 16_000
 TEXT = "the cat sad on the mat today"

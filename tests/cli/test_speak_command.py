@@ -19,11 +19,11 @@ from audio_llm.lm.token_lm import TokenLmConfig
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.tokenizer.s3 import KIND, S3Tokenizer
 from audio_llm.tokenizer.s3_model import S3Config, S3Network
-from audio_llm.touchtts.data import Talk, pack_talks
+from audio_llm.touchtts.data import TtsUtterance, pack_utterances
 from audio_llm.touchtts.flow import FlowConfig, FlowNetwork
-from audio_llm.touchtts.models import TouchModel, load_flow, load_talk_lm, save_touchtts, speech_vectors
+from audio_llm.touchtts.models import TouchModel, load_flow, load_speech_text_lm, save_touchtts, speech_vectors
 from audio_llm.touchtts.speech import TouchTTS
-from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig
+from audio_llm.touchtts.speech_text_lm import SpeechTextLm, SpeechTextLmConfig
 
 torch.set_num_threads(1)
 S3 = S3Config(channels=2, width=8, before=1, after=1, heads=2, feedforward=8, kernel=3, levels=(5, 4, 4), dropout=0.0)
@@ -40,7 +40,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vectors = speech_vectors(tokenizer)
     lm = TokenLmConfig(width=8, layers=1, heads=2, feed_forward=8, dropout=0.0)
     model = TouchModel(
-        TalkLm(TalkLmConfig(("reader", "robot"), rates=(1.0, 1.0), speech=80, states=8, lm=lm), vectors).eval(),
+        SpeechTextLm(
+            SpeechTextLmConfig(("reader", "robot"), rates=(1.0, 1.0), speech=80, states=8, lm=lm), vectors
+        ).eval(),
         FlowNetwork(FlowConfig(80, width=8, layers=1, heads=2, feed_forward=8, steps=1), vectors).eval(),
         Vocoder(VocoderConfig(8, 1, 1, 1)).eval(),
         tokenizer,
@@ -181,7 +183,7 @@ def test_standard_input_that_is_not_utf_8_is_named(
         ((TEXT, "-o", "out.wav", "--speed", "fast"), "'fast' is not a number"),
         ((TEXT, "-o", "out.wav", "--speed", "nan"), "nan is not 0.5 to 2"),
         ((TEXT, "-o", "out.wav", "--seed", "-1"), "-1 is not 0 or more"),
-        ((TEXT, "-o", "out.wav", "--voice", "nobody"), "no voice is named 'nobody' (use one of reader, robot"),
+        ((TEXT, "-o", "out.wav", "--voice", "nobody"), "unknown voice 'nobody' (use one of reader, robot"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
@@ -197,7 +199,7 @@ def test_options_that_make_no_sense_are_refused(
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (("",), 1, "nothing to say"),
+        (("",), 1, "nothing to pronounce"),
         (("😀",), 1, "grinning face"),
         ((TEXT, "--voice", "quiet.wav"), 1, "quiet.wav: there are 0.0 s of speech"),
         ((TEXT, "-o", "out.xyz"), 1, "out.xyz: no format for this suffix"),
@@ -273,9 +275,9 @@ def test_an_error_of_the_model_leaves_what_was_finished(
     assert soundfile.info("out.part.wav").frames > 0
 
 
-def test_what_is_not_said_is_a_warning(speak: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_pronounced_is_a_warning(speak: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert speak("Hello 😀.", "-o", "out.wav") == 0
-    assert "not said: grinning face" in capsys.readouterr().err
+    assert "not pronounced: grinning face" in capsys.readouterr().err
     assert speak("Hello 😀.", "-o", "quiet.wav", "-q") == 0
     assert capsys.readouterr().err == ""
 
@@ -286,8 +288,8 @@ def packs(home: Path, speech_pack: Path, tmp_path_factory: pytest.TempPathFactor
     folder, pack = tmp_path_factory.mktemp("packs"), SpeechPack(speech_pack)
     sounds = [pack.pcm(number).astype(np.float32) / 32768.0 for number in range(10)]
     for name, text, own in (("talks", "a cat", sounds[::2]), ("tuning", "the dog", sounds[1:6:2])):
-        rows = [Talk(f"{name}{n}", "reader", "low", text, sound) for n, sound in enumerate(own)]
-        pack_talks(rows, S3Tokenizer.load(home / "s3"), folder / name)
+        rows = [TtsUtterance(f"{name}{n}", "reader", "low", text, sound) for n, sound in enumerate(own)]
+        pack_utterances(rows, S3Tokenizer.load(home / "s3"), folder / name)
     return folder
 
 
@@ -313,7 +315,7 @@ def test_a_part_is_trained(
     assert about.kind == f"touchtts-{part}"
     assert about.config["tokenizer"]["name"] == "s3"
     assert about.provenance["data"] == ["talks"]
-    load = load_talk_lm if part == "lm" else load_flow
+    load = load_speech_text_lm if part == "lm" else load_flow
     load(out / "best", S3Tokenizer.load(home / "s3"))
     assert cli.main(words) == 2
     assert "already holds a training" in capsys.readouterr().err

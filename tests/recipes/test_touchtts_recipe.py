@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from audio_llm import hub
-from audio_llm.touchtts.data import TalkPack
+from audio_llm.touchtts.data import UtterancePack
 from audio_llm.touchtts.speech import TouchTTS
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "speech"
@@ -47,6 +47,6 @@ def test_every_stage_runs_on_a_small_data_folder(
     assert "the true text is likelier for" in printed
     assert "| kathleen | 1 |" in printed
     assert "a chunk at 30 s" in printed
-    assert len(TalkPack(output / "talks" / "own")) == 11
+    assert len(UtterancePack(output / "talks" / "own")) == 11
     assert hub.verify_model(output / "touchtts-small").kind == "touchtts"
     assert TouchTTS.load(output / "touchtts-small").voices == ["kathleen"]

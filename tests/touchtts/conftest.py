@@ -1,4 +1,4 @@
-"""A tiny speaking model with random weights, its model directory, and packed talks of made-up voices."""
+"""A tiny speaking model with random weights, its model directory, and packed utterances of synthetic voices."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from audio_llm.quantizers import fsq
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.tokenizer.s3 import KIND, S3Tokenizer
 from audio_llm.tokenizer.s3_model import S3Config, S3Network, log_mel
-from audio_llm.touchtts.data import Talk, pack_talks
+from audio_llm.touchtts.data import TtsUtterance, pack_utterances
 from audio_llm.touchtts.flow import FlowConfig, FlowNetwork
 from audio_llm.touchtts.models import TouchModel, save_touchtts, speech_vectors
-from audio_llm.touchtts.script import PIECE
-from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig, script_of
+from audio_llm.touchtts.speech_text_lm import SpeechTextLm, SpeechTextLmConfig, text_tokens_of
 from audio_llm.touchtts.text import SYMBOLS
+from audio_llm.touchtts.text_tokens import PIECE
 
 torch.set_num_threads(1)
 S3 = S3Config(channels=4, width=16, before=1, after=1, heads=2, feedforward=32, kernel=5, levels=(5, 4, 4), dropout=0.0)
@@ -38,7 +38,7 @@ OTHER_TEXTS = ("so it goes", "come back", "all is well", "look at me", "not yet"
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of models with the tokenizer in `s3-tiny`, which tells many sounds apart."""
+    """Return a folder of models with the tokenizer in `s3-tiny`, which distinguishes many sounds."""
     folder = tmp_path_factory.mktemp("touchtts")
     torch.manual_seed(0)
     network = S3Network(S3).train()
@@ -69,23 +69,23 @@ def base(llm_folder: Path) -> CausalLm:
 
 
 @pytest.fixture
-def talk_lm(tokenizer: S3Tokenizer) -> TalkLm:
+def speech_text_lm(tokenizer: S3Tokenizer) -> SpeechTextLm:
     """Return a language model with random weights that all matter."""
     torch.manual_seed(1)
     durations = tuple(1.0 + 0.1 * (number % 7) for number in range(len(SYMBOLS)))
-    config = TalkLmConfig(("reader", "robot"), durations, (1.0, 1.3), tokenizer.size, S3.width, lm=LM)
-    return _loud(TalkLm(config, speech_vectors(tokenizer)), 0.3)
+    config = SpeechTextLmConfig(("reader", "robot"), durations, (1.0, 1.3), tokenizer.size, S3.width, lm=LM)
+    return _loud(SpeechTextLm(config, speech_vectors(tokenizer)), 0.3)
 
 
 @pytest.fixture
-def grown_lm(tokenizer: S3Tokenizer, base: CausalLm) -> TalkLm:
-    """Return a language model that was grown from one of text, with random weights that all matter."""
+def pretrained_lm(tokenizer: S3Tokenizer, base: CausalLm) -> SpeechTextLm:
+    """Return a language model on a pretrained LLM, with random weights that all matter."""
     torch.manual_seed(4)
-    script = script_of(base)
-    durations = tuple(1.0 + 0.1 * (number % 7) for number in range(script.units))
-    pieces = script.ranges[PIECE]
-    config = TalkLmConfig(("reader", "robot"), durations, (1.0, 1.3), tokenizer.size, S3.width, pieces, LM)
-    return _loud(TalkLm(config, speech_vectors(tokenizer), base), 0.3)
+    text_tokens = text_tokens_of(base)
+    durations = tuple(1.0 + 0.1 * (number % 7) for number in range(text_tokens.units))
+    pieces = text_tokens.ranges[PIECE]
+    config = SpeechTextLmConfig(("reader", "robot"), durations, (1.0, 1.3), tokenizer.size, S3.width, pieces, LM)
+    return _loud(SpeechTextLm(config, speech_vectors(tokenizer), base), 0.3)
 
 
 @pytest.fixture
@@ -103,21 +103,24 @@ def make_flow(tokenizer: S3Tokenizer) -> FlowNetwork:
 
 
 @pytest.fixture
-def model(talk_lm: TalkLm, flow: FlowNetwork, tokenizer: S3Tokenizer) -> TouchModel:
+def model(speech_text_lm: SpeechTextLm, flow: FlowNetwork, tokenizer: S3Tokenizer) -> TouchModel:
     """Return a speaking model of two voices; its weights are half-precision numbers, as a saved model's are."""
     torch.manual_seed(3)
     vocoder = _loud(Vocoder(VOCODER), 0.1)
     with torch.no_grad():
         vocoder.leave.bias[:321] -= 3.0  # quiet enough not to be clipped
     voices = {name: torch.randn(1, 16) for name in ("reader", "robot")}
-    for tensor in (*voices.values(), *(t for part in (talk_lm, flow, vocoder) for t in part.state_dict().values())):
+    for tensor in (
+        *voices.values(),
+        *(t for part in (speech_text_lm, flow, vocoder) for t in part.state_dict().values()),
+    ):
         tensor.copy_(tensor.half().float())
-    return TouchModel(talk_lm, flow, vocoder, tokenizer, voices)
+    return TouchModel(speech_text_lm, flow, vocoder, tokenizer, voices)
 
 
 @pytest.fixture
 def model_folder(model: TouchModel, home: Path) -> Path:
-    """Return the model's directory, its tokenizer beside it."""
+    """Return the model's directory, its tokenizer next to it."""
     folder = home / "touch-tiny"
     save_touchtts(folder, model, "s3-tiny", "Tiny.\n", {"made": "here"})
     return folder
@@ -125,32 +128,32 @@ def model_folder(model: TouchModel, home: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def sounds(speech_pack: Path) -> list[np.ndarray]:
-    """Return ten made-up utterances (T,) float32, five of a low voice, then five of a high one."""
+    """Return ten synthetic utterances (T,) float32, five of a low voice, then five of a high one."""
     pack = SpeechPack(speech_pack)
     return [pack.pcm(number).astype(np.float32) / 32768.0 for number in range(10)]
 
 
 @pytest.fixture(scope="session")
-def talks(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return packed talks of two readers, and two of a robot that are synthetic."""
+def utterances(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return packed utterances of two readers, and two of a robot that are synthetic."""
 
-    def made() -> Iterator[Talk]:
+    def generate() -> Iterator[TtsUtterance]:
         for number, sound in enumerate(sounds):
-            yield Talk(f"u{number}", "reader", "low" if number < 5 else "high", TEXTS[number % 5], sound)
+            yield TtsUtterance(f"u{number}", "reader", "low" if number < 5 else "high", TEXTS[number % 5], sound)
         for number in (0, 6):
-            yield Talk(f"r{number}", "robot", "robot", f"{TEXTS[number % 5]} again", sounds[number], True)
+            yield TtsUtterance(f"r{number}", "robot", "robot", f"{TEXTS[number % 5]} again", sounds[number], True)
 
     folder = tmp_path_factory.mktemp("talks") / "talks"
-    assert pack_talks(made(), tokenizer, folder) == 12
+    assert pack_utterances(generate(), tokenizer, folder) == 12
     return folder
 
 
 @pytest.fixture(scope="session")
 def tuning(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return packed talks of other texts."""
+    """Return packed utterances of other texts."""
     folder = tmp_path_factory.mktemp("tuning") / "talks"
-    rows = [Talk(f"t{n}", "reader", "low", OTHER_TEXTS[n % 5], sounds[n]) for n in range(0, 10, 2)]
-    assert pack_talks(rows, tokenizer, folder) == 5
+    rows = [TtsUtterance(f"t{n}", "reader", "low", OTHER_TEXTS[n % 5], sounds[n]) for n in range(0, 10, 2)]
+    assert pack_utterances(rows, tokenizer, folder) == 5
     return folder
 
 
@@ -159,7 +162,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every connection fail."""
 
     def refuse(*arguments: object, **named: object) -> None:
-        raise AssertionError("somebody wants to use the network")
+        raise AssertionError("an attempt to use the network")
 
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(f"socket.socket.{name}", refuse)

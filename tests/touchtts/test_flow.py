@@ -47,18 +47,18 @@ def at_once(flow: FlowNetwork, tokens: Tensor, chunk: int, seed: int = 0, prompt
     with torch.no_grad():
         for now, then in itertools.pairwise(moments(config.steps)):
             moment = torch.tensor([now])
-            told, free = (flow(x, moment, given, mask) for given in (inputs, nothing))
-            x = x + (then - now) * (told + config.guidance * (told - free))
+            conditioned, free = (flow(x, moment, given, mask) for given in (inputs, nothing))
+            x = x + (then - now) * (conditioned + config.guidance * (conditioned - free))
     return flow.denormalize(x)
 
 
 def in_pieces(flow: FlowNetwork, tokens: Tensor, chunk: int, seed: int = 0, **more: object) -> Tensor:
     """Return frames made chunk after chunk, each knowing the tokens of its lookahead alone."""
-    run, ahead, made = FlowRun(flow, VOICE, seed, chunk, **more), flow.config.lookahead, []
+    run, ahead, frames = FlowRun(flow, VOICE, seed, chunk, **more), flow.config.lookahead, []
     for first in range(0, tokens.shape[1], chunk):
-        behind = tokens[:, first + chunk : first + chunk + ahead]
-        made.append(run.next_frames(tokens[:, first : first + chunk], behind))
-    return torch.cat(made, dim=1)
+        following = tokens[:, first + chunk : first + chunk + ahead]
+        frames.append(run.next_frames(tokens[:, first : first + chunk], following))
+    return torch.cat(frames, dim=1)
 
 
 @pytest.mark.parametrize("chunk", [5, 10, 25])
@@ -83,13 +83,13 @@ def test_seeing_all_is_something_else(flow: FlowNetwork) -> None:
 def test_chunks_that_are_made_already_never_change(flow: FlowNetwork, chunk: int) -> None:
     tokens = some_tokens(30)
     before = at_once(flow, tokens, chunk)
-    for place in (0, 6, 11, 12, 20, 29):
+    for index in (0, 6, 11, 12, 20, 29):
         changed = tokens.clone()
-        changed[0, place] = (changed[0, place] + 37) % 80
+        changed[0, index] = (changed[0, index] + 37) % 80
         after = at_once(flow, changed, chunk)
         difference = (after - before)[0].abs().amax(-1)
         # the first chunk of which the last token is told of the changed one
-        first = max(0, place - flow.config.lookahead) // chunk * chunk * FRAMES
+        first = max(0, index - flow.config.lookahead) // chunk * chunk * FRAMES
         assert not difference[:first].any()
         assert difference[first : first + FRAMES].min() > 1e-4  # in the chunk all see all
         changed_pieces = in_pieces(flow, changed, chunk)
@@ -106,14 +106,14 @@ def test_a_frame_is_told_of_as_many_tokens_as_the_lookahead_has(
         flow.tokens.weight.normal_()
     tokens = some_tokens(12)
     before = flow.inputs(given_tokens(flow, tokens, VOICE))
-    for place in range(12):
+    for index in range(12):
         changed = tokens.clone()
-        changed[0, place] = (changed[0, place] + 37) % 80
+        changed[0, index] = (changed[0, index] + 37) % 80
         difference = (flow.inputs(given_tokens(flow, changed, VOICE)) - before)[0].abs().amax(-1)
-        told = difference > 1e-6
-        assert torch.equal(told[::2], told[1::2])
-        first = max(0, place - lookahead)
-        assert told[::2].nonzero()[:, 0].tolist() == list(range(first, place + 1))
+        conditioned = difference > 1e-6
+        assert torch.equal(conditioned[::2], conditioned[1::2])
+        first = max(0, index - lookahead)
+        assert conditioned[::2].nonzero()[:, 0].tolist() == list(range(first, index + 1))
 
 
 def test_the_last_frame_of_a_chunk_waits_for_the_lookahead_alone(flow: FlowNetwork) -> None:
@@ -173,10 +173,10 @@ def test_what_is_kept_of_the_past_is_bounded(flow: FlowNetwork, chunk: int, left
 def test_noise_is_that_of_its_place_however_it_is_cut(first: int, cuts: list[int], seed: int) -> None:
     whole = noise(first, sum(cuts), seed)
     assert whole.shape == (1, sum(cuts), N_MELS)
-    place, parts = first, [torch.zeros(1, 0, N_MELS)]
+    index, parts = first, [torch.zeros(1, 0, N_MELS)]
     for count in cuts:
-        parts.append(noise(place, count, seed))
-        place += count
+        parts.append(noise(index, count, seed))
+        index += count
     assert torch.equal(torch.cat(parts, dim=1), whole)
 
 
@@ -202,11 +202,11 @@ def test_a_large_seed_is_a_seed(seed: int) -> None:
 
 def test_moments_go_from_noise_to_speech() -> None:
     for steps in (1, 2, 5, 10):
-        found = moments(steps)
-        assert len(found) == steps + 1
-        assert (found[0], found[-1]) == (0.0, 1.0)
-        assert all(one < other for one, other in itertools.pairwise(found))
-    assert found[1] - found[0] < found[5] - found[4]  # closer together at the beginning
+        times = moments(steps)
+        assert len(times) == steps + 1
+        assert (times[0], times[-1]) == (0.0, 1.0)
+        assert all(one < other for one, other in itertools.pairwise(times))
+    assert times[1] - times[0] < times[5] - times[4]  # closer together at the beginning
 
 
 def constant_velocity(target: Tensor, asked: list[float]) -> Callable[..., Tensor]:
@@ -230,10 +230,10 @@ def test_the_solver_lands_where_the_velocity_leads(
     times: list[float] = []
     at = flow._at
     monkeypatch.setattr(flow, "_at", lambda x, moment: (times.append(float(moment[0])), at(x, moment))[1])
-    run, tokens, made = FlowRun(flow, VOICE, 5, chunk, steps=steps), some_tokens(10), []
+    run, tokens, frames = FlowRun(flow, VOICE, 5, chunk, steps=steps), some_tokens(10), []
     for first in range(0, 10, chunk or 10):
-        made.append(run.next_frames(tokens[:, first : first + (chunk or 10)], tokens[:, :0]))
-    torch.testing.assert_close(torch.cat(made, dim=1), flow.denormalize(target), atol=1e-4, rtol=1e-5)
+        frames.append(run.next_frames(tokens[:, first : first + (chunk or 10)], tokens[:, :0]))
+    torch.testing.assert_close(torch.cat(frames, dim=1), flow.denormalize(target), atol=1e-4, rtol=1e-5)
     pieces = 1 if chunk is None else 3
     assert len(asked) == steps * pieces  # the branches of guidance go together
     assert times == pytest.approx(moments(steps)[:-1] * pieces)
@@ -246,12 +246,12 @@ def test_no_guidance_is_what_the_tokens_say_alone(flow: FlowNetwork) -> None:
     with torch.no_grad():
         for now, then in itertools.pairwise(moments(flow.config.steps)):
             x = x + (then - now) * flow(x, torch.tensor([now]), inputs, mask)
-    made = FlowRun(flow, VOICE, guidance=0.0).next_frames(tokens, tokens[:, :0])
-    torch.testing.assert_close(made, flow.denormalize(x), atol=1e-5, rtol=1e-5)
+    frames = FlowRun(flow, VOICE, guidance=0.0).next_frames(tokens, tokens[:, :0])
+    torch.testing.assert_close(frames, flow.denormalize(x), atol=1e-5, rtol=1e-5)
     near = FlowRun(flow, VOICE, guidance=1e-6).next_frames(tokens, tokens[:, :0])
-    torch.testing.assert_close(made, near, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(frames, near, atol=1e-3, rtol=1e-3)
     far = FlowRun(flow, VOICE, guidance=2.0).next_frames(tokens, tokens[:, :0])
-    assert (far - made).abs().max() > 0.1
+    assert (far - frames).abs().max() > 0.1
 
 
 def test_the_branch_that_is_told_nothing_is_told_nothing(flow: FlowNetwork, monkeypatch: pytest.MonkeyPatch) -> None:

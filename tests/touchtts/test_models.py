@@ -18,14 +18,14 @@ from audio_llm.codec.vocoder import KIND as VOCODER_KIND
 from audio_llm.errors import DataError, ModelFormatError, ModelNotFoundError, UsageError
 from audio_llm.tokenizer.s3 import KIND, S3Tokenizer
 from audio_llm.tokenizer.s3_model import S3Network
-from audio_llm.touchtts.data import TalkPack
+from audio_llm.touchtts.data import UtterancePack
 from audio_llm.touchtts.models import (
     FLOW,
-    TALK,
+    SPEECH_TEXT_LM,
     TouchModel,
     assemble,
     load_flow,
-    load_talk_lm,
+    load_speech_text_lm,
     load_touchtts,
     save_touchtts,
     speech_vectors,
@@ -38,7 +38,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def folder(model_folder: Path, tmp_path: Path) -> Path:
-    """Return a model's directory that may be spoilt, its tokenizer beside it."""
+    """Return a model's directory that may be changed, its tokenizer next to it."""
     shutil.copytree(model_folder.parent, tmp_path / "models")
     return tmp_path / "models" / model_folder.name
 
@@ -63,9 +63,9 @@ def test_what_was_saved_is_what_is_loaded(model: TouchModel, model_folder: Path)
     assert loaded.voices.keys() == model.voices.keys()
     assert all(torch.equal(loaded.voices[name], value) for name, value in model.voices.items())
     text = "Hello there. Good day."
-    spoken, again = (TouchTTS(one).speak(text, "robot", seed=2) for one in (model, loaded))
-    assert spoken.tokens == again.tokens
-    np.testing.assert_allclose(again.waveform, spoken.waveform, atol=1e-6)  # where a weight lies may round it otherwise
+    before, again = (TouchTTS(one).speak(text, "robot", seed=2) for one in (model, loaded))
+    assert before.tokens == again.tokens
+    np.testing.assert_allclose(again.waveform, before.waveform, atol=1e-6)  # where a weight lies may round it otherwise
 
 
 def test_weights_are_kept_in_half_precision(model: TouchModel, model_folder: Path) -> None:
@@ -132,50 +132,50 @@ def test_a_model_of_another_kind_is_refused(folder: Path) -> None:
 @pytest.fixture
 def parts(model: TouchModel, tmp_path: Path) -> dict[str, Path]:
     """Return the model's parts as trainings leave them."""
-    made = {}
+    saved = {}
     about = {"name": "s3-tiny", "fingerprint": model.tokenizer.fingerprint}
-    for name, part, kind in (("lm", model.lm, TALK), ("flow", model.flow, FLOW)):
+    for name, part, kind in (("lm", model.lm, SPEECH_TEXT_LM), ("flow", model.flow, FLOW)):
         settings = {"network": asdict(part.config), "tokenizer": about}
-        made[name] = hub.save_model(tmp_path / name, settings, part.state_dict(), kind, "Tiny.\n", {"by": name})
+        saved[name] = hub.save_model(tmp_path / name, settings, part.state_dict(), kind, "Tiny.\n", {"by": name})
     settings = asdict(model.vocoder.config)
-    made["vocoder"] = hub.save_model(
+    saved["vocoder"] = hub.save_model(
         tmp_path / "vocoder", settings, model.vocoder.state_dict(), VOCODER_KIND, "Tiny.\n", {"by": "vocoder"}
     )
-    return made
+    return saved
 
 
 def test_parts_become_a_model(
-    parts: dict[str, Path], model: TouchModel, tokenizer: S3Tokenizer, talks: Path, tmp_path: Path
+    parts: dict[str, Path], model: TouchModel, tokenizer: S3Tokenizer, utterances: Path, tmp_path: Path
 ) -> None:
-    pack = TalkPack(talks)
-    made, made_by = assemble(*parts.values(), tokenizer, pack, "reader")
-    assert {Path(name).name: value["by"] for name, value in made_by.items()} == {
+    pack = UtterancePack(utterances)
+    saved, provenance = assemble(*parts.values(), tokenizer, pack, "reader")
+    assert {Path(name).name: value["by"] for name, value in provenance.items()} == {
         n: n for n in ("lm", "flow", "vocoder")
     }
-    assert list(made.voices) == ["reader"]
-    own = [voice_of(model.flow, pack.pcm(row)) for row in range(len(pack)) if pack.voices[row] == "reader"]
-    torch.testing.assert_close(made.voices["reader"], torch.cat(own).mean(0, keepdim=True), atol=1e-5, rtol=1e-5)
-    for part in (made.lm, made.flow, made.vocoder):
+    assert list(saved.voices) == ["reader"]
+    vectors = [voice_of(model.flow, pack.pcm(row)) for row in range(len(pack)) if pack.voices[row] == "reader"]
+    torch.testing.assert_close(saved.voices["reader"], torch.cat(vectors).mean(0, keepdim=True), atol=1e-5, rtol=1e-5)
+    for part in (saved.lm, saved.flow, saved.vocoder):
         assert not part.training
     hub.save_model(
         tmp_path / "s3-tiny", asdict(tokenizer.network.config), tokenizer.network.state_dict(), KIND, "Tiny.\n"
     )
-    save_touchtts(tmp_path / "whole", made, "s3-tiny", "Tiny.\n", {"parts": made_by})
+    save_touchtts(tmp_path / "whole", saved, "s3-tiny", "Tiny.\n", {"parts": provenance})
     speech = TouchTTS.load(tmp_path / "whole")
     assert speech.voices == ["reader"]
     assert speech.speak("Hello.").waveform.size
-    with pytest.raises(UsageError, match="'robot'"):  # the language model knows it, but nobody how it sounds
+    with pytest.raises(UsageError, match="'robot'"):  # the language model knows it, but it has no embedding
         speech.speak("Hello.", "robot")
 
 
-def test_a_voice_needs_recordings(parts: dict[str, Path], tokenizer: S3Tokenizer, talks: Path) -> None:
-    with pytest.raises(DataError, match="'robot'"):  # all its talks are synthetic
-        assemble(*parts.values(), tokenizer, TalkPack(talks), "robot")
+def test_a_voice_needs_recordings(parts: dict[str, Path], tokenizer: S3Tokenizer, utterances: Path) -> None:
+    with pytest.raises(DataError, match="'robot'"):  # all its utterances are synthetic
+        assemble(*parts.values(), tokenizer, UtterancePack(utterances), "robot")
     with pytest.raises(UsageError, match="'nobody'"):
-        assemble(*parts.values(), tokenizer, TalkPack(talks), "nobody")
+        assemble(*parts.values(), tokenizer, UtterancePack(utterances), "nobody")
 
 
-@pytest.mark.parametrize(("name", "load"), [("lm", load_talk_lm), ("flow", load_flow)])
+@pytest.mark.parametrize(("name", "load"), [("lm", load_speech_text_lm), ("flow", load_flow)])
 def test_parts_of_another_tokenizer_are_refused(
     parts: dict[str, Path], tokenizer: S3Tokenizer, name: str, load: Callable[..., torch.nn.Module]
 ) -> None:
@@ -193,7 +193,7 @@ def test_parts_of_another_tokenizer_are_refused(
 
 def test_parts_are_not_mistaken_for_each_other(parts: dict[str, Path], tokenizer: S3Tokenizer) -> None:
     with pytest.raises(ModelFormatError, match="touchtts-flow"):
-        load_talk_lm(parts["flow"], tokenizer)
+        load_speech_text_lm(parts["flow"], tokenizer)
     with pytest.raises(ModelFormatError, match="touchtts-lm"):
         load_flow(parts["lm"], tokenizer)
 

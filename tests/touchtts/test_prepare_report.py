@@ -1,4 +1,4 @@
-"""What became of recordings: sums to the sample, and a page that needs nothing else."""
+"""The report on recordings: sums exact to the sample, and a self-contained page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from audio_llm.touchtts.prepare import REASONS, Clip, Prepared, Recording
-from audio_llm.touchtts.prepare_judge import NATS
+from audio_llm.touchtts.prepare_filters import NATS
 from audio_llm.touchtts.prepare_report import account, to_html, to_json, to_lines
 
 RATE = 16_000
@@ -22,16 +22,18 @@ def result_of(*clips: Clip, silence: int = 0) -> Prepared:
     return Prepared(Recording(Path("talk.wav"), "talk"), samples, silence, clips)
 
 
-def kept(id: str, samples: int = RATE, text: str = TEXT, snr_db: float = 30.0, found: float = 0.2) -> Clip:
-    return Clip(id, 0, samples, "", text, "", found, NATS, snr_db)
+def retained_clip(
+    id: str, samples: int = RATE, text: str = TEXT, snr_db: float = 30.0, disagreement: float = 0.2
+) -> Clip:
+    return Clip(id, 0, samples, "", text, "", disagreement, NATS, snr_db)
 
 
 def some_results() -> list[Prepared]:
     first = result_of(
-        kept("a", 3 * RATE),
-        kept("b", text='He said "no."'),
-        kept("c", text="no end"),
-        kept("<d>", snr_db=19.0),
+        retained_clip("a", 3 * RATE),
+        retained_clip("b", text='He said "no."'),
+        retained_clip("c", text="no end"),
+        retained_clip("<d>", snr_db=19.0),
         silence=1000,
     )
     second = result_of(
@@ -43,13 +45,19 @@ def some_results() -> list[Prepared]:
 def test_sums_are_right_to_the_sample() -> None:
     total = account(some_results())
     assert (total.recordings, total.read.samples, total.read.clips) == (3, 11 * RATE + 1010, 7)
-    assert (total.kept.samples, total.kept.clips, total.silence.samples) == (6 * RATE, 4, 1003)
+    assert (total.retained.samples, total.retained.clips, total.silence.samples) == (6 * RATE, 4, 1003)
     dropped = {name: (part.samples, part.clips) for name, part in total.dropped.items() if part.clips}
     assert dropped == {"disagree": (5 * RATE, 1), "too_short": (7, 1), "unreadable": (0, 1)}
     usual = {name: part.examples for name, part in total.classic.items()}
     assert usual == {"kept": ("a", "b"), "low_snr": ("<d>",), "no_punctuation": ("c",)}
-    found = total.disagreement[NATS]
-    assert (found.limit, found.kept[0], sum(found.kept), found.dropped[-1], sum(found.dropped)) == (2.0, 4, 4, 1, 1)
+    histogram = total.disagreement[NATS]
+    assert (
+        histogram.limit,
+        histogram.retained[0],
+        sum(histogram.retained),
+        histogram.dropped[-1],
+        sum(histogram.dropped),
+    ) == (2.0, 4, 4, 1, 1)
 
 
 def test_a_sample_that_is_missing_is_noticed() -> None:
@@ -65,6 +73,8 @@ def test_the_report_as_json_says_it_all() -> None:
     assert document["settings"] == {"judge": "ctc"}
     assert document["retention"] == pytest.approx(6 * RATE / (11 * RATE + 1010))
     assert document["classic"]["retention"] == pytest.approx(4 * RATE / (11 * RATE + 1010))
+    assert list(document["disagreement"][NATS]) == ["limit", "step", "kept", "dropped"]
+    assert document["disagreement"][NATS]["kept"][0] == 4
 
 
 def test_the_page_needs_nothing_else_and_is_well_formed() -> None:

@@ -1,4 +1,4 @@
-"""Published networks from a user's own files: S3Tokenizer and CAM++, of which small graphs take the place here."""
+"""Published networks from a user's files: S3Tokenizer and CAM++, replaced by small graphs here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from audio_llm.codec.vocoder import KIND as VOCODER
 from audio_llm.errors import DataError, ModelFormatError, ModelNotFoundError
 from audio_llm.tokenizer.onnx_s3 import OnnxS3Tokenizer
 from audio_llm.tokenizer.s3 import S3Tokenizer
-from audio_llm.touchtts.data import Talk, TalkPack, pack_talks, prepared
+from audio_llm.touchtts.data import TtsUtterance, UtterancePack, pack_utterances, trim_and_level
 from audio_llm.touchtts.flow import FlowConfig, FlowNetwork
 from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
 from audio_llm.touchtts.models import (
@@ -30,8 +30,8 @@ from audio_llm.touchtts.models import (
 from audio_llm.touchtts.recognizer import TouchRecognizer
 from audio_llm.touchtts.speaker_vectors import CamPlusPlus, kaldi_filter_bank
 from audio_llm.touchtts.speech import TouchTTS
-from audio_llm.touchtts.talk_lm import TalkLmConfig
-from audio_llm.touchtts.talk_train import TalkTrainingConfig, train_talk_lm
+from audio_llm.touchtts.speech_text_lm import SpeechTextLmConfig
+from audio_llm.touchtts.speech_text_lm_train import SpeechTextLmTrainingConfig, train_speech_text_lm
 from audio_llm.training.loop import TrainingConfig
 from audio_llm.training.shards import ShardReader, write_shards
 
@@ -50,10 +50,10 @@ def hiss(seconds: float, seed: int = 0) -> np.ndarray:
     return (0.1 * noise * (1.1 + np.sin(2 * np.pi * 4 * time_s))).astype(np.float32)
 
 
-def made(sounds: list[np.ndarray]) -> Iterator[Talk]:
+def synthesize_utterances(sounds: list[np.ndarray]) -> Iterator[TtsUtterance]:
     for number, sound in enumerate(sounds):
-        yield Talk(f"u{number}", "reader", "low" if number < 5 else "high", TEXTS[number % 5], sound)
-    yield Talk("r", "robot", "robot", "the dog ran again", sounds[0], is_synthetic=True)
+        yield TtsUtterance(f"u{number}", "reader", "low" if number < 5 else "high", TEXTS[number % 5], sound)
+    yield TtsUtterance("r", "robot", "robot", "the dog ran again", sounds[0], is_synthetic=True)
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def published(tmp_path: Path) -> OnnxS3Tokenizer:
 @pytest.mark.parametrize("seconds", [0.03, 0.5, 2.0])
 def test_features_are_kaldis(seconds: float) -> None:
     waveform = hiss(seconds)
-    found = kaldi_filter_bank(waveform)
+    features = kaldi_filter_bank(waveform)
     frames = 1 + (len(waveform) - 400) // 160
-    assert found.shape == (frames, 80)
+    assert features.shape == (frames, 80)
     # the definition, frame by frame: offset, pre-emphasis, Povey's window, power, triangles on the mel scale
     window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)) ** 0.85
     mels = 1127.0 * np.log(1.0 + np.array([20.0, 8000.0]) / 700.0)
@@ -85,11 +85,11 @@ def test_features_are_kaldis(seconds: float) -> None:
         part = part - part.mean()
         part = part - 0.97 * np.concatenate([part[:1], part[:-1]])
         power = np.abs(np.fft.rfft(part * window, 512)) ** 2
-        wanted = np.log(np.maximum(filters @ power, 1.1920929e-07))
-        np.testing.assert_allclose(found[frame], wanted, atol=2e-3)
+        expected = np.log(np.maximum(filters @ power, 1.1920929e-07))
+        np.testing.assert_allclose(features[frame], expected, atol=2e-3)
 
 
-def test_a_vector_is_of_the_voice_whatever_its_level(speaker: CamPlusPlus, sounds: list[np.ndarray]) -> None:
+def test_a_speaker_vector_does_not_depend_on_the_level(speaker: CamPlusPlus, sounds: list[np.ndarray]) -> None:
     one, louder, other = (speaker.encode(sound) for sound in (sounds[0], 3.0 * sounds[0], sounds[7]))
     assert one.shape == (192,)
     assert one.dtype == np.float32
@@ -104,7 +104,7 @@ def test_a_vector_is_of_the_voice_whatever_its_level(speaker: CamPlusPlus, sound
     [
         ({"bands": 40}, r"\[B, T, 80\], not fbank"),
         ({"width": 256}, "not 192 numbers"),
-        ({"inputs": 2}, "it should take features"),
+        ({"inputs": 2}, "the input should be features"),
         ({"finite": False}, "not finite"),
     ],
 )
@@ -125,8 +125,8 @@ def test_files_that_are_no_networks_are_refused(tmp_path: Path) -> None:
 def test_packs_hold_tokens_of_the_file_and_vectors(
     published: OnnxS3Tokenizer, speaker: CamPlusPlus, sounds: list[np.ndarray], tmp_path: Path
 ) -> None:
-    assert pack_talks(made(sounds), published, tmp_path / "talks", speaker) == 11
-    pack = TalkPack(tmp_path / "talks")
+    assert pack_utterances(synthesize_utterances(sounds), published, tmp_path / "talks", speaker) == 11
+    pack = UtterancePack(tmp_path / "talks")
     assert pack.tokenizer == published.fingerprint
     assert pack.speaker == ("campplus.onnx", speaker.fingerprint)
     for row in (0, 7):
@@ -136,20 +136,20 @@ def test_packs_hold_tokens_of_the_file_and_vectors(
         assert pack.tokens(row).max() > 1000  # more than the package's own tokenizer has
         assert pack.states(row).size == 0
         assert pack.vector(row) @ speaker.encode(waveform.numpy()) > 0.99
-    assert pack.vector(10).size == 0  # a program's voice is nobody's
-    pack_talks(made(sounds[:1]), published, tmp_path / "others")
-    assert TalkPack(tmp_path / "others").vector(0).size == 0
-    pack_talks(list(made(sounds[:1]))[1:], published, tmp_path / "programs")
-    both = TalkPack(tmp_path / "talks", tmp_path / "programs")  # of programs nobody wants to know
+    assert pack.vector(10).size == 0  # a synthetic voice has no speaker vector
+    pack_utterances(synthesize_utterances(sounds[:1]), published, tmp_path / "others")
+    assert UtterancePack(tmp_path / "others").vector(0).size == 0
+    pack_utterances(list(synthesize_utterances(sounds[:1]))[1:], published, tmp_path / "programs")
+    both = UtterancePack(tmp_path / "talks", tmp_path / "programs")  # synthetic utterances need no speaker encoder
     assert both.speaker == pack.speaker
-    with pytest.raises(DataError, match="different files tell what voices sound like"):
-        TalkPack(tmp_path / "talks", tmp_path / "others")
+    with pytest.raises(DataError, match="different speaker encoders"):
+        UtterancePack(tmp_path / "talks", tmp_path / "others")
 
 
 def test_another_token_rate_is_refused(tmp_path: Path, sounds: list[np.ndarray]) -> None:
     fast = OnnxS3Tokenizer(build_s3(tmp_path / "a.onnx", stride=2, size=4096), "v1_50hz")
     with pytest.raises(ModelFormatError, match=r"50 tokens a second.*one of 25"):
-        pack_talks(made(sounds), fast, tmp_path / "talks")
+        pack_utterances(synthesize_utterances(sounds), fast, tmp_path / "talks")
 
 
 @pytest.fixture
@@ -157,18 +157,18 @@ def trained(
     model: TouchModel, published: OnnxS3Tokenizer, speaker: CamPlusPlus, sounds: list[np.ndarray], tmp_path: Path
 ) -> Path:
     """Return a model directory of parts that were trained, a little, on published tokens and vectors."""
-    talks = tmp_path / "talks"
-    pack_talks(made(sounds), published, talks, speaker)
+    utterances = tmp_path / "talks"
+    pack_utterances(synthesize_utterances(sounds), published, utterances, speaker)
     name = published.path.name
     small = model.lm.config.lm
-    talk = TalkTrainingConfig(TalkLmConfig(lm=small), LOOP, batch_places=300, validation=4, asr_share=0.5)
-    train_talk_lm([talks], [talks], published, name, tmp_path / "lm", talk, device="cpu")
+    lm = SpeechTextLmTrainingConfig(SpeechTextLmConfig(lm=small), LOOP, batch_places=300, validation=4, asr_share=0.5)
+    train_speech_text_lm([utterances], [utterances], published, name, tmp_path / "lm", lm, device="cpu")
     flow = FlowTrainingConfig(replace(model.flow.config, speech=1000), LOOP, batch=4, epoch_batches=2, validation=4)
-    train_flow([talks], [talks], published, name, tmp_path / "flow", flow, device="cpu")
+    train_flow([utterances], [utterances], published, name, tmp_path / "flow", flow, device="cpu")
     vocoder = model.vocoder
     hub.save_model(tmp_path / "vocoder", asdict(vocoder.config), vocoder.state_dict(), VOCODER, "Tiny.\n")
     parts = (tmp_path / "lm/best", tmp_path / "flow/best", tmp_path / "vocoder")
-    whole, _ = assemble(*parts, published, TalkPack(talks), "reader")
+    whole, _ = assemble(*parts, published, UtterancePack(utterances), "reader")
     save_touchtts(tmp_path / "touch", whole, name, "Tiny.\n")
     return tmp_path / "touch"
 
@@ -185,22 +185,22 @@ def test_a_model_is_trained_on_published_networks_and_speaks(trained: Path, soun
     reference = trained.parent / "me.wav"
     audio.write(reference, hiss(2.0), 16_000)
     assert model.speaker is not None
-    vector = model.speaker.encode(prepared(audio.read(reference)))
-    wanted = model.flow.reference(torch.from_numpy(vector)[None])
-    torch.testing.assert_close(tts.voice(reference).sound, wanted, atol=1e-4, rtol=0)
+    vector = model.speaker.encode(trim_and_level(audio.read(reference)))
+    expected = model.flow.reference(torch.from_numpy(vector)[None])
+    torch.testing.assert_close(tts.voice(reference).embedding, expected, atol=1e-4, rtol=0)
     ways = [TouchRecognizer(model, "tiny", way).score(sounds[0], ["a cat"]) for way in ("tokens", "continuous")]
-    assert ways[0] == ways[1]  # there are no continuous features: it listens to tokens
+    assert ways[0] == ways[1]  # without continuous features the input is tokens
     assert ways[0][0] < 0.0
 
 
 @pytest.mark.parametrize("samples", [19_200, 19_520, 20_003, 25_000])
-def test_what_is_streamed_after_a_reference_is_what_is_spoken(trained: Path, samples: int) -> None:
+def test_a_stream_after_a_reference_equals_whole_speech(trained: Path, samples: int) -> None:
     # these tokenizers begin another token where the mel spectrum has no frames for it
     reference = trained.parent / "me.wav"
     audio.write(reference, hiss(samples / 16_000), 16_000)
     tts = TouchTTS.load(trained)
-    who = tts.voice(reference)
-    assert who.mel.shape[1] == 2 * who.tokens.shape[1]
+    reference_voice = tts.voice(reference)
+    assert reference_voice.mel.shape[1] == 2 * reference_voice.tokens.shape[1]
     at_once = tts.speak("The dog ran home.", reference, chunk=10).waveform
     pieces = np.concatenate([chunk.waveform for chunk in tts.stream("The dog ran home.", reference, chunk=10)])
     np.testing.assert_allclose(pieces, at_once, atol=1e-4)
@@ -215,23 +215,23 @@ def test_a_file_is_named_by_the_name_that_it_was_given_by(tmp_path: Path, home: 
 
 
 def test_packs_of_before_speaker_files_are_read(
-    talks: Path, tokenizer: S3Tokenizer, flow: FlowNetwork, tmp_path: Path
+    utterances: Path, tokenizer: S3Tokenizer, flow: FlowNetwork, tmp_path: Path
 ) -> None:
-    reader = ShardReader(talks)
+    reader = ShardReader(utterances)
     rows = ({name: array for name, array in row.items() if name != "vector"} for row in reader)
     write_shards(rows, tmp_path / "old", extra={"tokenizer": tokenizer.fingerprint})
-    pack = TalkPack(tmp_path / "old")
+    pack = UtterancePack(tmp_path / "old")
     assert pack.speaker == ("", "")
-    sounds = [voice_of(flow, one.pcm(3), one.vector(3)) for one in (pack, TalkPack(talks))]
+    sounds = [voice_of(flow, one.pcm(3), one.vector(3)) for one in (pack, UtterancePack(utterances))]
     assert torch.equal(*sounds)
 
 
-def test_without_the_speaker_file_learned_voices_speak_and_others_say_what_is_missing(trained: Path) -> None:
+def test_without_the_speaker_encoder_learned_voices_speak_and_references_name_the_missing_file(trained: Path) -> None:
     (trained.parent / "campplus.onnx").unlink()
     tts = TouchTTS.load(trained)
     assert len(tts.speak("Hi.").waveform)
     audio.write(trained.parent / "me.wav", hiss(2.0), 16_000)
-    with pytest.raises(ModelNotFoundError, match=r"campplus\.onnx tells this model.*beside the model directory"):
+    with pytest.raises(ModelNotFoundError, match=r"campplus\.onnx is the speaker encoder.*next to the model directory"):
         tts.voice(trained.parent / "me.wav")
     build_campplus(trained.parent / "campplus.onnx", bands="C")
     with pytest.raises(ModelFormatError, match=r"another 'campplus\.onnx'"):
@@ -248,17 +248,19 @@ def test_without_its_tokenizer_a_model_says_which_file_is_missing(trained: Path)
         load_touchtts(trained)
 
 
-def test_a_flow_goes_on_with_the_voices_that_it_knows(
-    talks: Path, tokenizer: S3Tokenizer, speaker: CamPlusPlus, sounds: list[np.ndarray], tmp_path: Path
+def test_a_flow_is_trained_further_with_its_own_speaker_encoder(
+    utterances: Path, tokenizer: S3Tokenizer, speaker: CamPlusPlus, sounds: list[np.ndarray], tmp_path: Path
 ) -> None:
-    pack_talks(made(sounds), tokenizer, tmp_path / "talks", speaker)
+    pack_utterances(synthesize_utterances(sounds), tokenizer, tmp_path / "talks", speaker)
     config = FlowTrainingConfig(
         FlowConfig(80, width=16, layers=1, heads=2, feed_forward=32), LOOP, batch=4, epoch_batches=2, validation=4
     )
-    mine = [tmp_path / "talks"]
-    train_flow(mine, mine, tokenizer, "s3-tiny", tmp_path / "flow", config, device="cpu")
+    own_pack = [tmp_path / "talks"]
+    train_flow(own_pack, own_pack, tokenizer, "s3-tiny", tmp_path / "flow", config, device="cpu")
     assert load_flow(tmp_path / "flow/best", tokenizer).config.speaker_sha256 == speaker.fingerprint
-    with pytest.raises(DataError, match=r"with the campplus\.onnx that the flow has learned from"):
-        train_flow([talks], mine, tokenizer, "s3-tiny", tmp_path / "on", config, start_from=tmp_path / "flow/best")
-    with pytest.raises(DataError, match=r"with the campplus\.onnx that the flow has learned from"):
-        train_flow(mine, [talks], tokenizer, "s3-tiny", tmp_path / "on", config)
+    with pytest.raises(DataError, match=r"with the campplus\.onnx that the flow was trained with"):
+        train_flow(
+            [utterances], own_pack, tokenizer, "s3-tiny", tmp_path / "on", config, start_from=tmp_path / "flow/best"
+        )
+    with pytest.raises(DataError, match=r"with the campplus\.onnx that the flow was trained with"):
+        train_flow(own_pack, [utterances], tokenizer, "s3-tiny", tmp_path / "on", config)

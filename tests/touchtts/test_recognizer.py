@@ -1,4 +1,4 @@
-"""The language model that speaks as a recogniser, tiny, on made-up speech."""
+"""TouchTTS's language model as a recognizer, tiny, on synthetic speech."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from audio_llm.touchtts.models import TouchModel
 from audio_llm.touchtts.recognizer import TouchRecognizer
 
 
-@pytest.mark.parametrize("heard", ["tokens", "continuous"])
-def test_texts_come_with_what_they_are_worth(model: TouchModel, sounds: list[np.ndarray], heard: str) -> None:
-    recognizer: Recognizer = TouchRecognizer(model, "tiny", heard)
-    found = recognizer.recognize(sounds[0], 3, "one")
-    assert found.id == "one"
-    texts = [hypothesis.text for hypothesis in found.hypotheses]
+@pytest.mark.parametrize("lm_input", ["tokens", "continuous"])
+def test_texts_come_with_their_scores(model: TouchModel, sounds: list[np.ndarray], lm_input: str) -> None:
+    recognizer: Recognizer = TouchRecognizer(model, "tiny", lm_input)
+    result = recognizer.recognize(sounds[0], 3, "one")
+    assert result.id == "one"
+    texts = [hypothesis.text for hypothesis in result.hypotheses]
     assert 1 <= len(texts) <= 3
     assert len(set(texts)) == len(texts)
     again = recognizer.score(sounds[0], [*texts, "!"])
     assert again[-1] is None
     assert all(score is not None and score < 0.0 for score in again[:-1])
-    scores = [hypothesis.score for hypothesis in found.hypotheses]
+    scores = [hypothesis.score for hypothesis in result.hypotheses]
     assert all(score is not None and score < 0.0 for score in scores)
 
 
-def test_tokens_and_features_are_two_ways_to_hear(model: TouchModel, sounds: list[np.ndarray]) -> None:
-    ways = [TouchRecognizer(model, "tiny", heard).score(sounds[1], ["a cat"])[0] for heard in ("tokens", "continuous")]
+def test_tokens_and_features_are_two_kinds_of_input(model: TouchModel, sounds: list[np.ndarray]) -> None:
+    ways = [
+        TouchRecognizer(model, "tiny", lm_input).score(sounds[1], ["a cat"])[0] for lm_input in ("tokens", "continuous")
+    ]
     assert ways[0] != pytest.approx(ways[1], abs=1e-3)
 
 
 @pytest.mark.parametrize("samples", [0, 100, 1_000, 2_000, 5_000, 16_000])
-def test_nothing_is_heard_in_silence(model: TouchModel, samples: int) -> None:
+def test_nothing_is_recognized_in_silence(model: TouchModel, samples: int) -> None:
     recognizer = TouchRecognizer(model, "tiny")
     assert recognizer.recognize(np.zeros(samples, np.float32)).hypotheses == ()
     assert recognizer.score(np.zeros(samples, np.float32), ["word"]) == [None]
@@ -48,11 +50,11 @@ def test_a_very_short_sound_is_no_error(model: TouchModel, samples: int) -> None
 def test_long_speech_is_cut_and_joined(model: TouchModel, sounds: list[np.ndarray]) -> None:
     long = np.tile(np.concatenate(sounds[:5]), 3)
     assert len(long) > 12 * 16_000
-    found = TouchRecognizer(model, "tiny").recognize(long, 5)
-    assert len(found.hypotheses) == 1
+    result = TouchRecognizer(model, "tiny").recognize(long, 5)
+    assert len(result.hypotheses) == 1
 
 
-def test_a_model_directory_is_a_recogniser(model_folder: Path, sounds: list[np.ndarray]) -> None:
+def test_a_model_directory_is_a_recognizer(model_folder: Path, sounds: list[np.ndarray]) -> None:
     from audio_llm.asr.engines import load_recognizer
 
     recognizer = load_recognizer("touchtts", str(model_folder))

@@ -1,4 +1,4 @@
-"""The shipped model: what it says is heard, streams as it is, and follows the text."""
+"""The shipped model: its speech is intelligible, streams unchanged, and follows the text."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def speech() -> TouchTTS:
 
 
 @pytest.fixture(scope="module")
-def judge() -> CtcRecognizer:
+def recognizer() -> CtcRecognizer:
     return CtcRecognizer.load("ctc-small")
 
 
-def heard(judge: CtcRecognizer, waveform: np.ndarray) -> str:
-    return judge.recognize(np.pad(waveform, 1600), 1).best
+def transcribed(recognizer: CtcRecognizer, waveform: np.ndarray) -> str:
+    return recognizer.recognize(np.pad(waveform, 1600), 1).best
 
 
 @pytest.mark.parametrize("chunk", [None, CHUNK])
-def test_what_it_says_is_heard(speech: TouchTTS, judge: CtcRecognizer, chunk: int | None) -> None:
-    texts = [heard(judge, speech.speak(text, chunk=chunk).waveform) for text in TEXTS]
+def test_its_speech_is_recognized(speech: TouchTTS, recognizer: CtcRecognizer, chunk: int | None) -> None:
+    texts = [transcribed(recognizer, speech.speak(text, chunk=chunk).waveform) for text in TEXTS]
     assert character_error_rate(TEXTS, texts) < 0.35
     assert character_error_rate(TEXTS, texts[::-1]) > 0.6
 
@@ -54,11 +54,11 @@ def test_speed_is_heeded(speech: TouchTTS) -> None:
     assert 1.95 * fast < slow < 2.05 * fast
 
 
-def test_a_reference_lends_its_sound(speech: TouchTTS, judge: CtcRecognizer) -> None:
+def test_a_reference_changes_the_voice(speech: TouchTTS, recognizer: CtcRecognizer) -> None:
     man = SAMPLES / "librispeech-61-70968-0000.flac"
     waveform = speech.speak(TEXTS[0], man).waveform
     vectors = [
-        speech.reference(sound).sound[0] for sound in (waveform, audio.read(man), speech.speak(TEXTS[0]).waveform)
+        speech.reference(sound).embedding[0] for sound in (waveform, audio.read(man), speech.speak(TEXTS[0]).waveform)
     ]
     near, far = ((vectors[0] - other).norm() for other in vectors[1:])
     assert near < far
@@ -70,6 +70,6 @@ def test_it_is_a_voice_of_the_programs() -> None:
     assert 1.0 < synthesize(TEXTS[1], "touchtts:kathleen").size / 16_000 < 6.0
 
 
-def test_its_files_are_as_recorded_and_a_sample_lies_beside_them() -> None:
+def test_its_files_are_as_recorded_and_a_sample_lies_next_to_them() -> None:
     folder = hub.verify_model("touchtts-small").path
     assert 2.0 < audio.probe(folder / "sample.ogg").duration_s < 15.0

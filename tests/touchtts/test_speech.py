@@ -1,4 +1,4 @@
-"""Speech: what comes piece by piece is what comes at once, as early as it can; and errors come before all sound."""
+"""Speech: a stream equals the whole, comes as early as possible, and errors come before any sound."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from audio_llm.codec.mel import SAMPLE_RATE
 from audio_llm.errors import AudioFileError, AudioLLMError, UsageError
 from audio_llm.touchtts.models import TouchModel
 from audio_llm.touchtts.speech import PAUSE_S, Chunk, Speech, TouchTTS
-from audio_llm.touchtts.text import UnspeakableError, to_spoken
+from audio_llm.touchtts.text import UnspeakableError, normalize_text
 
 torch.set_num_threads(1)
 TEXT = "Hello there, my friend. How are you? I am well."
@@ -30,7 +30,7 @@ def tts(model: TouchModel) -> TouchTTS:
 
 
 class Source:
-    """Stands for the language model: so many tokens of each sentence; it knows how many were asked for.
+    """Replaces the language model: generates a number of tokens of each sentence, and counts those requested.
 
     Args:
         counts: Tokens of each sentence.
@@ -39,14 +39,14 @@ class Source:
     def __init__(self, *counts: int) -> None:
         self.counts, self.asked, self.seeds = counts, 0, []
 
-    def __call__(self, sentence: object, who: object, seed: int, number: int) -> Iterator[int]:
+    def __call__(self, sentence: object, reference: object, seed: int, number: int) -> Iterator[int]:
         self.seeds.append((seed, number))
-        for place in range(self.counts[number]):
+        for index in range(self.counts[number]):
             self.asked += 1
-            yield (17 * place + 5 * number + 3) % 80
+            yield (17 * index + 5 * number + 3) % 80
 
 
-def told(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch, *counts: int) -> Source:
+def with_tokens(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch, *counts: int) -> Source:
     source = Source(*counts)
     monkeypatch.setattr(tts, "_tokens", source)
     return source
@@ -57,7 +57,7 @@ def whole(chunks: list[Chunk]) -> np.ndarray:
 
 
 def clear(speech: np.ndarray) -> np.ndarray:
-    """Return sound in which something can be heard and nothing is clipped."""
+    """Return a waveform that is neither silent nor clipped."""
     assert np.abs(speech).max() < 1.0
     assert not speech.size or speech.std() > 1e-4
     return speech
@@ -69,24 +69,24 @@ def clear(speech: np.ndarray) -> np.ndarray:
     [(3, 4, 2), (5, 10, 25), (0, 1, 0), (1, 0, 30), (12, 33, 7), (50, 61, 28)],
     ids=lambda c: "-".join(map(str, c)),
 )
-def test_a_stream_is_what_is_spoken_at_once(
+def test_a_stream_equals_whole_speech(
     tts: TouchTTS, monkeypatch: pytest.MonkeyPatch, chunk: int, counts: tuple[int, ...]
 ) -> None:
-    told(tts, monkeypatch, *counts)
+    with_tokens(tts, monkeypatch, *counts)
     chunks = list(tts.stream(TEXT, chunk=chunk))
-    spoken = tts.speak(TEXT, chunk=chunk)
+    result = tts.speak(TEXT, chunk=chunk)
     pauses = 2 * int(PAUSE_S * SAMPLE_RATE)
-    assert spoken.waveform.shape == (TOKEN * sum(counts) + pauses,)
-    assert spoken.waveform.dtype == np.float32
-    np.testing.assert_allclose(whole(chunks), clear(spoken.waveform), atol=1e-4, rtol=0)
-    assert [len(tokens) for tokens in spoken.tokens] == list(counts)
+    assert result.waveform.shape == (TOKEN * sum(counts) + pauses,)
+    assert result.waveform.dtype == np.float32
+    np.testing.assert_allclose(whole(chunks), clear(result.waveform), atol=1e-4, rtol=0)
+    assert [len(tokens) for tokens in result.tokens] == list(counts)
 
 
 @pytest.mark.parametrize("reference_chunk", [5, 10])
-def test_a_stream_is_what_is_spoken_at_once_like_a_reference(
+def test_a_stream_with_a_reference_equals_whole_speech(
     tts: TouchTTS, monkeypatch: pytest.MonkeyPatch, sounds: list[np.ndarray], tmp_path: Path, reference_chunk: int
 ) -> None:
-    told(tts, monkeypatch, 13, 4, 20)
+    with_tokens(tts, monkeypatch, 13, 4, 20)
     audio.write(tmp_path / "me.wav", np.concatenate(sounds[:2]), SAMPLE_RATE)
     one = tts.speak(TEXT, tmp_path / "me.wav", chunk=reference_chunk).waveform
     chunks = list(tts.stream(TEXT, tmp_path / "me.wav", chunk=reference_chunk))
@@ -95,30 +95,30 @@ def test_a_stream_is_what_is_spoken_at_once_like_a_reference(
     assert np.abs(one - tts.speak(TEXT, "reader", chunk=reference_chunk).waveform).max() > 1e-3
 
 
-def test_the_model_itself_streams_what_it_speaks(tts: TouchTTS) -> None:
-    spoken, chunks = tts.speak(TEXT, seed=4, chunk=10), list(tts.stream(TEXT, seed=4))
-    np.testing.assert_allclose(whole(chunks), clear(spoken.waveform), atol=1e-4, rtol=0)
+def test_the_model_itself_streams_its_whole_speech(tts: TouchTTS) -> None:
+    result, chunks = tts.speak(TEXT, seed=4, chunk=10), list(tts.stream(TEXT, seed=4))
+    np.testing.assert_allclose(whole(chunks), clear(result.waveform), atol=1e-4, rtol=0)
     last = {chunk.sentence: chunk.tokens for chunk in chunks}
-    assert list(last.values()) == [len(tokens) for tokens in spoken.tokens]
-    assert [sentence.text for sentence in spoken.sentences] == ["Hello there, my friend.", "How are you?", "I am well."]
-    for sentence, tokens in zip(spoken.sentences, spoken.tokens, strict=True):
+    assert list(last.values()) == [len(tokens) for tokens in result.tokens]
+    assert [sentence.text for sentence in result.sentences] == ["Hello there, my friend.", "How are you?", "I am well."]
+    for sentence, tokens in zip(result.sentences, result.tokens, strict=True):
         assert 0 <= min(tokens) <= max(tokens) < 80
         assert len(tokens) <= tts.model.lm.most_tokens(sentence, "reader")
 
 
 def test_without_chunks_a_sentence_is_a_piece(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch) -> None:
-    told(tts, monkeypatch, 30, 12, 0)
+    with_tokens(tts, monkeypatch, 30, 12, 0)
     chunks = list(tts.stream(TEXT, chunk=None))
     assert [chunk.sentence for chunk in chunks] == [0, 1, 2]
-    spoken = tts.speak(TEXT)
-    np.testing.assert_array_equal(whole(chunks), spoken.waveform)
+    result = tts.speak(TEXT)
+    np.testing.assert_array_equal(whole(chunks), result.waveform)
     in_chunks = tts.speak(TEXT, chunk=5).waveform
-    assert np.abs(spoken.waveform - in_chunks).max() > 1e-3  # seeing all is something else
+    assert np.abs(result.waveform - in_chunks).max() > 1e-3  # attention over the whole sentence differs
 
 
 @pytest.mark.parametrize("chunk", [3, 10])
 def test_the_first_sound_comes_as_soon_as_it_can(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    source, ahead = told(tts, monkeypatch, 60, 60, 60), tts.model.flow.config.lookahead
+    source, ahead = with_tokens(tts, monkeypatch, 60, 60, 60), tts.model.flow.config.lookahead
     stream = tts.stream(TEXT, chunk=chunk)
     assert source.asked == 0
     first = next(stream)
@@ -127,12 +127,12 @@ def test_the_first_sound_comes_as_soon_as_it_can(tts: TouchTTS, monkeypatch: pyt
     assert (first.start_s, first.tokens, first.sentence) == (0.0, chunk + ahead, 0)
     for count in range(2, 5):
         assert next(stream).tokens == source.asked == count * chunk + ahead
-    assert [number for _, number in source.seeds] == [0]  # nobody thought of the next sentence
+    assert [number for _, number in source.seeds] == [0]  # the next sentence is not begun
     stream.close()
 
 
-def test_sound_comes_after_all_tokens_that_it_needs_and_no_more(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch) -> None:
-    told(tts, monkeypatch, 40, 0, 0)
+def test_sound_comes_after_exactly_the_tokens_that_it_needs(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_tokens(tts, monkeypatch, 40, 0, 0)
     late = (tts.model.vocoder.config.lookahead * 320 + 240) / SAMPLE_RATE  # what the vocoder waits for
     chunks = [chunk for chunk in tts.stream(TEXT, chunk=10) if chunk.sentence == 0]
     ends = [chunk.start_s + chunk.waveform.size / SAMPLE_RATE for chunk in chunks]
@@ -143,7 +143,7 @@ def test_sound_comes_after_all_tokens_that_it_needs_and_no_more(tts: TouchTTS, m
 def test_starts_add_up_and_pauses_lie_between(
     tts: TouchTTS, monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...]
 ) -> None:
-    told(tts, monkeypatch, *counts)
+    with_tokens(tts, monkeypatch, *counts)
     chunks, start = list(tts.stream(TEXT)), 0
     for chunk in chunks:
         assert chunk.start_s == pytest.approx(start / SAMPLE_RATE)
@@ -163,12 +163,12 @@ def test_starts_add_up_and_pauses_lie_between(
 def test_speech_that_was_cut_off_is_marked(
     tts: TouchTTS, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    most = tts.model.lm.most_tokens(to_spoken("How are you?"), "reader")
-    told(tts, monkeypatch, 3, most, 3)
+    longest = tts.model.lm.most_tokens(normalize_text("How are you?"), "reader")
+    with_tokens(tts, monkeypatch, 3, longest, 3)
     with caplog.at_level(logging.WARNING, "audio_llm"):
-        spoken = tts.speak(TEXT)
-    assert spoken.truncated == (1,)
-    assert "cut off: 'How are you?'" in caplog.text
+        result = tts.speak(TEXT)
+    assert result.truncated == (1,)
+    assert "cut off at the longest duration: 'How are you?'" in caplog.text
     chunks = list(tts.stream(TEXT))
     marked = [chunk for chunk in chunks if chunk.truncated]
     assert [chunk.sentence for chunk in marked] == [1]
@@ -177,19 +177,19 @@ def test_speech_that_was_cut_off_is_marked(
 
 def test_a_model_that_never_ends_is_cut_off(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "audio_llm.touchtts.talk_lm.draw_without_loops",
+        "audio_llm.touchtts.speech_text_lm.draw_without_loops",
         lambda logits, history, sampling, generator: logits[:, 1:].argmax(-1) + 1,
     )
-    spoken = tts.speak("Go home.", speed=2.0)
-    assert spoken.truncated == (0,)
-    assert len(spoken.tokens[0]) == tts.model.lm.most_tokens(spoken.sentences[0], "reader")
+    result = tts.speak("Go home.", speed=2.0)
+    assert result.truncated == (0,)
+    assert len(result.tokens[0]) == tts.model.lm.most_tokens(result.sentences[0], "reader")
     assert [chunk.truncated for chunk in tts.stream("Go home.", speed=2.0)][-1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"text": ""}, UnspeakableError, "nothing to say"),
+        ({"text": ""}, UnspeakableError, "nothing to pronounce"),
         ({"text": "😀"}, UnspeakableError, "grinning face"),
         ({"voice": "nobody"}, UsageError, r"'nobody'.*reader, robot"),
         ({"voice": Path("no/file.wav")}, UsageError, "reader, robot"),
@@ -267,7 +267,7 @@ def test_the_same_seed_is_the_same_speech(tts: TouchTTS) -> None:
     np.testing.assert_array_equal(one.waveform, same.waveform)
     assert one.tokens == same.tokens
     assert one.tokens != other.tokens
-    torch.manual_seed(77)  # the global generator has no say
+    torch.manual_seed(77)  # the global generator has no influence
     np.random.seed(77)
     np.testing.assert_array_equal(tts.speak(TEXT, seed=3).waveform, one.waveform)
 
@@ -284,9 +284,9 @@ def test_a_large_seed_is_a_seed(tts: TouchTTS) -> None:
 
 
 def test_sentences_are_drawn_apart(tts: TouchTTS) -> None:
-    spoken = tts.speak("Hello there. Hello there.")
-    assert spoken.tokens[0] != spoken.tokens[1]
-    assert spoken.tokens[0] == tts.speak("Hello there.").tokens[0]
+    result = tts.speak("Hello there. Hello there.")
+    assert result.tokens[0] != result.tokens[1]
+    assert result.tokens[0] == tts.speak("Hello there.").tokens[0]
 
 
 def test_voice_and_speed_change_the_speech(tts: TouchTTS) -> None:
@@ -295,12 +295,12 @@ def test_voice_and_speed_change_the_speech(tts: TouchTTS) -> None:
     assert usual.tokens != tts.speak(TEXT, "robot").tokens
     fast, slow = (len(tts.speak(TEXT, speed=speed).waveform) for speed in (2.0, 0.5))
     assert 3.0 * fast < slow < 4.2 * fast  # pauses stay as they are
-    assert tts.speak(TEXT, speed=2.0).tokens == usual.tokens  # the same is said
+    assert tts.speak(TEXT, speed=2.0).tokens == usual.tokens  # the same tokens
     assert tts.voices == ["reader", "robot"]
     assert tts.sample_rate == SAMPLE_RATE
 
 
-def test_the_voice_is_heard_in_the_sound(tts: TouchTTS) -> None:
+def test_the_voice_changes_the_sound(tts: TouchTTS) -> None:
     tokens = list(range(30))
     reader, robot = (tts.sound(tokens, tts.voice(name)) for name in ("reader", "robot"))
     assert reader.shape == robot.shape == (30 * TOKEN,)
@@ -311,15 +311,15 @@ def test_the_voice_is_heard_in_the_sound(tts: TouchTTS) -> None:
     assert not np.allclose(reader, tts.sound(tokens, tts.voice("reader"), seed=1))
 
 
-def test_a_reference_lends_its_sound_and_its_beginning(tts: TouchTTS, sounds: list[np.ndarray]) -> None:
-    low, high = (tts.reference(np.concatenate(own)) for own in (sounds[:3], sounds[5:8]))
-    assert low.talks == "reader"
-    assert low.sound.shape == (1, 16)
+def test_a_reference_gives_an_embedding_and_a_prompt(tts: TouchTTS, sounds: list[np.ndarray]) -> None:
+    low, high = (tts.reference(np.concatenate(recordings)) for recordings in (sounds[:3], sounds[5:8]))
+    assert low.lm_voice == "reader"
+    assert low.embedding.shape == (1, 16)
     assert low.tokens.shape == (1, 50)
     assert low.mel.shape == (1, 100, 80)
-    assert not torch.allclose(low.sound, high.sound)
+    assert not torch.allclose(low.embedding, high.embedding)
     louder = tts.reference(3.0 * np.concatenate(sounds[:3]))
-    torch.testing.assert_close(louder.sound, low.sound, atol=1e-3, rtol=1e-2)  # the level does not count
+    torch.testing.assert_close(louder.embedding, low.embedding, atol=1e-3, rtol=1e-2)  # the level does not count
     short = tts.reference(np.concatenate(sounds[:1]))
     assert 24 <= short.tokens.shape[1] < 50
     assert short.mel.shape[1] == 2 * short.tokens.shape[1]
@@ -332,26 +332,26 @@ def test_a_reference_lends_its_sound_and_its_beginning(tts: TouchTTS, sounds: li
 def test_a_voice_named_like_a_file_is_the_voice(tts: TouchTTS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("reader").write_text("no sound")
-    assert torch.equal(tts.voice("reader").sound, tts.model.voices["reader"])
+    assert torch.equal(tts.voice("reader").embedding, tts.model.voices["reader"])
 
 
-def test_without_a_reader_a_reference_talks_as_the_first_voice(model: TouchModel, sounds: list[np.ndarray]) -> None:
+def test_without_a_reader_a_reference_takes_the_first_voice(model: TouchModel, sounds: list[np.ndarray]) -> None:
     config = replace(model.lm.config, voices=("anna", "robot"))
     model.lm.config = config
-    assert TouchTTS(model).reference(np.concatenate(sounds[:2])).talks == "anna"
+    assert TouchTTS(model).reference(np.concatenate(sounds[:2])).lm_voice == "anna"
 
 
-def test_long_text_is_said_to_its_end(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch) -> None:
-    told(tts, monkeypatch, *[2] * 40)
-    spoken = tts.speak("I am well. " * 40)
-    assert len(spoken.sentences) == 40
-    assert isinstance(spoken, Speech)
+def test_long_text_is_synthesized_to_its_end(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_tokens(tts, monkeypatch, *[2] * 40)
+    result = tts.speak("I am well. " * 40)
+    assert len(result.sentences) == 40
+    assert isinstance(result, Speech)
 
 
-def test_what_is_not_said_goes_to_the_log(tts: TouchTTS, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_not_pronounced_goes_to_the_log(tts: TouchTTS, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "audio_llm"):
         tts.stream("Hello 😀 there.")
-    assert "not said: grinning face" in caplog.text
+    assert "not pronounced: grinning face" in caplog.text
 
 
 def test_a_network_is_not_needed(model_folder: Path, no_network: None) -> None:
@@ -361,7 +361,7 @@ def test_a_network_is_not_needed(model_folder: Path, no_network: None) -> None:
 
 
 def test_the_cost_of_a_chunk_does_not_grow(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch) -> None:
-    told(tts, monkeypatch, 200, 0, 0)
+    with_tokens(tts, monkeypatch, 200, 0, 0)
     seen: list[int] = []
     velocity = tts.model.flow._velocity
     monkeypatch.setattr(
@@ -376,5 +376,5 @@ def test_the_cost_of_a_chunk_does_not_grow(tts: TouchTTS, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("speed", [0.5, 0.9, 1.3, 2.0])
 def test_a_stream_at_another_speed_is_the_speech_at_that_speed(tts: TouchTTS, speed: float) -> None:
-    made = tts.speak(TEXT, speed=speed, chunk=5)
-    np.testing.assert_allclose(whole(list(tts.stream(TEXT, speed=speed, chunk=5))), made.waveform, atol=1e-4)
+    speech = tts.speak(TEXT, speed=speed, chunk=5)
+    np.testing.assert_allclose(whole(list(tts.stream(TEXT, speed=speed, chunk=5))), speech.waveform, atol=1e-4)

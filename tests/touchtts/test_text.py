@@ -1,4 +1,4 @@
-"""Written text to what is said: nothing is lost without a word, and whatever comes in, what goes out can be said."""
+"""Text normalization: nothing is lost without notice, and any text gives pronounceable symbols."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from hypothesis import strategies as st
 
 from audio_llm.asr.pronounce import phones_of
 from audio_llm.text import split_sentences
-from audio_llm.touchtts.speech import spoken_sentences
+from audio_llm.touchtts.speech import normalized_sentences
 from audio_llm.touchtts.text import (
     BETWEEN,
     LONGEST,
     MARKS,
     PHONES,
     SYMBOLS,
-    SpokenText,
+    NormalizedText,
     UnspeakableError,
+    normalize_text,
     sentences,
-    to_spoken,
 )
 
 
-def said(text: str) -> str:
-    """Return the words that are said of a text, in small letters and without marks."""
-    return " ".join(re.sub(r"[.,!?]", " ", to_spoken(text).text.lower()).split())
+def words_in(text: str) -> str:
+    """Return the normalized words of a text, in lower case and without marks."""
+    return " ".join(re.sub(r"[.,!?]", " ", normalize_text(text).text.lower()).split())
 
 
-def words_of(spoken: SpokenText) -> list[list[str]]:
+def words_of(normalized: NormalizedText) -> list[list[str]]:
     """Return the phones of each word."""
     words: list[list[str]] = [[]]
-    for symbol in spoken.symbols:
+    for symbol in normalized.symbols:
         if symbol == BETWEEN or symbol in MARKS:
             words.append([])
         else:
@@ -60,98 +60,98 @@ def words_of(spoken: SpokenText) -> list[list[str]]:
     ],
 )
 def test_numbers_dates_money_and_abbreviations_are_words(text: str, expected: str) -> None:
-    assert said(text) == expected
-    assert not re.search(r"\d", to_spoken(text).text)
+    assert words_in(text) == expected
+    assert not re.search(r"\d", normalize_text(text).text)
 
 
 def test_money_keeps_its_currency() -> None:
-    assert "dollar" in said("I paid $5.50")
-    assert "pound" in said("£3 a day")
+    assert "dollar" in words_in("I paid $5.50")
+    assert "pound" in words_in("£3 a day")
 
-    spoken = to_spoken("it costs 5€ a day")
-    assert "euro" in spoken.text or spoken.left_out
+    normalized = normalize_text("it costs 5€ a day")
+    assert "euro" in normalized.text or normalized.left_out
 
 
 def test_fractions_of_one_character_are_fractions() -> None:
 
-    assert said("½ a cup") == said("1/2 a cup")
-    assert "thirty" not in said("3½ cups")
+    assert words_in("½ a cup") == words_in("1/2 a cup")
+    assert "thirty" not in words_in("3½ cups")
 
 
 def test_words_are_said_as_the_dictionary_has_them() -> None:
-    assert to_spoken("Hello there.").symbols == ("HH", "AH", "L", "OW", BETWEEN, "DH", "EH", "R", ".")
-    assert to_spoken("café").symbols == (*phones_of("cafe"), ".")
-    assert words_of(to_spoken("Gregson’s cat")) == [list(phones_of("gregson's")), list(phones_of("cat"))]
+    assert normalize_text("Hello there.").symbols == ("HH", "AH", "L", "OW", BETWEEN, "DH", "EH", "R", ".")
+    assert normalize_text("café").symbols == (*phones_of("cafe"), ".")
+    assert words_of(normalize_text("Gregson’s cat")) == [list(phones_of("gregson's")), list(phones_of("cat"))]
 
 
 @pytest.mark.parametrize(
     ("word", "letters"), [("FBI", "EH F B IY AY"), ("PC", "P IY S IY"), ("UK", "Y UW K EY"), ("US", "Y UW EH S")]
 )
 def test_short_words_in_capitals_are_spelled(word: str, letters: str) -> None:
-    assert words_of(to_spoken(f"see the {word} now"))[2] == letters.split()
+    assert words_of(normalize_text(f"see the {word} now"))[2] == letters.split()
 
 
 def test_capitals_everywhere_are_no_acronyms() -> None:
-    assert to_spoken("GO AND SEE IT").symbols == to_spoken("go and see it").symbols
-    assert words_of(to_spoken("the NATO talks"))[1] == list(phones_of("nato"))
+    assert normalize_text("GO AND SEE IT").symbols == normalize_text("go and see it").symbols
+    assert words_of(normalize_text("the NATO talks"))[1] == list(phones_of("nato"))
 
 
 def test_marks_are_pauses_and_the_last_word_is_followed_by_one() -> None:
-    marks = [symbol for symbol in to_spoken("Well, yes; no - or (so) ... what?!").symbols if symbol in MARKS]
+    marks = [symbol for symbol in normalize_text("Well, yes; no - or (so) ... what?!").symbols if symbol in MARKS]
     assert marks == [",", ",", ",", ",", ",", "!"]
-    assert to_spoken("hello").symbols[-1] == "."
-    assert to_spoken("hello,").symbols[-1] == ","
-    assert to_spoken("Really?").symbols[-1] == "?"
-    assert to_spoken("... hello").symbols[0] == "HH"  # nobody begins with a pause
-    assert to_spoken("yes, .").symbols[-2:] == ("S", ".")  # of two marks the stronger one counts
-    assert to_spoken("yes. ,").symbols[-2:] == ("S", ".")
+    assert normalize_text("hello").symbols[-1] == "."
+    assert normalize_text("hello,").symbols[-1] == ","
+    assert normalize_text("Really?").symbols[-1] == "?"
+    assert normalize_text("... hello").symbols[0] == "HH"  # no pause at the beginning
+    assert normalize_text("yes, .").symbols[-2:] == ("S", ".")  # of two marks the stronger one counts
+    assert normalize_text("yes. ,").symbols[-2:] == ("S", ".")
 
 
-def test_what_is_not_said_is_named() -> None:
-    assert to_spoken("hi 😀 you").left_out == ("grinning face",)
-    assert to_spoken("hi 日 and П").left_out == ("cjk unified ideograph-65e5", "cyrillic capital letter pe")
-    assert to_spoken("one\x00two\x07").left_out == ("u+0000", "u+0007")
-    assert words_of(to_spoken("one\x00two")) == [list(phones_of("one")), list(phones_of("two"))]
-    assert to_spoken("“so” he said — *now*").left_out == ()
-    assert to_spoken("₿ 5").left_out == ("bitcoin sign",)
+def test_what_is_not_pronounced_is_named() -> None:
+    assert normalize_text("hi 😀 you").left_out == ("grinning face",)
+    assert normalize_text("hi 日 and П").left_out == ("cjk unified ideograph-65e5", "cyrillic capital letter pe")
+    assert normalize_text("one\x00two\x07").left_out == ("u+0000", "u+0007")
+    assert words_of(normalize_text("one\x00two")) == [list(phones_of("one")), list(phones_of("two"))]
+    assert normalize_text("“so” he said — *now*").left_out == ()
+    assert normalize_text("₿ 5").left_out == ("bitcoin sign",)
 
 
 @pytest.mark.parametrize("tag", ["<speak>", "</speak>", '<break time="500ms"/>', "<b class='x'>"])
 def test_tags_are_not_read_out(tag: str) -> None:
-    spoken = to_spoken(f"say {tag} no more")
-    assert spoken.symbols == to_spoken("say no more").symbols
-    assert spoken.left_out == (f"tag {tag}",)
+    normalized = normalize_text(f"say {tag} no more")
+    assert normalized.symbols == normalize_text("say no more").symbols
+    assert normalized.left_out == (f"tag {tag}",)
 
 
 def test_tags_are_not_read_out_of_long_text_either() -> None:
 
-    wanted = [spoken.symbols for spoken in spoken_sentences("Hello there. Good day.")]
-    found = spoken_sentences('<speak>Hello there. <break time="1s"/>Good day.</speak>')
-    assert [spoken.symbols for spoken in found] == wanted
+    expected = [normalized.symbols for normalized in normalized_sentences("Hello there. Good day.")]
+    result = normalized_sentences('<speak>Hello there. <break time="1s"/>Good day.</speak>')
+    assert [normalized.symbols for normalized in result] == expected
 
 
 def test_less_than_is_no_tag() -> None:
-    assert len(words_of(to_spoken("one < two and three > two"))) == 5
-    assert to_spoken("one < two and three > two").left_out == ()
+    assert len(words_of(normalize_text("one < two and three > two"))) == 5
+    assert normalize_text("one < two and three > two").left_out == ()
 
 
 @pytest.mark.parametrize("text", ["", "   \n", "...", "?!", "😀", "日本語", "<speak></speak>", "\x00\x01", "'", "-"])
-def test_nothing_to_say_is_an_error(text: str) -> None:
-    with pytest.raises(UnspeakableError, match=r"nothing to say.*English"):
-        to_spoken(text)
+def test_nothing_to_pronounce_is_an_error(text: str) -> None:
+    with pytest.raises(UnspeakableError, match=r"nothing to pronounce.*English"):
+        normalize_text(text)
     if text != "<speak></speak>":
-        with pytest.raises(UnspeakableError, match=r"nothing to say.*English"):
-            spoken_sentences(text)
+        with pytest.raises(UnspeakableError, match=r"nothing to pronounce.*English"):
+            normalized_sentences(text)
 
 
 def test_the_error_names_what_was_there() -> None:
     with pytest.raises(UnspeakableError, match="grinning face"):
-        to_spoken("😀😀")
+        normalize_text("😀😀")
 
 
-def test_a_sentence_that_cannot_be_said_is_passed_over() -> None:
-    found = spoken_sentences("Hello there.\n\n日本語です\n\nGood day.")
-    assert [spoken.text for spoken in found] == ["Hello there.", "Good day."]
+def test_a_sentence_that_cannot_be_pronounced_is_skipped() -> None:
+    result = normalized_sentences("Hello there.\n\n日本語です\n\nGood day.")
+    assert [normalized.text for normalized in result] == ["Hello there.", "Good day."]
 
 
 def test_sentences_end_where_they_end() -> None:
@@ -196,24 +196,24 @@ def test_long_sentences_are_cut_at_commas_then_between_words_then_anywhere() -> 
     assert [len(part) for part in sentences("x" * 500)] == [220, 220, 60]
 
 
-def test_ten_thousand_characters_are_said() -> None:
+def test_ten_thousand_characters_are_normalized() -> None:
     text = ("The quick brown fox jumps over 13 lazy dogs, and then it sleeps. " * 160)[:10_000]
-    found = spoken_sentences(text)
-    assert sum(len(words_of(spoken)) for spoken in found) > 1900
-    assert max(len(spoken.symbols) for spoken in found) < 2 * LONGEST
+    result = normalized_sentences(text)
+    assert sum(len(words_of(normalized)) for normalized in result) > 1900
+    assert max(len(normalized.symbols) for normalized in result) < 2 * LONGEST
 
 
-def faults(spoken: SpokenText) -> list[str]:
-    """Return what is wrong with what is said, whatever the text."""
-    pairs = list(zip(spoken.symbols, spoken.symbols[1:], strict=False))
-    found = {
-        "unknown symbols": not set(spoken.symbols) <= set(SYMBOLS),
-        "no mark at the end": spoken.symbols[-1] not in MARKS,
-        "no phone at the beginning": spoken.symbols[0] not in PHONES,
+def faults(normalized: NormalizedText) -> list[str]:
+    """Return the faults of a normalized text."""
+    pairs = list(zip(normalized.symbols, normalized.symbols[1:], strict=False))
+    result = {
+        "unknown symbols": not set(normalized.symbols) <= set(SYMBOLS),
+        "no mark at the end": normalized.symbols[-1] not in MARKS,
+        "no phone at the beginning": normalized.symbols[0] not in PHONES,
         "pauses that follow each other": any(one not in PHONES and two not in PHONES for one, two in pairs),
-        "digits": any(character.isdigit() for character in spoken.text),
+        "digits": any(character.isdigit() for character in normalized.text),
     }
-    return [fault for fault, is_there in found.items() if is_there]
+    return [fault for fault, is_there in result.items() if is_there]
 
 
 ODD = st.sampled_from(
@@ -231,13 +231,13 @@ ODD = st.sampled_from(
 @example("\udc80 lone surrogates are no text")
 @example("'s")
 @example("a'b'c-d-e'")
-def test_any_text_is_said_or_refused(text: str) -> None:
+def test_any_text_is_normalized_or_refused(text: str) -> None:
     try:
-        whole = to_spoken(text)
+        whole = normalize_text(text)
     except UnspeakableError:
         return
     assert faults(whole) == []
-    assert not any(map(faults, spoken_sentences(text)))
+    assert not any(map(faults, normalized_sentences(text)))
 
 
 @given(
@@ -248,7 +248,7 @@ def test_any_text_is_said_or_refused(text: str) -> None:
     )
 )
 def test_words_that_are_words_already_stay(words: list[str]) -> None:
-    once = to_spoken(" ".join(words))
-    again = to_spoken(once.text)
+    once = normalize_text(" ".join(words))
+    again = normalize_text(once.text)
     assert again == once
-    assert said(once.text) == said(" ".join(words))
+    assert words_in(once.text) == words_in(" ".join(words))

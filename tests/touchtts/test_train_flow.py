@@ -1,4 +1,4 @@
-"""Training of the flow on the recorded talks of a pack."""
+"""Training of the flow on the recorded utterances of a pack."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from audio_llm import hub
 from audio_llm.errors import ConfigError, DataError, UsageError
 from audio_llm.tokenizer.s3 import S3Tokenizer
-from audio_llm.touchtts.data import Talk, TalkPack, pack_talks
+from audio_llm.touchtts.data import TtsUtterance, UtterancePack, pack_utterances
 from audio_llm.touchtts.flow import FlowConfig, FlowNetwork, FlowRun
 from audio_llm.touchtts.flow_train import FlowTrainingConfig, Stretches, _Training, train_flow
 from audio_llm.touchtts.models import load_flow, speech_vectors
@@ -39,13 +39,15 @@ def run(
 
 
 def test_training_lowers_the_loss_and_leaves_a_model(
-    talks: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path
+    utterances: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path
 ) -> None:
-    found = run([talks], [tuning], tokenizer, tmp_path / "out", settings(100), provenance={"made": "here"})
-    assert len(found) == 10
-    assert found[0].keys() == {"loss", "full", "chunked"}
-    assert found[-1]["loss"] < 0.95 * found[0]["loss"]
-    assert found[-1]["loss"] == pytest.approx((found[-1]["full"] + found[-1]["chunked"]) / 2, rel=1e-4)
+    validations = run([utterances], [tuning], tokenizer, tmp_path / "out", settings(100), provenance={"made": "here"})
+    assert len(validations) == 10
+    assert validations[0].keys() == {"loss", "full", "chunked"}
+    assert validations[-1]["loss"] < 0.95 * validations[0]["loss"]
+    assert validations[-1]["loss"] == pytest.approx(
+        (validations[-1]["full"] + validations[-1]["chunked"]) / 2, rel=1e-4
+    )
     flow = load_flow(tmp_path / "out/best", tokenizer)
     assert not flow.training
     assert flow.config == replace(MODEL, speech=80)
@@ -54,40 +56,42 @@ def test_training_lowers_the_loss_and_leaves_a_model(
     about = hub.load_model(tmp_path / "out/best")
     assert about.provenance["made"] == "here"
     assert about.config["tokenizer"] == {"name": "s3-tiny", "fingerprint": tokenizer.fingerprint}
-    made = FlowRun(flow, torch.zeros(1, 16), chunk=5).next_frames(torch.arange(5)[None], torch.arange(2)[None])
-    assert torch.isfinite(made).all()
+    frames = FlowRun(flow, torch.zeros(1, 16), chunk=5).next_frames(torch.arange(5)[None], torch.arange(2)[None])
+    assert torch.isfinite(frames).all()
 
 
 def test_a_stop_and_a_resume_end_where_one_run_does(
-    talks: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path
+    utterances: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path
 ) -> None:
     config = settings(6)
     config = replace(config, training=replace(config.training, schedule="constant", validate_every=3))
-    whole = run([talks], [tuning], tokenizer, tmp_path / "whole", config)
+    whole = run([utterances], [tuning], tokenizer, tmp_path / "whole", config)
     half = replace(config, training=replace(config.training, max_steps=3))
-    run([talks], [tuning], tokenizer, tmp_path / "halves", half)
+    run([utterances], [tuning], tokenizer, tmp_path / "halves", half)
     with pytest.raises(UsageError, match="resume"):
-        run([talks], [tuning], tokenizer, tmp_path / "halves", config)
-    halves = run([talks], [tuning], tokenizer, tmp_path / "halves", config, resume=True)
+        run([utterances], [tuning], tokenizer, tmp_path / "halves", config)
+    halves = run([utterances], [tuning], tokenizer, tmp_path / "halves", config, resume=True)
     assert len(whole) == len(halves) == 2
     for one, other in zip(whole, halves, strict=True):
         assert other == pytest.approx(one, rel=1e-4)
 
 
-def test_a_training_goes_on_from_a_model(talks: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path) -> None:
-    run([talks], [tuning], tokenizer, tmp_path / "one", settings(10))
+def test_a_training_goes_on_from_a_model(
+    utterances: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path
+) -> None:
+    run([utterances], [tuning], tokenizer, tmp_path / "one", settings(10))
     other = settings(1, model=replace(MODEL, width=64, heads=4))  # the size of what it starts from counts
     other = replace(other, training=replace(other.training, learning_rate=1e-9))  # the weights hardly move
-    run([talks], [tuning], tokenizer, tmp_path / "two", other, start_from=tmp_path / "one/best")
+    run([utterances], [tuning], tokenizer, tmp_path / "two", other, start_from=tmp_path / "one/best")
     one, two = (load_flow(tmp_path / name / "best", tokenizer) for name in ("one", "two"))
     assert two.config == one.config
     assert torch.equal(two.mean, one.mean)
     torch.testing.assert_close(dict(two.named_parameters()), dict(one.named_parameters()), atol=1e-3, rtol=1e-3)
 
 
-def test_synthetic_talks_are_passed_over(talks: Path, tokenizer: S3Tokenizer) -> None:
+def test_synthetic_talks_are_passed_over(utterances: Path, tokenizer: S3Tokenizer) -> None:
     config = settings(1, main_share=0.5)
-    stretches = Stretches(TalkPack(talks), tokenizer, config)
+    stretches = Stretches(UtterancePack(utterances), tokenizer, config)
     assert stretches.rows.tolist() == list(range(10))
     rng = np.random.default_rng(0)
     drawn = [stretches._draw(rng, 0.5) for _ in range(200)]
@@ -97,36 +101,36 @@ def test_synthetic_talks_are_passed_over(talks: Path, tokenizer: S3Tokenizer) ->
 def test_only_synthetic_talks_are_an_error(
     sounds: list[np.ndarray], tokenizer: S3Tokenizer, tuning: Path, tmp_path: Path
 ) -> None:
-    rows = [Talk(f"r{n}", "robot", "robot", "a cat", sounds[n], True) for n in range(2)]
-    pack_talks(rows, tokenizer, tmp_path / "robots")
+    rows = [TtsUtterance(f"r{n}", "robot", "robot", "a cat", sounds[n], True) for n in range(2)]
+    pack_utterances(rows, tokenizer, tmp_path / "robots")
     for packs in (([tmp_path / "robots"], [tuning]), ([tuning], [tmp_path / "robots"])):
-        with pytest.raises(DataError, match="no recorded talk"):
+        with pytest.raises(DataError, match="no recorded utterance"):
             run(*packs, tokenizer, tmp_path / "out", settings(1))
     assert not (tmp_path / "out").exists()
 
 
 def test_talks_of_another_tokenizer_are_refused(
-    talks: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path
+    utterances: Path, tuning: Path, tokenizer: S3Tokenizer, tmp_path: Path
 ) -> None:
     other = S3Tokenizer(tokenizer.network, "0" * 64)
     with pytest.raises(DataError, match="another tokenizer"):
-        run([talks], [tuning], other, tmp_path / "out", settings(1))
+        run([utterances], [tuning], other, tmp_path / "out", settings(1))
 
 
 @pytest.fixture
 def crowd(sounds: list[np.ndarray], tokenizer: S3Tokenizer, tmp_path: Path) -> Path:
-    """Return talks of a reader, of somebody with three, and of somebody with one."""
+    """Return utterances of a reader, of a speaker with three, and of a speaker with one."""
     who = ["ann"] * 3 + ["bob"] * 3 + ["cid"]
     voices = {"ann": "reader"}
-    rows = [Talk(f"{n}", voices.get(name, "crowd"), name, "a cat", sounds[n]) for n, name in enumerate(who)]
-    pack_talks(rows, tokenizer, tmp_path / "crowd")
+    rows = [TtsUtterance(f"{n}", voices.get(name, "crowd"), name, "a cat", sounds[n]) for n, name in enumerate(who)]
+    pack_utterances(rows, tokenizer, tmp_path / "crowd")
     return tmp_path / "crowd"
 
 
 def test_the_main_voice_comes_as_often_as_wanted_and_a_reference_is_of_the_same_speaker(
     crowd: Path, tokenizer: S3Tokenizer
 ) -> None:
-    stretches, rng = Stretches(TalkPack(crowd), tokenizer, settings(1)), np.random.default_rng(0)
+    stretches, rng = Stretches(UtterancePack(crowd), tokenizer, settings(1)), np.random.default_rng(0)
     drawn = [stretches._draw(rng, 0.6) for _ in range(600)]
     speaker = stretches.pack.speakers
     assert np.mean([speaker[row] == "ann" for row, _ in drawn]) == pytest.approx(0.6, abs=0.06)
@@ -134,23 +138,23 @@ def test_the_main_voice_comes_as_often_as_wanted_and_a_reference_is_of_the_same_
     assert bob / cid == pytest.approx(3**0.5, rel=0.35)
     for row, reference in drawn:
         assert speaker[row] == speaker[reference]
-        assert (row == reference) == (speaker[row] == "cid")  # another talk, if there is one
-    every = Stretches(TalkPack(crowd), tokenizer, settings(1, main_voice=""))
+        assert (row == reference) == (speaker[row] == "cid")  # another utterance, if there is one
+    every = Stretches(UtterancePack(crowd), tokenizer, settings(1, main_voice=""))
     assert not len(every._main)
-    assert len(every._others) == 3
+    assert len(every._other_rows) == 3
 
 
-def collated(talks: Path, tokenizer: S3Tokenizer, config: FlowTrainingConfig, seeds: range = range(40)) -> tuple:
+def collated(utterances: Path, tokenizer: S3Tokenizer, config: FlowTrainingConfig, seeds: range = range(40)) -> tuple:
     torch.manual_seed(0)
     flow = FlowNetwork(replace(MODEL, speech=80), speech_vectors(tokenizer)).eval()
-    stretches = Stretches(TalkPack(talks), tokenizer, config)
+    stretches = Stretches(UtterancePack(utterances), tokenizer, config)
     stretches.measure(flow, 0.6)
     return flow, stretches.collate(flow, seeds, config)
 
 
-def test_stretches_are_what_was_asked_for(talks: Path, tokenizer: S3Tokenizer) -> None:
+def test_stretches_are_what_was_asked_for(utterances: Path, tokenizer: S3Tokenizer) -> None:
     config = settings(1, drop_share=0.3, prompt_share=0.5, longest_prompt=0.4, wrong_tokens=0.0)
-    flow, batch = collated(talks, tokenizer, config, range(200))
+    flow, batch = collated(utterances, tokenizer, config, range(200))
     assert batch.tokens.shape == (200, 15)
     assert batch.mel.shape == batch.noise.shape == (200, 30, 80)
     dropped = batch.reference_lengths == 0
@@ -166,37 +170,38 @@ def test_stretches_are_what_was_asked_for(talks: Path, tokenizer: S3Tokenizer) -
     assert 0.9 < batch.moment.max() < 1.0
     assert float(batch.mel[batch.valid].mean()) == pytest.approx(0.0, abs=0.15)
     assert float(batch.mel[batch.valid].std()) == pytest.approx(1.0, abs=0.2)
-    again = collated(talks, tokenizer, config, range(200))[1]
+    again = collated(utterances, tokenizer, config, range(200))[1]
     assert all(torch.equal(a, b) for a, b in zip(batch[:-1], again[:-1], strict=True))
     assert flow.config.lookahead == batch.ahead.shape[1]
 
 
-def test_what_lies_ahead_is_what_comes_next(talks: Path, tokenizer: S3Tokenizer) -> None:
-    _, batch = collated(talks, tokenizer, settings(1, drop_share=0.0, wrong_tokens=0.0, tokens=5))
-    pack = TalkPack(talks)
-    for own, ahead in zip(batch.tokens.tolist(), batch.ahead.tolist(), strict=True):
-        told = [token for token in ahead if token >= 0]
-        assert ahead == told + [-1] * (2 - len(told))
+def test_what_lies_ahead_is_what_comes_next(utterances: Path, tokenizer: S3Tokenizer) -> None:
+    _, batch = collated(utterances, tokenizer, settings(1, drop_share=0.0, wrong_tokens=0.0, tokens=5))
+    pack = UtterancePack(utterances)
+    for row_tokens, ahead in zip(batch.tokens.tolist(), batch.ahead.tolist(), strict=True):
+        following = [token for token in ahead if token >= 0]
+        assert ahead == following + [-1] * (2 - len(following))
         rows = [pack.tokens(row).tolist() for row in range(10)]
         assert any(
-            row[start : start + 5 + len(told)] == own + told and (len(told) == 2 or start + 5 + len(told) == len(row))
+            row[start : start + 5 + len(following)] == row_tokens + following
+            and (len(following) == 2 or start + 5 + len(following) == len(row))
             for row in rows
             for start in range(len(row))
         )
 
 
-def test_wrong_tokens_are_few_and_only_told(talks: Path, tokenizer: S3Tokenizer) -> None:
-    right = collated(talks, tokenizer, settings(1, wrong_tokens=0.0, drop_share=0.0))[1]
-    wrong = collated(talks, tokenizer, settings(1, wrong_tokens=0.4, drop_share=0.0))[1]
+def test_wrong_tokens_are_few_and_only_told(utterances: Path, tokenizer: S3Tokenizer) -> None:
+    right = collated(utterances, tokenizer, settings(1, wrong_tokens=0.0, drop_share=0.0))[1]
+    wrong = collated(utterances, tokenizer, settings(1, wrong_tokens=0.4, drop_share=0.0))[1]
     assert torch.equal(right.mel, wrong.mel)
     assert 0.05 < (right.tokens != wrong.tokens)[right.tokens >= 0].float().mean() < 0.35
 
 
 @pytest.mark.parametrize("chunk", [0, 5])
-def test_a_batch_is_worth_what_its_stretches_are_alone(talks: Path, tokenizer: S3Tokenizer, chunk: int) -> None:
+def test_a_batch_is_worth_what_its_stretches_are_alone(utterances: Path, tokenizer: S3Tokenizer, chunk: int) -> None:
     share = 0.0 if chunk else 1.0
     config = settings(1, tokens=30, full_share=share, chunks=(5,))
-    flow, batch = collated(talks, tokenizer, config, range(6))
+    flow, batch = collated(utterances, tokenizer, config, range(6))
     lengths = batch.valid.sum(1)
     assert len(lengths.unique()) > 1  # some are shorter
     assert batch.chunk == chunk
@@ -207,21 +212,21 @@ def test_a_batch_is_worth_what_its_stretches_are_alone(talks: Path, tokenizer: S
             size = int(lengths[row])
             # the tokens behind a stretch that is not the longest are none
             cut = {"tokens": size // 2, "mel": size, "valid": size, "known": size, "noise": size}
-            own = {name: getattr(batch, name)[row : row + 1] for name in batch._fields[:-1]}
-            own |= {name: own[name][:, :end] for name, end in cut.items()}
-            alone = module(batch._replace(**own))
+            row_tokens = {name: getattr(batch, name)[row : row + 1] for name in batch._fields[:-1]}
+            row_tokens |= {name: row_tokens[name][:, :end] for name, end in cut.items()}
+            alone = module(batch._replace(**row_tokens))
             torch.testing.assert_close(alone[0], together[row], atol=1e-4, rtol=1e-4)
 
 
-def test_only_what_is_neither_known_nor_behind_the_end_counts(talks: Path, tokenizer: S3Tokenizer) -> None:
-    flow, batch = collated(talks, tokenizer, settings(1, tokens=30, prompt_share=1.0, drop_share=0.0), range(6))
+def test_only_what_is_neither_known_nor_behind_the_end_counts(utterances: Path, tokenizer: S3Tokenizer) -> None:
+    flow, batch = collated(utterances, tokenizer, settings(1, tokens=30, prompt_share=1.0, drop_share=0.0), range(6))
     module = _Training(flow)
     with torch.no_grad():
         before = module(batch)
         noise = torch.where(batch.valid[:, :, None], batch.noise, 7.0)
         torch.testing.assert_close(module(batch._replace(noise=noise)), before, atol=1e-5, rtol=1e-5)
-        told = module(batch._replace(known=torch.zeros_like(batch.known)))
-    assert (told - before).abs().max() > 1e-3
+        following = module(batch._replace(known=torch.zeros_like(batch.known)))
+    assert (following - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("wrong", [{"chunks": ()}, {"chunks": (0,)}, {"tokens": 0}, {"batch": 0}])

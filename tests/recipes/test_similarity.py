@@ -1,4 +1,4 @@
-"""How near speech comes to a voice, as the recipe measures it, with a speaker that clones perfectly or not at all."""
+"""Speaker similarity as the recipe measures it, of a synthesizer that clones perfectly or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def buzz(pitch_hz: float, seed: int, seconds: float = 2.0) -> np.ndarray:
 
 
 class Cloner:
-    """Speaks in just the voice of a reference, or in its own only."""
+    """Speaks in exactly the voice of a reference, or in one voice only."""
 
     sample_rate = 16_000
 
@@ -41,47 +41,47 @@ class Cloner:
         return voice
 
 
-def pack(talks: int = 4) -> SimpleNamespace:
-    sounds = [buzz(pitch, 10 * n + take) for n, pitch in enumerate(PITCHES) for take in range(talks)]
+def pack(utterances: int = 4) -> SimpleNamespace:
+    sounds = [buzz(pitch, 10 * n + take) for n, pitch in enumerate(PITCHES) for take in range(utterances)]
     sounds += [buzz(90.0, 99, 1.0), buzz(600.0, 98, 5.0)]  # too short to count, and the model's own voice
     pcm = [(32767 * np.clip(sound, -1, 1)).astype(np.int16) for sound in sounds]
     return SimpleNamespace(
         samples=np.array([len(sound) for sound in pcm]),
         voices=["reader"] * (len(sounds) - 1) + ["main"],
-        speakers=[f"p{n}" for n in range(len(PITCHES)) for _ in range(talks)] + ["p0", "main"],
+        speakers=[f"p{n}" for n in range(len(PITCHES)) for _ in range(utterances)] + ["p0", "main"],
         pcm=lambda row: pcm[row],
     )
 
 
 @pytest.fixture
-def likeness(recipe_module: Callable[[str, str], ModuleType]) -> Callable[..., list[list[str]]]:
-    module = recipe_module("touchtts", "likeness")
+def similarity(recipe_module: Callable[[str, str], ModuleType]) -> Callable[..., list[list[str]]]:
+    module = recipe_module("touchtts", "similarity")
     torch.manual_seed(0)
     encoder = SpeakerEncoder().eval()
 
-    def cells(speech: Cloner, own: SimpleNamespace) -> list[list[str]]:
-        lines = list(module.likeness(speech, own, encoder, "main"))[2:]
+    def rows(speech: Cloner, pack: SimpleNamespace) -> list[list[str]]:
+        lines = list(module.similarity(speech, pack, encoder, "main"))[2:]
         return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
-    return cells
+    return rows
 
 
-def test_a_perfect_clone_is_taken_for_the_person(likeness: Callable[..., list[list[str]]]) -> None:
-    itself, again, cloned, mixed, usual = likeness(Cloner(True), pack())
+def test_a_perfect_clone_is_identified_as_the_speaker(similarity: Callable[..., list[list[str]]]) -> None:
+    itself, again, cloned, mixed, usual = similarity(Cloner(True), pack())
     assert itself[3] == again[3] == cloned[3] == "4 of 4"
     assert cloned[1:] == itself[1:]
     assert mixed[3] == "0 of 4"
     assert usual[0] == "speech of main"
-    assert usual[3] == "1 of 4"  # one voice is nearest to one person
+    assert usual[3] == "1 of 4"  # one voice is nearest to one speaker
 
 
-def test_who_has_one_voice_is_taken_for_one_person(likeness: Callable[..., list[list[str]]]) -> None:
-    itself, _, same, mixed, _ = likeness(Cloner(False), pack())
+def test_a_model_with_one_voice_is_identified_as_one_speaker(similarity: Callable[..., list[list[str]]]) -> None:
+    itself, _, same, mixed, _ = similarity(Cloner(False), pack())
     assert itself[3] == "4 of 4"
     assert same[3] == mixed[3] == "1 of 4"
-    assert float(same[1]) == pytest.approx(float(same[2]), abs=0.011)  # as near to anybody else, on average
+    assert float(same[1]) == pytest.approx(float(same[2]), abs=0.011)  # as near to any other speaker, on average
 
 
-def test_too_few_people_are_said(likeness: Callable[..., list[list[str]]]) -> None:
-    with pytest.raises(DataError, match="people with three talks"):
-        likeness(Cloner(True), pack(talks=2))
+def test_too_few_speakers_are_an_error(similarity: Callable[..., list[list[str]]]) -> None:
+    with pytest.raises(DataError, match="speakers with three utterances"):
+        similarity(Cloner(True), pack(utterances=2))
