@@ -1,7 +1,7 @@
 """Chunks of 8 ms to spectra and back, with perfect reconstruction and 4 ms of lookahead.
 
 A frame is the last 64 samples of the past and a chunk of 128; its window rises and falls over 64 samples as a sine and
-is flat between (power complementary, used twice). The sound of a frame is complete 64 samples later than it came.
+is flat between (power complementary, used twice). The output of a frame is complete 64 samples after its input.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def analyze(waveform: Tensor) -> Tensor:
     """Return the spectra of whole chunks.
 
     Args:
-        waveform: (..., T) float32, T a multiple of `CHUNK`; 64 zeros are put in front.
+        waveform: (..., T) float32, T a multiple of `CHUNK`; 64 zeros are prepended.
 
     Returns:
         (..., T / CHUNK, 2, BINS) float32, real and imaginary parts.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.onnx import symbolic_helper
 
-from audio_llm.tse.enrolment import LEAST_S, MOST_S, EnrolmentEncoder
+from audio_llm.tse.enrollment import LEAST_S, MOST_S, EnrollmentEncoder
 from audio_llm.tse.frames import CHUNK, SAMPLE_RATE
 from audio_llm_export.graph import OPSET, to_onnx
 
@@ -20,7 +20,7 @@ _CHUNKS = 127  # of the look that is traced: a number that is no size of a netwo
 LEAST_SAMPLES, MOST_SAMPLES = round(LEAST_S * SAMPLE_RATE), round(MOST_S * SAMPLE_RATE)
 
 
-def write_enrolment(encoder: EnrolmentEncoder, path: Path) -> None:
+def write_enrolment(encoder: EnrollmentEncoder, path: Path) -> None:
     """Write the graph of an encoder: `look` (1, 2, T) float32 to `enrolled` (1, 256) and `front_db` (1,), T free."""
     look = torch.randn(1, 2, _CHUNKS * CHUNK, generator=torch.Generator().manual_seed(0))
     with _framing_by_gather():
@@ -30,14 +30,14 @@ def write_enrolment(encoder: EnrolmentEncoder, path: Path) -> None:
 class _WholeChunks(nn.Module):
     """Leaves out what is behind the last whole chunk."""
 
-    def __init__(self, encoder: EnrolmentEncoder) -> None:
+    def __init__(self, encoder: EnrollmentEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, look: Tensor) -> tuple[Tensor, Tensor]:
         """Return (1, 256) and (1,) of (1, 2, T)."""
         enrolled = self.encoder.encode(look[..., : look.shape[-1] // CHUNK * CHUNK])
-        return enrolled.vector, enrolled.front_db
+        return enrolled.vector, enrolled.frontal_level_db
 
 
 @contextlib.contextmanager

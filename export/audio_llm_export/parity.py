@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from audio_llm.errors import ParityError
-from audio_llm.tse.enrolment import EnrolmentEncoder
+from audio_llm.tse.enrollment import EnrollmentEncoder
 from audio_llm.tse.frames import CHUNK
 from audio_llm_export.enrolment import FRONT, LEAST_SAMPLES, LOOK, VECTOR
 from audio_llm_export.extractor_step import EARS
@@ -73,7 +73,7 @@ def compare_stream(stream: Stream, path: Path, chunks: int = CHUNKS, seed: int =
 
 
 @torch.inference_mode()
-def compare_enrolment(encoder: EnrolmentEncoder, path: Path, lengths: Sequence[int] = _LOOKS, seed: int = 0) -> Parity:
+def compare_enrolment(encoder: EnrollmentEncoder, path: Path, lengths: Sequence[int] = _LOOKS, seed: int = 0) -> Parity:
     """Feed random looks of several lengths to the encoder and to its graph."""
     session = open_session(path)
     random = torch.Generator().manual_seed(seed)
@@ -82,7 +82,9 @@ def compare_enrolment(encoder: EnrolmentEncoder, path: Path, lengths: Sequence[i
         look = 0.1 * torch.randn(1, EARS, length, generator=random)
         expected = encoder.encode(look[..., : length // CHUNK * CHUNK])
         vector, front_db = session.run([VECTOR, FRONT], {LOOK: look.numpy()})
-        worst = max(worst, _largest(expected.vector.numpy() - vector), _largest(expected.front_db.numpy() - front_db))
+        worst = max(
+            worst, _largest(expected.vector.numpy() - vector), _largest(expected.frontal_level_db.numpy() - front_db)
+        )
     return Parity(worst, 0.0, len(lengths))
 
 

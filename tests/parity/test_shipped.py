@@ -17,7 +17,7 @@ from audio_llm_realtime.engine import Engine
 from audio_llm_realtime.enrol import Enroller
 
 from audio_llm import hub
-from audio_llm.tse.extract import read_look
+from audio_llm.tse.extract import read_enrollment
 from audio_llm.tse.frames import CHUNK, OVERLAP
 from audio_llm.tse.models import load_model
 
@@ -35,7 +35,7 @@ def mixture() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def vector() -> np.ndarray:
-    look = read_look(SAMPLES / "look.flac").waveform.numpy()
+    look = read_enrollment(SAMPLES / "enrollment.flac").waveform.numpy()
     return Enroller(load_contract(FOLDER)).enrol(look, 16_000).vector
 
 
@@ -54,10 +54,10 @@ def test_the_files_belong_together_and_are_small() -> None:
 
 def test_the_device_hears_what_the_network_hears(mixture: np.ndarray, vector: np.ndarray) -> None:
     model = load_model(FOLDER)
-    look = read_look(SAMPLES / "look.flac").waveform[None]
+    look = read_enrollment(SAMPLES / "enrollment.flac").waveform[None]
     with torch.inference_mode():
-        own = model.enrolment(look)
-        wanted = model.hearing(torch.from_numpy(mixture)[None], own).sound[0].numpy()
+        own = model.enrollment_encoder(look)
+        wanted = model.network(torch.from_numpy(mixture)[None], own).sound[0].numpy()
     np.testing.assert_allclose(vector, own.numpy(), atol=1e-4)
     np.testing.assert_allclose(run(mixture, own.numpy()), wanted, atol=1e-4)
     assert np.abs(wanted).max() > 0.01

@@ -1,4 +1,4 @@
-"""Frames and the streaming extractor: exact reconstruction, no look ahead, chunks equal the whole."""
+"""Frames and the streaming extractor: exact reconstruction, no lookahead, chunks equal the whole."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_chunks_give_what_the_whole_gives(config: ExtractorConfig) -> None:
     assert all(part.abs().max() > 0 for part in state.tensors().values())
 
 
-def test_the_long_window_tells_two_harmonics_apart() -> None:
+def test_the_long_window_resolves_two_harmonics() -> None:
     time_s = torch.arange(576) / 16_000
     voice = torch.sin(2 * torch.pi * 1000.0 * time_s) + torch.sin(2 * torch.pi * (1000.0 + 4 * 16_000 / 576) * time_s)
     fine = transform_long(voice).square().sum(0)
