@@ -27,7 +27,7 @@ from audio_llm.training.shards import ShardReader, write_index, write_shard
 
 logger = logging.getLogger(__name__)
 
-_PEAK = 0.9  # of every rendered talker and noise, to use 16 bits well
+_PEAK = 0.9  # of every rendered talker and noise, for 16-bit storage
 _FADE = 80  # samples of a talker's fade in and out: 5 ms
 _MOST_S = 30.0  # longest total of a voice's recordings that increases its probability
 _TRIES = 4  # excerpts of a recording to try until one is not a pause

@@ -16,7 +16,7 @@ from audio_llm.simulation.scene_plan import SceneConfig, ScenePlan, SceneSources
 _Rendered = tuple[np.ndarray, float]  # binaural image of a talker (2, T), and the mean speed in degrees per second
 _RenderTalker = Callable[[np.ndarray, Talker, np.random.Generator], _Rendered]
 
-TONE_SIZE = 256  # samples of the filter that changes the tone of a source
+TONE_SIZE = 256  # samples of a source's coloration filter
 _NOISE_DIRECTIONS = 6  # directions of one noise, to make it diffuse
 REFERENCE_DB = -27.0  # level of the target relative to full scale, before the overall level is drawn
 _GAP_S = (0.1, 0.4)  # between two utterances of a talker

@@ -92,7 +92,7 @@ def windowed_transform(frames: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-@torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
+@torch.inference_mode(False)  # inference tensors cannot be used in training
 def _transform() -> Tensor:
     """Return a Hann window and the Fourier transform in one matrix, (400, 402) float32."""
     time = np.arange(WINDOW)
@@ -103,7 +103,7 @@ def _transform() -> Tensor:
 
 
 @functools.cache
-@torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
+@torch.inference_mode(False)  # inference tensors cannot be used in training
 def mel_filters() -> Tensor:
     """Return (201, 40) float32 triangles of area 1 from 0 to 8 kHz."""
     return triangular_filters(BANDS, WINDOW, 0.0, SAMPLE_RATE / 2, unit_area=True).T.contiguous()

@@ -169,12 +169,12 @@ def _piece(
     sources: SceneSources, config: SpeakerTrainingConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, int]:
     size = round(config.seconds * SAMPLE_RATE) // CHUNK * CHUNK
-    person, other = (int(number) for number in rng.choice(len(sources.voices), 2, replace=False))
-    clean = _excerpt(sources, config, rng, person, size)
+    speaker_index, other_index = (int(number) for number in rng.choice(len(sources.voices), 2, replace=False))
+    clean = _excerpt(sources, config, rng, speaker_index, size)
     degraded = clean
     if rng.random() < 0.5:
         degraded = mono.add_noise(
-            degraded, _excerpt(sources, config, rng, other, size), -float(rng.uniform(*config.leak_db))
+            degraded, _excerpt(sources, config, rng, other_index, size), -float(rng.uniform(*config.leak_db))
         )
     degraded = mono.add_room(degraded, rng, float(rng.uniform(*config.rt60_s)), float(rng.uniform(*config.room_db)))
     degraded = color(degraded, slow_waves_db(rng, _TONE_SIZE, config.tone_db)).astype(np.float32)
@@ -183,14 +183,14 @@ def _piece(
         begins = int(rng.integers(max(1, noise.size - size)))
         noise = noise[begins : begins + size].astype(np.float32)
         degraded = mono.add_noise(degraded, noise, float(rng.uniform(*config.noise_db)))
-    return mono.set_level(clean, -27.0), mono.set_level(degraded, -27.0), person
+    return mono.set_level(clean, -27.0), mono.set_level(degraded, -27.0), speaker_index
 
 
 def _excerpt(
-    sources: SceneSources, config: SpeakerTrainingConfig, rng: np.random.Generator, person: int, size: int
+    sources: SceneSources, config: SpeakerTrainingConfig, rng: np.random.Generator, speaker_index: int, size: int
 ) -> np.ndarray:
     """Return an excerpt of a speaker's utterances, played faster or slower; (size,) float32."""
-    utterances = sources.voices[person].utterances
+    utterances = sources.voices[speaker_index].utterances
     sound = utterances[int(rng.integers(len(utterances)))]
     factor = float(rng.uniform(*config.shift))
     length = int(size * factor) + CHUNK

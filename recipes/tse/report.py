@@ -172,7 +172,7 @@ def draw_latency(runs: dict[str, Path], path: Path) -> None:
     """Plot the distribution of the time per chunk: the fraction of chunks that took longer.
 
     Args:
-        runs: JSON of `audio-llm-hear bench`, by the name of the run.
+        runs: JSON report of the realtime benchmark, by the name of the run.
         path: The image file.
     """
     import json

@@ -1,4 +1,4 @@
-"""Rendering for two ears: what stays is a convolution, what moves is where its path says."""
+"""Binaural rendering: a fixed source is a convolution, a moving source follows its path."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_the_future_changes_nothing_before_its_lookahead(changed: int, config: E
         before, after = model(x, film), model(other, film)
     first = int((before != after).any(dim=(0, 1, 2)).nonzero()[0])
     chunk_begins = changed // CHUNK * CHUNK
-    assert first >= chunk_begins  # what a chunk gives may depend on all of it
+    assert first >= chunk_begins  # the output of a chunk may depend on the whole chunk
     assert first <= changed + OVERLAP
     # in time of the input, outputs being 64 samples late: a frame sees 64 samples beyond the sound it completes
     assert changed - (first - OVERLAP) <= CHUNK + OVERLAP
