@@ -75,10 +75,10 @@ def test_the_error_rate_rises_with_the_rate_of_uncertain_spans() -> None:
 
 def test_the_larger_the_advantage_of_the_correct_words_the_fewer_errors_come_first() -> None:
     settings = replace(NOISY, missing_share=0.0)
-    words = [error_rate(simulate(replace(settings, advantage=(mean, 0.5)), 100)) for mean in (-4.0, 1.0, 8.0)]
-    assert words[0] > 1.5 * words[1]
-    assert words[1] > 0.05
-    assert words[2] < 0.01
+    rates = [error_rate(simulate(replace(settings, advantage=(mean, 0.5)), 100)) for mean in (-4.0, 1.0, 8.0)]
+    assert rates[0] > 1.5 * rates[1]
+    assert rates[1] > 0.05
+    assert rates[2] < 0.01
 
 
 def test_without_the_correct_words_in_uncertain_spans_no_hypothesis_is_correct() -> None:

@@ -45,8 +45,8 @@ def above_db(waveform: np.ndarray, hertz: float) -> float:
 def lag(one: np.ndarray, other: np.ndarray) -> int:
     """Return by how many samples one is later than the other, where they are most alike."""
     size = 2 * len(one)
-    measured = np.fft.irfft(np.fft.rfft(one, size) * np.conj(np.fft.rfft(other, size)))
-    position = int(np.abs(measured).argmax())
+    correlation = np.fft.irfft(np.fft.rfft(one, size) * np.conj(np.fft.rfft(other, size)))
+    position = int(np.abs(correlation).argmax())
     return position if position < len(one) else position - size
 
 
@@ -160,17 +160,15 @@ def test_late_reflections_are_missing_in_the_clean_side(pack: SpeechPack) -> Non
 
 def test_there_is_no_energy_above_the_cutoff(pack: SpeechPack) -> None:
     config = replace(PLAIN, narrow_share=1.0, cutoff_hz=(3000.0, 7000.0), coloured_share=1.0, babble_share=0.0)
-    measured = pairs(pack, config, 12)
-    for pair in measured:
+    narrow = pairs(pack, config, 12)
+    for pair in narrow:
         assert 3000.0 <= pair.cutoff_hz <= 7000.0
         assert above_db(pair.noisy, 1.1 * pair.cutoff_hz) < -40.0
         assert above_db(pair.clean, 1.1 * pair.cutoff_hz) < -40.0
-    assert len({pair.cutoff_hz for pair in measured}) == 12
-    for pair, wide in zip(measured, pairs(pack, replace(config, narrow_share=0.0), 12), strict=True):
+    assert len({pair.cutoff_hz for pair in narrow}) == 12
+    for pair, wide in zip(narrow, pairs(pack, replace(config, narrow_share=0.0), 12), strict=True):
         assert wide.cutoff_hz == 8000.0
-        passband = (
-            np.fft.rfftfreq(pair.noisy.size, 1 / RATE) <= pair.cutoff_hz
-        )  # where nothing is changed but the level
+        passband = np.fft.rfftfreq(pair.noisy.size, 1 / RATE) <= pair.cutoff_hz  # only the level is changed there
         one, other = (np.fft.rfft(sound)[passband] for sound in (pair.noisy, wide.noisy))
         gain = np.vdot(other, one) / np.vdot(other, other)
         np.testing.assert_allclose(one, gain * other, atol=1e-3 * np.abs(one).max())
@@ -204,9 +202,9 @@ def test_voices_are_shifted_in_half_of_the_pairs(pack: SpeechPack) -> None:
         return RATE / float(lags[cepstrum[lags].argmax()])
 
     config = replace(CLEAN, seconds=0.8, voice_shift=(1.15, 1.15), tone_db=0.0)
-    measured = np.array([pitch_hz(pair.clean) for pair in pairs(pack, config, 24)])
+    pitches = np.array([pitch_hz(pair.clean) for pair in pairs(pack, config, 24)])
     voices = np.array([110.0, 210.0, 110.0 * 1.15, 210.0 * 1.15])
-    nearest = np.abs(measured[:, None] / voices - 1.0)
+    nearest = np.abs(pitches[:, None] / voices - 1.0)
     assert (nearest.min(1) < 0.05).mean() > 0.8
     assert set(nearest.argmin(1)) == {0, 1, 2, 3}
 
@@ -286,9 +284,9 @@ def test_a_room_response_begins_with_the_direct_sound() -> None:
 def test_convolving_keeps_the_length(size: int) -> None:
     rng = np.random.default_rng(0)
     waveform, response = rng.standard_normal(300).astype(np.float32), rng.standard_normal(size)
-    measured = mono.convolve(waveform, response)
-    assert measured.dtype == np.float32
-    np.testing.assert_allclose(measured, np.convolve(waveform, response)[:300], atol=1e-4)
+    convolved = mono.convolve(waveform, response)
+    assert convolved.dtype == np.float32
+    np.testing.assert_allclose(convolved, np.convolve(waveform, response)[:300], atol=1e-4)
 
 
 def test_pauses_do_not_count_as_speech() -> None:

@@ -77,8 +77,8 @@ def test_no_room_is_the_head_alone_and_draws_are_repeated() -> None:
 def test_source_and_head_are_inside_the_walls() -> None:
     room = make_room()
     for azimuth in range(0, 360, 15):
-        index = room.source(azimuth, 100.0)
-        assert (index > 0).all()
-        assert (index < np.array(room.size_m)).all()
+        position = room.source(azimuth, 100.0)
+        assert (position > 0).all()
+        assert (position < np.array(room.size_m)).all()
     with pytest.raises(UsageError, match="outside the room"):
         Room((5.0, 4.0, 2.7), 0.3, (5.5, 1.0, 1.0))

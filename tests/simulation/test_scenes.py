@@ -117,8 +117,8 @@ def test_a_silent_enrollment_target_changes_nothing_else(sources: SceneSources) 
         np.testing.assert_array_equal(silent_target.mixture, scene.mixture)
         np.testing.assert_array_equal(silent_target.clean, scene.clean)
         assert power_db(silent_target.enrollment) > -60.0
-    shares = [make_scene(sources, replace(SHORT, nobody_share=0.5), 0, n).enrollment_target.any() for n in range(12)]
-    assert 2 <= sum(shares) <= 10
+    present = [make_scene(sources, replace(SHORT, nobody_share=0.5), 0, n).enrollment_target.any() for n in range(12)]
+    assert 2 <= sum(present) <= 10
 
 
 def test_speeds_are_of_those_who_move(sources: SceneSources) -> None:

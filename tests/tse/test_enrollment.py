@@ -55,8 +55,8 @@ def test_mel_powers_are_those_of_the_library() -> None:
     torch.testing.assert_close(mel_power(sound), spectra.abs().square().mT @ mel_filters(), atol=1e-3, rtol=1e-4)
     tone = torch.sin(2 * torch.pi * 1000 * torch.arange(8000) / 16_000)
     assert int(mel_power(tone)[20].argmax()) == int(mel_filters()[25].argmax())
-    latest = torch.stft(at_level(sound)[:, -400:], 400, 400, window=window, center=False, return_complex=True)
-    expected = 0.25 * ((latest.abs().square().mT @ mel_filters())[:, 0] + 1e-5).log() + 1.0
+    last = torch.stft(at_level(sound)[:, -400:], 400, 400, window=window, center=False, return_complex=True)
+    expected = 0.25 * ((last.abs().square().mT @ mel_filters())[:, 0] + 1e-5).log() + 1.0
     torch.testing.assert_close(chunk_features(sound)[:, -1], expected, atol=1e-3, rtol=1e-3)
 
 

@@ -36,10 +36,10 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_rows_are_resumed_after_a_kill_and_belong_to_one_model(recipe: Any, pack: Path, tmp_path: Path) -> None:
     evaluate = recipe("evaluate")
-    sources, path, measured = read_sources(pack), tmp_path / "rows.jsonl", []
+    sources, path, indices = read_sources(pack), tmp_path / "rows.jsonl", []
 
     def measure(scene: Scene) -> dict[str, Any]:
-        measured.append(scene.plan.seed[1])
+        indices.append(scene.plan.seed[1])
         return {"level": float(np.abs(scene.mixture).max())}
 
     evaluate.evaluate(measure, "one", sources, SCENES, 3, path)
@@ -48,7 +48,7 @@ def test_rows_are_resumed_after_a_kill_and_belong_to_one_model(recipe: Any, pack
     assert len(evaluate.read_rows(path)) == 2
     evaluate.evaluate(measure, "one", sources, SCENES, 3, path)
     assert path.read_text() == whole
-    assert measured == [0, 1, 2, 2]
+    assert indices == [0, 1, 2, 2]
     rows = [json.loads(line) for line in whole.splitlines()]
     assert [row["model"] for row in rows] == ["one"] * 3
     with pytest.raises(UsageError, match="another model") as caught:
