@@ -23,7 +23,7 @@ import numpy as np
 from audio_llm import features
 from audio_llm.errors import AudioLLMError, DataError
 from audio_llm.simulation import augment, mono
-from audio_llm.simulation.augment import Augmentation, draw_voice, harden
+from audio_llm.simulation.augment import Augmentation, degrade, draw_voice
 from audio_llm.training.shards import encode_text, write_index, write_shard
 from audio_llm.tts import Phone, SynthesizedSpeech, speak
 from audio_llm.tts.engines import PHONES
@@ -216,7 +216,7 @@ def make_sound(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndarray
             return spoken
     else:
         spoken = speak(item.text, item.voice, voice["speed"] / shift)
-    waveform = harden(mono.shift_voice(spoken.waveform, shift), variation, rng, noises)[0]
+    waveform = degrade(mono.shift_voice(spoken.waveform, shift), variation, rng, noises)[0]
     return SynthesizedSpeech(waveform, tuple(Phone(phone.symbol, phone.end_s / shift) for phone in spoken.phones))
 
 

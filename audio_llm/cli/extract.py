@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"audio-llm: warning: {warning}", file=sys.stderr)
         print(
             f"{done.duration_s:.1f} s of sound in {elapsed_s:.1f} s, real-time factor "
-            f"{elapsed_s / done.duration_s:.2f}; look of {done.look_s:.1f} s",
+            f"{elapsed_s / done.duration_s:.2f}; look of {done.enrollment_s:.1f} s",
             file=sys.stderr,
         )
     print(done.output)

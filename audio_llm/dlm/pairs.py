@@ -13,7 +13,7 @@ import numpy as np
 from audio_llm.asr.base import Recognizer
 from audio_llm.nbest import NBest
 from audio_llm.simulation import mono
-from audio_llm.simulation.augment import Augmentation, draw_voice, harden
+from audio_llm.simulation.augment import Augmentation, degrade, draw_voice
 from audio_llm.text import Normalizer
 
 
@@ -75,7 +75,7 @@ def make_sound(item: PairItem, augmentation: Augmentation, noises: Sequence[np.n
     voice = draw_voice(augmentation, rng)
     shift = voice["voice_shift"]
     spoken = mono.shift_voice(synthesize(item.text, item.voice, voice["speed"] / shift), shift)
-    waveform, settings = harden(spoken, augmentation, rng, noises)
+    waveform, settings = degrade(spoken, augmentation, rng, noises)
     return Sound(waveform, {**voice, **settings})
 
 

@@ -12,17 +12,17 @@ from audio_llm.simulation import mono
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How clean synthetic speech is made to resemble recordings; every draw is uniform in its range.
+    """Ranges of the augmentation of clean synthetic speech; every draw is uniform in its range.
 
     Attributes:
-        speed: Rate of speech asked of the voice.
+        speed: Speaking rate requested from the synthesizer.
         voice_shift: Factor on pitch and formants together.
         level_db: RMS in dB below full scale.
-        noisy_share: Share of sentences that get noise.
-        snr_db: Signal-to-noise ratio where there is noise.
-        room_share: Share of sentences that get a room.
-        rt60_s: Reverberation time where there is a room.
-        direct_to_reverb_db: Direct over reverberant level where there is a room.
+        noisy_share: Fraction of sentences with noise.
+        snr_db: Signal-to-noise ratio of sentences with noise.
+        room_share: Fraction of sentences with reverberation.
+        rt60_s: Reverberation time.
+        direct_to_reverb_db: Direct over reverberant level.
     """
 
     speed: tuple[float, float] = (0.85, 1.2)
@@ -46,16 +46,16 @@ def draw_voice(augmentation: Augmentation, rng: np.random.Generator) -> dict[str
     }
 
 
-def harden(
+def degrade(
     waveform: np.ndarray, augmentation: Augmentation, rng: np.random.Generator, noises: Sequence[np.ndarray] = ()
 ) -> tuple[np.ndarray, dict[str, float | str]]:
-    """Put speech into a room, add noise, set its level, each as drawn.
+    """Add reverberation and noise and set the level, each as drawn.
 
     Args:
         waveform: (T,) float32 at 16 kHz.
-        augmentation: Ranges and shares.
+        augmentation: Ranges of the draws.
         rng: Source of all draws.
-        noises: Recordings of noise, each (N,) float32 at 16 kHz; coloured noise is made beside them.
+        noises: Recordings of noise, each (N,) float32 at 16 kHz, drawn in addition to white and pink noise.
 
     Returns:
         (T,) float32 at 16 kHz, and the draws as plain values.
@@ -76,7 +76,7 @@ def harden(
 def _draw_noise(samples: int, rng: np.random.Generator, noises: Sequence[np.ndarray]) -> tuple[str, np.ndarray]:
     kind = int(rng.integers(0, 2 + bool(noises)))
     if kind < 2:
-        return ("white", "pink")[kind], mono.coloured_noise(samples, rng, float(kind))
+        return ("white", "pink")[kind], mono.colored_noise(samples, rng, float(kind))
     which = int(rng.integers(len(noises)))
     recording = noises[which]
     start = int(rng.integers(max(1, recording.size - samples)))

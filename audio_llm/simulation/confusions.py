@@ -1,4 +1,4 @@
-"""A table of what a recogniser may hear instead: learned from pairs, and widened by phonetic neighbours."""
+"""A table of recognition confusions: learned from pairs, and extended by phonetic neighbors."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from audio_llm.errors import DataError
 Phones = tuple[str, ...]
 
 MAX_SPAN = 3  # words replaced at once
-_KEPT = 12  # replacements kept for one span
-_LEARNED_WEIGHT = 2.0  # of one observed confusion, beside phonetic neighbours that sum to 1
+_MAX_REPLACEMENTS = 12  # per span
+_LEARNED_WEIGHT = 2.0  # of one observed confusion; the weights of phonetic neighbors sum to 1
 
 
 @dataclass(frozen=True)
 class Confusions:
-    """Spans of words with what may be heard instead.
+    """Spans of words with their likely misrecognitions.
 
     Attributes:
         table: Span -> ((replacement, probability), ...); the replacement may be empty.
-        error_rates: Word error rates of sentences as observed, to draw from.
+        error_rates: Observed word error rates of sentences, to draw from.
     """
 
     table: Mapping[str, tuple[tuple[str, float], ...]]
@@ -42,10 +42,10 @@ class Confusions:
 
     @classmethod
     def load(cls, path: Path) -> Confusions:
-        """Read what `save` wrote.
+        """Read a table written by `save`.
 
         Raises:
-            DataError: It is missing or damaged.
+            DataError: The file is missing or damaged.
         """
         try:
             content = json.loads(Path(path).read_text())
@@ -64,10 +64,10 @@ def learn_confusions(
     """Build the table.
 
     Args:
-        pairs: (reference, hypotheses) of real recognitions, normalised.
-        texts: Normalised sentences whose words get phonetic neighbours.
+        pairs: (reference, hypotheses) of real recognitions, normalized.
+        texts: Normalized sentences whose words get phonetic neighbors.
         dictionary: Word -> phones (see `asr.pronounce`).
-        max_words: How many of the most frequent words may be heard.
+        max_words: Size of the vocabulary of replacements: the most frequent words.
     """
     observed: dict[str, Counter[str]] = defaultdict(Counter)
     rates = []
@@ -90,7 +90,7 @@ def learn_confusions(
     spans = [*frequencies, *(" ".join(pair) for pair, count in bigrams.most_common(40_000) if count > 2)]
     table = {}
     for span in itertools.chain(spans, (s for s in observed if s not in frequencies)):
-        weights = index.neighbours(span)
+        weights = index.neighbors(span)
         for replacement, count in observed.get(span, {}).items():
             weights[replacement] = weights.get(replacement, 0.0) + _LEARNED_WEIGHT * count
         if weights:
@@ -101,12 +101,12 @@ def learn_confusions(
 
 
 class PhoneIndex:
-    """Frequent words by pronunciation, found again with up to one phone changed on either side.
+    """Frequent words by pronunciation, looked up with up to one phone deleted on either side.
 
     Args:
         frequencies: Words with counts.
         dictionary: Word -> phones.
-        max_words: How many of the most frequent words are indexed.
+        max_words: Number of the most frequent words to index.
     """
 
     def __init__(self, frequencies: Counter[str], dictionary: Mapping[str, Phones], max_words: int) -> None:
@@ -121,16 +121,16 @@ class PhoneIndex:
                 for key in _deletions(dictionary[word]):
                     self._index[key].append(word)
 
-    def neighbours(self, span: str) -> dict[str, float]:
-        """Return texts that sound like a span of one or two words, with weights that sum to 1; or nothing."""
+    def neighbors(self, span: str) -> dict[str, float]:
+        """Return texts that sound like a span of one or two words, with weights that sum to 1; may be empty."""
         words = span.split()
         if not all(word in self._dictionary for word in words):
             return {}
         phones = tuple(phone for word in words for phone in self._dictionary[word])
-        found = {word: self._closeness(phones, word) for word in self._near(phones)}
-        found.update(self._splits(phones))
-        found.pop(span, None)
-        best = _heaviest(found)
+        candidates = {word: self._closeness(phones, word) for word in self._near(phones)}
+        candidates.update(self._splits(phones))
+        candidates.pop(span, None)
+        best = _heaviest(candidates)
         total = sum(weight for _, weight in best)
         return {text: weight / total for text, weight in best} if total else {}
 
@@ -143,7 +143,7 @@ class PhoneIndex:
         return self._weight[word] * float(np.exp(-6.0 * distance))
 
     def _splits(self, phones: Phones) -> Iterator[tuple[str, float]]:
-        """Two words: one exact, the other near."""
+        """Yield pairs of words, one with the exact pronunciation and the other with a similar one."""
         for cut in range(1, len(phones)):
             left, right = phones[:cut], phones[cut:]
             for first in self._exact.get(left, ())[:3]:
@@ -155,7 +155,7 @@ class PhoneIndex:
 
 
 def _heaviest(weights: Mapping[str, float]) -> list[tuple[str, float]]:
-    return sorted(weights.items(), key=lambda row: (-row[1], row[0]))[:_KEPT]
+    return sorted(weights.items(), key=lambda row: (-row[1], row[0]))[:_MAX_REPLACEMENTS]
 
 
 def _deletions(phones: Phones) -> set[Phones]:
@@ -166,7 +166,7 @@ def _observed_spans(reference: Sequence[str], hypothesis: Sequence[str]) -> Iter
     for op in edits(reference, hypothesis):
         start, end = op.source_start, op.source_end
         after = list(hypothesis[op.target_start : op.target_end])
-        if start == end:  # an insertion hangs on the word before it, or after it at the beginning
+        if start == end:  # an insertion is attached to the word before it, at the beginning to the word after it
             if start > 0:
                 start, after = start - 1, [reference[start - 1], *after]
             elif end < len(reference):

@@ -1,15 +1,15 @@
-"""Small filters for simulation: fractional delays, minimum phase, a slowly changing tone."""
+"""Small filters for simulation: fractional delays, minimum phase, random coloration."""
 
 from __future__ import annotations
 
 import numpy as np
 
-_LEAST_GAIN = 1e-4  # of a spectrum's peak, where its logarithm is taken
+_LEAST_GAIN = 1e-4  # floor of a spectrum before its logarithm, relative to the peak
 _WAVES = 3
 
 
 def shifted(waveforms: np.ndarray, delays: np.ndarray) -> np.ndarray:
-    """Delay (..., T) by (...,) samples, fractions and negative ones too; what leaves one end enters at the other."""
+    """Delay (..., T) circularly by (...,) samples, which may be fractional or negative."""
     size = waveforms.shape[-1]
     turns = np.fft.rfftfreq(size) * delays[..., None]
     return np.asarray(np.fft.irfft(np.fft.rfft(waveforms) * np.exp(-2j * np.pi * turns), size))
@@ -27,14 +27,14 @@ def minimum_phase(magnitude: np.ndarray) -> np.ndarray:
 
 
 def slow_waves_db(rng: np.random.Generator, size: int, most_db: float) -> np.ndarray:
-    """Return (size,) levels in dB of the frequencies of an FFT, changing in slow random waves, at most `most_db`."""
-    place = np.abs(np.fft.fftfreq(size)) / 0.5
-    waves = [rng.uniform(0.5, 4.0) * np.pi * place + rng.uniform(0, 2 * np.pi) for _ in range(_WAVES)]
+    """Return (size,) levels in dB over the bins of an FFT, as slow random waves of at most `most_db`."""
+    position = np.abs(np.fft.fftfreq(size)) / 0.5
+    waves = [rng.uniform(0.5, 4.0) * np.pi * position + rng.uniform(0, 2 * np.pi) for _ in range(_WAVES)]
     return np.asarray(most_db * np.mean([np.cos(wave) for wave in waves], axis=0))
 
 
-def colour(waveforms: np.ndarray, levels_db: np.ndarray) -> np.ndarray:
-    """Filter (..., T) in minimum phase to these levels (N,) in dB of the frequencies of an FFT, N even; (..., T)."""
+def color(waveforms: np.ndarray, levels_db: np.ndarray) -> np.ndarray:
+    """Filter (..., T) in minimum phase by levels (N,) in dB over the bins of an FFT, N even; returns (..., T)."""
     from scipy.signal import fftconvolve
 
     response = np.fft.ifft(minimum_phase(10.0 ** (levels_db / 20.0))).real

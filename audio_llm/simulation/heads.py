@@ -1,6 +1,6 @@
-"""Heads: what two ears get of a far source in each horizontal direction, and how it varies from head to head.
+"""Head-related impulse responses (HRIRs) for distant sources in the horizontal plane, and their variation among heads.
 
-Azimuths are counter-clockwise: 0 is in front, 90 left. The left ear comes first.
+Azimuths are counter-clockwise: 0 is straight ahead, 90 left. The left ear comes first.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from audio_llm.errors import DataError
-from audio_llm.simulation.filters import colour, minimum_phase, shifted, slow_waves_db
+from audio_llm.simulation.filters import color, minimum_phase, shifted, slow_waves_db
 
 SAMPLE_RATE = 16_000  # Hz
 KEMAR = Path(__file__).parent / "kemar.npz"  # MIT KEMAR, normal pinna (Gardner and Martin 1995)
 _PADDING = 32  # samples around a response while it is shifted
-_SHIFT_UPSAMPLING = 16  # delays are told to 1 / 16 sample, 3.9 microseconds
+_SHIFT_UPSAMPLING = 16  # delays are resolved to 1 / 16 sample, 3.9 microseconds
 
 
 @dataclass(frozen=True)
 class Head:
-    """Responses of one head without a room.
+    """Anechoic responses of one head.
 
     Attributes:
-        name: Its name.
+        name: Name of the head.
         azimuths: (A,) float64 degrees, ascending in 0..360.
         responses: (A, 2, T) float32 at 16 kHz.
     """
@@ -43,32 +43,32 @@ class Head:
     def table(self, azimuths: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return the responses in several directions: (N, 2, T) float32.
 
-        A measured direction comes out as measured. Between two of them the delay of each ear and the shape of its
-        response are interpolated apart, so that no comb filter arises.
+        A measured direction returns its measured response. Between two of them the delay of each ear and the shape of
+        its response are interpolated separately, which avoids comb filtering.
 
         Args:
-            azimuths: Degrees, any number of turns.
+            azimuths: Degrees, in any range.
         """
-        wanted = np.mod(np.asarray(azimuths, dtype=np.float64), 360.0)
-        after = np.searchsorted(self.azimuths, wanted, side="right") % len(self.azimuths)
+        directions = np.mod(np.asarray(azimuths, dtype=np.float64), 360.0)
+        after = np.searchsorted(self.azimuths, directions, side="right") % len(self.azimuths)
         before = after - 1  # -1 is the last one
         gap = np.mod(self.azimuths[after] - self.azimuths[before], 360.0)
-        share = np.mod(wanted - self.azimuths[before], 360.0) / np.where(gap == 0.0, 360.0, gap)
+        fraction = np.mod(directions - self.azimuths[before], 360.0) / np.where(gap == 0.0, 360.0, gap)
         delays, shapes = self._parts
-        share = share[:, None]
-        delay = (1.0 - share) * delays[before] + share * delays[after]
-        shape = (1.0 - share[:, :, None]) * shapes[before] + share[:, :, None] * shapes[after]
+        fraction = fraction[:, None]
+        delay = (1.0 - fraction) * delays[before] + fraction * delays[after]
+        shape = (1.0 - fraction[:, :, None]) * shapes[before] + fraction[:, :, None] * shapes[after]
         table = shifted(shape, delay)[..., _PADDING : _PADDING + self.responses.shape[2]]
-        exact = share[:, 0] == 0.0
+        exact = fraction[:, 0] == 0.0
         table[exact] = self.responses[before[exact]]
         return table.astype(np.float32)
 
     def near(self, azimuths: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Return what `table` does, much faster for many directions: mixed from two that are a degree apart."""
-        wanted = np.mod(np.asarray(azimuths, dtype=np.float64), 360.0)
-        before = wanted.astype(int) % 360
-        share = (wanted - np.floor(wanted)).astype(np.float32)[:, None, None]
-        mixed: np.ndarray = (1 - share) * self._grid[before] + share * self._grid[(before + 1) % 360]
+        """Approximate `table`, much faster for many directions: interpolate between responses one degree apart."""
+        directions = np.mod(np.asarray(azimuths, dtype=np.float64), 360.0)
+        before = directions.astype(int) % 360
+        fraction = (directions - np.floor(directions)).astype(np.float32)[:, None, None]
+        mixed: np.ndarray = (1 - fraction) * self._grid[before] + fraction * self._grid[(before + 1) % 360]
         return mixed
 
     @functools.cached_property
@@ -78,7 +78,7 @@ class Head:
 
     @functools.cached_property
     def _parts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Delays (A, 2) in samples, and the padded responses (A, 2, T + 2 x padding) without them."""
+        """Delays (A, 2) in samples, and the padded responses (A, 2, T + 2 x padding) without these delays."""
         delays = onset_delays(self.responses)
         padded = np.pad(self.responses.astype(np.float64), ((0, 0), (0, 0), (_PADDING, _PADDING)))
         return delays, shifted(padded, -delays)
@@ -86,13 +86,13 @@ class Head:
 
 @dataclass(frozen=True)
 class HeadVariation:
-    """How far heads differ from the measured one; each is drawn evenly from both sides of none.
+    """Ranges of the variation among heads; each draw is uniform between minus and plus its value.
 
     Attributes:
-        itd: Change of all differences in time, a share.
-        ild: Change of all differences in level, a share.
-        gain_db: Level of each ear, as of two unlike microphones.
-        tone_db: Level of each ear over frequency, in slow waves.
+        itd: Relative change of all interaural time differences.
+        ild: Relative change of all interaural level differences.
+        gain_db: Change of the level of each ear, as with two mismatched microphones.
+        tone_db: Change of the level of each ear over frequency, in slow waves.
     """
 
     itd: float = 0.12
@@ -105,12 +105,12 @@ def load_head(path: str | Path = KEMAR, name: str = "") -> Head:
     """Read a head from an `.npz` file.
 
     Args:
-        path: File with `ir` (N, 2, T) float at 16 kHz, `azimuth_deg` (N,), `sample_rate`, and `elevation_deg` (N,), of
-            which the horizontal plane is taken.
-        name: Name of the head; empty takes the file's.
+        path: File with `ir` (N, 2, T) float at 16 kHz, `azimuth_deg` (N,), `elevation_deg` (N,) and `sample_rate`; only
+            the horizontal plane is used.
+        name: Name of the head; if empty, the file's name.
 
     Raises:
-        DataError: The file is missing, or not such a file.
+        DataError: The file is missing or does not have this format.
     """
     path = Path(path)
     remedy = "give an .npz file with ir, azimuth_deg, elevation_deg and sample_rate"
@@ -123,14 +123,14 @@ def load_head(path: str | Path = KEMAR, name: str = "") -> Head:
     except (OSError, KeyError, ValueError, IndexError) as error:
         raise DataError(f"not a file of head responses: {error}", path=path, remedy=remedy) from None
     if rate != SAMPLE_RATE or responses.ndim != 3 or responses.shape[1] != 2 or len(azimuths) < 2:
-        found = f"{responses.shape} responses at {rate} Hz"
-        raise DataError(f"{found}, wanted (N, 2, T) at {SAMPLE_RATE} Hz", path=path, remedy=remedy)
+        shape_text = f"{responses.shape} responses at {rate} Hz"
+        raise DataError(f"{shape_text}, expected (N, 2, T) at {SAMPLE_RATE} Hz", path=path, remedy=remedy)
     order = np.argsort(azimuths)
     return Head(name or path.stem, azimuths[order], responses[order])
 
 
 def vary(head: Head, rng: np.random.Generator, variation: HeadVariation | None = None) -> Head:
-    """Return a head like this one; no direction of it has equal ears."""
+    """Return a random variation of a head, in which no direction has identical ears."""
     variation = variation or HeadVariation()
     delays, shapes = head._parts
     middle = delays.mean(axis=1, keepdims=True)
@@ -141,16 +141,16 @@ def vary(head: Head, rng: np.random.Generator, variation: HeadVariation | None =
     shapes = shapes * 10.0 ** (change_db[:, :, None] / 20.0)
     moved = shifted(shapes, delays)[..., _PADDING : _PADDING + head.responses.shape[2]]
     responses = np.stack(
-        [colour(moved[:, ear], slow_waves_db(rng, 2 * moved.shape[2], variation.tone_db)) for ear in range(2)], axis=1
+        [color(moved[:, ear], slow_waves_db(rng, 2 * moved.shape[2], variation.tone_db)) for ear in range(2)], axis=1
     )
     return replace(head, responses=responses.astype(np.float32))
 
 
 def onset_delays(responses: np.ndarray) -> np.ndarray:
-    """Return the delay of each response against its own minimum-phase version, in samples.
+    """Return the delay of each response relative to its minimum-phase version, in samples.
 
-    It does not depend on the level or the tone of the response, and changes smoothly with direction (Nam, Abel and
-    Smith 2008).
+    The delay does not depend on the level or the coloration of the response, and changes smoothly with direction (Nam,
+    Abel and Smith 2008).
 
     Args:
         responses: (..., T) at 16 kHz.
@@ -166,15 +166,15 @@ def onset_delays(responses: np.ndarray) -> np.ndarray:
 
 
 def level_difference_db(responses: np.ndarray) -> np.ndarray:
-    """Return by how many dB the left ear gets more power: (...,) for (..., 2, T)."""
+    """Return the interaural level difference in dB, positive if the left ear is louder: (...,) for (..., 2, T)."""
     power = np.sum(responses.astype(np.float64) ** 2, axis=-1) + 1e-20
     return np.asarray(10.0 * np.log10(power[..., 0] / power[..., 1]))
 
 
 def time_difference_s(responses: np.ndarray, least_hz: float = 100.0, most_hz: float = 1500.0) -> np.ndarray:
-    """Return how much later the left ear hears, in seconds (negative on the left): (...,) for (..., 2, T).
+    """Return the interaural time difference in seconds, negative if the left ear leads: (...,) for (..., 2, T).
 
-    It is where the ears' cross-correlation in a low band is highest, to 4 microseconds, within 1 ms.
+    It is the maximum of the ears' cross-correlation in a low band, resolved to 4 microseconds, within 1 ms.
     """
     size = 2 * responses.shape[-1]
     frequencies = np.fft.fftfreq(size, 1.0 / SAMPLE_RATE)
@@ -187,7 +187,7 @@ def time_difference_s(responses: np.ndarray, least_hz: float = 100.0, most_hz: f
 
 
 def _correlation(cross: np.ndarray) -> np.ndarray:
-    """Return the correlation of a cross-spectrum (..., N), `_SHIFT_UPSAMPLING` values a sample: (..., N x that)."""
+    """Return the upsampled correlation (..., N x `_SHIFT_UPSAMPLING`) of a cross-spectrum (..., N)."""
     size = cross.shape[-1]
     upsampled = np.zeros((*cross.shape[:-1], size * _SHIFT_UPSAMPLING), dtype=complex)
     upsampled[..., : size // 2] = cross[..., : size // 2]

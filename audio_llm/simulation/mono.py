@@ -1,4 +1,4 @@
-"""Clean mono speech to recorded mono speech: noise at a given SNR, a small room, level, voice changes."""
+"""Degradation of clean mono speech: noise at a given SNR, a small room, level, voice changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_noise(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndar
         snr_db: Signal-to-noise ratio in dB over the whole length.
 
     Returns:
-        (T,) float32. Silence, or an empty waveform, comes back unchanged.
+        (T,) float32. Silence and empty waveforms are returned unchanged.
     """
     power = float(np.mean(waveform**2)) if waveform.size else 0.0
     noise = np.resize(noise, waveform.shape)
@@ -27,7 +27,7 @@ def add_noise(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndar
     return (waveform + gain * noise).astype(np.float32)
 
 
-def coloured_noise(samples: int, rng: np.random.Generator, exponent: float) -> np.ndarray:
+def colored_noise(samples: int, rng: np.random.Generator, exponent: float) -> np.ndarray:
     """Return (samples,) float32 noise of unit power with power falling as 1 / f**exponent (0 white, 1 pink)."""
     if not samples:
         return np.zeros(0, np.float32)
@@ -53,14 +53,14 @@ def room_response(rng: np.random.Generator, rt60_s: float, direct_to_reverb_db: 
         return np.ones(1)
     time_s = np.arange(length) / SAMPLE_RATE
     tail = rng.standard_normal(length) * np.exp(-6.9078 * time_s / rt60_s)
-    tail[: int(0.003 * SAMPLE_RATE)] = 0.0  # the first reflection comes a metre later than the direct sound
+    tail[: int(0.003 * SAMPLE_RATE)] = 0.0  # the first reflection travels one meter more than the direct sound
     tail *= np.sqrt(10.0 ** (-direct_to_reverb_db / 10.0) / max(float(np.sum(tail**2)), 1e-12))
     tail[0] = 1.0
     return tail
 
 
 def add_room(waveform: np.ndarray, rng: np.random.Generator, rt60_s: float, direct_to_reverb_db: float) -> np.ndarray:
-    """Convolve with a room's response, see `room_response`.
+    """Convolve with a room response, see `room_response`.
 
     Args:
         waveform: (T,) float32 at 16 kHz.
@@ -110,11 +110,11 @@ def trim_silence(
     Args:
         waveform: (T,) float32 at 16 kHz.
         below_db: Frames of 20 ms so far below the 95th percentile of the levels are silent.
-        pause_s: What is left of a pause, half of it on each side of the cut.
-        margin_s: What is left of the silence at both ends.
+        pause_s: Length of a shortened pause, half of it on each side of the cut.
+        margin_s: Silence to leave at both ends.
 
     Returns:
-        (T',) float32; empty where all is silent.
+        (T',) float32; empty if all is silent.
     """
     frame = SAMPLE_RATE // 50
     count = waveform.size // frame
@@ -134,11 +134,11 @@ def trim_silence(
 
 
 def shift_voice(waveform: np.ndarray, factor: float) -> np.ndarray:
-    """Play faster by `factor`: pitch and formants rise alike, as with a shorter vocal tract.
+    """Resample to play faster by `factor`: pitch and formants rise alike, as with a shorter vocal tract.
 
     Args:
         waveform: (T,) float32 at 16 kHz.
-        factor: 1.0 changes nothing; 1.1 sounds like a smaller speaker who talks 10 % faster.
+        factor: 1.0 changes nothing; 1.1 sounds like a smaller speaker with a 10 % higher speaking rate.
 
     Returns:
         (T / factor,) float32 at 16 kHz.

@@ -1,4 +1,4 @@
-"""Clean utterances to pairs of noisy and clean speech: rooms, noises, tones, levels, narrow bands, as drawn."""
+"""Pairs of noisy and clean speech from clean utterances: random rooms, noises, coloration, levels and bandwidths."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from audio_llm.simulation import mono
 from audio_llm.simulation.speech_pack import FULL_BAND_HZ, SpeechPack
 
 SAMPLE_RATE = 16_000  # Hz
-_POINTS_HZ = np.array([60.0, 200.0, 500.0, 1200.0, 2500.0, 4500.0, 8000.0])  # where a change of tone is drawn
-_BABBLE = (3, 9)  # fewest people, and one more than the most
-_QUIET = 1e-7  # power of a stretch of noise that counts as none
-_SPARE = 640  # samples more than a change of speed should need
+_POINTS_HZ = np.array([60.0, 200.0, 500.0, 1200.0, 2500.0, 4500.0, 8000.0])  # support points of the coloration
+_BABBLE = (3, 9)  # number of talkers, upper end exclusive
+_QUIET = 1e-7  # power below which a stretch of noise counts as silent
+_SPARE = 640  # extra samples for a change of speed
 
 
 @dataclass(frozen=True)
 class NoisyConfig:
-    """How pairs are drawn; pairs of numbers are the ends of an even draw.
+    """How pairs are drawn; pairs of numbers are the ends of a uniform draw.
 
     Attributes:
         seconds: Length of a pair.
         voice_shift: Factor on pitch and formants together, in half of the pairs.
-        snr_db: Speech where somebody talks over noise.
-        clean_share: Of pairs without noise.
-        silent_share: Of pairs in which nobody talks.
-        babble_share: Of noises that are many people talking.
-        coloured_share: Of noises that are made, white to brown.
-        second_noise_share: Of pairs with a second noise over the first.
-        burst_share: Of noises that sound for a part of the pair only.
-        room_share: Of pairs in a room.
+        snr_db: Power of active speech over noise.
+        clean_share: Fraction of pairs without noise.
+        silent_share: Fraction of pairs without speech.
+        babble_share: Fraction of noises that are babble.
+        coloured_share: Fraction of noises that are synthetic, white to brown.
+        second_noise_share: Fraction of pairs with a second noise.
+        burst_share: Fraction of noises that are active in a part of the pair only.
+        room_share: Fraction of pairs with reverberation.
         rt60_s: Reverberation time.
         direct_to_reverb_db: Direct over reverberant level.
-        early_s: Reflections up to here belong to the clean side; later ones are to be taken away.
-        tone_db: Change of tone, of speech and noise apart, up and down.
-        narrow_share: Of pairs in which nothing is heard above a cut-off.
-        cutoff_hz: The cut-off.
-        clipped_share: Of pairs whose noisy side is clipped.
+        early_s: Reflections up to this time belong to the clean side.
+        tone_db: Largest change of the spectrum, up or down, separately for speech and noise.
+        narrow_share: Fraction of pairs that are low-pass filtered.
+        cutoff_hz: Cut-off frequency.
+        clipped_share: Fraction of pairs whose noisy side is clipped.
         level_db: Level of the noisy side below full scale.
     """
 
@@ -64,13 +64,13 @@ class NoisyConfig:
 
 @dataclass(frozen=True)
 class NoisyPair:
-    """Noisy speech and what it should have been, aligned.
+    """Noisy speech and its clean target, aligned.
 
     Attributes:
         noisy: (T,) float32 at 16 kHz.
-        clean: (T,) float32 at 16 kHz, the direct sound and its early reflections at the level it has in `noisy`.
-        snr_db: As drawn; infinite without noise, minus infinite without speech.
-        cutoff_hz: Above it neither side holds anything.
+        clean: (T,) float32 at 16 kHz, the direct sound and its early reflections, at their level in `noisy`.
+        snr_db: The drawn value; infinite without noise, minus infinite without speech.
+        cutoff_hz: Bandwidth of both signals.
     """
 
     noisy: np.ndarray = field(repr=False)
@@ -80,7 +80,7 @@ class NoisyPair:
 
 
 class NoisySpeech:
-    """Draws pairs of noisy and clean speech out of a pack.
+    """Draws pairs of noisy and clean speech from a pack.
 
     Args:
         pack: Clean utterances and noises.
@@ -93,7 +93,7 @@ class NoisySpeech:
         for number, speaker in enumerate(pack.speakers):
             by_speaker.setdefault(speaker, []).append(number)
         self._utterances = [np.array(numbers) for numbers in by_speaker.values()]
-        # square roots, so that neither one voice with an hour nor many with a sentence each have all the say
+        # square roots, so that neither one voice with an hour nor many with a sentence each dominate
         weights = np.sqrt([pack.samples[numbers].sum() for numbers in self._utterances])
         self._weights = weights / weights.sum()
 
@@ -101,38 +101,38 @@ class NoisySpeech:
         """Return the pair of a seed."""
         rng = np.random.default_rng(seed)
         size = round(self.config.seconds * SAMPLE_RATE)
-        speech, bandwidth_hz = self._talk(rng, size, with_target=True)
+        speech, bandwidth_hz = self._speech(rng, size, with_target=True)
         return degrade(speech, lambda: self.noise(rng, size), self.config, rng, bandwidth_hz)
 
     def utterance(self, number: int, seed: int) -> NoisyPair:
-        """Return a whole utterance of the pack as a pair, neither faster nor slower."""
+        """Return a whole utterance of the pack as a pair, without a change of speed."""
         rng = np.random.default_rng(seed)
         speech = np.stack([self.pack.pcm(number), self.pack.target(number)]).astype(np.float32) / 32768.0
         bandwidth_hz = float(self.pack.bandwidths_hz[number])
         return degrade(speech, lambda: self.noise(rng, speech.shape[1]), self.config, rng, bandwidth_hz)
 
-    def _talk(self, rng: np.random.Generator, size: int, with_target: bool = False) -> tuple[np.ndarray, float]:
-        """Return one person's speech (size,) float32, or (2, size) with its target, and up to where it reaches."""
+    def _speech(self, rng: np.random.Generator, size: int, with_target: bool = False) -> tuple[np.ndarray, float]:
+        """Return one speaker's speech (size,) float32, or (2, size) with its target, and its bandwidth in Hz."""
         numbers = self._utterances[int(rng.choice(len(self._utterances), p=self._weights))]
         shift = float(rng.uniform(*self.config.voice_shift)) if rng.random() < 0.5 else 1.0
-        wanted = int(size * shift) + _SPARE
-        out = np.zeros((2 if with_target else 1, wanted), np.float32)
+        required = int(size * shift) + _SPARE
+        out = np.zeros((2 if with_target else 1, required), np.float32)
         bandwidth_hz = float(FULL_BAND_HZ)
-        place = 0
-        while place < wanted:
+        position = 0
+        while position < required:
             number = int(numbers[int(rng.integers(len(numbers)))])
             length = int(self.pack.samples[number])
-            start = int(rng.integers(max(1, length - wanted))) if place == 0 else 0
-            end = min(length, start + wanted - place)
+            start = int(rng.integers(max(1, length - required))) if position == 0 else 0
+            end = min(length, start + required - position)
             for row, pcm in zip(out, (self.pack.pcm, self.pack.target), strict=False):
-                row[place : place + end - start] = pcm(number)[start:end].astype(np.float32) / 32768.0
+                row[position : position + end - start] = pcm(number)[start:end].astype(np.float32) / 32768.0
             bandwidth_hz = min(bandwidth_hz, float(self.pack.bandwidths_hz[number]))
-            place += end - start + int(rng.uniform(0.05, 0.4) * SAMPLE_RATE)
+            position += end - start + int(rng.uniform(0.05, 0.4) * SAMPLE_RATE)
         speech = np.stack([mono.shift_voice(row, shift)[:size] for row in out])
         return speech if with_target else speech[0], min(bandwidth_hz * shift, float(FULL_BAND_HZ))
 
     def noise(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """Return (size,) float32 noise as drawn, recorded, made, or of many people."""
+        """Return (size,) float32 noise as drawn: recorded, synthetic or babble."""
         noise = self._one_noise(rng, size)
         if rng.random() < self.config.second_noise_share:
             noise = noise + 10.0 ** (rng.uniform(-10.0, 0.0) / 20.0) * self._one_noise(rng, size)
@@ -144,10 +144,10 @@ class NoisySpeech:
         if kind < config.babble_share:
             noise = np.zeros(size, np.float32)
             for _ in range(int(rng.integers(*_BABBLE))):
-                other = self._talk(rng, size)[0]
+                other = self._speech(rng, size)[0]
                 noise += other * float(rng.uniform(0.3, 1.0) / np.sqrt(mono.active_power(other) + 1e-9))
         elif kind < config.babble_share + config.coloured_share or not self.pack.noises:
-            noise = mono.coloured_noise(size, rng, float(rng.uniform(0.0, 2.0)))
+            noise = mono.colored_noise(size, rng, float(rng.uniform(0.0, 2.0)))
         else:
             noise = self._recorded(rng, size)
         if rng.random() < config.burst_share:
@@ -156,16 +156,16 @@ class NoisySpeech:
         return noise / np.sqrt(power) if power > 0.0 else noise
 
     def _recorded(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """Return a stretch of a recording in which there is sound, played faster or slower."""
+        """Return a stretch of a recording that is not silent, played faster or slower."""
         for _ in range(4):
             pcm = self.pack.noises[int(rng.integers(len(self.pack.noises)))]
             speed = float(rng.uniform(0.8, 1.25))
-            wanted = int(size * speed) + _SPARE
-            start = int(rng.integers(max(1, len(pcm) - wanted)))
-            noise = np.resize(pcm[start : start + wanted], wanted).astype(np.float32) / 32768.0
+            required = int(size * speed) + _SPARE
+            start = int(rng.integers(max(1, len(pcm) - required)))
+            noise = np.resize(pcm[start : start + required], required).astype(np.float32) / 32768.0
             if float(np.mean(np.square(noise))) > _QUIET:
                 return mono.shift_voice(noise, speed)[:size]
-        return mono.coloured_noise(size, rng, 1.0)
+        return mono.colored_noise(size, rng, 1.0)
 
 
 def degrade(
@@ -175,14 +175,14 @@ def degrade(
     rng: np.random.Generator,
     bandwidth_hz: float = FULL_BAND_HZ,
 ) -> NoisyPair:
-    """Return speech made noisy as drawn.
+    """Return speech degraded as drawn.
 
     Args:
-        speech: (2, T) float32 at 16 kHz, as recorded and as it should be.
+        speech: (2, T) float32 at 16 kHz, the recording and its target.
         draw_noise: Called without arguments, returns (T,) float32 noise of unit power.
-        config: How.
-        rng: Source of all draws but the noise's.
-        bandwidth_hz: Up to where the speech reaches.
+        config: Ranges of the draws.
+        rng: Source of all draws except those of the noise.
+        bandwidth_hz: Bandwidth of the speech.
     """
     kind = rng.random()
     silent, clean_only = kind < config.silent_share, kind > 1.0 - config.clean_share
@@ -216,7 +216,7 @@ def degrade(
 
 
 def _change_tone(waveforms: np.ndarray, tone_db: float, rng: np.random.Generator) -> np.ndarray:
-    """Return waveforms (..., T) with other weights of high and low, the same for all."""
+    """Return waveforms (..., T) with a random coloration, the same for all of them."""
     gains_db = rng.uniform(-tone_db, tone_db, len(_POINTS_HZ))
     spectrum = np.fft.rfft(waveforms)
     frequencies = np.fft.rfftfreq(waveforms.shape[-1], 1.0 / SAMPLE_RATE)
@@ -225,7 +225,7 @@ def _change_tone(waveforms: np.ndarray, tone_db: float, rng: np.random.Generator
 
 
 def _low_pass(waveform: np.ndarray, cutoff_hz: float) -> np.ndarray:
-    """Cut what lies above, over a tenth of the cut-off."""
+    """Low-pass filter with a transition band of a tenth of the cut-off frequency."""
     spectrum = np.fft.rfft(waveform)
     frequencies = np.fft.rfftfreq(len(waveform), 1.0 / SAMPLE_RATE)
     gain = np.clip((cutoff_hz - frequencies) / (0.1 * cutoff_hz) + 1.0, 0.0, 1.0)
@@ -233,7 +233,7 @@ def _low_pass(waveform: np.ndarray, cutoff_hz: float) -> np.ndarray:
 
 
 def _burst(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Return (size,) gains: 1 over a stretch, faded over 20 ms, 0 elsewhere."""
+    """Return (size,) gains: 1 within a burst, faded over 20 ms, 0 elsewhere."""
     length = int(rng.uniform(0.2, 0.8) * size)
     start = int(rng.integers(size - length + 1))
     fade = min(320, length // 2)

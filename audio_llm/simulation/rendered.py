@@ -1,9 +1,9 @@
-"""Rendered rooms on disk, of which scenes are mixed anew at each use.
+"""Rendered rooms on disk, from which scenes are mixed on the fly.
 
-Rendering a scene costs far more than mixing it. So each row of the shards holds one head in one room, with several
-talkers, each alone in both ears, and one diffuse noise. A scene draws some of the talkers, for each an excerpt of its
-recording, the levels, the overlap, a noise of any row, and which ear is which: an hour of rendered sound gives hundreds
-of hours of scenes.
+Rendering a scene costs far more than mixing it. So each row of the shards holds one head in one room, with the separate
+binaural images of several talkers and one diffuse noise. A scene draws some of the talkers, an excerpt of each, the
+levels, the overlap, a noise of any row, and whether the ears are swapped: an hour of rendered sound gives hundreds of
+hours of scenes.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from pathlib import Path
 import numpy as np
 
 from audio_llm.errors import ConfigError, DataError
-from audio_llm.simulation.filters import colour, slow_waves_db
+from audio_llm.simulation.filters import color, slow_waves_db
 from audio_llm.simulation.heads import SAMPLE_RATE, vary
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources, Talker, draw_room
-from audio_llm.simulation.scenes import REFERENCE_DB, TONE_SIZE, Place, diffuse_noise, repeat_speech
+from audio_llm.simulation.scenes import REFERENCE_DB, TONE_SIZE, Environment, diffuse_noise, repeat_speech
 from audio_llm.simulation.sources import read_sources, to_pcm
 from audio_llm.training.shards import ShardReader, write_index, write_shard
 
 logger = logging.getLogger(__name__)
 
-_PEAK = 0.9  # of every rendered talker and noise, so that 16 bits are used
-_FADE = 80  # samples over which a talker sets in and stops: 5 ms
-_MOST_S = 30.0  # of a voice's recordings that count for how often it is drawn
-_TRIES = 4  # places in a recording, until one is not a pause
-_PAUSE_DB = -25.0  # mean level below that of the whole recording which counts as a pause
+_PEAK = 0.9  # of every rendered talker and noise, for 16-bit storage
+_FADE = 80  # samples of a talker's fade in and out: 5 ms
+_MOST_S = 30.0  # longest total of a voice's recordings that increases its probability
+_TRIES = 4  # excerpts of a recording to try until one is not a pause
+_PAUSE_DB = -25.0  # level of a pause, relative to the whole recording
 
 
 @dataclass(frozen=True)
 class RenderConfig:
-    """What one row holds.
+    """Contents of one row.
 
     Attributes:
         seconds: Length of every talker and of the noise.
-        talkers: In one room.
-        rows_per_shard: Rooms in a shard; at 6 talkers of 5.12 s a room takes 2.3 MB.
-        seed: Of all draws.
-        scenes: Rooms, distances, movement, tone and heads; its other settings count when scenes are drawn.
+        talkers: Number of talkers in one room.
+        rows_per_shard: Rooms in a shard; a room of 6 talkers of 5.12 s takes 2.3 MB.
+        seed: Seed of all draws.
+        scenes: Rooms, distances, movement, coloration and heads; the other settings apply when scenes are drawn.
     """
 
     seconds: float = 5.12
@@ -55,14 +55,14 @@ class RenderConfig:
 
 @dataclass(frozen=True)
 class MixedScene:
-    """A scene: (2, T) float32 in both ears, and (K, 2, T) float32 of every talker alone."""
+    """A scene: the binaural mixture (2, T) float32, and the binaural image of every talker (K, 2, T) float32."""
 
     mixture: np.ndarray
     talkers: np.ndarray
 
 
 def render_shard(sources: SceneSources, config: RenderConfig, folder: Path, number: int) -> Path:
-    """Write one shard, a pure function of the arguments; one that is there is left as it is.
+    """Write one shard, a pure function of the arguments; an existing one is not changed.
 
     Raises:
         DataError: There are fewer voices than talkers in a room, no head, or no noise.
@@ -75,14 +75,14 @@ def render_shard(sources: SceneSources, config: RenderConfig, folder: Path, numb
 
 
 def render_rooms(packs: Sequence[Path], config: RenderConfig, folder: Path, shards: int, processes: int = 1) -> int:
-    """Render so many shards, those that are there already left as they are; return how many rooms the folder has.
+    """Render the missing ones of so many shards; return the number of rooms in the folder.
 
     Args:
         packs: Packed sources, read as one.
-        config: What to render.
-        folder: Where the shards go.
-        shards: How many.
-        processes: That render.
+        config: Contents of the rows.
+        folder: Output folder.
+        shards: Number of shards.
+        processes: Number of worker processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(processes, get_context("spawn"), _read, (tuple(packs),)) as pool:
@@ -94,7 +94,7 @@ def render_rooms(packs: Sequence[Path], config: RenderConfig, folder: Path, shar
     return len(RenderedScenes(folder))
 
 
-_sources: SceneSources | None = None  # of a process that renders
+_sources: SceneSources | None = None  # of a worker process
 
 
 def _read(packs: tuple[Path, ...]) -> None:
@@ -108,7 +108,7 @@ def _render_shard(config: RenderConfig, folder: Path, number: int) -> None:
 
 
 def finish_shards(config: RenderConfig, folder: Path) -> int:
-    """Declare the shards that are there a complete set; return how many rooms it has."""
+    """Write the index of the existing shards; return the number of rooms."""
     names = sorted(path.name for path in folder.glob("[0-9]*.safetensors"))
     return write_index(folder, names, {"talkers": config.talkers, "samples": _samples(config.seconds)})
 
@@ -117,7 +117,7 @@ class RenderedScenes:
     """Draws scenes from rendered rooms.
 
     Args:
-        folder: As `finish_shards` left it.
+        folder: Folder written by `finish_shards`.
 
     Raises:
         DataError: The folder is incomplete or a shard is damaged.
@@ -135,19 +135,19 @@ class RenderedScenes:
 
     @property
     def seconds(self) -> float:
-        """Length of all talkers one after another."""
+        """Total length of all talkers in seconds."""
         return len(self) * self._talkers * self._samples / SAMPLE_RATE
 
     def draw(self, config: SceneConfig, seed: int, index: int) -> MixedScene:
         """Return a scene, a pure function of the arguments.
 
         Args:
-            config: Of which `seconds`, `talkers`, `overlap`, `level_db`, `snr_db` and `overall_db` count.
-            seed: Of all draws.
+            config: Its `seconds`, `talkers`, `overlap`, `level_db`, `snr_db` and `overall_db` apply.
+            seed: Seed of all draws.
             index: Number of the scene.
 
         Raises:
-            ConfigError: The scene is longer, or has more talkers, than was rendered.
+            ConfigError: The scene is longer, or has more talkers, than the rendered rooms.
         """
         samples = _samples(config.seconds)
         if samples > self._samples or config.talkers[1] > self._talkers:
@@ -180,21 +180,21 @@ def _render(sources: SceneSources, config: RenderConfig, row: int) -> dict[str, 
     samples = _samples(config.seconds)
     scenes = replace(config.scenes, seconds=config.seconds)
     head = vary(sources.heads[int(rng.integers(len(sources.heads)))], rng, scenes.head)
-    place = Place(head, draw_room(scenes, rng), None)
+    environment = Environment(head, draw_room(scenes, rng), None)
     talkers = []
     for voice in rng.choice(len(sources.voices), config.talkers, replace=False, p=_chances(sources)):
         dry = repeat_speech(sources.voices[voice].utterances, rng, samples)
-        dry = colour(dry, slow_waves_db(rng, TONE_SIZE, scenes.tone_db))
+        dry = color(dry, slow_waves_db(rng, TONE_SIZE, scenes.tone_db))
         azimuth, distance_m = float(rng.uniform(0.0, 360.0)), float(rng.uniform(*scenes.distance_m))
         moving = bool(rng.random() < scenes.moving_share)
         talker = Talker(int(voice), azimuth, distance_m, moving, 0.0, 0.0, config.seconds)
-        talkers.append(_scaled(place.hear(dry, talker, rng)[0]))
+        talkers.append(_scaled(environment.render_talker(dry, talker, rng)[0]))
     noise = _scaled(diffuse_noise(sources, head, rng, samples, 0.0))
     return {"speech": np.stack(talkers).ravel(), "noise": noise.ravel()}
 
 
 def _chances(sources: SceneSources) -> np.ndarray:
-    """Return the probability of each voice: by the length of its recordings, up to a limit."""
+    """Return the probability of each voice, proportional to the length of its recordings up to a limit."""
     lengths = [sum(sound.size for sound in voice.utterances) for voice in sources.voices]
     weights = np.minimum(np.array(lengths) / SAMPLE_RATE, _MOST_S)
     return np.asarray(weights / weights.sum())
@@ -210,7 +210,7 @@ def _scaled(sound: np.ndarray) -> np.ndarray:
 
 
 def _excerpt(sound: np.ndarray, rng: np.random.Generator, samples: int) -> np.ndarray:
-    """Return (2, samples) float32 from a random place of (2, T) int16, not from a pause if that can be helped."""
+    """Return a random excerpt (2, samples) float32 of (2, T) int16, avoiding pauses if possible."""
     least = 10.0 ** (_PAUSE_DB / 10.0) * float(np.mean(np.square(sound[0], dtype=np.float32)))
     for _ in range(_TRIES):
         begins = int(rng.integers(sound.shape[1] - samples + 1))
@@ -221,7 +221,7 @@ def _excerpt(sound: np.ndarray, rng: np.random.Generator, samples: int) -> np.nd
 
 
 def _silence_outside(sound: np.ndarray, rng: np.random.Generator, overlap: tuple[float, float]) -> None:
-    """Silence (2, T) in place but for one stretch, a fraction drawn from `overlap` of its length."""
+    """Silence (2, T) in place outside one stretch, whose fraction of the length is drawn from `overlap`."""
     length = round(rng.uniform(*overlap) * sound.shape[1])
     begins = int(rng.integers(sound.shape[1] - length + 1))
     ends = begins + length
@@ -236,7 +236,7 @@ def _silence_outside(sound: np.ndarray, rng: np.random.Generator, overlap: tuple
 
 
 def _gain(sound: np.ndarray, level_db: float) -> np.float32:
-    """Return the factor that brings the mean level of (2, T), where it is not silent, to dB below full scale."""
+    """Return the factor that sets the mean level of the active part of (2, T), in dB relative to full scale."""
     active = sound[:, np.any(sound != 0.0, axis=0)]
     power = float(np.mean(np.square(active, dtype=np.float64))) if active.size else 0.0
     return np.float32(10.0 ** (level_db / 20.0) / np.sqrt(power)) if power else np.float32(0.0)

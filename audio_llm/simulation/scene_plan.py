@@ -1,7 +1,7 @@
-"""What is drawn for a scene of target-speech hearing: who talks when and where, the head, the room, the levels.
+"""The random parameters of a scene for target-speaker extraction: talkers with times and positions, head, room, levels.
 
-Two or three people and noise around a head, and one noisy look at one of them. A plan is a pure function of the
-sources, the settings, a seed and an index; `scenes` makes its sound.
+A scene has two or three talkers and noise around a head, and a noisy enrollment recording of one of the talkers. A plan
+is a pure function of the sources, the settings, a seed and an index; `scenes` renders it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from audio_llm.errors import DataError
 from audio_llm.simulation.heads import Head, HeadVariation
 from audio_llm.simulation.rooms import Room
 
-_FRONT_DEG = 15.0  # nobody else stands so near to the front in a look
-_MARGIN_M = 0.5  # from the listener to a wall, at least
+_FRONTAL_DEG = 15.0  # smallest azimuth of an interferer in an enrollment recording
+_MARGIN_M = 0.5  # smallest distance of the head from a wall
 
 
 @dataclass(frozen=True)
 class Voice:
-    """One person.
+    """Recordings of one speaker.
 
     Attributes:
-        name: Of the speaker.
-        corpus: Where the recordings come from.
+        name: Name of the speaker.
+        corpus: Source of the recordings.
         gender: `F`, `M` or empty.
         utterances: Each (T,) at 16 kHz, float32 in -1..1 or int16, without silence at the ends.
     """
@@ -38,13 +38,13 @@ class Voice:
 
 @dataclass(frozen=True)
 class SceneSources:
-    """What scenes are made of; the parts for training, tuning and test share nothing.
+    """Material for scenes; the parts for training, development and test share nothing.
 
     Attributes:
-        voices: Two or more people.
+        voices: Two or more speakers.
         heads: Measured heads.
-        noises: Recordings, each (N,) as utterances are; none leaves the scenes without noise.
-        measured_rooms: Heads measured in a room, which sound as they are; none: rooms are simulated.
+        noises: Noise recordings, each (N,) in the format of utterances; without any, scenes have no noise.
+        measured_rooms: Heads measured in a room, used unchanged; without any, rooms are simulated.
     """
 
     voices: tuple[Voice, ...]
@@ -55,27 +55,27 @@ class SceneSources:
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """How scenes are drawn; pairs of numbers are the ends of an even draw.
+    """How scenes are drawn; pairs of numbers are the ends of a uniform draw.
 
     Attributes:
         seconds: Length of the mixture.
-        look_seconds: Length of the look.
-        talkers: Fewest and most people in the mixture.
-        overlap: Share of the mixture during which another person talks.
-        level_db: Of the others over the target.
-        snr_db: Speech of the target over noise, in the mixture and in the look.
+        look_seconds: Length of the enrollment recording.
+        talkers: Smallest and largest number of talkers in the mixture.
+        overlap: Fraction of the mixture during which an interferer is active.
+        level_db: Level of the interferers relative to the target.
+        snr_db: Target speech over noise, in the mixture and in the enrollment recording.
         rt60_s: Reverberation time.
         room_m: Shortest and longest wall.
-        distance_m: Of a person from the head.
-        look_error_deg: How far from the front the person looked at may be, at most.
-        moving_share: Of people who move in the mixture.
-        absent_share: Of scenes where the target is silent for a part of the mixture.
-        fully_absent_share: Of scenes where the target says nothing in the mixture.
-        measured_room_share: Of scenes in a measured room, where there is one.
-        nobody_share: Of looks at somebody who says nothing.
-        overall_db: Level of mixture and look.
-        tone_db: Change of tone of every person, so that no recording device gives somebody away.
-        head: How heads vary.
+        distance_m: Distance of a talker from the head.
+        look_error_deg: Largest azimuth of the target in the enrollment recording.
+        moving_share: Probability that a talker moves in the mixture.
+        absent_share: Fraction of scenes where the target is silent for a part of the mixture.
+        fully_absent_share: Fraction of scenes where the target is silent in the whole mixture.
+        measured_room_share: Fraction of scenes in a measured room, if there is any.
+        nobody_share: Fraction of enrollment recordings whose target is silent.
+        overall_db: Level of mixture and enrollment recording.
+        tone_db: Change of the spectrum of every talker, so that recording devices do not identify speakers.
+        head: Variation of the heads.
     """
 
     seconds: float = 5.0
@@ -100,16 +100,16 @@ class SceneConfig:
 
 @dataclass(frozen=True)
 class Talker:
-    """One person of a scene.
+    """One talker of a scene.
 
     Attributes:
-        voice: Number in the sources.
-        azimuth: Degrees at the beginning.
-        distance_m: From the head.
-        moving: Whether the person moves.
-        level_db: Over the target.
-        starts_s: When the person begins to talk.
-        ends_s: And stops.
+        voice: Index in the sources.
+        azimuth: Initial azimuth in degrees.
+        distance_m: Distance from the head.
+        moving: Whether the talker moves.
+        level_db: Level relative to the target.
+        starts_s: Start of the speech.
+        ends_s: End of the speech.
     """
 
     voice: int
@@ -123,20 +123,20 @@ class Talker:
 
 @dataclass(frozen=True)
 class ScenePlan:
-    """Everything of a scene but the sound.
+    """The parameters of a scene.
 
     Attributes:
-        seed: Of the renderer's own draws.
-        head: Number in the sources.
+        seed: Seed of the draws during rendering.
+        head: Index in the sources.
         room: The simulated room.
-        measured_room: Number of the measured one that is used instead, or None.
-        talkers: Of the mixture, the target first.
-        look: People in the look, the target first, close to the front.
-        snr_db: Of the mixture.
-        look_snr_db: Of the look.
-        overall_db: Level of both.
-        absent: Whether the target says nothing in the mixture.
-        one_recording: Whether look and mixture had to be cut out of one recording of the target, apart in time.
+        measured_room: Index of the measured room that is used instead, or None.
+        talkers: Talkers of the mixture, the target first.
+        enrollment: Talkers of the enrollment recording; the first is the target, near the front.
+        snr_db: Target speech over noise in the mixture.
+        enrollment_snr_db: Target speech over noise in the enrollment recording.
+        overall_db: Level of mixture and enrollment recording.
+        absent: Whether the target is silent in the mixture.
+        one_recording: Whether enrollment and mixture use disjoint parts of the target's only recording.
     """
 
     seed: tuple[int, int]
@@ -144,23 +144,24 @@ class ScenePlan:
     room: Room
     measured_room: int | None
     talkers: tuple[Talker, ...]
-    look: tuple[Talker, ...]
+    enrollment: tuple[Talker, ...]
     snr_db: float
-    look_snr_db: float
+    enrollment_snr_db: float
     overall_db: float
     absent: bool
     one_recording: bool
 
 
 def plan_scene(sources: SceneSources, config: SceneConfig, seed: int, index: int) -> ScenePlan:
-    """Return what is drawn for a scene.
+    """Draw the parameters of a scene.
 
     Raises:
-        DataError: There are fewer voices than people in a scene, or no head.
+        DataError: There are fewer voices than talkers in a scene, or no head.
     """
     if len(sources.voices) < config.talkers[1] or not sources.heads:
-        found = f"{len(sources.voices)} voices and {len(sources.heads)} heads"
-        raise DataError(f"{found}, wanted {config.talkers[1]} voices and a head", remedy="give more recordings")
+        available = f"{len(sources.voices)} voices and {len(sources.heads)} heads"
+        expected = f"{config.talkers[1]} voices and a head"
+        raise DataError(f"{available}, expected {expected}", remedy="give more recordings")
     rng = np.random.default_rng([seed, index])
     count = int(rng.integers(config.talkers[0], config.talkers[1] + 1))
     chosen = [int(voice) for voice in rng.choice(len(sources.voices), count, replace=False)]
@@ -170,33 +171,36 @@ def plan_scene(sources: SceneSources, config: SceneConfig, seed: int, index: int
         measured = int(rng.integers(len(sources.measured_rooms)))
     talkers = [_target(config, rng, chosen[0])]
     talkers += [_other(config, rng, voice) for voice in chosen[1:]]
-    look = [Talker(chosen[0], _look_error(config, rng), _distance(config, rng), True, 0.0, 0.0, config.look_seconds)]
-    look += [_beside(config, rng, voice) for voice in _people_of_the_look(sources, rng, chosen)]
+    azimuth, distance_m = _enrollment_error(config, rng), _distance(config, rng)
+    enrollment = [Talker(chosen[0], azimuth, distance_m, True, 0.0, 0.0, config.look_seconds)]
+    enrollment += [
+        _enrollment_interferer(config, rng, voice) for voice in _enrollment_interferers(sources, rng, chosen)
+    ]
     if measured is not None:
-        talkers, look = ([_in_measured_room(talker) for talker in people] for people in (talkers, look))
+        talkers, enrollment = ([_in_measured_room(talker) for talker in group] for group in (talkers, enrollment))
     plan = ScenePlan(
         seed=(seed, index),
         head=int(rng.integers(len(sources.heads))),
         room=room,
         measured_room=measured,
         talkers=tuple(talkers),
-        look=tuple(look),
+        enrollment=tuple(enrollment),
         snr_db=float(rng.uniform(*config.snr_db)),
-        look_snr_db=float(rng.uniform(*config.snr_db)),
+        enrollment_snr_db=float(rng.uniform(*config.snr_db)),
         overall_db=float(rng.uniform(*config.overall_db)),
         absent=talkers[0].starts_s >= config.seconds,
         one_recording=len(sources.voices[chosen[0]].utterances) == 1,
     )
-    if rng.random() >= config.nobody_share:  # drawn last, so that the share changes nothing else
+    if rng.random() >= config.nobody_share:  # drawn last, so that it does not affect other draws
         return plan
-    return replace(plan, look=(replace(look[0], starts_s=config.look_seconds), *look[1:]))
+    return replace(plan, enrollment=(replace(enrollment[0], starts_s=config.look_seconds), *enrollment[1:]))
 
 
 def draw_room(config: SceneConfig, rng: np.random.Generator) -> Room:
-    """Return a room with a listener somewhere in it, facing anywhere."""
+    """Return a room with a head at a random position and orientation."""
     size = tuple(float(wall) for wall in (*rng.uniform(*config.room_m, 2), rng.uniform(2.4, 3.5)))
-    place = tuple(float(rng.uniform(_MARGIN_M, wall - _MARGIN_M)) for wall in size[:2])
-    return Room(size, float(rng.uniform(*config.rt60_s)), (*place, 1.5), float(rng.uniform(0, 360)))  # type: ignore[arg-type]
+    position = tuple(float(rng.uniform(_MARGIN_M, wall - _MARGIN_M)) for wall in size[:2])
+    return Room(size, float(rng.uniform(*config.rt60_s)), (*position, 1.5), float(rng.uniform(0, 360)))  # type: ignore[arg-type]
 
 
 def _target(config: SceneConfig, rng: np.random.Generator, voice: int) -> Talker:
@@ -217,14 +221,14 @@ def _other(config: SceneConfig, rng: np.random.Generator, voice: int) -> Talker:
     return Talker(voice, *_somewhere(config, rng), level_db, float(starts_s), float(starts_s + length_s))
 
 
-def _beside(config: SceneConfig, rng: np.random.Generator, voice: int) -> Talker:
-    azimuth = float(rng.uniform(_FRONT_DEG, 360.0 - _FRONT_DEG))
+def _enrollment_interferer(config: SceneConfig, rng: np.random.Generator, voice: int) -> Talker:
+    azimuth = float(rng.uniform(_FRONTAL_DEG, 360.0 - _FRONTAL_DEG))
     level_db = float(rng.uniform(*config.level_db))
     return Talker(voice, azimuth, _distance(config, rng), False, level_db, 0.0, config.look_seconds)
 
 
 def _somewhere(config: SceneConfig, rng: np.random.Generator) -> tuple[float, float, bool]:
-    """Return azimuth, distance and whether the person moves."""
+    """Return azimuth, distance and whether the talker moves."""
     return float(rng.uniform(0.0, 360.0)), _distance(config, rng), bool(rng.random() < config.moving_share)
 
 
@@ -232,22 +236,22 @@ def _distance(config: SceneConfig, rng: np.random.Generator) -> float:
     return float(rng.uniform(*config.distance_m))
 
 
-def _look_error(config: SceneConfig, rng: np.random.Generator) -> float:
-    """Return the direction of the person looked at: within an error whose limit is drawn first."""
+def _enrollment_error(config: SceneConfig, rng: np.random.Generator) -> float:
+    """Return the azimuth of the target in the enrollment recording, of random sign."""
     limit = rng.uniform(0.0, config.look_error_deg)
     return float(rng.choice((-1.0, 1.0)) * limit)
 
 
-def _people_of_the_look(sources: SceneSources, rng: np.random.Generator, chosen: Sequence[int]) -> list[int]:
-    """Return one or two others of the look: those of the mixture, or new ones."""
-    others = [voice for voice in range(len(sources.voices)) if voice != chosen[0]]
-    fresh = [int(voice) for voice in rng.permutation(others)]
-    people = [*chosen[1:], *fresh] if rng.random() < 0.5 else fresh
-    return list(dict.fromkeys(people))[: int(rng.integers(1, 3))]
+def _enrollment_interferers(sources: SceneSources, rng: np.random.Generator, chosen: Sequence[int]) -> list[int]:
+    """Return one or two interferers of the enrollment recording: those of the mixture, or new ones."""
+    candidates = [voice for voice in range(len(sources.voices)) if voice != chosen[0]]
+    fresh = [int(voice) for voice in rng.permutation(candidates)]
+    group = [*chosen[1:], *fresh] if rng.random() < 0.5 else fresh
+    return list(dict.fromkeys(group))[: int(rng.integers(1, 3))]
 
 
 def _in_measured_room(talker: Talker) -> Talker:
-    """Return the person in the front half, which is what was measured, standing still."""
+    """Return the talker without movement, mirrored into the frontal half plane, where rooms were measured."""
     azimuth = (talker.azimuth + 180.0) % 360.0 - 180.0
     if abs(azimuth) > 90.0:
         azimuth = np.copysign(180.0 - abs(azimuth), azimuth)

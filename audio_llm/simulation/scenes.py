@@ -1,4 +1,4 @@
-"""Scenes for target-speech hearing, in sound: what both ears get, the target's share of it, and the noisy look."""
+"""Rendered scenes for target-speaker extraction: the mixture, the target's image in it, the noisy enrollment."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from audio_llm.simulation.binaural import STEP_S, draw_path, path_steps, render, render_moving
-from audio_llm.simulation.filters import colour, slow_waves_db
+from audio_llm.simulation.filters import color, slow_waves_db
 from audio_llm.simulation.heads import SAMPLE_RATE, Head, vary
 from audio_llm.simulation.rooms import Room, respond
 from audio_llm.simulation.scene_plan import SceneConfig, ScenePlan, SceneSources, Talker, Voice, plan_scene
 
-_Heard = tuple[np.ndarray, float]  # a person in both ears, (2, T), and the mean speed, degrees a second
-_Hear = Callable[[np.ndarray, Talker, np.random.Generator], _Heard]
+_Rendered = tuple[np.ndarray, float]  # binaural image of a talker (2, T), and the mean speed in degrees per second
+_RenderTalker = Callable[[np.ndarray, Talker, np.random.Generator], _Rendered]
 
-TONE_SIZE = 256  # samples of the filter that changes the tone of a source
-_NOISE_DIRECTIONS = 6  # that a noise comes from, so that it has none
-REFERENCE_DB = -27.0  # level of the target, below full scale, before the overall level is drawn
-_GAP_S = (0.1, 0.4)  # between two utterances of a person
+TONE_SIZE = 256  # samples of a source's coloration filter
+_NOISE_DIRECTIONS = 6  # directions of one noise, to make it diffuse
+REFERENCE_DB = -27.0  # level of the target relative to full scale, before the overall level is drawn
+_GAP_S = (0.1, 0.4)  # between two utterances of a talker
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,23 @@ class Scene:
     """A rendered scene; all sounds at 16 kHz, left ear first.
 
     Attributes:
-        plan: What was drawn.
-        mixture: (2, T) float32, what the ears get.
-        target: (2, T) float32, the target's share of it, with its room; zeros where it is absent.
-        others: (K, 2, T) float32, that of each other person.
-        speeds_deg_s: How fast each person turns around the listener in the mixture, on average, the target first.
-        look: (2, N) float32, the noisy look.
-        look_target: (2, N) float32, the target's share of the look.
-        clean: (N,) float32, what the target said in the look, without head, room and noise.
+        plan: The parameters of the scene.
+        mixture: (2, T) float32, the binaural mixture.
+        target: (2, T) float32, the target's reverberant image in the mixture; zeros where it is absent.
+        interferers: (K, 2, T) float32, the images of the other talkers.
+        speeds_deg_s: Mean angular speed of each talker around the head in the mixture, the target first.
+        enrollment: (2, N) float32, the noisy enrollment recording.
+        enrollment_target: (2, N) float32, the target's image in the enrollment recording.
+        clean: (N,) float32, the target's speech in the enrollment recording, without head, room and noise.
     """
 
     plan: ScenePlan
     mixture: np.ndarray
     target: np.ndarray
-    others: np.ndarray
+    interferers: np.ndarray
     speeds_deg_s: tuple[float, ...]
-    look: np.ndarray
-    look_target: np.ndarray
+    enrollment: np.ndarray
+    enrollment_target: np.ndarray
     clean: np.ndarray
 
 
@@ -52,61 +52,67 @@ def make_scene(
     config: SceneConfig,
     seed: int,
     index: int,
-    with_look: bool = True,
+    with_enrollment: bool = True,
     with_mixture: bool = True,
 ) -> Scene:
     """Return a scene, a pure function of the arguments.
 
-    Without its look or its mixture it is there in half the time; the sounds left out are then empty.
+    Leaving out the enrollment recording or the mixture halves the time; the sounds left out are then empty.
 
     Raises:
-        DataError: There are fewer voices than people in a scene, or no head.
+        DataError: There are fewer voices than talkers in a scene, or no head.
     """
-    return render_scene(sources, config, plan_scene(sources, config, seed, index), with_look, with_mixture)
+    return render_scene(sources, config, plan_scene(sources, config, seed, index), with_enrollment, with_mixture)
 
 
 def render_scene(
-    sources: SceneSources, config: SceneConfig, plan: ScenePlan, with_look: bool = True, with_mixture: bool = True
+    sources: SceneSources, config: SceneConfig, plan: ScenePlan, with_enrollment: bool = True, with_mixture: bool = True
 ) -> Scene:
-    """Return the sound of a plan; what one part is does not depend on whether the other is wanted."""
-    rng, look_rng, apart_rng = (np.random.default_rng([*plan.seed, part]) for part in (1, 2, 3))
+    """Render a plan; mixture and enrollment do not depend on whether the other one is rendered."""
+    rng, enrollment_rng, apart_rng = (np.random.default_rng([*plan.seed, part]) for part in (1, 2, 3))
     measured = None if plan.measured_room is None else sources.measured_rooms[plan.measured_room]
-    place = Place(vary(sources.heads[plan.head], apart_rng, config.head), plan.room, measured)
-    samples, look_samples = round(config.seconds * SAMPLE_RATE), round(config.look_seconds * SAMPLE_RATE)
-    clean, said = _apart(sources.voices[plan.talkers[0].voice], apart_rng, look_samples, samples)
+    environment = Environment(vary(sources.heads[plan.head], apart_rng, config.head), plan.room, measured)
+    samples, enrollment_samples = round(config.seconds * SAMPLE_RATE), round(config.look_seconds * SAMPLE_RATE)
+    clean, mixture_speech = _disjoint_speech(
+        sources.voices[plan.talkers[0].voice], apart_rng, enrollment_samples, samples
+    )
 
-    def render_people(
-        first: np.ndarray, people: Sequence[Talker], snr_db: float, hear: _Hear, rng: np.random.Generator
+    def render_talkers(
+        first: np.ndarray, talkers: Sequence[Talker], snr_db: float, render_one: _RenderTalker, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-        """Return each person in both ears (K, 2, T), all with noise (2, T), and the speeds."""
-        others = [repeat_speech(sources.voices[talker.voice].utterances, rng, first.size) for talker in people[1:]]
-        dry = [colour(sound, slow_waves_db(rng, TONE_SIZE, config.tone_db)) for sound in (first, *others)]
-        heard, speeds = zip(*(hear(*who, rng) for who in zip(dry, people, strict=True)), strict=True)
-        speech = _levelled(heard, people, first.size)
-        together = speech.sum(axis=0) + diffuse_noise(sources, place.head, rng, first.size, snr_db)
+        """Return the image of each talker (K, 2, T), the mixture with noise (2, T), and the speeds."""
+        interferers = [repeat_speech(sources.voices[each.voice].utterances, rng, first.size) for each in talkers[1:]]
+        dry = [color(sound, slow_waves_db(rng, TONE_SIZE, config.tone_db)) for sound in (first, *interferers)]
+        rendered, speeds = zip(*(render_one(*pair, rng) for pair in zip(dry, talkers, strict=True)), strict=True)
+        speech = _set_levels(rendered, talkers, first.size)
+        together = speech.sum(axis=0) + diffuse_noise(sources, environment.head, rng, first.size, snr_db)
         gain = min(10.0 ** (plan.overall_db / 20.0), 0.99 / max(float(np.abs(together).max()), 1e-9))
         return np.float32(gain) * speech, np.float32(gain) * together, speeds
 
     empty = np.zeros((1, 2, 0), dtype=np.float32)
-    (speech, mixture), (looked, look) = (empty, empty[0]), (empty, empty[0])
+    (speech, mixture), (enrollment_images, enrollment) = (empty, empty[0]), (empty, empty[0])
     speeds: tuple[float, ...] = ()
     if with_mixture:
-        speech, mixture, speeds = render_people(said, plan.talkers, plan.snr_db, place.hear, rng)
-    if with_look:
-        looked, look, _ = render_people(clean, plan.look, plan.look_snr_db, place.look, look_rng)
-    return Scene(plan, mixture, speech[0], speech[1:], speeds, look, looked[0], clean)
+        render_one = environment.render_talker
+        speech, mixture, speeds = render_talkers(mixture_speech, plan.talkers, plan.snr_db, render_one, rng)
+    if with_enrollment:
+        render_one = environment.render_enrollment_talker
+        enrollment_images, enrollment, _ = render_talkers(
+            clean, plan.enrollment, plan.enrollment_snr_db, render_one, enrollment_rng
+        )
+    return Scene(plan, mixture, speech[0], speech[1:], speeds, enrollment, enrollment_images[0], clean)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a scene takes place."""
+class Environment:
+    """Head and room of a scene."""
 
     head: Head
     room: Room
     measured: Head | None
 
-    def hear(self, waveform: np.ndarray, talker: Talker, rng: np.random.Generator) -> _Heard:
-        """Return a person of the mixture, silent outside the person's time."""
+    def render_talker(self, waveform: np.ndarray, talker: Talker, rng: np.random.Generator) -> _Rendered:
+        """Return the image of a talker of the mixture, silent before its start and after its end."""
         waveform = waveform.copy()
         waveform[: round(talker.starts_s * SAMPLE_RATE)] = 0.0
         waveform[round(talker.ends_s * SAMPLE_RATE) :] = 0.0
@@ -117,39 +123,41 @@ class Place:
             return render(waveform, response.whole), 0.0
         return self._moving(waveform, talker, draw_path(rng, path_steps(waveform.size), talker.azimuth), rng)
 
-    def look(self, waveform: np.ndarray, talker: Talker, rng: np.random.Generator) -> _Heard:
-        """Return a person of the look; the one looked at sways with the head of the looker."""
+    def render_enrollment_talker(self, waveform: np.ndarray, talker: Talker, rng: np.random.Generator) -> _Rendered:
+        """Return the image of a talker of the enrollment recording; the target sways with the wearer's head."""
         if not talker.moving or self.measured is not None:
-            return self.hear(waveform, talker, rng)
+            return self.render_talker(waveform, talker, rng)
         steps = path_steps(waveform.size)
         knots = talker.azimuth * rng.uniform(0.6, 1.0, max(2, steps // 20))
         path = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, knots.size), knots)
         return self._moving(waveform, talker, path, rng)
 
-    def _moving(self, waveform: np.ndarray, talker: Talker, path: np.ndarray, rng: np.random.Generator) -> _Heard:
-        heard = render_moving(waveform, self.head, self.room, path, talker.distance_m, rng)
-        return heard, float(np.abs(np.diff(path)).mean() / STEP_S)
+    def _moving(self, waveform: np.ndarray, talker: Talker, path: np.ndarray, rng: np.random.Generator) -> _Rendered:
+        rendered = render_moving(waveform, self.head, self.room, path, talker.distance_m, rng)
+        return rendered, float(np.abs(np.diff(path)).mean() / STEP_S)
 
 
-def _apart(voice: Voice, rng: np.random.Generator, look: int, mixture: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return speech for the look and other speech for the mixture; a single recording is cut in two."""
+def _disjoint_speech(
+    voice: Voice, rng: np.random.Generator, enrollment: int, mixture: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return different speech for enrollment and mixture, of so many samples; a single recording is cut in two."""
     if len(voice.utterances) == 1:
         (only,) = voice.utterances
-        middle = round(only.size * look / (look + mixture))
+        middle = round(only.size * enrollment / (enrollment + mixture))
         first, rest = [only[:middle]], [only[middle:]]
     else:
         order = [voice.utterances[i] for i in rng.permutation(len(voice.utterances))]
         first = order[:1]
-        while len(order) - len(first) > 1 and sum(part.size for part in first) < look:
+        while len(order) - len(first) > 1 and sum(part.size for part in first) < enrollment:
             first.append(order[len(first)])
         rest = order[len(first) :]
-    return repeat_speech(first, rng, look), repeat_speech(rest, rng, mixture)
+    return repeat_speech(first, rng, enrollment), repeat_speech(rest, rng, mixture)
 
 
 def repeat_speech(utterances: Sequence[np.ndarray], rng: np.random.Generator, samples: int) -> np.ndarray:
-    """Return utterances in random order, one after another until there is enough; (samples,) float32.
+    """Return utterances in random order, concatenated with pauses; (samples,) float32.
 
-    What is too short is said again after a pause: a person of few recordings would else be told by silence.
+    Utterances are repeated if they are too short: otherwise silence would identify speakers with few recordings.
     """
     parts: list[np.ndarray] = []
     length = 0
@@ -166,14 +174,14 @@ def repeat_speech(utterances: Sequence[np.ndarray], rng: np.random.Generator, sa
 
 
 def _as_float(waveform: np.ndarray) -> np.ndarray:
-    """Return (T,) float32 in -1..1 of that or of 16-bit samples."""
+    """Return (T,) float32 in -1..1 from float32 or 16-bit samples."""
     return waveform.astype(np.float32) / 32768.0 if waveform.dtype == np.int16 else waveform
 
 
-def _levelled(heard: Sequence[np.ndarray], talkers: Sequence[Talker], samples: int) -> np.ndarray:
-    """Set each person's level while talking, the mean of both ears; (K, 2, T) float32."""
-    out = np.zeros((len(heard), 2, samples), dtype=np.float32)
-    for row, (sound, talker) in enumerate(zip(heard, talkers, strict=True)):
+def _set_levels(rendered: Sequence[np.ndarray], talkers: Sequence[Talker], samples: int) -> np.ndarray:
+    """Set the level of each talker's active part, the mean over both ears; (K, 2, T) float32."""
+    out = np.zeros((len(rendered), 2, samples), dtype=np.float32)
+    for row, (sound, talker) in enumerate(zip(rendered, talkers, strict=True)):
         active = sound[:, round(talker.starts_s * SAMPLE_RATE) : round(talker.ends_s * SAMPLE_RATE)]
         power = float(np.mean(active.astype(np.float64) ** 2)) if active.size else 0.0
         if power > 0.0:
@@ -184,17 +192,17 @@ def _levelled(heard: Sequence[np.ndarray], talkers: Sequence[Talker], samples: i
 def diffuse_noise(
     sources: SceneSources, head: Head, rng: np.random.Generator, samples: int, snr_db: float
 ) -> np.ndarray:
-    """Return noise from all around, so much below the target's level; (2, samples) float32."""
+    """Return diffuse noise at this SNR below the target's level; (2, samples) float32."""
     if not sources.noises:
         return np.zeros((2, samples), dtype=np.float32)
     recording = sources.noises[int(rng.integers(len(sources.noises)))]
     turn = rng.uniform(0.0, 360.0)
-    heard = np.zeros((2, samples), dtype=np.float32)
+    rendered = np.zeros((2, samples), dtype=np.float32)
     for number in range(_NOISE_DIRECTIONS):
         begins = int(rng.integers(recording.size))
         piece = _as_float(np.resize(np.roll(recording, -begins), samples))
-        heard += render(piece, head.at(turn + number * 360.0 / _NOISE_DIRECTIONS))
-    power = float(np.mean(heard.astype(np.float64) ** 2))
+        rendered += render(piece, head.at(turn + number * 360.0 / _NOISE_DIRECTIONS))
+    power = float(np.mean(rendered.astype(np.float64) ** 2))
     if power == 0.0:
-        return heard
-    return heard * np.float32(10.0 ** ((REFERENCE_DB - snr_db) / 20.0) / np.sqrt(power))
+        return rendered
+    return rendered * np.float32(10.0 ** ((REFERENCE_DB - snr_db) / 20.0) / np.sqrt(power))

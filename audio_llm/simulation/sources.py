@@ -1,4 +1,4 @@
-"""What scenes are made of, packed: a folder of shards with 16-bit sound and head responses, read by memory map."""
+"""Packed sources of scenes: a folder of shards with 16-bit sound and head responses, read by memory map."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def write_sources(
     heads: Iterable[Head],
     rooms: Iterable[Head] = (),
 ) -> dict[str, int]:
-    """Write a pack; return how many recordings, noises, heads and rooms it holds.
+    """Write a pack; return the numbers of recordings, noises, heads and rooms.
 
     Args:
         folder: The pack.
-        voices: People; read one after another, so that they need not all be in memory.
+        voices: Speakers; iterated once, so that they need not all be in memory.
         noises: Each (N,) float32 at 16 kHz or int16.
         heads: Measured heads.
         rooms: Heads measured in rooms.
@@ -36,7 +36,7 @@ def write_sources(
         HEADS: (_head_row(head) for head in heads),
         ROOMS: (_head_row(head) for head in rooms),
     }
-    return {name: write_shards(own, folder / name) for name, own in rows.items()}
+    return {name: write_shards(shard_rows, folder / name) for name, shard_rows in rows.items()}
 
 
 def read_sources(*folders: str | Path) -> SceneSources:
@@ -54,9 +54,9 @@ def read_sources(*folders: str | Path) -> SceneSources:
             key = decode_text(row["speaker"]), decode_text(row["corpus"]), decode_text(row["gender"])
             utterances.setdefault(key, []).append(row["pcm"])
         noises += [row["pcm"] for row in ShardReader(folder / NOISE)]
-        for name, found in ((HEADS, heads), (ROOMS, rooms)):
-            found += [_head(row) for row in ShardReader(folder / name)]
-    voices = tuple(Voice(*key, tuple(own)) for key, own in utterances.items())
+        for name, loaded in ((HEADS, heads), (ROOMS, rooms)):
+            loaded += [_head(row) for row in ShardReader(folder / name)]
+    voices = tuple(Voice(*key, tuple(sounds)) for key, sounds in utterances.items())
     return SceneSources(voices, tuple(heads), tuple(noises), tuple(rooms))
 
 
@@ -76,7 +76,7 @@ def _head(row: dict[str, np.ndarray]) -> Head:
 
 
 def to_pcm(waveform: np.ndarray) -> np.ndarray:
-    """Return 16-bit sound (..., T) of float32 in -1..1; 16-bit sound as it is."""
+    """Return 16-bit sound (..., T) from float32 in -1..1; 16-bit sound is returned unchanged."""
     if waveform.dtype == np.int16:
         return waveform
     return np.rint(np.clip(waveform, -1.0, 32767.0 / 32768.0) * 32768.0).astype(np.int16)

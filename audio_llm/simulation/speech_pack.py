@@ -1,4 +1,4 @@
-"""Utterances and noises, packed: 16-bit sound with speaker and words, in shards that are read by memory map."""
+"""Packed utterances and noises: 16-bit sound with speaker and words, in shards that are read by memory map."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Utterance:
     """One recorded utterance.
 
     Attributes:
-        id: Its name.
-        speaker: Who talks.
-        corpus: Where it comes from.
-        words: Normalised text; empty where none is known.
-        bandwidth_hz: Above this frequency the recording holds nothing.
-        dynamics_db: Spread of its frame levels, which tells how clean it is; 0 where unknown.
+        id: Name of the utterance.
+        speaker: Name of the speaker.
+        corpus: Source of the recording.
+        words: Normalized text; empty if unknown.
+        bandwidth_hz: Bandwidth of the recording.
+        dynamics_db: Spread of its frame levels, a measure of how clean it is; 0 if unknown.
         waveform: (T,) at 16 kHz, float32 in -1..1 or int16.
-        target: (T,) as the waveform, the same cleaner still: what an enhancer should make of it; None: the waveform.
+        target: (T,) in the same format, a cleaner version: the target of an enhancer; None: the waveform.
     """
 
     id: str
@@ -41,49 +41,50 @@ class Utterance:
 
 
 def write_speech_pack(folder: Path, utterances: Iterable[Utterance], noises: Iterable[np.ndarray]) -> dict[str, int]:
-    """Write a pack; return how many utterances and noises it holds.
+    """Write a pack; return the numbers of utterances and noises.
 
     Args:
         folder: The pack.
-        utterances: Read one after another, so that they need not all be in memory.
+        utterances: Iterated once, so that they need not all be in memory.
         noises: Each (N,) float32 at 16 kHz or int16.
     """
     rows = {SPEECH: map(_row, utterances), NOISE: ({"pcm": to_pcm(noise)} for noise in noises)}
-    return {name: write_shards(own, folder / name) for name, own in rows.items()}
+    return {name: write_shards(shard_rows, folder / name) for name, shard_rows in rows.items()}
 
 
 class SpeechPack:
     """The utterances of a pack.
 
     Args:
-        folder: As written by `write_speech_pack`.
-        least_dynamics_db: Utterances below it are left out; those where it is unknown stay.
+        folder: Folder written by `write_speech_pack`.
+        least_dynamics_db: Leave out utterances with lower dynamics; unknown dynamics are accepted.
         labelled: Leave out utterances without words.
 
     Attributes:
         samples: (N,) int64, length of every utterance.
-        speakers: Who talks, by utterance.
-        corpora: Where each comes from.
-        words: Its normalised text.
-        bandwidths_hz: (N,) float64.
-        noises: Recordings, each (T,) int16.
+        speakers: Speaker of every utterance.
+        corpora: Corpus of every utterance.
+        words: Normalized text of every utterance.
+        bandwidths_hz: (N,) float64, bandwidth of every utterance.
+        noises: Noise recordings, each (T,) int16.
 
     Raises:
-        DataError: The pack is missing or damaged, or nothing is left.
+        DataError: The pack is missing or damaged, or no utterance is left.
     """
 
     def __init__(self, folder: str | Path, least_dynamics_db: float = 0.0, labelled: bool = False) -> None:
         self._reader = reader = ShardReader(Path(folder) / SPEECH)
         if not len(reader):
-            raise DataError("the pack holds no utterance", path=folder, remedy="pack more speech")
+            raise DataError("the pack contains no utterance", path=folder, remedy="pack more speech")
         dynamics = np.concatenate(reader.column("dynamics_db"))
         words = [decode_text(text) for text in reader.column("words")]
-        kept = (dynamics >= least_dynamics_db) | (dynamics == 0.0)
+        retained = (dynamics >= least_dynamics_db) | (dynamics == 0.0)
         if labelled:
-            kept &= np.array([bool(text) for text in words])
-        self._rows = np.flatnonzero(kept)
+            retained &= np.array([bool(text) for text in words])
+        self._rows = np.flatnonzero(retained)
         if not len(self._rows):
-            raise DataError("no utterance is left of this pack", path=folder, remedy="lower the demands, or pack more")
+            remedy = "lower the demands, or pack more"
+            raise DataError("no utterance of this pack meets the requirements", path=folder, remedy=remedy)
         self.samples = reader.lengths("pcm")[self._rows]
         self.speakers = self._texts("speaker")
         self.corpora = self._texts("corpus")
@@ -97,7 +98,7 @@ class SpeechPack:
 
     @property
     def hours(self) -> float:
-        """Sound in hours."""
+        """Total length in hours."""
         return float(self.samples.sum()) / 16_000 / 3600
 
     def pcm(self, number: int) -> np.ndarray:
@@ -105,7 +106,7 @@ class SpeechPack:
         return self._reader[int(self._rows[number])]["pcm"]
 
     def target(self, number: int) -> np.ndarray:
-        """Return what an enhancer should make of the utterance, its sound where nothing else is: (T,) int16."""
+        """Return the target of an enhancer for the utterance, by default its sound: (T,) int16."""
         row = self._reader[int(self._rows[number])]
         return row["target"] if "target" in row else row["pcm"]
 
@@ -123,16 +124,16 @@ def _row(utterance: Utterance) -> dict[str, np.ndarray]:
     return {**sounds, **texts, **numbers}
 
 
-def refined(folder: Path, output: Path, clean: Callable[[np.ndarray], np.ndarray]) -> int:
-    """Write a pack anew with targets that are cleaner than its recordings; return how many utterances it holds.
+def clean_targets(folder: Path, output: Path, clean: Callable[[np.ndarray], np.ndarray]) -> int:
+    """Write a copy of a pack with cleaner targets; return the number of utterances.
 
-    Recordings that pass for clean have a floor of noise, which an enhancer trained on them learns to leave. What an
-    enhancer makes of them is a better target for the next one.
+    Nominally clean recordings have a noise floor, which an enhancer trained on them learns to preserve. The output of
+    that enhancer is a better target for the next one.
 
     Args:
         folder: The pack.
         output: The new pack.
-        clean: (T,) float32 at 16 kHz to the same, cleaner.
+        clean: Enhancer, (T,) float32 at 16 kHz to the same shape.
     """
 
     def rows() -> Iterator[dict[str, np.ndarray]]:

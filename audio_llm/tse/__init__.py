@@ -1,1 +1,1 @@
-"""Look Once to Hear: one person out of a binaural mixture, known from one noisy look."""
+"""Target-speaker extraction (as in arXiv:2405.06289): one enrolled speaker out of a binaural mixture."""

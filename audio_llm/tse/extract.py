@@ -1,4 +1,4 @@
-"""A recorded mixture and a look in, the person of the look out, in both ears, in memory that no length changes."""
+"""Extraction from files: a binaural mixture and an enrollment recording to the target speaker, in constant memory."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from audio_llm.audio import BlockReader, write_blocks
 from audio_llm.audio_stream import in_chunks, through_rate
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
-from audio_llm.tse.enrolment import LEAST_S, MOST_S
+from audio_llm.tse.enrollment import LEAST_S, MOST_S
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.models import load_model
 
 if TYPE_CHECKING:
-    from audio_llm.tse.hearing import TargetHearing
-    from audio_llm.tse.models import TargetSpeechModel
+    from audio_llm.tse.models import TargetSpeakerModel
+    from audio_llm.tse.target_speaker import TargetSpeakerNetwork
 
 DEFAULT_MODEL = "tse-small"
 EARS = 2
-_BLOCK_S = 4.0  # that is read at a time
-_SILENT = 1e-3  # root mean square of an ear that counts as silent, -60 dB of full scale
+_BLOCK_S = 4.0  # read at a time
+_SILENT = 1e-3  # RMS below which an ear counts as silent, -60 dB of full scale
 _CLIPPED = 0.999  # of full scale
-_MOST_CLIPPED = 1e-2  # share of a look's samples that passes without a warning
+_MOST_CLIPPED = 1e-2  # fraction of clipped samples that passes without a warning
 
 
 @dataclass(frozen=True)
-class Look:
-    """A few seconds recorded while facing the person wanted.
+class EnrollmentRecording:
+    """A few seconds recorded while facing the target speaker.
 
     Attributes:
         waveform: (2, T) float32 at 16 kHz, left ear first, T a multiple of 128.
-        warnings: What is amiss with it, one line each.
+        warnings: Problems of the recording, one line each.
     """
 
     waveform: Tensor
@@ -48,66 +48,67 @@ class Look:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What `extract` did.
+    """Result of `extract`.
 
     Attributes:
         output: The file written.
         sample_rate: Hz, of the mixture and of the output.
-        samples: Per ear, of both.
-        look_s: Seconds of the look that were used.
+        samples: Samples per ear, of the mixture and of the output.
+        enrollment_s: Seconds of the enrollment recording that were used.
         clipped: Samples of the output that lay beyond full scale and were clipped.
-        warnings: What is amiss with the mixture or the look, each beginning with the file.
+        warnings: Problems of the mixture and the enrollment recording, each line beginning with the file.
     """
 
     output: Path
     sample_rate: int
     samples: int
-    look_s: float
+    enrollment_s: float
     clipped: int
     warnings: tuple[str, ...]
 
     @property
     def duration_s(self) -> float:
-        """Seconds of the mixture."""
+        """Length of the mixture in seconds."""
         return self.samples / self.sample_rate
 
 
 @dataclass(frozen=True)
-class Person:
-    """Somebody to hear, known from a look.
+class EnrolledSpeaker:
+    """A speaker who can be extracted, known from an enrollment recording.
 
     Attributes:
-        hearing: The networks.
-        vector: (1, 256) unit vector of the person.
-        look_s: Seconds of the look that were used.
-        warnings: What is amiss with it, one line each.
+        network: The trained networks.
+        vector: (1, 256) unit vector of the speaker.
+        enrollment_s: Seconds of the enrollment recording that were used.
+        warnings: Problems of the recording, one line each.
     """
 
-    hearing: TargetHearing
+    network: TargetSpeakerNetwork
     vector: Tensor
-    look_s: float
+    enrollment_s: float
     warnings: tuple[str, ...]
 
     @classmethod
-    def from_look(
+    def from_enrollment(
         cls,
-        look: str | os.PathLike[str],
-        model: str | os.PathLike[str] | TargetSpeechModel = DEFAULT_MODEL,
+        enrollment: str | os.PathLike[str],
+        model: str | os.PathLike[str] | TargetSpeakerModel = DEFAULT_MODEL,
         device: str = "cpu",
-    ) -> Person:
-        """Return who is in front in a look; arguments and errors as of `extract`."""
-        seen = read_look(look)
+    ) -> EnrolledSpeaker:
+        """Return the frontal speaker of an enrollment recording; arguments and errors as for `extract`."""
+        recording = read_enrollment(enrollment)
         loaded = load_model(model, resolve_device(device)) if isinstance(model, (str, os.PathLike)) else model
         with torch.inference_mode():
-            enrolled = loaded.enrolment.encode(seen.waveform[None].to(next(loaded.hearing.parameters()).device))
-        warnings = seen.warnings
-        if float(enrolled.front_db) < loaded.hearing.config.least_front_db:
-            warnings = (*warnings, "nobody seems to talk in front: face the person")
-        return cls(loaded.hearing, enrolled.vector, seen.waveform.shape[-1] / SAMPLE_RATE, warnings)
+            device_of_model = next(loaded.network.parameters()).device
+            enrolled = loaded.enrollment_encoder.encode(recording.waveform[None].to(device_of_model))
+        warnings = recording.warnings
+        if float(enrolled.frontal_level_db) < loaded.network.config.least_front_db:
+            warnings = (*warnings, "no frontal speaker detected: face the speaker and record again")
+        return cls(loaded.network, enrolled.vector, recording.waveform.shape[-1] / SAMPLE_RATE, warnings)
 
-    def hear(self, blocks: Iterable[np.ndarray], sample_rate: int, mix: float = 0.0) -> Iterator[np.ndarray]:
-        """Yield the person in both ears, (T', 2) float32, of blocks (T, C) float32, as `hear` does."""
-        return hear(self.hearing, self.vector, (_ears(block) for block in blocks), sample_rate, mix)
+    def extract_stream(self, blocks: Iterable[np.ndarray], sample_rate: int, mix: float = 0.0) -> Iterator[np.ndarray]:
+        """Yield the speaker in both ears, (T', 2) float32, of blocks (T, C) float32; see `extract_stream`."""
+        return extract_stream(self.network, self.vector, (_ears(block) for block in blocks), sample_rate, mix)
 
 
 def extract(
@@ -115,125 +116,125 @@ def extract(
     enroll: str | os.PathLike[str],
     output: str | os.PathLike[str],
     mix: float = 0.0,
-    model: str | os.PathLike[str] | TargetSpeechModel = DEFAULT_MODEL,
+    model: str | os.PathLike[str] | TargetSpeakerModel = DEFAULT_MODEL,
     device: str = "cpu",
     progress: Callable[[float, float], None] | None = None,
 ) -> Extraction:
-    """Write what one person says in a mixture, as long as the mixture, at its rate, for two ears.
+    """Extract the enrolled speaker from a mixture; the output has two channels and the mixture's length and rate.
 
     Args:
-        mixture: A binaural recording, left ear first; of one channel it works with a warning.
-        enroll: The look: 1 to 10 s of the person in front, noise and others allowed.
+        mixture: A binaural recording, left ear first; one channel works, with a warning.
+        enroll: The enrollment recording: 1 to 10 s facing the speaker; noise and other speakers are allowed.
         output: The file to write; its suffix names the format.
-        mix: 0 is only the person, 1 the mixture as it was.
-        model: A model directory or a name, or what `tse.models.load_model` gave.
-        device: `cpu`, `cuda` or `auto`; a model that was loaded stays where it is.
-        progress: Takes the seconds that are done and those of the mixture, as its header says, after every block.
+        mix: 0 is the speaker alone, 1 the unchanged mixture.
+        model: A model directory or a name, or a model from `tse.models.load_model`.
+        device: `cpu`, `cuda` or `auto`; a loaded model stays on its device.
+        progress: Called after every block with the seconds processed and the length in the mixture's header.
 
     Raises:
-        AudioFileError: A file cannot be read or written, or the look is too short or silent.
+        AudioFileError: A file cannot be read or written, or the enrollment recording is too short or silent.
         ModelNotFoundError, ModelFormatError: As `tse.models.load_model`.
         UsageError: `mix` lies outside 0..1, or the output is one of the inputs.
     """
     if not 0.0 <= mix <= 1.0:
-        raise UsageError(f"a mix of {mix} is outside 0 to 1", remedy="0 is only the person, 1 the mixture as it was")
+        raise UsageError(f"a mix of {mix} is outside 0 to 1", remedy="0 is the speaker alone, 1 the mixture")
     if any(_same(output, path) for path in (mixture, enroll)):
         raise UsageError("is an input as well", path=output, remedy="name another output")
-    person = Person.from_look(enroll, model, device)
-    count = _Count()
+    speaker = EnrolledSpeaker.from_enrollment(enroll, model, device)
+    counter = _Counter()
 
-    def shown(blocks: Iterable[np.ndarray], rate: int, whole_s: float) -> Iterator[np.ndarray]:
+    def report_progress(blocks: Iterable[np.ndarray], rate: int, whole_s: float) -> Iterator[np.ndarray]:
         for block in blocks:
             yield block
             if progress is not None:
-                progress(count.samples / rate, whole_s)
+                progress(counter.samples / rate, whole_s)
 
     with BlockReader(mixture, None, _BLOCK_S, channel="each") as reader:
         blocks = iter(reader)
         first = next(blocks, None)
         if first is None:
             raise AudioFileError("holds no sound", path=mixture, remedy="record it again")
-        heard = person.hear(itertools.chain([first], blocks), reader.sample_rate, mix)
-        heard = shown(count.through(heard), reader.sample_rate, reader.info.duration_s)
-        write_blocks(output, heard, reader.sample_rate, EARS)
-        warnings = (*reader.warnings, *_ear_warnings(reader.info.channels, "where people stand is lost"))
+        extracted = speaker.extract_stream(itertools.chain([first], blocks), reader.sample_rate, mix)
+        extracted = report_progress(counter.count(extracted), reader.sample_rate, reader.info.duration_s)
+        write_blocks(output, extracted, reader.sample_rate, EARS)
+        warnings = (*reader.warnings, *_ear_warnings(reader.info.channels, "directions of the speakers are lost"))
         rate = reader.sample_rate
-    lines = [f"{mixture}: {line}" for line in warnings] + [f"{enroll}: {line}" for line in person.warnings]
-    if count.clipped:
-        lines.append(f"{output}: {count.clipped} samples were clipped to full scale")
-    return Extraction(Path(output), rate, count.samples, person.look_s, count.clipped, tuple(lines))
+    lines = [f"{mixture}: {line}" for line in warnings] + [f"{enroll}: {line}" for line in speaker.warnings]
+    if counter.clipped:
+        lines.append(f"{output}: {counter.clipped} samples were clipped to full scale")
+    return Extraction(Path(output), rate, counter.samples, speaker.enrollment_s, counter.clipped, tuple(lines))
 
 
-def read_look(path: str | os.PathLike[str]) -> Look:
-    """Read and check a look.
+def read_enrollment(path: str | os.PathLike[str]) -> EnrollmentRecording:
+    """Read and check an enrollment recording.
 
     Raises:
-        AudioFileError: It cannot be read, is shorter than 1 s, or silent.
+        AudioFileError: The file cannot be read, is shorter than 1 s, or silent.
     """
     with BlockReader(path, SAMPLE_RATE, MOST_S, channel="each") as reader:
         waveform = next(iter(reader), np.zeros((0, 1), np.float32))
         channels, whole_s = reader.info.channels, reader.info.duration_s
         more = whole_s - MOST_S if len(waveform) == round(MOST_S * SAMPLE_RATE) else 0.0
-        warnings = list(reader.warnings)  # of what was read
+        warnings = list(reader.warnings)
     seconds = len(waveform) / SAMPLE_RATE
-    remedy = f"record {LEAST_S:g} to {MOST_S:g} s while facing the person"
+    remedy = f"record {LEAST_S:g} to {MOST_S:g} s while facing the speaker"
     if seconds < LEAST_S:
-        raise AudioFileError(f"a look of {seconds:.2f} s is too short", path=path, remedy=remedy)
+        raise AudioFileError(f"an enrollment of {seconds:.2f} s is too short", path=path, remedy=remedy)
     levels = np.sqrt(np.mean(np.square(waveform, dtype=np.float64), axis=0))
     if levels.max() < _SILENT:
-        raise AudioFileError("the look is silent", path=path, remedy=f"check the microphones and {remedy}")
+        raise AudioFileError("the enrollment is silent", path=path, remedy=f"check the microphones and {remedy}")
     ears = _ears(waveform)
-    loss = "nobody can be told from others by being in front"
+    loss = "the frontal speaker cannot be distinguished from others"
     warnings += _ear_warnings(channels, loss)
     if channels >= EARS and np.array_equal(ears[:, 0], ears[:, 1]):
-        warnings.append(f"both ears heard exactly the same: {loss}")
+        warnings.append(f"both channels are identical: {loss}")
     elif min(levels[:EARS]) < _SILENT:
         warnings.append(f"one ear is silent: {loss}")
     clipped = float((np.abs(ears) >= _CLIPPED).mean())
     if clipped > _MOST_CLIPPED:
-        warnings.append(f"{100 * clipped:.1f} % of the samples are clipped: the look was recorded too loud")
+        warnings.append(f"{100 * clipped:.1f} % of the samples are clipped: the enrollment was recorded too loud")
     if more > 0.01:
         warnings.append(f"only its first {MOST_S:g} s are used")
     whole = len(ears) // CHUNK * CHUNK
-    return Look(torch.from_numpy(np.ascontiguousarray(ears[:whole].T)), tuple(warnings))
+    return EnrollmentRecording(torch.from_numpy(np.ascontiguousarray(ears[:whole].T)), tuple(warnings))
 
 
-def hear(
-    hearing: TargetHearing, enrolled: Tensor, blocks: Iterable[np.ndarray], sample_rate: int, mix: float = 0.0
+def extract_stream(
+    network: TargetSpeakerNetwork, enrolled: Tensor, blocks: Iterable[np.ndarray], sample_rate: int, mix: float = 0.0
 ) -> Iterator[np.ndarray]:
-    """Hear one person in a recording that comes block by block.
+    """Extract one speaker from a recording that arrives block by block.
 
     Args:
-        hearing: The networks.
-        enrolled: (1, 256) unit vector of the person.
+        network: The trained networks.
+        enrolled: (1, 256) unit vector of the speaker.
         blocks: (T, 2) float32 of any lengths.
-        sample_rate: Of the blocks, Hz.
-        mix: 0 is only the person, 1 the recording as it was.
+        sample_rate: Sample rate of the blocks, Hz.
+        mix: 0 is the speaker alone, 1 the unchanged recording.
 
     Yields:
-        (T', 2) float32: in all as many samples as came, aligned with them.
+        (T', 2) float32, aligned with the input; in total as many samples as the input.
     """
-    state = hearing.initial_state()
+    state = network.initial_state()
 
     def step(chunks: np.ndarray) -> np.ndarray:
         nonlocal state
         with torch.inference_mode():
-            sound, state = hearing.step(torch.from_numpy(chunks.T.copy())[None].to(enrolled.device), enrolled, state)
-        found: np.ndarray = sound[0].T.cpu().numpy()
-        return found
+            sound, state = network.step(torch.from_numpy(chunks.T.copy())[None].to(enrolled.device), enrolled, state)
+        extracted: np.ndarray = sound[0].T.cpu().numpy()
+        return extracted
 
     return through_rate(
         blocks, sample_rate, SAMPLE_RATE, lambda at_model: in_chunks(at_model, CHUNK, OVERLAP, step), mix
     )
 
 
-class _Count:
-    """Counts what goes through."""
+class _Counter:
+    """Counts samples and clipped samples of a stream of blocks."""
 
     def __init__(self) -> None:
         self.samples, self.clipped = 0, 0
 
-    def through(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def count(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for block in blocks:
             self.samples += len(block)
             self.clipped += int((np.abs(block) > 1.0).sum())
@@ -247,9 +248,9 @@ def _ears(block: np.ndarray) -> np.ndarray:
 
 def _ear_warnings(channels: int, loss: str) -> list[str]:
     if channels == 1:
-        return [f"has one channel, so both ears hear the same: {loss}"]
+        return [f"has one channel, which is used for both ears: {loss}"]
     if channels > EARS:
-        return [f"has {channels} channels: the first two are taken for the left and the right ear"]
+        return [f"has {channels} channels: the first two are used as the left and the right ear"]
     return []
 
 

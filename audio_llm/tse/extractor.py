@@ -1,11 +1,11 @@
-"""The streaming extractor: a binaural mixture and a speaker's embedding to that speaker in both ears, 8 ms at a time.
+"""The streaming extractor: a binaural mixture and a speaker embedding to that speaker in both ears, in chunks of 8 ms.
 
-Spectra of two microphones are read in bands of adjacent bins; what enters and leaves a band has weights of its own,
-since the same direction is another phase in every band. Each block is modulated by the speaker (FiLM), mixes the bands,
-and remembers each band's past in a recurrent layer: a GRU or a gated linear recurrence (`nn.recurrent`). Nothing recurs
-over frequency and nothing looks ahead. A longer analysis window that ends with the frame can add finer features, which
-tell harmonics apart, without more delay. The head is a complex filter from two ears to two ears in every bin, so that
-interaural cues stay.
+Spectra of two microphones are read in bands of adjacent bins. Every band has its own input and output weights, since a
+direction has a different phase in every band. Each block is modulated by the speaker (FiLM), mixes the bands, and keeps
+each band's past in a recurrent layer: a GRU or a gated linear recurrence (`nn.recurrent`). There is no recurrence over
+frequency and no lookahead beyond the frame. A longer analysis window that ends with the frame can add features that
+resolve harmonics, without more delay. The head is a complex filter from two ears to two ears in every bin, which
+preserves interaural cues.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from audio_llm.nn.recurrent import LinearRecurrence
 from audio_llm.tse.frames import BINS, CHUNK, FRAME, OVERLAP, inverse, transform, transform_long
 
 EARS = 2
-_PER_BIN = 8  # features of a bin in one frame
+_PER_BIN = 8  # features per bin and frame
 _COMPRESSION = 0.3  # exponent of magnitudes
 _FLOOR = 1e-5  # of magnitudes, about -100 dB of a full-scale sine in a frame
 
@@ -33,15 +33,15 @@ class ExtractorConfig:
     """Size of the network.
 
     Attributes:
-        channels: Of every band.
+        channels: Features of every band.
         hidden: Units of the recurrent layers.
-        blocks: How many.
+        blocks: Number of blocks.
         stride: Bins in a band.
-        context: Frames of features that are seen at once, this one and those before.
-        kernel: Bands that the depthwise convolution sees; 0: no convolution, the matrix over all bands remains.
-        embedding: Width of the speaker's embedding; 0: the network takes none.
-        outputs: Streams in the output: 1, or one for each talker.
-        front: Whether there is one more head, for whoever is in front.
+        context: Frames of input features: the current one and those before it.
+        kernel: Width of the depthwise convolution in bands; 0: no convolution, only the matrix over all bands.
+        embedding: Width of the speaker embedding; 0: the network takes none.
+        outputs: Streams in the output: 1, or one per talker.
+        front: Whether there is one more head, for the frontal speaker.
         recurrence: `gru`, or `linear` for the gated linear recurrence, which trains faster.
         window: Samples of the long analysis window, a multiple of 192 such as 576 (36 ms); 0: none.
     """
@@ -66,12 +66,12 @@ class ExtractorConfig:
 
     @property
     def bands(self) -> int:
-        """How many bands there are."""
+        """Number of bands."""
         return -(-BINS // self.stride)
 
     @property
     def tail(self) -> int:
-        """Samples before a chunk that its windows reach back to."""
+        """Samples before a chunk that its analysis windows include."""
         return max(FRAME, self.window) - CHUNK
 
     @property
@@ -89,13 +89,13 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class ExtractorState:
-    """What the network remembers between two chunks; zeros at the beginning.
+    """State of the network between two chunks; zeros at the beginning.
 
     Attributes:
-        tail: (B, 2, 64) float32, the last samples that came; more (`ExtractorConfig.tail`) with a long window.
-        past: (B, context - 1, 8, BINS) float32, features of the frames before.
-        overlap: (B, outputs x 2, 64) float32, samples of the last frame that wait for the next.
-        hidden: (blocks, B, bands, hidden) float32, of the recurrent layers.
+        tail: (B, 2, 64) float32, the last input samples; more (`ExtractorConfig.tail`) with a long window.
+        past: (B, context - 1, 8, BINS) float32, features of the previous frames.
+        overlap: (B, outputs x 2, 64) float32, output samples of the last frame to be added to the next.
+        hidden: (blocks, B, bands, hidden) float32, states of the recurrent layers.
     """
 
     tail: Tensor
@@ -104,12 +104,12 @@ class ExtractorState:
     hidden: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the parts by name, in a fixed order."""
+        """Return the tensors by name, in a fixed order."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class Extractor(nn.Module):
-    """The network; whole mixtures and chunks one after the other give the same."""
+    """The network; whole mixtures and consecutive chunks give the same output."""
 
     def __init__(self, config: ExtractorConfig) -> None:
         super().__init__()
@@ -127,22 +127,22 @@ class Extractor(nn.Module):
             nn.init.zeros_(self.film.bias)
 
     def condition(self, embedding: Tensor) -> Tensor:
-        """Return what the blocks take of a speaker, once for all chunks: (B, blocks, 2, C) of (B, E) float32."""
-        found: Tensor = self.film(embedding).unflatten(-1, (self.config.blocks, 2, self.config.channels))
-        return found
+        """Return the FiLM parameters (B, blocks, 2, C) of a speaker embedding (B, E) float32, once for all chunks."""
+        film: Tensor = self.film(embedding).unflatten(-1, (self.config.blocks, 2, self.config.channels))
+        return film
 
-    def forward(self, mixture: Tensor, film: Tensor | None = None, front: bool = False) -> Tensor:
+    def forward(self, mixture: Tensor, film: Tensor | None = None, frontal: bool = False) -> Tensor:
         """Extract from whole mixtures.
 
         Args:
             mixture: (B, 2, T) float32 at 16 kHz, T a multiple of 128.
-            film: (B, blocks, 2, C) from `condition`; None where the network takes no embedding.
-            front: Whether to extract whoever is in front.
+            film: (B, blocks, 2, C) from `condition`; None if the network takes no embedding.
+            frontal: Whether to extract the frontal speaker.
 
         Returns:
-            (B, outputs, 2, T) float32, 64 samples later than the mixture; (B, 1, 2, T) of the front.
+            (B, outputs, 2, T) float32, 64 samples later than the mixture; (B, 1, 2, T) for the frontal speaker.
         """
-        return self.step(mixture, film, self.initial_state(len(mixture)), front)[0]
+        return self.step(mixture, film, self.initial_state(len(mixture)), frontal)[0]
 
     def initial_state(self, batch: int = 1) -> ExtractorState:
         """Return the state before the first chunk."""
@@ -155,45 +155,45 @@ class Extractor(nn.Module):
         )
 
     def step(
-        self, sound: Tensor, film: Tensor | None, state: ExtractorState, front: bool = False
+        self, sound: Tensor, film: Tensor | None, state: ExtractorState, frontal: bool = False
     ) -> tuple[Tensor, ExtractorState]:
         """Extract from the next chunks.
 
         Args:
             sound: (B, 2, T) float32, T a multiple of 128.
             film: As for `forward`.
-            state: From the last call with the same `front`, or `initial_state`.
-            front: As for `forward`.
+            state: From the last call with the same `frontal`, or `initial_state`.
+            frontal: As for `forward`.
 
         Returns:
-            (B, outputs, 2, T) float32, and the next state; (B, 1, 2, T) of the front.
+            (B, outputs, 2, T) float32, and the next state; (B, 1, 2, T) for the frontal speaker.
         """
         with _full_precision(sound):
-            heard = torch.cat([state.tail, sound], dim=-1)
-            spectra = transform(heard[..., self.config.tail - OVERLAP :].unfold(-1, FRAME, CHUNK)).transpose(1, 2)
+            samples = torch.cat([state.tail, sound], dim=-1)
+            spectra = transform(samples[..., self.config.tail - OVERLAP :].unfold(-1, FRAME, CHUNK)).transpose(1, 2)
             features = torch.cat([state.past, _features(spectra)], dim=1)  # (B, context - 1 + N, 8, bins)
             fine = None
             if self.config.window:
-                fine = _features(transform_long(heard.unfold(-1, self.config.window, CHUNK)).transpose(1, 2))
+                fine = _features(transform_long(samples.unfold(-1, self.config.window, CHUNK)).transpose(1, 2))
             x = self._embed(features, fine)
-        x = x.transpose(0, 1).contiguous()  # time first, which recurrent layers want
+        x = x.transpose(0, 1).contiguous()  # time first, as recurrent layers require
         hidden = []
         for number, block in enumerate(self.blocks):
             x, memory = block(x, None if film is None else film[:, number], state.hidden[number])
             hidden.append(memory)
         with _full_precision(sound):
-            filters = (self.front if front else self.filters)(self.norm(x.float()).transpose(0, 1))
+            filters = (self.front if frontal else self.filters)(self.norm(x.float()).transpose(0, 1))
             frames = inverse(_filter(filters, spectra)).flatten(2, 3).transpose(1, 2)  # (B, streams, N, 192)
         overlap = state.overlap[:, : frames.shape[1]]
         ends = torch.cat([overlap[:, :, None], frames[..., CHUNK:]], dim=2)
-        found = (frames[..., :CHUNK] + functional.pad(ends[:, :, :-1], (0, CHUNK - OVERLAP))).flatten(-2)
-        after = ExtractorState(
-            heard[..., -self.config.tail :],
+        sounds = (frames[..., :CHUNK] + functional.pad(ends[:, :, :-1], (0, CHUNK - OVERLAP))).flatten(-2)
+        next_state = ExtractorState(
+            samples[..., -self.config.tail :],
             features[:, len(spectra[0]) :],
             ends[:, :, -1],
             torch.stack(hidden),
         )
-        return found.unflatten(1, (-1, EARS)), after
+        return sounds.unflatten(1, (-1, EARS)), next_state
 
     def compile_blocks(self) -> None:
         """Fuse the element-wise operations of the blocks (`torch.compile`), for long trainings at one batch shape."""
@@ -202,10 +202,10 @@ class Extractor(nn.Module):
             block.compile_parts()
 
     def _embed(self, features: Tensor, fine: Tensor | None) -> Tensor:
-        """Return bands (B, N, bands, C) of features (B, context - 1 + N, 8, bins), fine ones (B, N, 8, fine bins)."""
+        """Return bands (B, N, bands, C) from features (B, context - 1 + N, 8, bins) and fine (B, N, 8, fine bins)."""
         config = self.config
-        seen = torch.cat([features[:, n : n - config.context + 1 or None] for n in range(config.context)], dim=2)
-        parts = [_by_band(seen, config.bands, config.stride)]
+        stacked = torch.cat([features[:, n : n - config.context + 1 or None] for n in range(config.context)], dim=2)
+        parts = [_by_band(stacked, config.bands, config.stride)]
         if fine is not None:
             parts.append(_by_band(fine, config.bands, config.stride * config.fine))
         embedded: Tensor = self.embed(torch.cat(parts, dim=-1))
@@ -213,13 +213,13 @@ class Extractor(nn.Module):
 
 
 def _by_band(features: Tensor, bands: int, stride: int) -> Tensor:
-    """Return (B, N, bands, F x stride) of (B, N, F, bins), zeros where the last band has no bins."""
+    """Return (B, N, bands, F x stride) of (B, N, F, bins); the last band is padded with zeros."""
     padded = functional.pad(features, (0, bands * stride - features.shape[-1]))
     return padded.unflatten(-1, (bands, stride)).permute(0, 1, 3, 2, 4).flatten(3)
 
 
 def _full_precision(like: Tensor) -> Any:
-    """Return a context without autocast: spectra and filters lose too much in bfloat16."""
+    """Return a context without autocast: spectra and filters lose too much precision in bfloat16."""
     return torch.autocast(like.device.type, enabled=False)
 
 
@@ -233,8 +233,8 @@ class _BandLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -3).transpose(0, 1)  # (bands, rows, I)
-        found = torch.baddbmm(self.bias[:, None], rows, self.weight)
-        return found.transpose(0, 1).view(*x.shape[:-1], -1)
+        output = torch.baddbmm(self.bias[:, None], rows, self.weight)
+        return output.transpose(0, 1).view(*x.shape[:-1], -1)
 
 
 class _Filters(nn.Module):
@@ -244,13 +244,15 @@ class _Filters(nn.Module):
         super().__init__()
         self.shape = (config.stride, outputs, EARS, EARS, 2)
         self.linear = _BandLinear(config.bands, config.channels, config.stride * outputs * EARS * EARS * 2)
-        with torch.no_grad():  # every stream is half the mixture at first: no training begins by letting sound through
+        with (
+            torch.no_grad()
+        ):  # at first every stream is half the mixture, so that training need not learn to pass sound
             self.linear.weight.mul_(0.1)
             self.linear.bias.unflatten(-1, self.shape)[..., 0].copy_(0.5 * torch.eye(EARS))
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.linear(x).unflatten(-1, self.shape).permute(0, 1, 4, 5, 6, 7, 2, 3).flatten(-2)
-        return found[..., :BINS]
+        filters: Tensor = self.linear(x).unflatten(-1, self.shape).permute(0, 1, 4, 5, 6, 7, 2, 3).flatten(-2)
+        return filters[..., :BINS]
 
 
 def _filter(filters: Tensor, spectra: Tensor) -> Tensor:
@@ -261,8 +263,8 @@ def _filter(filters: Tensor, spectra: Tensor) -> Tensor:
     """
     real, imaginary = filters.unbind(-2)
     re, im = spectra[:, :, None, None].unbind(-2)
-    heard = torch.stack([real * re - imaginary * im, real * im + imaginary * re], dim=-2)
-    return heard.sum(dim=4)
+    filtered = torch.stack([real * re - imaginary * im, real * im + imaginary * re], dim=-2)
+    return filtered.sum(dim=4)
 
 
 class _Block(nn.Module):
@@ -283,23 +285,23 @@ class _Block(nn.Module):
             self.out = nn.Linear(config.hidden, channels)
 
     def compile_parts(self) -> None:
-        """Compile what lies before and after the recurrence, which is one operation by itself."""
+        """Compile the parts before and after the recurrence, which is a single operation."""
         if self.linear:
             self._parts = torch.compile(self._before), torch.compile(self._after)
 
     def forward(self, x: Tensor, film: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform (N, B, bands, C), film (B, 2, C), with the memory (B, bands, hidden); return both anew."""
+        """Transform (N, B, bands, C), film (B, 2, C), hidden (B, bands, hidden); return output and next hidden."""
         if self.linear:
             before, after = self._parts
             x, forget, entry, gate = before(x, film)
             states = self.recurrence.scan(forget.flatten(1, 2), entry.flatten(1, 2), hidden.flatten(0, 1).float())
             return after(x, states.view(gate.shape), gate), states[-1].view(hidden.shape)
         x = self._bands(x, film)
-        found, memory = self.gru(self.time_norm(x).flatten(1, 2), hidden.flatten(0, 1)[None].to(x.dtype))
-        return x + self.out(found).view(x.shape), memory.view(hidden.shape)
+        top, memory = self.gru(self.time_norm(x).flatten(1, 2), hidden.flatten(0, 1)[None].to(x.dtype))
+        return x + self.out(top).view(x.shape), memory.view(hidden.shape)
 
     def _before(self, x: Tensor, film: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return x with its bands mixed, and what the recurrence takes: forget, entry and output gate."""
+        """Return x with its bands mixed, and the gates of the recurrence: forget, entry and output."""
         x = self._bands(x, film)
         return x, *self.recurrence.gates(self.time_norm(x))
 
@@ -316,7 +318,7 @@ class _Block(nn.Module):
             turned = y.transpose(-1, -2)
             near = self.near(turned.reshape(-1, *turned.shape[-2:])).view(turned.shape)
             mixed = (near + self.far(turned)).transpose(-1, -2)
-        else:  # the matrix from the left spares two transpositions
+        else:  # multiplying from the left saves two transpositions
             mixed = y + torch.matmul(self.far.weight, y) + self.far.bias[:, None]
         out: Tensor = x + self.down(functional.silu(self.up(mixed)))
         return out
@@ -325,8 +327,8 @@ class _Block(nn.Module):
 def _features(spectra: Tensor) -> Tensor:
     """Return (B, N, 8, bins) of (B, N, ears, 2, bins).
 
-    Compressed real and imaginary parts of both ears, cosine and sine of the phase between them, the logarithms of their
-    power and of its ratio.
+    The features are compressed real and imaginary parts of both ears, cosine and sine of the interaural phase, and the
+    logarithms of the power and of the interaural power ratio.
     """
     power = spectra.square().sum(dim=3)  # (B, N, ears, bins)
     magnitude = (power + _FLOOR**2).sqrt()

@@ -1,7 +1,7 @@
 """Chunks of 8 ms to spectra and back, with perfect reconstruction and 4 ms of lookahead.
 
 A frame is the last 64 samples of the past and a chunk of 128; its window rises and falls over 64 samples as a sine and
-is flat between (power complementary, used twice). The sound of a frame is complete 64 samples later than it came.
+is flat between (power complementary, used twice). The output of a frame is complete 64 samples after its input.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def analyze(waveform: Tensor) -> Tensor:
     """Return the spectra of whole chunks.
 
     Args:
-        waveform: (..., T) float32, T a multiple of `CHUNK`; 64 zeros are put in front.
+        waveform: (..., T) float32, T a multiple of `CHUNK`; 64 zeros are prepended.
 
     Returns:
         (..., T / CHUNK, 2, BINS) float32, real and imaginary parts.
@@ -75,7 +75,7 @@ def _turns() -> np.ndarray:
 
 
 @functools.cache
-@torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
+@torch.inference_mode(False)  # inference tensors cannot be used in training
 def _forward() -> Tensor:
     """(FRAME, 2 x BINS) float32: window and DFT."""
     table = np.concatenate([np.cos(_turns()), -np.sin(_turns())], axis=1) * _window()[:, None]
@@ -83,7 +83,7 @@ def _forward() -> Tensor:
 
 
 @functools.cache
-@torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
+@torch.inference_mode(False)  # inference tensors cannot be used in training
 def _forward_long(size: int) -> Tensor:
     """(size, size + 2) float32: window and DFT, scaled so that noise has the level that it has in a frame."""
     rise = np.sin(0.5 * np.pi * (np.arange(size - OVERLAP) + 0.5) / (size - OVERLAP))
@@ -95,7 +95,7 @@ def _forward_long(size: int) -> Tensor:
 
 
 @functools.cache
-@torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
+@torch.inference_mode(False)  # inference tensors cannot be used in training
 def _backward() -> Tensor:
     """(2 x BINS, FRAME) float32: inverse DFT and window."""
     weight = np.full(BINS, 2.0 / FRAME)

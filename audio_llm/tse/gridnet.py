@@ -1,8 +1,8 @@
-"""The reference to beat: a causal TF-GridNet-style network of the published size, written from the published facts.
+"""The baseline: a causal TF-GridNet-style network of the published size, written from the published description.
 
-Bins and frames in turn: a bidirectional LSTM over the bins of a frame, an LSTM over the frames of each bin, attention
-over the last 50 frames. The speaker multiplies the features once, behind the first block; the output is the complex
-spectrum itself. 2.0 M parameters and 39 M multiplications a chunk, most of the former for the speaker.
+Each block has a bidirectional LSTM over the bins of a frame, an LSTM over the frames of each bin, and attention over
+the last 50 frames. The speaker embedding multiplies the features once, after the first block; the output is the complex
+spectrum itself. It has 2.0 M parameters, most of them for the embedding, and 39 M multiplications per chunk.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from audio_llm.tse.cells import lstm_step
 from audio_llm.tse.frames import BINS, CHUNK, FRAME, OVERLAP, analyze, inverse, synthesize, transform
+from audio_llm.tse.recurrent_steps import lstm_step
 
 EARS = 2
 _KERNEL = 3  # of both convolutions, in frames and bins
@@ -26,13 +26,13 @@ class GridNetConfig:
     """Size of the network; the defaults are the published one.
 
     Attributes:
-        channels: Of a bin.
-        hidden: Of the LSTMs.
-        blocks: How many.
-        heads: Of the attention.
-        window: Frames that it sees.
-        embedding: Width of the speaker's embedding; 0: the network takes none.
-        outputs: Streams in the output: 1, or one for each talker.
+        channels: Features of a bin.
+        hidden: Units of the LSTMs.
+        blocks: Number of blocks.
+        heads: Attention heads.
+        window: Frames in the attention window.
+        embedding: Width of the speaker embedding; 0: the network takes none.
+        outputs: Streams in the output: 1, or one per talker.
     """
 
     channels: int = 64
@@ -45,23 +45,23 @@ class GridNetConfig:
 
     @property
     def key_width(self) -> int:
-        """Numbers of a query or key per bin and head."""
+        """Width of a query or key per bin and head."""
         return math.ceil(512 / BINS)
 
 
 @dataclass(frozen=True)
 class GridNetState:
-    """What the network remembers between two chunks; zeros at the beginning.
+    """State of the network between two chunks; zeros at the beginning.
 
     Attributes:
-        tail: (B, 2, 64) float32, the last samples that came.
+        tail: (B, 2, 64) float32, the last input samples.
         past: (B, 4, 2, BINS) float32, the last two spectra.
         features: (B, C, 2, BINS) float32, the last two frames before the output.
-        overlap: (B, outputs x 2, 64) float32, samples of the last frame that wait for the next.
+        overlap: (B, outputs x 2, 64) float32, output samples of the last frame to be added to the next.
         keys: (blocks, B, heads, window - 1, E x BINS) float32.
         values: (blocks, B, heads, window - 1, C / heads x BINS) float32.
-        hidden: (blocks, B, BINS, H) float32, of the LSTMs over frames.
-        cell: (blocks, B, BINS, H) float32, of them.
+        hidden: (blocks, B, BINS, H) float32, hidden states of the LSTMs over frames.
+        cell: (blocks, B, BINS, H) float32, cell states of the LSTMs over frames.
     """
 
     tail: Tensor
@@ -74,12 +74,12 @@ class GridNetState:
     cell: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the parts by name, in a fixed order."""
+        """Return the tensors by name, in a fixed order."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class GridNet(nn.Module):
-    """The network; `forward` for whole mixtures and `step` for chunks give the same."""
+    """The network; `forward` for whole mixtures and `step` for chunks give the same output."""
 
     def __init__(self, config: GridNetConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class GridNet(nn.Module):
 
         Args:
             mixture: (B, 2, T) float32 at 16 kHz, T a multiple of 128.
-            embedding: (B, E) float32; None where the network takes none.
+            embedding: (B, E) float32; None if the network takes none.
 
         Returns:
             (B, outputs, 2, T) float32, 64 samples later than the mixture.
@@ -111,9 +111,9 @@ class GridNet(nn.Module):
             x = block(x)
             if number == 0 and embedding is not None:
                 x = x * self.speaker(embedding)[:, :, None]
-        found = self.leave(functional.pad(x, (0, 0, _KERNEL - 1, 0)))
+        output = self.leave(functional.pad(x, (0, 0, _KERNEL - 1, 0)))
         shape = (self.config.outputs, EARS, 2)
-        return synthesize(found.unflatten(1, shape).transpose(3, 4))
+        return synthesize(output.unflatten(1, shape).transpose(3, 4))
 
     def initial_state(self, batch: int = 1) -> GridNetState:
         """Return the state before the first chunk."""
@@ -153,11 +153,11 @@ class GridNet(nn.Module):
             if number == 0 and embedding is not None:
                 x = x * self.speaker(embedding)[:, :, None]
         features = torch.cat([state.features, x], dim=2)
-        found = self.leave(features)[:, :, 0].unflatten(1, (self.config.outputs * EARS, 2))
-        frames = inverse(found)
+        output = self.leave(features)[:, :, 0].unflatten(1, (self.config.outputs * EARS, 2))
+        frames = inverse(output)
         sound = frames[..., :CHUNK] + functional.pad(state.overlap, (0, CHUNK - OVERLAP))
         keys, values, hidden, cell = (torch.stack(part) for part in zip(*parts, strict=True))
-        after = GridNetState(
+        next_state = GridNetState(
             chunk[..., CHUNK - OVERLAP :],
             past[:, :, 1:],
             features[:, :, 1:],
@@ -167,7 +167,7 @@ class GridNet(nn.Module):
             hidden,
             cell,
         )
-        return sound.unflatten(1, (self.config.outputs, EARS)), after
+        return sound.unflatten(1, (self.config.outputs, EARS)), next_state
 
 
 class _Block(nn.Module):
@@ -187,43 +187,43 @@ class _Block(nn.Module):
         """Transform (B, C, N, BINS)."""
         x = self._bins(x)
         rows = self.time_norm(x.permute(0, 3, 2, 1))  # (B, BINS, N, C)
-        found = self.time_out(self.time(rows.flatten(0, 1))[0]).unflatten(0, rows.shape[:2])
-        x = x + found.permute(0, 3, 2, 1)
+        update = self.time_out(self.time(rows.flatten(0, 1))[0]).unflatten(0, rows.shape[:2])
+        x = x + update.permute(0, 3, 2, 1)
         keys, values = (functional.pad(part(x), (0, 0, self.window - 1, 0)) for part in (self.key, self.value))
         frames = x.shape[2]
         ahead = torch.arange(frames + self.window - 1) - torch.arange(frames)[:, None]
-        seen = ((ahead >= 0) & (ahead < self.window)).to(x.device)
-        return self._attend(x, keys, values, seen)
+        visible = ((ahead >= 0) & (ahead < self.window)).to(x.device)
+        return self._attend(x, keys, values, visible)
 
     def step(
         self, x: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, cell: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Transform one frame (B, C, 1, BINS); return it, and the last keys, values and memories anew."""
+        """Transform one frame (B, C, 1, BINS); return it, and the next keys, values, hidden and cell states."""
         x = self._bins(x)
         rows = self.time_norm(x[:, :, 0].transpose(1, 2))  # (B, BINS, C)
-        top, hiddens, cells = lstm_step(self.time, rows, hidden[None], cell[None])
+        top, next_hiddens, next_memories = lstm_step(self.time, rows, hidden[None], cell[None])
         x = x + self.time_out(top).transpose(1, 2)[:, :, None]
         keys, values = torch.cat([keys, self.key(x)], dim=2), torch.cat([values, self.value(x)], dim=2)
-        return self._attend(x, keys, values, None), keys[:, :, 1:], values[:, :, 1:], hiddens[0], cells[0]
+        return self._attend(x, keys, values, None), keys[:, :, 1:], values[:, :, 1:], next_hiddens[0], next_memories[0]
 
     def _bins(self, x: Tensor) -> Tensor:
         rows = self.bin_norm(x.permute(0, 2, 3, 1))  # (B, N, BINS, C)
-        found = self.bins_out(self.bins(rows.flatten(0, 1))[0]).unflatten(0, rows.shape[:2])
-        return x + found.permute(0, 3, 1, 2)
+        update = self.bins_out(self.bins(rows.flatten(0, 1))[0]).unflatten(0, rows.shape[:2])
+        return x + update.permute(0, 3, 1, 2)
 
-    def _attend(self, x: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None) -> Tensor:
-        """Add what each frame finds in the frames it sees; keys and values (B, heads, M, ...)."""
+    def _attend(self, x: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+        """Add the attention of each frame to its visible frames; keys and values (B, heads, M, ...)."""
         query = self.query(x)
         scores = query @ keys.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        if seen is not None:
-            scores = scores.masked_fill(~seen, -math.inf)
-        found = torch.softmax(scores, dim=-1) @ values  # (B, heads, N, C / heads x BINS)
-        found = found.unflatten(-1, (-1, BINS)).transpose(2, 3).flatten(1, 2)
-        return x + self.out(found).unflatten(-1, (-1, BINS))[:, 0].transpose(1, 2)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -math.inf)
+        attended = torch.softmax(scores, dim=-1) @ values  # (B, heads, N, C / heads x BINS)
+        attended = attended.unflatten(-1, (-1, BINS)).transpose(2, 3).flatten(1, 2)
+        return x + self.out(attended).unflatten(-1, (-1, BINS))[:, 0].transpose(1, 2)
 
 
 class _Projection(nn.Module):
-    """Features of every bin, by head, normalised over the features and bins of a frame."""
+    """Features of every bin, per head, normalized over the features and bins of a frame."""
 
     def __init__(self, channels: int, width: int, heads: int) -> None:
         super().__init__()
@@ -235,12 +235,12 @@ class _Projection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, heads, N, width x BINS) of (B, C, N, BINS)."""
         parts = self.act(self.linear(x)).unflatten(1, (self.heads, self.width)).transpose(2, 3)
-        found: Tensor = self.norm(parts).flatten(-2)
-        return found
+        normalized: Tensor = self.norm(parts).flatten(-2)
+        return normalized
 
 
 def macs_per_chunk(config: GridNetConfig) -> int:
-    """Return how many multiplications a chunk takes, the speaker's projection included."""
+    """Return the multiplications per chunk, including the speaker projection."""
     channels, hidden = config.channels, config.hidden
     bins = 2 * 4 * hidden * (channels + hidden) + 2 * hidden * channels
     time = 4 * hidden * (channels + hidden) + hidden * channels

@@ -1,4 +1,4 @@
-"""Batches of scenes, made in processes of their own; which ones, `training.buckets` says."""
+"""Batches of scenes, simulated in worker processes; `training.buckets` chooses their indices."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from audio_llm.simulation.sources import read_sources
 
 B = TypeVar("B", bound=NamedTuple)
 
-VALIDATION_SEED = 1_000_003  # of the scenes that decide which model is the best
+VALIDATION_SEED = 1_000_003  # of the validation scenes
 
 
 class SceneProcesses:
-    """Makes batches in other processes: many small operations would else wait for the training's, and it for them.
+    """Makes batches in worker processes, so that simulation and training do not wait for each other.
 
     Args:
-        pack: Packed sources, read there.
-        count: How many processes; a GPU wants many.
+        pack: Packed sources, read by each worker.
+        count: Number of workers; training on a GPU needs many.
     """
 
     def __init__(self, pack: Path, count: int = 1) -> None:
@@ -37,24 +37,24 @@ class SceneProcesses:
         self._pool.shutdown(cancel_futures=True)
 
     def make(self, function: Callable[..., B], config: Any, seed: int, chosen: range) -> B:
-        """Return a batch of these scenes, a named tuple of tensors, each process' part behind the other.
+        """Return a batch of these scenes, a named tuple of tensors: the workers' parts, concatenated.
 
         Args:
-            function: (sources, config, seed, indices) -> batch; one of a module.
-            config: Handed on.
-            seed: Handed on.
+            function: (sources, config, seed, indices) -> batch; a module-level function.
+            config: Passed to the function.
+            seed: Passed to the function.
             chosen: Indices of the scenes.
         """
         import torch
 
         size = -(-len(chosen) // self._count)
         parts = [chosen[first : first + size] for first in range(0, len(chosen), size)]
-        made = [self._pool.submit(_call, function, (config, seed, part)) for part in parts]
-        batches = [future.result() for future in made]
+        pending = [self._pool.submit(_call, function, (config, seed, part)) for part in parts]
+        batches = [future.result() for future in pending]
         return batches[0]._make(torch.cat(tensors) for tensors in zip(*batches, strict=True))
 
 
-_sources: SceneSources | None = None  # of the process that makes batches
+_sources: SceneSources | None = None  # of a worker
 
 
 def _read(pack: Path) -> None:
@@ -67,7 +67,7 @@ def _read(pack: Path) -> None:
 
 
 def _end_with_the_parent() -> None:
-    """A parent that is killed tells nobody."""
+    """End this worker when the parent is gone: a killed parent cannot notify it."""
     parent = parent_process()
     assert parent is not None
     parent.join()

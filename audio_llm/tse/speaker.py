@@ -1,7 +1,7 @@
-"""The speaker encoder: a sound to a unit vector that is near for one person's sounds and far for two persons'.
+"""The speaker encoder: a sound to a unit vector, similar for the same speaker and dissimilar for different speakers.
 
-Its shape is that of the d-vector network of Resemblyzer (generalised end-to-end loss, Wan et al. 2018), so that its
-weights can teach ours.
+It has the shape of Resemblyzer's d-vector network (generalized end-to-end loss, Wan et al. 2018), so that those weights
+can serve as the teacher.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audio_llm.features import triangular_filters
-from audio_llm.tse.cells import lstm_step
 from audio_llm.tse.frames import CHUNK
+from audio_llm.tse.recurrent_steps import lstm_step
 
 SAMPLE_RATE = 16_000
 WINDOW, HOP, BANDS = 400, 160, 40  # samples, samples, mel bands
 EMBEDDING = 256
-PIECE, PIECE_STEP = 160, 80  # frames of a piece, and between the beginnings of two
-LEVEL = 10.0 ** (-30.0 / 20.0)  # RMS that a sound is brought to
-_FLOOR = 1e-8  # of a mean square
-_MEL_FLOOR = 1e-5  # of a mel power at that level
+PIECE, PIECE_STEP = 160, 80  # frames of a window, and hop between two windows
+LEVEL = 10.0 ** (-30.0 / 20.0)  # RMS after level normalization
+_FLOOR = 1e-8  # added to a mean square
+_MEL_FLOOR = 1e-5  # added to a mel power at that level
 
 
 class SpeakerEncoder(nn.Module):
-    """Three LSTM layers over mel powers, read in pieces of 1.6 s whose vectors are averaged."""
+    """Three LSTM layers over mel powers, in windows of 1.6 s whose vectors are averaged."""
 
     def __init__(self, hidden: int = 256, layers: int = 3) -> None:
         super().__init__()
@@ -42,22 +42,22 @@ class SpeakerEncoder(nn.Module):
         return functional.normalize(vectors.mean(dim=1), dim=-1)
 
     def project(self, top: Tensor) -> Tensor:
-        """Return unit vectors (..., 256) of what the last layer gives (..., H)."""
+        """Return unit vectors (..., 256) of outputs of the last layer (..., H)."""
         return functional.normalize(functional.relu(self.linear(top)), dim=-1)
 
     def step(self, mel: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Read one frame (..., 40); return what the last layer gives (..., H), and both memories (layers, ..., H)."""
+        """Read one frame (..., 40); return the output of the last layer (..., H), and both states (layers, ..., H)."""
         return lstm_step(self.lstm, mel, hidden, cell)
 
 
 def embed(encoder: SpeakerEncoder, waveforms: Tensor) -> Tensor:
     """Return unit vectors (B, 256) of sounds (B, T) float32 at 16 kHz."""
-    found: Tensor = encoder(mel_power(at_level(waveforms)))
-    return found
+    embeddings: Tensor = encoder(mel_power(at_level(waveforms)))
+    return embeddings
 
 
 def at_level(waveforms: Tensor) -> Tensor:
-    """Bring sounds (..., T) to an RMS of -30 dB; silence stays."""
+    """Scale sounds (..., T) to an RMS of -30 dB; silence stays silent."""
     mean = waveforms.square().mean(-1, keepdim=True)
     return waveforms * (LEVEL / (mean + _FLOOR).sqrt())
 
@@ -69,7 +69,7 @@ def mel_power(waveforms: Tensor) -> Tensor:
 
 
 def chunk_features(waveforms: Tensor) -> Tensor:
-    """Return what a small encoder reads of sounds (..., T), T a multiple of 128: (..., T / 128, 40), nothing ahead."""
+    """Return causal features of sounds (..., T), T a multiple of 128, for a small encoder: (..., T / 128, 40)."""
     return compressed_mel(functional.pad(at_level(waveforms), (WINDOW - CHUNK, 0)).unfold(-1, WINDOW, CHUNK))
 
 
@@ -92,7 +92,7 @@ def windowed_transform(frames: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-@torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
+@torch.inference_mode(False)  # inference tensors cannot be used in training
 def _transform() -> Tensor:
     """Return a Hann window and the Fourier transform in one matrix, (400, 402) float32."""
     time = np.arange(WINDOW)
@@ -103,7 +103,7 @@ def _transform() -> Tensor:
 
 
 @functools.cache
-@torch.inference_mode(False)  # a tensor of inference mode could not be trained with later
+@torch.inference_mode(False)  # inference tensors cannot be used in training
 def mel_filters() -> Tensor:
     """Return (201, 40) float32 triangles of area 1 from 0 to 8 kHz."""
     return triangular_filters(BANDS, WINDOW, 0.0, SAMPLE_RATE / 2, unit_area=True).T.contiguous()

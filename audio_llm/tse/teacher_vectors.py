@@ -1,4 +1,4 @@
-"""The teacher's vectors: what its speaker encoder makes of everybody in a pack, kept beside the sound."""
+"""The teacher's speaker vectors of all speakers in a pack, stored next to the sound."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from audio_llm.tse.frames import SAMPLE_RATE
 from audio_llm.tse.speaker import SpeakerEncoder, embed
 
 VECTORS = "vectors"  # folder of a pack
-_CLEAN_S = 6.0  # of one utterance for its vector
-_CLEAN_UTTERANCES = 8  # of one person
+_CLEAN_S = 6.0  # of an utterance that are encoded
+_CLEAN_UTTERANCES = 8  # of one speaker
 
 
 def load_teacher(state: Mapping[str, Tensor]) -> SpeakerEncoder:
-    """Return the teacher of a Resemblyzer state dictionary.
+    """Return the teacher from a Resemblyzer state dictionary.
 
     Raises:
-        ModelFormatError: It is that of another network.
+        ModelFormatError: The weights belong to another network.
     """
     teacher = SpeakerEncoder()
-    own = {name: state[name] for name in teacher.state_dict() if name in state}
+    weights = {name: state[name] for name in teacher.state_dict() if name in state}
     try:
-        teacher.load_state_dict(own)
+        teacher.load_state_dict(weights)
     except RuntimeError as error:
         raise ModelFormatError(f"not a speaker encoder's weights: {error}", remedy="give Resemblyzer's") from None
     return teacher.eval().requires_grad_(False)
 
 
 @torch.inference_mode()
-def person_vector(teacher: SpeakerEncoder, utterances: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the teacher's unit vector (256,) float32 of a person: the mean over clean utterances, each (T,)."""
+def speaker_vector(teacher: SpeakerEncoder, utterances: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the teacher's unit vector (256,) float32 of a speaker: the mean over clean utterances, each (T,)."""
     size = round(_CLEAN_S * SAMPLE_RATE)
     sounds = [sound[:size].astype(np.float32) for sound in utterances[:_CLEAN_UTTERANCES]]
     vectors = [embed(teacher, torch.from_numpy(sound)[None])[0] for sound in sounds]
@@ -47,13 +47,13 @@ def person_vector(teacher: SpeakerEncoder, utterances: Sequence[np.ndarray]) -> 
 
 
 def write_vectors(pack: Path, teacher: SpeakerEncoder) -> int:
-    """Add the teacher's vector of every person to a pack; return how many there are."""
+    """Add the teacher's vector of every speaker to a pack; return the number of vectors."""
     voices = read_sources(pack).voices
     rows: Iterable[dict[str, np.ndarray]] = (
         {
             "speaker": encode_text(voice.name),
             "corpus": encode_text(voice.corpus),
-            "vector": person_vector(teacher, voice.utterances),
+            "vector": speaker_vector(teacher, voice.utterances),
         }
         for voice in voices
     )
@@ -61,15 +61,15 @@ def write_vectors(pack: Path, teacher: SpeakerEncoder) -> int:
 
 
 def read_vectors(pack: Path, voices: Sequence[Voice]) -> Tensor:
-    """Return the vectors (V, 256) of these people.
+    """Return the vectors (V, 256) of these speakers.
 
     Raises:
-        DataError: The pack has no vectors, or not of all.
+        DataError: The pack has no vectors, or a speaker's is missing.
     """
-    found = {
+    by_speaker = {
         (decode_text(row["speaker"]), decode_text(row["corpus"])): row["vector"] for row in ShardReader(pack / VECTORS)
     }
-    missing = [voice.name for voice in voices if (voice.name, voice.corpus) not in found]
+    missing = [voice.name for voice in voices if (voice.name, voice.corpus) not in by_speaker]
     if missing:
         raise DataError(f"no vector of {missing[0]!r}", path=pack / VECTORS, remedy="run the stage that adds them")
-    return torch.from_numpy(np.stack([found[voice.name, voice.corpus] for voice in voices]))
+    return torch.from_numpy(np.stack([by_speaker[voice.name, voice.corpus] for voice in voices]))

@@ -1,8 +1,8 @@
-"""Training of the separator: each talker of a scene in a stream of its own, in the best order or from left to right.
+"""Training of the separator: each talker of a scene in its own stream, in the best order or from left to right.
 
-No speaker is asked for, so that the network learns what a target is made of before it learns whose it is. Scenes are
-rendered anew for every step, or mixed of rooms rendered before, which costs far less. With `front_weight`, enrollments
-are learned too: there a head of its own extracts the frontal speaker.
+No speaker is enrolled, so that the network learns separation before selection. Scenes are simulated for every step, or
+mixed from rooms rendered before, which costs far less. With `front_weight`, it also trains the head that extracts the
+frontal speaker of an enrollment recording.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ def _still_pairs() -> SceneConfig:
 
 @dataclass(frozen=True)
 class SeparatorTrainingConfig:
-    """How to train the trunk.
+    """Settings of the training of the separator.
 
     Attributes:
-        model: Size of the network; as many outputs as there may be talkers, a head for the front, and no embedding.
-        gridnet: Size of the reference, to train that in the network's place; it has no head for the front.
-        training: The loop's settings.
+        model: Size of the network: one output per talker, a head for the frontal speaker, and no embedding.
+        gridnet: Size of the baseline, to train that instead; it has no head for the frontal speaker.
+        training: Settings of the training loop.
         scenes: How scenes are drawn.
         batch_scenes: Scenes in a batch.
-        rendered: Folder of rendered rooms (`simulation.rendered`) of which scenes are mixed; None renders every scene.
+        rendered: Folder of rendered rooms (`simulation.rendered`) to mix scenes from; None simulates every scene.
         compile: Fuse the element-wise operations of the network's blocks; needs a C++ compiler, and a minute.
-        front_weight: Of the loss in looks; 0 trains on mixtures alone, in half the time.
-        order: Of the talkers among the streams: from left to right by `location`, or whichever fits `best`.
+        front_weight: Weight of the loss on enrollment recordings; 0 trains on mixtures alone, in half the time.
+        order: Order of the talkers among the streams: from left to right by `location`, or the `best` permutation.
         epoch_batches: Batches in an epoch; every epoch draws new scenes.
-        validation_scenes: Scenes of the tuning part at each validation.
-        seed: Of the scenes.
-        processes: That make the scenes.
+        validation_scenes: Scenes of the development part in each validation.
+        seed: Seed of the scenes.
+        processes: Worker processes that simulate the scenes.
     """
 
     model: ExtractorConfig = field(default_factory=lambda: ExtractorConfig(embedding=0, outputs=3, front=True))
@@ -96,27 +96,27 @@ def train_separator(
     resume: bool = False,
     device: str = "auto",
 ) -> TrainingResult:
-    """Train the trunk; `output/best` becomes a model directory with the highest SI-SDR improvement.
+    """Train the separator; `output/best` becomes the model directory with the highest SI-SDR improvement.
 
     Args:
-        pack: Packed sources to learn from.
-        tuning: Packed sources that decide which model is the best.
+        pack: Packed training sources.
+        tuning: Packed development sources.
         output: Folder of the training.
-        config: How to train.
-        start: A separator of the same shape to start from.
+        config: Settings of the training.
+        start: Separator of the same shape to initialize from.
         max_minutes: Stop after this time.
-        resume: Go on from `output/last`.
+        resume: Resume from `output/last`.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        DataError: A pack is missing or has too few people.
-        ConfigError: There may be more talkers than streams, or the reference is asked for the front.
+        DataError: A pack is missing or has too few speakers.
+        ConfigError: There may be more talkers than streams, or the baseline is given a weight for the frontal speaker.
     """
     if config.scenes.talkers[1] > config.outputs:
         remedy = "give the model as many outputs as there may be talkers"
         raise ConfigError(f"{config.scenes.talkers[1]} talkers, {config.outputs} streams", remedy=remedy)
     if config.gridnet is not None and config.front_weight:
-        raise ConfigError("the reference has no head for the front", remedy="set front_weight to 0")
+        raise ConfigError("the baseline has no head for the frontal speaker", remedy="set front_weight to 0")
     if config.rendered is not None and config.front_weight:
         raise ConfigError("rendered rooms hold no enrollments", remedy="set front_weight to 0, or rendered to null")
     sources, held_out = read_sources(pack), read_sources(tuning)
@@ -158,40 +158,40 @@ def train_separator(
             device=device,
             save=lambda network, folder: _save(network, folder, config),
             prepare=make,
-            count_items=lambda batch: (batch.mixture.numel() + batch.look.numel()) / 2 / SAMPLE_RATE,
+            count_items=lambda batch: (batch.mixture.numel() + batch.enrollment.numel()) / 2 / SAMPLE_RATE,
         )
 
 
 class SeparationBatch(NamedTuple):
-    """Scenes to learn from.
+    """A batch of scenes.
 
     Attributes:
         mixture: (B, 2, T) float32.
-        talkers: (B, outputs, 2, T) float32, by stream, silence where there is nobody.
-        look: (B, 2, T) float32; empty where looks do not count.
-        front: (B, 1, 2, T) float32, the share of the person in front; as empty.
+        talkers: (B, outputs, 2, T) float32, the talker of each stream, zeros for empty streams.
+        enrollment: (B, 2, T) float32, the enrollment recording; empty if its loss has no weight.
+        frontal: (B, 1, 2, T) float32, the frontal speaker's image in the recording; empty likewise.
     """
 
     mixture: Tensor
     talkers: Tensor
-    look: Tensor
-    front: Tensor
+    enrollment: Tensor
+    frontal: Tensor
 
 
 def make_batch(sources: SceneSources, config: SeparatorTrainingConfig, seed: int, indices: range) -> SeparationBatch:
     """Return these scenes."""
-    looks = config.front_weight > 0.0
-    scenes = [make_scene(sources, config.scenes, seed, index, with_look=looks) for index in indices]
+    with_enrollment = config.front_weight > 0.0
+    scenes = [make_scene(sources, config.scenes, seed, index, with_enrollment=with_enrollment) for index in indices]
     return SeparationBatch(
         torch.from_numpy(np.stack([scene.mixture for scene in scenes])),
         torch.from_numpy(np.stack([talkers_by_stream(scene, config.outputs) for scene in scenes])),
-        torch.from_numpy(np.stack([scene.look for scene in scenes])),
-        torch.from_numpy(np.stack([scene.look_target[None] for scene in scenes])),
+        torch.from_numpy(np.stack([scene.enrollment for scene in scenes])),
+        torch.from_numpy(np.stack([scene.enrollment_target[None] for scene in scenes])),
     )
 
 
 def mix_batch(rooms: RenderedScenes, config: SeparatorTrainingConfig, seed: int, indices: range) -> SeparationBatch:
-    """Return these scenes, mixed of rendered rooms; for streams in the order that fits best."""
+    """Return these scenes, mixed from rendered rooms; for streams in the best order."""
     scenes = [rooms.draw(config.scenes, seed, index) for index in indices]
     talkers = np.zeros((len(scenes), config.outputs, *scenes[0].mixture.shape), dtype=np.float32)
     for row, scene in zip(talkers, scenes, strict=True):
@@ -202,56 +202,55 @@ def mix_batch(rooms: RenderedScenes, config: SeparatorTrainingConfig, seed: int,
 
 
 def _validation_batches(sources: SceneSources, config: SeparatorTrainingConfig) -> list[SeparationBatch]:
-    """Return the scenes that decide which model is the best, always the same ones."""
+    """Return the fixed validation scenes."""
     draws = same_draws(config.batch_scenes, config.validation_scenes)
     return [make_batch(sources, config, VALIDATION_SEED, chosen) for chosen in draws]
 
 
 def _loss(network: nn.Module, batch: SeparationBatch, config: SeparatorTrainingConfig) -> Tensor:
-    found = network(batch.mixture)
-    loss = _separation_loss(found, _by_stream(found, batch, config), batch.mixture)
+    estimates = network(batch.mixture)
+    loss = _separation_loss(estimates, _by_stream(estimates, batch, config), batch.mixture)
     if not config.front_weight:
         return loss
-    front = _separation_loss(network(batch.look, front=True), batch.front, batch.look)
-    return loss + config.front_weight * front
+    frontal = _separation_loss(network(batch.enrollment, frontal=True), batch.frontal, batch.enrollment)
+    return loss + config.front_weight * frontal
 
 
-def _by_stream(found: Tensor, batch: SeparationBatch, config: SeparatorTrainingConfig) -> Tensor:
+def _by_stream(estimates: Tensor, batch: SeparationBatch, config: SeparatorTrainingConfig) -> Tensor:
     if config.order == "location":
         return batch.talkers
-    return in_order(batch.talkers, best_order(*aligned(found, batch.talkers, batch.mixture)))
+    return in_order(batch.talkers, best_order(*aligned(estimates, batch.talkers, batch.mixture)))
 
 
-def _separation_loss(found: Tensor, wanted: Tensor, mixture: Tensor) -> Tensor:
-    return separation_loss(*aligned(found, wanted, mixture))
+def _separation_loss(estimates: Tensor, targets: Tensor, mixture: Tensor) -> Tensor:
+    return separation_loss(*aligned(estimates, targets, mixture))
 
 
-def aligned(found: Tensor, wanted: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return all three without the delay of what was found."""
-    return found.float()[..., OVERLAP:], wanted[..., :-OVERLAP], mixture[..., :-OVERLAP]
+def aligned(estimates: Tensor, targets: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return all three signals with the delay of the estimates removed."""
+    return estimates.float()[..., OVERLAP:], targets[..., :-OVERLAP], mixture[..., :-OVERLAP]
 
 
 def talkers_by_stream(scene: Scene, streams: int) -> np.ndarray:
-    """Return the talkers of a scene in their streams, silence in the others: (streams, 2, T) float32."""
+    """Return the talkers of a scene by stream, zeros for empty streams: (streams, 2, T) float32."""
     out = np.zeros((streams, *scene.mixture.shape), dtype=np.float32)
-    out[slots(scene, streams)] = np.concatenate([scene.target[None], scene.others])
+    out[slots(scene, streams)] = np.concatenate([scene.target[None], scene.interferers])
     return out
 
 
 def slots(scene: Scene, streams: int) -> np.ndarray:
     """Return the stream of each talker of a scene, (talkers,) int.
 
-    The one farthest on the left has the first, the one farthest on the right the last; where there are fewer people,
-    streams between are nobody's.
+    The leftmost talker has the first stream and the rightmost the last; with fewer talkers, streams between are empty.
     """
-    places = [np.sin(np.radians(talker.azimuth)) for talker in scene.plan.talkers]
-    taken = np.linspace(0, streams - 1, len(places)).round().astype(int)
-    found = np.empty(len(places), dtype=int)
-    found[np.argsort(places)[::-1]] = taken
-    return found
+    lateral = [np.sin(np.radians(talker.azimuth)) for talker in scene.plan.talkers]
+    taken = np.linspace(0, streams - 1, len(lateral)).round().astype(int)
+    streams_of = np.empty(len(lateral), dtype=int)
+    streams_of[np.argsort(lateral)[::-1]] = taken
+    return streams_of
 
 
-@torch.no_grad()  # and not inference mode, in which compiled blocks would be compiled once more
+@torch.no_grad()  # not inference mode, in which compiled blocks would be compiled again
 def validate(model: nn.Module, batches: Sequence[SeparationBatch], config: SeparatorTrainingConfig) -> dict[str, float]:
     """Return loss and mean SI-SDR improvements over both ears and all talkers."""
     device = next(model.parameters()).device
@@ -259,18 +258,20 @@ def validate(model: nn.Module, batches: Sequence[SeparationBatch], config: Separ
     for fixed in batches:
         batch = SeparationBatch(*(part.to(device) for part in fixed))
         rows["loss"] += [float(_loss(model, batch, config))] * len(batch.mixture)
-        found = model(batch.mixture)
-        rows["si_sdri_db"] += _gains(found, _by_stream(found, batch, config), batch.mixture)
+        estimates = model(batch.mixture)
+        rows["si_sdri_db"] += _gains(estimates, _by_stream(estimates, batch, config), batch.mixture)
         if config.front_weight:
-            rows.setdefault("front_db", []).extend(_gains(model(batch.look, front=True), batch.front, batch.look))
+            rows.setdefault("front_db", []).extend(
+                _gains(model(batch.enrollment, frontal=True), batch.frontal, batch.enrollment)
+            )
     return {name: float(np.mean(values)) for name, values in rows.items()}
 
 
-def _gains(found: Tensor, wanted: Tensor, mixture: Tensor) -> list[float]:
-    """Return the SI-SDR improvement of everybody who talks."""
-    found, wanted = found[..., OVERLAP:], wanted[..., :-OVERLAP]
-    before = si_sdr_db(mixture[:, None, :, :-OVERLAP].expand_as(wanted), wanted)
-    gains: list[float] = (si_sdr_db(found, wanted) - before).mean(-1)[talking(wanted)].tolist()
+def _gains(estimates: Tensor, targets: Tensor, mixture: Tensor) -> list[float]:
+    """Return the SI-SDR improvement of every active talker."""
+    estimates, targets = estimates[..., OVERLAP:], targets[..., :-OVERLAP]
+    before = si_sdr_db(mixture[:, None, :, :-OVERLAP].expand_as(targets), targets)
+    gains: list[float] = (si_sdr_db(estimates, targets) - before).mean(-1)[talking(targets)].tolist()
     return gains
 
 
@@ -278,6 +279,6 @@ def _save(model: nn.Module, folder: Path, config: SeparatorTrainingConfig) -> No
     assert isinstance(model, Extractor | GridNet)
     provenance: dict[str, Any] = {"training": config_to_dict(replace(config, rendered=None))}
     provenance["rendered"] = config.rendered is not None
-    card = "# A separator\n\nThe talkers of a binaural mixture, one in each stream.\n"
+    card = "# A separator\n\nSeparates the talkers of a binaural mixture, one per stream.\n"
     kind = SEPARATOR if isinstance(model, Extractor) else GRIDNET
     hub.save_model(folder, config_to_dict(model.config), model.state_dict(), kind, card, provenance)

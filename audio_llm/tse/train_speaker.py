@@ -1,6 +1,6 @@
-"""Training of the small speaker encoder: at every chunk of a spoilt voice, the vector a teacher gives to the clean one.
+"""Training of the small speaker encoder: from degraded speech, predict a teacher's vector of the clean speech.
 
-Voices are played faster and slower, which makes new people of those there are: the teacher gives each a vector too.
+Voices are played faster and slower, which creates new speakers: the teacher encodes each of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from audio_llm import hub
 from audio_llm.simulation import mono
-from audio_llm.simulation.filters import colour, slow_waves_db
+from audio_llm.simulation.filters import color, slow_waves_db
 from audio_llm.simulation.scene_plan import SceneSources
 from audio_llm.simulation.sources import read_sources
 from audio_llm.training.buckets import new_draws, same_draws
@@ -29,32 +29,32 @@ from audio_llm.tse.speaker import HOP, PIECE, SpeakerEncoder, chunk_features, em
 
 logger = logging.getLogger(__name__)
 
-_TONE_SIZE = 256  # samples of the filter that changes the tone
-_EARLY = 40  # chunks before a vector counts, a third of a second
+_TONE_SIZE = 256  # samples of the coloration filter
+_EARLY = 40  # chunks at the beginning that are not evaluated, a third of a second
 
 
 @dataclass(frozen=True)
 class SpeakerTrainingConfig:
-    """How to train.
+    """Settings of the training.
 
     Attributes:
-        hidden: Of the LSTM.
-        layers: Of it.
-        training: The loop's settings.
+        hidden: Units of the LSTM.
+        layers: Layers of the LSTM.
+        training: Settings of the training loop.
         seconds: Length of a piece.
         shift: Factors by which voices are played faster.
-        leak_db: Another voice under this one, relative to it; half of the pieces have one.
+        leak_db: Level of a second voice relative to the first; half of the pieces have one.
         noise_db: Voice over noise.
         rt60_s: Reverberation time.
         room_db: Direct over reverberant sound.
-        tone_db: Change of tone.
+        tone_db: Largest change of the spectrum.
         batch_pieces: Pieces in a batch.
         epoch_batches: Batches in an epoch; every epoch draws new pieces.
-        validation_pieces: Pieces of the tuning part at each validation.
-        temperature: Of the comparison with the other pieces of a batch.
-        distance_weight: Of the distance to the teacher's vector.
-        seed: Of the pieces.
-        processes: That make the pieces.
+        validation_pieces: Pieces of the development part in each validation.
+        temperature: Temperature of the comparison with the other pieces of a batch.
+        distance_weight: Weight of the distance to the teacher's vector.
+        seed: Seed of the pieces.
+        processes: Worker processes that simulate the pieces.
     """
 
     hidden: int = 160
@@ -77,17 +77,17 @@ class SpeakerTrainingConfig:
 
 
 class SpeakerBatch(NamedTuple):
-    """Pieces to learn from.
+    """A batch of pieces.
 
     Attributes:
         clean: (B, T) float32.
-        spoilt: (B, T) float32.
-        people: (B,) int64, whose they are.
+        degraded: (B, T) float32.
+        speakers: (B,) int64, indices of the speakers.
     """
 
     clean: Tensor
-    spoilt: Tensor
-    people: Tensor
+    degraded: Tensor
+    speakers: Tensor
 
 
 def train_speaker(
@@ -102,17 +102,17 @@ def train_speaker(
     resume: bool = False,
     device: str = "auto",
 ) -> TrainingResult:
-    """Train the encoder; `output/best` becomes the model directory with the lowest loss on the tuning part.
+    """Train the encoder; `output/best` becomes the model directory with the lowest validation loss.
 
     Args:
-        pack: Packed sources to learn from.
-        tuning: Packed sources that decide which model is the best.
-        teacher: What it learns from.
+        pack: Packed training sources.
+        tuning: Packed development sources.
+        teacher: Encoder whose vectors are the targets.
         output: Folder of the training.
-        config: How to train.
-        start: An encoder to start from.
+        config: Settings of the training.
+        start: Encoder to initialize from.
         max_minutes: Stop after this time.
-        resume: Go on from `output/last`.
+        resume: Resume from `output/last`.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
@@ -126,7 +126,9 @@ def train_speaker(
     logger.info("%d parameters", sum(p.numel() for p in model.parameters()))
 
     def loss(network: nn.Module, batch: SpeakerBatch) -> Tensor:
-        return speaker_loss(network(batch.spoilt), _taught(teacher, batch.clean, config.training.on_cpu_bf16), config)
+        return speaker_loss(
+            network(batch.degraded), _teacher_vectors(teacher, batch.clean, config.training.on_cpu_bf16), config
+        )
 
     with SceneProcesses(pack, config.processes) as pieces:
         return train(
@@ -146,7 +148,7 @@ def train_speaker(
 
 
 class _OverChunks(nn.Module):
-    """The encoder over whole sounds: (B, T) to unit vectors (B, N, 256)."""
+    """The encoder applied to whole sounds: (B, T) to unit vectors (B, N, 256)."""
 
     def __init__(self, encoder: SpeakerEncoder) -> None:
         super().__init__()
@@ -158,63 +160,65 @@ class _OverChunks(nn.Module):
 
 def make_batch(sources: SceneSources, config: SpeakerTrainingConfig, seed: int, indices: range) -> SpeakerBatch:
     """Return these pieces."""
-    made = [_piece(sources, config, np.random.default_rng([seed, index, 5])) for index in indices]
-    clean, spoilt, people = zip(*made, strict=True)
-    return SpeakerBatch(torch.from_numpy(np.stack(clean)), torch.from_numpy(np.stack(spoilt)), torch.tensor(people))
+    drawn = [_piece(sources, config, np.random.default_rng([seed, index, 5])) for index in indices]
+    clean, degraded, speakers = zip(*drawn, strict=True)
+    return SpeakerBatch(torch.from_numpy(np.stack(clean)), torch.from_numpy(np.stack(degraded)), torch.tensor(speakers))
 
 
 def _piece(
     sources: SceneSources, config: SpeakerTrainingConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, int]:
     size = round(config.seconds * SAMPLE_RATE) // CHUNK * CHUNK
-    person, other = (int(number) for number in rng.choice(len(sources.voices), 2, replace=False))
-    clean = _said(sources, config, rng, person, size)
-    spoilt = clean
+    speaker_index, other_index = (int(number) for number in rng.choice(len(sources.voices), 2, replace=False))
+    clean = _excerpt(sources, config, rng, speaker_index, size)
+    degraded = clean
     if rng.random() < 0.5:
-        spoilt = mono.add_noise(spoilt, _said(sources, config, rng, other, size), -float(rng.uniform(*config.leak_db)))
-    spoilt = mono.add_room(spoilt, rng, float(rng.uniform(*config.rt60_s)), float(rng.uniform(*config.room_db)))
-    spoilt = colour(spoilt, slow_waves_db(rng, _TONE_SIZE, config.tone_db)).astype(np.float32)
+        degraded = mono.add_noise(
+            degraded, _excerpt(sources, config, rng, other_index, size), -float(rng.uniform(*config.leak_db))
+        )
+    degraded = mono.add_room(degraded, rng, float(rng.uniform(*config.rt60_s)), float(rng.uniform(*config.room_db)))
+    degraded = color(degraded, slow_waves_db(rng, _TONE_SIZE, config.tone_db)).astype(np.float32)
     if sources.noises:
         noise = sources.noises[int(rng.integers(len(sources.noises)))]
         begins = int(rng.integers(max(1, noise.size - size)))
         noise = noise[begins : begins + size].astype(np.float32)
-        spoilt = mono.add_noise(spoilt, noise, float(rng.uniform(*config.noise_db)))
-    return mono.set_level(clean, -27.0), mono.set_level(spoilt, -27.0), person
+        degraded = mono.add_noise(degraded, noise, float(rng.uniform(*config.noise_db)))
+    return mono.set_level(clean, -27.0), mono.set_level(degraded, -27.0), speaker_index
 
 
-def _said(
-    sources: SceneSources, config: SpeakerTrainingConfig, rng: np.random.Generator, person: int, size: int
+def _excerpt(
+    sources: SceneSources, config: SpeakerTrainingConfig, rng: np.random.Generator, speaker_index: int, size: int
 ) -> np.ndarray:
-    """Return what somebody says, played faster or slower; (size,) float32."""
-    utterances = sources.voices[person].utterances
+    """Return an excerpt of a speaker's utterances, played faster or slower; (size,) float32."""
+    utterances = sources.voices[speaker_index].utterances
     sound = utterances[int(rng.integers(len(utterances)))]
     factor = float(rng.uniform(*config.shift))
-    wanted = int(size * factor) + CHUNK
-    begins = int(rng.integers(max(1, sound.size - wanted)))
-    said = sound[begins : begins + wanted].astype(np.float32) / 32768.0
-    return np.resize(mono.shift_voice(said, factor), size)
+    length = int(size * factor) + CHUNK
+    begins = int(rng.integers(max(1, sound.size - length)))
+    excerpt = sound[begins : begins + length].astype(np.float32) / 32768.0
+    return np.resize(mono.shift_voice(excerpt, factor), size)
 
 
 @torch.no_grad()
-def _taught(teacher: SpeakerEncoder, clean: Tensor, half: bool) -> Tensor:
-    """Return the teacher's vectors (B, 256) of one of its pieces of each sound (B, T)."""
+def _teacher_vectors(teacher: SpeakerEncoder, clean: Tensor, half: bool) -> Tensor:
+    """Return the teacher's vectors (B, 256) of the first window of each sound (B, T)."""
     teacher = teacher.to(clean.device)
     with torch.autocast(clean.device.type, torch.bfloat16, enabled=half or clean.device.type == "cuda"):
         return embed(teacher, clean[:, : (PIECE - 1) * HOP]).float()
 
 
-def speaker_loss(found: Tensor, wanted: Tensor, config: SpeakerTrainingConfig) -> Tensor:
-    """Return the distance to the teacher's vectors, and how badly the pieces are told apart; a scalar.
+def speaker_loss(vectors: Tensor, targets: Tensor, config: SpeakerTrainingConfig) -> Tensor:
+    """Return the weighted distance to the teacher's vectors plus the cross-entropy among the pieces; a scalar.
 
     Args:
-        found: (B, N, 256) unit vectors by chunk.
-        wanted: (B, 256), the teacher's.
-        config: Weights.
+        vectors: (B, N, 256) unit vectors by chunk.
+        targets: (B, 256), the teacher's vectors.
+        config: Weights of the parts.
     """
-    found = found[:, _EARLY:].float()
-    distance = 1.0 - (found * wanted[:, None]).sum(-1).mean()
-    scores = (found[:, _EARLY // 2 :: _EARLY] @ wanted.T).flatten(0, 1) / config.temperature
-    right = torch.arange(len(wanted), device=wanted.device).repeat_interleave(len(scores) // len(wanted))
+    vectors = vectors[:, _EARLY:].float()
+    distance = 1.0 - (vectors * targets[:, None]).sum(-1).mean()
+    scores = (vectors[:, _EARLY // 2 :: _EARLY] @ targets.T).flatten(0, 1) / config.temperature
+    right = torch.arange(len(targets), device=targets.device).repeat_interleave(len(scores) // len(targets))
     return config.distance_weight * distance + functional.cross_entropy(scores, right)
 
 
@@ -222,22 +226,22 @@ def speaker_loss(found: Tensor, wanted: Tensor, config: SpeakerTrainingConfig) -
 def validate(
     model: nn.Module, teacher: SpeakerEncoder, sources: SceneSources, config: SpeakerTrainingConfig
 ) -> dict[str, float]:
-    """Return loss, cosine to the teacher's vector, and the share of pieces nearest to their own among the batch's."""
+    """Return loss, cosine to the teacher's vector, and the speaker accuracy among the pieces of a batch."""
     device = next(model.parameters()).device
-    losses, cosines, told = [], [], []
+    losses, cosines, correct = [], [], []
     for chosen in same_draws(config.batch_pieces, config.validation_pieces):
         batch = SpeakerBatch(*(part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen)))
-        wanted, found = _taught(teacher, batch.clean, half=False), model(batch.spoilt)
-        losses.append(float(speaker_loss(found, wanted, config)))
-        scores = functional.normalize(found[:, _EARLY:].mean(dim=1), dim=-1) @ wanted.T
+        targets, vectors = _teacher_vectors(teacher, batch.clean, half=False), model(batch.degraded)
+        losses.append(float(speaker_loss(vectors, targets, config)))
+        scores = functional.normalize(vectors[:, _EARLY:].mean(dim=1), dim=-1) @ targets.T
         cosines += scores.diagonal().tolist()
-        told += (batch.people[scores.argmax(dim=1)] == batch.people).float().tolist()
-    return {"loss": float(np.mean(losses)), "cosine": float(np.mean(cosines)), "told": float(np.mean(told))}
+        correct += (batch.speakers[scores.argmax(dim=1)] == batch.speakers).float().tolist()
+    return {"loss": float(np.mean(losses)), "cosine": float(np.mean(cosines)), "accuracy": float(np.mean(correct))}
 
 
 def _save(model: nn.Module, folder: Path, config: SpeakerTrainingConfig) -> None:
     assert isinstance(model, _OverChunks)
     provenance: dict[str, Any] = {"training": asdict(config)}
     settings = {"hidden": config.hidden, "layers": config.layers}
-    card = "# A speaker encoder\n\nA sound to the vector of who speaks, chunk by chunk.\n"
+    card = "# A speaker encoder\n\nSpeech to the vector of its speaker, chunk by chunk.\n"
     hub.save_model(folder, settings, model.encoder.state_dict(), SPEAKER, card, provenance)

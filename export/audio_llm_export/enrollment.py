@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.onnx import symbolic_helper
 
-from audio_llm.tse.enrolment import LEAST_S, MOST_S, EnrolmentEncoder
+from audio_llm.tse.enrollment import LEAST_S, MOST_S, EnrollmentEncoder
 from audio_llm.tse.frames import CHUNK, SAMPLE_RATE
 from audio_llm_export.graph import OPSET, to_onnx
 
@@ -20,7 +20,7 @@ _CHUNKS = 127  # length of the traced recording: a number that is no size of a n
 LEAST_SAMPLES, MOST_SAMPLES = round(LEAST_S * SAMPLE_RATE), round(MOST_S * SAMPLE_RATE)
 
 
-def write_enrollment(encoder: EnrolmentEncoder, path: Path) -> None:
+def write_enrollment(encoder: EnrollmentEncoder, path: Path) -> None:
     """Write the graph of an encoder: RECORDING (1, 2, T) float32 to VECTOR (1, 256) and FRONTAL_LEVEL (1,), T free."""
     recording = torch.randn(1, 2, _CHUNKS * CHUNK, generator=torch.Generator().manual_seed(0))
     with _framing_by_gather():
@@ -38,14 +38,14 @@ def write_enrollment(encoder: EnrolmentEncoder, path: Path) -> None:
 class _WholeChunks(nn.Module):
     """Ignores the samples after the last whole chunk."""
 
-    def __init__(self, encoder: EnrolmentEncoder) -> None:
+    def __init__(self, encoder: EnrollmentEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, recording: Tensor) -> tuple[Tensor, Tensor]:
         """Encode (1, 2, T); return the vector (1, 256) and the frontal level (1,) in dB."""
         enrollment = self.encoder.encode(recording[..., : recording.shape[-1] // CHUNK * CHUNK])
-        return enrollment.vector, enrollment.front_db
+        return enrollment.vector, enrollment.frontal_level_db
 
 
 @contextlib.contextmanager

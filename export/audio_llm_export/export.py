@@ -16,7 +16,7 @@ from torch import nn
 import audio_llm
 from audio_llm import hub
 from audio_llm.errors import UsageError
-from audio_llm.tse.enrolment import EnrolmentEncoder
+from audio_llm.tse.enrollment import EnrollmentEncoder
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.gridnet import GridNet
 from audio_llm.tse.models import load_model
@@ -76,9 +76,9 @@ def export_tse(
     _check(Path(folder), overwrite)
     loaded = load_model(name_or_dir)
     model = contract.Model(hub.find_model(name_or_dir).resolve().name, hub.fingerprint(name_or_dir))
-    lossless = is_half(loaded.hearing)
-    hearing = round_to_half(loaded.hearing).eval()
-    encoder = EnrolmentEncoder(hearing).eval()
+    lossless = is_half(loaded.network)
+    hearing = round_to_half(loaded.network).eval()
+    encoder = EnrollmentEncoder(hearing).eval()
     return _export(stream.target_speaker_stream(hearing), encoder, model, Path(folder), int8, lossless)
 
 
@@ -94,7 +94,7 @@ def export_gridnet(
 
 def _export(
     part: stream.Stream,
-    encoder: EnrolmentEncoder | None,
+    encoder: EnrollmentEncoder | None,
     model: contract.Model,
     folder: Path,
     int8: bool,
@@ -129,7 +129,7 @@ def _export(
 
 
 def _contract(
-    part: stream.Stream, path: Path, encoder: EnrolmentEncoder | None, model: contract.Model
+    part: stream.Stream, path: Path, encoder: EnrollmentEncoder | None, model: contract.Model
 ) -> contract.Contract:
     chunk = (1, EARS, CHUNK)
     states = tuple(
@@ -143,7 +143,7 @@ def _contract(
             contract.Port(enrollment.RECORDING, (1, EARS, None)),
             contract.Port(enrollment.VECTOR, (1, part.width)),
             contract.Port(enrollment.FRONTAL_LEVEL, (1,)),
-            encoder.hearing.config.least_front_db,
+            encoder.network.config.least_front_db,
             enrollment.LEAST_SAMPLES,
             enrollment.MOST_SAMPLES,
         )

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from audio_llm.errors import ParityError
-from audio_llm.tse.enrolment import EnrolmentEncoder
+from audio_llm.tse.enrollment import EnrollmentEncoder
 from audio_llm.tse.frames import CHUNK
 from audio_llm_export.enrollment import FRONTAL_LEVEL, LEAST_SAMPLES, RECORDING, VECTOR
 from audio_llm_export.extractor_step import EARS
@@ -74,7 +74,7 @@ def compare_stream(stream: Stream, path: Path, chunks: int = CHUNKS, seed: int =
 
 @torch.inference_mode()
 def compare_enrollment(
-    encoder: EnrolmentEncoder, path: Path, lengths: Sequence[int] = _LENGTHS, seed: int = 0
+    encoder: EnrollmentEncoder, path: Path, lengths: Sequence[int] = _LENGTHS, seed: int = 0
 ) -> Parity:
     """Feed random recordings of several lengths to the encoder and to its graph."""
     session = open_session(path)
@@ -84,7 +84,9 @@ def compare_enrollment(
         recording = 0.1 * torch.randn(1, EARS, length, generator=random)
         expected = encoder.encode(recording[..., : length // CHUNK * CHUNK])
         vector, level_db = session.run([VECTOR, FRONTAL_LEVEL], {RECORDING: recording.numpy()})
-        worst = max(worst, _largest(expected.vector.numpy() - vector), _largest(expected.front_db.numpy() - level_db))
+        worst = max(
+            worst, _largest(expected.vector.numpy() - vector), _largest(expected.frontal_level_db.numpy() - level_db)
+        )
     return Parity(worst, 0.0, len(lengths))
 
 

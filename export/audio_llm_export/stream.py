@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from audio_llm.tse.frames import CHUNK
 from audio_llm.tse.gridnet import GridNet, GridNetState
-from audio_llm.tse.hearing import HearingState, TargetHearing
 from audio_llm.tse.selector import SelectorState, crossfade
 from audio_llm.tse.speaker import SpeakerEncoder
+from audio_llm.tse.target_speaker import TargetSpeakerNetwork, TargetSpeakerState
 from audio_llm_export.extractor_step import EARS, ExtractorStep
 from audio_llm_export.graph import to_onnx
 
@@ -49,7 +49,7 @@ class Stream:
         return self.states(self.model.initial_state())
 
 
-def target_speaker_stream(hearing: TargetHearing) -> Stream:
+def target_speaker_stream(hearing: TargetSpeakerNetwork) -> Stream:
     """Return the stream of a network with separator and speaker selection."""
     module = _TargetSpeakerStep(hearing)
     return Stream(module, hearing, module.states, "enrolled", 256)
@@ -75,13 +75,13 @@ def write_stream(stream: Stream, path: Path) -> None:
 
 
 class _TargetSpeakerStep(nn.Module):
-    def __init__(self, hearing: TargetHearing) -> None:
+    def __init__(self, hearing: TargetSpeakerNetwork) -> None:
         super().__init__()
         self.extractor, self.selector = ExtractorStep(hearing.extractor), copy.deepcopy(hearing.selector)
         self.selector.speaker = _LayerByLayer(hearing.selector.speaker)  # type: ignore[assignment]
         self.extractor_states = len(self.extractor.states(hearing.extractor.initial_state()))  # their number
 
-    def states(self, state: HearingState) -> dict[str, Tensor]:
+    def states(self, state: TargetSpeakerState) -> dict[str, Tensor]:
         extractor = {f"extractor_{name}": tensor for name, tensor in self.extractor.states(state.extractor).items()}
         return extractor | {f"selector_{name}": tensor for name, tensor in _by_layer(state.selector).items()}
 

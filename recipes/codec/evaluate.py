@@ -150,7 +150,7 @@ def _with_noise(pack: SpeechPack, number: int, noise: str, snr_db: float) -> np.
     sound = _sound(pack, number)
     rng = np.random.default_rng([_SEED, number, NOISES.index(noise)])
     if noise == "white":
-        noise_waveform = mono.coloured_noise(len(sound), rng, 0.0)
+        noise_waveform = mono.colored_noise(len(sound), rng, 0.0)
     else:
         fractions = {"babble_share": float(noise == "babble"), "coloured_share": 0.0, "second_noise_share": 0.0}
         config = replace(NoisyConfig(burst_share=0.0), **fractions)

@@ -26,7 +26,7 @@ from audio_llm import hub
 from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
 from audio_llm.gense.models import load_gense, load_mask, load_parts
 from audio_llm.gense.train import GenseTrainingConfig, TokenPackConfig, pack_tokens, train_gense
-from audio_llm.simulation.speech_pack import SpeechPack, refined
+from audio_llm.simulation.speech_pack import SpeechPack, clean_targets
 from audio_llm.tokenizer.s3 import S3Tokenizer, load_listener
 from audio_llm.training.config import load_config
 
@@ -91,7 +91,7 @@ def refine(arguments: argparse.Namespace) -> None:
 
     for part in ("train", "tune"):
         source, output = (arguments.output / kind / part for kind in ("packed", "refined"))
-        count = refined(source, output, lambda waveform: tune_checks.masked_sound(network, waveform))
+        count = clean_targets(source, output, lambda waveform: tune_checks.masked_sound(network, waveform))
         logging.info("%s: %d utterances", part, count)
 
 

@@ -22,7 +22,7 @@ from noisy_sets import noises
 from audio_llm import audio
 from audio_llm.asr.engines import load_recognizer
 from audio_llm.errors import DataError
-from audio_llm.simulation.mono import add_noise, coloured_noise, trim_silence
+from audio_llm.simulation.mono import add_noise, colored_noise, trim_silence
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.touchtts.prepare import Prepared, Recording, prepare
 from audio_llm.touchtts.prepare_filters import AsrAgreement
@@ -204,14 +204,14 @@ def _silence(number: int, rng: np.random.Generator) -> np.ndarray:
     if number % 3 == 0:
         return np.zeros(samples, np.float32)
     if number % 3 == 1:
-        return 0.003 * coloured_noise(samples, rng, float(rng.uniform(0.0, 1.5)))
+        return 0.003 * colored_noise(samples, rng, float(rng.uniform(0.0, 1.5)))
     return (0.01 * np.sin(2 * np.pi * 50 * np.arange(samples) / audio.SAMPLE_RATE)).astype(np.float32)
 
 
 def _room(waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return a recording with quiet room noise before and after it: (T,) float32."""
     pause = int(PAUSE_S * audio.SAMPLE_RATE)
-    room = 10 ** (ROOM_DB / 20) * coloured_noise(len(waveform) + 2 * pause, rng, 1.0)
+    room = 10 ** (ROOM_DB / 20) * colored_noise(len(waveform) + 2 * pause, rng, 1.0)
     return np.asarray(room + np.pad(waveform, pause), dtype=np.float32)
 
 

@@ -1,4 +1,4 @@
-"""The level of the front below which nobody seems to talk there, from looks at people of the tuning part."""
+"""The frontal level below which no frontal speaker is reported, from enrollments of the development part."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import torch
 
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import make_scene
-from audio_llm.tse.enrolment import EnrolmentEncoder
+from audio_llm.tse.enrollment import EnrollmentEncoder
 from audio_llm.tse.frames import CHUNK
-from audio_llm.tse.hearing import TargetHearing
+from audio_llm.tse.target_speaker import TargetSpeakerNetwork
 
 SEED = 8  # of the scenes
-MISSED = 0.01  # share of looks at somebody that may lie below
+MISSED = 0.01  # accepted fraction of false warnings
 
 
 @torch.inference_mode()
-def least_front_db(hearing: TargetHearing, sources: SceneSources, scenes: int) -> float:
-    """Return the level over that of the look, in dB, above which nearly all looks at somebody lie.
+def least_frontal_level_db(network: TargetSpeakerNetwork, sources: SceneSources, scenes: int) -> float:
+    """Return the level relative to the recording, in dB, that nearly all enrollments with a frontal speaker exceed.
 
     Args:
-        hearing: The trained networks.
-        sources: Of the looks.
-        scenes: How many looks.
+        network: The trained networks.
+        sources: Sources of the enrollment recordings.
+        scenes: Number of enrollment recordings.
     """
-    encoder = EnrolmentEncoder(hearing)
+    encoder = EnrollmentEncoder(network)
     levels = []
     for index in range(scenes):
-        look = make_scene(sources, SceneConfig(), SEED, index, with_mixture=False).look
-        whole = torch.from_numpy(look[None, :, : look.shape[-1] // CHUNK * CHUNK].copy())
-        levels.append(float(encoder.encode(whole).front_db))
+        enrollment = make_scene(sources, SceneConfig(), SEED, index, with_mixture=False).enrollment
+        whole = torch.from_numpy(enrollment[None, :, : enrollment.shape[-1] // CHUNK * CHUNK].copy())
+        levels.append(float(encoder.encode(whole).frontal_level_db))
     return float(np.quantile(levels, MISSED))

@@ -1,4 +1,4 @@
-"""Who and what is in training, tuning and test; speakers, heads, rooms and noises are in one of them only."""
+"""Split of the data into training, development and test; every speaker, head, room and noise is in one part only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from audio_llm.simulation.scene_plan import Voice
 from audio_llm.simulation.sources import write_sources
 
 PARTS = ("train", "tune", "test")
-CORPORA = (  # all but those that are for reporting elsewhere
+CORPORA = (  # without those reserved for other reports
     "librispeech_tc100",
     "librispeech_dev_clean_mp3",
     "librispeech_test_other",
@@ -27,15 +27,15 @@ CORPORA = (  # all but those that are for reporting elsewhere
     "kathleen",
     "cmu_arctic_few",
 )
-EXTRA_CORPORA = ("common_voice_v1_dev", "dc_tts_own_voice", "librispeech_tc100_walleclipse")  # for training alone
+EXTRA_CORPORA = ("common_voice_v1_dev", "dc_tts_own_voice", "librispeech_tc100_walleclipse")  # only for training
 TEST_HEADS = ("subject_003", "subject_012", "subject_021", "subject_044", "subject_124", "subject_165")
 TUNE_HEADS = ("subject_008", "subject_065")
 TEST_KEMAR, TRAIN_KEMAR = "kemar_normal_pinna", "kemar_large_pinna"
-TUNE_SHARE = 0.08  # of the training speakers and of the noises
-TEST_NOISE_SHARE = 0.15
+TUNE_FRACTION = 0.08  # of the training speakers and of the noises
+TEST_NOISE_FRACTION = 0.15
 MOST_UTTERANCES = 60  # of one speaker
 LEAST_S = 1.0  # of an utterance without silence
-LEAST_RANGE_DB = 30.0  # between loud and quiet frames of an extra recording: those with more noise teach noise
+LEAST_RANGE_DB = 30.0  # between loud and quiet frames of an extra recording, to leave out noisy ones
 
 
 def pack(folder: Path, output: Path) -> None:
@@ -43,18 +43,18 @@ def pack(folder: Path, output: Path) -> None:
 
     Args:
         folder: The data: `audio/speech`, `audio/noise` and `audio/rir` with their manifests.
-        output: Where the packs go.
+        output: Output folder of the packs.
     """
     for part in PARTS:
-        found = write_sources(
+        counts = write_sources(
             output / part, _voices(folder, part), _noises(folder, part), _heads(folder, part), _rooms(folder, part)
         )
-        logging.info("%s: %s", part, found)
+        logging.info("%s: %s", part, counts)
     pack_extra(folder, output)
 
 
 def pack_extra(folder: Path, output: Path) -> None:
-    """Write the pack `extra`: more voices for training, clean recordings only; without speaker ids each clip is one."""
+    """Write the pack `extra`: more voices for training, clean recordings only; clips without speaker id are voices."""
     logging.info("extra: %s", write_sources(output / "extra", _extra_voices(folder), (), ()))
 
 
@@ -83,37 +83,38 @@ def _voices(folder: Path, part: str) -> Iterator[Voice]:
             if speaker_part(row["speaker"], row["split"]) == part:
                 by_speaker.setdefault(row["speaker"], []).append(row)
         for speaker, rows in sorted(by_speaker.items()):
-            order = sorted(rows, key=lambda row: _share(row["id"]))[:MOST_UTTERANCES]
+            order = sorted(rows, key=lambda row: _hash_fraction(row["id"]))[:MOST_UTTERANCES]
             sounds = [trim_silence(audio.read(folder / "audio" / row["path"])) for row in order]
-            kept = tuple(sound for sound in sounds if sound.size >= LEAST_S * audio.SAMPLE_RATE)
-            if kept:
-                yield Voice(speaker, corpus, str(rows[0].get("gender") or ""), kept)
+            utterances = tuple(sound for sound in sounds if sound.size >= LEAST_S * audio.SAMPLE_RATE)
+            if utterances:
+                yield Voice(speaker, corpus, str(rows[0].get("gender") or ""), utterances)
 
 
 def speaker_part(speaker: str, split: str) -> str:
-    """Return the part that a speaker is in: the manifests' `dev` is the test, tuning is carved out of `train`.
+    """Return the part of a speaker: the manifests' `dev` is the test part, development is a fraction of `train`.
 
-    Kathleen alone has both splits; she is in training.
+    Only Kathleen is in both splits; she is in training.
     """
     if split == "dev" and speaker != "kathleen":
         return "test"
-    return "tune" if _share(speaker) < TUNE_SHARE and speaker != "kathleen" else "train"
+    return "tune" if _hash_fraction(speaker) < TUNE_FRACTION and speaker != "kathleen" else "train"
 
 
 def _noises(folder: Path, part: str) -> Iterator[np.ndarray]:
     for path in sorted((folder / "audio" / "noise").glob("*/manifest.jsonl")):
         for row in _manifest(folder, f"noise/{path.parent.name}"):
-            share = _share(row["source"] or row["id"])
-            own = "test" if share < TEST_NOISE_SHARE else "tune" if share < TEST_NOISE_SHARE + TUNE_SHARE else "train"
-            if own == part:
+            fraction = _hash_fraction(row["source"] or row["id"])
+            both = TEST_NOISE_FRACTION + TUNE_FRACTION
+            assigned = "test" if fraction < TEST_NOISE_FRACTION else "tune" if fraction < both else "train"
+            if assigned == part:
                 yield audio.read(folder / "audio" / row["path"])
 
 
 def _heads(folder: Path, part: str) -> Iterator[Head]:
     rir = folder / "audio" / "rir"
     for path in sorted((rir / "cipic").glob("*.npz")):
-        own = "test" if path.stem in TEST_HEADS else "tune" if path.stem in TUNE_HEADS else "train"
-        if own == part:
+        assigned = "test" if path.stem in TEST_HEADS else "tune" if path.stem in TUNE_HEADS else "train"
+        if assigned == part:
             yield load_head(path)
     kemar = {"test": TEST_KEMAR, "train": TRAIN_KEMAR}.get(part)
     if kemar:
@@ -128,11 +129,11 @@ def _rooms(folder: Path, part: str) -> Iterator[Head]:
 def _manifest(folder: Path, name: str) -> list[dict[str, str]]:
     path = folder / "audio" / name / "manifest.jsonl"
     if not path.exists():
-        raise DataError("no manifest", path=path, remedy="see the recipe's README for the layout of a data folder")
+        raise DataError("no manifest", path=path, remedy="see the recipe's README for the structure of a data folder")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _share(name: str) -> float:
-    """Return a number in 0..1 that depends on the name alone."""
+def _hash_fraction(name: str) -> float:
+    """Return a number in 0..1 that depends only on the name."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2.0**64

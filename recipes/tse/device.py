@@ -1,4 +1,4 @@
-"""What an exported model makes of the test's scenes, as a device runs it: one look, then chunk by chunk."""
+"""Evaluation of an exported model on test scenes with the realtime engine: enrollment, then chunk by chunk."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 
 
 class Device:
-    """An engine and an enrolment of the device's package.
+    """The engine and the enroller of the realtime package.
 
     Args:
-        folder: What `audio-llm export tse` wrote.
+        folder: Output of `audio-llm export tse`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,18 +29,18 @@ class Device:
         self._engine, self._enroller = Engine(contract), Enroller(contract)
 
     def measure(self, scene: Scene) -> dict[str, Any]:
-        """Return the SI-SDR improvement of the target with the noisy look, dB; nothing where it is silent."""
+        """Return the SI-SDR improvement of the target with the noisy enrollment, dB; empty if it is silent."""
         whole = scene.mixture.shape[1] // CHUNK * CHUNK
         mixture, target = scene.mixture[:, :whole], scene.target[:, :whole]
         if not target.any():
             return {}
         self._engine.reset()
-        self._engine.set_conditions(self._enroller.enroll(scene.look, SAMPLE_RATE).vector)
+        self._engine.set_conditions(self._enroller.enroll(scene.enrollment, SAMPLE_RATE).vector)
         chunks = np.split(np.ascontiguousarray(mixture), whole // CHUNK, axis=1)
-        heard = np.concatenate([self._engine.process(chunk) for chunk in chunks], axis=1)
-        return {"noisy_db": _ratio(heard[:, OVERLAP:], target) - _ratio(mixture, target)}
+        output = np.concatenate([self._engine.process(chunk) for chunk in chunks], axis=1)
+        return {"noisy_db": _ratio(output[:, OVERLAP:], target) - _ratio(mixture, target)}
 
 
-def _ratio(found: np.ndarray, target: np.ndarray) -> float:
-    wanted = target[:, : target.shape[1] - OVERLAP]
-    return float(si_sdr_db(torch.from_numpy(found[:, : wanted.shape[1]]), torch.from_numpy(wanted)).mean())
+def _ratio(estimate: np.ndarray, target: np.ndarray) -> float:
+    reference = target[:, : target.shape[1] - OVERLAP]
+    return float(si_sdr_db(torch.from_numpy(estimate[:, : reference.shape[1]]), torch.from_numpy(reference)).mean())

@@ -1,4 +1,4 @@
-"""What a model makes of each test scene: a line of measures a scene, written as it comes."""
+"""Evaluation of a model on test scenes: one line of measures per scene, written immediately."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from audio_llm.simulation.heads import level_difference_db, time_difference_s
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import Scene, make_scene
 from audio_llm.sound_metrics import si_sdr_db
-from audio_llm.tse.enrolment import Enrolled
+from audio_llm.tse.enrollment import EnrollmentOutput
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE, analyze, synthesize
 from audio_llm.tse.losses import best_order
-from audio_llm.tse.models import TargetSpeechModel
+from audio_llm.tse.models import TargetSpeakerModel
 from audio_llm.tse.selector import weigh
 from audio_llm.tse.speaker import SpeakerEncoder, embed
 from audio_llm.tse.train_separator import slots, talkers_by_stream
 
 SEED = 7  # of the test scenes
-_CUE_S = 0.25  # of a piece in which cues are measured
-_CUE_LEAST = 1e-3  # RMS of the target there
+_CUE_S = 0.25  # length of a segment in which cues are measured
+_CUE_LEAST = 1e-3  # smallest RMS of the target in a segment
 _FLOOR = 1e-12
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What is measured, and what knows people from clean speech.
+class Evaluator:
+    """The evaluated model, and the teacher that identifies speakers from clean speech.
 
     Attributes:
-        model: What hears.
-        teacher: Whose vectors of clean speech say who is who.
-        people: (V, 256), its vector of every voice of the sources.
+        model: The evaluated model.
+        teacher: Speaker encoder whose vectors of clean speech are the reference.
+        speaker_vectors: (V, 256), the teacher's vector of every voice of the sources.
     """
 
-    model: TargetSpeechModel
+    model: TargetSpeakerModel
     teacher: SpeakerEncoder
-    people: Tensor
+    speaker_vectors: Tensor
 
 
 def evaluate(
@@ -57,19 +57,19 @@ def evaluate(
     path: Path,
     part: tuple[int, int] = (0, 1),
 ) -> None:
-    """Append the measures of the scenes that the file does not hold yet.
+    """Append the measures of the scenes that are missing in the file.
 
     Args:
-        measures: Of a scene.
-        model: Fingerprint of what is measured.
-        sources: Of the test.
+        measures: Returns the measures of a scene.
+        model: Fingerprint of the model.
+        sources: Sources of the test part.
         config: How scenes are drawn.
-        count: Scenes 0 to this.
-        path: JSON lines.
-        part: Of several processes, this one's number and how many there are.
+        count: Number of scenes.
+        path: File of JSON lines.
+        part: Index of this process and the number of processes.
 
     Raises:
-        UsageError: The file holds measures of another model.
+        UsageError: The file contains measures of another model.
     """
     rows = read_rows(path)
     if any(row["model"] != model for row in rows):
@@ -90,7 +90,7 @@ def evaluate(
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file, none where there is no file; a row cut off by a kill is removed from it."""
+    """Return the rows of a file, none if it does not exist; a last row that is incomplete is removed from it."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
@@ -101,7 +101,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def describe(sources: SceneSources, scene: Scene) -> dict[str, Any]:
-    """Return what a scene is like."""
+    """Return the properties of a scene."""
     plan, talkers = scene.plan, scene.plan.talkers
     voices = [sources.voices[talker.voice] for talker in talkers]
     turns = [(talker.azimuth - talkers[0].azimuth + 180.0) % 360.0 - 180.0 for talker in talkers[1:]]
@@ -119,114 +119,118 @@ def describe(sources: SceneSources, scene: Scene) -> dict[str, Any]:
         "fastest_deg_s": max(scene.speeds_deg_s),
         "overlap_s": max(0.0, *shared),
         "snr_db": plan.snr_db,
-        "look_snr_db": plan.look_snr_db,
-        "look_error_deg": plan.look[0].azimuth,
-        "look_people": len(plan.look),
-        "look_behind": any(abs(talker.azimuth - 180.0) < 18.0 for talker in plan.look[1:]),
+        "look_snr_db": plan.enrollment_snr_db,
+        "look_error_deg": plan.enrollment[0].azimuth,
+        "look_people": len(plan.enrollment),
+        "look_behind": any(abs(talker.azimuth - 180.0) < 18.0 for talker in plan.enrollment[1:]),
         "absent": plan.absent,
         "one_recording": plan.one_recording,
     }
 
 
 @torch.inference_mode()
-def measure(judge: Judge, scene: Scene) -> dict[str, Any]:
-    """Return the measures of one scene, in dB where the name ends so; ratios are means over both ears."""
+def measure(evaluator: Evaluator, scene: Scene) -> dict[str, Any]:
+    """Return the measures of one scene, in dB if their name ends in `_db`; ratios are means over both ears."""
     mixture = _whole(scene.mixture)
     target = torch.from_numpy(scene.target)[None, :, : mixture.shape[-1]]
-    hearing = judge.model.hearing
-    streams = hearing.extractor(mixture)
-    listened = hearing.selector.listen(streams)
-    noisy = judge.model.enrolment.encode(_whole(scene.look))
-    vectors = _vectors(judge, scene, noisy)
+    network = evaluator.model.network
+    streams = network.extractor(mixture)
+    stream_encoding = network.selector.encode_streams(streams)
+    noisy = evaluator.model.enrollment_encoder.encode(_whole(scene.enrollment))
+    vectors = _vectors(evaluator, scene, noisy)
 
-    def hear(person: str) -> Tensor:
-        return weigh(streams, hearing.selector.choose(listened, vectors[person])[0])
+    def extract_with(name: str) -> Tensor:
+        return weigh(streams, network.selector.select(stream_encoding, vectors[name])[0])
 
-    sounds = {person: hear(person) for person in ("noisy", "clean", "teacher", "other", "zeroed")}
-    found: dict[str, Any] = {"told": _told(vectors, "noisy"), "told_clean": _told(vectors, "clean")}
-    found |= {"told_two_ear_mean": _told(vectors, "two_ear_mean"), "told_front": _told(vectors, "front")}
-    empty = judge.model.enrolment.encode(_whole(scene.look - scene.look_target))
-    found |= {
-        name: float(enrolled.front_db) >= hearing.config.least_front_db
+    sounds = {name: extract_with(name) for name in ("noisy", "clean", "teacher", "other", "zeroed")}
+    keys = {"told": "noisy", "told_clean": "clean", "told_two_ear_mean": "two_ear_mean", "told_front": "front"}
+    measured: dict[str, Any] = {key: _is_nearest_to_target(vectors, name) for key, name in keys.items()}
+    empty = evaluator.model.enrollment_encoder.encode(_whole(scene.enrollment - scene.enrollment_target))
+    measured |= {
+        name: float(enrolled.frontal_level_db) >= network.config.least_front_db
         for name, enrolled in (("seen", noisy), ("seen_in_empty", empty))
     }
     if not target.any():
         level = [_power(sounds["noisy"][..., OVERLAP:]), _power(mixture[..., :-OVERLAP])]
-        return found | {"absent_db": 10.0 * float(np.log10((level[0] + _FLOOR) / level[1]))}
-    talkers = torch.from_numpy(talkers_by_stream(scene, hearing.config.extractor.outputs))[..., : mixture.shape[-1]]
+        return measured | {"absent_db": 10.0 * float(np.log10((level[0] + _FLOOR) / level[1]))}
+    talkers = torch.from_numpy(talkers_by_stream(scene, network.config.extractor.outputs))[..., : mixture.shape[-1]]
     order = best_order(streams[..., OVERLAP:], talkers[None, ..., :-OVERLAP], mixture[..., :-OVERLAP])[0]
-    place = [int(order.tolist().index(slot)) for slot in slots(scene, hearing.config.extractor.outputs)]
+    stream_of = [int(order.tolist().index(slot)) for slot in slots(scene, network.config.extractor.outputs)]
     before = _ratio(mixture[..., :-OVERLAP], target[..., :-OVERLAP])
-    found["input_db"] = before
-    for person, sound in sounds.items():
-        found[f"{person}_db"] = _ratio(sound[..., OVERLAP:], target[..., :-OVERLAP]) - before
-    other = torch.from_numpy(scene.others)[:1, :, : mixture.shape[-1] - OVERLAP]
-    found["other_to_other_db"] = _ratio(sounds["other"][..., OVERLAP:], other) - _ratio(mixture[..., :-OVERLAP], other)
-    found["right_stream_db"] = _ratio(streams[:, place[0]][..., OVERLAP:], target[..., :-OVERLAP]) - before
-    found["separation_db"] = _separation(streams[0], talkers[order], place, mixture)
-    found["oracle_mask_db"] = _ratio(_oracle_mask(mixture, target)[..., OVERLAP:], target[..., :-OVERLAP]) - before
+    measured["input_db"] = before
+    for name, sound in sounds.items():
+        measured[f"{name}_db"] = _ratio(sound[..., OVERLAP:], target[..., :-OVERLAP]) - before
+    other = torch.from_numpy(scene.interferers)[:1, :, : mixture.shape[-1] - OVERLAP]
+    other_before = _ratio(mixture[..., :-OVERLAP], other)
+    measured["other_to_other_db"] = _ratio(sounds["other"][..., OVERLAP:], other) - other_before
+    stream = streams[:, stream_of[0]]
+    measured["right_stream_db"] = _ratio(stream[..., OVERLAP:], target[..., :-OVERLAP]) - before
+    measured["separation_db"] = _separation(streams[0], talkers[order], stream_of, mixture)
+    oracle = _oracle_mask(mixture, target)
+    measured["oracle_mask_db"] = _ratio(oracle[..., OVERLAP:], target[..., :-OVERLAP]) - before
     both = mixture.mean(dim=1, keepdim=True).expand_as(mixture)
-    found["beamformer_db"] = _ratio(both[..., :-OVERLAP], target[..., :-OVERLAP]) - before
-    return found | _cues(sounds["noisy"][0, :, OVERLAP:].numpy(), target[0, :, :-OVERLAP].numpy())
+    measured["beamformer_db"] = _ratio(both[..., :-OVERLAP], target[..., :-OVERLAP]) - before
+    return measured | _cues(sounds["noisy"][0, :, OVERLAP:].numpy(), target[0, :, :-OVERLAP].numpy())
 
 
 def _whole(sound: np.ndarray) -> Tensor:
-    """Return (1, 2, T) without what is over a whole number of chunks."""
+    """Return (1, 2, T), cut to a whole number of chunks."""
     return torch.from_numpy(sound[None, :, : sound.shape[-1] // CHUNK * CHUNK].copy())
 
 
-def _vectors(judge: Judge, scene: Scene, noisy: Enrolled) -> dict[str, Tensor]:
-    """Return everybody's vector, (1, 256) each: of the look in several ways, of others, and by the teacher."""
-    people = {f"person_{n}": judge.people[talker.voice][None] for n, talker in enumerate(scene.plan.talkers)}
-    return people | {
+def _vectors(evaluator: Evaluator, scene: Scene, noisy: EnrollmentOutput) -> dict[str, Tensor]:
+    """Return vectors, (1, 256) each: several enrollments of the target, and the teacher's of every talker."""
+    by_talker = {f"talker_{n}": evaluator.speaker_vectors[t.voice][None] for n, t in enumerate(scene.plan.talkers)}
+    return by_talker | {
         "noisy": noisy.vector,
-        "clean": judge.model.enrolment(_whole(scene.look_target)),
-        "teacher": embed(judge.teacher, torch.from_numpy(scene.clean)[None]),
-        "front": embed(judge.teacher, noisy.front.mean(dim=1)),
-        "two_ear_mean": embed(judge.teacher, _whole(scene.look).mean(dim=1)),
-        "other": people["person_1"],
+        "clean": evaluator.model.enrollment_encoder(_whole(scene.enrollment_target)),
+        "teacher": embed(evaluator.teacher, torch.from_numpy(scene.clean)[None]),
+        "front": embed(evaluator.teacher, noisy.frontal.mean(dim=1)),
+        "two_ear_mean": embed(evaluator.teacher, _whole(scene.enrollment).mean(dim=1)),
+        "other": by_talker["talker_1"],
         "zeroed": torch.zeros_like(noisy.vector),
     }
 
 
-def _told(vectors: dict[str, Tensor], name: str) -> bool:
+def _is_nearest_to_target(vectors: dict[str, Tensor], name: str) -> bool:
     """Return whether a vector is nearer to the target than to every other talker of the mixture."""
-    near = [float((vectors[name] * vector).sum()) for person, vector in vectors.items() if person.startswith("person")]
-    return near[0] > max(near[1:])
+    talkers = [vector for key, vector in vectors.items() if key.startswith("talker_")]
+    similarities = [float((vectors[name] * vector).sum()) for vector in talkers]
+    return similarities[0] > max(similarities[1:])
 
 
 def _power(sound: Tensor) -> float:
     return float(sound.double().square().mean())
 
 
-def _ratio(found: Tensor, wanted: Tensor) -> float:
-    return float(si_sdr_db(found, wanted).mean())
+def _ratio(estimate: Tensor, reference: Tensor) -> float:
+    return float(si_sdr_db(estimate, reference).mean())
 
 
-def _separation(streams: Tensor, talkers: Tensor, place: list[int], mixture: Tensor) -> float | None:
+def _separation(streams: Tensor, talkers: Tensor, stream_of: list[int], mixture: Tensor) -> float | None:
     gains = []
-    for stream in place:
-        wanted = talkers[stream][None, :, :-OVERLAP]
-        if not wanted.any():
+    for stream in stream_of:
+        reference = talkers[stream][None, :, :-OVERLAP]
+        if not reference.any():
             return None
-        gains.append(_ratio(streams[stream][None, :, OVERLAP:], wanted) - _ratio(mixture[..., :-OVERLAP], wanted))
+        gains.append(_ratio(streams[stream][None, :, OVERLAP:], reference) - _ratio(mixture[..., :-OVERLAP], reference))
     return float(np.mean(gains))
 
 
 def _oracle_mask(mixture: Tensor, target: Tensor) -> Tensor:
-    """Return the mixture through the ideal ratio mask of the extractor's own frames."""
-    wanted, rest = (analyze(sound).square().sum(-2, keepdim=True) for sound in (target, mixture - target))
-    return synthesize(analyze(mixture) * (wanted / (wanted + rest + _FLOOR)).sqrt())
+    """Return the mixture filtered by the ideal ratio mask on the extractor's frames."""
+    reference, rest = (analyze(sound).square().sum(-2, keepdim=True) for sound in (target, mixture - target))
+    return synthesize(analyze(mixture) * (reference / (reference + rest + _FLOOR)).sqrt())
 
 
-def _cues(found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """Return the mean errors of the differences in level and time between the ears, where the target talks."""
+def _cues(estimate: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Return the mean errors of interaural level and time differences while the target is active."""
     step = round(_CUE_S * SAMPLE_RATE)
-    edges = list(pairwise(range(0, wanted.shape[-1] + 1, step)))
-    loud = [(a, b) for a, b in edges if np.sqrt(np.mean(wanted[:, a:b] ** 2)) > _CUE_LEAST]
+    edges = list(pairwise(range(0, reference.shape[-1] + 1, step)))
+    loud = [(a, b) for a, b in edges if np.sqrt(np.mean(reference[:, a:b] ** 2)) > _CUE_LEAST]
     if not loud:
         return {}
-    ours, theirs = (np.stack([sound[:, a:b] for a, b in loud]) for sound in (found, wanted))
+    ours, theirs = (np.stack([sound[:, a:b] for a, b in loud]) for sound in (estimate, reference))
     weight = np.sum(theirs.astype(np.float64) ** 2, axis=(1, 2))
     level = np.abs(level_difference_db(ours) - level_difference_db(theirs))
     time = np.abs(time_difference_s(ours) - time_difference_s(theirs))

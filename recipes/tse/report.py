@@ -1,4 +1,4 @@
-"""The measures of all scenes as tables and pictures."""
+"""Tables and figures from the measures of all scenes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import soundfile
 
 Row = dict[str, Any]
 
-_SYSTEMS = {  # column of the measures: what it is
-    "noisy_db": "**noisy look**",
-    "clean_db": "clean look (the same, without noise and other people)",
-    "teacher_db": "clean speech of the look, by the teacher",
-    "right_stream_db": "the stream nearest to the target, whoever is enrolled",
-    "zeroed_db": "enrolment zeroed",
+_SYSTEMS = {  # key of the measure: row of the table
+    "noisy_db": "**noisy enrollment**",
+    "clean_db": "clean enrollment (the same, without noise and interferers)",
+    "teacher_db": "clean speech of the enrollment, encoded by the teacher",
+    "right_stream_db": "oracle selection: the stream nearest to the target",
+    "zeroed_db": "enrollment vector set to zero",
     "other_db": "another talker enrolled, against the target",
     "other_to_other_db": "another talker enrolled, against that talker",
     "oracle_mask_db": "oracle: ideal ratio mask on the same frames",
@@ -29,27 +29,27 @@ _GROUPS: dict[str, Callable[[Row], str]] = {
     "nearest talker": lambda row: _band(row["nearest_deg"], (15, 45, 90, 181), " deg"),
     "speech over noise": lambda row: _band(row["snr_db"], (5, 10, 15.1), " dB"),
     "overlap": lambda row: _band(row["overlap_s"], (2.5, 4.0, 5.1), " s"),
-    "people who move": lambda row: "some" if row["moving"] else "nobody",
+    "moving talkers": lambda row: "some" if row["moving"] else "none",
     "speed of the target": lambda row: _band(row["speed_deg_s"], (0.1, 20, 40, 91), " deg/s"),
     "speed of the fastest": lambda row: _band(row["fastest_deg_s"], (0.1, 20, 40, 91), " deg/s"),
-    "look error": lambda row: _band(abs(row["look_error_deg"]), (5, 10, 18.1), " deg"),
-    "somebody behind in the look": lambda row: "yes" if row["look_behind"] else "no",
-    "look and mixture of one recording": lambda row: "yes" if row["one_recording"] else "no",
+    "target azimuth in the enrollment": lambda row: _band(abs(row["look_error_deg"]), (5, 10, 18.1), " deg"),
+    "interferer behind the head in the enrollment": lambda row: "yes" if row["look_behind"] else "no",
+    "enrollment and mixture from one recording": lambda row: "yes" if row["one_recording"] else "no",
 }
-_DRAWS = 2000  # of the bootstrap
+_DRAWS = 2000  # bootstrap samples
 
 
 def write_report(rows: Sequence[Row], path: Path) -> None:
     """Write the tables in Markdown.
 
     Args:
-        rows: As `evaluate.evaluate` wrote them.
+        rows: Rows written by `evaluate.evaluate`.
         path: The file.
     """
     present = [row for row in rows if "noisy_db" in row]
     absent = [row["absent_db"] for row in rows if "absent_db" in row]
     lines = [
-        f"{len(rows)} scenes; in {len(present)} the target talks. Intervals are 95 %, bootstrap over scenes.",
+        f"{len(rows)} scenes; in {len(present)} the target is active. Intervals are 95 %, bootstrap over scenes.",
         "",
         "| SI-SDRi, dB | mean | 10th percentile | wrong speaker (below 0) |",
         "|---|---|---|---|",
@@ -66,39 +66,44 @@ def write_report(rows: Sequence[Row], path: Path) -> None:
         "| measure | value |",
         "|---|---|",
         f"| SI-SDR of the mixture | {_mean(np.array([row['input_db'] for row in present]))} dB |",
-        f"| trunk alone, everybody, streams as they fit best | {_mean(separation)} dB |",
-        f"| clean minus noisy look | {_mean(gap)} dB |",
-        f"| target told from the mixture's others, noisy look | {_share(rows, 'told')} |",
-        f"| the same, clean look | {_share(rows, 'told_clean')} |",
-        f"| the same, teacher on what the front head lets through | {_share(rows, 'told_front')} |",
-        f"| the same, teacher on the two-ear mean of the noisy look | {_share(rows, 'told_two_ear_mean')} |",
-        f"| somebody is noticed in the look | {_share(rows, 'seen')} |",
-        f"| the same, the person in front taken out of it | {_share(rows, 'seen_in_empty')} |",
+        f"| separator alone, all talkers, best order of streams | {_mean(separation)} dB |",
+        f"| clean minus noisy enrollment | {_mean(gap)} dB |",
+        f"| speaker identification accuracy, noisy enrollment | {_percentage(rows, 'told')} |",
+        f"| the same, clean enrollment | {_percentage(rows, 'told_clean')} |",
+        f"| the same, teacher on the output of the frontal head | {_percentage(rows, 'told_front')} |",
+        f"| the same, teacher on the two-ear mean of the enrollment | {_percentage(rows, 'told_two_ear_mean')} |",
+        f"| frontal speaker detected in the enrollment | {_percentage(rows, 'seen')} |",
+        f"| the same, after removing the frontal speaker | {_percentage(rows, 'seen_in_empty')} |",
         f"| target absent: output over input, mean of {len(absent)} | {np.mean(absent):.1f} dB |",
         f"| ILD error | {_mean(_column(present, 'ild_error_db'))} dB, median {_median(present, 'ild_error_db')} |",
         f"| ITD error | {_mean(_column(present, 'itd_error_us'))} us, median {_median(present, 'itd_error_us')} |",
         "",
-        "| group | | scenes | SI-SDRi, dB | wrong speaker | told |",
+        "| group | | scenes | SI-SDRi, dB | wrong speaker | identification accuracy |",
         "|---|---|---|---|---|---|",
     ]
     for name, group in _GROUPS.items():
         for value in sorted({group(row) for row in present}):
-            own = [row for row in present if group(row) == value]
-            gains = np.array([row["noisy_db"] for row in own])
-            cells = f"{len(own)} | {_mean(gains)} | {100 * np.mean(gains < 0):.1f} % | {_share(own, 'told')}"
-            lines.append(f"| {name} | {value} | {cells} |")
+            members = [row for row in present if group(row) == value]
+            gains = np.array([row["noisy_db"] for row in members])
+            columns = [
+                str(len(members)),
+                _mean(gains),
+                f"{100 * np.mean(gains < 0):.1f} %",
+                _percentage(members, "told"),
+            ]
+            lines.append(f"| {name} | {value} | {' | '.join(columns)} |")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_devices(devices: dict[str, Sequence[Row]], path: Path) -> None:
-    """Write what exported models gain.
+    """Write the SI-SDR improvement of exported models.
 
     Args:
-        devices: Rows of each by its name.
+        devices: Rows of each model by its name.
         path: The file.
     """
-    lines = ["| exported model | scenes | SI-SDRi, noisy look, dB |", "|---|---|---|"]
+    lines = ["| exported model | scenes | SI-SDRi, noisy enrollment, dB |", "|---|---|---|"]
     for name, rows in devices.items():
         gains = _column(rows, "noisy_db")
         lines.append(f"| {name} | {len(gains)} | {_mean(gains)} |")
@@ -106,7 +111,7 @@ def write_devices(devices: dict[str, Sequence[Row]], path: Path) -> None:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw the improvement by the mixture's SI-SDR, the target's azimuth and the nearest talker, and its spread."""
+    """Plot the improvement over the mixture's SI-SDR, the target's azimuth and the nearest talker, and a histogram."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -122,9 +127,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         panel.scatter(values, gains, s=3, alpha=0.4)
         edges = np.quantile(values, np.linspace(0, 1, 9))
         middles = 0.5 * (edges[1:] + edges[:-1])
-        places = np.clip(np.searchsorted(edges, values) - 1, 0, len(middles) - 1)
-        filled = [n for n in range(len(middles)) if (places == n).any()]
-        panel.plot(middles[filled], [gains[places == n].mean() for n in filled], color="black")
+        bin_of = np.clip(np.searchsorted(edges, values) - 1, 0, len(middles) - 1)
+        filled = [n for n in range(len(middles)) if (bin_of == n).any()]
+        panel.plot(middles[filled], [gains[bin_of == n].mean() for n in filled], color="black")
         panel.axhline(0.0, linewidth=0.8, color="grey")
         panel.set_xlabel(label)
     panels[0].set_ylabel("SI-SDRi, dB")
@@ -136,11 +141,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_curves(logs: dict[str, Path], path: Path, measure: str = "si_sdri_db") -> None:
-    """Draw a measure of validations over steps.
+    """Plot a validation measure over steps.
 
     Args:
         logs: `train.jsonl` of each training by its name.
-        path: The picture.
+        path: The image file.
         measure: Name of the measure.
     """
     import json
@@ -164,11 +169,11 @@ def draw_curves(logs: dict[str, Path], path: Path, measure: str = "si_sdri_db") 
 
 
 def draw_latency(runs: dict[str, Path], path: Path) -> None:
-    """Draw how the time of a chunk is spread: the share of chunks that took longer.
+    """Plot the distribution of the time per chunk: the fraction of chunks that took longer.
 
     Args:
-        runs: JSON of `audio-llm-hear bench`, by the name of the run.
-        path: The picture.
+        runs: JSON report of the realtime benchmark, by the name of the run.
+        path: The image file.
     """
     import json
 
@@ -179,8 +184,8 @@ def draw_latency(runs: dict[str, Path], path: Path) -> None:
 
     figure, panel = pyplot.subplots(figsize=(7, 3.8))
     for name, file in runs.items():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        for label, part in ((name, found), (f"{name}, reference", found["compare"])):
+        report = json.loads(file.read_text(encoding="utf-8"))
+        for label, part in ((name, report), (f"{name}, reference", report["compare"])):
             if part is None:
                 continue
             spread = part["compute_histogram"]
@@ -192,7 +197,7 @@ def draw_latency(runs: dict[str, Path], path: Path) -> None:
     panel.set_yscale("log")
     panel.set_xlim(0.3, 100.0)
     panel.set_xlabel("time of a chunk, ms")
-    panel.set_ylabel("share of chunks that took longer")
+    panel.set_ylabel("fraction of chunks that took longer")
     panel.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -200,7 +205,7 @@ def draw_latency(runs: dict[str, Path], path: Path) -> None:
 
 
 def draw_spectrograms(sounds: dict[str, Path], path: Path) -> None:
-    """Draw the left ear's spectrogram of several sound files, one above the other."""
+    """Plot the left ear's spectrograms of several sound files, one above the other."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -227,18 +232,18 @@ def _median(rows: Sequence[Row], key: str) -> str:
 
 
 def _mean(values: np.ndarray) -> str:
-    """Return a mean and its interval."""
+    """Return a mean and its confidence interval."""
     rng = np.random.default_rng(0)
     means = rng.choice(values, (_DRAWS, len(values))).mean(axis=1)
     return f"{values.mean():.2f} ({np.percentile(means, 2.5):.2f} to {np.percentile(means, 97.5):.2f})"
 
 
-def _share(rows: Sequence[Row], key: str) -> str:
+def _percentage(rows: Sequence[Row], key: str) -> str:
     return f"{100 * np.mean([row[key] for row in rows]):.1f} %"
 
 
 def _band(value: float, edges: Sequence[float], unit: str) -> str:
-    """Return the part of a range that a number is in."""
+    """Return the interval that contains a number."""
     below = 0.0
     for edge in edges:
         if value < edge:

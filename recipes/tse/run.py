@@ -1,4 +1,4 @@
-"""Target-speech hearing's recipe: stages as plain functions, run one by one or in order."""
+"""The recipe of target-speaker extraction: stages as plain functions, run one by one or in order."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from audio_llm.simulation.scene_plan import SceneConfig
 from audio_llm.simulation.sources import read_sources
 from audio_llm.training.config import config_to_dict, load_config
 from audio_llm.tse.extract import extract
-from audio_llm.tse.models import SEPARATOR, load_hearing, load_model, load_separator, load_speaker, save_model
+from audio_llm.tse.models import SEPARATOR, load_model, load_separator, load_speaker, load_target_speaker, save_model
 from audio_llm.tse.teacher_vectors import read_vectors
-from audio_llm.tse.train_hearing import HearingTrainingConfig, train_hearing
+from audio_llm.tse.train_joint import JointTrainingConfig, train_joint
 from audio_llm.tse.train_separator import SeparatorTrainingConfig, train_separator
 from audio_llm.tse.train_speaker import SpeakerTrainingConfig, train_speaker
 
 SETTINGS = Path(__file__).parent / "config"
-STORED = Path(__file__).parent / "separator"  # of the training that goes on
+STORED = Path(__file__).parent / "separator"  # weights of the training in progress
 _ON_DEVICE = 300  # scenes
-_LOOKS = 300  # that say when nobody is in front
+_CALIBRATION_ENROLLMENTS = 300  # for the level below which no frontal speaker is reported
 BINAURAL = Path(__file__).parents[2] / "samples" / "binaural"
 
 
@@ -45,24 +45,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--data", type=Path, help="pack: folder with audio/speech, audio/noise and audio/rir")
-    parser.add_argument("--output", type=Path, default=Path("exp/tse"), help="folder of everything that is made")
+    parser.add_argument("--output", type=Path, default=Path("exp/tse"), help="folder of all outputs")
     parser.add_argument("--teacher", type=Path, help="teach: Resemblyzer's pretrained.pt; default: the installed one")
     parser.add_argument("--config", type=Path, help=f"settings of a training (default: {SETTINGS.name}/STAGE.yaml)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that win over the file's")
-    parser.add_argument("--start", type=Path, help="speaker, separate, hear: model to start from")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings that override the file's")
+    parser.add_argument("--start", type=Path, help="speaker, separate, hear: model to initialize from")
     parser.add_argument(
-        "--trunk", type=Path, help="hear: separator in that model's place (default: what `separate` made)"
+        "--trunk", type=Path, help="hear: separator instead of that model's (default: the output of `separate`)"
     )
-    parser.add_argument("--max-minutes", type=float, help="of a training")
-    parser.add_argument("--resume", action="store_true", help="go on with a training")
+    parser.add_argument("--max-minutes", type=float, help="time limit of a training")
+    parser.add_argument("--resume", action="store_true", help="resume a training")
     parser.add_argument(
-        "--model", help="finish: default what `hear` made; evaluate, device: default what `finish` made"
+        "--model", help="finish: default the output of `hear`; evaluate, device: default the output of `finish`"
     )
-    parser.add_argument("--scenes", type=int, default=1000, help="evaluate: how many")
-    parser.add_argument("--part", default="0/1", help="evaluate: N/COUNT, this one of several processes")
-    parser.add_argument("--measured-room", action="store_true", help="evaluate: in a real room")
-    parser.add_argument("--shards", type=int, default=60, help="render: how many, 24 rooms each")
-    parser.add_argument("--processes", type=int, default=1, help="render: how many work")
+    parser.add_argument("--scenes", type=int, default=1000, help="evaluate: number of scenes")
+    parser.add_argument("--part", default="0/1", help="evaluate: N/COUNT, part N of COUNT processes")
+    parser.add_argument("--measured-room", action="store_true", help="evaluate: in a measured room")
+    parser.add_argument("--shards", type=int, default=60, help="render: number of shards, 24 rooms each")
+    parser.add_argument("--processes", type=int, default=1, help="render: number of worker processes")
     parser.add_argument("--smoke", action="store_true", help="all: tiny, on the sample recordings")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def pack(arguments: argparse.Namespace) -> None:
-    """Pack speech, noise and heads of training, tuning and test."""
+    """Pack speech, noise and heads of the training, development and test parts."""
     if arguments.smoke:
         smoke.pack(arguments.output / "packed")
     else:
@@ -86,7 +86,7 @@ def pack(arguments: argparse.Namespace) -> None:
 
 
 def render(arguments: argparse.Namespace) -> None:
-    """Render rooms with talkers, of which `separate` mixes its scenes; a stopped rendering goes on where it was."""
+    """Render rooms with talkers, from which `separate` mixes its scenes; existing shards are kept."""
     packed = arguments.output / "packed"
     config, shards = smoke.ROOMS, 1
     if not arguments.smoke:
@@ -113,7 +113,7 @@ def learn_voices(arguments: argparse.Namespace) -> None:
 
 
 def separate(arguments: argparse.Namespace) -> None:
-    """Train the separator, on scenes mixed of rendered rooms where there are any."""
+    """Train the separator, on scenes mixed from rendered rooms if there are any."""
     config = load_config(SeparatorTrainingConfig, _settings(arguments, "separate"), arguments.set)
     rooms = arguments.output / "rendered"
     if config.rendered is None and not config.front_weight and rooms.is_dir():
@@ -124,7 +124,7 @@ def separate(arguments: argparse.Namespace) -> None:
 
 
 def store(arguments: argparse.Namespace) -> None:
-    """Store the best separator beside the recipe, in half precision, for `separate --start` on another machine."""
+    """Store the best separator in the recipe's folder, in half precision, for `separate --start` elsewhere."""
     if arguments.smoke:
         return
     folder = arguments.output / "separator"
@@ -136,10 +136,10 @@ def store(arguments: argparse.Namespace) -> None:
     hours = reached["step"] * training["batch_scenes"] * training["scenes"]["seconds"] / 3600
     tensors = {name: tensor.half() for name, tensor in best.state_dict().items()}
     card = (
-        "# A separator in training\n\nThe talkers of a binaural mixture, one in each stream. "
+        "# A separator in training\n\nSeparates the talkers of a binaural mixture, one per stream. "
         f"{reached['step']} steps, {hours:.1f} hours of scenes; {reached['validation']['si_sdri_db']:.2f} dB SI-SDR "
-        "improvement on the tuning scenes of its settings. `separate --start` goes on from it; the recipe's README "
-        "names the data and their licenses.\n"
+        "improvement on the validation scenes of its settings. `separate --start` continues from it; the recipe's "
+        "README names the data and their licenses.\n"
     )
     provenance = {
         **trained.provenance,
@@ -150,55 +150,55 @@ def store(arguments: argparse.Namespace) -> None:
     hub.save_model(STORED, config_to_dict(best.config), tensors, SEPARATOR, card, provenance)
 
 
-def choose(arguments: argparse.Namespace) -> None:
-    """Train the choice on made streams."""
-    config = load_config(HearingTrainingConfig, _settings(arguments, "choose"), arguments.set)
+def train_selector(arguments: argparse.Namespace) -> None:
+    """Train the speaker selection on synthetic streams."""
+    config = load_config(JointTrainingConfig, _settings(arguments, "choose"), arguments.set)
     known = load_speaker(arguments.output / "speaker" / "best")
     output = arguments.output / "choose"
-    config = replace(config, streams="made")
-    logging.info("%s", train_hearing(*_parts(arguments), output, config, speaker=known, **_limits(arguments)))
+    config = replace(config, streams="synthetic")
+    logging.info("%s", train_joint(*_parts(arguments), output, config, speaker=known, **_limits(arguments)))
 
 
-def hear(arguments: argparse.Namespace) -> None:
-    """Train separation, enrolment and choice together."""
-    config = load_config(HearingTrainingConfig, _settings(arguments, "hear"), arguments.set)
-    start = load_hearing(arguments.start or arguments.output / "choose" / "best")
-    made = None if arguments.start else arguments.output / "separator" / "best"
-    trunk = load_separator(arguments.trunk or made) if arguments.trunk or made else None
+def train_joint_stage(arguments: argparse.Namespace) -> None:
+    """Train separation, enrollment and selection jointly."""
+    config = load_config(JointTrainingConfig, _settings(arguments, "hear"), arguments.set)
+    start = load_target_speaker(arguments.start or arguments.output / "choose" / "best")
+    default_separator = None if arguments.start else arguments.output / "separator" / "best"
+    separator = load_separator(arguments.trunk or default_separator) if arguments.trunk or default_separator else None
     output = arguments.output / "hear"
     logging.info(
-        "%s", train_hearing(*_parts(arguments), output, config, start=start, trunk=trunk, **_limits(arguments))
+        "%s", train_joint(*_parts(arguments), output, config, start=start, separator=separator, **_limits(arguments))
     )
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Measure a model on the test's scenes; rows that are there already stay."""
+    """Evaluate a model on the test scenes; existing rows are kept."""
     packed = arguments.output / "packed"
     sources = read_sources(packed / "test")
-    people = read_vectors(packed / "test", sources.voices)
+    speaker_vectors = read_vectors(packed / "test", sources.voices)
     named = arguments.model or arguments.output / "tse-small"
     model = load_model(named)
-    judge = evaluate.Judge(model, teacher.read_teacher(packed), people)
+    evaluator = evaluate.Evaluator(model, teacher.read_teacher(packed), speaker_vectors)
     number, count = (int(part) for part in arguments.part.split("/"))
     scenes = SceneConfig(measured_room_share=1.0 if arguments.measured_room else 0.0)
     name = f"{'room' if arguments.measured_room else 'scenes'}-{number}.jsonl"
     path = arguments.output / "measures" / name
-    measures = functools.partial(evaluate.measure, judge)
+    measures = functools.partial(evaluate.measure, evaluator)
     evaluate.evaluate(measures, hub.fingerprint(named), sources, scenes, arguments.scenes, path, (number, count))
 
 
 def measure_device(arguments: argparse.Namespace) -> None:
-    """Measure an exported model on the first of the test's scenes, as a device runs it."""
+    """Evaluate an exported model on the first test scenes with the realtime engine."""
     folder = Path(arguments.model or arguments.output / "tse-small")
     path = arguments.output / "measures" / f"device-{folder.name}.jsonl"
     sources = read_sources(arguments.output / "packed" / "test")
-    found = device.Device(folder).measure
+    measure_scene = device.Device(folder).measure
     fingerprint = json.loads((folder / "tse.json").read_text(encoding="utf-8"))["model"]["fingerprint"]
-    evaluate.evaluate(found, fingerprint, sources, SceneConfig(), min(arguments.scenes, _ON_DEVICE), path)
+    evaluate.evaluate(measure_scene, fingerprint, sources, SceneConfig(), min(arguments.scenes, _ON_DEVICE), path)
 
 
 def write(arguments: argparse.Namespace) -> None:
-    """Write tables and pictures of what was measured, of `bench/*.json` and of the trainings in `curve-*`."""
+    """Write tables and figures of the evaluations, of `bench/*.json` and of the trainings in `curve-*`."""
     folder = arguments.output / "measures"
     for name in ("scenes", "room"):
         rows = [row for path in sorted(folder.glob(f"{name}-*.jsonl")) for row in evaluate.read_rows(path)]
@@ -208,10 +208,10 @@ def write(arguments: argparse.Namespace) -> None:
     devices = {path.stem.partition("-")[2]: evaluate.read_rows(path) for path in sorted(folder.glob("device-*.jsonl"))}
     if devices:
         report.write_devices(devices, folder / "device.md")
-    sounds = {name: BINAURAL / f"{name}.flac" for name in ("mixture", "target", "look")}
+    sounds = {name: BINAURAL / f"{name}.flac" for name in ("mixture", "target", "enrollment")}
     sounds["extracted"] = folder / "extracted.flac"
     model = arguments.model or arguments.output / "tse-small"
-    extract(sounds["mixture"], sounds.pop("look"), sounds["extracted"], model=model)
+    extract(sounds["mixture"], sounds.pop("enrollment"), sounds["extracted"], model=model)
     report.draw_spectrograms(sounds, folder / "spectrograms.png")
     runs = {path.stem.replace("-", " "): path for path in sorted((arguments.output / "bench").glob("*.json"))}
     if runs:
@@ -222,15 +222,15 @@ def write(arguments: argparse.Namespace) -> None:
 
 
 def finish(arguments: argparse.Namespace) -> None:
-    """Make `tse-small`: the trained networks in half precision, their ONNX files beside them."""
+    """Package `tse-small`: the trained networks in half precision, and their ONNX files."""
     folder, trained = arguments.output / "tse-small", _model(arguments)
     minutes = {path.parent.name: _last_minutes(path) for path in sorted(arguments.output.glob("*/train.jsonl"))}
     provenance = {"recipe": "recipes/tse", "minutes": minutes, "training": hub.model_info(trained).provenance}
-    hearing = load_hearing(trained)
+    network = load_target_speaker(trained)
     tuning = read_sources(arguments.output / "packed" / "tune")
-    level_db = calibrate.least_front_db(hearing, tuning, min(_LOOKS, arguments.scenes))
-    hearing.config = replace(hearing.config, least_front_db=round(level_db, 1))
-    save_model(folder, hearing, "# tse-small\n", provenance)
+    level_db = calibrate.least_frontal_level_db(network, tuning, min(_CALIBRATION_ENROLLMENTS, arguments.scenes))
+    network.config = replace(network.config, least_front_db=round(level_db, 1))
+    save_model(folder, network, "# tse-small\n", provenance)
     if cli.main(["export", "tse", "--model", str(folder), "-o", str(folder), "--overwrite"]):
         raise SystemExit(1)
 
@@ -247,8 +247,8 @@ STAGES = {
     "speaker": learn_voices,
     "separate": separate,
     "store": store,
-    "choose": choose,
-    "hear": hear,
+    "choose": train_selector,
+    "hear": train_joint_stage,
     "finish": finish,
     "evaluate": measure,
     "device": measure_device,

@@ -1,4 +1,4 @@
-"""The teacher of the enrolment encoder: Resemblyzer's speaker encoder, read once into the packed data.
+"""The teacher of the enrollment encoder: Resemblyzer's speaker encoder, copied once into the packed data.
 
 See `recipes/resemblyzer_weights.py` for how it is installed.
 """
@@ -20,20 +20,20 @@ NAME = "teacher.safetensors"
 
 
 def teach(weights: Path | None, packed: Path) -> None:
-    """Keep the teacher's weights beside the packs, and add its vector of every person to each of them.
+    """Store the teacher's weights next to the packs, and add its vector of every speaker to each pack.
 
     Args:
-        weights: `pretrained.pt` of Resemblyzer; None: that of the installed package.
+        weights: Resemblyzer's `pretrained.pt`; None: the one of the installed package.
         packed: Folder of the packs.
     """
     teacher = read_resemblyzer(weights)
     save_file({name: tensor.contiguous() for name, tensor in teacher.state_dict().items()}, packed / NAME)
     for part in data.PARTS:
-        logging.info("%s: vectors of %d people", part, write_vectors(packed / part, teacher))
+        logging.info("%s: vectors of %d speakers", part, write_vectors(packed / part, teacher))
 
 
 def read_teacher(packed: Path) -> SpeakerEncoder:
-    """Return the teacher that `teach` has kept."""
+    """Return the teacher stored by `teach`."""
     path = packed / NAME
     if not path.is_file():
         raise DataError("no teacher", path=path, remedy="run the stage 'teach'")

@@ -1,8 +1,8 @@
-"""How many seconds of scenes a second a separator trains on: networks in turns, in one run.
+"""Training speed of separators in seconds of scenes per second: several networks, interleaved in one run.
 
     OMP_NUM_THREADS=1 python recipes/tse/training_speed.py
 
-Four scenes of 2.048 s a step, three streams in the order that fits best; making scenes is not counted.
+A step has four scenes of 2.048 s and three streams in the best order; the simulation of scenes is not included.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LINEAR_LONG = replace(LINEAR, window=576)
 
 @dataclass(frozen=True)
 class Case:
-    """A network and how it is trained."""
+    """A network and its training options."""
 
     name: str
     config: ExtractorConfig
@@ -49,7 +49,7 @@ CASES = (
 
 
 def main() -> None:
-    """Print a table; the best of several rounds counts."""
+    """Print a table with the best of several rounds."""
     steps = {case.name: make_step(case) for case in CASES}
     best = dict.fromkeys(steps, float("inf"))
     for _ in range(ROUNDS):
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def make_step(case: Case) -> Callable[[], None]:
-    """Return what trains one step, warmed up."""
+    """Return a function that trains one step, after two warm-up steps."""
     torch.manual_seed(0)
     model = Extractor(case.config)
     if case.compile:
@@ -76,10 +76,10 @@ def make_step(case: Case) -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=case.bf16):
-            found = model(mixture)
-        estimate, _, sound = aligned(found, talkers, mixture)
-        order = best_order(*aligned(found, talkers, mixture))
-        separation_loss(estimate, aligned(found, in_order(talkers, order), mixture)[1], sound).backward()
+            estimates = model(mixture)
+        estimate, _, sound = aligned(estimates, talkers, mixture)
+        order = best_order(*aligned(estimates, talkers, mixture))
+        separation_loss(estimate, aligned(estimates, in_order(talkers, order), mixture)[1], sound).backward()
         model.zero_grad()
 
     step()

@@ -13,16 +13,16 @@ import torch
 
 from audio_llm import audio, cli
 from audio_llm.tse.extractor import ExtractorConfig
-from audio_llm.tse.hearing import HearingConfig, TargetHearing
 from audio_llm.tse.models import save_model
 from audio_llm.tse.selector import SelectorConfig
+from audio_llm.tse.target_speaker import TargetSpeakerConfig, TargetSpeakerNetwork
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
     torch.manual_seed(0)
     extractor = ExtractorConfig(channels=8, hidden=8, blocks=1, stride=6, embedding=0, outputs=2, front=True)
-    hearing = TargetHearing(HearingConfig(extractor, SelectorConfig(8, 1, 2, 4))).eval()
+    hearing = TargetSpeakerNetwork(TargetSpeakerConfig(extractor, SelectorConfig(8, 1, 2, 4))).eval()
     save_model(tmp_path / "tiny", hearing, "A tiny one.", {})
     random = np.random.default_rng(0)
     for name, seconds in (("mix", 0.5), ("look", 1.0), ("short", 0.5)):

@@ -11,12 +11,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "export"))
 
 from audio_llm.tse.extractor import ExtractorConfig
-from audio_llm.tse.hearing import HearingConfig, TargetHearing
 from audio_llm.tse.models import save_model
 from audio_llm.tse.selector import SelectorConfig
+from audio_llm.tse.target_speaker import TargetSpeakerConfig, TargetSpeakerNetwork
 
 torch.set_num_threads(1)
-TINY = HearingConfig(
+TINY = TargetSpeakerConfig(
     ExtractorConfig(channels=8, hidden=8, blocks=2, stride=6, embedding=0, outputs=3, front=True),
     SelectorConfig(12, 2, 3, 5),
     -17.5,
@@ -26,7 +26,7 @@ TINY = HearingConfig(
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    hearing = TargetHearing(TINY).eval()
+    hearing = TargetSpeakerNetwork(TINY).eval()
     with torch.no_grad():  # no weight stays zero, which could hide a mistake
         for part in hearing.parameters():
             part.add_(0.05 * torch.randn_like(part))

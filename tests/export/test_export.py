@@ -63,7 +63,7 @@ def some_sound(chunks: int, seed: int = 0) -> np.ndarray:
 def test_stream_gives_what_the_network_gives_for_whole_mixtures(model_folder: Path, exported: Path) -> None:
     sound = some_sound(200)
     with torch.inference_mode():
-        output = load_model(model_folder).hearing(torch.from_numpy(sound), torch.from_numpy(some_vector()))
+        output = load_model(model_folder).network(torch.from_numpy(sound), torch.from_numpy(some_vector()))
     expected = output.sound.numpy()
     assert np.abs(expected).max() > 0.01
     np.testing.assert_allclose(Device(exported).run(sound), expected, atol=1e-4)
@@ -74,7 +74,7 @@ def test_enrollments_of_any_length_give_the_networks_vector(model_folder: Path, 
     recording = some_sound(-(-samples // CHUNK))[..., :samples]
     with torch.inference_mode():
         whole = torch.from_numpy(recording[..., : samples // CHUNK * CHUNK])
-        expected = load_model(model_folder).enrolment(whole).numpy()
+        expected = load_model(model_folder).enrollment_encoder(whole).numpy()
     vector = onnxruntime.InferenceSession(str(exported / "enrolment.onnx")).run(["enrolled"], {"look": recording})[0]
     np.testing.assert_allclose(vector, expected, atol=1e-4)
     assert np.linalg.norm(vector) == pytest.approx(1.0, abs=1e-4)
@@ -172,7 +172,7 @@ def test_weights_are_stored_in_half_precision_without_loss(model_folder: Path, e
         for tensor in graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT16
     }
-    weights = [part.numpy() for part in load_model(model_folder).hearing.state_dict().values() if part.numel() >= 256]
+    weights = [part.numpy() for part in load_model(model_folder).network.state_dict().values() if part.numel() >= 256]
     stored = [values.astype(np.float32) for values in halves.values()]
     assert [name for name in halves if "front" in name] == []  # the enrollment head is not exported here
     used = [w for w in weights if any(w.shape == s.shape and np.array_equal(w, s) for s in stored)]

@@ -17,7 +17,7 @@ from audio_llm_realtime.engine import Engine
 from audio_llm_realtime.enrollment import Enroller
 
 from audio_llm import hub
-from audio_llm.tse.extract import read_look
+from audio_llm.tse.extract import read_enrollment
 from audio_llm.tse.frames import CHUNK, OVERLAP
 from audio_llm.tse.models import load_model
 
@@ -35,7 +35,7 @@ def mixture() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def vector() -> np.ndarray:
-    recording = read_look(SAMPLES / "look.flac").waveform.numpy()
+    recording = read_enrollment(SAMPLES / "enrollment.flac").waveform.numpy()
     return Enroller(load_contract(FOLDER)).enroll(recording, 16_000).vector
 
 
@@ -54,10 +54,10 @@ def test_the_files_belong_together_and_are_small() -> None:
 
 def test_the_device_computes_what_the_network_computes(mixture: np.ndarray, vector: np.ndarray) -> None:
     model = load_model(FOLDER)
-    recording = read_look(SAMPLES / "look.flac").waveform[None]
+    recording = read_enrollment(SAMPLES / "enrollment.flac").waveform[None]
     with torch.inference_mode():
-        embedding = model.enrolment(recording)
-        expected = model.hearing(torch.from_numpy(mixture)[None], embedding).sound[0].numpy()
+        embedding = model.enrollment_encoder(recording)
+        expected = model.network(torch.from_numpy(mixture)[None], embedding).sound[0].numpy()
     np.testing.assert_allclose(vector, embedding.numpy(), atol=1e-4)
     np.testing.assert_allclose(run(mixture, embedding.numpy()), expected, atol=1e-4)
     assert np.abs(expected).max() > 0.01

@@ -20,12 +20,12 @@ from audio_llm_realtime.worker import Worker
 from audio_llm import hub
 from audio_llm.tse.extractor import ExtractorConfig
 from audio_llm.tse.frames import CHUNK, OVERLAP
-from audio_llm.tse.hearing import HearingConfig, TargetHearing
 from audio_llm.tse.models import load_model, save_model
 from audio_llm.tse.selector import SelectorConfig
+from audio_llm.tse.target_speaker import TargetSpeakerConfig, TargetSpeakerNetwork
 
 torch.set_num_threads(1)
-TINY = HearingConfig(
+TINY = TargetSpeakerConfig(
     ExtractorConfig(channels=16, hidden=16, blocks=2, stride=4, embedding=0, outputs=3, front=True),
     SelectorConfig(16, 2, 3, 5),
 )
@@ -35,7 +35,7 @@ TINY = HearingConfig(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, and its export in `device`."""
     torch.manual_seed(0)
-    hearing = TargetHearing(TINY)
+    hearing = TargetSpeakerNetwork(TINY)
     with torch.no_grad():
         for part in hearing.parameters():
             part.add_(0.05 * torch.randn_like(part))
@@ -56,8 +56,8 @@ def compare(model_folder: Path, device_folder: Path, chunks: int) -> tuple[float
     model, contract = load_model(model_folder), load_contract(device_folder)
     enrollment, mixture = sounds(250), sounds(chunks)
     with torch.inference_mode():
-        vector = model.enrolment(torch.from_numpy(enrollment)[None])
-        whole = model.hearing(torch.from_numpy(mixture)[None], vector).sound[0].numpy()
+        vector = model.enrollment_encoder(torch.from_numpy(enrollment)[None])
+        whole = model.network(torch.from_numpy(mixture)[None], vector).sound[0].numpy()
     device_vector = Enroller(contract).enroll(enrollment, 16_000).vector
     outs = []
     for sizes in ([CHUNK], [int(size) for size in np.random.default_rng(1).integers(1, 700, 50)]):

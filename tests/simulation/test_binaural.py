@@ -1,4 +1,4 @@
-"""Rendering for two ears: what stays is a convolution, what moves is where its path says."""
+"""Binaural rendering: a fixed source is a convolution, a moving source follows its path."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 def test_rendering_is_the_convolution_cut_to_length() -> None:
     waveform = noise(0.3)
     response = respond(HEAD, ROOM, 40.0, 1.0, np.random.default_rng(0)).whole
-    heard = render(waveform, response)
-    assert heard.shape == (2, waveform.size)
+    rendered = render(waveform, response)
+    assert rendered.shape == (2, waveform.size)
     for ear in range(2):
-        wanted = np.convolve(waveform, response[ear])[: waveform.size]
-        np.testing.assert_allclose(heard[ear], wanted, atol=1e-4)
+        expected = np.convolve(waveform, response[ear])[: waveform.size]
+        np.testing.assert_allclose(rendered[ear], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("samples", [1, 399, 400, 401, 8000])
@@ -41,10 +41,10 @@ def test_a_path_without_motion_is_a_place_that_stays(samples: int) -> None:
 def test_cues_follow_the_path() -> None:
     waveform = noise(3.0)
     azimuths = np.clip(np.arange(path_steps(waveform.size)) * STEP_S * 45.0 - 45.0, -60, 60)  # 45 degrees a second
-    heard = render_moving(waveform, HEAD, NOTHING, azimuths, 1.0, np.random.default_rng(0))
+    rendered = render_moving(waveform, HEAD, NOTHING, azimuths, 1.0, np.random.default_rng(0))
     for second, azimuth in ((0.5, -22.5), (1.0, 0.0), (2.0, 45.0)):
         middle = int(second * SAMPLE_RATE)
-        piece = heard[:, middle - 800 : middle + 800]
+        piece = rendered[:, middle - 800 : middle + 800]
         assert time_difference_s(piece) == pytest.approx(float(time_difference_s(HEAD.at(azimuth))), abs=40e-6)
         white = render(noise(0.5, 5), HEAD.at(azimuth))
         assert level_difference_db(piece) == pytest.approx(float(level_difference_db(white)), abs=1.5)

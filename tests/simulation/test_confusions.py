@@ -56,7 +56,7 @@ def test_only_the_first_hypothesis_counts_for_the_error_rates() -> None:
     assert dict(confusions.table["b"])["c"] > 0
 
 
-def test_observed_confusions_outweigh_neighbours(dictionary: dict[str, tuple[str, ...]]) -> None:
+def test_observed_confusions_outweigh_neighbors(dictionary: dict[str, tuple[str, ...]]) -> None:
     plain = learn_confusions([], TEXTS, dictionary)
     learned = learn_confusions([("the sea rose", ["the tree rose"])] * 3, TEXTS, dictionary)
     assert "tree" not in dict(plain.table["sea"])
@@ -64,7 +64,7 @@ def test_observed_confusions_outweigh_neighbours(dictionary: dict[str, tuple[str
     assert "see" in dict(learned.table["sea"])
 
 
-def test_neighbours_sound_alike(dictionary: dict[str, tuple[str, ...]]) -> None:
+def test_neighbors_sound_alike(dictionary: dict[str, tuple[str, ...]]) -> None:
     table = learn_confusions([], TEXTS, dictionary).table
     for word, alike in (("sea", "see"), ("meet", "meat"), ("sun", "son"), ("bad", "bed"), ("their", "there")):
         assert alike in dict(table[word])

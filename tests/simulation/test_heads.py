@@ -50,17 +50,17 @@ def test_measured_directions_come_out_as_measured(kemar: Head) -> None:
 
 def test_interpolation_finds_directions_that_are_left_out(kemar: Head) -> None:
     half = Head("half", kemar.azimuths[::2], kemar.responses[::2])
-    wanted = kemar.responses[1::2]
-    found = half.table(kemar.azimuths[1::2])
+    expected = kemar.responses[1::2]
+    interpolated = half.table(kemar.azimuths[1::2])
 
     def errors_db(responses: np.ndarray) -> np.ndarray:
-        return 10 * np.log10(np.sum((responses - wanted) ** 2, axis=(1, 2)) / np.sum(wanted**2, axis=(1, 2)))
+        return 10 * np.log10(np.sum((responses - expected) ** 2, axis=(1, 2)) / np.sum(expected**2, axis=(1, 2)))
 
-    assert errors_db(found).mean() < -25.0
+    assert errors_db(interpolated).mean() < -25.0
     assert errors_db(half.responses).mean() > -15.0  # the nearest direction instead
-    assert np.abs(time_difference_s(found) - time_difference_s(wanted)).max() < 15e-6
+    assert np.abs(time_difference_s(interpolated) - time_difference_s(expected)).max() < 15e-6
     near_front = np.abs(np.mod(kemar.azimuths[1::2] + 180, 360) - 180) < 75
-    assert np.abs(level_difference_db(found) - level_difference_db(wanted))[near_front].max() < 1.0
+    assert np.abs(level_difference_db(interpolated) - level_difference_db(expected))[near_front].max() < 1.0
 
 
 def test_the_fast_way_is_near_the_exact_one(kemar: Head) -> None:

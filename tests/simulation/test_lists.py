@@ -11,8 +11,8 @@ from audio_llm.nbest import NBest
 from audio_llm.simulation.confusions import Confusions
 from audio_llm.simulation.lists import ListNoise, simulate_list
 
-# Six letters each: words this long are neither dropped nor split, so that nothing but a place without the truth
-# takes a word out of the list.
+# Six letters each: words this long are neither dropped nor split, so that only a span without the correct words
+# removes a word from the list.
 WORDS = ("garden", "yellow", "mother", "winter", "silver", "planet", "orange", "castle", "dragon", "bridge")
 SENTENCE = " ".join(WORDS)
 TABLE = {word: ((word[:-1], 0.5), (f"{word}s", 0.3), (f"{word[:3]} {word[3:]}", 0.2)) for word in WORDS}
@@ -67,21 +67,21 @@ def test_a_clean_list_holds_the_reference_alone() -> None:
     assert 0.4 < np.mean(shares) < 0.65  # and a few in which nothing happened to be uncertain
 
 
-def test_the_error_rate_rises_with_the_rate_of_uncertain_places() -> None:
+def test_the_error_rate_rises_with_the_rate_of_uncertain_spans() -> None:
     rates = [error_rate(simulate(replace(NOISY, mean_rate=rate), 150), every=True) for rate in (0.02, 0.1, 0.4)]
     assert rates[0] < 0.6 * rates[1]
     assert rates[1] < 0.6 * rates[2]
 
 
-def test_the_better_the_truth_is_heard_the_fewer_errors_come_first() -> None:
+def test_the_larger_the_advantage_of_the_correct_words_the_fewer_errors_come_first() -> None:
     settings = replace(NOISY, missing_share=0.0)
-    heard = [error_rate(simulate(replace(settings, advantage=(mean, 0.5)), 100)) for mean in (-4.0, 1.0, 8.0)]
-    assert heard[0] > 1.5 * heard[1]
-    assert heard[1] > 0.05
-    assert heard[2] < 0.01
+    rates = [error_rate(simulate(replace(settings, advantage=(mean, 0.5)), 100)) for mean in (-4.0, 1.0, 8.0)]
+    assert rates[0] > 1.5 * rates[1]
+    assert rates[1] > 0.05
+    assert rates[2] < 0.01
 
 
-def test_without_the_truth_in_uncertain_places_it_is_in_no_hypothesis() -> None:
+def test_without_the_correct_words_in_uncertain_spans_no_hypothesis_is_correct() -> None:
     lists = simulate(replace(NOISY, missing_share=1.0), 200)
     uncertain = [nbest for nbest in lists if set(nbest.texts) != {SENTENCE}]
     assert len(uncertain) > 150
@@ -89,7 +89,7 @@ def test_without_the_truth_in_uncertain_places_it_is_in_no_hypothesis() -> None:
     assert error_rate(uncertain) > 0.1
 
 
-def test_with_the_truth_in_every_place_it_can_be_found_in_the_list() -> None:
+def test_with_the_correct_words_in_every_span_the_list_contains_the_reference() -> None:
     few = ListNoise(hypotheses=10, clean_share=0.0, mean_rate=0.1, missing_share=0.0, distinct_share=1.0)
     lists = simulate(replace(few, advantage=(1.0, 0.3)), 100)
     assert np.mean([SENTENCE in nbest.texts for nbest in lists]) > 0.9
@@ -107,15 +107,15 @@ def test_lists_are_of_different_texts_or_repeat_the_likely_ones() -> None:
     assert counts[0] > 1.5 * counts[1] > 1.5 * counts[2]  # the first text the most copies
 
 
-def test_what_is_heard_instead_is_what_the_table_knows() -> None:
+def test_replacements_come_from_the_table() -> None:
     only = Confusions({"planet": (("plan it", 0.5), ("", 0.5))}, ())
     texts = {text for nbest in simulate(NOISY, 300, "the planet", only) for text in nbest.texts}
     assert {"the planet", "the plan it", "the"} <= texts
-    heard = Counter(word for text in texts for word in text.split())
-    assert not set(heard) & {"yellow", "planets"}
+    words = Counter(word for text in texts for word in text.split())
+    assert not set(words) & {"yellow", "planets"}
 
 
-def test_words_that_the_table_does_not_know_may_be_lost_joined_split_or_followed_by_another() -> None:
+def test_words_outside_the_table_may_be_deleted_joined_split_or_followed_by_another() -> None:
     none = Confusions({}, ())
     texts = {text for n in simulate(replace(NOISY, mean_rate=0.6), 400, "we saw everything", none) for text in n.texts}
     assert {"we saw everything", "saw everything", "wesaw everything"} <= texts

@@ -51,8 +51,8 @@ def test_noise_leaves_silence_and_its_inputs_alone() -> None:
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
-def test_coloured_noise_has_unit_power_and_its_slope(exponent: float) -> None:
-    noise = mono.coloured_noise(8 * RATE, np.random.default_rng(3), exponent)
+def test_colored_noise_has_unit_power_and_its_slope(exponent: float) -> None:
+    noise = mono.colored_noise(8 * RATE, np.random.default_rng(3), exponent)
     assert noise.dtype == np.float32
     assert power_db(noise) == pytest.approx(0.0, abs=0.01)
     spectrum = np.abs(np.fft.rfft(noise)) ** 2
@@ -63,13 +63,13 @@ def test_coloured_noise_has_unit_power_and_its_slope(exponent: float) -> None:
 
 
 @pytest.mark.parametrize("samples", [0, 1, 2])
-def test_coloured_noise_of_next_to_nothing(samples: int) -> None:
-    noise = mono.coloured_noise(samples, np.random.default_rng(0), 1.0)
+def test_colored_noise_of_very_few_samples(samples: int) -> None:
+    noise = mono.colored_noise(samples, np.random.default_rng(0), 1.0)
     assert noise.shape == (samples,)
     assert np.isfinite(noise).all()
 
 
-def test_a_room_keeps_length_and_place() -> None:
+def test_a_room_keeps_length_and_position() -> None:
     click = np.zeros(RATE, np.float32)
     click[1000] = 0.5
     wet = mono.add_room(click, np.random.default_rng(4), 0.4, 3.0)
@@ -142,7 +142,7 @@ def test_the_generator_alone_decides() -> None:
     clean = tone(440)
 
     def noise(seed: int) -> np.ndarray:
-        return mono.coloured_noise(RATE, np.random.default_rng(seed), 1.0)
+        return mono.colored_noise(RATE, np.random.default_rng(seed), 1.0)
 
     def room(seed: int) -> np.ndarray:
         return mono.add_room(clean, np.random.default_rng(seed), 0.3, 3.0)
@@ -159,10 +159,10 @@ def test_the_generator_alone_decides() -> None:
 def test_trimming_leaves_a_margin(margin_s: float) -> None:
     quiet = np.full(RATE, 1e-5, np.float32)
     waveform = np.concatenate([quiet, tone(300, 0.5), quiet])
-    found = mono.trim_silence(waveform, margin_s=margin_s)
+    trimmed = mono.trim_silence(waveform, margin_s=margin_s)
     left = min(RATE, round(margin_s * RATE))
-    assert found.size == 8000 + 2 * left
-    np.testing.assert_array_equal(found, waveform[RATE - left : RATE + 8000 + left])
+    assert trimmed.size == 8000 + 2 * left
+    np.testing.assert_array_equal(trimmed, waveform[RATE - left : RATE + 8000 + left])
 
 
 def test_a_margin_is_no_longer_than_the_silence_there_is() -> None:
@@ -182,5 +182,5 @@ def test_pauses_inside_are_shortened_whatever_the_margin() -> None:
 def test_short_sounds_are_trimmed_too(samples: int) -> None:
 
     waveform = tone(300, samples / RATE)[:samples]
-    found = mono.trim_silence(waveform, margin_s=0.06)
-    np.testing.assert_array_equal(found, waveform[: samples // 320 * 320])
+    trimmed = mono.trim_silence(waveform, margin_s=0.06)
+    np.testing.assert_array_equal(trimmed, waveform[: samples // 320 * 320])

@@ -35,7 +35,7 @@ def power_db(waveform: np.ndarray) -> float:
 
 
 def above_db(waveform: np.ndarray, hertz: float) -> float:
-    """Return the share of the energy above a frequency, in dB."""
+    """Return the fraction of the energy above a frequency, in dB."""
     spectrum = np.abs(np.fft.rfft(waveform.astype(np.float64))) ** 2
     return float(
         10 * np.log10(spectrum[np.fft.rfftfreq(waveform.size, 1 / RATE) > hertz].sum() / spectrum.sum() + 1e-30)
@@ -45,9 +45,9 @@ def above_db(waveform: np.ndarray, hertz: float) -> float:
 def lag(one: np.ndarray, other: np.ndarray) -> int:
     """Return by how many samples one is later than the other, where they are most alike."""
     size = 2 * len(one)
-    found = np.fft.irfft(np.fft.rfft(one, size) * np.conj(np.fft.rfft(other, size)))
-    place = int(np.abs(found).argmax())
-    return place if place < len(one) else place - size
+    correlation = np.fft.irfft(np.fft.rfft(one, size) * np.conj(np.fft.rfft(other, size)))
+    position = int(np.abs(correlation).argmax())
+    return position if position < len(one) else position - size
 
 
 def test_the_same_seed_gives_the_same_pair(pack: SpeechPack) -> None:
@@ -86,7 +86,7 @@ def test_lengths_are_exact_and_nothing_is_too_loud(pack: SpeechPack, seconds: fl
     ],
     ids=["coloured", "recorded", "babble", "bursts"],
 )
-def test_the_snr_is_as_drawn_where_somebody_talks(pack: SpeechPack, snr_db: float, noise: dict[str, float]) -> None:
+def test_the_snr_of_active_speech_is_as_drawn(pack: SpeechPack, snr_db: float, noise: dict[str, float]) -> None:
     config = replace(PLAIN, snr_db=(snr_db, snr_db), **noise)
     for pair in pairs(pack, config, 5):
         assert pair.snr_db == pytest.approx(snr_db)
@@ -95,13 +95,13 @@ def test_the_snr_is_as_drawn_where_somebody_talks(pack: SpeechPack, snr_db: floa
 
 
 def test_snrs_are_drawn_from_their_range(pack: SpeechPack) -> None:
-    found = [pair.snr_db for pair in pairs(pack, replace(PLAIN, seconds=0.2, snr_db=(0.0, 10.0)), 40)]
-    assert min(found) >= 0.0
-    assert max(found) <= 10.0
-    assert max(found) - min(found) > 7.0
+    measured = [pair.snr_db for pair in pairs(pack, replace(PLAIN, seconds=0.2, snr_db=(0.0, 10.0)), 40)]
+    assert min(measured) >= 0.0
+    assert max(measured) <= 10.0
+    assert max(measured) - min(measured) > 7.0
 
 
-def test_where_nobody_talks_the_clean_side_is_silent(pack: SpeechPack) -> None:
+def test_without_speech_the_clean_side_is_silent(pack: SpeechPack) -> None:
     for pair in pairs(pack, replace(PLAIN, silent_share=1.0)):
         assert not pair.clean.any()
         assert pair.snr_db == -np.inf
@@ -115,11 +115,11 @@ def test_without_noise_both_sides_are_one(pack: SpeechPack) -> None:
         assert power_db(pair.noisy) > -50.0
 
 
-def test_shares_are_kept(pack: SpeechPack) -> None:
+def test_fractions_are_as_configured(pack: SpeechPack) -> None:
     config = replace(PLAIN, seconds=0.1, clean_share=0.3, silent_share=0.2)
-    found = [pair.snr_db for pair in pairs(pack, config, 300)]
-    assert np.mean(np.isposinf(found)) == pytest.approx(0.3, abs=0.08)
-    assert np.mean(np.isneginf(found)) == pytest.approx(0.2, abs=0.07)
+    measured = [pair.snr_db for pair in pairs(pack, config, 300)]
+    assert np.mean(np.isposinf(measured)) == pytest.approx(0.3, abs=0.08)
+    assert np.mean(np.isneginf(measured)) == pytest.approx(0.2, abs=0.07)
 
 
 def test_levels_are_as_drawn(pack: SpeechPack) -> None:
@@ -143,7 +143,7 @@ def test_in_a_room_both_sides_are_aligned(tmp_path: Path, early_s: float) -> Non
     assert [lag(pair.noisy, pair.clean) for pair in pairs(pack, noisy, 4)] == [0] * 4
 
 
-def test_late_reflections_are_what_is_to_be_taken_away(pack: SpeechPack) -> None:
+def test_late_reflections_are_missing_in_the_clean_side(pack: SpeechPack) -> None:
     room = replace(CLEAN, room_share=1.0, rt60_s=(0.5, 0.5), direct_to_reverb_db=(3.0, 3.0))
     for seed in range(4):
         dry, early, all_of_it = (
@@ -158,18 +158,18 @@ def test_late_reflections_are_what_is_to_be_taken_away(pack: SpeechPack) -> None
         assert abs(np.corrcoef(dry.clean, alone)[0, 1]) > 0.999
 
 
-def test_nothing_is_heard_above_the_cutoff(pack: SpeechPack) -> None:
+def test_there_is_no_energy_above_the_cutoff(pack: SpeechPack) -> None:
     config = replace(PLAIN, narrow_share=1.0, cutoff_hz=(3000.0, 7000.0), coloured_share=1.0, babble_share=0.0)
-    found = pairs(pack, config, 12)
-    for pair in found:
+    narrow = pairs(pack, config, 12)
+    for pair in narrow:
         assert 3000.0 <= pair.cutoff_hz <= 7000.0
         assert above_db(pair.noisy, 1.1 * pair.cutoff_hz) < -40.0
         assert above_db(pair.clean, 1.1 * pair.cutoff_hz) < -40.0
-    assert len({pair.cutoff_hz for pair in found}) == 12
-    for pair, wide in zip(found, pairs(pack, replace(config, narrow_share=0.0), 12), strict=True):
+    assert len({pair.cutoff_hz for pair in narrow}) == 12
+    for pair, wide in zip(narrow, pairs(pack, replace(config, narrow_share=0.0), 12), strict=True):
         assert wide.cutoff_hz == 8000.0
-        kept = np.fft.rfftfreq(pair.noisy.size, 1 / RATE) <= pair.cutoff_hz  # where nothing is changed but the level
-        one, other = (np.fft.rfft(sound)[kept] for sound in (pair.noisy, wide.noisy))
+        passband = np.fft.rfftfreq(pair.noisy.size, 1 / RATE) <= pair.cutoff_hz  # only the level is changed there
+        one, other = (np.fft.rfft(sound)[passband] for sound in (pair.noisy, wide.noisy))
         gain = np.vdot(other, one) / np.vdot(other, other)
         np.testing.assert_allclose(one, gain * other, atol=1e-3 * np.abs(one).max())
 
@@ -202,9 +202,9 @@ def test_voices_are_shifted_in_half_of_the_pairs(pack: SpeechPack) -> None:
         return RATE / float(lags[cepstrum[lags].argmax()])
 
     config = replace(CLEAN, seconds=0.8, voice_shift=(1.15, 1.15), tone_db=0.0)
-    found = np.array([pitch_hz(pair.clean) for pair in pairs(pack, config, 24)])
+    pitches = np.array([pitch_hz(pair.clean) for pair in pairs(pack, config, 24)])
     voices = np.array([110.0, 210.0, 110.0 * 1.15, 210.0 * 1.15])
-    nearest = np.abs(found[:, None] / voices - 1.0)
+    nearest = np.abs(pitches[:, None] / voices - 1.0)
     assert (nearest.min(1) < 0.05).mean() > 0.8
     assert set(nearest.argmin(1)) == {0, 1, 2, 3}
 
@@ -284,9 +284,9 @@ def test_a_room_response_begins_with_the_direct_sound() -> None:
 def test_convolving_keeps_the_length(size: int) -> None:
     rng = np.random.default_rng(0)
     waveform, response = rng.standard_normal(300).astype(np.float32), rng.standard_normal(size)
-    found = mono.convolve(waveform, response)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, np.convolve(waveform, response)[:300], atol=1e-4)
+    convolved = mono.convolve(waveform, response)
+    assert convolved.dtype == np.float32
+    np.testing.assert_allclose(convolved, np.convolve(waveform, response)[:300], atol=1e-4)
 
 
 def test_pauses_do_not_count_as_speech() -> None:

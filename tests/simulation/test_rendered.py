@@ -20,8 +20,8 @@ SCENES = SceneConfig(seconds=0.512, talkers=(2, 3), overlap=(0.5, 0.6), snr_db=(
 def sources(voices: int = 4) -> SceneSources:
     rng = np.random.default_rng(0)
     sounds = [(0.1 * rng.standard_normal(16_000)).astype(np.float32) for _ in range(voices + 1)]
-    made = tuple(Voice(f"v{n}", "none", "", (sound,)) for n, sound in enumerate(sounds[1:]))
-    return SceneSources(made, (load_head(),), (sounds[0],))
+    speakers = tuple(Voice(f"v{n}", "none", "", (sound,)) for n, sound in enumerate(sounds[1:]))
+    return SceneSources(speakers, (load_head(),), (sounds[0],))
 
 
 @pytest.fixture(scope="module")

@@ -19,16 +19,16 @@ def make_room(rt60_s: float = 0.4, facing_deg: float = 30.0) -> Room:
 
 def test_images_are_where_mirrors_put_them() -> None:
     room = Room((5.0, 4.0, 3.0), 0.4, (2.0, 2.0, 1.5), 0.0)
-    found = images(room, 90.0, 1.0)  # the source is at (2, 3, 1.5)
-    assert (found.azimuths[0], found.delays_s[0], found.gains[0]) == (90.0, 0.0, 1.0)
-    behind = np.argmin(np.abs(found.azimuths - 90.0) + 100 * np.abs(found.delays_s - 2.0 / SPEED_OF_SOUND))
-    assert found.delays_s[behind] == pytest.approx(2.0 / SPEED_OF_SOUND)  # the wall at y = 4: image at y = 5
+    sources = images(room, 90.0, 1.0)  # the source is at (2, 3, 1.5)
+    assert (sources.azimuths[0], sources.delays_s[0], sources.gains[0]) == (90.0, 0.0, 1.0)
+    behind = np.argmin(np.abs(sources.azimuths - 90.0) + 100 * np.abs(sources.delays_s - 2.0 / SPEED_OF_SOUND))
+    assert sources.delays_s[behind] == pytest.approx(2.0 / SPEED_OF_SOUND)  # the wall at y = 4: image at y = 5
     away = np.array([-2.0 - 2.0, 1.0])  # the wall at x = 0: image at x = -2
     distance = np.hypot(*away)
-    place = np.argmin(np.abs(found.delays_s - (distance - 1.0) / SPEED_OF_SOUND))
-    assert found.delays_s[place] == pytest.approx((distance - 1.0) / SPEED_OF_SOUND)
-    assert np.mod(found.azimuths[place], 360) == pytest.approx(np.degrees(np.arctan2(away[1], away[0])))
-    assert found.gains[place] == pytest.approx(room.reflection / distance / np.sqrt(2.0))
+    index = np.argmin(np.abs(sources.delays_s - (distance - 1.0) / SPEED_OF_SOUND))
+    assert sources.delays_s[index] == pytest.approx((distance - 1.0) / SPEED_OF_SOUND)
+    assert np.mod(sources.azimuths[index], 360) == pytest.approx(np.degrees(np.arctan2(away[1], away[0])))
+    assert sources.gains[index] == pytest.approx(room.reflection / distance / np.sqrt(2.0))
 
 
 def test_turning_the_head_turns_every_image() -> None:
@@ -74,11 +74,11 @@ def test_no_room_is_the_head_alone_and_draws_are_repeated() -> None:
     assert not np.array_equal(one, other)
 
 
-def test_walls_hold_the_source_and_the_listener_in() -> None:
+def test_source_and_head_are_inside_the_walls() -> None:
     room = make_room()
     for azimuth in range(0, 360, 15):
-        place = room.source(azimuth, 100.0)
-        assert (place > 0).all()
-        assert (place < np.array(room.size_m)).all()
+        position = room.source(azimuth, 100.0)
+        assert (position > 0).all()
+        assert (position < np.array(room.size_m)).all()
     with pytest.raises(UsageError, match="outside the room"):
         Room((5.0, 4.0, 2.7), 0.3, (5.5, 1.0, 1.0))

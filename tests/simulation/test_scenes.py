@@ -1,4 +1,4 @@
-"""Scenes: pure functions of their seed whose parts add up, with levels, times and people as drawn."""
+"""Scenes: pure functions of their seed whose parts add up, with levels, times and talkers as drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHORT = SceneConfig(seconds=1.5, look_seconds=1.0)
 
 
 def voice(number: int, utterances: int = 3, seconds: float = 0.8) -> Voice:
-    """Return a person whose utterances are noise of their own, to be told apart by correlation."""
+    """Return a speaker whose utterances are different noises, which correlation distinguishes."""
     rng = np.random.default_rng(number)
     sounds = tuple(0.1 * rng.standard_normal(int(seconds * SAMPLE_RATE)).astype(np.float32) for _ in range(utterances))
     return Voice(f"v{number}", "made", "F", sounds)
@@ -36,11 +36,11 @@ def power_db(waveform: np.ndarray) -> float:
 def test_a_scene_depends_on_seed_and_index_alone(sources: SceneSources) -> None:
     one, same = make_scene(sources, SHORT, 5, 8), make_scene(sources, SHORT, 5, 8)
     assert one.plan == same.plan
-    for name in ("mixture", "target", "others", "look", "look_target", "clean"):
+    for name in ("mixture", "target", "interferers", "enrollment", "enrollment_target", "clean"):
         np.testing.assert_array_equal(getattr(one, name), getattr(same, name))
-    without = make_scene(sources, SHORT, 5, 8, with_look=False)
+    without = make_scene(sources, SHORT, 5, 8, with_enrollment=False)
     np.testing.assert_array_equal(without.mixture, one.mixture)
-    assert without.look.shape == without.look_target.shape == (2, 0)
+    assert without.enrollment.shape == without.enrollment_target.shape == (2, 0)
     for other in (make_scene(sources, SHORT, 5, 9), make_scene(sources, SHORT, 6, 8)):
         assert not np.array_equal(one.mixture, other.mixture)
 
@@ -49,11 +49,11 @@ def test_shapes_and_parts_add_up(sources: SceneSources) -> None:
     for index in range(12):
         scene = make_scene(replace(sources, noises=()), SHORT, 0, index)
         assert scene.mixture.shape == scene.target.shape == (2, 24_000)
-        assert scene.look.shape == scene.look_target.shape == (2, 16_000)
+        assert scene.enrollment.shape == scene.enrollment_target.shape == (2, 16_000)
         assert scene.clean.shape == (16_000,)
-        assert len(scene.others) == len(scene.plan.talkers) - 1 in (1, 2)
-        np.testing.assert_allclose(scene.target + scene.others.sum(axis=0), scene.mixture, atol=1e-5)
-        assert max(np.abs(scene.mixture).max(), np.abs(scene.look).max()) < 1.0
+        assert len(scene.interferers) == len(scene.plan.talkers) - 1 in (1, 2)
+        np.testing.assert_allclose(scene.target + scene.interferers.sum(axis=0), scene.mixture, atol=1e-5)
+        assert max(np.abs(scene.mixture).max(), np.abs(scene.enrollment).max()) < 1.0
 
 
 def test_levels_are_as_drawn(sources: SceneSources) -> None:
@@ -61,23 +61,23 @@ def test_levels_are_as_drawn(sources: SceneSources) -> None:
     levels, ratios = [], []
     for index in range(20):
         scene = make_scene(sources, config, 1, index)
-        for other, talker in zip(scene.others, scene.plan.talkers[1:], strict=True):
+        for other, talker in zip(scene.interferers, scene.plan.talkers[1:], strict=True):
             level = power_db(other) - power_db(scene.target)
             assert level == pytest.approx(talker.level_db, abs=0.1)
             levels.append(level)
-        noise = scene.mixture - scene.target - scene.others.sum(axis=0)
+        noise = scene.mixture - scene.target - scene.interferers.sum(axis=0)
         ratios.append(power_db(scene.target) - power_db(noise))
         assert ratios[-1] == pytest.approx(scene.plan.snr_db, abs=0.1)
     assert -5.1 <= min(levels) < -3 < 3 < max(levels) <= 5.1
     assert -0.1 <= min(ratios) < 3 < 12 < max(ratios) <= 15.1
 
 
-def test_people_talk_as_long_as_drawn_and_targets_may_be_silent(sources: SceneSources) -> None:
+def test_talkers_are_active_as_long_as_drawn_and_targets_may_be_silent(sources: SceneSources) -> None:
     config = replace(SHORT, rt60_s=(0.0, 0.0), absent_share=0.4, fully_absent_share=0.3)
     silent = partly = 0
     for index in range(40):
         scene = make_scene(sources, config, 2, index)
-        for sound, talker in zip((scene.target, *scene.others), scene.plan.talkers, strict=True):
+        for sound, talker in zip((scene.target, *scene.interferers), scene.plan.talkers, strict=True):
             outside = sound.copy()
             outside[:, int(talker.starts_s * SAMPLE_RATE) : int(talker.ends_s * SAMPLE_RATE) + 200] = 0.0
             assert np.abs(outside).max() < 1e-6
@@ -90,42 +90,42 @@ def test_people_talk_as_long_as_drawn_and_targets_may_be_silent(sources: SceneSo
     assert 8 <= partly <= 24
 
 
-def test_the_look_has_other_words_and_is_in_front(sources: SceneSources) -> None:
+def test_the_enrollment_has_other_words_and_its_target_is_frontal(sources: SceneSources) -> None:
     config = replace(SHORT, rt60_s=(0.0, 0.0), moving_share=0.0, tone_db=0.0, head=HeadVariation(0, 0, 0, 0))
     for index in range(15):
         scene = make_scene(sources, config, 3, index)
-        assert abs(scene.plan.look[0].azimuth) <= 18.0
-        assert scene.plan.look[0].voice == scene.plan.talkers[0].voice
-        for other in scene.plan.look[1:]:
+        assert abs(scene.plan.enrollment[0].azimuth) <= 18.0
+        assert scene.plan.enrollment[0].voice == scene.plan.talkers[0].voice
+        for other in scene.plan.enrollment[1:]:
             assert 15.0 <= other.azimuth <= 345.0
-            assert other.voice != scene.plan.look[0].voice
-        assert abs(level_difference_db(scene.look_target)) < 9.0
-        own = sources.voices[scene.plan.look[0].voice].utterances
-        said = [u for u in own if _is_in(u, scene.clean)]
-        assert said
+            assert other.voice != scene.plan.enrollment[0].voice
+        assert abs(level_difference_db(scene.enrollment_target)) < 9.0
+        recordings = sources.voices[scene.plan.enrollment[0].voice].utterances
+        in_enrollment = [u for u in recordings if _is_in(u, scene.clean)]
+        assert in_enrollment
         if not scene.plan.absent:
             mixture = scene.target.mean(axis=0)
-            assert max(_likeness(u, mixture) for u in own if not any(u is s for s in said)) > 0.2
-            assert max(_likeness(u, mixture) for u in said) < 0.1
+            assert max(_similarity(u, mixture) for u in recordings if not any(u is s for s in in_enrollment)) > 0.2
+            assert max(_similarity(u, mixture) for u in in_enrollment) < 0.1
 
 
-def test_a_look_at_nobody_changes_nothing_else(sources: SceneSources) -> None:
+def test_a_silent_enrollment_target_changes_nothing_else(sources: SceneSources) -> None:
     for index in range(4):
-        scene, nobody = (make_scene(sources, replace(SHORT, nobody_share=x), 0, index) for x in (0.0, 1.0))
-        assert scene.look_target.any()
-        assert not nobody.look_target.any()
-        np.testing.assert_array_equal(nobody.mixture, scene.mixture)
-        np.testing.assert_array_equal(nobody.clean, scene.clean)
-        assert power_db(nobody.look) > -60.0
-    shares = [make_scene(sources, replace(SHORT, nobody_share=0.5), 0, n).look_target.any() for n in range(12)]
-    assert 2 <= sum(shares) <= 10
+        scene, silent_target = (make_scene(sources, replace(SHORT, nobody_share=x), 0, index) for x in (0.0, 1.0))
+        assert scene.enrollment_target.any()
+        assert not silent_target.enrollment_target.any()
+        np.testing.assert_array_equal(silent_target.mixture, scene.mixture)
+        np.testing.assert_array_equal(silent_target.clean, scene.clean)
+        assert power_db(silent_target.enrollment) > -60.0
+    present = [make_scene(sources, replace(SHORT, nobody_share=0.5), 0, n).enrollment_target.any() for n in range(12)]
+    assert 2 <= sum(present) <= 10
 
 
 def test_speeds_are_of_those_who_move(sources: SceneSources) -> None:
     config = replace(SHORT, seconds=4.0, moving_share=0.5)
     speeds = []
     for index in range(8):
-        scene = make_scene(sources, config, 0, index, with_look=False)
+        scene = make_scene(sources, config, 0, index, with_enrollment=False)
         assert len(scene.speeds_deg_s) == len(scene.plan.talkers)
         assert all(
             talker.moving or not speed for talker, speed in zip(scene.plan.talkers, scene.speeds_deg_s, strict=True)
@@ -139,10 +139,10 @@ def test_a_single_recording_is_cut_in_two(sources: SceneSources) -> None:
     alone = replace(sources, voices=tuple(voice(number, 1, 3.0) for number in range(3)))
     scene = make_scene(alone, replace(SHORT, fully_absent_share=0.0, absent_share=0.0), 0, 1)
     assert scene.plan.one_recording
-    (only,) = alone.voices[scene.plan.look[0].voice].utterances
+    (only,) = alone.voices[scene.plan.enrollment[0].voice].utterances
     middle = round(only.size * 1.0 / 2.5)
-    assert _likeness(only[:middle], scene.clean) > 0.5
-    assert _likeness(only[middle:], scene.clean) < 0.1
+    assert _similarity(only[:middle], scene.clean) > 0.5
+    assert _similarity(only[middle:], scene.clean) < 0.1
     assert not make_scene(sources, SHORT, 0, 1).plan.one_recording
 
 
@@ -158,12 +158,12 @@ def test_a_measured_room_sounds_as_it_is(sources: SceneSources) -> None:
     assert plan_scene(there, replace(config, measured_room_share=0.0), 0, 0).measured_room is None
 
 
-def test_too_few_people() -> None:
+def test_too_few_speakers() -> None:
     with pytest.raises(DataError, match="2 voices and 1 heads"):
         plan_scene(SceneSources((voice(0), voice(1)), (load_head(),)), SHORT, 0, 0)
 
 
-def _likeness(part: np.ndarray, whole: np.ndarray) -> float:
+def _similarity(part: np.ndarray, whole: np.ndarray) -> float:
     """Return the highest correlation of the two at any delay, over both powers."""
     size = part.size + whole.size
     spectrum = np.fft.rfft(whole, size) * np.conj(np.fft.rfft(part, size))
@@ -171,4 +171,4 @@ def _likeness(part: np.ndarray, whole: np.ndarray) -> float:
 
 
 def _is_in(part: np.ndarray, whole: np.ndarray) -> bool:
-    return _likeness(part, whole) > 0.3
+    return _similarity(part, whole) > 0.3

@@ -1,4 +1,4 @@
-"""Packs of utterances and noises give back what was put in, less what is asked to be left out."""
+"""Packs of utterances and noises return what was written, except what is filtered out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from audio_llm.errors import DataError
-from audio_llm.simulation.speech_pack import SpeechPack, Utterance, refined, write_speech_pack
+from audio_llm.simulation.speech_pack import SpeechPack, Utterance, clean_targets, write_speech_pack
 
 
 def noise(samples: int, seed: int = 0) -> np.ndarray:
@@ -73,12 +73,12 @@ def test_what_is_not_good_enough_is_left_out(folder: Path, least_db: float, labe
     whole, pack = SpeechPack(folder), SpeechPack(folder, least_db, labelled)
     assert pack.ids == left
     for number, name in enumerate(left):
-        place = whole.ids.index(name)
-        np.testing.assert_array_equal(pack.pcm(number), whole.pcm(place))
-        assert pack.samples[number] == whole.samples[place] == len(pack.pcm(number))
-        assert pack.words[number] == whole.words[place]
-        assert pack.speakers[number] == whole.speakers[place]
-        assert pack.bandwidths_hz[number] == whole.bandwidths_hz[place]
+        position = whole.ids.index(name)
+        np.testing.assert_array_equal(pack.pcm(number), whole.pcm(position))
+        assert pack.samples[number] == whole.samples[position] == len(pack.pcm(number))
+        assert pack.words[number] == whole.words[position]
+        assert pack.speakers[number] == whole.speakers[position]
+        assert pack.bandwidths_hz[number] == whole.bandwidths_hz[position]
     assert len(pack.noises) == 2
 
 
@@ -102,15 +102,15 @@ def test_an_utterance_is_its_own_target_where_there_is_no_other(folder: Path, tm
 
 
 def test_a_refined_pack_differs_in_its_targets_alone(folder: Path, tmp_path: Path) -> None:
-    heard: list[np.ndarray] = []
+    inputs: list[np.ndarray] = []
 
     def clean(waveform: np.ndarray) -> np.ndarray:
-        heard.append(waveform)
+        inputs.append(waveform)
         return -0.5 * waveform
 
-    assert refined(folder, tmp_path / "new", clean) == 4
+    assert clean_targets(folder, tmp_path / "new", clean) == 4
     old, new = SpeechPack(folder), SpeechPack(tmp_path / "new")
-    assert all(waveform.dtype == np.float32 and np.abs(waveform).max() < 1.0 for waveform in heard)
+    assert all(waveform.dtype == np.float32 and np.abs(waveform).max() < 1.0 for waveform in inputs)
     for name in ("ids", "speakers", "corpora", "words"):
         assert getattr(new, name) == getattr(old, name)
     assert new.bandwidths_hz.tolist() == old.bandwidths_hz.tolist()
@@ -121,5 +121,5 @@ def test_a_refined_pack_differs_in_its_targets_alone(folder: Path, tmp_path: Pat
     for one, other in zip(new.noises, old.noises, strict=True):
         np.testing.assert_array_equal(one, other)
     # refined once more it is the recording again that is cleaned
-    refined(tmp_path / "new", tmp_path / "newer", lambda waveform: 0.25 * waveform)
+    clean_targets(tmp_path / "new", tmp_path / "newer", lambda waveform: 0.25 * waveform)
     np.testing.assert_allclose(SpeechPack(tmp_path / "newer").target(0), 0.25 * old.pcm(0), atol=0.51)

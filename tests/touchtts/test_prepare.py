@@ -21,7 +21,7 @@ from audio_llm.asr.engines import load_recognizer
 from audio_llm.errors import UsageError
 from audio_llm.manifest import read_manifest
 from audio_llm.nbest import Hypothesis, NBest
-from audio_llm.simulation.mono import add_noise, coloured_noise
+from audio_llm.simulation.mono import add_noise, colored_noise
 from audio_llm.touchtts.prepare import JOURNAL, REASONS, PrepareConfig, Prepared, Recording, prepare
 from audio_llm.touchtts.prepare_cut import BLOCK_S, Stretch, stretches
 from audio_llm.touchtts.prepare_filters import (
@@ -200,7 +200,7 @@ def test_recognized_texts_can_be_wrong_too(tmp_path: Path, text: str, reason: st
 
 def test_noise_is_no_reason(tmp_path: Path) -> None:
     speech = np.concatenate([quiet(1), babble(3), quiet(1)])
-    noisy = add_noise(speech, coloured_noise(len(speech), np.random.default_rng(1), 1.0), 5.0)
+    noisy = add_noise(speech, colored_noise(len(speech), np.random.default_rng(1), 1.0), 5.0)
     (result,) = run(tmp_path, record(tmp_path, "talk", noisy))
     (clip,) = result.clips
     assert clip.reason == ""
@@ -385,7 +385,7 @@ def test_clipped_sound_is_distinguished_from_loud_and_noisy_sound() -> None:
     limit = float(np.quantile(np.abs(speech), 0.99))
     assert is_clipped(np.clip(speech, -limit, limit))
     assert is_clipped(0.3 * np.clip(speech, -limit, limit))
-    noisy = add_noise(speech, coloured_noise(len(speech), np.random.default_rng(0), 1.0), 10.0)
+    noisy = add_noise(speech, colored_noise(len(speech), np.random.default_rng(0), 1.0), 10.0)
     for good in (speech, speech / np.abs(speech).max(), noisy, np.zeros(100, np.float32), speech[:0]):
         assert not is_clipped(good)
 
@@ -408,7 +408,7 @@ def test_a_text_that_is_stuck(text: str, stuck: bool) -> None:
 
 def test_the_ratio_of_speech_to_noise_follows_the_true_one() -> None:
     speech = np.concatenate([quiet(0.3), babble(2), quiet(0.3), babble(2), quiet(0.3)])
-    noise = coloured_noise(len(speech), np.random.default_rng(0), 1.0)
+    noise = colored_noise(len(speech), np.random.default_rng(0), 1.0)
     estimates_db = [clip_snr_db(add_noise(speech, noise, true_db)) for true_db in (0.0, 10.0, 20.0)]
     assert estimates_db == pytest.approx([3.0, 12.0, 22.0], abs=4.0)
     assert clip_snr_db(speech[:10]) == 0.0
@@ -509,7 +509,7 @@ def planted_data(folder: Path) -> None:
     noise = [{"id": f"n{i}"} for i in range(20)]  # of which some are in training
     for folder_name, lines, sound in (
         ("speech/kathleen", speech, babble(4.0)),
-        ("noise/made", noise, 0.1 * coloured_noise(3 * RATE, np.random.default_rng(0), 1.0)),
+        ("noise/made", noise, 0.1 * colored_noise(3 * RATE, np.random.default_rng(0), 1.0)),
     ):
         (folder / "audio" / folder_name).mkdir(parents=True)
         audio.write(folder / "audio" / folder_name / "a.flac", sound, RATE)

@@ -1,4 +1,4 @@
-"""A pack of made-up people."""
+"""A pack of synthetic speakers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class ScenesHere:
-    """Makes batches in this process, as `SceneProcesses` does in others: tests need not wait for these to start."""
+    """Makes batches in this process instead of workers as `SceneProcesses` does, so that tests start faster."""
 
     def __init__(self, pack: Path, count: int = 1) -> None:
         self._sources = read_sources(pack)
@@ -54,6 +54,6 @@ class ScenesHere:
 
 @pytest.fixture
 def scenes_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings make their scenes without processes of their own."""
-    for name in ("train_separator", "train_hearing", "train_speaker"):
+    """Trainings simulate their scenes without worker processes."""
+    for name in ("train_separator", "train_joint", "train_speaker"):
         monkeypatch.setattr(import_module(f"audio_llm.tse.{name}"), "SceneProcesses", ScenesHere)

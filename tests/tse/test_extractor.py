@@ -1,4 +1,4 @@
-"""Frames and the streaming extractor: exact reconstruction, no look ahead, chunks equal the whole."""
+"""Frames and the streaming extractor: exact reconstruction, no lookahead, chunks equal the whole."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_chunks_give_what_the_whole_gives(config: ExtractorConfig) -> None:
     assert all(part.abs().max() > 0 for part in state.tensors().values())
 
 
-def test_the_long_window_tells_two_harmonics_apart() -> None:
+def test_the_long_window_resolves_two_harmonics() -> None:
     time_s = torch.arange(576) / 16_000
     voice = torch.sin(2 * torch.pi * 1000.0 * time_s) + torch.sin(2 * torch.pi * (1000.0 + 4 * 16_000 / 576) * time_s)
     fine = transform_long(voice).square().sum(0)
@@ -103,7 +103,7 @@ def test_the_future_changes_nothing_before_its_lookahead(changed: int, config: E
         before, after = model(x, film), model(other, film)
     first = int((before != after).any(dim=(0, 1, 2)).nonzero()[0])
     chunk_begins = changed // CHUNK * CHUNK
-    assert first >= chunk_begins  # what a chunk gives may depend on all of it
+    assert first >= chunk_begins  # the output of a chunk may depend on the whole chunk
     assert first <= changed + OVERLAP
     # in time of the input, outputs being 64 samples late: a frame sees 64 samples beyond the sound it completes
     assert changed - (first - OVERLAP) <= CHUNK + OVERLAP

@@ -1,4 +1,4 @@
-"""The reference network: its published size, chunks equal the whole, and no look ahead."""
+"""The baseline network: its published size, chunks equal the whole, and no lookahead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses, the order of the talkers, and a training of the trunk on a few made-up people."""
+"""Losses, the order of the talkers, and a training of the separator on a few synthetic speakers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from audio_llm.simulation.scene_plan import SceneConfig
 from audio_llm.simulation.scenes import make_scene
 from audio_llm.simulation.sources import read_sources
 from audio_llm.sound_metrics import si_sdr_db, snr_db
+from audio_llm.training.config import config_from_dict, load_config
 from audio_llm.training.loop import TrainingConfig
-from audio_llm.tse.extractor import ExtractorConfig
+from audio_llm.tse.extractor import Extractor, ExtractorConfig
 from audio_llm.tse.losses import _loss, _pair_losses, best_order, in_order, leak_db, separation_loss, talking
+from audio_llm.tse.models import load_separator
 from audio_llm.tse.train_separator import SeparatorTrainingConfig, slots, talkers_by_stream, train_separator
 
 torch.set_num_threads(1)
@@ -30,10 +32,10 @@ def test_ratios_are_what_they_are_called() -> None:
     noise = torch.randn(3, 2, 8000)
     noise = noise - (noise * target).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True) * target
     noise = noise * (target.square().sum(-1, keepdim=True) / noise.square().sum(-1, keepdim=True)).sqrt()
-    for wanted_db in (-5.0, 10.0):
-        mixed = target + noise * 10 ** (-wanted_db / 20)
-        torch.testing.assert_close(snr_db(mixed, target), torch.full((3, 2), wanted_db), atol=1e-3, rtol=0)
-        torch.testing.assert_close(si_sdr_db(7.0 * mixed, target), torch.full((3, 2), wanted_db), atol=2e-2, rtol=0)
+    for expected_db in (-5.0, 10.0):
+        mixed = target + noise * 10 ** (-expected_db / 20)
+        torch.testing.assert_close(snr_db(mixed, target), torch.full((3, 2), expected_db), atol=1e-3, rtol=0)
+        torch.testing.assert_close(si_sdr_db(7.0 * mixed, target), torch.full((3, 2), expected_db), atol=2e-2, rtol=0)
     assert snr_db(2.0 * target, target).mean() == pytest.approx(0.0, abs=1e-3)  # level counts
     silent = torch.zeros(1, 1, 2, 100, requires_grad=True)
     separation_loss(silent, torch.zeros(1, 1, 2, 100), torch.ones(1, 2, 100)).backward()
@@ -44,12 +46,12 @@ def test_talkers_are_in_streams_from_left_to_right(pack: Path) -> None:
     sources = read_sources(pack)
     counts = set()
     for index in range(12):
-        scene = make_scene(sources, replace(PAIRS, talkers=(2, 3)), 3, index, with_look=False)
+        scene = make_scene(sources, replace(PAIRS, talkers=(2, 3)), 3, index, with_enrollment=False)
         count = len(scene.plan.talkers)
         counts.add(count)
         streams = talkers_by_stream(scene, 3)
         order = np.argsort([-np.sin(np.radians(talker.azimuth)) for talker in scene.plan.talkers])
-        talkers = [scene.target, *scene.others]
+        talkers = [scene.target, *scene.interferers]
         np.testing.assert_array_equal(streams[0], talkers[order[0]])
         np.testing.assert_array_equal(streams[2], talkers[order[-1]])
         np.testing.assert_array_equal(streams[1], talkers[order[1]] if count == 3 else 0.0 * scene.target)
@@ -57,7 +59,7 @@ def test_talkers_are_in_streams_from_left_to_right(pack: Path) -> None:
     assert counts == {2, 3}
 
 
-def test_a_silent_stream_is_asked_for_silence() -> None:
+def test_an_empty_stream_is_trained_to_be_silent() -> None:
     mixture = torch.randn(1, 2, 4000)
     target = torch.stack([mixture, torch.zeros_like(mixture)], dim=1)
     losses = [separation_loss(torch.stack([0.9 * mixture, x * mixture], 1), target, mixture) for x in (1.0, 0.1, 0.0)]
@@ -70,17 +72,17 @@ def test_a_silent_stream_is_asked_for_silence() -> None:
 def test_the_best_order_is_the_one_of_the_least_loss() -> None:
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(4, 3, 2, 800, generator=generator)
-    target[1:3, 1] = 0.0  # two scenes where one of three is nobody
+    target[1:3, 1] = 0.0  # two scenes where one of three streams is empty
     mixture = target.sum(1)
     orders = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0]])
     noise = torch.randn(4, 3, 2, 800, generator=generator)
-    found = in_order(target, orders) + 0.3 * noise
-    assert torch.equal(best_order(found, target, mixture), orders)
-    for scene, own in enumerate(orders):
+    estimates = in_order(target, orders) + 0.3 * noise
+    assert torch.equal(best_order(estimates, target, mixture), orders)
+    for scene, best in enumerate(orders):
         one = slice(scene, scene + 1)
-        least = separation_loss(found[one], target[one, own], mixture[one])
+        least = separation_loss(estimates[one], target[one, best], mixture[one])
         for other in permutations(range(3)):
-            assert separation_loss(found[one], target[one, list(other)], mixture[one]) >= least
+            assert separation_loss(estimates[one], target[one, list(other)], mixture[one]) >= least
 
 
 def test_losses_of_pairs_are_those_of_the_loss_itself() -> None:
@@ -114,3 +116,13 @@ def test_training_lowers_the_loss_and_leaves_a_model(pack: Path, scenes_here: No
     assert losses[-1] < losses[0] < rows[0]["loss"] - 0.2  # of the first batch, before anything was learned
     loaded = hub.load_model(tmp_path / "out/best", "tse-separator")
     assert loaded.config["outputs"] == 3
+
+
+def test_the_committed_separator_and_its_settings_load() -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "tse"
+    separator = load_separator(recipe / "separator")
+    config = load_config(SeparatorTrainingConfig, recipe / "config" / "separate.yaml")
+    assert separator.config == config.model
+    Extractor(config.model).load_state_dict(separator.state_dict())
+    stored = hub.model_info(recipe / "separator").provenance["training"]
+    assert config_from_dict(SeparatorTrainingConfig, stored).model == config.model
