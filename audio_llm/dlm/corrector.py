@@ -39,7 +39,7 @@ class Proposal:
     gain: float
 
     @property
-    def heard(self) -> str:
+    def hypothesis(self) -> str:
         """The recogniser's best text, normalised."""
         return self.texts[0] if self.texts else ""
 
@@ -135,47 +135,47 @@ class DlmCorrector:
         """Return the best candidate for each list, before the gate; arguments as for `correct`."""
         if self.decoding == "dsr" and waveforms is None:
             raise UsageError("dsr needs the sound of each list", remedy="use greedy or dlm-sum for lists alone")
-        heard = [self._normalized(nbest) for nbest in lists]
+        normalized = [self._normalized(nbest) for nbest in lists]
         if self.decoding == "greedy":
-            return self._greedy(heard)
+            return self._greedy(normalized)
         proposals = []
-        for place, (nbest, texts) in enumerate(zip(lists, heard, strict=True)):
+        for index, (nbest, texts) in enumerate(zip(lists, normalized, strict=True)):
             if not texts:
                 proposals.append(Proposal((), Candidate("", 0.0), 0.0))
             elif self.decoding == "dlm-sum":
                 proposals.append(self._sum(nbest, texts))
             else:
                 assert waveforms is not None
-                proposals.append(self._dsr(nbest, texts, waveforms[place]))
+                proposals.append(self._dsr(nbest, texts, waveforms[index]))
         return proposals
 
     def decide(self, nbest: NBest, proposal: Proposal) -> Correction:
         """Pass a proposal through the gate."""
         candidate, gain = proposal.candidate, proposal.gain
-        reason = self._gate.verdict(proposal.heard, candidate, gain)
+        reason = self._gate.verdict(proposal.hypothesis, candidate, gain)
         if reason:
-            confidence = _certainty(-gain) if candidate.text != proposal.heard else _probability(candidate)
+            confidence = _certainty(-gain) if candidate.text != proposal.hypothesis else _probability(candidate)
             return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), confidence if nbest.best else None)
-        heard = [tuple(text.split()) for text in (proposal.heard, *proposal.texts[1:])]
-        found = describe_edits(heard, tuple(candidate.text.split()), self.name)
-        return Correction(nbest.id, candidate.text, nbest.best, False, f"gain {gain:.1f}", found, _certainty(gain))
+        hypotheses = [tuple(text.split()) for text in (proposal.hypothesis, *proposal.texts[1:])]
+        edits = describe_edits(hypotheses, tuple(candidate.text.split()), self.name)
+        return Correction(nbest.id, candidate.text, nbest.best, False, f"gain {gain:.1f}", edits, _certainty(gain))
 
-    def _greedy(self, heard: Sequence[tuple[str, ...]]) -> list[Proposal]:
-        first = [texts[0] if texts else "" for texts in heard]
-        spoken = [text for text in first if text]
-        found = decode.greedy(self.model, spoken)
-        changed = [i for i, text in enumerate(spoken) if found[i].text != text]
-        unchanged = decode.log_probs(self.model, [spoken[i] for i in changed], [spoken[i] for i in changed])
-        gain_of = {i: found[i].log_prob - score for i, score in zip(changed, unchanged, strict=True)}
-        results = iter([(candidate, gain_of.get(i, 0.0)) for i, candidate in enumerate(found)])
-        return [Proposal(texts, *(next(results) if texts else (Candidate("", 0.0), 0.0))) for texts in heard]
+    def _greedy(self, lists: Sequence[tuple[str, ...]]) -> list[Proposal]:
+        first = [texts[0] if texts else "" for texts in lists]
+        nonempty = [text for text in first if text]
+        candidates = decode.greedy(self.model, nonempty)
+        changed = [i for i, text in enumerate(nonempty) if candidates[i].text != text]
+        unchanged = decode.log_probs(self.model, [nonempty[i] for i in changed], [nonempty[i] for i in changed])
+        gain_of = {i: candidates[i].log_prob - score for i, score in zip(changed, unchanged, strict=True)}
+        results = iter([(candidate, gain_of.get(i, 0.0)) for i, candidate in enumerate(candidates)])
+        return [Proposal(texts, *(next(results) if texts else (Candidate("", 0.0), 0.0))) for texts in lists]
 
     def _sum(self, nbest: NBest, texts: tuple[str, ...]) -> Proposal:
         used, weights = self._shortlist(nbest, texts)
-        found = decode.dlm_sum(self.model, used, weights, self.settings.beam)[0]
+        candidate = decode.dlm_sum(self.model, used, weights, self.settings.beam)[0]
         log_probs = decode.log_probs(self.model, used, [texts[0]] * len(used))
         unchanged = float(np.logaddexp.reduce(_log_softmax(weights) + np.array(log_probs)))
-        return Proposal(texts, found, found.log_prob - unchanged)
+        return Proposal(texts, candidate, candidate.log_prob - unchanged)
 
     def _dsr(self, nbest: NBest, texts: tuple[str, ...], waveform: np.ndarray) -> Proposal:
         assert self._pools is not None
@@ -265,8 +265,8 @@ def _load_scorer(folder: Path, settings: DecodingSettings, device: str) -> Recog
 
     if not settings.sound_model:
         return None
-    found = hub.find_companion(folder, settings.sound_model, settings.sound_model_sha256)
-    return CtcRecognizer.load(found, device, search=False)  # asked for scores alone
+    path = hub.find_companion(folder, settings.sound_model, settings.sound_model_sha256)
+    return CtcRecognizer.load(path, device, search=False)  # asked for scores alone
 
 
 def _log_softmax(values: Sequence[float]) -> np.ndarray:

@@ -80,7 +80,7 @@ class Pools:
         self._size = size
         self._proposals = proposals
 
-    def make(self, heard: Heard, waveform: np.ndarray, listed: bool = True) -> list[Scored]:
+    def make(self, nbest: Heard, waveform: np.ndarray, listed: bool = True) -> list[Scored]:
         """Return the candidates, the recogniser's best first; none where `sound` cannot be told of that one.
 
         Args:
@@ -88,15 +88,15 @@ class Pools:
             waveform: (T,) float32 at 16 kHz.
             listed: Take the shortlist beside the Denoising LM's texts (`pooled`), or not (`paper`).
         """
-        best, score = heard.texts[0], self._ask(waveform)
-        scored = self._score(heard, heard.texts, score)
+        best, score = nbest.texts[0], self._sound_scorer(waveform)
+        scored = self._score(nbest, nbest.texts, score)
         if not scored or scored[0].text != best:
             return []
         ranked = sorted(scored, key=self._shortlist.total, reverse=True)
-        kept = {candidate.text for candidate in ranked[: self._size if listed else 0]} | {best}
-        proposed, denoised = self._read(ranked[0].text, [c.text for c in scored if c.text in kept])
+        shortlisted = {candidate.text for candidate in ranked[: self._size if listed else 0]} | {best}
+        proposed, denoised = self._read(ranked[0].text, [c.text for c in scored if c.text in shortlisted])
         known = {candidate.text for candidate in scored}
-        scored += self._score(heard, [text for text in proposed if text not in known], score)
+        scored += self._score(nbest, [text for text in proposed if text not in known], score)
         denoised = {**proposed, **denoised}
         return [
             replace(c, scores={**c.scores, "dlm": denoised[c.text], "proposed": float(c.text in proposed)})
@@ -104,11 +104,11 @@ class Pools:
             if c.text in denoised
         ]
 
-    def of_list(self, heard: Heard, waveform: np.ndarray) -> list[Scored]:
+    def of_list(self, nbest: Heard, waveform: np.ndarray) -> list[Scored]:
         """Return all texts of a list with the scores that need no Denoising LM, for finding `shortlist`."""
-        return self._score(heard, heard.texts, self._ask(waveform))
+        return self._score(nbest, nbest.texts, self._sound_scorer(waveform))
 
-    def _ask(self, waveform: np.ndarray) -> TextScores:
+    def _sound_scorer(self, waveform: np.ndarray) -> TextScores:
         """Return what scores texts against this sound, which our own network needs to hear only once."""
         from audio_llm.asr.ctc import CtcRecognizer
 
@@ -116,23 +116,25 @@ class Pools:
             return self._scorer.listen(waveform).score
         return functools.partial(self._scorer.score, waveform)
 
-    def _score(self, heard: Heard, texts: Sequence[str], score: TextScores) -> list[Scored]:
-        own = dict(zip(heard.texts, heard.scores, strict=True))
-        lowest = min(heard.scores)
+    def _score(self, nbest: Heard, texts: Sequence[str], score: TextScores) -> list[Scored]:
+        list_scores = dict(zip(nbest.texts, nbest.scores, strict=True))
+        lowest = min(nbest.scores)
         prior = [0.0] * len(texts)
         if self._language_model is not None:
             prior = self._language_model.log_probs([text.split() for text in texts])
         scored = []
         for text, sound, lm in zip(texts, score(texts), prior, strict=True):
             if sound is not None:
-                unlisted = 0.0 if text in own else -10.0
-                scores = {"asr": own.get(text, lowest), "sound": sound, "lm": lm, "unlisted": unlisted}
+                unlisted = 0.0 if text in list_scores else -10.0
+                scores = {"asr": list_scores.get(text, lowest), "sound": sound, "lm": lm, "unlisted": unlisted}
                 scored.append(Scored(text, scores))
         return scored
 
     def _read(self, hypothesis: str, texts: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
         """Return what the Denoising LM proposes, and the texts, each with log p(text | hypothesis)."""
         greedy, log_probs = decode.greedy_and_log_probs(self._model, hypothesis, texts)
-        found = [greedy] if self._proposals == 1 else decode.beam(self._model, hypothesis, self._proposals)
-        proposed = {candidate.text: candidate.log_prob for candidate in found if candidate.text and candidate.finished}
+        candidates = [greedy] if self._proposals == 1 else decode.beam(self._model, hypothesis, self._proposals)
+        proposed = {
+            candidate.text: candidate.log_prob for candidate in candidates if candidate.text and candidate.finished
+        }
         return proposed, dict(zip(texts, log_probs, strict=True))

@@ -24,7 +24,7 @@ from audio_llm.text import get_normalizer
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILED_SHARE = 0.05  # of a shard; more means that something is broken, not that a sentence is odd
+MAX_FAILED_FRACTION = 0.05  # of a shard; more means that something is broken, not that a sentence is odd
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ class GenerationReport:
     """Counts of one run.
 
     Attributes:
-        made: Shards made now.
-        found: Shards that were already there.
-        left: Shards wanted and not made because time ran out.
-        failed_items: Items without a pair, in the shards made now.
+        generated: Shards that this run generated.
+        existing: Shards that earlier runs had generated.
+        remaining: Shards that were requested and not generated because time ran out.
+        failed_items: Items without a pair in the shards of this run.
     """
 
-    made: int
-    found: int
-    left: int
+    generated: int
+    existing: int
+    remaining: int
     failed_items: int
 
 
@@ -91,8 +91,8 @@ def plan_speech(sentences: Sequence[Sentence], config: GenerationConfig, noises:
     """
     order = np.random.default_rng(config.seed).permutation(len(sentences))
     items = []
-    for place in order:
-        sentence = sentences[place]
+    for index in order:
+        sentence = sentences[index]
         seed = item_seed(sentence.id, config.seed)
         voice = config.voices[seed % len(config.voices)]
         items.append(PairItem(sentence.id, sentence.words, sentence.text, voice, "", seed))
@@ -131,7 +131,7 @@ def generate(
         AudioLLMError: More than 5 % of a shard failed.
     """
     missing = missing_shards(plan, output)
-    found = len(plan.shards) - len(missing)
+    existing = len(plan.shards) - len(missing)
     missing = [index for index in missing if max_shards is None or index < max_shards]
     deadline = time.monotonic() + 60.0 * max_minutes if max_minutes is not None else float("inf")
     finished: list[int] = []  # failures of each shard made
@@ -141,8 +141,8 @@ def generate(
         for failures in pool.imap_unordered(_run_shard, _throttled(jobs, workers, finished)):
             finished.append(failures)
             if progress is not None:
-                progress(found + len(finished), len(plan.shards))
-    return GenerationReport(len(finished), found, len(missing) - len(finished), sum(finished))
+                progress(existing + len(finished), len(plan.shards))
+    return GenerationReport(len(finished), existing, len(missing) - len(finished), sum(finished))
 
 
 def read_pairs(folder: Path) -> Iterator[dict[str, Any]]:
@@ -190,7 +190,7 @@ def make_shard(plan: Plan, index: int, recognizer: Any) -> tuple[bytes, int]:
             row = {"text_id": item.text_id, "reference": item.reference, "error": type(error).__name__}
             logger.warning("%s: %s", item.text_id, error)
         lines.append(json.dumps(row, ensure_ascii=False, sort_keys=True))
-    if failed > max(1.0, MAX_FAILED_SHARE * len(plan.shards[index])):
+    if failed > max(1.0, MAX_FAILED_FRACTION * len(plan.shards[index])):
         raise AudioLLMError(f"shard {index}: {failed} of {len(lines)} items failed", remedy="see the warnings above")
     return gzip.compress("".join(line + "\n" for line in lines).encode(), mtime=0), failed
 

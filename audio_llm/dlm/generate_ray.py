@@ -48,12 +48,12 @@ def generate_on_ray(
     _check_paths(plan)
     output = output.resolve()
     missing = missing_shards(plan, output)
-    found = len(plan.shards) - len(missing)
+    existing = len(plan.shards) - len(missing)
     if not missing:
-        return GenerationReport(0, found, 0, 0)
+        return GenerationReport(0, existing, 0, 0)
     deadline = time.time() + 60.0 * max_minutes if max_minutes is not None else float("inf")
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    made = failed = 0
+    generated = failed = 0
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     try:
@@ -71,12 +71,12 @@ def generate_on_ray(
             if row["error"]:
                 raise AudioLLMError(row["error"])
             if row["failed"] != _LEFT:
-                made, failed = made + 1, failed + int(row["failed"])
+                generated, failed = generated + 1, failed + int(row["failed"])
                 if progress is not None:
-                    progress(found + made, len(plan.shards))
+                    progress(existing + generated, len(plan.shards))
     finally:
         context.enable_progress_bars = bars
-    return GenerationReport(made, found, len(missing) - made, failed)
+    return GenerationReport(generated, existing, len(missing) - generated, failed)
 
 
 class _ShardMaker:

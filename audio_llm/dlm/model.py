@@ -143,7 +143,7 @@ class DenoisingLM(nn.Module):
     def read(self, state: DecoderState, target_in: Tensor) -> Tensor:
         """Return what `forward` does, for hypotheses that `encode` has read; the state is used up."""
         hidden = self.decoder(
-            inputs_embeds=self._embed_written(target_in, self._places(target_in, state), state),
+            inputs_embeds=self._embed_written(target_in, self._cursor_positions(target_in, state), state),
             encoder_hidden_states=state.memory,
             encoder_attention_mask=state.mask.long(),
             use_cache=False,
@@ -165,8 +165,8 @@ class DenoisingLM(nn.Module):
             state.caches = stepper.start(self.decoder, state.memory)
         if state.step and self.config.cursor:
             state.distances = next_distances(state.distances, last, state.source)
-        places = self._place(state) if self.config.cursor else torch.full_like(last, state.step)
-        embedded = self._embed_written(last[:, None], places[:, None], state)
+        positions = self._cursor(state) if self.config.cursor else torch.full_like(last, state.step)
+        embedded = self._embed_written(last[:, None], positions[:, None], state)
         hidden = stepper.advance(self.decoder, embedded, state.caches, state.blocked)
         state.step += 1
         return self._mix(hidden, state)[:, 0]
@@ -177,28 +177,28 @@ class DenoisingLM(nn.Module):
             return embedded
         return embedded + _sinusoids(torch.arange(source.shape[1], device=source.device)[None], embedded)
 
-    def _embed_written(self, characters: Tensor, places: Tensor, state: DecoderState) -> Tensor:
+    def _embed_written(self, characters: Tensor, positions: Tensor, state: DecoderState) -> Tensor:
         """Embed (B, T) characters, each with the place (B, T) that was reached when it had been written."""
         embedded = self.embedding(characters)
         if self.config.positions:
-            embedded = embedded + _sinusoids(places, embedded)
+            embedded = embedded + _sinusoids(positions, embedded)
         if self.config.cursor:
-            reached = state.memory.gather(1, places[:, :, None].expand(-1, -1, state.memory.shape[2]))
+            reached = state.memory.gather(1, positions[:, :, None].expand(-1, -1, state.memory.shape[2]))
             embedded = embedded + self.at_cursor(reached)
         return embedded
 
-    def _places(self, written: Tensor, state: DecoderState) -> Tensor:
+    def _cursor_positions(self, written: Tensor, state: DecoderState) -> Tensor:
         """Return (B, T) int64: the place reached after each of the (B, T) characters, the first of which is BOS."""
         if not self.config.cursor:
             return torch.arange(written.shape[1], device=written.device).expand_as(written)
-        places = [self._place(state)]
+        positions = [self._cursor(state)]
         with torch.no_grad():
             for last in written[:, 1:].unbind(1):
                 state.distances = next_distances(state.distances, last, state.source)
-                places.append(self._place(state))
-        return torch.stack(places, dim=1)
+                positions.append(self._cursor(state))
+        return torch.stack(positions, dim=1)
 
-    def _place(self, state: DecoderState) -> Tensor:
+    def _cursor(self, state: DecoderState) -> Tensor:
         """Return (B,) int64: where the part of the source ends that is nearest to what is written, the longest."""
         columns = torch.arange(state.source.shape[1], device=state.source.device)
         nearest = (state.distances[:, :-1] * (len(columns) + 1) - columns).masked_fill(~state.mask, torch.inf)
@@ -233,8 +233,8 @@ def batch_targets(texts: Sequence[str], device: torch.device | str = "cpu") -> t
     """Return texts as ((B, T) int64 input with BOS, (B, T) int64 wanted with EOS and PAD)."""
     numbers = [vocab.encode(text) for text in texts]
     inputs, _ = vocab.pad([[vocab.BOS, *row] for row in numbers])
-    wanted, _ = vocab.pad([[*row, vocab.EOS] for row in numbers])
-    return torch.from_numpy(inputs).to(device), torch.from_numpy(wanted).to(device)
+    outputs, _ = vocab.pad([[*row, vocab.EOS] for row in numbers])
+    return torch.from_numpy(inputs).to(device), torch.from_numpy(outputs).to(device)
 
 
 def save(
@@ -281,9 +281,9 @@ def next_distances(distances: Tensor, last: Tensor, source: Tensor) -> Tensor:
     return (best - columns).cummin(1).values + columns  # deletions: any number of source characters skipped
 
 
-def _sinusoids(places: Tensor, like: Tensor) -> Tensor:
+def _sinusoids(positions: Tensor, like: Tensor) -> Tensor:
     """Return (..., D) sines and cosines of (...) places, D and dtype as in `like`."""
     width = like.shape[-1]
-    steps = torch.arange(0, width, 2, device=places.device) / width
-    angles = places[..., None] / 10_000.0**steps
+    steps = torch.arange(0, width, 2, device=positions.device) / width
+    angles = positions[..., None] / 10_000.0**steps
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like)

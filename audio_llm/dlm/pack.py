@@ -57,13 +57,13 @@ def pack(
     from audio_llm.asr.pronounce import read_dictionary
 
     output.mkdir(parents=True, exist_ok=True)
-    usable = [pair for pair in pairs if _was_heard(pair)]
-    all_pairs = [*usable * copies, *(pair for pair in other_pairs if _was_heard(pair))]
+    usable = [pair for pair in pairs if _has_hypothesis(pair)]
+    all_pairs = [*usable * copies, *(pair for pair in other_pairs if _has_hypothesis(pair))]
     write_shards(_rows(all_pairs, texts, hypotheses), output / "train")
-    write_shards(_rows([pair for pair in tune if _was_heard(pair)], (), hypotheses), output / "tune")
-    heard = [(pair["reference"], [h["text"] for h in pair["hypotheses"]]) for pair in usable]
+    write_shards(_rows([pair for pair in tune if _has_hypothesis(pair)], (), hypotheses), output / "tune")
+    observed = [(pair["reference"], [h["text"] for h in pair["hypotheses"]]) for pair in usable]
     sentences = [*texts, *(pair["reference"] for pair in usable)]
-    learn_confusions(heard, sentences, read_dictionary()).save(output / CONFUSIONS_NAME)
+    learn_confusions(observed, sentences, read_dictionary()).save(output / CONFUSIONS_NAME)
 
 
 def read_packed(folder: Path) -> PackedPairs:
@@ -74,20 +74,20 @@ def read_packed(folder: Path) -> PackedPairs:
     """
     reader = ShardReader(folder)
     references = [decode_text(array) for array in reader.column("reference")]
-    heard = [decode_text(array) for array in reader.column("hypotheses")]
-    hypotheses = [tuple(text.split("\n")) if text else () for text in heard]
+    joined = [decode_text(array) for array in reader.column("hypotheses")]
+    hypotheses = [tuple(text.split("\n")) if text else () for text in joined]
     lengths = [max(len(r), len(h[0]) if h else 0) for r, h in zip(references, hypotheses, strict=True)]
     is_pair = np.array([bool(h) for h in hypotheses])
     return PackedPairs(references, hypotheses, is_pair, np.array(lengths, dtype=np.int64))
 
 
-def _was_heard(pair: dict[str, Any]) -> bool:
+def _has_hypothesis(pair: dict[str, Any]) -> bool:
     return bool(pair.get("hypotheses") and pair["hypotheses"][0]["text"])
 
 
 def _rows(pairs: Iterable[dict[str, Any]], texts: Iterable[str], count: int) -> Iterator[dict[str, np.ndarray]]:
     for pair in pairs:
-        heard = "\n".join(h["text"] for h in pair["hypotheses"][:count] if h["text"])
-        yield {"reference": encode_text(pair["reference"]), "hypotheses": encode_text(heard)}
+        joined = "\n".join(h["text"] for h in pair["hypotheses"][:count] if h["text"])
+        yield {"reference": encode_text(pair["reference"]), "hypotheses": encode_text(joined)}
     for text in texts:
         yield {"reference": encode_text(text), "hypotheses": encode_text("")}

@@ -74,8 +74,8 @@ def make_sound(item: PairItem, augmentation: Augmentation, noises: Sequence[np.n
     rng = np.random.default_rng(item.seed)
     voice = draw_voice(augmentation, rng)
     shift = voice["voice_shift"]
-    spoken = mono.shift_voice(synthesize(item.text, item.voice, voice["speed"] / shift), shift)
-    waveform, settings = harden(spoken, augmentation, rng, noises)
+    synthesized = mono.shift_voice(synthesize(item.text, item.voice, voice["speed"] / shift), shift)
+    waveform, settings = harden(synthesized, augmentation, rng, noises)
     return Sound(waveform, {**voice, **settings})
 
 
@@ -92,12 +92,12 @@ def make_pair(
     Its `hypotheses` are normalised like the reference, distinct, best first, with the recogniser's scores.
     """
     sound = make_sound(item, augmentation, noises)
-    heard = recognizer.recognize(sound.waveform, nbest, item.text_id)
+    recognized = recognizer.recognize(sound.waveform, nbest, item.text_id)
     row: dict[str, Any] = {
         "id": f"{item_seed(item.text_id, item.voice, item.seed, recognizer.version):016x}",
         "text_id": item.text_id,
         "reference": item.reference,
-        "hypotheses": _normalized(heard, normalizer),
+        "hypotheses": _normalized(recognized, normalizer),
         "asr": recognizer.version,
         "duration": round(sound.waveform.size / mono.SAMPLE_RATE, 3),
         "seed": item.seed,
@@ -110,9 +110,9 @@ def make_pair(
     return row
 
 
-def _normalized(heard: NBest, normalizer: Normalizer) -> list[dict[str, Any]]:
+def _normalized(recognized: NBest, normalizer: Normalizer) -> list[dict[str, Any]]:
     scores: dict[str, float | None] = {}
-    for hypothesis in heard.hypotheses:
+    for hypothesis in recognized.hypotheses:
         text = normalizer(hypothesis.text)
         if text not in scores:
             scores[text] = None if hypothesis.score is None else round(hypothesis.score, 3)

@@ -61,14 +61,14 @@ def advance(decoder: Any, embedded: Tensor, caches: list[LayerCache], blocked: T
     hidden = embedded
     bias = _position_bias(decoder, caches[0].keys.shape[2])
     for block, cache in zip(decoder.block, caches, strict=True):
-        own, crossed, feed_forward = block.layer
-        attention = own.SelfAttention
-        normed = own.layer_norm(hidden)
+        self_attention, cross_attention, feed_forward = block.layer
+        attention = self_attention.SelfAttention
+        normed = self_attention.layer_norm(hidden)
         cache.keys = torch.cat([cache.keys, _heads(attention.k(normed), attention)], dim=2)
         cache.values = torch.cat([cache.values, _heads(attention.v(normed), attention)], dim=2)
         hidden = hidden + _attend(attention, normed, cache.keys, cache.values, bias)
-        attention = crossed.EncDecAttention
-        normed = crossed.layer_norm(hidden)
+        attention = cross_attention.EncDecAttention
+        normed = cross_attention.layer_norm(hidden)
         hidden = hidden + _attend(attention, normed, cache.memory_keys, cache.memory_values, blocked)
         dense = feed_forward.DenseReluDense
         hidden = hidden + dense.wo(torch.relu(dense.wi(feed_forward.layer_norm(hidden))))

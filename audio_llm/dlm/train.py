@@ -19,6 +19,7 @@ from audio_llm.dlm.pack import CONFUSIONS_NAME, PackedPairs, read_packed
 from audio_llm.metrics import word_errors
 from audio_llm.simulation.confusions import Confusions
 from audio_llm.training.buckets import batches_by_length
+from audio_llm.training.config import renamed
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ class DlmTrainConfig:
         model: Size of the network.
         training: Steps, rates, seed.
         noise: How texts are corrupted.
-        pair_share: Share of examples that are pairs from a recogniser; the rest are corrupted texts.
-        first_share: Share of pairs that use the recogniser's best hypothesis; the rest use a later one.
+        pair_fraction: Share of examples that are pairs from a recogniser; the rest are corrupted texts.
+        first_prob: Share of pairs that use the recogniser's best hypothesis; the rest use a later one.
         batch_characters: Characters of references in a batch, at most.
         label_smoothing: Probability spread evenly over the characters of texts, see `sequence_loss`.
         validation_sentences: How many tuning pairs are decoded for the validation's word error rate.
@@ -42,8 +43,8 @@ class DlmTrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=100_000, learning_rate=1e-3))
     noise: NoiseConfig = field(default_factory=NoiseConfig)
-    pair_share: float = 0.35
-    first_share: float = 0.6
+    pair_fraction: float = renamed("pair_share", 0.35)
+    first_prob: float = renamed("first_share", 0.6)
     batch_characters: int = 3000
     label_smoothing: float = 0.01
     validation_sentences: int = 100
@@ -110,12 +111,12 @@ def sequence_loss(model: nn.Module, batch: tuple[Tensor, ...], label_smoothing: 
         batch: source (B, S), source lengths (B,), target input (B, T), wanted (B, T), all int64.
         label_smoothing: Probability spread evenly over the characters of texts where one of them is wanted.
     """
-    source, lengths, target_in, wanted = batch
+    source, lengths, target_in, target_out = batch
     log_probabilities = model(source, lengths, target_in)
-    valid = wanted != vocab.PAD
-    chosen = log_probabilities.gather(2, wanted[:, :, None])[:, :, 0]
+    valid = target_out != vocab.PAD
+    chosen = log_probabilities.gather(2, target_out[:, :, None])[:, :, 0]
     spread = log_probabilities[:, :, vocab.FIRST_SYMBOL :].mean(-1)
-    smoothing = label_smoothing * (wanted != vocab.EOS)
+    smoothing = label_smoothing * (target_out != vocab.EOS)
     per_character = (1.0 - smoothing) * chosen + smoothing * spread
     return -(per_character * valid).sum() / valid.sum()
 
@@ -127,10 +128,10 @@ def batches(packed: PackedPairs, config: DlmTrainConfig, epoch: int) -> Iterator
     pairs = np.flatnonzero(packed.is_pair)
     if not len(texts):
         drawn = pairs
-    elif not len(pairs) or config.pair_share <= 0.0:
+    elif not len(pairs) or config.pair_fraction <= 0.0:
         drawn = texts
     else:
-        count = int(len(texts) * config.pair_share / (1.0 - config.pair_share))
+        count = int(len(texts) * config.pair_fraction / (1.0 - config.pair_fraction))
         drawn = np.concatenate([texts, rng.choice(pairs, size=count)])
     yield from batches_by_length(drawn, packed.lengths, config.batch_characters, rng)
 
@@ -148,23 +149,23 @@ def _example(
     reference = packed.references[row]
     if not packed.is_pair[row]:
         return corrupt(reference, confusions, config.noise, rng), reference
-    heard = packed.hypotheses[row]
-    rank = 0 if rng.random() < config.first_share else int(rng.integers(len(heard)))
-    return substitute_characters(heard[rank], config.noise, rng), reference
+    hypotheses = packed.hypotheses[row]
+    rank = 0 if rng.random() < config.first_prob else int(rng.integers(len(hypotheses)))
+    return substitute_characters(hypotheses[rank], config.noise, rng), reference
 
 
 def _validate(model: nn.Module, tune: PackedPairs, config: DlmTrainConfig) -> Mapping[str, float]:
     plain = _plain(model)
-    first = [heard[0] for heard in tune.hypotheses]
+    first = [hypotheses[0] for hypotheses in tune.hypotheses]
     totals = decode.log_probs(plain, first, tune.references)
     count = config.validation_sentences
     corrected = [candidate.text for candidate in decode.greedy(plain, first[:count])]
-    kept = [candidate.text for candidate in decode.greedy(plain, tune.references[:count])]
+    echoed = [candidate.text for candidate in decode.greedy(plain, tune.references[:count])]
     return {
         "loss": -sum(totals) / sum(len(reference) + 1 for reference in tune.references),
         "wer_before": word_errors(tune.references[:count], first[:count]).rate,
         "wer": word_errors(tune.references[:count], corrected).rate,
-        "kept": float(np.mean([a == b for a, b in zip(kept, tune.references, strict=False)])),
+        "kept": float(np.mean([a == b for a, b in zip(echoed, tune.references, strict=False)])),
     }
 
 

@@ -38,7 +38,7 @@ class FSQ(nn.Module):
         self.width, self.size = len(levels), math.prod(levels)
         self.register_buffer("mean", torch.zeros(self.width))
         self.register_buffer("variance", torch.ones(self.width))
-        steps = [math.prod(levels[:place]) for place in range(len(levels))]
+        steps = [math.prod(levels[:number]) for number in range(len(levels))]
         self.register_buffer("steps", torch.tensor(steps), persistent=False)
         self.register_buffer("counts", torch.tensor(levels), persistent=False)
 
@@ -75,8 +75,8 @@ class FSQ(nn.Module):
         return (self._indices(values) * self.steps).sum(-1)
 
     def _indices(self, bounded: Tensor) -> Tensor:
-        found = ((bounded + 1.0) * 0.5 * self.counts).floor().long()
-        return torch.minimum(found.clamp_min(0), self.counts - 1)
+        indices = ((bounded + 1.0) * 0.5 * self.counts).floor().long()
+        return torch.minimum(indices.clamp_min(0), self.counts - 1)
 
     def _values(self, indices: Tensor) -> Tensor:
         return (2.0 * indices + 1.0) / self.counts - 1.0

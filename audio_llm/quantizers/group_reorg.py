@@ -41,15 +41,17 @@ class GradientVQ(nn.Module):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # half precision finds other neighbours
             flat = x.flatten(0, 1)
             codes = (self.codebook.square().sum(-1) - 2.0 * flat @ self.codebook.T).argmin(-1).view(x.shape[:2])
-        found = self.codebook[codes]
+        quantized = self.codebook[codes]
         if self.training:
             self.uses += torch.bincount(codes[mask], minlength=self.size)
         loss = x.new_zeros(())
         if bool(mask.any()):
-            loss = (x.detach() - found)[mask].square().mean() + _COMMIT * (x - found.detach())[mask].square().mean()
+            loss = (x.detach() - quantized)[mask].square().mean() + _COMMIT * (x - quantized.detach())[
+                mask
+            ].square().mean()
         if self.training:
             loss = loss + _APART * self._alike()
-        return Quantized(x + (found - x).detach(), codes, loss, x)
+        return Quantized(x + (quantized - x).detach(), codes, loss, x)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the values (..., D) of codes (...) int64."""
@@ -64,8 +66,8 @@ class GradientVQ(nn.Module):
         rows: Tensor = self.codebook
         if self.size > _APART_ROWS:
             rows = rows[torch.randperm(self.size, device=rows.device)[:_APART_ROWS]]
-        wanted = torch.arange(len(rows), device=rows.device)
-        return nn.functional.cross_entropy(_SHARPNESS * rows @ rows.T, wanted)
+        target = torch.arange(len(rows), device=rows.device)
+        return nn.functional.cross_entropy(_SHARPNESS * rows @ rows.T, target)
 
 
 class GroupVQ(nn.Module):

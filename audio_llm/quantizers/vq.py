@@ -41,12 +41,12 @@ class CosineVQ(nn.Module):
         unit = functional.normalize(x.float(), dim=-1)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # half precision finds other neighbours
             codes = (unit @ self.codebook.T).argmax(-1)
-        found = self.codebook[codes]
+        quantized = self.codebook[codes]
         if self.training and bool(mask.any()):
             self._follow(unit[mask].detach(), codes[mask])
-        error = (unit - found.detach()).square().sum(-1)
+        error = (unit - quantized.detach()).square().sum(-1)
         loss = _COMMIT * error[mask].mean() if bool(mask.any()) else error.new_zeros(())
-        return Quantized(unit + (found - unit).detach(), codes, loss, unit)
+        return Quantized(unit + (quantized - unit).detach(), codes, loss, unit)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the values (..., D) of codes (...) int64."""
@@ -59,9 +59,9 @@ class CosineVQ(nn.Module):
         sums = torch.zeros_like(self.sums).index_add_(0, codes, unit)
         self.batches += 1
         if int(self.batches) == 1:  # the first vectors are a better start than random directions
-            place = torch.randint(len(unit), (self.size,), device=unit.device)
+            rows = torch.randint(len(unit), (self.size,), device=unit.device)
             noise = 0.05 * torch.randn(self.size, self.width, device=unit.device)
-            self.sums.copy_(functional.normalize(unit[place] + noise, dim=-1))
+            self.sums.copy_(functional.normalize(unit[rows] + noise, dim=-1))
         else:
             self.uses.lerp_(uses, 1.0 - _DECAY)
             self.sums.lerp_(sums, 1.0 - _DECAY)

@@ -27,10 +27,10 @@ def batches_by_length(
     for first in range(0, len(rows), pool):
         part = rows[first : first + pool]
         part = part[np.argsort(lengths[part] * rng.uniform(0.9, 1.1, size=len(part)), kind="stable")]
-        made = list(_cut(part, lengths, limit))
-        for place in rng.permutation(len(made)):
-            seeds = rng.integers(1 << 62, size=len(made[place]))
-            yield list(zip(made[place].tolist(), seeds.tolist(), strict=True))
+        batches = list(_cut(part, lengths, limit))
+        for index in rng.permutation(len(batches)):
+            seeds = rng.integers(1 << 62, size=len(batches[index]))
+            yield list(zip(batches[index].tolist(), seeds.tolist(), strict=True))
 
 
 def new_draws(batch: int, epoch_batches: int) -> Callable[[int], list[range]]:

@@ -123,11 +123,11 @@ def cut_log(path: Path, step: int) -> None:
     """Drop the log lines after the step that a resume goes back to."""
     if not path.exists():
         return
-    kept = []
+    retained = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError):  # a killed process may leave half a line
             if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+                retained.append(line + "\n")
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_text("".join(retained), encoding="utf-8")
     os.replace(temporary, path)

@@ -14,6 +14,8 @@ from audio_llm.errors import ConfigError
 
 T = TypeVar("T")
 
+_FORMER = "former key"  # in the metadata of a field
+
 
 def load_config(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """Read a dataclass from a YAML file.
@@ -47,8 +49,13 @@ def config_from_dict(cls: type[T], values: Mapping[str, Any], path: str | Path |
     Raises:
         ConfigError: As for `load_config`.
     """
-    built: T = _build(cls, values, "", path)
+    built: T = _build(cls, _with_current_keys(cls, values, path), "", path)
     return built
+
+
+def renamed(former: str, default: Any) -> Any:
+    """Return a dataclass field whose value is also read from its former key, so that stored configurations load."""
+    return dataclasses.field(default=default, metadata={_FORMER: former})
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -88,6 +95,25 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {parent!r} is a single value, nothing lies under it")
         values = child
     values[last] = value
+
+
+def _with_current_keys(cls: Any, values: Any, path: str | Path | None) -> Any:
+    """Return the values with every former key (see `renamed`) replaced by the current one, also in nested mappings."""
+    if not isinstance(values, Mapping):
+        return values
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    former = {field.metadata[_FORMER]: name for name, field in fields.items() if _FORMER in field.metadata}
+    current = {}
+    for key, value in values.items():
+        name = former.get(key, key)
+        if name != key and name in values:
+            raise ConfigError(f"'{key}' is the former name of '{name}'", path=path, remedy="give one of the two")
+        kind = hints.get(name)
+        kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+        nested = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+        current[name] = _with_current_keys(nested[0], value, path) if nested else value
+    return current
 
 
 def _build(cls: Any, values: Any, prefix: str, path: str | Path | None) -> Any:
@@ -159,15 +185,15 @@ def _convert(kind: Any, value: Any, key: str, path: str | Path | None) -> Any:
         return Path(value)
     if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    wanted = getattr(kind, "__name__", str(kind))
-    raise ConfigError(f"'{key}' is {value!r}", path=path, remedy=f"give a value of kind {wanted}")
+    expected = getattr(kind, "__name__", str(kind))
+    raise ConfigError(f"'{key}' is {value!r}", path=path, remedy=f"give a value of kind {expected}")
 
 
 def _convert_union(kinds: tuple[Any, ...], value: Any, key: str, path: str | Path | None) -> Any:
     if value is None and type(None) in kinds:
         return None
-    *others, last = [kind for kind in kinds if kind is not type(None)]
-    for kind in others:
+    *earlier, last = [kind for kind in kinds if kind is not type(None)]
+    for kind in earlier:
         try:
             return _convert(kind, value, key, path)
         except ConfigError:

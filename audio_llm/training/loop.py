@@ -385,8 +385,8 @@ class _Run:
         """Return the first process's value, or the mean of all, on every process."""
         if self.world == 1:
             return value
-        own = torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)
-        values = self.accelerator.gather(own)
+        local = torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)
+        values = self.accelerator.gather(local)
         return float(values.mean() if mean else values[0])
 
     def _write_log(self, row: Mapping[str, Any]) -> None:

@@ -27,18 +27,18 @@ class WeightMean:
         """Take in the weights after a step."""
         self._steps += 1
         decay = min(self._decay, self._steps / (9.0 + self._steps))
-        own = [parameter.detach() for _, parameter in self._model.named_parameters()]
-        torch._foreach_lerp_(list(self._mean.values()), own, 1.0 - decay)
+        current = [parameter.detach() for _, parameter in self._model.named_parameters()]
+        torch._foreach_lerp_(list(self._mean.values()), current, 1.0 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Have the network compute with the mean for a while."""
-        own = {name: parameter.detach().clone() for name, parameter in self._model.named_parameters()}
+        current = {name: parameter.detach().clone() for name, parameter in self._model.named_parameters()}
         self._copy(self._mean)
         try:
             yield
         finally:
-            self._copy(own)
+            self._copy(current)
 
     def save(self, path: Path) -> None:
         """Write the mean as safetensors, and how many steps it has seen."""

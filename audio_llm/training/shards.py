@@ -139,13 +139,13 @@ class ShardReader:
         number = bisect.bisect_right(self._ends, row)
         row -= self._ends[number - 1] if number else 0
         file, offsets = self._shard(number)
-        found = {}
+        arrays = {}
         for name, ends in offsets.items():
             begin, end = int(ends[row]), int(ends[row + 1])
             data = file.get_slice(f"{name}.data") if ends[-1] else file.get_tensor(f"{name}.data")
             # an empty tensor has no slices, and none begins behind the last place
-            found[name] = np.asarray(data[begin:end] if end > begin else data[0:0])
-        return found
+            arrays[name] = np.asarray(data[begin:end] if end > begin else data[0:0])
+        return arrays
 
     def __contains__(self, name: str) -> bool:
         """Tell whether the rows have an array of that name."""

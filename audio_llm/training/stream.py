@@ -59,9 +59,9 @@ def group_batches(
     stream = _stream(batches, *position)
 
     def make(group: list[tuple[int, int, Any]]) -> Group:
-        own = [batch for _, _, batch in group[rank::world]]
+        local = [batch for _, _, batch in group[rank::world]]
         epoch, done, _ = group[-1]
-        ready = own if prepare is None else [prepare(batch) for batch in own]
+        ready = local if prepare is None else [prepare(batch) for batch in local]
         return Group([send_to_device(batch, device) for batch in ready], epoch, done)
 
     groups = (list(itertools.islice(stream, size)) for _ in itertools.count())

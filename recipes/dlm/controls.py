@@ -43,19 +43,19 @@ def report(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, 
     models = make_models(output, model_dir, read_settings(model_dir))
     everything = plans(folder)
     lists = {name: to_lists(read_set(output, name))[:limit] for name in sets or SETS}
-    found: dict[str, System] = {"recogniser": systems.recogniser}
+    compared: dict[str, System] = {"recogniser": systems.recogniser}
     for swapped, label in ((False, ""), (True, ", sound of the next utterance")):
         whole = scored_lists(everything, output, models, lists, swapped)
         pools = dsr_pools(everything, output, models, lists, SWAPPED if swapped else "")
-        found[SOUND + label] = functools.partial(choose_all, pools=whole, scales=models.settings.shortlist)
-        found["DLM DSR" + label] = functools.partial(choose_all, pools=pools, scales=models.settings.dsr)
-    swaps = table(evaluate(found, lists))
+        compared[SOUND + label] = functools.partial(choose_all, pools=whole, scales=models.settings.shortlist)
+        compared["DLM DSR" + label] = functools.partial(choose_all, pools=pools, scales=models.settings.dsr)
+    swaps = table(evaluate(compared, lists))
 
     tune = {key: to_lists(read_set(output, key)) for key in TUNE_SETS}
     pools = dsr_pools(everything, output, models, tune)
-    heard = [nbest for own in tune.values() for nbest in own if pools.get(nbest.id)]
-    candidates, references = [pools[nbest.id] for nbest in heard], [nbest.reference or "" for nbest in heard]
-    lines = [f"| scores, {len(heard)} tuning lists in {FOLDS} folds | WER % |", "|---|---|"]
+    known = [nbest for rows in tune.values() for nbest in rows if pools.get(nbest.id)]
+    candidates, references = [pools[nbest.id] for nbest in known], [nbest.reference or "" for nbest in known]
+    lines = [f"| scores, {len(known)} tuning lists in {FOLDS} folds | WER % |", "|---|---|"]
     for name, scores in PARTS.items():
         lines.append(f"| {name} | {100 * cross_validated(candidates, references, scores):.2f} |")
     return swaps + "\n" + "\n".join(lines)
@@ -66,8 +66,10 @@ def cross_validated(candidates: Sequence[Sequence[Scored]], references: Sequence
     folds = np.random.default_rng(data.SEED).permutation(len(references)) % FOLDS
     errors = 0
     for fold in range(FOLDS):
-        others = np.flatnonzero(folds != fold)
-        scales = fit_scales([candidates[i] for i in others], [references[i] for i in others], scores, TUNE_NAME).scales
+        training = np.flatnonzero(folds != fold)
+        scales = fit_scales(
+            [candidates[i] for i in training], [references[i] for i in training], scores, TUNE_NAME
+        ).scales
         for i in np.flatnonzero(folds == fold):
             chosen = candidates[i][choose(candidates[i], scales)].text
             errors += count_edits(references[i].split(), chosen.split()).errors

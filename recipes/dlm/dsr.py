@@ -47,11 +47,11 @@ def scored(
         if not pools:
             file.write(json.dumps({"label": label}) + "\n")
         for nbest in lists:
-            heard = Heard.of(nbest, DEFAULT_NORMALIZER)
-            if nbest.id in pools or not heard.texts:
+            normalized = Heard.of(nbest, DEFAULT_NORMALIZER)
+            if nbest.id in pools or not normalized.texts:
                 continue
             pools[nbest.id] = make(
-                heard, _sound(items[other[nbest.id] if swapped else nbest.id], plan.config.augmentation)
+                normalized, _sound(items[other[nbest.id] if swapped else nbest.id], plan.config.augmentation)
             )
             file.write(json.dumps({"id": nbest.id, "pool": [_row(c) for c in pools[nbest.id]]}) + "\n")
             file.flush()
@@ -68,8 +68,10 @@ def _sound(item: PairItem, augmentation: Augmentation) -> np.ndarray:
 
 def choose_all(lists: Sequence[NBest], pools: Mapping[str, Sequence[Scored]], scales: Scales) -> list[str]:
     """Return the best candidate for each list; the recogniser's text where there is none."""
-    found = [pools.get(nbest.id, ()) for nbest in lists]
-    return [own[choose(own, scales)].text if own else nbest.best for own, nbest in zip(found, lists, strict=True)]
+    candidates = [pools.get(nbest.id, ()) for nbest in lists]
+    return [
+        pool[choose(pool, scales)].text if pool else nbest.best for pool, nbest in zip(candidates, lists, strict=True)
+    ]
 
 
 def _row(candidate: Scored) -> dict[str, str | float]:

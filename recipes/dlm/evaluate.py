@@ -102,15 +102,15 @@ def rescoring(scorer: TextScorer, tune: Sequence[NBest], tune_name: str) -> tupl
     def pools(lists: Sequence[NBest]) -> list[list[Scored]]:
         return [
             [
-                Scored(h.text, {"asr": h.score or 0.0, "lm": found})
-                for h, found in zip(nbest.hypotheses, scorer(nbest.texts), strict=True)
+                Scored(h.text, {"asr": h.score or 0.0, "lm": log_prob})
+                for h, log_prob in zip(nbest.hypotheses, scorer(nbest.texts), strict=True)
             ]
             for nbest in lists
         ]
 
-    heard = [nbest for nbest in tune if nbest.hypotheses]
-    references = [nbest.reference or "" for nbest in heard]
-    scales = fit_scales(pools(heard), references, ["asr", "lm"], tune_name).scales
+    nonempty = [nbest for nbest in tune if nbest.hypotheses]
+    references = [nbest.reference or "" for nbest in nonempty]
+    scales = fit_scales(pools(nonempty), references, ["asr", "lm"], tune_name).scales
 
     def system(lists: Sequence[NBest]) -> list[str]:
         return [pool[choose(pool, scales)].text if pool else "" for pool in pools(lists)]
@@ -141,13 +141,13 @@ class Proposals:
         language_model: NgramLm | None = None,
     ) -> None:
         self._corrector = DlmCorrector(model, settings, decoding, gate=False, language_model=language_model)
-        self._made: dict[NBest, Proposal] = {}
+        self._cache: dict[NBest, Proposal] = {}
 
     def __call__(self, lists: Sequence[NBest]) -> list[Proposal]:
         """Return the proposal for each list."""
-        missing = [nbest for nbest in dict.fromkeys(lists) if nbest not in self._made]
-        self._made.update(zip(missing, self._corrector.propose(missing), strict=True))
-        return [self._made[nbest] for nbest in lists]
+        missing = [nbest for nbest in dict.fromkeys(lists) if nbest not in self._cache]
+        self._cache.update(zip(missing, self._corrector.propose(missing), strict=True))
+        return [self._cache[nbest] for nbest in lists]
 
     def system(self, gate: Gate) -> System:
         """Return the decoding behind a gate as a system."""
@@ -160,7 +160,7 @@ class Proposals:
 
 def gated(proposals: Sequence[Proposal], gate: Gate) -> list[str]:
     """Return what a gate lets through."""
-    return [p.heard if gate.verdict(p.heard, p.candidate, p.gain) else p.candidate.text for p in proposals]
+    return [p.hypothesis if gate.verdict(p.hypothesis, p.candidate, p.gain) else p.candidate.text for p in proposals]
 
 
 def tune_temperature(
@@ -198,7 +198,7 @@ def tune_gates(
     for name in decodings:
         proposals = Proposals(model, settings, name, language_model)(lists)
         gates[name], _ = tune_gate(
-            [p.heard for p in proposals],
+            [p.hypothesis for p in proposals],
             [p.candidate for p in proposals],
             [p.gain for p in proposals],
             [n.reference or "" for n in lists],
@@ -210,12 +210,12 @@ def table(rows: Sequence[Row]) -> str:
     """Return the rows as Markdown tables, one a set."""
     parts = []
     for set_name in dict.fromkeys(row.set_name for row in rows):
-        own = [row for row in rows if row.set_name == set_name]
-        base = own[0].counts.rate
-        parts.append(f"### {set_name}: {own[0].counts.utterances} utterances, {own[0].counts.words} words\n")
+        selected = [row for row in rows if row.set_name == set_name]
+        base = selected[0].counts.rate
+        parts.append(f"### {set_name}: {selected[0].counts.utterances} utterances, {selected[0].counts.words} words\n")
         parts.append(_HEADER)
         parts.append("|---" * _COLUMNS + "|")
-        parts += [_line(row, base) for row in own]
+        parts += [_line(row, base) for row in selected]
         parts.append("")
     return "\n".join(parts)
 
@@ -239,7 +239,7 @@ def _line(row: Row, base: float) -> str:
     )
 
 
-def unchanged_share(system: System, references: Sequence[str]) -> float:
+def unchanged_fraction(system: System, references: Sequence[str]) -> float:
     """Return the share of perfect inputs that come back unchanged."""
     lists = [NBest(str(i), (Hypothesis(r, 0.0),), r) for i, r in enumerate(references)]
     return float(np.mean([out == r for out, r in zip(system(lists), references, strict=True)]))

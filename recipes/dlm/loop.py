@@ -51,18 +51,18 @@ def _table(
     lists: Sequence[NBest],
 ) -> str:
     references = [nbest.reference or "" for nbest in lists]
-    heard = metrics.utterance_errors(references, [nbest.best for nbest in lists])
+    baseline = metrics.utterance_errors(references, [nbest.best for nbest in lists])
     rows = [f"### {name}: {len(lists)} utterances\n", _HEADER, "|---" * (_HEADER.count("|") - 1) + "|"]
-    rows.append(f"| recogniser | | | {_rate(heard)} | | {_rate(heard)} | |")
+    rows.append(f"| recogniser | | | {_rate(baseline)} | | {_rate(baseline)} | |")
     first: list[np.ndarray] = []
     for model_name, model in models.items():
         nats = _nats(model, lists)
-        found = [nats, *(_errors(model, settings, name, language_model, lists) for name in DECODINGS)]
-        first = first or found
-        cells = [f"{nats.sum() / _characters(lists):.4f}", f"{int((nats < first[0]).sum())} of {len(nats)}"]
-        for errors, other in zip(found[1:], first[1:], strict=True):
-            cells += [_rate(errors), f"{metrics.paired_p_value(other, errors):.3f}"]
-        rows.append(f"| {model_name} | {' | '.join(cells)} |")
+        results = [nats, *(_errors(model, settings, name, language_model, lists) for name in DECODINGS)]
+        first = first or results
+        columns = [f"{nats.sum() / _characters(lists):.4f}", f"{int((nats < first[0]).sum())} of {len(nats)}"]
+        for errors, other in zip(results[1:], first[1:], strict=True):
+            columns += [_rate(errors), f"{metrics.paired_p_value(other, errors):.3f}"]
+        rows.append(f"| {model_name} | {' | '.join(columns)} |")
     return "\n".join([*rows, ""])
 
 

@@ -22,7 +22,7 @@ from evaluate import (
     to_lists,
     tune_gates,
     tune_temperature,
-    unchanged_share,
+    unchanged_fraction,
     write_json,
 )
 from sets import LISTED, TUNE_NAME, TUNE_SETS, plans, read_set, tuning_pairs
@@ -75,9 +75,9 @@ def tune_on_sound(folder: Path, output: Path, finished: Path) -> None:
     whole = scored_lists(everything, output, models, sets)
     known = [nbest for nbest in tune if whole.get(nbest.id)]
     references = [nbest.reference or "" for nbest in known]
-    found = fit_scales([whole[n.id] for n in known], references, ["asr", "sound", "lm"], TUNE_NAME)
-    logging.info("list and sound: %s", found)
-    models = replace(models, settings=replace(settings, shortlist=found.scales))
+    fit = fit_scales([whole[n.id] for n in known], references, ["asr", "sound", "lm"], TUNE_NAME)
+    logging.info("list and sound: %s", fit)
+    models = replace(models, settings=replace(settings, shortlist=fit.scales))
 
     pools = dsr_pools(everything, output, models, sets)
     known = [nbest for nbest in tune if pools.get(nbest.id)]
@@ -87,7 +87,7 @@ def tune_on_sound(folder: Path, output: Path, finished: Path) -> None:
     (output / PAPER_SCALES).write_text(json.dumps(asdict(paper)))
     models = replace(models, settings=replace(models.settings, dsr=dsr))
 
-    perfect = {key: _as_heard(lists) for key, lists in sets.items()}
+    perfect = {key: _as_lists(lists) for key, lists in sets.items()}
     proposals = systems.dsr_proposals(known, pools, models.settings)
     proposals += _perfect_proposals(everything, output, models, perfect)
     references += [nbest.reference or "" for lists in perfect.values() for nbest in lists]
@@ -114,12 +114,12 @@ def report(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, 
     everything = plans(folder)
     texts = [sentence.words for sentence in data.sentences(folder)["train"]]
     train = to_lists([*read_set(output, "synthetic-train"), *read_set(output, "real-train")])
-    found = systems.baselines(models, tune, TUNE_NAME, train, texts)
+    compared = systems.baselines(models, tune, TUNE_NAME, train, texts)
     paper = Scales(**json.loads((output / PAPER_SCALES).read_text()))
     whole, pools = scored_lists(everything, output, models, lists), dsr_pools(everything, output, models, lists)
-    found |= systems.sounding(models.settings, paper, whole, pools) | systems.denoised(models) | systems.oracles()
-    found = {name: system for name, system in found.items() if only is None or name in only}
-    rows = evaluate(found, lists)
+    compared |= systems.sounding(models.settings, paper, whole, pools) | systems.denoised(models) | systems.oracles()
+    compared = {name: system for name, system in compared.items() if only is None or name in only}
+    rows = evaluate(compared, lists)
     write_json(rows, output / "results.json")
     (output / "tables.md").write_text(table(rows))
     print(table(rows))
@@ -136,10 +136,10 @@ def _references_as_input(
     references = [nbest.reference or "" for rows in lists.values() for nbest in rows][:REFERENCES]
     for decoding in systems.DECODINGS:
         run = Proposals(models.model, models.settings, decoding, models.language_model)
-        shares = [unchanged_share(run.system(gate), references) for gate in (Gate(off=True), gates[decoding])]
-        lines.append(f"| {decoding} | {100 * shares[0]:.2f} % | {100 * shares[1]:.2f} % | {len(references)} |")
+        fractions = [unchanged_fraction(run.system(gate), references) for gate in (Gate(off=True), gates[decoding])]
+        lines.append(f"| {decoding} | {100 * fractions[0]:.2f} % | {100 * fractions[1]:.2f} % | {len(references)} |")
     for name, rows in lists.items():
-        perfect = {name: _as_heard(rows)[:SOUND_REFERENCES]}
+        perfect = {name: _as_lists(rows)[:SOUND_REFERENCES]}
         proposals = _perfect_proposals(plans, output, models, perfect)
         same = [
             100 * float(np.mean([a == b.reference for a, b in zip(gated(proposals, gate), perfect[name], strict=True)]))
@@ -210,7 +210,7 @@ def _perfect_proposals(
     return systems.dsr_proposals([nbest for lists in perfect.values() for nbest in lists], pools, models.settings)
 
 
-def _as_heard(lists: list[NBest]) -> list[NBest]:
+def _as_lists(lists: list[NBest]) -> list[NBest]:
     """Return the references as if they had been heard."""
     return [
         NBest(nbest.id, (Hypothesis(nbest.reference or "", 0.0),), nbest.reference)
@@ -220,5 +220,5 @@ def _as_heard(lists: list[NBest]) -> list[NBest]:
 
 
 def _gate(proposals: list[Proposal], references: list[str]) -> Gate:
-    heard, candidates = [p.heard for p in proposals], [p.candidate for p in proposals]
-    return tune_gate(heard, candidates, [p.gain for p in proposals], references)[0]
+    hypotheses, candidates = [p.hypothesis for p in proposals], [p.candidate for p in proposals]
+    return tune_gate(hypotheses, candidates, [p.gain for p in proposals], references)[0]

@@ -23,16 +23,16 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(row["set_name"] for row in rows))
     figure, panels = pyplot.subplots(1, len(names), figsize=(3.2 * len(names) + 2, 4), squeeze=False, sharey=True)
     for panel, name in zip(panels[0], names, strict=True):
-        own = [row for row in rows if row["set_name"] == name]
-        rates = [100 * row["wer"] for row in own]
+        selected = [row for row in rows if row["set_name"] == name]
+        rates = [100 * row["wer"] for row in selected]
         spread = [
-            [100 * (row["wer"] - row["interval"]["low"]) for row in own],
-            [100 * (row["interval"]["high"] - row["wer"]) for row in own],
+            [100 * (row["wer"] - row["interval"]["low"]) for row in selected],
+            [100 * (row["interval"]["high"] - row["wer"]) for row in selected],
         ]
-        panel.errorbar(rates, range(len(own)), xerr=spread, fmt="o", capsize=3)
+        panel.errorbar(rates, range(len(selected)), xerr=spread, fmt="o", capsize=3)
         panel.axvline(rates[0], linewidth=0.8, color="grey")
-        panel.set_yticks(range(len(own)), [row["system"] for row in own])
-        panel.set_title(f"{name} ({own[0]['counts']['utterances']})", fontsize=9)
+        panel.set_yticks(range(len(selected)), [row["system"] for row in selected])
+        panel.set_title(f"{name} ({selected[0]['counts']['utterances']})", fontsize=9)
         panel.set_xlabel("word error rate, %")
     panels[0][0].invert_yaxis()
     figure.tight_layout()

@@ -24,10 +24,10 @@ from audio_llm.nbest import NBest
 from audio_llm.text import DEFAULT_NORMALIZER
 
 VOICES = ("flite:rms", "flite:slt", "flite:awb", "flite:kal16")
-SPOKEN_SENTENCES = 24_000  # for training; 27 hours
+SYNTHETIC_SENTENCES = 24_000  # for training; 27 hours
 RECORDED_COPIES = 3  # of each recording: one as it is, two varied
 REPORTED = ("kathleen", "dev-clean-60", "dev-clean", "test-other")  # recordings
-HEARING_PASSES, HEARING_DROPOUT = 1, 0.1  # of the spoken sentences, for pairs
+PAIR_PASSES, PAIR_DROPOUT = 1, 0.1  # of the spoken sentences, for pairs
 MOST_WRONG = 0.8  # of the words of a pair that is used
 SEARCH = {"language_weight": (0.6, 0.15), "word_reward": (1.5, 0.7), "unknown_reward": (-5.0, 2.0)}  # first guess, step
 TUNE_SENTENCES = 100  # spoken, beside the tuning recordings
@@ -37,13 +37,13 @@ def pack_speech(folder: Path, output: Path, workers: int, max_minutes: float | N
     """Make the packs `spoken` and `recorded` for training and `tune` to choose the best model by."""
     parts = data.sentences(folder)
     sets = data.recordings(folder)
-    order = np.random.default_rng(data.SEED).permutation(len(parts["train"]))[:SPOKEN_SENTENCES]
-    spoken = _spoken([parts["train"][i] for i in order])
-    data.check_no_leak([item.words for item in spoken], folder)
-    tune = _spoken(parts["tune"][:TUNE_SENTENCES])
+    order = np.random.default_rng(data.SEED).permutation(len(parts["train"]))[:SYNTHETIC_SENTENCES]
+    synthetic = _synthetic([parts["train"][i] for i in order])
+    data.check_no_leak([item.words for item in synthetic], folder)
+    tune = _synthetic(parts["tune"][:TUNE_SENTENCES])
     tune += [item for name in ("tune-kathleen", "tune-dev-clean") for item in _recorded(sets[name])]
     recorded = _recorded(sets["train"], RECORDED_COPIES)
-    packs = {"tune": (tune, CLEAN), "recorded": (recorded, None), "spoken": (spoken, None)}
+    packs = {"tune": (tune, CLEAN), "recorded": (recorded, None), "spoken": (synthetic, None)}
     for name, (items, variation) in packs.items():
         if items:
             logging.info("%s: %s", name, pack(items, output / name, variation, workers, max_minutes))
@@ -52,13 +52,15 @@ def pack_speech(folder: Path, output: Path, workers: int, max_minutes: float | N
 def tune_search(packs: Path, model_dir: Path, language_model: Path, finished: Path) -> None:
     """Find what the trigram counts for in the search; write the model with it to `finished`."""
     network = load_network(model_dir)
-    heard = log_probs_packed(network, packs / "tune")
+    network_outputs = log_probs_packed(network, packs / "tune")
     ngram = load_ngram(language_model)
 
     def errors(settings: SearchSettings) -> float:
         prior = WordPrior(ngram, settings)
-        found = [CtcHearing(log_probs).search(settings.beam, prior) for _, log_probs in heard]
-        rate = metrics.word_errors([said for said, _ in heard], [texts[0][0] if texts else "" for texts in found]).rate
+        results = [CtcHearing(log_probs).search(settings.beam, prior) for _, log_probs in network_outputs]
+        rate = metrics.word_errors(
+            [reference for reference, _ in network_outputs], [texts[0][0] if texts else "" for texts in results]
+        ).rate
         logging.info("%s: WER %.4f", settings, rate)
         return rate
 
@@ -85,7 +87,7 @@ def write_pairs(packs: Path, model_dir: Path, output: Path) -> None:
     network = load_network(model_dir)
     rows = []
     for name in (name for name in ("spoken", "recorded") if (packs / name).exists()):
-        for reference, texts in hear_packed(network, packs / name, HEARING_PASSES, HEARING_DROPOUT, data.SEED):
+        for reference, texts in hear_packed(network, packs / name, PAIR_PASSES, PAIR_DROPOUT, data.SEED):
             words = reference.split()
             near = [t for t in texts if count_edits(words, t.split()).errors <= MOST_WRONG * len(words)]
             if near:
@@ -94,7 +96,7 @@ def write_pairs(packs: Path, model_dir: Path, output: Path) -> None:
     output.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def read_heard_pairs(path: Path) -> list[dict[str, Any]]:
+def read_ctc_pairs(path: Path) -> list[dict[str, Any]]:
     """Read what `write_pairs` wrote; nothing where it was not run."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -134,7 +136,7 @@ def recognized(folder: Path, model_dir: Path, limit: int, nbest: int = 5) -> dic
 
 def _reported(folder: Path, limit: int) -> dict[str, list[SpeechItem]]:
     sets = data.recordings(folder)
-    items = {"flite, held-out novel": _spoken(data.sentences(folder)["book"][:limit])}
+    items = {"flite, held-out novel": _synthetic(data.sentences(folder)["book"][:limit])}
     return items | {name: _recorded(sets[name][:limit]) for name in REPORTED}
 
 
@@ -144,7 +146,7 @@ def _rate(references: Sequence[str], texts: Sequence[str]) -> str:
     return f"{100 * rate:.1f} ({100 * interval.low:.1f}-{100 * interval.high:.1f})"
 
 
-def _spoken(sentences: Sequence[data.Sentence]) -> list[SpeechItem]:
+def _synthetic(sentences: Sequence[data.Sentence]) -> list[SpeechItem]:
     return items_from_texts([(s.id, s.text, s.words) for s in sentences], VOICES, data.SEED)
 
 

@@ -38,7 +38,7 @@ from audio_llm.nbest import Hypothesis, NBest, read_nbest
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.training.loop import TrainingConfig
 
-HEARD_PAIRS = Path("pairs", "ctc-train.jsonl")  # in the output folder
+CTC_PAIRS = Path("pairs", "ctc-train.jsonl")  # in the output folder
 PAIR_COPIES = 6  # of each pair of pocketsphinx beside those of the CTC recogniser, which cost next to nothing
 CHAR_LM = TrainingConfig(100_000, schedule_by="time", log_every=50, validate_every=500)
 STAGES = (
@@ -80,12 +80,12 @@ def stage_generate(
 def stage_pack(folder: Path, output: Path, sets: list[str] | None, max_texts: int | None) -> None:
     """Pack the training and tuning pairs that are there, and the other training sentences."""
     pairs = [pair for name in sets or TRAIN_SETS for pair in read_set(output, name)]
-    heard = recognizer.read_heard_pairs(output / HEARD_PAIRS)
+    ctc_pairs = recognizer.read_ctc_pairs(output / CTC_PAIRS)
     tune = tuning_pairs(output)
     texts = [sentence.words for sentence in data.sentences(folder)["train"]][:max_texts]
-    data.check_no_leak([*texts, *(pair["reference"] for pair in (*pairs, *heard))], folder)
-    pack(pairs, texts, tune, output / "packed", other_pairs=heard, copies=PAIR_COPIES if heard else 1)
-    counts = len(pairs), len(heard), len(texts), len(tune)
+    data.check_no_leak([*texts, *(pair["reference"] for pair in (*pairs, *ctc_pairs))], folder)
+    pack(pairs, texts, tune, output / "packed", other_pairs=ctc_pairs, copies=PAIR_COPIES if ctc_pairs else 1)
+    counts = len(pairs), len(ctc_pairs), len(texts), len(tune)
     logging.info("packed %d pairs of pocketsphinx, %d of the CTC recogniser, %d texts, %d tuning pairs", *counts)
 
 
@@ -117,13 +117,13 @@ def stage_char_lm(
 def stage_transfer(folder: Path, output: Path, model_dir: Path, ctc: Path | None, limit: int) -> None:
     """Use the model on lists of Whisper and of our CTC recogniser, of which it knows nothing."""
     models = measure.make_models(output, model_dir, read_settings(model_dir))
-    found: dict[str, System] = {"recogniser": systems.recogniser, **systems.denoised(models)}
-    found["oracle"] = systems.oracles()["oracle of 100"]
+    compared: dict[str, System] = {"recogniser": systems.recogniser, **systems.denoised(models)}
+    compared["oracle"] = systems.oracles()["oracle of 100"]
     sets = {name: _normalized(read_nbest(folder / "nbest" / f"{name}.json"))[:limit] for name in data.TRANSFER_LISTS}
     if ctc is not None:
-        heard = recognizer.recognized(folder, ctc, limit)
-        sets.update({f"ctc, {name}": _by_rank(lists) for name, lists in heard.items()})
-    rows = evaluate(found, sets)
+        ctc_lists = recognizer.recognized(folder, ctc, limit)
+        sets.update({f"ctc, {name}": _by_rank(lists) for name, lists in ctc_lists.items()})
+    rows = evaluate(compared, sets)
     (output / "transfer.md").write_text(table(rows))
     print(table(rows))
 
@@ -133,12 +133,12 @@ def stage_loop(output: Path, model_dir: Path, named: list[str], sets: list[str])
     models = {name: load(path) for name, _, path in (word.partition("=") for word in named)}
     language_model = load_ngram(output / LANGUAGE_MODEL)
     lists = {name: to_lists(read_set(output, name)) for name in sets}
-    for name, own in lists.items():
-        if not own:
+    for name, rows in lists.items():
+        if not rows:
             raise DataError(f"there is nothing of the set {name}", path=output, remedy="make it by the stage generate")
-    found = loop.compare(models, read_settings(hub.find_model(model_dir)), language_model, lists)
-    (output / "loop.md").write_text(found)
-    print(found)
+    tables = loop.compare(models, read_settings(hub.find_model(model_dir)), language_model, lists)
+    (output / "loop.md").write_text(tables)
+    print(tables)
 
 
 def stage_speed(folder: Path, output: Path, model_dir: Path, limit: int) -> None:
@@ -220,7 +220,7 @@ def main() -> int:
         language_model = arguments.output / LANGUAGE_MODEL
         recognizer.tune_search(arguments.output / "ctc", arguments.model, language_model, arguments.finished)
     elif arguments.stage == "ctc-pairs":
-        recognizer.write_pairs(arguments.output / "ctc", arguments.model, arguments.output / HEARD_PAIRS)
+        recognizer.write_pairs(arguments.output / "ctc", arguments.model, arguments.output / CTC_PAIRS)
     elif arguments.stage == "ctc-report":
         print(recognizer.report(arguments.data, arguments.model, arguments.limit))
     elif arguments.stage == "speed":

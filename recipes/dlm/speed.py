@@ -74,15 +74,15 @@ def greedy_rate(lists: Sequence[NBest], model_dir: Path, processes: int = 2) -> 
 
 def main_job(recordings: Sequence[Path], model_dir: Path) -> dict[str, Cost]:
     """Return what transcribing the recordings takes from start to end, with each decoding."""
-    found: dict[str, list[Cost]] = {decoding: [] for decoding in DECODINGS}
+    measured: dict[str, list[Cost]] = {decoding: [] for decoding in DECODINGS}
     for _ in range(REPEATS):
         for decoding in DECODINGS:
             with tempfile.TemporaryDirectory() as output:
                 command = [sys.executable, "-m", "audio_llm", "transcribe", *map(str, recordings), "-o", output, "-q"]
                 if decoding != "none":
                     command += ["--correct", "dlm", "--correct-model", str(model_dir), "--decode", decoding]
-                found[decoding].append(_measure(command))
-    return {decoding: min(costs, key=lambda cost: cost.seconds) for decoding, costs in found.items()}
+                measured[decoding].append(_measure(command))
+    return {decoding: min(costs, key=lambda cost: cost.seconds) for decoding, costs in measured.items()}
 
 
 def _correct(lists: Sequence[NBest], model_dir: Path, ready, begin) -> None:  # type: ignore[no-untyped-def]
@@ -120,5 +120,5 @@ def _resident_kb(pid: int) -> int:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    own = sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
-    return own + sum(_resident_kb(int(child)) for child in children)
+    resident = sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+    return resident + sum(_resident_kb(int(child)) for child in children)

@@ -105,7 +105,7 @@ def test_another_plan_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 def test_no_more_shards_than_wanted(tmp_path: Path) -> None:
     plan = plan_recordings(recordings(tmp_path, 1), GenerationConfig())
     report = generate(plan, tmp_path / "pairs", max_shards=0)
-    assert (report.made, report.found, report.left) == (0, 0, 0)
+    assert (report.generated, report.existing, report.remaining) == (0, 0, 0)
     assert not list((tmp_path / "pairs").glob("shard-*"))
 
 

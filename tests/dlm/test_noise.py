@@ -11,7 +11,7 @@ from audio_llm.dlm.noise import NoiseConfig, corrupt, substitute_characters
 from audio_llm.simulation.confusions import Confusions
 
 WORDS = [f"{a}{b}" for a in "abcdefgh" for b in "klmnop"]
-WORDS_ONLY = NoiseConfig(substitution_share=0.0, clean_share=0.0)
+WORDS_ONLY = NoiseConfig(substitution_prob=0.0, clean_prob=0.0)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -53,7 +53,7 @@ def test_the_word_error_rate_is_the_drawn_one_within_three_sigma(longest: int, r
 
 def test_rates_are_drawn_from_those_observed_and_scaled() -> None:
     rates, factor = (0.0, 0.0, 0.1, 0.6), 0.5
-    config = NoiseConfig(substitution_share=0.0, clean_share=0.2, rate_factor=factor)
+    config = NoiseConfig(substitution_prob=0.0, clean_prob=0.2, rate_factor=factor)
     counts = error_shares(sentences(1200), table(1, rates), config, seed=2)
     expected = (1 - 0.2) * factor * np.mean(rates)
     excess = counts[:, 0] - expected * counts[:, 1]
@@ -79,9 +79,9 @@ def test_no_rate_no_table_or_a_clean_share_leaves_the_text() -> None:
     rng = np.random.default_rng(0)
     for confusions in (table(1, [0.0]), table(1, []), Confusions({}, (0.9,))):
         assert [corrupt(t, confusions, WORDS_ONLY, rng) for t in sentences(50)] == sentences(50)
-    clean = NoiseConfig(substitution_share=1.0, substitution_rate=(0.5, 0.5), clean_share=1.0)
+    clean = NoiseConfig(substitution_prob=1.0, substitution_rate=(0.5, 0.5), clean_prob=1.0)
     assert [corrupt(t, table(1, [0.9]), clean, rng) for t in sentences(50)] == sentences(50)
-    assert corrupt("", table(1, [0.9]), NoiseConfig(clean_share=0.0), rng) == ""
+    assert corrupt("", table(1, [0.9]), NoiseConfig(clean_prob=0.0), rng) == ""
 
 
 def test_replacements_follow_their_probabilities() -> None:
@@ -94,7 +94,7 @@ def test_replacements_follow_their_probabilities() -> None:
 
 @pytest.mark.parametrize("rate", [(0.02, 0.02), (0.0, 0.3)])
 def test_the_character_substitution_rate_is_the_drawn_one_within_three_sigma(rate: tuple[float, float]) -> None:
-    config = NoiseConfig(substitution_share=0.4, substitution_rate=rate)
+    config = NoiseConfig(substitution_prob=0.4, substitution_rate=rate)
     rng = np.random.default_rng(4)
     text, count = "a" * 60, 3000
     changed = np.array([60 - substitute_characters(text, config, rng).count("a") for _ in range(count)])
@@ -105,7 +105,7 @@ def test_the_character_substitution_rate_is_the_drawn_one_within_three_sigma(rat
 
 
 def test_substituted_characters_are_symbols_never_padding_begin_or_end() -> None:
-    config = NoiseConfig(substitution_share=1.0, substitution_rate=(1.0, 1.0), clean_share=0.0)
+    config = NoiseConfig(substitution_prob=1.0, substitution_rate=(1.0, 1.0), clean_prob=0.0)
     rng = np.random.default_rng(6)
     drawn = [corrupt(text, table(1, [0.3]), config, rng) for text in sentences(300)]
     numbers = {number for text in drawn for number in vocab.encode(text)}

@@ -91,10 +91,10 @@ def test_an_epoch_is_deterministic_and_another_differs() -> None:
 
 def test_every_text_once_and_pairs_in_their_share() -> None:
     data = packed(20, 300)
-    drawn = Counter(row for batch in batches(data, config(pair_share=0.25), 0) for row, _ in batch)
+    drawn = Counter(row for batch in batches(data, config(pair_fraction=0.25), 0) for row, _ in batch)
     assert all(drawn[row] == 1 for row in range(20, 320))
     assert sum(drawn[row] for row in range(20)) == 100
-    assert not any(row < 20 for b in batches(data, config(pair_share=0.0), 0) for row, _ in b)
+    assert not any(row < 20 for b in batches(data, config(pair_fraction=0.0), 0) for row, _ in b)
 
 
 def test_pairs_alone_and_texts_alone_are_used_once() -> None:
@@ -131,7 +131,7 @@ def test_noise_is_drawn_anew_in_every_epoch_and_reproduced_by_its_seed() -> None
 
 def test_pairs_use_the_best_hypothesis_in_its_share_and_their_own_reference() -> None:
     data = packed(1, 0)
-    settings = config(first_share=0.4, noise=NoiseConfig(substitution_share=0.0))
+    settings = config(first_prob=0.4, noise=NoiseConfig(substitution_prob=0.0))
     drawn = [_example(data, 0, seed, Confusions({}, ()), settings) for seed in range(2000)]
     assert {reference for _, reference in drawn} == {data.references[0]}
     counts = Counter(data.hypotheses[0].index(heard) for heard, _ in drawn)
@@ -221,9 +221,9 @@ def test_a_tiny_model_learns_eight_pairs_by_heart() -> None:
 
 
 def test_training_leaves_a_model_directory_and_a_resume_goes_on(data: Path, tmp_path: Path) -> None:
-    settings = config(pair_share=0.5)
+    settings = config(pair_fraction=0.5)
     half = train_dlm(
-        data, tmp_path / "run", config(pair_share=0.5, training=TrainingConfig(3, log_every=1)), device="cpu"
+        data, tmp_path / "run", config(pair_fraction=0.5, training=TrainingConfig(3, log_every=1)), device="cpu"
     )
     assert half.steps == 3
     result = train_dlm(data, tmp_path / "run", settings, resume=True, device="cpu")

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from audio_llm.errors import ConfigError
-from audio_llm.training.config import config_from_dict, config_to_dict, load_config
+from audio_llm.training.config import config_from_dict, config_to_dict, load_config, renamed
 
 
 @dataclass(frozen=True)
@@ -106,3 +106,27 @@ class _Outer:
 
 def test_naming_one_nested_key_keeps_the_default_of_the_others() -> None:
     assert load_config(_Outer, None, ["inner.rate=5"]) == _Outer(_Inner(7, 5.0))
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    weight: float = renamed("listener", 0.5)
+    other: int = 1
+
+
+@dataclass(frozen=True)
+class _HoldsRenamed:
+    first: _Renamed = field(default_factory=lambda: _Renamed(weight=0.25, other=2))
+    second: _Renamed | None = None
+
+
+def test_a_former_key_loads_also_in_nested_mappings() -> None:
+    assert load_config(_Renamed, None, ["listener=2"]) == load_config(_Renamed, None, ["weight=2"]) == _Renamed(2.0)
+    nested = load_config(_HoldsRenamed, None, ["first.listener=2", "second.listener=3"])
+    assert nested == _HoldsRenamed(_Renamed(2.0, 2), _Renamed(3.0))
+    assert config_to_dict(nested)["second"] == {"weight": 3.0, "other": 1}
+
+
+def test_a_former_and_a_current_key_together_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'listener' is the former name of 'weight'"):
+        config_from_dict(_Renamed, {"listener": 1.0, "weight": 2.0})
