@@ -14,7 +14,7 @@ from audio_llm.asr.base import Recognizer
 from audio_llm.correction import Correction, describe_edits
 from audio_llm.dlm import decode
 from audio_llm.dlm.decode import Candidate
-from audio_llm.dlm.dsr import Heard, Pools
+from audio_llm.dlm.dsr import DsrCandidates, NormalizedNBest
 from audio_llm.dlm.model import DenoisingLM, load
 from audio_llm.dlm.rescore import Scored, choose
 from audio_llm.dlm.settings import Decoding, DecodingSettings, default_decoding, read_settings, useful_hypotheses
@@ -87,7 +87,7 @@ class DlmCorrector:
         self._pools = None
         if decoding == "dsr" and scorer is not None:
             size = settings.shortlisted
-            self._pools = Pools(model, scorer, language_model, settings.shortlist, size, settings.proposals)
+            self._pools = DsrCandidates(model, scorer, language_model, settings.shortlist, size, settings.proposals)
         self._by_rank = recognizer is not None and recognizer.version != settings.recognizer
         self._gate = settings.gates[decoding] if gate else replace(settings.gates[decoding], off=True)
 
@@ -180,7 +180,9 @@ class DlmCorrector:
     def _dsr(self, nbest: NBest, texts: tuple[str, ...], waveform: np.ndarray) -> Proposal:
         assert self._pools is not None
         listed = self.settings.pool == "pooled"
-        return choose_dsr(texts, self._pools.make(Heard.of(nbest, self._normalizer), waveform, listed), self.settings)
+        return choose_dsr(
+            texts, self._pools.make(NormalizedNBest.of(nbest, self._normalizer), waveform, listed), self.settings
+        )
 
     def _shortlist(self, nbest: NBest, texts: tuple[str, ...]) -> tuple[list[str], list[float]]:
         """Return the hypotheses that are read, the recogniser's best first, and their log-weights."""
@@ -206,7 +208,7 @@ def choose_dsr(texts: tuple[str, ...], candidates: Sequence[Scored], settings: D
 
     Args:
         texts: As in `Proposal`.
-        candidates: From `Pools.make`.
+        candidates: From `DsrCandidates.make`.
         settings: With the scales.
     """
     if not candidates:

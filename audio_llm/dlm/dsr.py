@@ -12,7 +12,7 @@ import numpy as np
 from audio_llm.asr.base import Recognizer
 from audio_llm.dlm import decode
 from audio_llm.dlm.model import DenoisingLM
-from audio_llm.dlm.rescore import Scales, Scored
+from audio_llm.dlm.rescore import Scored, ScoreWeights
 from audio_llm.lm.ngram import NgramLm
 from audio_llm.nbest import NBest
 from audio_llm.text import Normalizer
@@ -21,7 +21,7 @@ TextScores = Callable[[Sequence[str]], list[float | None]]  # texts -> log p(tex
 
 
 @dataclass(frozen=True)
-class Heard:
+class NormalizedNBest:
     """A list ready for scoring.
 
     Attributes:
@@ -33,7 +33,7 @@ class Heard:
     scores: tuple[float, ...]
 
     @classmethod
-    def of(cls, nbest: NBest, normalizer: Normalizer) -> Heard:
+    def of(cls, nbest: NBest, normalizer: Normalizer) -> NormalizedNBest:
         """Read a list; one whose best is silence has no texts, for silence is an answer too."""
         best: dict[str, float] = {}
         missing = False
@@ -46,7 +46,7 @@ class Heard:
         return cls(tuple(best), tuple(scores))
 
 
-class Pools:
+class DsrCandidates:
     """Makes the candidates of an utterance and scores them.
 
     The Denoising LM reads the text of the list with the highest total by `shortlist`; its proposals are candidates. The
@@ -59,8 +59,8 @@ class Pools:
         model: The Denoising LM.
         scorer: The second recogniser, or the one that made the list.
         language_model: For `lm`; without it that score is 0.
-        shortlist: Scales of `asr`, `sound`, `lm` that choose which texts of the list the Denoising LM reads and scores.
-        size: How many of the list it scores beside the recogniser's best.
+        shortlist: Weights of `asr`, `sound`, `lm` that rank the texts of the list for the Denoising LM.
+        size: Number of listed texts that it scores in addition to the recognizer's best.
         proposals: How many texts it proposes.
     """
 
@@ -69,7 +69,7 @@ class Pools:
         model: DenoisingLM,
         scorer: Recognizer,
         language_model: NgramLm | None,
-        shortlist: Scales,
+        shortlist: ScoreWeights,
         size: int,
         proposals: int,
     ) -> None:
@@ -80,7 +80,7 @@ class Pools:
         self._size = size
         self._proposals = proposals
 
-    def make(self, nbest: Heard, waveform: np.ndarray, listed: bool = True) -> list[Scored]:
+    def make(self, nbest: NormalizedNBest, waveform: np.ndarray, listed: bool = True) -> list[Scored]:
         """Return the candidates, the recogniser's best first; none where `sound` cannot be told of that one.
 
         Args:
@@ -104,7 +104,7 @@ class Pools:
             if c.text in denoised
         ]
 
-    def of_list(self, nbest: Heard, waveform: np.ndarray) -> list[Scored]:
+    def of_list(self, nbest: NormalizedNBest, waveform: np.ndarray) -> list[Scored]:
         """Return all texts of a list with the scores that need no Denoising LM, for finding `shortlist`."""
         return self._score(nbest, nbest.texts, self._sound_scorer(waveform))
 
@@ -116,7 +116,7 @@ class Pools:
             return self._scorer.listen(waveform).score
         return functools.partial(self._scorer.score, waveform)
 
-    def _score(self, nbest: Heard, texts: Sequence[str], score: TextScores) -> list[Scored]:
+    def _score(self, nbest: NormalizedNBest, texts: Sequence[str], score: TextScores) -> list[Scored]:
         list_scores = dict(zip(nbest.texts, nbest.scores, strict=True))
         lowest = min(nbest.scores)
         prior = [0.0] * len(texts)

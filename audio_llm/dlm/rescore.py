@@ -25,7 +25,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Scales:
+class ScoreWeights:
     """Weights of the scores.
 
     Attributes:
@@ -48,26 +48,26 @@ class Scales:
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a scale search found.
+    """Result of a weight search.
 
     Attributes:
-        scales: The best.
+        score_weights: The best weights.
         errors: Word errors they leave on the tuning set.
         words: Words of its references.
     """
 
-    scales: Scales
+    score_weights: ScoreWeights
     errors: int
     words: int
 
 
-def choose(candidates: Sequence[Scored], scales: Scales) -> int:
+def choose(candidates: Sequence[Scored], score_weights: ScoreWeights) -> int:
     """Return the index of the candidate with the highest total, the first of equals."""
-    totals = [scales.total(candidate) for candidate in candidates]
+    totals = [score_weights.total(candidate) for candidate in candidates]
     return int(np.argmax(totals))
 
 
-def fit_scales(
+def fit_weights(
     utterances: Sequence[Sequence[Scored]],
     references: Sequence[str],
     names: Sequence[str],
@@ -114,9 +114,9 @@ def fit_scales(
         return value
 
     optimizer.step(loss)
-    weights = (factors.detach() / spread).tolist()
-    scales = Scales(dict(zip(names, weights[:-1], strict=True)), weights[-1])
-    return TuneResult(scales, tables.errors(np.array(weights)), words)
+    values = (factors.detach() / spread).tolist()
+    score_weights = ScoreWeights(dict(zip(names, values[:-1], strict=True)), values[-1])
+    return TuneResult(score_weights, tables.errors(np.array(values)), words)
 
 
 def _check_split(split: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from audio_llm.asr.base import Recognizer
-from audio_llm.dlm.rescore import Scales
+from audio_llm.dlm.rescore import ScoreWeights
 from audio_llm.errors import ModelFormatError
 from audio_llm.gate import Gate
 
@@ -37,11 +37,11 @@ class DecodingSettings:
         sound_model: Name of the CTC recogniser that tells DSR how well a text fits the sound, a folder beside the
             model's or any that `hub.find_model` knows; empty: the recogniser that made the list tells it.
         sound_model_sha256: Its fingerprint.
-        shortlist: Scales of the scores `asr`, `sound`, `lm` that choose the texts of a list for DSR.
+        shortlist: ScoreWeights of the scores `asr`, `sound`, `lm` that choose the texts of a list for DSR.
         shortlisted: How many.
         proposals: Texts that the Denoising LM proposes in DSR; one is found by greedy search, which
             is several times as fast as a beam.
-        dsr: Scales for DSR; scores as in `dsr.Pools`.
+        dsr: ScoreWeights for DSR; scores as in `dsr.DsrCandidates`.
         gates: Gate for each decoding.
     """
 
@@ -52,15 +52,15 @@ class DecodingSettings:
     hypotheses: int = 4
     language_model: str = ""
     language_model_sha256: str = ""
-    list_scales: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "lm": 0.0}))
+    list_scales: ScoreWeights = field(default_factory=lambda: ScoreWeights({"asr": 0.05, "lm": 0.0}))
     rank_weight: float = 0.5
     pool: Pool = "pooled"
     sound_model: str = ""
     sound_model_sha256: str = ""
-    shortlist: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "sound": 0.1, "lm": 0.0}))
+    shortlist: ScoreWeights = field(default_factory=lambda: ScoreWeights({"asr": 0.05, "sound": 0.1, "lm": 0.0}))
     shortlisted: int = 8
     proposals: int = 1
-    dsr: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "sound": 0.1, "dlm": 1.0}))
+    dsr: ScoreWeights = field(default_factory=lambda: ScoreWeights({"asr": 0.05, "sound": 0.1, "dlm": 1.0}))
     gates: dict[str, Gate] = field(default_factory=lambda: {name: Gate() for name in ("greedy", "dsr", "dlm-sum")})
 
 
@@ -124,6 +124,6 @@ def settings_from_json(content: dict[str, Any]) -> DecodingSettings:
     """Build settings from what `settings_to_json` gave."""
     content = dict(content)
     for name in {"list_scales", "shortlist", "dsr"} & set(content):
-        content[name] = Scales(**content[name])
+        content[name] = ScoreWeights(**content[name])
     content["gates"] = {name: Gate(**gate) for name, gate in content["gates"].items()}
     return DecodingSettings(**content)

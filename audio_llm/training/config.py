@@ -106,7 +106,7 @@ def _with_current_keys(cls: Any, values: Any, path: str | Path | None) -> Any:
     former = {field.metadata[_FORMER]: name for name, field in fields.items() if _FORMER in field.metadata}
     current = {}
     for key, value in values.items():
-        name = former.get(key, key)
+        name = str(former.get(key, key))
         if name != key and name in values:
             raise ConfigError(f"'{key}' is the former name of '{name}'", path=path, remedy="give one of the two")
         kind = hints.get(name)

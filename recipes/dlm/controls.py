@@ -15,7 +15,7 @@ from measure import SWAPPED, dsr_pools, make_models, scored_lists
 from sets import TUNE_NAME, TUNE_SETS, plans, read_set
 
 from audio_llm.align import count_edits
-from audio_llm.dlm.rescore import Scored, choose, fit_scales
+from audio_llm.dlm.rescore import Scored, choose, fit_weights
 from audio_llm.dlm.settings import read_settings
 
 SETS = ("real-kathleen", "synthetic-book")  # unless others are named
@@ -47,8 +47,8 @@ def report(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, 
     for swapped, label in ((False, ""), (True, ", sound of the next utterance")):
         whole = scored_lists(everything, output, models, lists, swapped)
         pools = dsr_pools(everything, output, models, lists, SWAPPED if swapped else "")
-        compared[SOUND + label] = functools.partial(choose_all, pools=whole, scales=models.settings.shortlist)
-        compared["DLM DSR" + label] = functools.partial(choose_all, pools=pools, scales=models.settings.dsr)
+        compared[SOUND + label] = functools.partial(choose_all, pools=whole, score_weights=models.settings.shortlist)
+        compared["DLM DSR" + label] = functools.partial(choose_all, pools=pools, score_weights=models.settings.dsr)
     swaps = table(evaluate(compared, lists))
 
     tune = {key: to_lists(read_set(output, key)) for key in TUNE_SETS}
@@ -67,10 +67,10 @@ def cross_validated(candidates: Sequence[Sequence[Scored]], references: Sequence
     errors = 0
     for fold in range(FOLDS):
         training = np.flatnonzero(folds != fold)
-        scales = fit_scales(
+        score_weights = fit_weights(
             [candidates[i] for i in training], [references[i] for i in training], scores, TUNE_NAME
-        ).scales
+        ).score_weights
         for i in np.flatnonzero(folds == fold):
-            chosen = candidates[i][choose(candidates[i], scales)].text
+            chosen = candidates[i][choose(candidates[i], score_weights)].text
             errors += count_edits(references[i].split(), chosen.split()).errors
     return errors / sum(len(reference.split()) for reference in references)

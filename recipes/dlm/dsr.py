@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from audio_llm.dlm.dsr import Heard
+from audio_llm.dlm.dsr import NormalizedNBest
 from audio_llm.dlm.generate import Plan
 from audio_llm.dlm.pairs import PairItem, make_sound
-from audio_llm.dlm.rescore import Scales, Scored, choose
+from audio_llm.dlm.rescore import Scored, ScoreWeights, choose
 from audio_llm.nbest import NBest
 from audio_llm.simulation.augment import Augmentation
 from audio_llm.text import DEFAULT_NORMALIZER
@@ -24,7 +24,7 @@ Pool = dict[str, list[Scored]]  # id -> candidates, the recogniser's best first
 def scored(
     plan: Plan,
     lists: Sequence[NBest],
-    make: Callable[[Heard, np.ndarray], list[Scored]],
+    make: Callable[[NormalizedNBest, np.ndarray], list[Scored]],
     path: Path,
     label: str,
     swapped: bool = False,
@@ -47,7 +47,7 @@ def scored(
         if not pools:
             file.write(json.dumps({"label": label}) + "\n")
         for nbest in lists:
-            normalized = Heard.of(nbest, DEFAULT_NORMALIZER)
+            normalized = NormalizedNBest.of(nbest, DEFAULT_NORMALIZER)
             if nbest.id in pools or not normalized.texts:
                 continue
             pools[nbest.id] = make(
@@ -66,11 +66,12 @@ def _sound(item: PairItem, augmentation: Augmentation) -> np.ndarray:
     return make_sound(item, augmentation).waveform
 
 
-def choose_all(lists: Sequence[NBest], pools: Mapping[str, Sequence[Scored]], scales: Scales) -> list[str]:
+def choose_all(lists: Sequence[NBest], pools: Mapping[str, Sequence[Scored]], score_weights: ScoreWeights) -> list[str]:
     """Return the best candidate for each list; the recogniser's text where there is none."""
     candidates = [pools.get(nbest.id, ()) for nbest in lists]
     return [
-        pool[choose(pool, scales)].text if pool else nbest.best for pool, nbest in zip(candidates, lists, strict=True)
+        pool[choose(pool, score_weights)].text if pool else nbest.best
+        for pool, nbest in zip(candidates, lists, strict=True)
     ]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from audio_llm import metrics
 from audio_llm.dlm.corrector import DlmCorrector, Proposal
 from audio_llm.dlm.model import DenoisingLM
-from audio_llm.dlm.rescore import Scales, Scored, choose, fit_scales
+from audio_llm.dlm.rescore import Scored, ScoreWeights, choose, fit_weights
 from audio_llm.dlm.settings import Decoding, DecodingSettings
 from audio_llm.gate import Gate, tune_gate
 from audio_llm.lm.ngram import NgramLm
@@ -90,7 +90,7 @@ def evaluate(systems: Mapping[str, System], sets: Mapping[str, Sequence[NBest]])
     return rows
 
 
-def rescoring(scorer: TextScorer, tune: Sequence[NBest], tune_name: str) -> tuple[System, Scales]:
+def rescoring(scorer: TextScorer, tune: Sequence[NBest], tune_name: str) -> tuple[System, ScoreWeights]:
     """Return a system that chooses from each list by the recogniser's score and another's, and its tuned scales.
 
     Args:
@@ -110,12 +110,12 @@ def rescoring(scorer: TextScorer, tune: Sequence[NBest], tune_name: str) -> tupl
 
     nonempty = [nbest for nbest in tune if nbest.hypotheses]
     references = [nbest.reference or "" for nbest in nonempty]
-    scales = fit_scales(pools(nonempty), references, ["asr", "lm"], tune_name).scales
+    score_weights = fit_weights(pools(nonempty), references, ["asr", "lm"], tune_name).score_weights
 
     def system(lists: Sequence[NBest]) -> list[str]:
-        return [pool[choose(pool, scales)].text if pool else "" for pool in pools(lists)]
+        return [pool[choose(pool, score_weights)].text if pool else "" for pool in pools(lists)]
 
-    return system, scales
+    return system, score_weights
 
 
 def ngram_scorer(language_model: NgramLm) -> TextScorer:
@@ -165,20 +165,22 @@ def gated(proposals: Sequence[Proposal], gate: Gate) -> list[str]:
 
 def tune_temperature(
     model: DenoisingLM, tune: Sequence[NBest], settings: DecodingSettings, language_model: NgramLm
-) -> Scales:
+) -> ScoreWeights:
     """Return the list scales times the factor that gives DLM-sum the fewest errors on tuning lists."""
     errors: dict[float, int] = {}
     scaled = {factor: _times(settings.list_scales, factor) for factor in (0.5, 1.0, 2.0, 4.0)}
-    for factor, scales in scaled.items():
-        proposals = Proposals(model, replace(settings, list_scales=scales), "dlm-sum", language_model)
+    for factor, score_weights in scaled.items():
+        proposals = Proposals(model, replace(settings, list_scales=score_weights), "dlm-sum", language_model)
         texts = proposals.system(Gate(off=True))(tune)
         errors[factor] = metrics.word_errors([n.reference or "" for n in tune], texts).errors
     logging.info("DLM-sum: word errors by factor on the list's scales: %s", errors)
     return scaled[min(errors, key=lambda factor: (errors[factor], factor))]
 
 
-def _times(scales: Scales, factor: float) -> Scales:
-    return Scales({name: factor * weight for name, weight in scales.weights.items()}, factor * scales.word_reward)
+def _times(score_weights: ScoreWeights, factor: float) -> ScoreWeights:
+    return ScoreWeights(
+        {name: factor * weight for name, weight in score_weights.weights.items()}, factor * score_weights.word_reward
+    )
 
 
 def tune_gates(

@@ -30,10 +30,10 @@ from sets import LISTED, TUNE_NAME, TUNE_SETS, plans, read_set, tuning_pairs
 from audio_llm import hub
 from audio_llm.asr.ctc import CtcRecognizer
 from audio_llm.dlm.corrector import Proposal
-from audio_llm.dlm.dsr import Pools
+from audio_llm.dlm.dsr import DsrCandidates
 from audio_llm.dlm.generate import Plan
 from audio_llm.dlm.model import load, save
-from audio_llm.dlm.rescore import Scales, fit_scales
+from audio_llm.dlm.rescore import ScoreWeights, fit_weights
 from audio_llm.dlm.settings import SETTINGS_NAME, DecodingSettings, read_settings, settings_to_json
 from audio_llm.gate import Gate, tune_gate
 from audio_llm.lm.char_lm import CharLm
@@ -43,7 +43,7 @@ from audio_llm.nbest import Hypothesis, NBest
 SUM_LISTS = 120  # tuning lists that DLM-sum's factor and gate are found on, for time
 REFERENCES, SOUND_REFERENCES = 600, 200  # fed as if they had been heard: in all, and of each set with its sound
 LANGUAGE_MODEL, SOUND_MODEL = "novels-3gram", "ctc-small"
-PAPER_SCALES = "dsr-paper.json"  # in the output folder
+PAPER_WEIGHTS = "dsr-paper.json"  # in the output folder
 SWAPPED = "-swapped"
 
 
@@ -75,16 +75,16 @@ def tune_on_sound(folder: Path, output: Path, finished: Path) -> None:
     whole = scored_lists(everything, output, models, sets)
     known = [nbest for nbest in tune if whole.get(nbest.id)]
     references = [nbest.reference or "" for nbest in known]
-    fit = fit_scales([whole[n.id] for n in known], references, ["asr", "sound", "lm"], TUNE_NAME)
+    fit = fit_weights([whole[n.id] for n in known], references, ["asr", "sound", "lm"], TUNE_NAME)
     logging.info("list and sound: %s", fit)
-    models = replace(models, settings=replace(settings, shortlist=fit.scales))
+    models = replace(models, settings=replace(settings, shortlist=fit.score_weights))
 
     pools = dsr_pools(everything, output, models, sets)
     known = [nbest for nbest in tune if pools.get(nbest.id)]
     references = [nbest.reference or "" for nbest in known]
     dsr = systems.tune_dsr([pools[n.id] for n in known], references, TUNE_NAME)
     paper = systems.tune_dsr([systems.of_paper(pools[n.id]) for n in known], references, TUNE_NAME)
-    (output / PAPER_SCALES).write_text(json.dumps(asdict(paper)))
+    (output / PAPER_WEIGHTS).write_text(json.dumps(asdict(paper)))
     models = replace(models, settings=replace(models.settings, dsr=dsr))
 
     perfect = {key: _as_lists(lists) for key, lists in sets.items()}
@@ -115,7 +115,7 @@ def report(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, 
     texts = [sentence.words for sentence in data.sentences(folder)["train"]]
     train = to_lists([*read_set(output, "synthetic-train"), *read_set(output, "real-train")])
     compared = systems.baselines(models, tune, TUNE_NAME, train, texts)
-    paper = Scales(**json.loads((output / PAPER_SCALES).read_text()))
+    paper = ScoreWeights(**json.loads((output / PAPER_WEIGHTS).read_text()))
     whole, pools = scored_lists(everything, output, models, lists), dsr_pools(everything, output, models, lists)
     compared |= systems.sounding(models.settings, paper, whole, pools) | systems.denoised(models) | systems.oracles()
     compared = {name: system for name, system in compared.items() if only is None or name in only}
@@ -195,11 +195,11 @@ def dsr_pools(
     return result
 
 
-def _pool_maker(output: Path, models: systems.Models) -> Pools:
+def _pool_maker(output: Path, models: systems.Models) -> DsrCandidates:
     scorer = CtcRecognizer.load(output / SOUND_MODEL, search=False)
     settings = models.settings
     sizes = settings.shortlisted, settings.proposals
-    return Pools(models.model, scorer, models.language_model, settings.shortlist, *sizes)
+    return DsrCandidates(models.model, scorer, models.language_model, settings.shortlist, *sizes)
 
 
 def _perfect_proposals(

@@ -12,7 +12,7 @@ from evaluate import NGRAM, SOUND, Proposals, System, gated, ngram_scorer, resco
 from audio_llm import metrics
 from audio_llm.dlm.corrector import Proposal, choose_dsr
 from audio_llm.dlm.model import DenoisingLM
-from audio_llm.dlm.rescore import Scales, Scored, fit_scales
+from audio_llm.dlm.rescore import Scored, ScoreWeights, fit_weights
 from audio_llm.dlm.settings import Decoding, DecodingSettings
 from audio_llm.gate import Gate
 from audio_llm.ger.phrase import PhraseCorrector
@@ -77,7 +77,7 @@ def denoised(models: Models) -> dict[str, System]:
     return systems
 
 
-def sounding(settings: DecodingSettings, paper: Scales, whole: Pool, pools: Pool) -> dict[str, System]:
+def sounding(settings: DecodingSettings, paper: ScoreWeights, whole: Pool, pools: Pool) -> dict[str, System]:
     """Return the systems that compare candidates with the sound: the baseline without a Denoising LM, and DSR.
 
     Args:
@@ -87,9 +87,9 @@ def sounding(settings: DecodingSettings, paper: Scales, whole: Pool, pools: Pool
         pools: DSR's candidates of every list.
     """
     proposed = {key: of_paper(pool) for key, pool in pools.items()}
-    systems: dict[str, System] = {SOUND: functools.partial(choose_all, pools=whole, scales=settings.shortlist)}
-    systems["DLM DSR, paper, gate off"] = functools.partial(choose_all, pools=proposed, scales=paper)
-    systems["DLM DSR, pooled, gate off"] = functools.partial(choose_all, pools=pools, scales=settings.dsr)
+    systems: dict[str, System] = {SOUND: functools.partial(choose_all, pools=whole, score_weights=settings.shortlist)}
+    systems["DLM DSR, paper, gate off"] = functools.partial(choose_all, pools=proposed, score_weights=paper)
+    systems["DLM DSR, pooled, gate off"] = functools.partial(choose_all, pools=pools, score_weights=settings.dsr)
     systems["DLM DSR, pooled, gate on"] = lambda lists: gated(
         dsr_proposals(lists, pools, settings), settings.gates["dsr"]
     )
@@ -109,9 +109,9 @@ def recogniser(lists: Sequence[NBest]) -> list[str]:
     return [nbest.best for nbest in lists]
 
 
-def tune_dsr(pools: Sequence[Sequence[Scored]], references: Sequence[str], name: str) -> Scales:
+def tune_dsr(pools: Sequence[Sequence[Scored]], references: Sequence[str], name: str) -> ScoreWeights:
     """Return DSR's scales with the fewest word errors on tuning candidates."""
-    return fit_scales(pools, references, DSR_SCORES, name).scales
+    return fit_weights(pools, references, DSR_SCORES, name).score_weights
 
 
 def of_paper(pool: Sequence[Scored]) -> list[Scored]:

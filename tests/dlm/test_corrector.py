@@ -19,9 +19,9 @@ from audio_llm.asr.ctc_model import CtcConfig, CtcModel
 from audio_llm.correction import Edit
 from audio_llm.dlm import decode, vocab
 from audio_llm.dlm.corrector import DlmCorrector, list_weights
-from audio_llm.dlm.dsr import Heard, Pools
+from audio_llm.dlm.dsr import DsrCandidates, NormalizedNBest
 from audio_llm.dlm.model import DenoisingLM, ModelConfig, save
-from audio_llm.dlm.rescore import Scales, choose
+from audio_llm.dlm.rescore import ScoreWeights, choose
 from audio_llm.dlm.settings import (
     SETTINGS_NAME,
     DecodingSettings,
@@ -121,7 +121,7 @@ TABLE = {
 }
 CAT_SOUND, HAT_SOUND = np.ones(160, np.float32), -np.ones(160, np.float32)
 SETTINGS = DecodingSettings(
-    proposals=3, shortlist=Scales({"asr": 0.0, "sound": 1.0}), dsr=Scales({"sound": 1.0, "dlm": 1.0})
+    proposals=3, shortlist=ScoreWeights({"asr": 0.0, "sound": 1.0}), dsr=ScoreWeights({"sound": 1.0, "dlm": 1.0})
 )
 
 
@@ -210,13 +210,13 @@ def test_dsr_hears_the_sound_and_the_same_list_gives_two_texts() -> None:
     assert found[1].reason == f"gain {30 + math.log(0.3 / 0.1):.1f}"
 
 
-def pools(model: TableModel, recognizer: FakeRecognizer | None = None, size: int = 8) -> Pools:
+def pools(model: TableModel, recognizer: FakeRecognizer | None = None, size: int = 8) -> DsrCandidates:
     scorer = recognizer or FakeRecognizer()
-    return Pools(model, scorer, None, SETTINGS.shortlist, size, proposals=3)  # type: ignore[arg-type]
+    return DsrCandidates(model, scorer, None, SETTINGS.shortlist, size, proposals=3)  # type: ignore[arg-type]
 
 
-def heard(*texts: str, scores: Sequence[float | None] | None = None) -> Heard:
-    return Heard.of(nbest(*texts, scores=scores), NORMALIZERS["spoken"])
+def heard(*texts: str, scores: Sequence[float | None] | None = None) -> NormalizedNBest:
+    return NormalizedNBest.of(nbest(*texts, scores=scores), NORMALIZERS["spoken"])
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -243,15 +243,15 @@ def test_scores_of_the_list_go_along_and_a_new_text_gets_the_lowest() -> None:
     assert {c.text: c.scores["asr"] for c in made}["the bat sat"] == -5.0
     assert {c.text: c.scores["asr"] for c in made}["a cat"] == -8.0
     assert {c.scores["asr"] for c in made if c.scores["unlisted"]} == {-8.0}
-    assert heard("one", "two", "one", scores=[-1.0, None, -2.0]) == Heard(("one", "two"), (0.0, -1.0))
-    assert heard("", "two") == Heard((), ())
+    assert heard("one", "two", "one", scores=[-1.0, None, -2.0]) == NormalizedNBest(("one", "two"), (0.0, -1.0))
+    assert heard("", "two") == NormalizedNBest((), ())
 
 
 def test_pooled_can_choose_what_the_model_does_not_propose() -> None:
     texts = nbest("the bat sat", "one cat sat")
     chosen = {}
     for pool in ("paper", "pooled"):
-        settings = replace(SETTINGS, pool=pool, proposals=1, dsr=Scales({"sound": 1.0, "dlm": 0.0}))  # type: ignore[arg-type]
+        settings = replace(SETTINGS, pool=pool, proposals=1, dsr=ScoreWeights({"sound": 1.0, "dlm": 0.0}))  # type: ignore[arg-type]
         model = TableModel({"one cat sat": {"the bat sat": 1.0}})  # it reads what fits the sound, and spoils it
         system = DlmCorrector(model, settings, "dsr", FakeRecognizer(), gate=False)  # type: ignore[arg-type]
         chosen[pool] = system.correct([texts], [CAT_SOUND])[0].text
@@ -270,8 +270,8 @@ def test_every_candidate_has_all_scores_or_is_dropped() -> None:
 
 def test_large_and_zero_scales_follow_one_model_alone() -> None:
     scored = pools(TableModel(TABLE)).make(heard("the bat sat", "the mat sat"), HAT_SOUND)
-    assert scored[choose(scored, Scales({"sound": 1.0, "dlm": 0.0}))].text == "the hat sat"
-    assert scored[choose(scored, Scales({"sound": 1.0, "dlm": 1e4}))].text == "the cat sat"
+    assert scored[choose(scored, ScoreWeights({"sound": 1.0, "dlm": 0.0}))].text == "the hat sat"
+    assert scored[choose(scored, ScoreWeights({"sound": 1.0, "dlm": 1e4}))].text == "the cat sat"
 
 
 def test_our_own_network_compares_candidates_with_the_sound() -> None:
@@ -280,7 +280,7 @@ def test_our_own_network_compares_candidates_with_the_sound() -> None:
     scorer = CtcRecognizer(network, "ctc-random")
     sound = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
     model = TableModel({"a mat": {"a mat": 0.9, "a bat": 0.1}})
-    made = Pools(model, scorer, None, Scales({"asr": 1.0}), 1, proposals=2).make(heard("a mat"), sound)  # type: ignore[arg-type]
+    made = DsrCandidates(model, scorer, None, ScoreWeights({"asr": 1.0}), 1, proposals=2).make(heard("a mat"), sound)  # type: ignore[arg-type]
     assert [c.text for c in made] == ["a mat", "a bat"]
     assert [c.scores["sound"] for c in made] == pytest.approx(scorer.score(sound, ["a mat", "a bat"]))
 
@@ -303,7 +303,7 @@ def test_the_sum_weighs_several_hypotheses() -> None:
     even = corrector("dlm-sum", gate=False).correct(lists)[0]
     assert even.text == "the hat sat"  # 0.5 * 0.3 + 0.5 * 0.5, against 0.5 * 0.6 + 0.5 * 0.1
     assert even.reason == f"gain {math.log(0.4 / 0.05):.1f}"
-    first = replace(SETTINGS, list_scales=Scales({"asr": 1.0}))
+    first = replace(SETTINGS, list_scales=ScoreWeights({"asr": 1.0}))
     lists = [nbest("the bat sat", "the hat sad", scores=[-100.0, -110.0])]
     assert corrector("dlm-sum", gate=False, settings=first).correct(lists)[0].text == "the cat sat"
     only = replace(SETTINGS, hypotheses=1)
@@ -313,7 +313,7 @@ def test_the_sum_weighs_several_hypotheses() -> None:
 def test_the_language_model_chooses_which_hypotheses_are_read() -> None:
     model = train_ngram(["the hat sat on a mat"] * 3)
     lists = [nbest("the bat sat", "the rat sat", "the hat sad", scores=[-100.0, -101.0, -102.0])]
-    settings = replace(SETTINGS, hypotheses=2, list_scales=Scales({"asr": 0.01, "lm": 1.0}))
+    settings = replace(SETTINGS, hypotheses=2, list_scales=ScoreWeights({"asr": 0.01, "lm": 1.0}))
     table = {**TABLE, "the rat sat": {"the rat sat": 1.0}}
     texts = {}
     for name, known in (("without", None), ("with", model)):
@@ -339,7 +339,7 @@ def test_another_language_model_than_the_settings_name_is_refused(tmp_path: Path
 
 def test_weights_come_from_scores_where_all_have_one_else_from_ranks() -> None:
     spoken = NORMALIZERS["spoken"]
-    settings = replace(SETTINGS, list_scales=Scales({"asr": 0.5}, word_reward=-1.0), rank_weight=0.25)
+    settings = replace(SETTINGS, list_scales=ScoreWeights({"asr": 0.5}, word_reward=-1.0), rank_weight=0.25)
     scored = nbest("A mat.", "a mat", "a hat", scores=[-6.0, -4.0, -8.0])
     assert list_weights(scored, ["a mat", "a hat"], spoken, settings) == [-4.0, -6.0]
     missing = nbest("a mat", "a hat", "a cat", scores=[-4.0, None, -9.0])
@@ -382,7 +382,7 @@ def test_a_saved_model_directory_is_a_corrector(tmp_path: Path) -> None:
 def test_scores_of_another_recogniser_than_the_tuned_one_do_not_count() -> None:
     scored = nbest("the bat sat", "the hat sad", scores=[-90.0, -1.0])
     plain = nbest("the bat sat", "the hat sad")
-    settings = replace(SETTINGS, recognizer="fake", rank_weight=3.0, list_scales=Scales({"asr": 1.0}))
+    settings = replace(SETTINGS, recognizer="fake", rank_weight=3.0, list_scales=ScoreWeights({"asr": 1.0}))
     other = replace(settings, recognizer="another")
 
     def proposed(list_: NBest, settings: DecodingSettings) -> tuple[str, float]:
