@@ -20,7 +20,7 @@ from audio_llm.errors import ConfigError
 from audio_llm.quantizers.group_reorg import GroupVQ, reorganize
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
-from audio_llm.training.buckets import new_draws, same_draws
+from audio_llm.training.batching import fixed_batches, fresh_batches
 from audio_llm.training.listening import Listener, heard_by
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
@@ -146,7 +146,7 @@ def train_codec(
     size = sum(parameter.numel() for parameter in codec.parameters())
     logger.info("%.1f h of %d utterances, %.2f M parameters", speech.pack.hours, len(speech.pack), size / 1e6)
     validation = [
-        make_batch(held_out, chosen, _VALIDATION_SEED) for chosen in same_draws(config.batch, config.validation)
+        make_batch(held_out, chosen, _VALIDATION_SEED) for chosen in fixed_batches(config.batch, config.validation)
     ]
 
     def save(module: nn.Module, folder: Path) -> None:
@@ -157,7 +157,7 @@ def train_codec(
 
     return train(
         _Training(config, codec, listener),
-        new_draws(config.batch, config.epoch_batches),
+        fresh_batches(config.batch, config.epoch_batches),
         lambda module, batch: module(batch.waveforms),
         lambda module: _validate(module, validation),
         output,

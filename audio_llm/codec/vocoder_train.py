@@ -18,7 +18,7 @@ from audio_llm.codec.train import make_batch
 from audio_llm.codec.vocoder import KIND, Vocoder, VocoderConfig, load_vocoder
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
-from audio_llm.training.buckets import new_draws, same_draws
+from audio_llm.training.batching import fixed_batches, fresh_batches
 from audio_llm.training.listening import Listener, heard_by
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
@@ -111,7 +111,7 @@ def train_vocoder(
     logger.info("%.1f h of %d utterances, %.2f M parameters", speech.pack.hours, len(speech.pack), size / 1e6)
     validation = [
         make_batch(held_out, chosen, _VALIDATION_SEED).waveforms
-        for chosen in same_draws(config.batch, config.validation)
+        for chosen in fixed_batches(config.batch, config.validation)
     ]
 
     def save(module: nn.Module, folder: Path) -> None:
@@ -122,7 +122,7 @@ def train_vocoder(
 
     return train(
         _Training(config, vocoder, listener),
-        new_draws(config.batch, config.epoch_batches),
+        fresh_batches(config.batch, config.epoch_batches),
         lambda module, waveforms: module(waveforms),
         lambda module: _validate(module, validation),
         output,

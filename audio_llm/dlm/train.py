@@ -18,7 +18,7 @@ from audio_llm.dlm.noise import NoiseConfig, corrupt, substitute_characters
 from audio_llm.dlm.pack import CONFUSIONS_NAME, PackedPairs, read_packed
 from audio_llm.metrics import word_errors
 from audio_llm.simulation.confusions import Confusions
-from audio_llm.training.buckets import batches_by_length
+from audio_llm.training.batching import batches_by_length
 from audio_llm.training.config import renamed
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 

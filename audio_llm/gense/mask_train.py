@@ -18,7 +18,7 @@ from audio_llm.gense.models import MASK, load_mask
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.sound_metrics import si_sdr_db, snr_db
-from audio_llm.training.buckets import new_draws, same_draws
+from audio_llm.training.batching import fixed_batches, fresh_batches
 from audio_llm.training.listening import Listener, heard_by
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
@@ -117,7 +117,7 @@ def train_mask(
         len(speech.pack.noises),
         size / 1e6,
     )
-    chosen = same_draws(config.batch_pairs, config.validation_pairs)
+    chosen = fixed_batches(config.batch_pairs, config.validation_pairs)
     validation = [make_batch(held_out, seeds, _VALIDATION_SEED) for seeds in chosen]
 
     def save(network: nn.Module, folder: Path) -> None:
@@ -127,7 +127,7 @@ def train_mask(
 
     return train(
         model,
-        new_draws(config.batch_pairs, config.epoch_batches),
+        fresh_batches(config.batch_pairs, config.epoch_batches),
         lambda network, batch: mask_loss(network(batch.noisy), batch, config, listener),
         lambda network: _validate(network, validation, config, listener),
         output,

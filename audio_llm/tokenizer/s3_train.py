@@ -30,7 +30,7 @@ from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.tokenizer.s3 import KIND, load_s3_network
 from audio_llm.tokenizer.s3_model import S3Config, S3Network, S3Output, log_mel
-from audio_llm.training.buckets import batches_by_length
+from audio_llm.training.batching import batches_by_length
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.training.shards import ShardReader, write_shards
 

@@ -20,7 +20,7 @@ from audio_llm.tokenizer.base import SemanticTokenizer
 from audio_llm.touchtts.data import TalkPack
 from audio_llm.touchtts.flow import FRAMES, FlowConfig, FlowNetwork, Given, chunk_mask
 from audio_llm.touchtts.models import FLOW, check_speaker, load_flow, speech_vectors, tokenizer_entry
-from audio_llm.training.buckets import new_draws, same_draws
+from audio_llm.training.batching import fixed_batches, fresh_batches
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def train_flow(
     exact = replace(config, main_share=0.5, prompt_share=0.0, drop_share=0.0, wrong_tokens=0.0)
     validation = [
         (name, held_out.collate(flow, seeds, replace(exact, full_share=share, chunks=(10,)), _VALIDATION_SEED))
-        for seeds in same_draws(config.batch, config.validation)
+        for seeds in fixed_batches(config.batch, config.validation)
         for name, share in (("full", 1.0), ("chunked", 0.0))
     ]
 
@@ -194,7 +194,7 @@ def train_flow(
 
     return train(
         _Training(flow),
-        new_draws(config.batch, config.epoch_batches),
+        fresh_batches(config.batch, config.epoch_batches),
         lambda module, batch: module(batch).mean(),
         lambda module: _validate(module, validation),
         output,

@@ -24,7 +24,7 @@ from audio_llm.touchtts.layout import SPEECH, stack_rows
 from audio_llm.touchtts.models import TALK, load_talk_lm, speech_vectors, tokenizer_entry
 from audio_llm.touchtts.script import PIECE, Script, fit_durations
 from audio_llm.touchtts.talk_lm import TalkLm, TalkLmConfig, continuous, script_of, speech_example, text_example
-from audio_llm.training.buckets import batches_by_length
+from audio_llm.training.batching import batches_by_length
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Batches of scenes, made in processes of their own; which ones, `training.buckets` says."""
+"""Batches of scenes, made in processes of their own; which ones, `training.batching` says."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from audio_llm.gense.mask_train import MaskTrainingConfig, PairBatch, make_batch
 from audio_llm.gense.models import load_mask
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
-from audio_llm.training.buckets import new_draws
+from audio_llm.training.batching import fresh_batches
 from audio_llm.training.listening import Listener
 from audio_llm.training.loop import TrainingConfig
 
@@ -97,7 +97,7 @@ def test_packs_that_are_missing_or_not_clean_enough_are_refused(
 
 def test_batches_are_drawn_anew_in_every_epoch(speech_pack: Path, tiny: MaskConfig) -> None:
     config = settings(tiny, 1)
-    batches = new_draws(config.batch_pairs, config.epoch_batches)
+    batches = fresh_batches(config.batch_pairs, config.epoch_batches)
     one, other = batches(0), batches(1)
     seeds = [seed for batch in one + other for seed in batch]
     assert seeds == list(range(80))

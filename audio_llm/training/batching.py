@@ -33,7 +33,7 @@ def batches_by_length(
             yield list(zip(batches[index].tolist(), seeds.tolist(), strict=True))
 
 
-def new_draws(batch: int, epoch_batches: int) -> Callable[[int], list[range]]:
+def fresh_batches(batch: int, epoch_batches: int) -> Callable[[int], list[range]]:
     """Return what gives the numbers of an epoch's batches, `batch` in each: none comes twice."""
 
     def batches(epoch: int) -> list[range]:
@@ -43,7 +43,7 @@ def new_draws(batch: int, epoch_batches: int) -> Callable[[int], list[range]]:
     return batches
 
 
-def same_draws(batch: int, count: int) -> list[range]:
+def fixed_batches(batch: int, count: int) -> list[range]:
     """Return the numbers of batches that are always the same, `count` in all."""
     return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
 

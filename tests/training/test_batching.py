@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audio_llm.training.buckets import batches_by_length
+from audio_llm.training.batching import batches_by_length
 
 
 def drawn(
