@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from audio_llm.codec.discriminators import Discriminators
 from audio_llm.codec.losses import adversarial_loss, discriminator_loss, feature_distance, spectral_distance
-from audio_llm.training.listening import Listener
+from audio_llm.training.config import renamed
+from audio_llm.training.perceptual import PerceptualLoss
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,14 @@ class SoundLossConfig:
         adversarial_weight: Of deceiving them.
         feature_weight: Of the likeness of their inner layers.
         channels: Of the discriminators.
-        listener_weight: Of how far what a listener hears in the made speech is from what it hears in the original.
+        perceptual_weight: Weight of the perceptual loss, where there is one.
     """
 
     adversarial_from: int = -1
     adversarial_weight: float = 0.05
     feature_weight: float = 0.1
     channels: int = 16
-    listener_weight: float = 0.3
+    perceptual_weight: float = renamed("listener_weight", 0.3)
 
 
 class SoundLoss(nn.Module):
@@ -44,7 +45,9 @@ class SoundLoss(nn.Module):
 
     batches: Tensor
 
-    def __init__(self, config: SoundLossConfig, listener: Listener | None = None, batches_per_step: int = 1) -> None:
+    def __init__(
+        self, config: SoundLossConfig, listener: PerceptualLoss | None = None, batches_per_step: int = 1
+    ) -> None:
         super().__init__()
         self.config, self.listener, self.first = config, listener, config.adversarial_from * batches_per_step
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
@@ -55,7 +58,7 @@ class SoundLoss(nn.Module):
         config, made = self.config, made.float()
         loss = spectral_distance(made, original)
         if self.listener is not None:
-            loss = loss + config.listener_weight * self.listener.distance(made, original)
+            loss = loss + config.perceptual_weight * self.listener.distance(made, original)
         if self.training:
             self.batches += 1
         if self.discriminators is None or int(self.batches) < self.first:

@@ -21,8 +21,8 @@ from audio_llm.quantizers.group_reorg import GroupVQ, reorganize
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.training.batching import fixed_batches, fresh_batches
-from audio_llm.training.listening import Listener, heard_by
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+from audio_llm.training.perceptual import PerceptualLoss, provenance_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,9 @@ class SpeechBatch(NamedTuple):
 class _Training(nn.Module):
     """The codec, and what its sounds are judged by, as one thing to optimise."""
 
-    def __init__(self, config: CodecTrainingConfig, codec: CodecNetwork, listener: Listener | None = None) -> None:
+    def __init__(
+        self, config: CodecTrainingConfig, codec: CodecNetwork, listener: PerceptualLoss | None = None
+    ) -> None:
         super().__init__()
         self.config, self.codec = config, codec
         self.judge = SoundLoss(config.sound, listener, config.training.batches_per_step)
@@ -115,7 +117,7 @@ def train_codec(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
-    listener: Listener | None = None,
+    listener: PerceptualLoss | None = None,
 ) -> TrainingResult:
     """Train a codec; `output/best` becomes a model directory with the smallest spectral distance.
 
@@ -152,7 +154,7 @@ def train_codec(
     def save(module: nn.Module, folder: Path) -> None:
         network = module.codec
         assert isinstance(network, CodecNetwork)
-        made_by = {**(provenance or {}), **heard_by(listener), "training": asdict(config)}
+        made_by = {**(provenance or {}), **provenance_of(listener), "training": asdict(config)}
         hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, made_by)
 
     return train(

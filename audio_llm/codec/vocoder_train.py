@@ -19,8 +19,8 @@ from audio_llm.codec.vocoder import KIND, Vocoder, VocoderConfig, load_vocoder
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.training.batching import fixed_batches, fresh_batches
-from audio_llm.training.listening import Listener, heard_by
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+from audio_llm.training.perceptual import PerceptualLoss, provenance_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class VocoderTrainingConfig:
 class _Training(nn.Module):
     """The vocoder, and what its sounds are judged by, as one thing to optimise."""
 
-    def __init__(self, config: VocoderTrainingConfig, vocoder: Vocoder, listener: Listener | None) -> None:
+    def __init__(self, config: VocoderTrainingConfig, vocoder: Vocoder, listener: PerceptualLoss | None) -> None:
         super().__init__()
         self.vocoder, self.judge = vocoder, SoundLoss(config.sound, listener, config.training.batches_per_step)
 
@@ -82,7 +82,7 @@ def train_vocoder(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
-    listener: Listener | None = None,
+    listener: PerceptualLoss | None = None,
 ) -> TrainingResult:
     """Train a vocoder; `output/best` becomes a model directory with the smallest spectral distance.
 
@@ -117,7 +117,7 @@ def train_vocoder(
     def save(module: nn.Module, folder: Path) -> None:
         network = module.vocoder
         assert isinstance(network, Vocoder)
-        made_by = {**(provenance or {}), **heard_by(listener), "training": asdict(config)}
+        made_by = {**(provenance or {}), **provenance_of(listener), "training": asdict(config)}
         hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, made_by)
 
     return train(

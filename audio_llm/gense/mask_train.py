@@ -19,8 +19,9 @@ from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.sound_metrics import si_sdr_db, snr_db
 from audio_llm.training.batching import fixed_batches, fresh_batches
-from audio_llm.training.listening import Listener, heard_by
+from audio_llm.training.config import renamed
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+from audio_llm.training.perceptual import PerceptualLoss, provenance_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class MaskTrainingConfig:
         least_dynamics_db: Recordings with a smaller spread of levels are too noisy to be a target.
         complex_share: Of the complex spectra in the loss, the magnitudes have the rest.
         ratio_weight: Of the signal-to-error ratio in dB.
-        listener_weight: Of how far what a listener hears in the enhanced speech is from what it hears in the clean one.
+        perceptual_weight: Weight of the perceptual loss, where there is one.
         validation_pairs: Of the tuning part, at each validation.
     """
 
@@ -57,7 +58,7 @@ class MaskTrainingConfig:
     least_dynamics_db: float = 26.0
     complex_share: float = 0.3
     ratio_weight: float = 0.002
-    listener_weight: float = 0.02
+    perceptual_weight: float = renamed("listener_weight", 0.02)
     validation_pairs: int = 64
 
 
@@ -84,7 +85,7 @@ def train_mask(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
-    listener: Listener | None = None,
+    listener: PerceptualLoss | None = None,
 ) -> TrainingResult:
     """Train a mask network; `output/best` becomes a model directory with the lowest loss on the tuning part.
 
@@ -122,7 +123,7 @@ def train_mask(
 
     def save(network: nn.Module, folder: Path) -> None:
         assert isinstance(network, MaskNetwork)
-        made_by = {**(provenance or {}), **heard_by(listener), "training": asdict(config)}
+        made_by = {**(provenance or {}), **provenance_of(listener), "training": asdict(config)}
         hub.save_model(folder, asdict(network.config), network.state_dict(), MASK, CARD, made_by)
 
     return train(
@@ -149,7 +150,7 @@ def make_batch(speech: NoisySpeech, seeds: range, offset: int = 0) -> PairBatch:
 
 
 def mask_loss(
-    enhanced: Tensor, batch: PairBatch, config: MaskTrainingConfig, listener: Listener | None = None
+    enhanced: Tensor, batch: PairBatch, config: MaskTrainingConfig, listener: PerceptualLoss | None = None
 ) -> Tensor:
     """Return how far the enhanced waveforms (B, T) are from the clean ones, whatever their level; a scalar."""
     level = batch.noisy.square().mean(-1, keepdim=True).sqrt() + 1e-6
@@ -162,7 +163,7 @@ def mask_loss(
         loss = loss - config.ratio_weight * snr_db(enhanced[speech], clean[speech]).clamp_max(30.0).mean()
     if listener is not None and bool(speech.any()):
         gain = 10.0 ** (LEVEL_DB / 20.0)  # what it hears in use
-        loss = loss + config.listener_weight * listener.distance(gain * enhanced[speech], gain * clean[speech])
+        loss = loss + config.perceptual_weight * listener.distance(gain * enhanced[speech], gain * clean[speech])
     return loss
 
 
@@ -182,7 +183,7 @@ def _spectral_loss(enhanced: Tensor, clean: Tensor, size: int, complex_share: fl
 
 
 def _validate(
-    network: nn.Module, batches: list[PairBatch], config: MaskTrainingConfig, listener: Listener | None
+    network: nn.Module, batches: list[PairBatch], config: MaskTrainingConfig, listener: PerceptualLoss | None
 ) -> dict[str, float]:
     """Return the loss and the mean gain in SI-SDR where somebody talks over noise."""
     device = next(network.parameters()).device

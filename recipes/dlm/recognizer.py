@@ -15,7 +15,7 @@ from speech_sets import Recording
 
 from audio_llm import hub, metrics
 from audio_llm.align import count_edits
-from audio_llm.asr.ctc import CtcHearing, CtcRecognizer, load_network, save_ctc
+from audio_llm.asr.ctc import CtcPosteriors, CtcRecognizer, load_network, save_ctc
 from audio_llm.asr.ctc_data import CLEAN, SpeechItem, items_from_rows, items_from_texts, make_waveform, pack
 from audio_llm.asr.ctc_search import SearchSettings, WordPrior
 from audio_llm.asr.ctc_train import hear_packed, log_probs_packed
@@ -57,7 +57,7 @@ def tune_search(packs: Path, model_dir: Path, language_model: Path, finished: Pa
 
     def errors(settings: SearchSettings) -> float:
         prior = WordPrior(ngram, settings)
-        results = [CtcHearing(log_probs).search(settings.beam, prior) for _, log_probs in network_outputs]
+        results = [CtcPosteriors(log_probs).search(settings.beam, prior) for _, log_probs in network_outputs]
         rate = metrics.word_errors(
             [reference for reference, _ in network_outputs], [texts[0][0] if texts else "" for texts in results]
         ).rate

@@ -21,8 +21,8 @@ from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
 from audio_llm.errors import DataError, UsageError
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
-from audio_llm.training.listening import Listener
 from audio_llm.training.loop import TrainingConfig
+from audio_llm.training.perceptual import PerceptualLoss
 
 torch.set_num_threads(1)
 SPEECH = NoisyConfig(seconds=0.26, clean_share=0.75, silent_share=0.0, room_share=0.1, clipped_share=0.0)
@@ -86,7 +86,7 @@ def test_a_training_goes_on_from_a_model(speech_pack: Path, tmp_path: Path) -> N
 
 
 def test_a_listener_has_a_say(speech_pack: Path, tmp_path: Path) -> None:
-    listener = Listener("ears", "abc", lambda waveforms, lengths: waveforms.abs().cumsum(-1)[:, ::1600, None])
+    listener = PerceptualLoss("ears", "abc", lambda waveforms, lengths: waveforms.abs().cumsum(-1)[:, ::1600, None])
     found = run(speech_pack, tmp_path / "out", settings(2), listener=listener)
     assert found[0].keys() == {"loss", "listening", "latest"}
     assert hub.load_model(tmp_path / "out/best").provenance["listener"]["name"] == "ears"

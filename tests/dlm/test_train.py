@@ -16,6 +16,7 @@ from audio_llm.dlm.pack import CONFUSIONS_NAME, PackedPairs, pack, read_packed
 from audio_llm.dlm.train import DlmTrainConfig, _example, batches, sequence_loss, to_tensors, train_dlm
 from audio_llm.errors import DataError
 from audio_llm.simulation.confusions import Confusions
+from audio_llm.training.config import load_config
 from audio_llm.training.loop import TrainingConfig
 
 pytest.importorskip("accelerate")
@@ -244,3 +245,10 @@ def test_training_leaves_a_model_directory_and_a_resume_goes_on(data: Path, tmp_
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing-here"):
         train_dlm(tmp_path / "nothing-here", tmp_path / "run", config())
+
+
+def test_probabilities_and_fractions_also_load_under_their_former_keys() -> None:
+    former = ["pair_share=0.5", "first_share=0.4", "noise.substitution_share=0.2", "noise.clean_share=0.1"]
+    loaded = load_config(DlmTrainConfig, None, former)
+    assert (loaded.pair_fraction, loaded.first_prob) == (0.5, 0.4)
+    assert loaded.noise == NoiseConfig(substitution_prob=0.2, clean_prob=0.1)

@@ -18,8 +18,8 @@ from audio_llm.gense.models import load_mask
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.training.batching import fresh_batches
-from audio_llm.training.listening import Listener
 from audio_llm.training.loop import TrainingConfig
+from audio_llm.training.perceptual import PerceptualLoss
 
 torch.set_num_threads(1)
 PAIRS = NoisyConfig(
@@ -145,8 +145,8 @@ def test_a_listener_adds_what_it_hears_where_somebody_talks() -> None:
         assert lengths.tolist() == [4000] * len(waveforms)
         return waveforms.abs().mean(-1) / 10 ** (LEVEL_DB / 20)  # it hears the level of use
 
-    ear = Listener("an ear", "0" * 64, loudness)
-    config, spoken, silent = MaskTrainingConfig(listener_weight=0.5), batch(), batch(silent=True)
+    ear = PerceptualLoss("an ear", "0" * 64, loudness)
+    config, spoken, silent = MaskTrainingConfig(perceptual_weight=0.5), batch(), batch(silent=True)
     level = spoken.noisy.square().mean(-1, keepdim=True).sqrt() + 1e-6
     apart = 0.3 * (spoken.clean / level).abs().mean()
     added = mask_loss(0.7 * spoken.clean, spoken, config, ear) - mask_loss(0.7 * spoken.clean, spoken, config)
