@@ -1,4 +1,4 @@
-"""Searching the Denoising LM: greedy, beam, the sum over several hypotheses, and the score of any given text."""
+"""Decoding with the Denoising LM: greedy search, beam search, the sum over hypotheses, and scores of given texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from audio_llm.dlm.model import DecoderState, DenoisingLM, batch_sources, batch_
 
 BATCH = 32
 _SPACE = vocab.encode(" ")[0]
-_HOPELESS = 20.0  # nats; a text so much less probable than the best one is not searched for
+_HOPELESS = 20.0  # nats; the search drops texts that are this much less probable than the best one
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Candidate:
     """A text with its score.
 
     Attributes:
-        text: Normalised words.
+        text: Normalized words.
         log_prob: Sum of log-probabilities of its characters and the end, natural log.
-        finished: False where the length limit cut it off.
+        finished: False where the length limit cut the text off.
     """
 
     text: str
@@ -35,23 +35,23 @@ class Candidate:
 
 
 def length_limit(hypothesis: str) -> int:
-    """Return how many characters a correction may have, the end included."""
+    """Return how many characters a correction may have, including the end symbol."""
     return int(1.5 * len(hypothesis)) + 20
 
 
 def least_length(hypothesis: str) -> int:
-    """Return how many characters a correction has at least.
+    """Return the least number of characters of a correction.
 
-    Lengths differ by about the square root of the length: of 935 references of pocketsphinx's texts none lacks more
-    than twice that. Without this bound a search finds the first half of a long text: its end costs less than the
-    uncertain places of the rest.
+    Lengths of hypothesis and reference differ by about the square root of the length: none of 935 references is
+    shorter than pocketsphinx's text by more than twice that. Without this bound, beam search ends long texts half-way,
+    because the end symbol costs less than the uncertain characters of the rest.
     """
     return max(0, int(len(hypothesis) - 2.5 * math.sqrt(len(hypothesis))))
 
 
 @torch.inference_mode()
 def greedy(model: DenoisingLM, hypotheses: Sequence[str]) -> list[Candidate]:
-    """Write the most likely next character until the end, for each hypothesis (paper: greedy decoding)."""
+    """Return the greedy correction of each hypothesis: the most likely next character until the end."""
     results: list[Candidate | None] = [None] * len(hypotheses)
     by_length = sorted(range(len(hypotheses)), key=lambda i: len(hypotheses[i]))
     for first in range(0, len(by_length), BATCH):
@@ -76,10 +76,10 @@ def dlm_sum(
 
     Args:
         model: The Denoising LM.
-        hypotheses: Distinct texts of the recogniser.
-        log_weights: Their log-weights; need not sum to one.
-        width: Beam.
-        count: Texts wanted; the search ends when no better one can come.
+        hypotheses: Distinct texts of the recognizer.
+        log_weights: Log-weight of each hypothesis; the weights need not sum to one.
+        width: Beam width.
+        count: Number of texts to return; the search ends when no better one can follow.
 
     Returns:
         Up to `count` distinct texts, best first; none for no hypothesis.
@@ -91,7 +91,7 @@ def dlm_sum(
 
 @torch.inference_mode()
 def log_probs(model: DenoisingLM, hypotheses: Sequence[str], texts: Sequence[str]) -> list[float]:
-    """Return log p(text | hypothesis) of each pair, the end included, in evaluation mode."""
+    """Return log p(text | hypothesis) of each pair, including the end symbol, in evaluation mode."""
     device = next(model.parameters()).device
     results = [0.0] * len(texts)
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]) + len(hypotheses[i]))
@@ -106,9 +106,9 @@ def log_probs(model: DenoisingLM, hypotheses: Sequence[str], texts: Sequence[str
 
 @torch.inference_mode()
 def greedy_and_log_probs(model: DenoisingLM, hypothesis: str, texts: Sequence[str]) -> tuple[Candidate, list[float]]:
-    """Return what `greedy` makes of one hypothesis, and log p(text | hypothesis) of each text, as `log_probs`.
+    """Return the result of `greedy` for one hypothesis, and log p(text | hypothesis) of each text as in `log_probs`.
 
-    The hypothesis is read once, and the first look of the search goes with the texts.
+    The hypothesis is encoded once, and the first pass of the search is batched with the texts.
     """
     device = next(model.parameters()).device
     encoded = model.encode(*batch_sources([hypothesis], device))
@@ -130,18 +130,18 @@ def _totals(log_probabilities: Tensor, target_out: Tensor) -> list[float]:
 
 @dataclass
 class _Draft:
-    """A text on its way: what greedy search has settled on, and a guess at the rest.
+    """The draft of one greedy search: the characters that are settled, and a guess at the rest.
 
-    What was heard is mostly right, so that one look at the whole guess settles most characters at once; after each
-    difference the rest of the hypothesis, from the place reached, is the next guess.
+    The hypothesis is mostly correct, so that one decoder pass over the whole guess settles most characters at once.
+    After each difference the next guess continues with the rest of the hypothesis from the aligned position.
     """
 
     source: np.ndarray  # (S,) int64
     limit: int
     least: int
-    distances: np.ndarray  # (S + 1,) of what is settled to each first part of what was heard
+    distances: np.ndarray  # (S + 1,) edit distance of the settled characters to each prefix of the source
     settled: list[int]
-    guess: list[int]  # begins with what is settled
+    guess: list[int]  # begins with the settled characters
 
     @classmethod
     def of(cls, hypothesis: str) -> _Draft:
@@ -151,7 +151,7 @@ class _Draft:
         return cls(np.array(source, dtype=np.int64), limit, least, nothing, [], [*source, vocab.EOS][:limit])
 
     def settle(self, best: list[int]) -> bool:
-        """Take the best character after each part of the guess as far as they agree and one more; tell if it ended."""
+        """Settle the best characters up to the first that differs from the guess; return whether the text ended."""
         agreed = next((i for i, (a, b) in enumerate(zip(best, self.guess, strict=True)) if a != b), len(best))
         text = [*self.guess[:agreed], *best[agreed : agreed + 1]]
         for character in text[len(self.settled) :]:
@@ -160,7 +160,7 @@ class _Draft:
         if vocab.EOS in text[-1:] or len(text) >= self.limit:
             return True
         columns = np.arange(len(self.distances))
-        reached = int((self.distances * (len(columns) + 1) - columns).argmin())  # the longest of the nearest parts
+        reached = int((self.distances * (len(columns) + 1) - columns).argmin())  # the longest of the nearest prefixes
         self.guess = [*text, *self.source[reached:].tolist(), vocab.EOS][: self.limit]
         return False
 
@@ -185,7 +185,17 @@ def _greedy_batch(model: DenoisingLM, hypotheses: Sequence[str]) -> list[Candida
 def _verify(
     model: DenoisingLM, encoded: DecoderState, rows: list[int], drafts: Sequence[_Draft]
 ) -> list[Candidate | None]:
-    """Look once at the guess of each draft, whose hypotheses are these rows of `encoded`; None: not at its end yet."""
+    """Run the decoder once over the guess of each draft.
+
+    Args:
+        model: The Denoising LM.
+        encoded: The encoded hypotheses.
+        rows: Row of `encoded` that holds the hypothesis of each draft.
+        drafts: The drafts, updated in place.
+
+    Returns:
+        The finished text of each draft; None where it is not finished.
+    """
     guesses, _ = vocab.pad([[vocab.BOS, *draft.guess] for draft in drafts])
     target_in = torch.from_numpy(guesses[:, :-1]).to(next(model.parameters()).device)
     return _settle(drafts, model.read(_rows(encoded, rows, target_in.device), target_in), target_in)
@@ -198,7 +208,7 @@ def _rows(encoded: DecoderState, rows: list[int], device: torch.device) -> Decod
 
 
 def _settle(drafts: Sequence[_Draft], log_probabilities: Tensor, target_in: Tensor) -> list[Candidate | None]:
-    """Take what the log-probabilities (B, T, V) after each character of (B, T) say of the guesses."""
+    """Update the drafts by the log-probabilities (B, T, V) after each character of (B, T); return as `_verify`."""
     scores = _allowed(log_probabilities, target_in, [draft.least for draft in drafts])
     best = scores.argmax(-1).tolist()
     results: list[Candidate | None] = []
@@ -213,7 +223,7 @@ def _settle(drafts: Sequence[_Draft], log_probabilities: Tensor, target_in: Tens
 
 
 def _allowed(log_probabilities: Tensor, target_in: Tensor, least: Sequence[int]) -> Tensor:
-    """Mask in (B, T, V) what `_forbid` masks after each character of (B, T), and ends that come too early."""
+    """Mask in (B, T, V) what `_forbid` masks after each character of (B, T), and ends before the least length."""
     _forbid(log_probabilities.view(-1, vocab.SIZE), target_in.flatten())
     for row, length in zip(log_probabilities, least, strict=True):
         row[:length, vocab.EOS] = -math.inf
@@ -251,7 +261,7 @@ def _search(
         best, top = totals.flatten().topk(min(width, totals.numel()))
         if _is_done(finished, n_best, float(best[0])):
             break
-        top = top[best > -math.inf]  # a wide beam has fewer prefixes to go on with than it could hold
+        top = top[best > -math.inf]  # fewer prefixes than the beam is wide
         beams, characters = top // vocab.SIZE, top % vocab.SIZE
         rows = (beams[:, None] * count + torch.arange(count, device=device)[None]).flatten()
         active.state.select(rows, same_memory=len(beams) == len(active.written))  # row r reads hypothesis r % count
@@ -262,7 +272,7 @@ def _search(
 
 
 def _is_done(finished: dict[str, float], n_best: int, best_open: float) -> bool:
-    """No open prefix can still enter the list, or none is worth it: probabilities only fall."""
+    """Return whether no open prefix can still enter the list, as probabilities only fall."""
     ranked = sorted(finished.values(), reverse=True)
     if not ranked:
         return best_open == -math.inf
@@ -271,10 +281,10 @@ def _is_done(finished: dict[str, float], n_best: int, best_open: float) -> bool:
 
 
 def _forbid(log_probabilities: Tensor, last: Tensor) -> Tensor:
-    """Mask what is never written after the characters `last` (N,) int64, in place.
+    """Mask the symbols that never follow the characters `last`, in place.
 
-    That is padding, BOS and UNK, and every space that `_tidy` would remove: so a text is written in one way only,
-    and its score is that of `log_probs`.
+    These are padding, BOS, UNK, and every space that `_tidy` would remove, so that each text has one spelling and
+    its score equals that of `log_probs`.
 
     Args:
         log_probabilities: (N, V) float32.

@@ -1,4 +1,4 @@
-"""DSR: candidates of the recogniser's list and of the Denoising LM, each with every score that the choice uses."""
+"""DSR: candidates from the recognizer's list and from the Denoising LM, with all scores that the selection uses."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from audio_llm.lm.ngram import NgramLm
 from audio_llm.nbest import NBest
 from audio_llm.text import Normalizer
 
-TextScores = Callable[[Sequence[str]], list[float | None]]  # texts -> log p(text | one sound)
+TextScores = Callable[[Sequence[str]], list[float | None]]  # texts -> log p(text | audio of one utterance)
 
 
 @dataclass(frozen=True)
 class NormalizedNBest:
-    """A list ready for scoring.
+    """An N-best list with normalized, distinct texts.
 
     Attributes:
-        texts: Distinct normalised texts, the recogniser's best first.
-        scores: The list's own score of each; minus its rank where an entry of the list has none.
+        texts: The texts, the recognizer's best first.
+        scores: The recognizer's score of each text; minus its rank where an entry of the list has no score.
     """
 
     texts: tuple[str, ...]
@@ -34,7 +34,7 @@ class NormalizedNBest:
 
     @classmethod
     def of(cls, nbest: NBest, normalizer: Normalizer) -> NormalizedNBest:
-        """Read a list; one whose best is silence has no texts, for silence is an answer too."""
+        """Normalize a list; it becomes empty where its best text is empty, as silence is a valid result."""
         best: dict[str, float] = {}
         missing = False
         for hypothesis in nbest.hypotheses if normalizer(nbest.best) else ():
@@ -47,21 +47,24 @@ class NormalizedNBest:
 
 
 class DsrCandidates:
-    """Makes the candidates of an utterance and scores them.
+    """Collects the candidates of an utterance and scores them.
 
-    The Denoising LM reads the text of the list with the highest total by `shortlist`; its proposals are candidates. The
-    scores are natural logarithms but for the last two: `asr`, the list's own, a text outside the list getting the
-    list's lowest; `sound`, log p(text | audio) of the second recogniser; `lm`, of an n-gram model; `dlm`, of the
-    Denoising LM; `unlisted`, -10 for a text outside the list, else 0; `proposed`, 1 for a text that the Denoising LM
-    proposed, else 0.
+    The Denoising LM reads the listed text with the highest total by `shortlist`; its proposals are candidates. Scores:
+
+    - `asr`: the recognizer's score; a text outside the list gets the lowest score of the list;
+    - `sound`: log p(text | audio) of the second recognizer;
+    - `lm`: log p(text) of an n-gram model;
+    - `dlm`: log p(text | hypothesis) of the Denoising LM;
+    - `unlisted`: -10 for a text outside the list, else 0;
+    - `proposed`: 1 for a text that the Denoising LM proposed, else 0.
 
     Args:
         model: The Denoising LM.
-        scorer: The second recogniser, or the one that made the list.
-        language_model: For `lm`; without it that score is 0.
+        scorer: The second recognizer, or the one that produced the list.
+        language_model: N-gram model for `lm`; None: that score is 0.
         shortlist: Weights of `asr`, `sound`, `lm` that rank the texts of the list for the Denoising LM.
         size: Number of listed texts that it scores in addition to the recognizer's best.
-        proposals: How many texts it proposes.
+        proposals: Number of texts that it proposes.
     """
 
     def __init__(
@@ -81,12 +84,12 @@ class DsrCandidates:
         self._proposals = proposals
 
     def make(self, nbest: NormalizedNBest, waveform: np.ndarray, listed: bool = True) -> list[Scored]:
-        """Return the candidates, the recogniser's best first; none where `sound` cannot be told of that one.
+        """Return the candidates, the recognizer's best first; none where that text has no `sound` score.
 
         Args:
-            heard: The list, not empty.
+            nbest: The list, not empty.
             waveform: (T,) float32 at 16 kHz.
-            listed: Take the shortlist beside the Denoising LM's texts (`pooled`), or not (`paper`).
+            listed: Whether the shortlist is added to the texts of the Denoising LM (`pooled`) or not (`paper`).
         """
         best, score = nbest.texts[0], self._sound_scorer(waveform)
         scored = self._score(nbest, nbest.texts, score)
@@ -105,11 +108,11 @@ class DsrCandidates:
         ]
 
     def of_list(self, nbest: NormalizedNBest, waveform: np.ndarray) -> list[Scored]:
-        """Return all texts of a list with the scores that need no Denoising LM, for finding `shortlist`."""
+        """Return all texts of a list with the scores that need no Denoising LM, for fitting `shortlist`."""
         return self._score(nbest, nbest.texts, self._sound_scorer(waveform))
 
     def _sound_scorer(self, waveform: np.ndarray) -> TextScores:
-        """Return what scores texts against this sound, which our own network needs to hear only once."""
+        """Return a function that scores texts against this waveform; the CTC network runs only once for all texts."""
         from audio_llm.asr.ctc import CtcRecognizer
 
         if isinstance(self._scorer, CtcRecognizer):
@@ -131,7 +134,7 @@ class DsrCandidates:
         return scored
 
     def _read(self, hypothesis: str, texts: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
-        """Return what the Denoising LM proposes, and the texts, each with log p(text | hypothesis)."""
+        """Return the proposals of the Denoising LM and the given texts, each with log p(text | hypothesis)."""
         greedy, log_probs = decode.greedy_and_log_probs(self._model, hypothesis, texts)
         candidates = [greedy] if self._proposals == 1 else decode.beam(self._model, hypothesis, self._proposals)
         proposed = {

@@ -1,4 +1,4 @@
-"""Text to a hypothesis that a recogniser might have made: drawn anew whenever a sentence is used."""
+"""Corrupts a text as a recognizer might misrecognize it, with new random errors at every use."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class NoiseConfig:
     """How texts are corrupted on the fly.
 
     Attributes:
-        substitution_prob: Share of sentences that get random characters substituted.
-        substitution_rate: Range of the rate of substituted characters in such a sentence.
-        clean_prob: Share of sentences left as they are, beside those whose drawn error rate is 0.
+        substitution_prob: Probability that random characters of a sentence are substituted.
+        substitution_rate: Range of the fraction of substituted characters in such a sentence.
+        clean_prob: Probability that a sentence stays unchanged, in addition to sentences whose drawn error rate is 0.
         rate_factor: Factor on the drawn word error rate.
     """
 
@@ -32,13 +32,13 @@ class NoiseConfig:
 
 
 def corrupt(text: str, confusions: Confusions, config: NoiseConfig, rng: np.random.Generator) -> str:
-    """Replace words by what may be heard instead, at an error rate drawn from the observed ones.
+    """Replace words by confusable ones, at an error rate drawn from the observed error rates.
 
     Args:
-        text: Normalised words.
-        confusions: What may be heard.
-        config: How much.
-        rng: Source of all draws.
+        text: Normalized words.
+        confusions: Table of confusions with the observed error rates.
+        config: Amount of noise.
+        rng: Random generator.
     """
     if rng.random() < config.clean_prob:
         return text
@@ -47,7 +47,7 @@ def corrupt(text: str, confusions: Confusions, config: NoiseConfig, rng: np.rand
 
 
 def substitute_characters(text: str, config: NoiseConfig, rng: np.random.Generator) -> str:
-    """Replace random characters by random symbols in a share of the texts (uniform over symbols, never padding)."""
+    """Replace random characters of a random part of the texts by uniformly drawn symbols, never by padding."""
     if not text or rng.random() >= config.substitution_prob:
         return text
     rate = rng.uniform(*config.substitution_rate)
@@ -58,7 +58,7 @@ def substitute_characters(text: str, config: NoiseConfig, rng: np.random.Generat
 
 
 def _confuse(words: list[str], rate: float, confusions: Confusions, rng: np.random.Generator) -> str:
-    """Replace spans at random places until a share `rate` of the words is wrong, in the mean exactly."""
+    """Replace random spans of words until a fraction `rate` of the words is wrong, exactly so on average."""
     spans = [[word] for word in words]
     free = np.ones(len(words), dtype=bool)
     remaining = rate * len(words)
@@ -76,7 +76,7 @@ def _confuse(words: list[str], rate: float, confusions: Confusions, rng: np.rand
         errors = edit_distance(words[start : start + count], new)
         if (
             errors > remaining and rng.random() * errors >= remaining
-        ):  # too much, so only as often as it is right on average
+        ):  # exceeds the rest: accepted only so often that the average is right
             break
         spans[start : start + count] = [new, *([[]] * (count - 1))]
         free[start : start + count] = False
@@ -87,7 +87,7 @@ def _confuse(words: list[str], rate: float, confusions: Confusions, rng: np.rand
 def _replacement(
     words: list[str], start: int, length: int, confusions: Confusions, rng: np.random.Generator
 ) -> tuple[int, str] | None:
-    """Return (words replaced, text) for the longest span up to `length` that the table knows."""
+    """Return (number of words to replace, replacement) for the longest span up to `length` that is in the table."""
     for count in range(min(length, len(words) - start), 0, -1):
         rows = confusions.table.get(" ".join(words[start : start + count]))
         if rows:

@@ -1,4 +1,4 @@
-"""Pairs and texts to packed shards that training reads without any audio or text library."""
+"""Writes pairs and texts to shards that training reads without any audio or text library."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class PackedPairs:
     """Pairs and texts in memory.
 
     Attributes:
-        references: Normalised texts.
-        hypotheses: For a pair what the recogniser heard, best first; empty for a text.
+        references: Normalized texts.
+        hypotheses: The recognizer's hypotheses of a pair, best first; empty for a text.
         is_pair: (N,) bool.
         lengths: (N,) int64, characters of the longer of reference and best hypothesis.
     """
@@ -44,15 +44,14 @@ def pack(
     """Write the parts `train` and `tune` and the table of confusions.
 
     Args:
-        pairs: Training pairs as `generate.read_pairs` gives them; those with an error are left out, and those
-            where nothing was heard.
-        texts: Further normalised sentences, to be corrupted on the fly.
+        pairs: Training pairs from `generate.read_pairs`; pairs with an error or without a hypothesis are skipped.
+        texts: Additional normalized sentences, to be corrupted on the fly.
         tune: Pairs for validation.
         output: Folder to write.
-        hypotheses: Kept of each pair.
-        other_pairs: Further training pairs that the table of confusions is not learned from: of another recogniser,
-            which may write what is no word.
-        copies: How often each of `pairs` is packed, so that they are drawn more often beside many others.
+        hypotheses: Number of hypotheses to store of each pair.
+        other_pairs: Training pairs that are not used for the table of confusions, because they come from another
+            recognizer, which may write non-words.
+        copies: Copies of each of `pairs`, to balance them against many `other_pairs`.
     """
     from audio_llm.asr.pronounce import read_dictionary
 
@@ -70,7 +69,7 @@ def read_packed(folder: Path) -> PackedPairs:
     """Read one part.
 
     Raises:
-        DataError: It is not there, or damaged.
+        DataError: The part is missing or damaged.
     """
     reader = ShardReader(folder)
     references = [decode_text(array) for array in reader.column("reference")]

@@ -1,4 +1,4 @@
-"""Training the Denoising LM on packed pairs, with texts corrupted on the fly."""
+"""Training of the Denoising LM on packed pairs, with texts corrupted on the fly."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DlmTrainConfig:
-    """Everything that decides a training, beside the data.
+    """Everything that determines a training, except the data.
 
     Attributes:
         model: Size of the network.
-        training: Steps, rates, seed.
+        training: Steps, learning rate, seed.
         noise: How texts are corrupted.
-        pair_fraction: Share of examples that are pairs from a recogniser; the rest are corrupted texts.
-        first_prob: Share of pairs that use the recogniser's best hypothesis; the rest use a later one.
-        batch_characters: Characters of references in a batch, at most.
-        label_smoothing: Probability spread evenly over the characters of texts, see `sequence_loss`.
-        validation_sentences: How many tuning pairs are decoded for the validation's word error rate.
+        pair_fraction: Fraction of examples that are pairs from a recognizer; the rest are corrupted texts.
+        first_prob: Probability that a pair uses the recognizer's best hypothesis; else any of its hypotheses is drawn.
+        batch_characters: Largest number of characters in a batch.
+        label_smoothing: Probability spread evenly over the characters of texts (see `sequence_loss`).
+        validation_sentences: Number of validation pairs that are decoded for the word error rate.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -60,16 +60,16 @@ def train_dlm(
     device: str = "auto",
     start_from: str | Path | None = None,
 ) -> TrainingResult:
-    """Train on a packed folder; leave a model directory in `output/best`.
+    """Train on a packed folder; write the best model to `output/best`.
 
     Args:
-        data: Folder that `pack` wrote, with a `train` and a `tune` part.
+        data: Folder written by `pack`, with a `train` and a `tune` part.
         output: Folder for logs and checkpoints.
-        config: What decides the training.
-        max_minutes: Limit of this call.
-        resume: Go on from `output/last`.
+        config: Configuration of the training.
+        max_minutes: Time limit of this call in minutes.
+        resume: Resume from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        start_from: A model to start from instead of random weights; of the same size.
+        start_from: Model of the same size to initialize from; None: random weights.
     """
     torch.manual_seed(config.training.seed)
     model = DenoisingLM(config.model)
@@ -100,16 +100,15 @@ def train_dlm(
 
 
 def sequence_loss(model: nn.Module, batch: tuple[Tensor, ...], label_smoothing: float) -> Tensor:
-    """Return the cross-entropy per character with label smoothing, over characters that are not padding.
+    """Return the cross-entropy per character in nats with label smoothing, over characters that are not padding.
 
-    The smoothing never goes to the end, nor takes from it. An end that may come anywhere with probability
-    smoothing / V (6 nats) costs less than the uncertain places of a long text, so that beam search would find the
-    empty text the best.
+    The smoothing excludes the end symbol. If the end could occur anywhere with probability smoothing / V (6 nats), it
+    would cost less than the uncertain characters of a long text, and beam search would prefer the empty text.
 
     Args:
         model: A DenoisingLM, possibly wrapped.
-        batch: source (B, S), source lengths (B,), target input (B, T), wanted (B, T), all int64.
-        label_smoothing: Probability spread evenly over the characters of texts where one of them is wanted.
+        batch: source (B, S), source lengths (B,), target input (B, T), target output (B, T), all int64.
+        label_smoothing: Probability spread evenly over the characters of texts, where the target is not the end.
     """
     source, lengths, target_in, target_out = batch
     log_probabilities = model(source, lengths, target_in)
@@ -122,7 +121,7 @@ def sequence_loss(model: nn.Module, batch: tuple[Tensor, ...], label_smoothing: 
 
 
 def batches(packed: PackedPairs, config: DlmTrainConfig, epoch: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield batches of (row, seed): all texts once, with pairs drawn in to their share, alike for equal arguments."""
+    """Yield batches of (row, seed): all texts once, and pairs drawn up to their fraction; equal for equal arguments."""
     rng = np.random.default_rng((config.training.seed, epoch))
     texts = np.flatnonzero(~packed.is_pair)
     pairs = np.flatnonzero(packed.is_pair)
@@ -137,14 +136,14 @@ def batches(packed: PackedPairs, config: DlmTrainConfig, epoch: int) -> Iterator
 
 
 def to_tensors(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return source (B, S), source lengths (B,), target input (B, T), wanted (B, T), all int64."""
+    """Return source (B, S), source lengths (B,), target input (B, T), target output (B, T), all int64."""
     return (*batch_sources(hypotheses), *batch_targets(references))
 
 
 def _example(
     packed: PackedPairs, row: int, seed: int, confusions: Confusions, config: DlmTrainConfig
 ) -> tuple[str, str]:
-    """Return (hypothesis, reference), drawn from the seed alone."""
+    """Return (hypothesis, reference), drawn from the seed only."""
     rng = np.random.default_rng(seed)
     reference = packed.references[row]
     if not packed.is_pair[row]:
@@ -170,7 +169,7 @@ def _validate(model: nn.Module, tune: PackedPairs, config: DlmTrainConfig) -> Ma
 
 
 def _plain(model: Any) -> DenoisingLM:
-    """Return the model itself where a wrapper for several processes surrounds it."""
+    """Return the model without the wrapper of distributed training."""
     plain = getattr(model, "module", model)
     assert isinstance(plain, DenoisingLM)
     return plain

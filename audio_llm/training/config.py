@@ -1,4 +1,4 @@
-"""Frozen dataclasses from YAML, strictly: unknown keys and wrong kinds are errors that name the remedy."""
+"""Reads frozen dataclasses from YAML strictly: unknown keys and wrong types are errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def load_config(cls: type[T], path: str | Path | None, overrides: Sequence[str] 
     Args:
         cls: A dataclass; its fields may be bool, int, float, str, Path, Literal, Optional, tuples, dictionaries
             with string keys, and other dataclasses.
-        path: The YAML file; None takes every default of `cls`.
-        overrides: `key=value` texts that win over the file; `model.layers=8` reaches into a nested dataclass and
-            the value is read as YAML.
+        path: The YAML file; None: the defaults of `cls`.
+        overrides: `key=value` strings that take precedence over the file. `model.layers=8` sets a field of a nested
+            dataclass; the value is parsed as YAML.
 
     Raises:
-        ConfigError: No such file, not YAML, an unknown key, a missing key or a value of the wrong kind.
+        ConfigError: The file is missing or not YAML, a key is unknown or missing, or a value has the wrong type.
     """
     values: Any = {} if path is None else _read_yaml(Path(path))
     if not isinstance(values, dict):
@@ -43,8 +43,8 @@ def config_from_dict(cls: type[T], values: Mapping[str, Any], path: str | Path |
 
     Args:
         cls: The dataclass.
-        values: Keys to plain YAML or JSON values.
-        path: Where the values come from, for errors.
+        values: Plain YAML or JSON values by key.
+        path: File of the values, for error messages.
 
     Raises:
         ConfigError: As for `load_config`.
@@ -92,7 +92,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         child = values.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {parent!r} is a single value, nothing lies under it")
+            raise ConfigError(f"override {override!r}: {parent!r} is a single value without nested keys")
         values = child
     values[last] = value
 
@@ -141,7 +141,7 @@ def _build(cls: Any, values: Any, prefix: str, path: str | Path | None) -> Any:
 
 
 def _over_default(field: dataclasses.Field[Any], value: Any) -> Any:
-    """Return a nested mapping laid over the field's own default, so that naming one key keeps the others."""
+    """Return a nested mapping merged into the default of its field, so that the keys it omits keep their defaults."""
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if not isinstance(value, Mapping) or not dataclasses.is_dataclass(default) or isinstance(default, type):
         return value
@@ -163,7 +163,7 @@ def _nearest(key: str, names: list[str], prefix: str) -> str:
 
 
 def _convert(kind: Any, value: Any, key: str, path: str | Path | None) -> Any:
-    """Return `value` as `kind`, or raise a ConfigError that names the key."""
+    """Return `value` converted to `kind`, or raise a ConfigError that names the key."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -186,7 +186,7 @@ def _convert(kind: Any, value: Any, key: str, path: str | Path | None) -> Any:
     if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     expected = getattr(kind, "__name__", str(kind))
-    raise ConfigError(f"'{key}' is {value!r}", path=path, remedy=f"give a value of kind {expected}")
+    raise ConfigError(f"'{key}' is {value!r}", path=path, remedy=f"give a value of type {expected}")
 
 
 def _convert_union(kinds: tuple[Any, ...], value: Any, key: str, path: str | Path | None) -> Any:
@@ -213,7 +213,7 @@ def _convert_sequence(origin: Any, kinds: tuple[Any, ...], value: Any, key: str,
 
 
 def _as_float(value: Any) -> float | None:
-    """Return a number; YAML 1.1 reads `1e-3` as a text, so texts that spell a number count."""
+    """Return a number, also from a string, because YAML 1.1 reads `1e-3` as a string."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

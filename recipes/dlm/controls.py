@@ -43,7 +43,7 @@ def report(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, 
     models = make_models(output, model_dir, read_settings(model_dir))
     everything = plans(folder)
     lists = {name: to_lists(read_set(output, name))[:limit] for name in sets or SETS}
-    compared: dict[str, System] = {"recogniser": systems.recogniser}
+    compared: dict[str, System] = {"recognizer": systems.recognizer}
     for swapped, label in ((False, ""), (True, ", sound of the next utterance")):
         whole = scored_lists(everything, output, models, lists, swapped)
         pools = dsr_pools(everything, output, models, lists, SWAPPED if swapped else "")

@@ -39,7 +39,7 @@ def sentences(data: Path) -> dict[str, list[Sentence]]:
 
 
 def scored_texts(data: Path) -> list[str]:
-    """Return the normalised texts of every recording and list that is tuned or reported on."""
+    """Return the normalized texts of every recording and list that is tuned or reported on."""
     texts = [r.text for name, rows in recordings(data).items() if name != "train" for r in rows]
     for name in TRANSFER_LISTS:
         texts += [nbest.reference or "" for nbest in read_nbest(data / "nbest" / f"{name}.json")]
@@ -47,7 +47,7 @@ def scored_texts(data: Path) -> list[str]:
 
 
 def check_no_leak(training_texts: Iterable[str], data: Path) -> None:
-    """Raise DataError where a normalised training text is also scored."""
+    """Raise DataError where a normalized training text is also scored."""
     parts = sentences(data)
     scored = {*scored_texts(data), *(s.words for name in ("tune", "book", "voice") for s in parts[name])}
     leaked = sorted(scored.intersection(training_texts))

@@ -18,7 +18,7 @@ from audio_llm.nbest import NBest
 from audio_llm.simulation.augment import Augmentation
 from audio_llm.text import DEFAULT_NORMALIZER
 
-Pool = dict[str, list[Scored]]  # id -> candidates, the recogniser's best first
+Pool = dict[str, list[Scored]]  # id -> candidates, the recognizer's best first
 
 
 def scored(
@@ -67,7 +67,7 @@ def _sound(item: PairItem, augmentation: Augmentation) -> np.ndarray:
 
 
 def choose_all(lists: Sequence[NBest], pools: Mapping[str, Sequence[Scored]], score_weights: ScoreWeights) -> list[str]:
-    """Return the best candidate for each list; the recogniser's text where there is none."""
+    """Return the best candidate for each list; the recognizer's text where there is none."""
     candidates = [pools.get(nbest.id, ()) for nbest in lists]
     return [
         pool[choose(pool, score_weights)].text if pool else nbest.best

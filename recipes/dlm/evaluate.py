@@ -40,7 +40,7 @@ class Row:
         set_name: The set's.
         counts: Word errors.
         interval: 95 % bootstrap interval of the rate.
-        p_value: One-sided paired bootstrap against the recogniser.
+        p_value: One-sided paired bootstrap against the recognizer.
         p_ngram: The same against `NGRAM`, 1 where that was not run before.
         p_sound: The same against `SOUND`.
         changes: What was changed.
@@ -91,7 +91,7 @@ def evaluate(systems: Mapping[str, System], sets: Mapping[str, Sequence[NBest]])
 
 
 def rescoring(scorer: TextScorer, tune: Sequence[NBest], tune_name: str) -> tuple[System, ScoreWeights]:
-    """Return a system that chooses from each list by the recogniser's score and another's, and its tuned scales.
+    """Return a system that chooses from each list by the recognizer's score and another's, and its tuned scales.
 
     Args:
         scorer: Log-probabilities of texts; the scales call them `lm`.

@@ -32,7 +32,7 @@ def compare(
     language_model: NgramLm,
     sets: Mapping[str, Sequence[NBest]],
 ) -> str:
-    """Return a Markdown table of each set: every model, without a gate, against the recogniser and the first model.
+    """Return a Markdown table of each set: every model, without a gate, against the recognizer and the first model.
 
     Args:
         models: By their names in the table.
@@ -53,7 +53,7 @@ def _table(
     references = [nbest.reference or "" for nbest in lists]
     baseline = metrics.utterance_errors(references, [nbest.best for nbest in lists])
     rows = [f"### {name}: {len(lists)} utterances\n", _HEADER, "|---" * (_HEADER.count("|") - 1) + "|"]
-    rows.append(f"| recogniser | | | {_rate(baseline)} | | {_rate(baseline)} | |")
+    rows.append(f"| recognizer | | | {_rate(baseline)} | | {_rate(baseline)} | |")
     first: list[np.ndarray] = []
     for model_name, model in models.items():
         nats = _nats(model, lists)

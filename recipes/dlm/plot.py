@@ -9,7 +9,7 @@ from typing import Any
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw one panel a set: a dot a system, its 95 % interval, and a line at the recogniser's rate.
+    """Draw one panel a set: a dot a system, its 95 % interval, and a line at the recognizer's rate.
 
     Args:
         rows: As `evaluate.write_json` wrote them.
@@ -30,7 +30,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             [100 * (row["interval"]["high"] - row["wer"]) for row in selected],
         ]
         panel.errorbar(rates, range(len(selected)), xerr=spread, fmt="o", capsize=3)
-        panel.axvline(rates[0], linewidth=0.8, color="grey")
+        panel.axvline(rates[0], linewidth=0.8, color="gray")
         panel.set_yticks(range(len(selected)), [row["system"] for row in selected])
         panel.set_title(f"{name} ({selected[0]['counts']['utterances']})", fontsize=9)
         panel.set_xlabel("word error rate, %")

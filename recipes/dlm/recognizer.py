@@ -1,4 +1,4 @@
-"""Our own CTC recogniser: what it is trained and tuned on, and its word error rates."""
+"""Our own CTC recognizer: what it is trained and tuned on, and its word error rates."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def tune_search(packs: Path, model_dir: Path, language_model: Path, finished: Pa
 
 
 def write_pairs(packs: Path, model_dir: Path, output: Path) -> None:
-    """Write what the recogniser hears in its training data, as JSON lines of `reference` and `hypotheses`.
+    """Write what the recognizer hears in its training data, as JSON lines of `reference` and `hypotheses`.
 
     What is nearly all wrong is left out, for it would teach to invent.
     """
@@ -123,7 +123,7 @@ def report(folder: Path, model_dir: Path, limit: int) -> str:
 
 
 def recognized(folder: Path, model_dir: Path, limit: int, nbest: int = 5) -> dict[str, list[NBest]]:
-    """Return what the recogniser hears in the first utterances of each reported set."""
+    """Return what the recognizer hears in the first utterances of each reported set."""
     recognizer = CtcRecognizer.load(model_dir)
     return {
         name: [

@@ -39,7 +39,7 @@ from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.training.loop import TrainingConfig
 
 CTC_PAIRS = Path("pairs", "ctc-train.jsonl")  # in the output folder
-PAIR_COPIES = 6  # of each pair of pocketsphinx beside those of the CTC recogniser, which cost next to nothing
+PAIR_COPIES = 6  # of each pair of pocketsphinx beside those of the CTC recognizer, which cost next to nothing
 CHAR_LM = TrainingConfig(100_000, schedule_by="time", log_every=50, validate_every=500)
 STAGES = (
     "generate",
@@ -86,7 +86,7 @@ def stage_pack(folder: Path, output: Path, sets: list[str] | None, max_texts: in
     data.check_no_leak([*texts, *(pair["reference"] for pair in (*pairs, *ctc_pairs))], folder)
     pack(pairs, texts, tune, output / "packed", other_pairs=ctc_pairs, copies=PAIR_COPIES if ctc_pairs else 1)
     counts = len(pairs), len(ctc_pairs), len(texts), len(tune)
-    logging.info("packed %d pairs of pocketsphinx, %d of the CTC recogniser, %d texts, %d tuning pairs", *counts)
+    logging.info("packed %d pairs of pocketsphinx, %d of the CTC recognizer, %d texts, %d tuning pairs", *counts)
 
 
 def stage_lm(folder: Path, output: Path) -> None:
@@ -115,9 +115,9 @@ def stage_char_lm(
 
 
 def stage_transfer(folder: Path, output: Path, model_dir: Path, ctc: Path | None, limit: int) -> None:
-    """Use the model on lists of Whisper and of our CTC recogniser, of which it knows nothing."""
+    """Use the model on lists of Whisper and of our CTC recognizer, of which it knows nothing."""
     models = measure.make_models(output, model_dir, read_settings(model_dir))
-    compared: dict[str, System] = {"recogniser": systems.recogniser, **systems.denoised(models)}
+    compared: dict[str, System] = {"recognizer": systems.recognizer, **systems.denoised(models)}
     compared["oracle"] = systems.oracles()["oracle of 100"]
     sets = {name: _normalized(read_nbest(folder / "nbest" / f"{name}.json"))[:limit] for name in data.TRANSFER_LISTS}
     if ctc is not None:
@@ -149,7 +149,7 @@ def stage_speed(folder: Path, output: Path, model_dir: Path, limit: int) -> None
 
 
 def _by_rank(lists: Iterable[NBest]) -> list[NBest]:
-    """Return the lists in which something was heard, without scores, which count with the tuned recogniser only."""
+    """Return the lists in which something was heard, without scores, which count with the tuned recognizer only."""
     return [
         NBest(nbest.id, tuple(Hypothesis(h.text) for h in nbest.hypotheses), nbest.reference)
         for nbest in lists
@@ -183,7 +183,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="char-lm: go on where it stopped")
     parser.add_argument("--cpu-bf16", action="store_true", help="char-lm: bfloat16 on a CPU that is fast at it")
     parser.add_argument("--limit", type=int, default=100, help="controls, transfer, ctc-report, speed: of each set")
-    parser.add_argument("--ctc", type=Path, help="transfer: a CTC recogniser's model directory")
+    parser.add_argument("--ctc", type=Path, help="transfer: a CTC recognizer's model directory")
     parser.add_argument("--model", type=Path, help="a model directory")
     parser.add_argument("--models", nargs="+", metavar="NAME=DIR", help="loop: which Denoising LMs")
     parser.add_argument("--finished", type=Path, help="tune, tune-sound, ctc-tune: the model directory to write")

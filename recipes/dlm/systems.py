@@ -1,4 +1,4 @@
-"""The systems that the tables compare: the recogniser, the baselines, the Denoising LM's decodings, the oracles."""
+"""The systems that the tables compare: the recognizer, the baselines, the Denoising LM's decodings, the oracles."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def baselines(
     few = [_first(nbest) for nbest in tune]
     phrase = PhraseCorrector.train([_first(nbest) for nbest in train], text=texts)
     scorer = ngram_scorer(models.language_model)
-    systems: dict[str, System] = {"recogniser": recogniser}
+    systems: dict[str, System] = {"recognizer": recognizer}
     systems[NGRAM] = _on_first(rescoring(scorer, few, tune_name)[0])
     systems["n-gram rescoring, 100 best"] = rescoring(scorer, tune, tune_name)[0]
     systems["phrase table"] = _on_first(lambda lists: [c.text for c in phrase.correct(lists)])
@@ -104,8 +104,8 @@ def oracles() -> dict[str, System]:
     }
 
 
-def recogniser(lists: Sequence[NBest]) -> list[str]:
-    """Return the recogniser's best of each list."""
+def recognizer(lists: Sequence[NBest]) -> list[str]:
+    """Return the recognizer's best of each list."""
     return [nbest.best for nbest in lists]
 
 
@@ -115,7 +115,7 @@ def tune_dsr(pools: Sequence[Sequence[Scored]], references: Sequence[str], name:
 
 
 def of_paper(pool: Sequence[Scored]) -> list[Scored]:
-    """Return the candidates that the Denoising LM proposed, and the recogniser's text, which comes first."""
+    """Return the candidates that the Denoising LM proposed, and the recognizer's text, which comes first."""
     return [candidate for i, candidate in enumerate(pool) if i == 0 or candidate.scores["proposed"]]
 
 

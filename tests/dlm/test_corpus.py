@@ -14,7 +14,7 @@ BOOK = """CHAPTER I
 
 Mr. Holmes paid 21 shillings to Dr. Watson at St. Paul's. "Is it you?" he cried; nobody came in.
 
-The _Nellie_ lay--as before--at anchor, e. g. in the river of the old grey town by the sea!
+The _Nellie_ lay--as before--at anchor, e. g. in the river of the old gray town by the sea!
 """
 
 
@@ -24,7 +24,7 @@ def test_sentences_end_at_stops_and_not_at_titles() -> None:
         "Mr. Holmes paid 21 shillings to Dr. Watson at St. Paul's.",
         '"Is it you?" he cried;',
         "nobody came in.",
-        "The Nellie lay as before at anchor, e. g. in the river of the old grey town by the sea!",
+        "The Nellie lay as before at anchor, e. g. in the river of the old gray town by the sea!",
     ]
 
 
@@ -59,7 +59,7 @@ def test_shared_passages_are_dropped() -> None:
 @pytest.mark.parametrize("name", list(NORMALIZERS))
 @given(text=st.text(max_size=60))
 @example(text="D%R")
-def test_normalising_twice_changes_nothing(name: str, text: str) -> None:
+def test_normalizing_twice_changes_nothing(name: str, text: str) -> None:
     normalizer = NORMALIZERS[name]
     assert normalizer(normalizer(text)) == normalizer(text)
 

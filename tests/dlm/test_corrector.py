@@ -156,7 +156,7 @@ def test_words_of_no_hypothesis_are_the_models() -> None:
     assert found.edits == (Edit(1, 2, "bat", "cat", "dlm"),)
 
 
-def test_a_small_gain_keeps_the_recognisers_text_as_it_wrote_it() -> None:
+def test_a_small_gain_keeps_the_recognizers_text_as_it_wrote_it() -> None:
     (found,) = corrector().correct([nbest("The bat sat.")])
     assert (found.text, found.input, found.kept, found.edits) == ("The bat sat.", "The bat sat.", True, ())
     assert found.reason == "gain 1.8 below the margin of 2"
@@ -189,14 +189,14 @@ def test_a_correction_without_end_is_not_taken(monkeypatch: pytest.MonkeyPatch) 
     assert (found.text, found.reason) == ("the bat sat", "the correction has no end")
 
 
-def test_dsr_without_sound_or_without_a_recogniser_that_scores_is_refused() -> None:
+def test_dsr_without_sound_or_without_a_recognizer_that_scores_is_refused() -> None:
     with pytest.raises(UsageError, match="scores any text"):
         corrector("dsr")
     with pytest.raises(UsageError, match="scores any text"):
         corrector("dsr", recognizer=FakeRecognizer(text_scores=False))
-    with pytest.raises(UsageError, match="needs the sound"):
+    with pytest.raises(UsageError, match="needs the waveform"):
         corrector("dsr", recognizer=FakeRecognizer()).correct([nbest("a mat")])
-    with pytest.raises(UsageError, match="no decoding is named"):
+    with pytest.raises(UsageError, match="unknown decoding 'best'"):
         corrector("best")
 
 
@@ -220,7 +220,7 @@ def heard(*texts: str, scores: Sequence[float | None] | None = None) -> Normaliz
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_the_recognisers_own_text_is_always_among_the_candidates(listed: bool) -> None:
+def test_the_recognizers_own_text_is_always_among_the_candidates(listed: bool) -> None:
     answers = {"the cat": 0.7, "the hat": 0.2, "the mat": 0.1}
     model = TableModel({"the rat": answers, "the cat": answers})
     made = pools(model).make(heard("the rat", "the vat", "the cat"), CAT_SOUND, listed)
@@ -285,14 +285,14 @@ def test_our_own_network_compares_candidates_with_the_sound() -> None:
     assert [c.scores["sound"] for c in made] == pytest.approx(scorer.score(sound, ["a mat", "a bat"]))
 
 
-def test_another_recogniser_may_compare_with_the_sound() -> None:
+def test_another_recognizer_may_compare_with_the_sound() -> None:
     maker, scorer = FakeRecognizer(text_scores=False), FakeRecognizer()
     (found,) = corrector("dsr", recognizer=maker, scorer=scorer).correct([nbest("the bat sat")], [HAT_SOUND])
     assert found.text == "the hat sat"
     assert not maker.asked
 
 
-def test_a_text_that_the_recogniser_cannot_score_itself_is_kept() -> None:
+def test_a_text_that_the_recognizer_cannot_score_itself_is_kept() -> None:
     recognizer = FakeRecognizer(unknown=["the bat sat"])
     (found,) = corrector("dsr", gate=False, recognizer=recognizer).correct([nbest("the bat sat")], [CAT_SOUND])
     assert (found.text, found.kept) == ("the bat sat", True)
@@ -379,7 +379,7 @@ def test_a_saved_model_directory_is_a_corrector(tmp_path: Path) -> None:
         DlmCorrector.load(tmp_path / "model", decode="dsr")
 
 
-def test_scores_of_another_recogniser_than_the_tuned_one_do_not_count() -> None:
+def test_scores_of_another_recognizer_than_the_tuned_one_do_not_count() -> None:
     scored = nbest("the bat sat", "the hat sad", scores=[-90.0, -1.0])
     plain = nbest("the bat sat", "the hat sad")
     settings = replace(SETTINGS, recognizer="fake", rank_weight=3.0, list_scales=ScoreWeights({"asr": 1.0}))

@@ -78,7 +78,7 @@ def test_every_voice_and_every_sentence_is_used_once() -> None:
     assert {item.voice for item in items} == set(GenerationConfig().voices)
 
 
-def test_shard_holds_normalised_distinct_hypotheses_and_the_recognisers_version(tmp_path: Path) -> None:
+def test_shard_holds_normalised_distinct_hypotheses_and_the_recognizers_version(tmp_path: Path) -> None:
     plan = plan_recordings(recordings(tmp_path, 2), GenerationConfig())
     data, failed = make_shard(plan, 0, FakeRecognizer())
     assert failed == 0

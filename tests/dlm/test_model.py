@@ -172,7 +172,7 @@ def test_distances_are_the_edit_distances_to_every_first_part() -> None:
     from audio_llm.align import edit_distance
     from audio_llm.dlm.model import next_distances
 
-    source, written = "my favor was great", "my favour is"
+    source, written = "my favor was great", "my favor is"
     numbers, _ = batch_sources([source])
     distances = torch.arange(numbers.shape[1] + 1, dtype=torch.float32)[None]
     for count, character in enumerate(written, 1):

@@ -7,7 +7,7 @@ from audio_llm.dlm.rescore import Scored, ScoreWeights, choose, fit_weights
 from audio_llm.errors import DataError
 
 POOL = [
-    Scored("the recogniser likes this", {"asr": -10.0, "dlm": -9.0}),
+    Scored("the recognizer likes this", {"asr": -10.0, "dlm": -9.0}),
     Scored("the other model likes that", {"asr": -14.0, "dlm": -1.0}),
     Scored("nobody does", {"asr": -20.0, "dlm": -20.0}),
 ]
@@ -26,7 +26,7 @@ def planted(count: int = 60, factor: float = 1.0, seed: int = 0) -> tuple[list[l
     return utterances, references
 
 
-def test_factor_zero_gives_the_recognisers_best_and_a_large_one_the_denoising_lms() -> None:
+def test_factor_zero_gives_the_recognizers_best_and_a_large_one_the_denoising_lms() -> None:
     assert choose(POOL, ScoreWeights({"asr": 1.0, "dlm": 0.0})) == 0
     assert choose(POOL, ScoreWeights({"asr": 1.0, "dlm": 1e6})) == 1
     assert choose(POOL, ScoreWeights({"asr": 1.0, "dlm": 0.45})) == 0

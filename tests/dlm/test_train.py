@@ -70,7 +70,7 @@ def test_packing_keeps_pairs_and_texts_and_leaves_out_what_was_not_heard(data: P
     assert len(confusions.error_rates) == 8
 
 
-def test_pairs_of_another_recogniser_are_packed_beside_and_teach_no_confusions(tmp_path: Path) -> None:
+def test_pairs_of_another_recognizer_are_packed_beside_and_teach_no_confusions(tmp_path: Path) -> None:
     pairs, others = [pair(["see"], "sea")], [pair(["kat", "kad"], "cat"), pair([""], "dog")]
     pack(pairs, ["a text"], pairs, tmp_path, other_pairs=others, copies=3)
     train = read_packed(tmp_path / "train")

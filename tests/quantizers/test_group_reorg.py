@@ -60,7 +60,7 @@ def test_uses_are_counted_in_training_and_without_padding() -> None:
     assert counts[most].tolist() == sorted(counts.tolist(), reverse=True)[:4]
 
 
-def test_reorganising_pairs_the_most_used_entries() -> None:
+def test_reorganizing_pairs_the_most_used_entries() -> None:
     groups = make_groups()
     groups.first.uses.copy_(torch.tensor([0, 9, 0, 3, 0, 7, 0, 0, 1, 0, 0, 0]))
     groups.second.uses.copy_(torch.tensor([5, 0, 0, 0, 0, 0, 0, 0, 0, 8]))
@@ -74,7 +74,7 @@ def test_reorganising_pairs_the_most_used_entries() -> None:
     assert single.uses.sum() == 0
 
 
-def test_reorganised_with_all_entries_nothing_is_lost() -> None:
+def test_reorganized_with_all_entries_nothing_is_lost() -> None:
     groups, x = make_groups().eval(), vectors(80)
     single = reorganize(groups, *SIZES).eval()
     torch.testing.assert_close(single(x, all_of(x)).values, groups(x, all_of(x)).values)
@@ -86,7 +86,7 @@ def test_more_entries_than_there_are_are_refused(counts: tuple[int, int]) -> Non
         reorganize(make_groups(), *counts)
 
 
-def test_the_reorganised_codebook_learns_by_itself() -> None:
+def test_the_reorganized_codebook_learns_by_itself() -> None:
     groups = make_groups()
     single = reorganize(groups, 4, 4).train()
     before = groups.first.codebook.detach().clone()
@@ -115,7 +115,7 @@ def test_a_stored_codebook_decodes_alike(make: object) -> None:
     assert not torch.equal(other.decode(codes), trained.decode(codes))
     other.load_state_dict(trained.state_dict())
     assert torch.equal(other.decode(codes), trained.decode(codes))
-    assert {name for name in trained.state_dict() if "uses" in name}  # what reorganising goes by is stored
+    assert {name for name in trained.state_dict() if "uses" in name}  # what reorganizing goes by is stored
 
 
 @pytest.mark.parametrize("kind", ["group", "single"])

@@ -19,9 +19,9 @@ def make_quantizer(size: int = 32, seed: int = 0) -> CosineVQ:
 
 def clusters(count: int, vectors: int, generator: torch.Generator) -> Tensor:
     """Return (1, vectors, WIDTH) around `count` directions that are always the same, of any length."""
-    centres = functional.normalize(torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(7)), dim=-1)
+    centers = functional.normalize(torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(7)), dim=-1)
     chosen = torch.randint(count, (vectors,), generator=generator)
-    x = centres[chosen] + 0.05 * torch.randn(vectors, WIDTH, generator=generator)
+    x = centers[chosen] + 0.05 * torch.randn(vectors, WIDTH, generator=generator)
     return (x * torch.rand(vectors, 1, generator=generator).add(0.1).mul(10.0))[None]
 
 
@@ -117,7 +117,7 @@ def test_the_gradient_passes_straight_through() -> None:
     x = functional.normalize(x, dim=-1).requires_grad_()
     wanted = torch.randn(2, 9, WIDTH, generator=torch.Generator().manual_seed(2))
     (quantizer(x, all_of(x)).values * wanted).sum().backward()
-    # of the normalisation only: what lies along a unit vector has no effect
+    # of the normalization only: what lies along a unit vector has no effect
     unit = x.detach()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, wanted - (wanted * unit).sum(-1, keepdim=True) * unit, atol=1e-5, rtol=1e-4)

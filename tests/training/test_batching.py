@@ -69,9 +69,9 @@ def test_short_and_long_batches_come_in_any_order() -> None:
     lengths = long_tailed(3000)
     means = [lengths[[row for row, _ in batch]].mean() for batch in drawn(lengths, 400)]
     assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.2
-    neighbours = {tuple(sorted(row for row, _ in batch)) for batch in drawn(lengths, 400)}
+    neighbors = {tuple(sorted(row for row, _ in batch)) for batch in drawn(lengths, 400)}
     again = {tuple(sorted(row for row, _ in batch)) for batch in drawn(lengths, 400, seed=1)}
-    assert len(neighbours & again) < 0.1 * len(neighbours)  # and another seed puts other rows together
+    assert len(neighbors & again) < 0.1 * len(neighbors)  # and another seed puts other rows together
 
 
 @pytest.mark.filterwarnings("error")

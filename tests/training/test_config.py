@@ -70,7 +70,7 @@ def test_null_and_empty(tmp_path: Path) -> None:
         ("name: a\n", "model.layrs=1", "did you mean 'model.layers'"),
         ("name: a\nrate: fast\n", None, "'rate' is 'fast'"),
         ("name: a\nmodel: {layers: 2.5}\n", None, "'model.layers' is 2.5"),
-        ("name: a\nmodel: {layers: true}\n", None, "kind int"),
+        ("name: a\nmodel: {layers: true}\n", None, "type int"),
         ("name: a\nkind: huge\n", None, "use one of small, tiny"),
         ("name: a\nspeeds: 1\n", None, "give a list"),
         ("name: a\nmodel: 3\n", None, "'model' must be a mapping"),
@@ -79,7 +79,7 @@ def test_null_and_empty(tmp_path: Path) -> None:
         ("- a\n", None, "not a mapping"),
         ("name: [a\n", None, "not valid YAML"),
         ("name: a\n", "rate", "not of the form key=value"),
-        ("name: a\n", "name.first=1", "nothing lies under it"),
+        ("name: a\n", "name.first=1", "single value without nested keys"),
     ],
 )
 def test_errors_name_the_remedy(tmp_path: Path, text: str, override: str | None, message: str) -> None:

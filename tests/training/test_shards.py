@@ -63,7 +63,7 @@ def test_index_of_shards_made_apart(tmp_path: Path) -> None:
 def test_rows_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="row 1 has"):
         write_shard([{"a": np.zeros(1)}, {"b": np.zeros(1)}], tmp_path / "x")
-    with pytest.raises(DataError, match="changes its kind"):
+    with pytest.raises(DataError, match="changes its dtype"):
         write_shard([{"a": np.zeros(1)}, {"a": np.zeros(1, dtype=np.uint8)}], tmp_path / "x")
     with pytest.raises(DataError, match="at least one"):
         write_shard([], tmp_path / "x")
