@@ -35,5 +35,5 @@ class PerceptualLoss:
 
 
 def provenance_of(loss: PerceptualLoss | None) -> dict[str, dict[str, str]]:
-    """Return the network of a perceptual loss as a model directory records it, under the stored key `listener`."""
+    """Return the network of a perceptual loss as the provenance of a model directory records it."""
     return {"listener": {"name": loss.name, "fingerprint": loss.fingerprint}} if loss else {}

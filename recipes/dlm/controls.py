@@ -1,4 +1,4 @@
-"""What breaks DSR's gain, and what each of its scores is worth."""
+"""Controls of DSR's gain: the audio of another utterance, and subsets of its scores."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from audio_llm.align import count_edits
 from audio_llm.dlm.rescore import Scored, choose, fit_weights
 from audio_llm.dlm.settings import read_settings
 
-SETS = ("real-kathleen", "synthetic-book")  # unless others are named
+SETS = ("real-kathleen", "synthetic-book")  # default sets
 FOLDS = 5
-PARTS: dict[str, tuple[str, ...]] = {  # scores that a choice from DSR's candidates may use
+PARTS: dict[str, tuple[str, ...]] = {  # subsets of scores to select DSR's candidates by
     "list": ("asr",),
     "list, trigram": ("asr", "lm"),
     "list, sound": ("asr", "sound"),
@@ -31,14 +31,14 @@ PARTS: dict[str, tuple[str, ...]] = {  # scores that a choice from DSR's candida
 
 
 def report(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, limit: int) -> str:
-    """Return two tables: the choice with the sound of the next utterance, and cross-validation on the tuning lists.
+    """Return two tables: results with the audio of the next utterance, and cross-validation on the tuning lists.
 
     Args:
-        folder: The data.
-        output: Of the recipe.
+        folder: The data folder.
+        output: The recipe's output folder.
         model_dir: The tuned Denoising LM.
         sets: Reporting sets.
-        limit: Utterances of each at most, for a swapped sound has to be heard anew.
+        limit: Largest number of utterances per set, because swapped audio has to be scored again.
     """
     models = make_models(output, model_dir, read_settings(model_dir))
     everything = plans(folder)
@@ -62,7 +62,7 @@ def report(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, 
 
 
 def cross_validated(candidates: Sequence[Sequence[Scored]], references: Sequence[str], scores: Sequence[str]) -> float:
-    """Return the word error rate where each fold is chosen from with scales that were found on the others."""
+    """Return the word error rate where each fold is corrected with weights that were fitted on the other folds."""
     folds = np.random.default_rng(data.SEED).permutation(len(references)) % FOLDS
     errors = 0
     for fold in range(FOLDS):

@@ -1,4 +1,4 @@
-"""DSR's candidates with their scores: the sound is made again and compared with every candidate, once."""
+"""DSR's candidates with their scores: the audio is regenerated and every candidate is scored on it, once."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def scored(
     """Return the candidates of each list that is not empty.
 
     Args:
-        plan: The set's plan, which makes the sound again.
-        lists: The set's lists.
+        plan: The plan of the set, from which the audio is regenerated.
+        lists: The N-best lists of the set.
         make: (list, (T,) float32 at 16 kHz) -> candidates.
-        path: JSON lines; what is there already is not made again.
-        label: Of all models that the scores depend on; a file of another label is made anew.
-        swapped: Compare each list with the sound of the next one instead of its own: a control.
+        path: JSON-lines file of candidates; utterances that it contains are not scored again.
+        label: Identifies all models that the scores depend on; a file with another label is replaced.
+        swapped: As a control, score each list on the audio of the next utterance.
     """
     pools = _read(path, label)
     items = {item.text_id: item for shard in plan.shards for item in shard}
@@ -62,12 +62,12 @@ def scored(
 
 @functools.lru_cache(maxsize=4000)
 def _sound(item: PairItem, augmentation: Augmentation) -> np.ndarray:
-    """Return the waveform of an item, kept for the next time its set is scored."""
+    """Return the waveform of an item; cached, because a set is scored several times."""
     return make_sound(item, augmentation).waveform
 
 
 def choose_all(lists: Sequence[NBest], pools: Mapping[str, Sequence[Scored]], score_weights: ScoreWeights) -> list[str]:
-    """Return the best candidate for each list; the recognizer's text where there is none."""
+    """Return the best candidate for each list; the recognizer's text if there are no candidates."""
     candidates = [pools.get(nbest.id, ()) for nbest in lists]
     return [
         pool[choose(pool, score_weights)].text if pool else nbest.best

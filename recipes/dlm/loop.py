@@ -1,6 +1,6 @@
-"""The loop: does the Denoising LM gain from speech of the package's own TouchTTS among what it learns from?
+"""Tests whether training pairs from TouchTTS speech improve the Denoising LM.
 
-Several Denoising LMs, trained alike but for their pairs, correct the same lists with the same settings.
+Several Denoising LMs that differ only in their training pairs correct the same lists with the same settings.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def compare(
     """Return a Markdown table of each set: every model, without a gate, against the recognizer and the first model.
 
     Args:
-        models: By their names in the table.
-        settings: How all of them decode.
-        language_model: The n-gram model that DLM-sum uses.
-        sets: Lists by the names of their sets; those in which nothing was heard count for the word errors alone.
+        models: Denoising LMs by their names in the table.
+        settings: Decoding settings of all models.
+        language_model: The n-gram model for DLM-sum.
+        sets: N-best lists by name of the set; empty lists count for the word error rates only.
     """
     return "\n".join(_table(name, models, settings, language_model, lists) for name, lists in sets.items())
 
@@ -67,7 +67,7 @@ def _table(
 
 
 def _nats(model: DenoisingLM, lists: Sequence[NBest]) -> np.ndarray:
-    """Return -log p(reference | best hypothesis) of each list in which something was heard, (N,) nats."""
+    """Return -log p(reference | best hypothesis) of each list with a best text, (N,) nats."""
     known = [nbest for nbest in lists if nbest.best]
     return -np.array(decode.log_probs(model, [n.best for n in known], [n.reference or "" for n in known]))
 

@@ -1,4 +1,4 @@
-"""Tuning and reporting: candidates are scored once, scales and gates found on tuning sets, every system measured."""
+"""Tuning and reporting: scores candidates once, tunes weights and gates on tuning sets, evaluates every system."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ from audio_llm.lm.char_lm import CharLm
 from audio_llm.lm.ngram import load_ngram
 from audio_llm.nbest import Hypothesis, NBest
 
-SUM_LISTS = 120  # tuning lists that DLM-sum's factor and gate are found on, for time
-REFERENCES, SOUND_REFERENCES = 600, 200  # fed as if they had been heard: in all, and of each set with its sound
+SUM_LISTS = 120  # tuning lists for DLM-sum's factor and gate, to limit the time
+REFERENCES, SOUND_REFERENCES = 600, 200  # references used as hypotheses: in total, and per set with audio
 LANGUAGE_MODEL, SOUND_MODEL = "novels-3gram", "ctc-small"
 PAPER_WEIGHTS = "dsr-paper.json"  # in the output folder
 SWAPPED = "-swapped"
 
 
 def tune_on_lists(output: Path, model_dir: Path, finished: Path) -> None:
-    """Find the scales and gates of the decodings that need no sound; write the finished model directory with them."""
+    """Tune the weights and gates of the decodings that need no audio; write the finished model directory with them."""
     tune = to_lists(tuning_pairs(output))
     models = make_models(output, model_dir, _first_settings(output, tune))
     settings = models.settings
@@ -63,7 +63,7 @@ def tune_on_lists(output: Path, model_dir: Path, finished: Path) -> None:
 
 
 def tune_on_sound(folder: Path, output: Path, finished: Path) -> None:
-    """Find the scales and the gate of DSR; write them into the finished model directory."""
+    """Tune the weights and the gate of DSR; write them into the finished model directory."""
     settings = replace(
         read_settings(finished), sound_model=SOUND_MODEL, sound_model_sha256=hub.fingerprint(output / SOUND_MODEL)
     )
@@ -104,7 +104,7 @@ def _save(models: systems.Models, finished: Path, provenance: dict[str, Any]) ->
 
 
 def report(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, only: list[str] | None = None) -> None:
-    """Measure every system, or only those named, on the reporting sets; write results.json and the tables."""
+    """Evaluate all systems, or those named, on the reporting sets; write results.json and the tables."""
     tune = to_lists(tuning_pairs(output))
     models = make_models(output, model_dir, read_settings(model_dir))
     names = sets or [f"synthetic-{n}" for n in ("book", "voice")] + [
@@ -130,7 +130,7 @@ def report(folder: Path, output: Path, model_dir: Path, sets: list[str] | None, 
 def _references_as_input(
     plans: dict[str, Plan], output: Path, models: systems.Models, lists: dict[str, list[NBest]]
 ) -> str:
-    """Return which share of the references comes back unchanged, by decoding and gate."""
+    """Return the fraction of references that stay unchanged as input, by decoding and gate."""
     lines = ["| references as input, unchanged | gate off | gate on | texts |", "|---|---|---|---|"]
     gates = models.settings.gates
     references = [nbest.reference or "" for rows in lists.values() for nbest in rows][:REFERENCES]
@@ -150,7 +150,7 @@ def _references_as_input(
 
 
 def _first_settings(output: Path, tune: list[NBest]) -> DecodingSettings:
-    """Return settings that name the models beside, with the scales of list and n-gram model."""
+    """Return settings with the names of the other models and the weights of list and n-gram model."""
     language_model = load_ngram(output / LANGUAGE_MODEL)
     return DecodingSettings(
         recognizer=next(pair["asr"] for pair in tuning_pairs(output)),
@@ -170,7 +170,7 @@ def make_models(output: Path, model_dir: Path, settings: DecodingSettings) -> sy
 def scored_lists(
     plans: dict[str, Plan], output: Path, models: systems.Models, sets: dict[str, list[NBest]], swapped: bool = False
 ) -> Pool:
-    """Return all texts of all lists with their scores but the Denoising LM's; `swapped` as in `dsr.scored`."""
+    """Return all texts of all lists with all scores except the Denoising LM's; `swapped` as in `dsr.scored`."""
     pools = _pool_maker(output, models)
     label = f"{models.settings.sound_model_sha256} {models.settings.language_model_sha256}"
     result: Pool = {}
@@ -183,7 +183,7 @@ def scored_lists(
 def dsr_pools(
     plans: dict[str, Plan], output: Path, models: systems.Models, sets: dict[str, list[NBest]], suffix: str = ""
 ) -> Pool:
-    """Return DSR's candidates of all lists; the files' names get a suffix, `SWAPPED` for that control."""
+    """Return DSR's candidates of all lists; the suffix is added to the file names, `SWAPPED` for that control."""
     settings = models.settings
     weights = sum(float(tensor.double().abs().sum()) for tensor in models.model.state_dict().values())
     label = f"{settings.sound_model_sha256} {settings.language_model_sha256} {weights:.6e} {settings.shortlist}"
@@ -205,13 +205,13 @@ def _pool_maker(output: Path, models: systems.Models) -> DsrCandidates:
 def _perfect_proposals(
     plans: dict[str, Plan], output: Path, models: systems.Models, perfect: dict[str, list[NBest]]
 ) -> list[Proposal]:
-    """Return DSR's choice where the reference itself was heard."""
+    """Return DSR's proposals where the list consists of the reference."""
     pools = dsr_pools(plans, output, models, perfect, "-references")
     return systems.dsr_proposals([nbest for lists in perfect.values() for nbest in lists], pools, models.settings)
 
 
 def _as_lists(lists: list[NBest]) -> list[NBest]:
-    """Return the references as if they had been heard."""
+    """Return lists that consist of the reference."""
     return [
         NBest(nbest.id, (Hypothesis(nbest.reference or "", 0.0),), nbest.reference)
         for nbest in lists

@@ -1,4 +1,4 @@
-"""The report's rows as a picture: word error rate of every system on every set, with intervals."""
+"""Plots the report's rows: word error rate of every system on every set, with intervals."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw one panel a set: a dot a system, its 95 % interval, and a line at the recognizer's rate.
+    """Draw one panel per set: a dot per system with its 95 % interval, and a line at the recognizer's rate.
 
     Args:
-        rows: As `evaluate.write_json` wrote them.
-        path: The picture; its ending says the form.
+        rows: The rows from `evaluate.write_json`.
+        path: The image file; its extension selects the format.
     """
     import matplotlib
 
@@ -41,10 +41,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Draw the results file named on the command line."""
+    """Plot the results file given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="results.json of the report stage")
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("picture", type=Path, help="image file to write")
     arguments = parser.parse_args()
     draw(json.loads(arguments.results.read_text()), arguments.picture)
 

@@ -199,7 +199,7 @@ def test_wrong_use_is_named(tmp_path: Path) -> None:
         train(make_model(), lambda epoch: [], loss, validate, tmp_path / "a", config(), device="cpu")
     with pytest.raises(UsageError, match="no 'wer'"):
         train(make_model(), batches, loss, validate, tmp_path / "b", config(), device="cpu", monitor="wer")
-    with pytest.raises(UsageError, match="no device"):
+    with pytest.raises(UsageError, match="unknown device"):
         train(make_model(), batches, loss, validate, tmp_path / "c", config(), device="tpu")
     with pytest.raises(ConfigError, match="max_steps"):
         TrainingConfig(max_steps=0)
