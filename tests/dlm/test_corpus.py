@@ -28,7 +28,7 @@ def test_sentences_end_at_stops_and_not_at_titles() -> None:
     ]
 
 
-def test_book_gives_normalised_words_and_stable_ids(tmp_path: Path) -> None:
+def test_book_gives_normalized_words_and_stable_ids(tmp_path: Path) -> None:
     path = tmp_path / "holmes.txt"
     path.write_text(BOOK)
     sentences = read_book(path)
@@ -52,8 +52,8 @@ def test_shared_passages_are_dropped() -> None:
         Sentence("a:1", "", "short one"),
         Sentence("a:2", "", "it was the best of days and nothing else"),
     ]
-    kept = drop_shared(sentences, [passage, "short one"])
-    assert [s.id for s in kept] == ["a:2"]
+    retained = drop_shared(sentences, [passage, "short one"])
+    assert [s.id for s in retained] == ["a:2"]
 
 
 @pytest.mark.parametrize("name", list(NORMALIZERS))
@@ -65,8 +65,8 @@ def test_normalizing_twice_changes_nothing(name: str, text: str) -> None:
 
 
 def test_written_and_spoken_forms_meet() -> None:
-    spoken = NORMALIZERS["spoken"]
-    assert spoken("Mr. O\u2019Brien & I\u2014in 1897, the 3rd time") == spoken(
+    normalize = NORMALIZERS["spoken"]
+    assert normalize("Mr. O\u2019Brien & I\u2014in 1897, the 3rd time") == normalize(
         "mister o'brien and i in eighteen ninety-seven the third time"
     )
     assert NORMALIZERS["letters"]("flights to J. F. K. airport") == "flights to jfk airport"

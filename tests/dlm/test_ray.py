@@ -91,7 +91,7 @@ def test_shards_are_those_of_the_local_engine_and_resume(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("local_ray")
-def test_failures_come_back_as_our_own_error(tmp_path: Path) -> None:
+def test_failures_raise_the_packages_error(tmp_path: Path) -> None:
     rows = [(f"r{i}", str(tmp_path / "missing.wav"), "text") for i in range(5)]
     with pytest.raises(AudioLLMError, match="5 of 5 items failed"):
         generate_on_ray(plan_recordings(rows, GenerationConfig()), tmp_path / "pairs")

@@ -52,13 +52,13 @@ def test_the_first_of_equals_is_chosen_so_that_order_decides_nothing_else() -> N
 @pytest.mark.parametrize(
     "split", ["test", "test_other", "dev", "kathleen-dev", "held-out-book", "TEST", "synthetic-tune+test-other"]
 )
-def test_the_tuner_refuses_what_is_reported_on(split: str) -> None:
+def test_tuning_on_a_reporting_set_is_refused(split: str) -> None:
     utterances, references = planted(2)
     with pytest.raises(DataError, match="not tuned on"):
         fit_weights(utterances, references, ["asr", "dlm"], split)
 
 
-def test_a_part_of_a_development_set_that_was_carved_out_for_tuning_is_taken() -> None:
+def test_a_part_of_a_development_set_that_was_set_aside_for_tuning_is_accepted() -> None:
     utterances, references = planted(2)
     for split in ("tune", "train", "synthetic-tune+real-tune-dev-clean"):
         assert fit_weights(utterances, references, ["asr", "dlm"], split).words == 4

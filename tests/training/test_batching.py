@@ -42,13 +42,13 @@ def test_a_row_longer_than_the_limit_comes_alone() -> None:
     assert [500] in [[np.array([500, 3, 3, 3])[row] for row, _ in batch] for batch in batches]
 
 
-def test_the_same_seed_gives_the_same_batches_and_another_others() -> None:
+def test_the_same_seed_gives_the_same_batches_and_another_seed_different_ones() -> None:
     lengths = long_tailed(300)
     assert drawn(lengths, 200, 1) == drawn(lengths, 200, 1)
     assert drawn(lengths, 200, 1) != drawn(lengths, 200, 2)
 
 
-def test_every_row_has_a_seed_of_its_own() -> None:
+def test_every_row_has_a_distinct_seed() -> None:
     seeds = [seed for batch in drawn(long_tailed(400), 200) for _, seed in batch]
     assert len(set(seeds)) == 400
     assert all(isinstance(seed, int) and seed >= 0 for seed in seeds)

@@ -224,7 +224,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = (
+    program = (
         "import importlib.util, sys, pathlib\n"
         f"spec = importlib.util.spec_from_file_location('shared', {str(Path(__file__))!r})\n"
         "shared = importlib.util.module_from_spec(spec); spec.loader.exec_module(shared)\n"
@@ -236,7 +236,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for rank in range(2):
         environment = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", OMP_NUM_THREADS="1")
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
-        processes.append(subprocess.Popen([sys.executable, "-c", script], env=environment))
+        processes.append(subprocess.Popen([sys.executable, "-c", program], env=environment))
     assert [process.wait(timeout=100) for process in processes] == [0, 0]
     one, both = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(both) == 20
