@@ -1,4 +1,4 @@
-"""The corrector around a model that is a table of probabilities, so that every choice can be reckoned by hand."""
+"""The corrector with a model that is a table of probabilities, so that every result can be computed by hand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from audio_llm.text import NORMALIZERS
 
 torch.set_num_threads(1)
 
-FLOOR = 1e-9  # weight of every character that no text of the table goes on with
+FLOOR = 1e-9  # weight of every character that continues no text of the table
 
 
 @dataclass
@@ -93,7 +93,7 @@ class TableModel(nn.Module):
 
 
 class FakeRecognizer:
-    """Scores a text by whether the waveform's level says `cat` or `hat`; knows no other word that it cannot spell."""
+    """Scores a text by whether it contains `cat` (positive waveform) or `hat`; cannot score the texts in `unknown`."""
 
     name = version = "fake"
 
@@ -205,8 +205,8 @@ def test_dsr_scores_the_audio_so_that_the_same_list_gives_two_texts() -> None:
     lists = [nbest("the bat sat", name="1"), nbest("the bat sat", name="2")]
     result = corrector("dsr", recognizer=recognizer).correct(lists, [CAT_SOUND, HAT_SOUND])
     assert [c.text for c in result] == ["the cat sat", "the hat sat"]
-    assert recognizer.asked[0] == recognizer.asked[2] == ["the bat sat"]  # the list first, then what is proposed
-    # gain: 30 from the sound and the model's own preference over the unchanged text
+    assert recognizer.asked[0] == recognizer.asked[2] == ["the bat sat"]  # the list first, then the proposals
+    # gain: 30 from the audio, and the model's preference over the unchanged text
     assert result[1].reason == f"gain {30 + math.log(0.3 / 0.1):.1f}"
 
 
@@ -233,7 +233,7 @@ def test_the_recognizers_text_is_always_among_the_candidates(listed: bool) -> No
 
 
 def test_the_shortlist_holds_what_fits_the_sound_and_what_is_proposed() -> None:
-    model = TableModel({"a cat": {"a cat": 0.7, "a bat": 0.2, "a sat": 0.1}})  # it reads what fits the sound
+    model = TableModel({"a cat": {"a cat": 0.7, "a bat": 0.2, "a sat": 0.1}})  # it reads the text that fits the audio
     candidates = pools(model, size=1).make(normalized_list("a mat", "a hat", "a cat", "a rat"), CAT_SOUND)
     assert [c.text for c in candidates] == ["a mat", "a cat", "a bat", "a sat"]
 
@@ -254,7 +254,9 @@ def test_pooled_can_choose_what_the_model_does_not_propose() -> None:
     chosen = {}
     for pool in ("paper", "pooled"):
         settings = replace(SETTINGS, pool=pool, proposals=1, dsr=ScoreWeights({"sound": 1.0, "dlm": 0.0}))  # type: ignore[arg-type]
-        model = TableModel({"one cat sat": {"the bat sat": 1.0}})  # it reads what fits the sound, and spoils it
+        model = TableModel(
+            {"one cat sat": {"the bat sat": 1.0}}
+        )  # it reads the text that fits the audio, and corrupts it
         system = DlmCorrector(model, settings, "dsr", FakeRecognizer(), gate=False)  # type: ignore[arg-type]
         chosen[pool] = system.correct([texts], [CAT_SOUND])[0].text
     assert chosen == {"paper": "the bat sat", "pooled": "one cat sat"}

@@ -33,7 +33,7 @@ SENTENCES = [Sentence(f"book:{i:05d}", f"Sentence number {i} of four.", f"senten
 
 
 class FakeRecognizer:
-    """Hears the number of samples."""
+    """Returns the number of samples as its text."""
 
     name = "fake"
     version = "fake-1"

@@ -70,7 +70,7 @@ def test_step_by_step_equals_teacher_forcing_also_after_rows_were_selected(posit
         for step in range(5):
             torch.testing.assert_close(model.step(target_in[:, step], state), whole[:, step], atol=1e-4, rtol=1e-4)
         state.select(rows)
-        # From here on the chosen rows go on with texts of their own; both copies of row 0 with different ones.
+        # From here on each selected row continues with another text, also the two copies of row 0.
         texts = [TEXTS[2], TEXTS[0], TEXTS[0][:5] + "other"]
         chosen_in = batch_targets(texts)[0]
         expected = teacher_forced(model, [HYPOTHESES[i] for i in rows.tolist()], texts)
@@ -125,7 +125,7 @@ def test_a_pointer_that_is_always_used_copies_the_hypothesis_only() -> None:
 
 
 def test_positions_distinguish_equal_characters() -> None:
-    """Without them, all characters of `aaaa` but for their distance to the ends look alike to the decoder."""
+    """Without positions, the decoder distinguishes the characters of `aaaa` by their distance to the ends only."""
     difference = {}
     for positions in (True, False):
         model = tiny(positions)

@@ -20,9 +20,9 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 
 def table(longest: int, rates: Sequence[float]) -> Confusions:
-    """Every span of up to `longest` words becomes as many or one more words that are in no sentence.
+    """Return a table that replaces spans of up to `longest` words by as many or one more words that are in no sentence.
 
-    None becomes fewer: beside an insertion that would make the cheapest alignment cheaper than what was done.
+    No span becomes shorter: next to an insertion, the cheapest alignment would have fewer errors than were introduced.
     """
     spans = list(WORDS)
     for _ in range(longest - 1):
@@ -59,7 +59,7 @@ def test_rates_are_drawn_from_those_observed_and_scaled() -> None:
     excess = counts[:, 0] - expected * counts[:, 1]
     assert abs(excess.mean()) < 3 * excess.std() / len(excess) ** 0.5
     untouched = float(np.mean(counts[:, 0] == 0))
-    least = 0.2 + 0.8 * 0.5  # beside these, short sentences with the small rate
+    least = 0.2 + 0.8 * 0.5  # in addition, short sentences with the small rate
     assert untouched > least - 3 * (least * (1 - least) / len(counts)) ** 0.5
     assert untouched < 0.95
 

@@ -176,7 +176,7 @@ def test_loss_is_the_smoothed_mean_over_characters_whatever_the_padding(smoothin
 
 
 def test_smoothing_does_not_make_the_end_likely_everywhere() -> None:
-    """Else each text has an end at every place for log(smoothing / V), and in beam search the empty text wins."""
+    """Otherwise every text could end anywhere for log(smoothing / V), and beam search would prefer the empty text."""
 
     class Free(torch.nn.Module):
         def __init__(self) -> None:

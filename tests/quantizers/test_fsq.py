@@ -1,4 +1,4 @@
-"""Finite scalar quantization: every code has its place, every code is used, and padding counts for nothing."""
+"""Finite scalar quantization: every code is reachable and used, and padding has no effect."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def everywhere(x: Tensor) -> Tensor:
 
 
 def settled(levels: tuple[int, ...], scale: float, offset: float) -> FSQ:
-    """Return a quantizer that has seen much of Gaussian input, in training mode."""
+    """Return a quantizer that was trained on much Gaussian input, in training mode."""
     quantizer = FSQ(levels).train()
     for seed in range(1500):
         x = scale * gaussian(1, 64, len(levels), seed=seed) + offset

@@ -1,4 +1,4 @@
-"""Two codebooks side by side, and the large one that is made of their most used entries."""
+"""Two small codebooks, and the large codebook of their most used entries."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_stored_codebook_decodes_alike(make: object) -> None:
     assert not torch.equal(other.decode(codes), trained.decode(codes))
     other.load_state_dict(trained.state_dict())
     assert torch.equal(other.decode(codes), trained.decode(codes))
-    assert {name for name in trained.state_dict() if "uses" in name}  # what reorganizing goes by is stored
+    assert {name for name in trained.state_dict() if "uses" in name}  # the counts for the reorganization are stored
 
 
 @pytest.mark.parametrize("kind", ["group", "single"])

@@ -75,7 +75,7 @@ def test_loss_falls_and_best_and_last_are_kept(tmp_path: Path) -> None:
 
 @pytest.fixture
 def other_precision() -> Iterator[Callable[[], None]]:
-    """Make accelerate forget its precision, of which it allows one in a process."""
+    """Reset accelerate's precision, as it allows only one per process."""
     from accelerate.state import AcceleratorState
 
     yield lambda: AcceleratorState._reset_state(True)
@@ -113,7 +113,7 @@ def test_resume_equals_a_straight_run_bit_for_bit(tmp_path: Path, prepare: objec
     def killed_later(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == 14:  # some steps behind the checkpoint of step 10
+        if calls == 14:  # some steps after the checkpoint of step 10
             raise Killed
         return loss(model, batch)
 

@@ -1,4 +1,4 @@
-"""Muon: matrices take orthogonal steps, the rest AdamW's, and a resumed training goes on alike."""
+"""Muon: matrices take orthogonal steps, the rest AdamW's, and a resumed training continues unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed shards give back what was put in."""
+"""Packed shards return the rows that were written."""
 
 from __future__ import annotations
 
