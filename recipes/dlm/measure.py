@@ -186,7 +186,8 @@ def dsr_pools(
     """Return DSR's candidates of all lists; the suffix is added to the file names, `SWAPPED` for that control."""
     settings = models.settings
     weights = sum(float(tensor.double().abs().sum()) for tensor in models.model.state_dict().values())
-    label = f"{settings.sound_model_sha256} {settings.language_model_sha256} {weights:.6e} {settings.shortlist}"
+    shortlist = str(settings.shortlist).replace("ScoreWeights", "Scales")  # the label of stored files
+    label = f"{settings.sound_model_sha256} {settings.language_model_sha256} {weights:.6e} {shortlist}"
     label += f" {settings.shortlisted} {settings.proposals}"
     result: Pool = {}
     for name, lists in sets.items():
