@@ -135,10 +135,10 @@ class CtcRecognizer(SegmentRecognizer):
         """
         return self.listen(waveform).score(texts)
 
-    def listen(self, waveform: np.ndarray) -> CtcHearing:
+    def listen(self, waveform: np.ndarray) -> CtcPosteriors:
         """Hear one utterance, (T,) float32 at 16 kHz, to be asked about it more than once."""
         (log_probs,) = self.log_probs([waveform])
-        return CtcHearing(log_probs)
+        return CtcPosteriors(log_probs)
 
     def prefer(self, words: Sequence[str]) -> list[str]:
         """Return all the words: this engine has no words to prefer, only letters."""
@@ -151,7 +151,7 @@ class CtcRecognizer(SegmentRecognizer):
             waveforms: Each (T,) float32 at 16 kHz.
             distortion: Make it err on purpose, to generate data.
         """
-        return [CtcHearing(log_probs).spell() for log_probs in self.log_probs(waveforms, distortion)]
+        return [CtcPosteriors(log_probs).spell() for log_probs in self.log_probs(waveforms, distortion)]
 
     def log_probs(self, waveforms: Sequence[np.ndarray], distortion: Distortion | None = None) -> list[np.ndarray]:
         """Return (N, 29) float64 log-probabilities of the symbols every 40 ms; N is 0 for silence."""
@@ -180,7 +180,7 @@ class CtcRecognizer(SegmentRecognizer):
 
 
 @dataclass(frozen=True)
-class CtcHearing:
+class CtcPosteriors:
     """What the network made of one utterance.
 
     Attributes:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from audio_llm import features
-from audio_llm.asr.ctc import CtcHearing, load_network, save_ctc
+from audio_llm.asr.ctc import CtcPosteriors, load_network, save_ctc
 from audio_llm.asr.ctc_model import BLANK, SUBSAMPLING, CtcConfig, CtcModel, CtcOutput, encode_symbols
 from audio_llm.errors import DataError
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
@@ -183,7 +183,7 @@ def evaluate(model: nn.Module, data: Utterances, config: CtcTrainingConfig) -> d
 def greedy_texts(output: CtcOutput) -> list[str]:
     """Return the text of each utterance's best alignment."""
     rows = output.log_probs.cpu().numpy()
-    return [CtcHearing(row[: int(length)]).spell() for row, length in zip(rows, output.lengths, strict=True)]
+    return [CtcPosteriors(row[: int(length)]).spell() for row, length in zip(rows, output.lengths, strict=True)]
 
 
 @torch.inference_mode()

@@ -14,8 +14,8 @@ from audio_llm.cli.options import whole_number
 from audio_llm.errors import UsageError
 
 if TYPE_CHECKING:
-    from audio_llm.training.listening import Listener
     from audio_llm.training.loop import TrainingResult
+    from audio_llm.training.perceptual import PerceptualLoss
 
 _DESCRIPTION = """Train on packed data, as the recipes make it. The best model lies in OUT/best, a model directory that
 --model or --correct-model takes. KEY=VALUE words win over the config file: training.max_steps=2000."""
@@ -167,11 +167,11 @@ def run_touchtts(arguments: argparse.Namespace) -> int:
     return _finish(arguments, lambda: train_flow(folders, tuning, *parts, output, flow, **options))
 
 
-def _listener(arguments: argparse.Namespace) -> Listener | None:
+def _listener(arguments: argparse.Namespace) -> PerceptualLoss | None:
     """Return what hears the sounds that a model learns to make."""
-    from audio_llm.tokenizer.s3 import load_listener
+    from audio_llm.tokenizer.s3 import load_perceptual_loss
 
-    return load_listener(arguments.listener) if arguments.listener else None
+    return load_perceptual_loss(arguments.listener) if arguments.listener else None
 
 
 def run_tokenizer(arguments: argparse.Namespace) -> int:

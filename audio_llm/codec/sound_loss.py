@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from audio_llm.codec.discriminators import Discriminators
 from audio_llm.codec.losses import adversarial_loss, discriminator_loss, feature_distance, spectral_distance
-from audio_llm.training.listening import Listener
+from audio_llm.training.config import renamed
+from audio_llm.training.perceptual import PerceptualLoss
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,14 @@ class SoundLossConfig:
         adversarial_weight: Weight of the adversarial loss.
         feature_weight: Weight of the feature matching loss.
         channels: Channels of the discriminators.
-        listener_weight: Weight of the perceptual loss.
+        perceptual_weight: Weight of the perceptual loss.
     """
 
     adversarial_from: int = -1
     adversarial_weight: float = 0.05
     feature_weight: float = 0.1
     channels: int = 16
-    listener_weight: float = 0.3
+    perceptual_weight: float = renamed("listener_weight", 0.3)
 
 
 class SoundLoss(nn.Module):
@@ -45,7 +46,7 @@ class SoundLoss(nn.Module):
     batches: Tensor
 
     def __init__(
-        self, config: SoundLossConfig, perceptual_loss: Listener | None = None, batches_per_step: int = 1
+        self, config: SoundLossConfig, perceptual_loss: PerceptualLoss | None = None, batches_per_step: int = 1
     ) -> None:
         super().__init__()
         self.config, self.perceptual_loss, self.first = (
@@ -61,7 +62,7 @@ class SoundLoss(nn.Module):
         config, generated = self.config, generated.float()
         loss = spectral_distance(generated, original)
         if self.perceptual_loss is not None:
-            loss = loss + config.listener_weight * self.perceptual_loss.distance(generated, original)
+            loss = loss + config.perceptual_weight * self.perceptual_loss.distance(generated, original)
         if self.training:
             self.batches += 1
         if self.discriminators is None or int(self.batches) < self.first:

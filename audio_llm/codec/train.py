@@ -20,9 +20,9 @@ from audio_llm.errors import ConfigError
 from audio_llm.quantizers.group_reorg import GroupVQ, reorganize
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
-from audio_llm.training.buckets import new_draws, same_draws
-from audio_llm.training.listening import Listener, heard_by
+from audio_llm.training.batching import fixed_batches, fresh_batches
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+from audio_llm.training.perceptual import PerceptualLoss, provenance_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class _Training(nn.Module):
     """The codec and its loss as one module to optimize."""
 
     def __init__(
-        self, config: CodecTrainingConfig, codec: CodecNetwork, perceptual_loss: Listener | None = None
+        self, config: CodecTrainingConfig, codec: CodecNetwork, perceptual_loss: PerceptualLoss | None = None
     ) -> None:
         super().__init__()
         self.config, self.codec = config, codec
@@ -117,7 +117,7 @@ def train_codec(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
-    perceptual_loss: Listener | None = None,
+    perceptual_loss: PerceptualLoss | None = None,
 ) -> TrainingResult:
     """Train a codec; `output/best` becomes a model directory with the smallest spectral distance.
 
@@ -148,18 +148,18 @@ def train_codec(
     size = sum(parameter.numel() for parameter in codec.parameters())
     logger.info("%.1f h of %d utterances, %.2f M parameters", speech.pack.hours, len(speech.pack), size / 1e6)
     validation = [
-        make_batch(held_out, chosen, _VALIDATION_SEED) for chosen in same_draws(config.batch, config.validation)
+        make_batch(held_out, chosen, _VALIDATION_SEED) for chosen in fixed_batches(config.batch, config.validation)
     ]
 
     def save(module: nn.Module, folder: Path) -> None:
         network = module.codec
         assert isinstance(network, CodecNetwork)
-        record = {**(provenance or {}), **heard_by(perceptual_loss), "training": asdict(config)}
+        record = {**(provenance or {}), **provenance_of(perceptual_loss), "training": asdict(config)}
         hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, record)
 
     return train(
         _Training(config, codec, perceptual_loss),
-        new_draws(config.batch, config.epoch_batches),
+        fresh_batches(config.batch, config.epoch_batches),
         lambda module, batch: module(batch.waveforms),
         lambda module: _validate(module, validation),
         output,

@@ -18,9 +18,9 @@ from audio_llm.codec.train import make_batch
 from audio_llm.codec.vocoder import KIND, Vocoder, VocoderConfig, load_vocoder
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
-from audio_llm.training.buckets import new_draws, same_draws
-from audio_llm.training.listening import Listener, heard_by
+from audio_llm.training.batching import fixed_batches, fresh_batches
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+from audio_llm.training.perceptual import PerceptualLoss, provenance_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class VocoderTrainingConfig:
 class _Training(nn.Module):
     """The vocoder and its loss as one module to optimize."""
 
-    def __init__(self, config: VocoderTrainingConfig, vocoder: Vocoder, perceptual_loss: Listener | None) -> None:
+    def __init__(self, config: VocoderTrainingConfig, vocoder: Vocoder, perceptual_loss: PerceptualLoss | None) -> None:
         super().__init__()
         self.vocoder, self.judge = vocoder, SoundLoss(config.sound, perceptual_loss, config.training.batches_per_step)
 
@@ -82,7 +82,7 @@ def train_vocoder(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
-    perceptual_loss: Listener | None = None,
+    perceptual_loss: PerceptualLoss | None = None,
 ) -> TrainingResult:
     """Train a vocoder; `output/best` becomes a model directory with the smallest spectral distance.
 
@@ -111,18 +111,18 @@ def train_vocoder(
     logger.info("%.1f h of %d utterances, %.2f M parameters", speech.pack.hours, len(speech.pack), size / 1e6)
     validation = [
         make_batch(held_out, chosen, _VALIDATION_SEED).waveforms
-        for chosen in same_draws(config.batch, config.validation)
+        for chosen in fixed_batches(config.batch, config.validation)
     ]
 
     def save(module: nn.Module, folder: Path) -> None:
         network = module.vocoder
         assert isinstance(network, Vocoder)
-        record = {**(provenance or {}), **heard_by(perceptual_loss), "training": asdict(config)}
+        record = {**(provenance or {}), **provenance_of(perceptual_loss), "training": asdict(config)}
         hub.save_model(folder, asdict(network.config), network.state_dict(), KIND, CARD, record)
 
     return train(
         _Training(config, vocoder, perceptual_loss),
-        new_draws(config.batch, config.epoch_batches),
+        fresh_batches(config.batch, config.epoch_batches),
         lambda module, waveforms: module(waveforms),
         lambda module: _validate(module, validation),
         output,

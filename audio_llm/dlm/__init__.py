@@ -1,1 +1,1 @@
-"""Denoising LM: recogniser hypothesis to text, trained on hypotheses of synthetic speech."""
+"""The Denoising LM: corrects hypotheses of a recognizer, trained on its hypotheses of synthetic speech."""

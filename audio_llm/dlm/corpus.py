@@ -1,4 +1,4 @@
-"""Books to normalised sentences, split by book, without passages that two parts share."""
+"""Reads books as normalized sentences, and removes training sentences that occur in held-out texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from audio_llm.errors import DataError
 from audio_llm.text import DEFAULT_NORMALIZER, Normalizer, split_sentences
 
-SHARED_NGRAM = 8  # words; a sentence that shares so many in a row with a held-out text is dropped
+SHARED_NGRAM = 8  # consecutive words; a sentence that shares them with a held-out text is dropped
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Sentence:
     """One sentence of a book.
 
     Attributes:
-        id: `book:number`, number from 0 in reading order.
-        text: As printed, marks removed: what a voice is given to say.
-        words: Normalised text: the reference.
+        id: `book:number`, numbered from 0 in reading order.
+        text: Printed text without markup, to be synthesized.
+        words: Normalized text, the reference.
     """
 
     id: str
@@ -38,9 +38,9 @@ def read_book(
 
     Args:
         path: UTF-8 text, paragraphs separated by empty lines.
-        normalizer: Makes `Sentence.words`.
-        min_words: Shorter sentences are left out.
-        max_words: Longer sentences are left out.
+        normalizer: Normalizer for `Sentence.words`.
+        min_words: Shorter sentences are skipped.
+        max_words: Longer sentences are skipped.
 
     Raises:
         DataError: The file is missing or not UTF-8 text.
@@ -59,12 +59,12 @@ def read_book(
 
 
 def drop_shared(sentences: Iterable[Sentence], held_out: Iterable[str], ngram: int = SHARED_NGRAM) -> list[Sentence]:
-    """Drop sentences that share `ngram` words in a row, or all their words, with a held-out text.
+    """Drop sentences that share `ngram` consecutive words, or all words, with a held-out text.
 
     Args:
         sentences: Training sentences.
-        held_out: Normalised texts that will be scored.
-        ngram: How many words in a row count as shared.
+        held_out: Normalized texts that will be scored.
+        ngram: Number of consecutive words that count as a shared passage.
     """
     forbidden: set[bytes] = set()
     whole: set[str] = set()

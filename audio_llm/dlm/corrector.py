@@ -1,4 +1,4 @@
-"""The Denoising LM as a corrector of N-best lists: decoding, choice, gate, edits."""
+"""The Denoising LM as a corrector of N-best lists: decoding, selection, gate, edits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from audio_llm.asr.base import Recognizer
 from audio_llm.correction import Correction, describe_edits
 from audio_llm.dlm import decode
 from audio_llm.dlm.decode import Candidate
-from audio_llm.dlm.dsr import Heard, Pools
+from audio_llm.dlm.dsr import DsrCandidates, NormalizedNBest
 from audio_llm.dlm.model import DenoisingLM, load
 from audio_llm.dlm.rescore import Scored, choose
 from audio_llm.dlm.settings import Decoding, DecodingSettings, default_decoding, read_settings, useful_hypotheses
@@ -29,9 +29,9 @@ class Proposal:
     """A correction before the gate.
 
     Attributes:
-        texts: The list's distinct normalised texts, the recogniser's best first.
+        texts: The list's distinct normalized texts, the recognizer's best first.
         candidate: The best correction.
-        gain: Its score minus that of the unchanged text, in nats.
+        gain: Score of the candidate minus score of the unchanged text, in nats.
     """
 
     texts: tuple[str, ...]
@@ -39,8 +39,8 @@ class Proposal:
     gain: float
 
     @property
-    def heard(self) -> str:
-        """The recogniser's best text, normalised."""
+    def hypothesis(self) -> str:
+        """The recognizer's best text, normalized."""
         return self.texts[0] if self.texts else ""
 
 
@@ -49,14 +49,14 @@ class DlmCorrector:
 
     Args:
         model: The network.
-        settings: How it decodes.
-        decoding: `greedy` reads the best hypothesis; `dsr` weighs candidates by all models and needs the sound;
-            `dlm-sum` reads several hypotheses.
-        recognizer: What makes the lists; it tells how long a list is useful, and whether its scores count. Lists of an
-            unknown one are taken for those of the recogniser that the settings were found for.
-        scorer: For `dsr`: compares candidates with the sound; None: the recogniser does.
-        gate: Whether the recogniser's text is kept when the gain is small.
-        language_model: For `dlm-sum` and `dsr`: the n-gram model that the settings name.
+        settings: Its decoding settings.
+        decoding: `greedy` reads the best hypothesis; `dsr` ranks candidates by the scores of all models and needs the
+            audio; `dlm-sum` reads several hypotheses.
+        recognizer: Source of the lists. It decides how many hypotheses are used and whether their scores count. None:
+            the lists are assumed to come from the recognizer that the settings were tuned for.
+        scorer: For `dsr`: scores candidates against the audio; None: the recognizer does.
+        gate: Whether the recognizer's text is kept when the gain is small.
+        language_model: For `dlm-sum` and `dsr`: the n-gram model named in the settings.
     """
 
     name = "dlm"
@@ -73,10 +73,10 @@ class DlmCorrector:
     ) -> None:
         scorer = scorer or recognizer
         if decoding not in ("greedy", "dsr", "dlm-sum"):
-            raise UsageError(f"no decoding is named {decoding!r}", remedy="use greedy, dsr or dlm-sum")
+            raise UsageError(f"unknown decoding {decoding!r}", remedy="use greedy, dsr or dlm-sum")
         if decoding == "dsr" and (scorer is None or not scorer.capabilities.text_scores):
             raise UsageError(
-                "dsr needs a recogniser that scores any text", remedy="use greedy or dlm-sum, or --asr sphinx or ctc"
+                "dsr needs a recognizer that scores any text", remedy="use greedy or dlm-sum, or --asr sphinx or ctc"
             )
         self.model = model
         self.settings = settings
@@ -87,7 +87,7 @@ class DlmCorrector:
         self._pools = None
         if decoding == "dsr" and scorer is not None:
             size = settings.shortlisted
-            self._pools = Pools(model, scorer, language_model, settings.shortlist, size, settings.proposals)
+            self._pools = DsrCandidates(model, scorer, language_model, settings.shortlist, size, settings.proposals)
         self._by_rank = recognizer is not None and recognizer.version != settings.recognizer
         self._gate = settings.gates[decoding] if gate else replace(settings.gates[decoding], off=True)
 
@@ -103,16 +103,16 @@ class DlmCorrector:
         """Load a model directory with its decoding settings.
 
         Args:
-            name_or_dir: A name of a model, or its folder.
-            recognizer: What makes the lists.
-            decode: How to decode; None: `dsr` where the recogniser is the one that the scales were found for and the
-                settings name a sound model, else `dlm-sum`.
-            gate: Whether the recogniser's text is kept when the gain is small.
+            name_or_dir: Name or folder of a model.
+            recognizer: Source of the lists.
+            decode: Decoding; None: `dsr` where the score weights were tuned for the recognizer and the settings name a
+                sound model, else `dlm-sum`.
+            gate: Whether the recognizer's text is kept when the gain is small.
             device: `cpu` or `cuda`.
 
         Raises:
             ModelNotFoundError, ModelFormatError: The directory is missing or damaged.
-            UsageError: The decoding needs a recogniser that can score texts.
+            UsageError: The decoding needs a recognizer that can score texts.
         """
         model = load(name_or_dir, device)
         folder = Path(hub.find_model(str(name_or_dir)))
@@ -126,7 +126,7 @@ class DlmCorrector:
         """Correct each list (see `Corrector.correct`).
 
         Raises:
-            UsageError: `dsr` without the sound.
+            UsageError: `dsr` without waveforms.
         """
         proposals = self.propose(lists, waveforms)
         return [self.decide(nbest, proposal) for nbest, proposal in zip(lists, proposals, strict=True)]
@@ -134,56 +134,58 @@ class DlmCorrector:
     def propose(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Proposal]:
         """Return the best candidate for each list, before the gate; arguments as for `correct`."""
         if self.decoding == "dsr" and waveforms is None:
-            raise UsageError("dsr needs the sound of each list", remedy="use greedy or dlm-sum for lists alone")
-        heard = [self._normalized(nbest) for nbest in lists]
+            raise UsageError("dsr needs the waveform of each list", remedy="use greedy or dlm-sum for lists alone")
+        normalized = [self._normalized(nbest) for nbest in lists]
         if self.decoding == "greedy":
-            return self._greedy(heard)
+            return self._greedy(normalized)
         proposals = []
-        for place, (nbest, texts) in enumerate(zip(lists, heard, strict=True)):
+        for index, (nbest, texts) in enumerate(zip(lists, normalized, strict=True)):
             if not texts:
                 proposals.append(Proposal((), Candidate("", 0.0), 0.0))
             elif self.decoding == "dlm-sum":
                 proposals.append(self._sum(nbest, texts))
             else:
                 assert waveforms is not None
-                proposals.append(self._dsr(nbest, texts, waveforms[place]))
+                proposals.append(self._dsr(nbest, texts, waveforms[index]))
         return proposals
 
     def decide(self, nbest: NBest, proposal: Proposal) -> Correction:
         """Pass a proposal through the gate."""
         candidate, gain = proposal.candidate, proposal.gain
-        reason = self._gate.verdict(proposal.heard, candidate, gain)
+        reason = self._gate.verdict(proposal.hypothesis, candidate, gain)
         if reason:
-            confidence = _certainty(-gain) if candidate.text != proposal.heard else _probability(candidate)
+            confidence = _certainty(-gain) if candidate.text != proposal.hypothesis else _probability(candidate)
             return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), confidence if nbest.best else None)
-        heard = [tuple(text.split()) for text in (proposal.heard, *proposal.texts[1:])]
-        found = describe_edits(heard, tuple(candidate.text.split()), self.name)
-        return Correction(nbest.id, candidate.text, nbest.best, False, f"gain {gain:.1f}", found, _certainty(gain))
+        hypotheses = [tuple(text.split()) for text in (proposal.hypothesis, *proposal.texts[1:])]
+        edits = describe_edits(hypotheses, tuple(candidate.text.split()), self.name)
+        return Correction(nbest.id, candidate.text, nbest.best, False, f"gain {gain:.1f}", edits, _certainty(gain))
 
-    def _greedy(self, heard: Sequence[tuple[str, ...]]) -> list[Proposal]:
-        first = [texts[0] if texts else "" for texts in heard]
-        spoken = [text for text in first if text]
-        found = decode.greedy(self.model, spoken)
-        changed = [i for i, text in enumerate(spoken) if found[i].text != text]
-        unchanged = decode.log_probs(self.model, [spoken[i] for i in changed], [spoken[i] for i in changed])
-        gain_of = {i: found[i].log_prob - score for i, score in zip(changed, unchanged, strict=True)}
-        results = iter([(candidate, gain_of.get(i, 0.0)) for i, candidate in enumerate(found)])
-        return [Proposal(texts, *(next(results) if texts else (Candidate("", 0.0), 0.0))) for texts in heard]
+    def _greedy(self, lists: Sequence[tuple[str, ...]]) -> list[Proposal]:
+        first = [texts[0] if texts else "" for texts in lists]
+        nonempty = [text for text in first if text]
+        candidates = decode.greedy(self.model, nonempty)
+        changed = [i for i, text in enumerate(nonempty) if candidates[i].text != text]
+        unchanged = decode.log_probs(self.model, [nonempty[i] for i in changed], [nonempty[i] for i in changed])
+        gain_of = {i: candidates[i].log_prob - score for i, score in zip(changed, unchanged, strict=True)}
+        results = iter([(candidate, gain_of.get(i, 0.0)) for i, candidate in enumerate(candidates)])
+        return [Proposal(texts, *(next(results) if texts else (Candidate("", 0.0), 0.0))) for texts in lists]
 
     def _sum(self, nbest: NBest, texts: tuple[str, ...]) -> Proposal:
         used, weights = self._shortlist(nbest, texts)
-        found = decode.dlm_sum(self.model, used, weights, self.settings.beam)[0]
+        candidate = decode.dlm_sum(self.model, used, weights, self.settings.beam)[0]
         log_probs = decode.log_probs(self.model, used, [texts[0]] * len(used))
         unchanged = float(np.logaddexp.reduce(_log_softmax(weights) + np.array(log_probs)))
-        return Proposal(texts, found, found.log_prob - unchanged)
+        return Proposal(texts, candidate, candidate.log_prob - unchanged)
 
     def _dsr(self, nbest: NBest, texts: tuple[str, ...], waveform: np.ndarray) -> Proposal:
         assert self._pools is not None
         listed = self.settings.pool == "pooled"
-        return choose_dsr(texts, self._pools.make(Heard.of(nbest, self._normalizer), waveform, listed), self.settings)
+        return choose_dsr(
+            texts, self._pools.make(NormalizedNBest.of(nbest, self._normalizer), waveform, listed), self.settings
+        )
 
     def _shortlist(self, nbest: NBest, texts: tuple[str, ...]) -> tuple[list[str], list[float]]:
-        """Return the hypotheses that are read, the recogniser's best first, and their log-weights."""
+        """Return the hypotheses that the Denoising LM reads, the recognizer's best first, and their log-weights."""
         weights = list_weights(
             nbest, texts, self._normalizer, self.settings, self._language_model, by_rank=self._by_rank
         )
@@ -192,9 +194,9 @@ class DlmCorrector:
         return [texts[i] for i in chosen], [weights[i] for i in chosen]
 
     def _normalized(self, nbest: NBest) -> tuple[str, ...]:
-        """Return the distinct normalised texts of a list, in order, empty ones left out; none where the best is empty.
+        """Return the distinct normalized texts of a list in order, without empty ones; none where the best is empty.
 
-        Silence is an answer too, and edits refer to the words of the best text.
+        An empty best text is a valid result (silence), and edits refer to the words of the best text.
         """
         if not self._normalizer(nbest.best):
             return ()
@@ -202,12 +204,12 @@ class DlmCorrector:
 
 
 def choose_dsr(texts: tuple[str, ...], candidates: Sequence[Scored], settings: DecodingSettings) -> Proposal:
-    """Return DSR's choice; the unchanged text where that itself could not be compared with the sound.
+    """Return the candidate that DSR selects; the unchanged text where that text could not be scored on the audio.
 
     Args:
         texts: As in `Proposal`.
-        candidates: From `Pools.make`.
-        settings: With the scales.
+        candidates: From `DsrCandidates.make`.
+        settings: Decoding settings with the score weights.
     """
     if not candidates:
         return Proposal(texts, Candidate(texts[0], 0.0), 0.0)
@@ -224,15 +226,15 @@ def list_weights(
     language_model: NgramLm | None = None,
     by_rank: bool = False,
 ) -> list[float]:
-    """Return the log-weights of the texts: by scores where every entry has one, else by rank.
+    """Return the log-weights of the texts: from scores where every entry has one, else from ranks.
 
     Args:
         nbest: The list.
-        texts: Its distinct normalised texts.
-        normalizer: What made them.
-        settings: With the scales.
-        language_model: For the score `lm`.
-        by_rank: The scores are another recogniser's than the one the scales were found for: leave them aside.
+        texts: Its distinct normalized texts.
+        normalizer: The normalizer of these texts.
+        settings: Decoding settings with the score weights.
+        language_model: N-gram model for the score `lm`; None: that score is 0.
+        by_rank: Ignore the scores, because the score weights were tuned for another recognizer.
     """
     scores: dict[str, float] = {}
     for hypothesis in nbest.hypotheses:
@@ -265,8 +267,8 @@ def _load_scorer(folder: Path, settings: DecodingSettings, device: str) -> Recog
 
     if not settings.sound_model:
         return None
-    found = hub.find_companion(folder, settings.sound_model, settings.sound_model_sha256)
-    return CtcRecognizer.load(found, device, search=False)  # asked for scores alone
+    path = hub.find_companion(folder, settings.sound_model, settings.sound_model_sha256)
+    return CtcRecognizer.load(path, device, search=False)  # asked for scores alone
 
 
 def _log_softmax(values: Sequence[float]) -> np.ndarray:
@@ -279,5 +281,5 @@ def _probability(candidate: Candidate) -> float:
 
 
 def _certainty(gain: float) -> float:
-    """Return the probability of the chosen text against the other one, from their difference in nats."""
+    """Return the probability of the selected text against the alternative, from their difference in nats."""
     return round(1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, gain)))), 4)

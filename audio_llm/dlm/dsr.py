@@ -1,4 +1,4 @@
-"""DSR: candidates of the recogniser's list and of the Denoising LM, each with every score that the choice uses."""
+"""DSR: candidates from the recognizer's list and from the Denoising LM, with all scores that the selection uses."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import numpy as np
 from audio_llm.asr.base import Recognizer
 from audio_llm.dlm import decode
 from audio_llm.dlm.model import DenoisingLM
-from audio_llm.dlm.rescore import Scales, Scored
+from audio_llm.dlm.rescore import Scored, ScoreWeights
 from audio_llm.lm.ngram import NgramLm
 from audio_llm.nbest import NBest
 from audio_llm.text import Normalizer
 
-TextScores = Callable[[Sequence[str]], list[float | None]]  # texts -> log p(text | one sound)
+TextScores = Callable[[Sequence[str]], list[float | None]]  # texts -> log p(text | audio of one utterance)
 
 
 @dataclass(frozen=True)
-class Heard:
-    """A list ready for scoring.
+class NormalizedNBest:
+    """An N-best list with normalized, distinct texts.
 
     Attributes:
-        texts: Distinct normalised texts, the recogniser's best first.
-        scores: The list's own score of each; minus its rank where an entry of the list has none.
+        texts: The texts, the recognizer's best first.
+        scores: The recognizer's score of each text; minus its rank where an entry of the list has no score.
     """
 
     texts: tuple[str, ...]
     scores: tuple[float, ...]
 
     @classmethod
-    def of(cls, nbest: NBest, normalizer: Normalizer) -> Heard:
-        """Read a list; one whose best is silence has no texts, for silence is an answer too."""
+    def of(cls, nbest: NBest, normalizer: Normalizer) -> NormalizedNBest:
+        """Normalize a list; it becomes empty where its best text is empty, as silence is a valid result."""
         best: dict[str, float] = {}
         missing = False
         for hypothesis in nbest.hypotheses if normalizer(nbest.best) else ():
@@ -46,22 +46,25 @@ class Heard:
         return cls(tuple(best), tuple(scores))
 
 
-class Pools:
-    """Makes the candidates of an utterance and scores them.
+class DsrCandidates:
+    """Collects the candidates of an utterance and scores them.
 
-    The Denoising LM reads the text of the list with the highest total by `shortlist`; its proposals are candidates. The
-    scores are natural logarithms but for the last two: `asr`, the list's own, a text outside the list getting the
-    list's lowest; `sound`, log p(text | audio) of the second recogniser; `lm`, of an n-gram model; `dlm`, of the
-    Denoising LM; `unlisted`, -10 for a text outside the list, else 0; `proposed`, 1 for a text that the Denoising LM
-    proposed, else 0.
+    The Denoising LM reads the listed text with the highest total by `shortlist`; its proposals are candidates. Scores:
+
+    - `asr`: the recognizer's score; a text outside the list gets the lowest score of the list;
+    - `sound`: log p(text | audio) of the second recognizer;
+    - `lm`: log p(text) of an n-gram model;
+    - `dlm`: log p(text | hypothesis) of the Denoising LM;
+    - `unlisted`: -10 for a text outside the list, else 0;
+    - `proposed`: 1 for a text that the Denoising LM proposed, else 0.
 
     Args:
         model: The Denoising LM.
-        scorer: The second recogniser, or the one that made the list.
-        language_model: For `lm`; without it that score is 0.
-        shortlist: Scales of `asr`, `sound`, `lm` that choose which texts of the list the Denoising LM reads and scores.
-        size: How many of the list it scores beside the recogniser's best.
-        proposals: How many texts it proposes.
+        scorer: The second recognizer, or the one that produced the list.
+        language_model: N-gram model for `lm`; None: that score is 0.
+        shortlist: Weights of `asr`, `sound`, `lm` that rank the texts of the list for the Denoising LM.
+        size: Number of listed texts that it scores in addition to the recognizer's best.
+        proposals: Number of texts that it proposes.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Pools:
         model: DenoisingLM,
         scorer: Recognizer,
         language_model: NgramLm | None,
-        shortlist: Scales,
+        shortlist: ScoreWeights,
         size: int,
         proposals: int,
     ) -> None:
@@ -80,23 +83,23 @@ class Pools:
         self._size = size
         self._proposals = proposals
 
-    def make(self, heard: Heard, waveform: np.ndarray, listed: bool = True) -> list[Scored]:
-        """Return the candidates, the recogniser's best first; none where `sound` cannot be told of that one.
+    def make(self, nbest: NormalizedNBest, waveform: np.ndarray, listed: bool = True) -> list[Scored]:
+        """Return the candidates, the recognizer's best first; none where that text has no `sound` score.
 
         Args:
-            heard: The list, not empty.
+            nbest: The list, not empty.
             waveform: (T,) float32 at 16 kHz.
-            listed: Take the shortlist beside the Denoising LM's texts (`pooled`), or not (`paper`).
+            listed: Whether the shortlist is added to the texts of the Denoising LM (`pooled`) or not (`paper`).
         """
-        best, score = heard.texts[0], self._ask(waveform)
-        scored = self._score(heard, heard.texts, score)
+        best, score = nbest.texts[0], self._sound_scorer(waveform)
+        scored = self._score(nbest, nbest.texts, score)
         if not scored or scored[0].text != best:
             return []
         ranked = sorted(scored, key=self._shortlist.total, reverse=True)
-        kept = {candidate.text for candidate in ranked[: self._size if listed else 0]} | {best}
-        proposed, denoised = self._read(ranked[0].text, [c.text for c in scored if c.text in kept])
+        shortlisted = {candidate.text for candidate in ranked[: self._size if listed else 0]} | {best}
+        proposed, denoised = self._read(ranked[0].text, [c.text for c in scored if c.text in shortlisted])
         known = {candidate.text for candidate in scored}
-        scored += self._score(heard, [text for text in proposed if text not in known], score)
+        scored += self._score(nbest, [text for text in proposed if text not in known], score)
         denoised = {**proposed, **denoised}
         return [
             replace(c, scores={**c.scores, "dlm": denoised[c.text], "proposed": float(c.text in proposed)})
@@ -104,35 +107,37 @@ class Pools:
             if c.text in denoised
         ]
 
-    def of_list(self, heard: Heard, waveform: np.ndarray) -> list[Scored]:
-        """Return all texts of a list with the scores that need no Denoising LM, for finding `shortlist`."""
-        return self._score(heard, heard.texts, self._ask(waveform))
+    def of_list(self, nbest: NormalizedNBest, waveform: np.ndarray) -> list[Scored]:
+        """Return all texts of a list with the scores that need no Denoising LM, for fitting `shortlist`."""
+        return self._score(nbest, nbest.texts, self._sound_scorer(waveform))
 
-    def _ask(self, waveform: np.ndarray) -> TextScores:
-        """Return what scores texts against this sound, which our own network needs to hear only once."""
+    def _sound_scorer(self, waveform: np.ndarray) -> TextScores:
+        """Return a function that scores texts against this waveform; the CTC network runs only once for all texts."""
         from audio_llm.asr.ctc import CtcRecognizer
 
         if isinstance(self._scorer, CtcRecognizer):
             return self._scorer.listen(waveform).score
         return functools.partial(self._scorer.score, waveform)
 
-    def _score(self, heard: Heard, texts: Sequence[str], score: TextScores) -> list[Scored]:
-        own = dict(zip(heard.texts, heard.scores, strict=True))
-        lowest = min(heard.scores)
+    def _score(self, nbest: NormalizedNBest, texts: Sequence[str], score: TextScores) -> list[Scored]:
+        list_scores = dict(zip(nbest.texts, nbest.scores, strict=True))
+        lowest = min(nbest.scores)
         prior = [0.0] * len(texts)
         if self._language_model is not None:
             prior = self._language_model.log_probs([text.split() for text in texts])
         scored = []
         for text, sound, lm in zip(texts, score(texts), prior, strict=True):
             if sound is not None:
-                unlisted = 0.0 if text in own else -10.0
-                scores = {"asr": own.get(text, lowest), "sound": sound, "lm": lm, "unlisted": unlisted}
+                unlisted = 0.0 if text in list_scores else -10.0
+                scores = {"asr": list_scores.get(text, lowest), "sound": sound, "lm": lm, "unlisted": unlisted}
                 scored.append(Scored(text, scores))
         return scored
 
     def _read(self, hypothesis: str, texts: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
-        """Return what the Denoising LM proposes, and the texts, each with log p(text | hypothesis)."""
+        """Return the proposals of the Denoising LM and the given texts, each with log p(text | hypothesis)."""
         greedy, log_probs = decode.greedy_and_log_probs(self._model, hypothesis, texts)
-        found = [greedy] if self._proposals == 1 else decode.beam(self._model, hypothesis, self._proposals)
-        proposed = {candidate.text: candidate.log_prob for candidate in found if candidate.text and candidate.finished}
+        candidates = [greedy] if self._proposals == 1 else decode.beam(self._model, hypothesis, self._proposals)
+        proposed = {
+            candidate.text: candidate.log_prob for candidate in candidates if candidate.text and candidate.finished
+        }
         return proposed, dict(zip(texts, log_probs, strict=True))

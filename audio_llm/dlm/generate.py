@@ -1,4 +1,4 @@
-"""Sentences to shards of pairs: planned ahead, made by several processes, resumable byte for byte."""
+"""Generates shards of training pairs from sentences: planned ahead, in several processes, resumable byte for byte."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from audio_llm.text import get_normalizer
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILED_SHARE = 0.05  # of a shard; more means that something is broken, not that a sentence is odd
+MAX_FAILED_FRACTION = 0.05  # of a shard; a greater fraction means a fault of the system, not an unusual sentence
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """What decides the pairs, beside the sentences.
+    """Everything that determines the pairs, except the sentences.
 
     Attributes:
-        voices: Names of TTS voices; each sentence gets one, drawn evenly.
-        recognizer: Name of the engine that hears them.
-        nbest: Distinct hypotheses kept for a sentence.
-        normalizer: Name of the normaliser for both sides.
+        voices: Names of TTS voices; each sentence gets one, drawn uniformly.
+        recognizer: Name of the recognizer.
+        nbest: Number of distinct hypotheses to store per sentence.
+        normalizer: Name of the normalizer of references and hypotheses.
         shard_size: Sentences in a shard.
-        seed: Base of every draw.
-        augmentation: How clean speech is made harder.
+        seed: Random seed.
+        augmentation: How synthesized speech is degraded.
     """
 
     voices: tuple[str, ...] = ("flite:rms", "flite:slt", "flite:awb", "flite:kal16", "festival:kal", "festival:slt")
@@ -52,12 +52,12 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """All the shards of a generation.
+    """All shards to generate.
 
     Attributes:
-        config: What decides the pairs.
+        config: The configuration of the pairs.
         shards: The items of each shard.
-        fingerprint: Changes whenever a pair would.
+        fingerprint: SHA-256 of everything that determines the pairs.
         noises: Recordings of noise for the augmentation, each (N,) float32 at 16 kHz.
     """
 
@@ -72,27 +72,27 @@ class GenerationReport:
     """Counts of one run.
 
     Attributes:
-        made: Shards made now.
-        found: Shards that were already there.
-        left: Shards wanted and not made because time ran out.
-        failed_items: Items without a pair, in the shards made now.
+        generated: Shards that this run generated.
+        existing: Shards that earlier runs had generated.
+        remaining: Shards that were requested and not generated because time ran out.
+        failed_items: Items without a pair in the shards of this run.
     """
 
-    made: int
-    found: int
-    left: int
+    generated: int
+    existing: int
+    remaining: int
     failed_items: int
 
 
 def plan_speech(sentences: Sequence[Sentence], config: GenerationConfig, noises: Sequence[np.ndarray] = ()) -> Plan:
     """Plan synthetic speech: a pure function of the sentences, the configuration and the noises.
 
-    The sentences are shuffled by the seed, so that any first part of the shards is a fair sample.
+    The sentences are shuffled by the seed, so that the first shards are a representative sample.
     """
     order = np.random.default_rng(config.seed).permutation(len(sentences))
     items = []
-    for place in order:
-        sentence = sentences[place]
+    for index in order:
+        sentence = sentences[index]
         seed = item_seed(sentence.id, config.seed)
         voice = config.voices[seed % len(config.voices)]
         items.append(PairItem(sentence.id, sentence.words, sentence.text, voice, "", seed))
@@ -100,7 +100,7 @@ def plan_speech(sentences: Sequence[Sentence], config: GenerationConfig, noises:
 
 
 def plan_recordings(recordings: Sequence[tuple[str, str, str]], config: GenerationConfig) -> Plan:
-    """Plan real speech: (id, path, text) of each recording, in the given order."""
+    """Plan recorded speech: (id, path, text) of each recording, in the given order."""
     normalizer = get_normalizer(config.normalizer)
     return _plan([PairItem(i, normalizer(text), "", "", path, 0) for i, path, text in recordings], config)
 
@@ -113,47 +113,47 @@ def generate(
     max_shards: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> GenerationReport:
-    """Make the shards that are not there yet.
+    """Generate the missing shards.
 
     A shard is done when `shard-00012.jsonl.gz` and `shard-00012.ok` (count and SHA-256) exist. Its bytes depend
-    on the plan alone; timings go to `timings.jsonl`.
+    on the plan only; timings go to `timings.jsonl`.
 
     Args:
         plan: From `plan_speech` or `plan_recordings`.
         output: Folder of the shards.
-        workers: Processes, each with a recogniser of its own.
-        max_minutes: Start no further shard after so many minutes.
-        max_shards: Stop with so many shards, the first of the plan.
+        workers: Number of processes, each with one recognizer.
+        max_minutes: Time limit in minutes after which no shard is started.
+        max_shards: Generate only the first shards of the plan, at most this number.
         progress: Called with (shards done, shards planned).
 
     Raises:
-        DataError: The folder was made from another plan.
+        DataError: The folder holds shards of another plan.
         AudioLLMError: More than 5 % of a shard failed.
     """
     missing = missing_shards(plan, output)
-    found = len(plan.shards) - len(missing)
+    existing = len(plan.shards) - len(missing)
     missing = [index for index in missing if max_shards is None or index < max_shards]
     deadline = time.monotonic() + 60.0 * max_minutes if max_minutes is not None else float("inf")
-    finished: list[int] = []  # failures of each shard made
+    finished: list[int] = []  # number of failed items of each generated shard
     context = multiprocessing.get_context("fork")
     jobs = (i for i in missing if time.monotonic() < deadline)
     with context.Pool(max(1, workers), _start_worker, (plan, output)) as pool:
         for failures in pool.imap_unordered(_run_shard, _throttled(jobs, workers, finished)):
             finished.append(failures)
             if progress is not None:
-                progress(found + len(finished), len(plan.shards))
-    return GenerationReport(len(finished), found, len(missing) - len(finished), sum(finished))
+                progress(existing + len(finished), len(plan.shards))
+    return GenerationReport(len(finished), existing, len(missing) - len(finished), sum(finished))
 
 
 def read_pairs(folder: Path) -> Iterator[dict[str, Any]]:
     """Read all finished shards of a folder, checking each against its checksum.
 
     Raises:
-        DataError: There is no finished shard, or one was changed.
+        DataError: There is no finished shard, or a shard does not match its checksum.
     """
     shards = sorted(Path(folder).glob("shard-*.jsonl.gz"))
     if not shards:
-        raise DataError("holds no finished shard", path=folder, remedy="run the generate stage first")
+        raise DataError("contains no finished shard", path=folder, remedy="run the generate stage first")
     for path in shards:
         data = path.read_bytes()
         ok = path.with_name(path.name.replace(".jsonl.gz", ".ok"))
@@ -164,17 +164,17 @@ def read_pairs(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def missing_shards(plan: Plan, output: Path) -> list[int]:
-    """Make the folder, or check that it was made for this plan; return the shards that are not there yet.
+    """Create the folder, or check that it belongs to this plan; return the indices of the missing shards.
 
     Raises:
-        DataError: The folder was made from another plan.
+        DataError: The folder holds shards of another plan.
     """
     _check_plan(plan, output)
     return [index for index in range(len(plan.shards)) if not shard_is_done(output, index)]
 
 
 def shard_is_done(output: Path, index: int) -> bool:
-    """Return True where shard and checksum file are both in place."""
+    """Return whether both the shard and its checksum file exist."""
     return (output / f"shard-{index:05d}.jsonl.gz").exists() and (output / f"shard-{index:05d}.ok").exists()
 
 
@@ -190,16 +190,16 @@ def make_shard(plan: Plan, index: int, recognizer: Any) -> tuple[bytes, int]:
             row = {"text_id": item.text_id, "reference": item.reference, "error": type(error).__name__}
             logger.warning("%s: %s", item.text_id, error)
         lines.append(json.dumps(row, ensure_ascii=False, sort_keys=True))
-    if failed > max(1.0, MAX_FAILED_SHARE * len(plan.shards[index])):
+    if failed > max(1.0, MAX_FAILED_FRACTION * len(plan.shards[index])):
         raise AudioLLMError(f"shard {index}: {failed} of {len(lines)} items failed", remedy="see the warnings above")
     return gzip.compress("".join(line + "\n" for line in lines).encode(), mtime=0), failed
 
 
 def write_shard(plan: Plan, index: int, recognizer: Any, output: Path) -> int:
-    """Make one shard and put it and its checksum file in place; return how many of its items failed.
+    """Generate one shard, write it and its checksum file, and return the number of its failed items.
 
     Raises:
-        AudioLLMError: More than 5 % of it failed.
+        AudioLLMError: More than 5 % of its items failed.
     """
     started = time.monotonic()
     data, failed = make_shard(plan, index, recognizer)
@@ -227,7 +227,7 @@ def _run_shard(index: int) -> int:
 
 
 def _throttled(jobs: Iterator[int], workers: int, finished: Sequence[int]) -> Iterator[int]:
-    """Hand out jobs only a little ahead, so that the time limit is looked at before each."""
+    """Yield jobs only a little ahead of the workers, so that the time limit is checked before each job."""
     for handed_out, job in enumerate(jobs):
         while handed_out - len(finished) >= max(1, workers) + 1:
             time.sleep(0.05)
@@ -250,9 +250,9 @@ def _check_plan(plan: Plan, output: Path) -> None:
     if path.exists():
         if json.loads(path.read_text())["fingerprint"] != plan.fingerprint:
             raise DataError(
-                "holds shards of another plan",
+                "contains shards of another plan",
                 path=output,
-                remedy="give another folder, or the settings it was made with",
+                remedy="give another folder, or the settings that these shards were generated with",
             )
         return
     _write(

@@ -1,4 +1,4 @@
-"""Sentences to shards of pairs on many machines: the plan of `generate`, made by Ray Data."""
+"""Generates the shards of pairs that `generate` has planned, on many machines with Ray Data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from audio_llm.dlm.generate import GenerationReport, Plan, missing_shards, shard_is_done, write_shard
 from audio_llm.errors import AudioLLMError, MissingDependencyError, UsageError
 
-_LEFT = -1  # in place of the number of failed items: not made, time was over
+_LEFT = -1  # in place of the number of failed items: not generated, as the time limit was reached
 
 
 def generate_on_ray(
@@ -24,43 +24,43 @@ def generate_on_ray(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> GenerationReport:
-    """Make the shards that are not there yet, on all machines of a Ray cluster.
+    """Generate the missing shards on all machines of a Ray cluster.
 
-    The shards are those of `generate`, byte for byte, done by the same `.ok` files; either engine goes on where the
-    other stopped. Uses the Ray that the caller has initialised, else the cluster named in RAY_ADDRESS, else starts
-    Ray on this machine. What every machine of the cluster needs: this package, the voices, the recordings of the
-    plan under the same absolute paths, and the output folder, which must be one that all share.
+    The shards equal those of `generate` byte for byte, with the same `.ok` files; each of the two continues where the
+    other stopped. Uses the Ray instance that the caller has initialized, else the cluster named in RAY_ADDRESS, else
+    starts Ray on this machine. Every machine of the cluster needs this package, the voices, the recordings of the
+    plan under the same absolute paths, and access to the output folder.
 
     Args:
         plan: From `plan_speech` or `plan_recordings`.
         output: Folder of the shards.
-        max_minutes: Start no further shard after so many minutes, by the clock of each machine.
-        workers: Actors, each with one CPU and a recogniser of its own; default: as many as the cluster has CPUs.
+        max_minutes: Time limit in minutes after which no shard is started, by the clock of each machine.
+        workers: Number of actors, each with one CPU and one recognizer; default: the number of CPUs of the cluster.
         progress: Called with (shards done, shards planned).
 
     Raises:
         MissingDependencyError: Ray is not installed.
         UsageError: A recording is given by a relative path.
-        DataError: The folder was made from another plan.
+        DataError: The folder holds shards of another plan.
         AudioLLMError: More than 5 % of a shard failed.
     """
     ray = _connect()
     _check_paths(plan)
     output = output.resolve()
     missing = missing_shards(plan, output)
-    found = len(plan.shards) - len(missing)
+    existing = len(plan.shards) - len(missing)
     if not missing:
-        return GenerationReport(0, found, 0, 0)
+        return GenerationReport(0, existing, 0, 0)
     deadline = time.time() + 60.0 * max_minutes if max_minutes is not None else float("inf")
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    made = failed = 0
+    generated = failed = 0
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     try:
         results = ray.data.from_items([{"shard": i} for i in missing], override_num_blocks=len(missing)).map_batches(
             _ShardMaker,
             batch_size=1,
-            # One shard at a time: a shard that waits behind another could be made elsewhere.
+            # One shard at a time: a shard that waits in one actor's queue could run in another actor.
             compute=ray.data.ActorPoolStrategy(
                 size=min(workers or max(1, cpus), len(missing)), max_tasks_in_flight_per_actor=1
             ),
@@ -71,21 +71,21 @@ def generate_on_ray(
             if row["error"]:
                 raise AudioLLMError(row["error"])
             if row["failed"] != _LEFT:
-                made, failed = made + 1, failed + int(row["failed"])
+                generated, failed = generated + 1, failed + int(row["failed"])
                 if progress is not None:
-                    progress(found + made, len(plan.shards))
+                    progress(existing + generated, len(plan.shards))
     finally:
         context.enable_progress_bars = bars
-    return GenerationReport(made, found, len(missing) - made, failed)
+    return GenerationReport(generated, existing, len(missing) - generated, failed)
 
 
 class _ShardMaker:
-    """One actor: keeps a recogniser and makes one shard a call.
+    """A Ray actor that holds a recognizer and generates one shard per call.
 
     Args:
-        plan: The plan's object reference in a tuple, so that machines share one copy.
-        output: Absolute path of the shards' folder.
-        deadline: Unix time after which no shard is begun.
+        plan: Object reference of the plan in a tuple, so that each machine stores one copy.
+        output: Absolute path of the folder of the shards.
+        deadline: Unix time after which no shard is started.
     """
 
     def __init__(self, plan: tuple[Any], output: str, deadline: float) -> None:
@@ -117,7 +117,7 @@ class _ShardMaker:
 
 
 def _connect() -> Any:
-    """Return the module, connected to a cluster."""
+    """Return the `ray` module, connected to a cluster."""
     try:
         import ray
         import ray.data
@@ -125,7 +125,9 @@ def _connect() -> Any:
         remedy = "pip install 'audio-llm[ray]'"
         raise MissingDependencyError("generating on many machines needs ray", remedy=remedy) from None
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless it was asked for
+        os.environ.setdefault(
+            "RAY_USAGE_STATS_ENABLED", "0"
+        )  # no usage statistics are sent unless the user asks for it
         ray.init()
     return ray
 
@@ -134,7 +136,7 @@ def _check_paths(plan: Plan) -> None:
     for item in (item for shard in plan.shards for item in shard):
         if item.audio and not Path(item.audio).is_absolute():
             raise UsageError(
-                "a relative path means another file on another machine",
+                "a relative path may be another file on another machine",
                 path=item.audio,
                 remedy="plan the recordings by absolute paths",
             )

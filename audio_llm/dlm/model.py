@@ -1,10 +1,10 @@
 """The Denoising LM: a T5 on characters with a cursor and a pointer, so that copying is easy.
 
-A plain T5 has no position in its cross-attention and is slow to learn to copy, which is most of this task. Here the
-decoder is told where it is: what it has written is aligned with the input by edit distance, and the place reached,
-the cursor, gives it its sinusoidal position and the encoder's output there. The output mixes the vocabulary's
-distribution with a pointer over the input's characters. Both are functions of prefix and input alone, so that the
-model stays a distribution over texts given a hypothesis.
+A plain T5 has no positions in its cross-attention and is slow to learn copying, which is most of this task. Here the
+text written so far is aligned with the input by edit distance. The aligned input position, the cursor, gives the
+decoder its sinusoidal position and the encoder's output there. The output mixes the distribution over the vocabulary
+with a pointer over the input's characters. Both depend on prefix and input only, so that the model remains a
+distribution over texts given a hypothesis.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class ModelConfig:
     """Size of the network: deep encoder, shallow decoder.
 
     Attributes:
-        width: Of every layer.
+        width: Width of every layer.
         feed_forward: Width inside the feed-forward layers.
-        heads: Of every attention.
-        encoder_layers: Layers over the hypothesis.
-        decoder_layers: Layers that write the text.
-        dropout: Share of activations dropped in training; with noise drawn anew for every use none is needed.
+        heads: Attention heads.
+        encoder_layers: Encoder layers, which read the hypothesis.
+        decoder_layers: Decoder layers, which write the text.
+        dropout: Dropout probability in training; not needed while every use of a text draws new noise.
         positions: Whether encoder and decoder get sinusoidal positions.
-        cursor: Whether the decoder's position follows the alignment of what is written with the input, and brings
-            the encoder's output at that place; else it counts the characters written.
-        pointer: Whether the output may point at an input character.
+        cursor: Whether the decoder's position follows the alignment of its text with the input, and adds the
+            encoder's output at that position; else it counts the written characters.
+        pointer: Whether the output may copy an input character.
     """
 
     width: int = 256
@@ -53,17 +53,17 @@ class ModelConfig:
 
 @dataclass
 class DecoderState:
-    """What decoding one batch step by step carries along; rows follow the batch.
+    """The state of step-by-step decoding of one batch; rows follow the batch.
 
     Attributes:
         memory: (B, S, D) encoder output.
         mask: (B, S) bool, True where valid.
         source: (B, S) int64 characters of the hypothesis with EOS.
-        blocked: (B, 1, 1, S) float32, what is added to attention scores: a large negative number where not valid.
-        pointed: (B, S, D) what the pointer compares with; empty without a pointer.
-        distances: (B, S + 1) float32, edit distance of what is written to each first part of the source.
-        caches: Keys and values of past steps, one a decoder layer.
-        step: Characters written so far.
+        blocked: (B, 1, 1, S) float32, added to attention scores: a large negative number where not valid.
+        pointed: (B, S, D) keys of the pointer; empty without a pointer.
+        distances: (B, S + 1) float32, edit distance of the written text to each prefix of the source.
+        caches: Keys and values of past steps, one cache per decoder layer.
+        step: Number of characters written so far.
     """
 
     memory: Tensor
@@ -76,12 +76,11 @@ class DecoderState:
     step: int = 0
 
     def select(self, rows: Tensor, same_memory: bool = False) -> None:
-        """Keep these rows in this order; a row may be taken several times.
+        """Keep these rows in this order; a row may occur several times.
 
         Args:
             rows: (B',) int64.
-            same_memory: Each row's hypothesis is that of the row it replaces, so that what was computed of the
-                hypotheses stays in place.
+            same_memory: Each row has the same hypothesis as the row it replaces, so that the encoder's output can stay.
         """
         self.distances = self.distances[rows]
         if not same_memory:
@@ -128,7 +127,7 @@ class DenoisingLM(nn.Module):
             self.pointer_gate = nn.Linear(config.width, 1)
 
     def forward(self, source: Tensor, source_lengths: Tensor, target_in: Tensor) -> Tensor:
-        """Return log-probabilities of every next character.
+        """Return the log-probabilities of every next character.
 
         Args:
             source: (B, S) int64, the hypothesis with EOS.
@@ -141,9 +140,9 @@ class DenoisingLM(nn.Module):
         return self.read(self.encode(source, source_lengths), target_in)
 
     def read(self, state: DecoderState, target_in: Tensor) -> Tensor:
-        """Return what `forward` does, for hypotheses that `encode` has read; the state is used up."""
+        """Return the result of `forward` for hypotheses that are encoded already; changes the state."""
         hidden = self.decoder(
-            inputs_embeds=self._embed_written(target_in, self._places(target_in, state), state),
+            inputs_embeds=self._embed_written(target_in, self._cursor_positions(target_in, state), state),
             encoder_hidden_states=state.memory,
             encoder_attention_mask=state.mask.long(),
             use_cache=False,
@@ -160,13 +159,13 @@ class DenoisingLM(nn.Module):
         return DecoderState(memory, mask, source, blocked, pointed, nothing.expand(len(source), -1), [])
 
     def step(self, last: Tensor, state: DecoderState) -> Tensor:
-        """Return (B, V) log-probabilities after the characters `last` (B,) int64, and move the state on."""
+        """Return (B, V) log-probabilities after the characters `last` (B,) int64, and advance the state."""
         if not state.caches:
             state.caches = stepper.start(self.decoder, state.memory)
         if state.step and self.config.cursor:
             state.distances = next_distances(state.distances, last, state.source)
-        places = self._place(state) if self.config.cursor else torch.full_like(last, state.step)
-        embedded = self._embed_written(last[:, None], places[:, None], state)
+        positions = self._cursor(state) if self.config.cursor else torch.full_like(last, state.step)
+        embedded = self._embed_written(last[:, None], positions[:, None], state)
         hidden = stepper.advance(self.decoder, embedded, state.caches, state.blocked)
         state.step += 1
         return self._mix(hidden, state)[:, 0]
@@ -177,29 +176,29 @@ class DenoisingLM(nn.Module):
             return embedded
         return embedded + _sinusoids(torch.arange(source.shape[1], device=source.device)[None], embedded)
 
-    def _embed_written(self, characters: Tensor, places: Tensor, state: DecoderState) -> Tensor:
-        """Embed (B, T) characters, each with the place (B, T) that was reached when it had been written."""
+    def _embed_written(self, characters: Tensor, positions: Tensor, state: DecoderState) -> Tensor:
+        """Embed (B, T) characters, each with the cursor position (B, T) after it was written."""
         embedded = self.embedding(characters)
         if self.config.positions:
-            embedded = embedded + _sinusoids(places, embedded)
+            embedded = embedded + _sinusoids(positions, embedded)
         if self.config.cursor:
-            reached = state.memory.gather(1, places[:, :, None].expand(-1, -1, state.memory.shape[2]))
+            reached = state.memory.gather(1, positions[:, :, None].expand(-1, -1, state.memory.shape[2]))
             embedded = embedded + self.at_cursor(reached)
         return embedded
 
-    def _places(self, written: Tensor, state: DecoderState) -> Tensor:
-        """Return (B, T) int64: the place reached after each of the (B, T) characters, the first of which is BOS."""
+    def _cursor_positions(self, written: Tensor, state: DecoderState) -> Tensor:
+        """Return the cursor position (B, T) int64 after each of the (B, T) characters, the first of which is BOS."""
         if not self.config.cursor:
             return torch.arange(written.shape[1], device=written.device).expand_as(written)
-        places = [self._place(state)]
+        positions = [self._cursor(state)]
         with torch.no_grad():
             for last in written[:, 1:].unbind(1):
                 state.distances = next_distances(state.distances, last, state.source)
-                places.append(self._place(state))
-        return torch.stack(places, dim=1)
+                positions.append(self._cursor(state))
+        return torch.stack(positions, dim=1)
 
-    def _place(self, state: DecoderState) -> Tensor:
-        """Return (B,) int64: where the part of the source ends that is nearest to what is written, the longest."""
+    def _cursor(self, state: DecoderState) -> Tensor:
+        """Return the cursor (B,) int64: the length of the longest source prefix nearest to the written text."""
         columns = torch.arange(state.source.shape[1], device=state.source.device)
         nearest = (state.distances[:, :-1] * (len(columns) + 1) - columns).masked_fill(~state.mask, torch.inf)
         return nearest.argmin(1)
@@ -219,7 +218,7 @@ class DenoisingLM(nn.Module):
 
 
 def parameters(model: nn.Module) -> int:
-    """Return how many parameters a model has."""
+    """Return the number of parameters of a model."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -230,11 +229,11 @@ def batch_sources(texts: Sequence[str], device: torch.device | str = "cpu") -> t
 
 
 def batch_targets(texts: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Return texts as ((B, T) int64 input with BOS, (B, T) int64 wanted with EOS and PAD)."""
+    """Return texts as ((B, T) int64 decoder input with BOS, (B, T) int64 target output with EOS and PAD)."""
     numbers = [vocab.encode(text) for text in texts]
     inputs, _ = vocab.pad([[vocab.BOS, *row] for row in numbers])
-    wanted, _ = vocab.pad([[*row, vocab.EOS] for row in numbers])
-    return torch.from_numpy(inputs).to(device), torch.from_numpy(wanted).to(device)
+    outputs, _ = vocab.pad([[*row, vocab.EOS] for row in numbers])
+    return torch.from_numpy(inputs).to(device), torch.from_numpy(outputs).to(device)
 
 
 def save(
@@ -244,7 +243,7 @@ def save(
     provenance: dict[str, Any] | None = None,
     assets: dict[str, str] | None = None,
 ) -> None:
-    """Write a model directory, weights in half precision; assets are further text files by name."""
+    """Write a model directory with weights in half precision; assets are additional text files by name."""
     from audio_llm import hub
 
     tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
@@ -252,7 +251,7 @@ def save(
 
 
 def load(name_or_dir: str | Path, device: str = "cpu") -> DenoisingLM:
-    """Load a model directory; in evaluation mode.
+    """Load a model directory and return the network in evaluation mode.
 
     Raises:
         ModelNotFoundError, ModelFormatError: As `hub.load_model`.
@@ -267,11 +266,11 @@ def load(name_or_dir: str | Path, device: str = "cpu") -> DenoisingLM:
 
 
 def next_distances(distances: Tensor, last: Tensor, source: Tensor) -> Tensor:
-    """Return the edit distances after one more character: one row of the usual table for every utterance.
+    """Return the edit distances after one more character: one row of the dynamic-programming table per utterance.
 
     Args:
-        distances: (B, S + 1) float32, of what was written to the source's first 0 ... S characters.
-        last: (B,) int64, the character written now.
+        distances: (B, S + 1) float32, from the written text to the source's first 0 ... S characters.
+        last: (B,) int64, the character written last.
         source: (B, S) int64.
     """
     columns = torch.arange(distances.shape[1], device=distances.device, dtype=distances.dtype)
@@ -281,9 +280,9 @@ def next_distances(distances: Tensor, last: Tensor, source: Tensor) -> Tensor:
     return (best - columns).cummin(1).values + columns  # deletions: any number of source characters skipped
 
 
-def _sinusoids(places: Tensor, like: Tensor) -> Tensor:
-    """Return (..., D) sines and cosines of (...) places, D and dtype as in `like`."""
+def _sinusoids(positions: Tensor, like: Tensor) -> Tensor:
+    """Return (..., D) sines and cosines of (...) positions, D and dtype as in `like`."""
     width = like.shape[-1]
-    steps = torch.arange(0, width, 2, device=places.device) / width
-    angles = places[..., None] / 10_000.0**steps
+    steps = torch.arange(0, width, 2, device=positions.device) / width
+    angles = positions[..., None] / 10_000.0**steps
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like)

@@ -1,4 +1,4 @@
-"""One pair: a sentence said by a voice or a recording, made harder, and heard by a recogniser."""
+"""Training pairs: a synthesized or recorded sentence, degraded, and its hypotheses by a recognizer."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from audio_llm.text import Normalizer
 
 @dataclass(frozen=True)
 class PairItem:
-    """What to say, and how; everything that decides a pair but the recogniser.
+    """Everything that determines a pair, except the recognizer.
 
     Attributes:
-        text_id: Id of the sentence, `book:number` or the recording's id.
-        reference: Normalised words.
-        text: What the voice is given; unused for a recording.
-        voice: A voice name, or an empty string for a recording.
-        audio: Path of the recording, or an empty string.
-        seed: Decides every random draw of this pair.
+        text_id: Id of the sentence, `book:number`, or id of the recording.
+        reference: Normalized words.
+        text: Text to synthesize; unused for a recording.
+        voice: Name of the voice; empty for a recording.
+        audio: Path of the recording; empty for synthesized speech.
+        seed: Random seed of this pair.
     """
 
     text_id: str
@@ -40,11 +40,11 @@ class PairItem:
 
 @dataclass(frozen=True)
 class Sound:
-    """A waveform with how it was made.
+    """A waveform with the settings that produced it.
 
     Attributes:
         waveform: (T,) float32 at 16 kHz.
-        settings: The draws, as plain numbers.
+        settings: The drawn settings, as plain values.
     """
 
     waveform: np.ndarray
@@ -52,18 +52,18 @@ class Sound:
 
 
 def item_seed(*parts: object) -> int:
-    """Return a 63-bit seed that depends on the parts alone."""
+    """Return a 63-bit seed that depends on the parts only."""
     digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def make_sound(item: PairItem, augmentation: Augmentation, noises: Sequence[np.ndarray] = ()) -> Sound:
-    """Speak or read an item and make it harder.
+    """Synthesize and degrade a text, or read a recording.
 
     Args:
-        item: A recording is read and left as it is; a text is spoken and augmented.
-        augmentation: Ranges of the draws.
-        noises: Recordings of noise, each (N,) float32 at 16 kHz; without any, coloured noise is made.
+        item: A text is synthesized and degraded; a recording is read and stays unchanged.
+        augmentation: Ranges of the random settings.
+        noises: Recordings of noise, each (N,) float32 at 16 kHz; without any, colored noise is generated.
     """
     if item.audio:
         from audio_llm import audio
@@ -89,15 +89,15 @@ def make_pair(
 ) -> dict[str, Any]:
     """Return the pair as one JSON object.
 
-    Its `hypotheses` are normalised like the reference, distinct, best first, with the recogniser's scores.
+    Its `hypotheses` are normalized like the reference, distinct, best first, with the recognizer's scores in nats.
     """
     sound = make_sound(item, augmentation, noises)
-    heard = recognizer.recognize(sound.waveform, nbest, item.text_id)
+    recognized = recognizer.recognize(sound.waveform, nbest, item.text_id)
     row: dict[str, Any] = {
         "id": f"{item_seed(item.text_id, item.voice, item.seed, recognizer.version):016x}",
         "text_id": item.text_id,
         "reference": item.reference,
-        "hypotheses": _normalized(heard, normalizer),
+        "hypotheses": _normalized(recognized, normalizer),
         "asr": recognizer.version,
         "duration": round(sound.waveform.size / mono.SAMPLE_RATE, 3),
         "seed": item.seed,
@@ -110,9 +110,9 @@ def make_pair(
     return row
 
 
-def _normalized(heard: NBest, normalizer: Normalizer) -> list[dict[str, Any]]:
+def _normalized(recognized: NBest, normalizer: Normalizer) -> list[dict[str, Any]]:
     scores: dict[str, float | None] = {}
-    for hypothesis in heard.hypotheses:
+    for hypothesis in recognized.hypotheses:
         text = normalizer(hypothesis.text)
         if text not in scores:
             scores[text] = None if hypothesis.score is None else round(hypothesis.score, 3)

@@ -1,4 +1,4 @@
-"""Choosing among candidates by the recogniser's and the Denoising LM's scores (DSR), and finding the scales."""
+"""Selecting candidates by a weighted sum of scores (DSR), and fitting the weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from audio_llm.errors import DataError
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate with every score that the choice uses.
+    """A candidate with all scores that the selection uses.
 
     Attributes:
-        text: Normalised words.
-        scores: Name of the score -> natural logarithm; the same names for all candidates of an utterance.
+        text: Normalized words.
+        scores: Score by name, natural logarithms; the same names for all candidates of an utterance.
     """
 
     text: str
@@ -25,11 +25,11 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Scales:
-    """Weights of the scores.
+class ScoreWeights:
+    """Weights of the scores of a candidate.
 
     Attributes:
-        weights: Name of the score -> factor. The recogniser's is 1 by convention, or its inverse temperature.
+        weights: Factor by name of the score. The recognizer's is 1 by convention, or its inverse temperature.
         word_reward: Added for every word, against short outputs.
     """
 
@@ -48,48 +48,48 @@ class Scales:
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a scale search found.
+    """Result of a weight search.
 
     Attributes:
-        scales: The best.
-        errors: Word errors they leave on the tuning set.
-        words: Words of its references.
+        score_weights: The best weights.
+        errors: Word errors on the tuning set with these weights.
+        words: Words in its references.
     """
 
-    scales: Scales
+    score_weights: ScoreWeights
     errors: int
     words: int
 
 
-def choose(candidates: Sequence[Scored], scales: Scales) -> int:
-    """Return the index of the candidate with the highest total, the first of equals."""
-    totals = [scales.total(candidate) for candidate in candidates]
+def choose(candidates: Sequence[Scored], score_weights: ScoreWeights) -> int:
+    """Return the index of the candidate with the highest total, the first one on ties."""
+    totals = [score_weights.total(candidate) for candidate in candidates]
     return int(np.argmax(totals))
 
 
-def fit_scales(
+def fit_weights(
     utterances: Sequence[Sequence[Scored]],
     references: Sequence[str],
     names: Sequence[str],
     split: str,
     ridge: float = 5e-5,
 ) -> TuneResult:
-    """Find factors for the fewest expected word errors, where a candidate is chosen with probability softmax(total).
+    """Fit the weights that minimize the expected word errors, where p(candidate) = softmax(total).
 
-    The number of errors itself jumps, and with several factors and some hundred utterances the lowest count is often a
-    chance find; its expectation is smooth. Totals come out as log-probabilities, more or less.
+    The number of errors itself is a step function; with several weights and a few hundred utterances, its minimum is
+    often due to chance. The expectation is smooth, and the totals become roughly log-probabilities.
 
     Args:
         utterances: Candidates of each utterance, not empty.
-        references: Normalised true texts.
-        names: Of the scores.
-        split: Name of the data, parts joined by `+`; a part with test, dev or held in its name is refused unless
-            its name says that it was carved out for tuning (`tune`).
-        ridge: Weight of the squared factors, each in units of its score's spread within an utterance, against the
-            error rate.
+        references: Normalized true texts.
+        names: Names of the scores.
+        split: Names of the data sets, joined by `+`. A name that contains test, dev or held is rejected, unless it
+            also contains `tun`, for a part set aside for tuning.
+        ridge: Weight of the squared factors against the error rate, each factor in units of the spread of its score
+            within an utterance.
 
     Raises:
-        DataError: The split is named as a test or development set for reporting, or a candidate lacks a score.
+        DataError: The split is a test or development set for reporting, or a candidate lacks a score.
     """
     import torch
 
@@ -97,10 +97,10 @@ def fit_scales(
     tables = _Tables(utterances, references, names)
     there = torch.from_numpy(~tables.missing)
     mask = there[:, :, None].double()
-    features = torch.from_numpy(tables.features)  # (U, C, F), zeros where a list is shorter
-    centred = (features - features.sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * mask
-    spread = (centred.square().sum((0, 1)) / mask.sum()).sqrt().clamp_min(1e-6)
-    centred = centred / spread
+    features = torch.from_numpy(tables.features)  # (U, C, F), zeros past the end of a shorter list
+    centered = (features - features.sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * mask
+    spread = (centered.square().sum((0, 1)) / mask.sum()).sqrt().clamp_min(1e-6)
+    centered = centered / spread
     errors = torch.from_numpy(tables.counts).double()
     words = max(1, sum(len(reference.split()) for reference in references))
     factors = torch.zeros(features.shape[2], dtype=torch.float64, requires_grad=True)
@@ -108,20 +108,22 @@ def fit_scales(
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        chosen = (centred @ factors).masked_fill(~there, -torch.inf).softmax(1)
+        chosen = (centered @ factors).masked_fill(~there, -torch.inf).softmax(1)
         value = (chosen * errors).sum() / words + ridge * factors.square().sum()
         value.backward()
         return value
 
     optimizer.step(loss)
-    weights = (factors.detach() / spread).tolist()
-    scales = Scales(dict(zip(names, weights[:-1], strict=True)), weights[-1])
-    return TuneResult(scales, tables.errors(np.array(weights)), words)
+    values = (factors.detach() / spread).tolist()
+    score_weights = ScoreWeights(dict(zip(names, values[:-1], strict=True)), values[-1])
+    return TuneResult(score_weights, tables.errors(np.array(values)), words)
 
 
 def _check_split(split: str) -> None:
     if any(_is_for_reporting(part) for part in split.lower().split("+")):
-        raise DataError(f"scales are not tuned on {split!r}", remedy="tune on a part carved from the training data")
+        raise DataError(
+            f"score weights are not tuned on {split!r}", remedy="tune on a part set aside from the training data"
+        )
 
 
 def _is_for_reporting(part: str) -> bool:
@@ -133,8 +135,8 @@ class _Tables:
 
     Args:
         utterances: Candidates of each utterance.
-        references: Normalised true texts.
-        names: Of the scores, in the order of the weights; the word reward comes last.
+        references: Normalized true texts.
+        names: Names of the scores in the order of the weights; the word reward comes last.
     """
 
     def __init__(self, utterances: Sequence[Sequence[Scored]], references: Sequence[str], names: Sequence[str]) -> None:
@@ -150,7 +152,7 @@ class _Tables:
                 self.missing[row, column] = False
 
     def errors(self, weights: np.ndarray) -> int:
-        """Return the word errors of what the weights (names + 1,) choose."""
+        """Return the word errors of the candidates that the weights (names + 1,) select."""
         totals = np.where(self.missing, -np.inf, self.features @ weights)
         return int(np.take_along_axis(self.counts, totals.argmax(axis=1)[:, None], axis=1).sum())
 

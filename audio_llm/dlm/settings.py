@@ -1,4 +1,4 @@
-"""How a Denoising LM decodes: settings beside the weights, and what follows from them before any network is loaded."""
+"""Decoding settings of a Denoising LM, stored with its weights, and decisions that follow from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from audio_llm.asr.base import Recognizer
-from audio_llm.dlm.rescore import Scales
+from audio_llm.dlm.rescore import ScoreWeights
 from audio_llm.errors import ModelFormatError
 from audio_llm.gate import Gate
 
@@ -19,30 +19,31 @@ Pool = Literal["paper", "pooled"]
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """How a model decodes; tuned on tuning data and stored beside the weights.
+    """How a model decodes; tuned on validation data and stored with the weights.
 
     Attributes:
-        normalizer: Name of the normaliser for what comes in.
-        recognizer: Version of the recogniser the scales were tuned for; another gets the same, unchecked scales.
-        beam: Width of the search in DLM-sum.
-        listed: Hypotheses of the recogniser that are asked for.
-        hypotheses: Those of them that the Denoising LM reads in DLM-sum, the best by `list_scales`.
-        language_model: Name of the n-gram model behind the score `lm`, a folder beside the model's or any that
+        normalizer: Name of the normalizer of the hypotheses.
+        recognizer: Version of the recognizer that the score weights were tuned for. Other recognizers get the same
+            weights, unchecked.
+        beam: Beam width in DLM-sum.
+        listed: Number of hypotheses to request from the recognizer.
+        hypotheses: Number of these that the Denoising LM reads in DLM-sum, the best by `list_scales`.
+        language_model: Name of the n-gram model for the score `lm`: a folder next to the model's, or a name that
             `hub.find_model` knows; empty for none.
-        language_model_sha256: Its fingerprint.
-        list_scales: How a hypothesis of the list is weighed, scores `asr` (the list's own) and `lm`. The total is its
+        language_model_sha256: Fingerprint of the n-gram model.
+        list_scales: Weights of the scores `asr` (the recognizer's) and `lm` of a listed hypothesis. The total is its
             log-weight in DLM-sum.
         rank_weight: In a list without scores the log-weight of rank r is -r * rank_weight.
-        pool: Where DSR's candidates come from: the Denoising LM (`paper`) or it and the recogniser (`pooled`).
-        sound_model: Name of the CTC recogniser that tells DSR how well a text fits the sound, a folder beside the
-            model's or any that `hub.find_model` knows; empty: the recogniser that made the list tells it.
-        sound_model_sha256: Its fingerprint.
-        shortlist: Scales of the scores `asr`, `sound`, `lm` that choose the texts of a list for DSR.
-        shortlisted: How many.
-        proposals: Texts that the Denoising LM proposes in DSR; one is found by greedy search, which
-            is several times as fast as a beam.
-        dsr: Scales for DSR; scores as in `dsr.Pools`.
-        gates: Gate for each decoding.
+        pool: Source of DSR's candidates: the Denoising LM (`paper`), or it and the recognizer (`pooled`).
+        sound_model: Name of the CTC recognizer that scores texts against the audio in DSR: a folder next to the
+            model's, or a name that `hub.find_model` knows; empty: the recognizer that produced the list scores them.
+        sound_model_sha256: Fingerprint of the CTC recognizer.
+        shortlist: Weights of the scores `asr`, `sound`, `lm` that select the texts of a list for DSR.
+        shortlisted: Number of these texts.
+        proposals: Number of texts that the Denoising LM proposes in DSR; a single one comes from greedy search, which
+            is several times as fast as beam search.
+        dsr: Weights of the scores of DSR's candidates (see `dsr.DsrCandidates`).
+        gates: Gate of each decoding.
     """
 
     normalizer: str = "spoken"
@@ -52,57 +53,54 @@ class DecodingSettings:
     hypotheses: int = 4
     language_model: str = ""
     language_model_sha256: str = ""
-    list_scales: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "lm": 0.0}))
+    list_scales: ScoreWeights = field(default_factory=lambda: ScoreWeights({"asr": 0.05, "lm": 0.0}))
     rank_weight: float = 0.5
     pool: Pool = "pooled"
     sound_model: str = ""
     sound_model_sha256: str = ""
-    shortlist: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "sound": 0.1, "lm": 0.0}))
+    shortlist: ScoreWeights = field(default_factory=lambda: ScoreWeights({"asr": 0.05, "sound": 0.1, "lm": 0.0}))
     shortlisted: int = 8
     proposals: int = 1
-    dsr: Scales = field(default_factory=lambda: Scales({"asr": 0.05, "sound": 0.1, "dlm": 1.0}))
+    dsr: ScoreWeights = field(default_factory=lambda: ScoreWeights({"asr": 0.05, "sound": 0.1, "dlm": 1.0}))
     gates: dict[str, Gate] = field(default_factory=lambda: {name: Gate() for name in ("greedy", "dsr", "dlm-sum")})
 
 
 def default_decoding(settings: DecodingSettings, recognizer: Recognizer | None) -> Decoding:
-    """Return `dsr` where the recogniser is the one that the scales were found for and the settings name a sound model.
-
-    Else `dlm-sum`.
-    """
+    """Return `dsr` if the settings were tuned for this recognizer and name a sound model, else `dlm-sum`."""
     tuned_for = recognizer is not None and recognizer.version == settings.recognizer
     return "dsr" if tuned_for and settings.sound_model else "dlm-sum"
 
 
 def list_length(folder: Path, decoding: Decoding | None = None, recognizer: Recognizer | None = None) -> int:
-    """Return how many hypotheses a model can make use of: the full length only of the recogniser it was tuned for.
+    """Return how many hypotheses a model can use: the full list only from the recognizer it was tuned for.
 
     Args:
         folder: The model directory.
-        decoding: None: the default one.
-        recognizer: What makes the lists.
+        decoding: The decoding; None: the default one.
+        recognizer: Source of the lists.
 
     Raises:
-        ModelFormatError: The settings are damaged.
+        ModelFormatError: The settings file is damaged.
     """
     settings = read_settings(folder)
     return useful_hypotheses(settings, decoding or default_decoding(settings, recognizer), recognizer)
 
 
 def useful_hypotheses(settings: DecodingSettings, decoding: Decoding, recognizer: Recognizer | None) -> int:
-    """Do as `list_length` with settings that are read already."""
+    """Return the same as `list_length`, for settings that are loaded already."""
     if decoding == "greedy":
         return 1
-    if decoding == "dsr" and not settings.sound_model:  # the recogniser takes long for each text
+    if decoding == "dsr" and not settings.sound_model:  # scoring a text takes the recognizer long
         return settings.shortlisted
     tuned_for = recognizer is None or recognizer.version == settings.recognizer
     return settings.listed if tuned_for else settings.hypotheses
 
 
 def read_settings(folder: Path) -> DecodingSettings:
-    """Read the decoding settings of a model directory; the defaults where it has none.
+    """Read the decoding settings of a model directory; the defaults if it has none.
 
     Raises:
-        ModelFormatError: They are damaged.
+        ModelFormatError: The settings file is damaged.
     """
     path = folder / SETTINGS_NAME
     if not path.exists():
@@ -111,7 +109,7 @@ def read_settings(folder: Path) -> DecodingSettings:
         return settings_from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFormatError(
-            f"damaged decoding settings: {error}", path=path, remedy="tune or get it again"
+            f"damaged decoding settings: {error}", path=path, remedy="tune them or get the model again"
         ) from None
 
 
@@ -121,9 +119,9 @@ def settings_to_json(settings: DecodingSettings) -> dict[str, Any]:
 
 
 def settings_from_json(content: dict[str, Any]) -> DecodingSettings:
-    """Build settings from what `settings_to_json` gave."""
+    """Build settings from the result of `settings_to_json`."""
     content = dict(content)
     for name in {"list_scales", "shortlist", "dsr"} & set(content):
-        content[name] = Scales(**content[name])
+        content[name] = ScoreWeights(**content[name])
     content["gates"] = {name: Gate(**gate) for name, gate in content["gates"].items()}
     return DecodingSettings(**content)

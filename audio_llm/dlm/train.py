@@ -1,4 +1,4 @@
-"""Training the Denoising LM on packed pairs, with texts corrupted on the fly."""
+"""Training of the Denoising LM on packed pairs, with texts corrupted on the fly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from audio_llm.dlm.noise import NoiseConfig, corrupt, substitute_characters
 from audio_llm.dlm.pack import CONFUSIONS_NAME, PackedPairs, read_packed
 from audio_llm.metrics import word_errors
 from audio_llm.simulation.confusions import Confusions
-from audio_llm.training.buckets import batches_by_length
+from audio_llm.training.batching import batches_by_length
+from audio_llm.training.config import renamed
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
@@ -26,24 +27,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DlmTrainConfig:
-    """Everything that decides a training, beside the data.
+    """Everything that determines a training, except the data.
 
     Attributes:
         model: Size of the network.
-        training: Steps, rates, seed.
+        training: Steps, learning rate, seed.
         noise: How texts are corrupted.
-        pair_share: Share of examples that are pairs from a recogniser; the rest are corrupted texts.
-        first_share: Share of pairs that use the recogniser's best hypothesis; the rest use a later one.
-        batch_characters: Characters of references in a batch, at most.
-        label_smoothing: Probability spread evenly over the characters of texts, see `sequence_loss`.
-        validation_sentences: How many tuning pairs are decoded for the validation's word error rate.
+        pair_fraction: Fraction of examples that are pairs from a recognizer; the rest are corrupted texts.
+        first_prob: Probability that a pair uses the recognizer's best hypothesis; else any of its hypotheses is drawn.
+        batch_characters: Largest number of characters in a batch.
+        label_smoothing: Probability spread evenly over the characters of texts (see `sequence_loss`).
+        validation_sentences: Number of validation pairs that are decoded for the word error rate.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=100_000, learning_rate=1e-3))
     noise: NoiseConfig = field(default_factory=NoiseConfig)
-    pair_share: float = 0.35
-    first_share: float = 0.6
+    pair_fraction: float = renamed("pair_share", 0.35)
+    first_prob: float = renamed("first_share", 0.6)
     batch_characters: int = 3000
     label_smoothing: float = 0.01
     validation_sentences: int = 100
@@ -59,16 +60,16 @@ def train_dlm(
     device: str = "auto",
     start_from: str | Path | None = None,
 ) -> TrainingResult:
-    """Train on a packed folder; leave a model directory in `output/best`.
+    """Train on a packed folder; write the best model to `output/best`.
 
     Args:
-        data: Folder that `pack` wrote, with a `train` and a `tune` part.
+        data: Folder written by `pack`, with a `train` and a `tune` part.
         output: Folder for logs and checkpoints.
-        config: What decides the training.
-        max_minutes: Limit of this call.
-        resume: Go on from `output/last`.
+        config: Configuration of the training.
+        max_minutes: Time limit of this call in minutes.
+        resume: Resume from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        start_from: A model to start from instead of random weights; of the same size.
+        start_from: Model of the same size to initialize from; None: random weights.
     """
     torch.manual_seed(config.training.seed)
     model = DenoisingLM(config.model)
@@ -99,77 +100,76 @@ def train_dlm(
 
 
 def sequence_loss(model: nn.Module, batch: tuple[Tensor, ...], label_smoothing: float) -> Tensor:
-    """Return the cross-entropy per character with label smoothing, over characters that are not padding.
+    """Return the cross-entropy per character in nats with label smoothing, over characters that are not padding.
 
-    The smoothing never goes to the end, nor takes from it. An end that may come anywhere with probability
-    smoothing / V (6 nats) costs less than the uncertain places of a long text, so that beam search would find the
-    empty text the best.
+    The smoothing excludes the end symbol. If the end could occur anywhere with probability smoothing / V (6 nats), it
+    would cost less than the uncertain characters of a long text, and beam search would prefer the empty text.
 
     Args:
         model: A DenoisingLM, possibly wrapped.
-        batch: source (B, S), source lengths (B,), target input (B, T), wanted (B, T), all int64.
-        label_smoothing: Probability spread evenly over the characters of texts where one of them is wanted.
+        batch: source (B, S), source lengths (B,), target input (B, T), target output (B, T), all int64.
+        label_smoothing: Probability spread evenly over the characters of texts, where the target is not the end.
     """
-    source, lengths, target_in, wanted = batch
+    source, lengths, target_in, target_out = batch
     log_probabilities = model(source, lengths, target_in)
-    valid = wanted != vocab.PAD
-    chosen = log_probabilities.gather(2, wanted[:, :, None])[:, :, 0]
+    valid = target_out != vocab.PAD
+    chosen = log_probabilities.gather(2, target_out[:, :, None])[:, :, 0]
     spread = log_probabilities[:, :, vocab.FIRST_SYMBOL :].mean(-1)
-    smoothing = label_smoothing * (wanted != vocab.EOS)
+    smoothing = label_smoothing * (target_out != vocab.EOS)
     per_character = (1.0 - smoothing) * chosen + smoothing * spread
     return -(per_character * valid).sum() / valid.sum()
 
 
 def batches(packed: PackedPairs, config: DlmTrainConfig, epoch: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield batches of (row, seed): all texts once, with pairs drawn in to their share, alike for equal arguments."""
+    """Yield batches of (row, seed): all texts once, and pairs drawn up to their fraction; equal for equal arguments."""
     rng = np.random.default_rng((config.training.seed, epoch))
     texts = np.flatnonzero(~packed.is_pair)
     pairs = np.flatnonzero(packed.is_pair)
     if not len(texts):
         drawn = pairs
-    elif not len(pairs) or config.pair_share <= 0.0:
+    elif not len(pairs) or config.pair_fraction <= 0.0:
         drawn = texts
     else:
-        count = int(len(texts) * config.pair_share / (1.0 - config.pair_share))
+        count = int(len(texts) * config.pair_fraction / (1.0 - config.pair_fraction))
         drawn = np.concatenate([texts, rng.choice(pairs, size=count)])
     yield from batches_by_length(drawn, packed.lengths, config.batch_characters, rng)
 
 
 def to_tensors(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return source (B, S), source lengths (B,), target input (B, T), wanted (B, T), all int64."""
+    """Return source (B, S), source lengths (B,), target input (B, T), target output (B, T), all int64."""
     return (*batch_sources(hypotheses), *batch_targets(references))
 
 
 def _example(
     packed: PackedPairs, row: int, seed: int, confusions: Confusions, config: DlmTrainConfig
 ) -> tuple[str, str]:
-    """Return (hypothesis, reference), drawn from the seed alone."""
+    """Return (hypothesis, reference), drawn from the seed only."""
     rng = np.random.default_rng(seed)
     reference = packed.references[row]
     if not packed.is_pair[row]:
         return corrupt(reference, confusions, config.noise, rng), reference
-    heard = packed.hypotheses[row]
-    rank = 0 if rng.random() < config.first_share else int(rng.integers(len(heard)))
-    return substitute_characters(heard[rank], config.noise, rng), reference
+    hypotheses = packed.hypotheses[row]
+    rank = 0 if rng.random() < config.first_prob else int(rng.integers(len(hypotheses)))
+    return substitute_characters(hypotheses[rank], config.noise, rng), reference
 
 
 def _validate(model: nn.Module, tune: PackedPairs, config: DlmTrainConfig) -> Mapping[str, float]:
     plain = _plain(model)
-    first = [heard[0] for heard in tune.hypotheses]
+    first = [hypotheses[0] for hypotheses in tune.hypotheses]
     totals = decode.log_probs(plain, first, tune.references)
     count = config.validation_sentences
     corrected = [candidate.text for candidate in decode.greedy(plain, first[:count])]
-    kept = [candidate.text for candidate in decode.greedy(plain, tune.references[:count])]
+    echoed = [candidate.text for candidate in decode.greedy(plain, tune.references[:count])]
     return {
         "loss": -sum(totals) / sum(len(reference) + 1 for reference in tune.references),
         "wer_before": word_errors(tune.references[:count], first[:count]).rate,
         "wer": word_errors(tune.references[:count], corrected).rate,
-        "kept": float(np.mean([a == b for a, b in zip(kept, tune.references, strict=False)])),
+        "kept": float(np.mean([a == b for a, b in zip(echoed, tune.references, strict=False)])),
     }
 
 
 def _plain(model: Any) -> DenoisingLM:
-    """Return the model itself where a wrapper for several processes surrounds it."""
+    """Return the model without the wrapper of distributed training."""
     plain = getattr(model, "module", model)
     assert isinstance(plain, DenoisingLM)
     return plain

@@ -1,4 +1,4 @@
-"""Characters of the Denoising LM and their numbers."""
+"""Characters of the Denoising LM and their ids."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _SYMBOL = {number: symbol for symbol, number in _NUMBER.items()}
 
 
 def encode(text: str) -> list[int]:
-    """Return the numbers of a normalised text, without BOS or EOS; unknown characters become UNK."""
+    """Return the ids of a normalized text, without BOS or EOS; unknown characters become UNK."""
     return [_NUMBER.get(character, UNK) for character in text]
 
 
 def decode(numbers: Sequence[int]) -> str:
-    """Return the text up to the first EOS; BOS, padding and UNK are left out."""
+    """Return the text up to the first EOS, without BOS, padding and UNK."""
     characters = []
     for number in numbers:
         if number == EOS:

@@ -18,9 +18,10 @@ from audio_llm.gense.models import MASK, load_mask
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.sound_metrics import si_sdr_db, snr_db
-from audio_llm.training.buckets import new_draws, same_draws
-from audio_llm.training.listening import Listener, heard_by
+from audio_llm.training.batching import fixed_batches, fresh_batches
+from audio_llm.training.config import renamed
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
+from audio_llm.training.perceptual import PerceptualLoss, provenance_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class MaskTrainingConfig:
         least_dynamics_db: Smallest spread of levels, in dB, of recordings that serve as targets.
         complex_share: Weight of the complex spectra in the spectral loss; the magnitudes have the rest.
         ratio_weight: Weight of the signal-to-error ratio in dB.
-        listener_weight: Weight of the perceptual loss.
+        perceptual_weight: Weight of the perceptual loss.
         validation_pairs: Pairs at each validation.
     """
 
@@ -57,7 +58,7 @@ class MaskTrainingConfig:
     least_dynamics_db: float = 26.0
     complex_share: float = 0.3
     ratio_weight: float = 0.002
-    listener_weight: float = 0.02
+    perceptual_weight: float = renamed("listener_weight", 0.02)
     validation_pairs: int = 64
 
 
@@ -84,7 +85,7 @@ def train_mask(
     device: str = "auto",
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
-    perceptual_loss: Listener | None = None,
+    perceptual_loss: PerceptualLoss | None = None,
 ) -> TrainingResult:
     """Train a mask network; `output/best` becomes a model directory with the lowest validation loss.
 
@@ -117,17 +118,17 @@ def train_mask(
         len(speech.pack.noises),
         size / 1e6,
     )
-    chosen = same_draws(config.batch_pairs, config.validation_pairs)
+    chosen = fixed_batches(config.batch_pairs, config.validation_pairs)
     validation = [make_batch(held_out, seeds, _VALIDATION_SEED) for seeds in chosen]
 
     def save(network: nn.Module, folder: Path) -> None:
         assert isinstance(network, MaskNetwork)
-        record = {**(provenance or {}), **heard_by(perceptual_loss), "training": asdict(config)}
+        record = {**(provenance or {}), **provenance_of(perceptual_loss), "training": asdict(config)}
         hub.save_model(folder, asdict(network.config), network.state_dict(), MASK, CARD, record)
 
     return train(
         model,
-        new_draws(config.batch_pairs, config.epoch_batches),
+        fresh_batches(config.batch_pairs, config.epoch_batches),
         lambda network, batch: mask_loss(network(batch.noisy), batch, config, perceptual_loss),
         lambda network: _validate(network, validation, config, perceptual_loss),
         output,
@@ -149,7 +150,7 @@ def make_batch(speech: NoisySpeech, seeds: range, offset: int = 0) -> PairBatch:
 
 
 def mask_loss(
-    enhanced: Tensor, batch: PairBatch, config: MaskTrainingConfig, perceptual_loss: Listener | None = None
+    enhanced: Tensor, batch: PairBatch, config: MaskTrainingConfig, perceptual_loss: PerceptualLoss | None = None
 ) -> Tensor:
     """Return the loss of enhanced waveforms (B, T), independent of their level; a scalar."""
     level = batch.noisy.square().mean(-1, keepdim=True).sqrt() + 1e-6
@@ -162,7 +163,7 @@ def mask_loss(
         loss = loss - config.ratio_weight * snr_db(enhanced[speech], clean[speech]).clamp_max(30.0).mean()
     if perceptual_loss is not None and bool(speech.any()):
         gain = 10.0 ** (LEVEL_DB / 20.0)  # level of its input in use
-        loss = loss + config.listener_weight * perceptual_loss.distance(gain * enhanced[speech], gain * clean[speech])
+        loss = loss + config.perceptual_weight * perceptual_loss.distance(gain * enhanced[speech], gain * clean[speech])
     return loss
 
 
@@ -182,7 +183,7 @@ def _spectral_loss(enhanced: Tensor, clean: Tensor, size: int, complex_weight: f
 
 
 def _validate(
-    network: nn.Module, batches: list[PairBatch], config: MaskTrainingConfig, perceptual_loss: Listener | None
+    network: nn.Module, batches: list[PairBatch], config: MaskTrainingConfig, perceptual_loss: PerceptualLoss | None
 ) -> dict[str, float]:
     """Return the loss and the mean SI-SDR improvement where there is speech in noise."""
     device = next(network.parameters()).device

@@ -21,7 +21,7 @@ from audio_llm.gense.models import GENSE, Parts, load_gense
 from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, History, TokenPairs
 from audio_llm.simulation.noisy import NoisyConfig, NoisyPair, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
-from audio_llm.training.buckets import same_draws
+from audio_llm.training.batching import fixed_batches
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.training.shards import ShardReader, write_shards
 
@@ -154,7 +154,7 @@ def train_gense(
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()}
     logger.info("%d segments, parameters %s", len(reader), sizes)
     count = min(config.validation, len(held_out))
-    validation = [_collate(held_out, chosen) for chosen in same_draws(config.batch, count)]
+    validation = [_collate(held_out, chosen) for chosen in fixed_batches(config.batch, count)]
 
     def save(module: nn.Module, folder: Path) -> None:
         assert isinstance(module, GenseNetwork)

@@ -23,7 +23,7 @@ from audio_llm.ger.mine import DistillationSettings, Distiller, language_probe
 from audio_llm.ger.model import Batch, GerSettings, RobustGer
 from audio_llm.metrics import word_errors
 from audio_llm.text import NORMALIZERS
-from audio_llm.training.buckets import batches_by_length
+from audio_llm.training.batching import batches_by_length
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)

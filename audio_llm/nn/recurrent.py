@@ -1,9 +1,9 @@
-"""A gated linear recurrence: a memory whose gates depend on the input alone, so that time needs no matrix product.
+"""A gated linear recurrence: its gates depend on the input only, so that a step over time needs no matrix product.
 
     h[t] = f[t] h[t-1] + (1 - f[t]) c[t]
 
-With f = 1 - sigmoid(z), z, c and an output gate all linear in the input (Qin et al. 2023, "Hierarchically gated
-recurrent neural network"). Whole sequences and single steps give the same.
+where f = 1 - sigmoid(z), and z, c and an output gate are linear in the input (Qin et al. 2023, "Hierarchically gated
+recurrent neural network"). Processing a whole sequence or single steps gives the same result.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_MEMORY_FRAMES = (2.0, 500.0)  # shortest and longest memory of the units at the start of a training
+_MEMORY_FRAMES = (2.0, 500.0)  # shortest and longest memory of the units at the start of a training, in frames
 
 
 class LinearRecurrence(nn.Module):
-    """The layer, as three functions, so that a caller can compile what surrounds the scan.
+    """The layer, in three functions, so that a caller can compile the parts around the scan.
 
     Args:
         channels: Width of input and output.
-        hidden: Units of the memory.
+        hidden: Number of recurrent units.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -35,38 +35,38 @@ class LinearRecurrence(nn.Module):
             self.input.bias[:hidden] = -torch.logspace(float(shortest), float(longest), hidden).log()
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the scan needs.
+        """Return the gates of the recurrence.
 
         Args:
-            x: (..., C).
+            x: Input (..., C).
 
         Returns:
-            Forget factors and entries, (..., H) float32, and the output gate (..., H).
+            Forget factors and inputs of the recurrence, (..., H) float32, and the output gate (..., H).
         """
         write, candidate, gate = self.input(x).split(self.hidden, dim=-1)
-        write = torch.sigmoid(write.float())  # 1 - f: near 0, where float formats are fine-grained
+        write = torch.sigmoid(write.float())  # 1 - f, because floats are more precise near 0
         return 1.0 - write, write * candidate.float(), gate
 
     @staticmethod
     def scan(forget: Tensor, entry: Tensor, state: Tensor) -> Tensor:
-        """Return all states (N, R, H) of forget factors and entries (N, R, H) and the state before, (R, H)."""
+        """Return all states (N, R, H), given forget factors and inputs (N, R, H) and the previous state (R, H)."""
         states: Tensor = _Scan.apply(forget, entry, state)
         return states
 
     def output(self, states: Tensor, gate: Tensor) -> Tensor:
-        """Return the layer's output (..., C) of states and output gate (..., H)."""
+        """Return the layer's output (..., C), given states and output gate (..., H)."""
         out: Tensor = self.out(states.to(gate.dtype) * functional.silu(gate))
         return out
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output (N, R, C) of an input (N, R, C), time first, and the last state; the first is (R, H)."""
+        """Return the output (N, R, C) and the last state (R, H), given the input (N, R, C), time first, and a state."""
         forget, entry, gate = self.gates(x)
         states = self.scan(forget, entry, state)
         return self.output(states, gate), states[-1]
 
 
 class _Scan(torch.autograd.Function):
-    """h[t] = a[t] h[t-1] + b[t] along the first axis; its gradient is the same recurrence from the end."""
+    """h[t] = a[t] h[t-1] + b[t] along the first axis; the gradient is the same recurrence in reverse."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, state: Tensor) -> Tensor:
@@ -88,10 +88,10 @@ class _Scan(torch.autograd.Function):
 
 
 def _scan(a: Tensor, h: Tensor, backward: bool = False) -> None:
-    """Add to each row of h (N, R, H) the row before (behind, if backward) times a (N - 1, R, H), one after another.
+    """Add to each row of h (N, R, H) the previous (if backward: the next) row times a (N - 1, R, H), row by row.
 
-    On a CPU a loop with one fused operation a step; on a GPU, where starting an operation costs more than doing it,
-    in log2(N) passes over everything (Hillis and Steele 1986).
+    On a CPU this is a loop with one fused operation per step; on a GPU, where launching an operation costs more than
+    running it, it takes log2(N) passes over all rows (Hillis and Steele 1986).
     """
     if h.is_cuda:
         rows = h.flip(0) if backward else h.clone()

@@ -1,1 +1,1 @@
-"""Continuous vectors to numbers and back: what tokenizers and codecs are cut at."""
+"""Vector quantizers for tokenizers and codecs: continuous vectors to codes and back."""

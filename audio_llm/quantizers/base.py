@@ -1,7 +1,8 @@
-"""What every quantizer gives.
+"""The result of a quantizer.
 
-A quantizer is a torch module with `size`, how many codes there are, and `width`, D; it is called with vectors (B, N, D)
-and a mask (B, N) bool, True where valid, and `decode` returns the values (..., D) of codes (...) int64.
+A quantizer is a torch module with `size`, the number of codes, and `width`, the dimension D of a vector. It is called
+with vectors (B, N, D) and a mask (B, N) bool, True where valid; `decode` returns the values (..., D) of codes (...)
+int64.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from torch import Tensor
 
 
 class Quantized(NamedTuple):
-    """Vectors cut to a codebook.
+    """Quantized vectors.
 
     Attributes:
-        values: (B, N, D) float32, what the codes stand for; gradients pass straight through.
+        values: (B, N, D) float32, the vectors of the codes, with straight-through gradients.
         codes: (B, N) int64.
-        loss: Scalar that belongs in the training loss, 0 where there is none.
-        bounded: (B, N, D) float32, the values before they were cut.
+        loss: Scalar to add to the training loss; 0 for a quantizer without a loss.
+        bounded: (B, N, D) float32, the values before quantization.
     """
 
     values: Tensor

@@ -1,8 +1,8 @@
-"""The codebook reorganisation of GenSE's SimCodec: two small codebooks side by side become one large one.
+"""The codebook reorganization of GenSE's SimCodec: two small codebooks become one large codebook.
 
-Stage 1 cuts each half of the channels with a codebook of its own and counts how often each entry is used. `reorganize`
-takes the most used entries of both and forms every pair: one codebook of full vectors, with which training goes on. It
-is a way to train a large codebook that has no dead entries to begin with.
+Stage 1 quantizes each half of the channels with a separate codebook and counts how often each entry is used.
+`reorganize` takes the most used entries of the two and forms all pairs: one codebook of full vectors, with which
+training continues. The large codebook therefore starts without dead entries.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from audio_llm.errors import UsageError
 from audio_llm.quantizers.base import Quantized
 
 _COMMIT = 0.25
-_APART = 0.1  # weight of what pushes the codebook's entries apart
-_SHARPNESS = 3.0  # of that: the codebook's products times this should tell each entry from the others
-_APART_ROWS = 1024  # entries that are compared at a time
+_APART = 0.1  # weight of the loss that pushes the codebook's entries apart
+_SHARPNESS = 3.0  # factor on the products of entries in that loss
+_APART_ROWS = 1024  # number of entries compared at a time
 
 
 class GradientVQ(nn.Module):
-    """Vector quantization by distance with a codebook learned by gradient, as SimCodec's.
+    """Vector quantization by distance with a codebook learned by gradient, as in SimCodec.
 
     Args:
-        size: Codes.
-        width: Of a vector.
+        size: Number of codes.
+        width: Dimension of a vector.
     """
 
     uses: Tensor
@@ -36,44 +36,49 @@ class GradientVQ(nn.Module):
         self.register_buffer("uses", torch.zeros(size, dtype=torch.int64))
 
     def forward(self, x: Tensor, mask: Tensor) -> Quantized:
-        """Cut vectors (B, N, D) float32; mask (B, N) bool, True where valid."""
+        """Quantize vectors (B, N, D) float32; mask (B, N) bool, True where valid."""
         x = x.float()
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # half precision finds other neighbours
+        with (
+            torch.no_grad(),
+            torch.autocast(x.device.type, enabled=False),
+        ):  # half precision can find other nearest codes
             flat = x.flatten(0, 1)
             codes = (self.codebook.square().sum(-1) - 2.0 * flat @ self.codebook.T).argmin(-1).view(x.shape[:2])
-        found = self.codebook[codes]
+        quantized = self.codebook[codes]
         if self.training:
             self.uses += torch.bincount(codes[mask], minlength=self.size)
         loss = x.new_zeros(())
         if bool(mask.any()):
-            loss = (x.detach() - found)[mask].square().mean() + _COMMIT * (x - found.detach())[mask].square().mean()
+            loss = (x.detach() - quantized)[mask].square().mean() + _COMMIT * (x - quantized.detach())[
+                mask
+            ].square().mean()
         if self.training:
             loss = loss + _APART * self._alike()
-        return Quantized(x + (found - x).detach(), codes, loss, x)
+        return Quantized(x + (quantized - x).detach(), codes, loss, x)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the values (..., D) of codes (...) int64."""
         return self.codebook[codes]
 
     def most_used(self, count: int) -> Tensor:
-        """Return the numbers of the most used codes: (count,) int64, the most used first."""
+        """Return the most used codes: (count,) int64, the most used first."""
         return self.uses.argsort(descending=True, stable=True)[:count]
 
     def _alike(self) -> Tensor:
-        """Return how hard it is to tell an entry from the others by its products with them."""
+        """Return the cross-entropy of identifying each entry by its products with all entries."""
         rows: Tensor = self.codebook
         if self.size > _APART_ROWS:
             rows = rows[torch.randperm(self.size, device=rows.device)[:_APART_ROWS]]
-        wanted = torch.arange(len(rows), device=rows.device)
-        return nn.functional.cross_entropy(_SHARPNESS * rows @ rows.T, wanted)
+        target = torch.arange(len(rows), device=rows.device)
+        return nn.functional.cross_entropy(_SHARPNESS * rows @ rows.T, target)
 
 
 class GroupVQ(nn.Module):
-    """Stage 1: each half of the channels is cut by itself; a code is a pair.
+    """Stage 1: each half of the channels is quantized by itself; a code is a pair.
 
     Args:
-        sizes: Codes of the first and of the second half.
-        width: Of a whole vector, even.
+        sizes: Number of codes of the first and of the second half.
+        width: Dimension of a whole vector, even.
     """
 
     def __init__(self, sizes: tuple[int, int], width: int) -> None:
@@ -82,7 +87,7 @@ class GroupVQ(nn.Module):
         self.first, self.second = (GradientVQ(size, width // 2) for size in sizes)
 
     def forward(self, x: Tensor, mask: Tensor) -> Quantized:
-        """Cut vectors (B, N, D) float32; mask (B, N) bool, True where valid."""
+        """Quantize vectors (B, N, D) float32; mask (B, N) bool, True where valid."""
         first, second = (half(part, mask) for half, part in zip(self._halves, x.chunk(2, dim=-1), strict=True))
         values = torch.cat([first.values, second.values], dim=-1)
         codes = first.codes * self.second.size + second.codes
@@ -99,19 +104,20 @@ class GroupVQ(nn.Module):
 
 
 def reorganize(groups: GroupVQ, first: int, second: int) -> GradientVQ:
-    """Return stage 2's quantizer: all pairs of the most used codes of both halves.
+    """Return the quantizer of stage 2: all pairs of the most used codes of the two halves.
 
     Args:
-        groups: As trained in stage 1.
-        first: Codes that are taken of the first half.
-        second: Codes of the second; code i x second + j of the result is the pair (i, j), by use.
+        groups: The quantizer trained in stage 1.
+        first: Number of codes to take from the first half.
+        second: Number of codes to take from the second half. Code i x second + j of the result is the pair (i, j),
+            where i and j rank the codes by use.
 
     Raises:
         UsageError: A half has fewer codes.
     """
     halves = ((groups.first, first), (groups.second, second))
     if any(count > half.size for half, count in halves):
-        remedy = "take as many at most"
+        remedy = "give at most the number of codes of each half"
         raise UsageError(f"{first} and {second} codes of {groups.first.size} and {groups.second.size}", remedy=remedy)
     chosen = [half.codebook.detach()[half.most_used(count)] for half, count in halves]
     single = GradientVQ(first * second, groups.width).to(chosen[0].device)

@@ -1,4 +1,4 @@
-"""Vector quantization by cosine (Yu et al. 2022): unit vectors, a codebook that follows by moving average, restarts."""
+"""Vector quantization by cosine (Yu et al. 2022): unit vectors, moving averages as codes, restarts of dead codes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch.nn import functional
 
 from audio_llm.quantizers.base import Quantized
 
-_DECAY = 0.99  # of the moving averages
-_COMMIT = 0.25  # weight of the distance of the input from its code
-_DEAD = 0.02  # a code chosen less often than this a batch, on average, is put elsewhere
-_RESTART_EVERY = 50  # batches
+_DECAY = 0.99  # decay of the moving averages
+_COMMIT = 0.25  # weight of the distance between the input and its code
+_DEAD = 0.02  # a code used less often than this per batch, on average, is restarted
+_RESTART_EVERY = 50  # batches between restarts
 
 
 class CosineVQ(nn.Module):
     """The quantizer.
 
     Args:
-        size: Codes.
-        width: Of a vector.
+        size: Number of codes.
+        width: Dimension of a vector.
     """
 
     codebook: Tensor
@@ -37,16 +37,19 @@ class CosineVQ(nn.Module):
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor, mask: Tensor) -> Quantized:
-        """Cut vectors (B, N, D) float32; mask (B, N) bool, True where valid."""
+        """Quantize vectors (B, N, D) float32; mask (B, N) bool, True where valid."""
         unit = functional.normalize(x.float(), dim=-1)
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # half precision finds other neighbours
+        with (
+            torch.no_grad(),
+            torch.autocast(x.device.type, enabled=False),
+        ):  # half precision can find other nearest codes
             codes = (unit @ self.codebook.T).argmax(-1)
-        found = self.codebook[codes]
+        quantized = self.codebook[codes]
         if self.training and bool(mask.any()):
             self._follow(unit[mask].detach(), codes[mask])
-        error = (unit - found.detach()).square().sum(-1)
+        error = (unit - quantized.detach()).square().sum(-1)
         loss = _COMMIT * error[mask].mean() if bool(mask.any()) else error.new_zeros(())
-        return Quantized(unit + (found - unit).detach(), codes, loss, unit)
+        return Quantized(unit + (quantized - unit).detach(), codes, loss, unit)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the values (..., D) of codes (...) int64."""
@@ -54,14 +57,14 @@ class CosineVQ(nn.Module):
 
     @torch.no_grad()
     def _follow(self, unit: Tensor, codes: Tensor) -> None:
-        """Move the codes towards the vectors that chose them; put those that none chooses on vectors of this batch."""
+        """Move the codes towards their vectors, and restart unused codes at random vectors of this batch."""
         uses = torch.bincount(codes, minlength=self.size).to(unit)
         sums = torch.zeros_like(self.sums).index_add_(0, codes, unit)
         self.batches += 1
-        if int(self.batches) == 1:  # the first vectors are a better start than random directions
-            place = torch.randint(len(unit), (self.size,), device=unit.device)
+        if int(self.batches) == 1:  # the first vectors initialize the codes better than random directions
+            rows = torch.randint(len(unit), (self.size,), device=unit.device)
             noise = 0.05 * torch.randn(self.size, self.width, device=unit.device)
-            self.sums.copy_(functional.normalize(unit[place] + noise, dim=-1))
+            self.sums.copy_(functional.normalize(unit[rows] + noise, dim=-1))
         else:
             self.uses.lerp_(uses, 1.0 - _DECAY)
             self.sums.lerp_(sums, 1.0 - _DECAY)

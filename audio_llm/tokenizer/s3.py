@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from audio_llm import hub
-from audio_llm.asr.ctc import CtcHearing
+from audio_llm.asr.ctc import CtcPosteriors
 from audio_llm.features import valid_mask
 from audio_llm.tokenizer.base import Tokens
 from audio_llm.tokenizer.s3_model import TOKEN_RATE, S3Config, S3Network, log_mel
-from audio_llm.training.listening import Listener
+from audio_llm.training.perceptual import PerceptualLoss
 
 KIND = "s3-tokenizer"
 _LEAST_FRAMES = 1  # feature frames; shorter sounds have no token
@@ -87,13 +87,13 @@ class S3Tokenizer:
         if not tokens.tokens.shape[1]:
             return [""] * len(tokens.lengths)
         rows = self.network.write(tokens.tokens, tokens.lengths.clamp_min(1)).double().cpu().numpy()
-        return [CtcHearing(row[: int(count)]).spell() for row, count in zip(rows, tokens.lengths, strict=True)]
+        return [CtcPosteriors(row[: int(count)]).spell() for row, count in zip(rows, tokens.lengths, strict=True)]
 
 
-def load_listener(name_or_dir: str | os.PathLike[str]) -> Listener:
+def load_perceptual_loss(name_or_dir: str | os.PathLike[str]) -> PerceptualLoss:
     """Return a tokenizer as the perceptual loss of other trainings; raises as `hub.load_network`."""
     tokenizer = S3Tokenizer.load(name_or_dir)
-    return Listener(hub.find_model(name_or_dir).resolve().name, tokenizer.fingerprint, tokenizer.uncut)
+    return PerceptualLoss(hub.find_model(name_or_dir).resolve().name, tokenizer.fingerprint, tokenizer.uncut)
 
 
 def load_s3_network(name_or_dir: str | os.PathLike[str] | Path, device: str = "cpu") -> S3Network:

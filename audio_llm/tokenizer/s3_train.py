@@ -21,7 +21,7 @@ from torch.nn import functional
 from audio_llm import hub
 from audio_llm.asr.conformer import output_lengths
 from audio_llm.asr.ctc import KIND as CTC
-from audio_llm.asr.ctc import CtcHearing, CtcRecognizer, load_network
+from audio_llm.asr.ctc import CtcPosteriors, CtcRecognizer, load_network
 from audio_llm.asr.ctc_model import BLANK, SYMBOLS, CtcModel, encode_symbols, frames_needed
 from audio_llm.errors import ConfigError, DataError
 from audio_llm.features import frame_lengths, valid_mask
@@ -30,7 +30,7 @@ from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.tokenizer.s3 import KIND, load_s3_network
 from audio_llm.tokenizer.s3_model import S3Config, S3Network, S3Output, log_mel
-from audio_llm.training.buckets import batches_by_length
+from audio_llm.training.batching import batches_by_length
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.training.shards import ShardReader, write_shards
 
@@ -292,7 +292,7 @@ def _validate(
         tokens.append(clean[mask])
         for view, log_probs in enumerate(output.log_probs.split(len(chosen))):
             rows = zip(log_probs.double().cpu().numpy(), output.lengths, strict=False)
-            texts[view] += [CtcHearing(row[: int(size)]).spell() for row, size in rows]
+            texts[view] += [CtcPosteriors(row[: int(size)]).spell() for row, size in rows]
     probabilities = torch.bincount(torch.cat(tokens)).float()
     probabilities = probabilities[probabilities > 0] / probabilities.sum()
     return {

@@ -20,7 +20,7 @@ from audio_llm.tokenizer.base import SemanticTokenizer
 from audio_llm.touchtts.data import UtterancePack
 from audio_llm.touchtts.flow import FRAMES, FlowConfig, FlowNetwork, Given, chunk_mask
 from audio_llm.touchtts.models import FLOW, check_speaker, load_flow, speech_vectors, tokenizer_entry
-from audio_llm.training.buckets import new_draws, same_draws
+from audio_llm.training.batching import fixed_batches, fresh_batches
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def train_flow(
             name,
             held_out.collate(flow, seeds, replace(exact, full_share=full_probability, chunks=(10,)), _VALIDATION_SEED),
         )
-        for seeds in same_draws(config.batch, config.validation)
+        for seeds in fixed_batches(config.batch, config.validation)
         for name, full_probability in (("full", 1.0), ("chunked", 0.0))
     ]
 
@@ -197,7 +197,7 @@ def train_flow(
 
     return train(
         _Training(flow),
-        new_draws(config.batch, config.epoch_batches),
+        fresh_batches(config.batch, config.epoch_batches),
         lambda module, batch: module(batch).mean(),
         lambda module: _validate(module, validation),
         output,

@@ -31,7 +31,7 @@ from audio_llm.touchtts.speech_text_lm import (
     text_tokens_of,
 )
 from audio_llm.touchtts.text_tokens import PIECE, TextTokens, fit_durations
-from audio_llm.training.buckets import batches_by_length
+from audio_llm.training.batching import batches_by_length
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)

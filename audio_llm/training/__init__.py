@@ -1,1 +1,1 @@
-"""One small training loop on accelerate, its configuration files and its packed data; it knows no system."""
+"""A training loop on accelerate, its configuration files and its packed data, shared by all systems."""

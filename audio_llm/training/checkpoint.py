@@ -1,4 +1,4 @@
-"""What a stopped training needs to go on: weights, optimiser state and random state, without pickles."""
+"""Checkpoints to resume a training: weights, optimizer state and random state, without pickles."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "stat
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder so that at any moment either the old or the new content can be found.
+    """Replace a folder atomically, so that at any moment either the old or the new content exists.
 
     Args:
         folder: The folder to replace.
-        write: Fills the new, still empty folder whose path it is given.
+        write: Writes the content into an empty folder, whose path it is given.
     """
     new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(new, ignore_errors=True)
@@ -37,7 +37,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def find_folder(folder: Path) -> Path | None:
-    """Return the folder that `replace_folder` last completed, also when it was killed in between; None if none."""
+    """Return the folder that `replace_folder` last completed, even if it was killed later; None if there is none."""
     for candidate in (folder, folder.with_name(f".{folder.name}.old")):
         if candidate.is_dir():
             return candidate
@@ -52,15 +52,15 @@ def save_checkpoint(
     state: dict[str, Any],
     further: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:
-    """Write model, optimiser and position.
+    """Write model, optimizer and position.
 
     Args:
-        folder: Replaced as a whole.
-        model: Its parameters are those of the optimiser.
-        optimizer: AdamW, or another whose state is a tensor or number per parameter.
+        folder: The folder of the checkpoint, replaced as a whole.
+        model: The model that the optimizer trains.
+        optimizer: AdamW, or another optimizer whose state is a tensor or number per parameter.
         random: (P, N) uint8, the random state of every process (see `random_state`).
         state: Plain JSON values.
-        further: Names of further files, and what writes each.
+        further: Additional files: name -> function that writes the file.
     """
     from safetensors.torch import save_file, save_model
 
@@ -82,7 +82,7 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    """Put a checkpoint into model and optimiser; return its state and the random states (P, N) uint8.
+    """Load a checkpoint into model and optimizer; return its state and the random states (P, N) uint8.
 
     Raises:
         ModelFormatError: A file is missing or damaged, or belongs to a model of another shape.
@@ -95,7 +95,7 @@ def load_checkpoint(
         tensors = load_file(folder / _OPTIMIZER)
         state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        remedy = "remove the folder to start anew, or use the configuration it was made with"
+        remedy = "remove the folder to start from the beginning, or use the configuration of this training"
         raise ModelFormatError(f"this checkpoint does not fit: {error}", path=folder, remedy=remedy) from None
     for name, parameter in model.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
@@ -106,13 +106,13 @@ def load_checkpoint(
 
 
 def random_state(device: torch.device) -> torch.Tensor:
-    """Return the state of torch's global generators, CPU then CUDA: (N,) uint8."""
+    """Return the states of torch's global generators, CPU then CUDA: (N,) uint8."""
     state = torch.get_rng_state()
     return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state
 
 
 def set_random_state(state: torch.Tensor, device: torch.device) -> None:
-    """Put back what `random_state` returned; a CPU state is accepted on a GPU and the other way round."""
+    """Restore the result of `random_state`; a CPU state is accepted on a GPU and vice versa."""
     size = torch.get_rng_state().numel()
     torch.set_rng_state(state[:size].cpu())
     if device.type == "cuda" and state.numel() > size:
@@ -120,14 +120,14 @@ def set_random_state(state: torch.Tensor, device: torch.device) -> None:
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Drop the log lines after the step that a resume goes back to."""
+    """Drop the log lines after the step from which a training resumes."""
     if not path.exists():
         return
-    kept = []
+    retained = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError):  # a killed process may leave half a line
             if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+                retained.append(line + "\n")
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_text("".join(retained), encoding="utf-8")
     os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from YAML, strictly: unknown keys and wrong kinds are errors that name the remedy."""
+"""Reads frozen dataclasses from YAML strictly: unknown keys and wrong types are errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from audio_llm.errors import ConfigError
 
 T = TypeVar("T")
 
+_FORMER = "former key"  # in the metadata of a field
+
 
 def load_config(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """Read a dataclass from a YAML file.
@@ -21,12 +23,12 @@ def load_config(cls: type[T], path: str | Path | None, overrides: Sequence[str] 
     Args:
         cls: A dataclass; its fields may be bool, int, float, str, Path, Literal, Optional, tuples, dictionaries
             with string keys, and other dataclasses.
-        path: The YAML file; None takes every default of `cls`.
-        overrides: `key=value` texts that win over the file; `model.layers=8` reaches into a nested dataclass and
-            the value is read as YAML.
+        path: The YAML file; None: the defaults of `cls`.
+        overrides: `key=value` strings that take precedence over the file. `model.layers=8` sets a field of a nested
+            dataclass; the value is parsed as YAML.
 
     Raises:
-        ConfigError: No such file, not YAML, an unknown key, a missing key or a value of the wrong kind.
+        ConfigError: The file is missing or not YAML, a key is unknown or missing, or a value has the wrong type.
     """
     values: Any = {} if path is None else _read_yaml(Path(path))
     if not isinstance(values, dict):
@@ -41,14 +43,19 @@ def config_from_dict(cls: type[T], values: Mapping[str, Any], path: str | Path |
 
     Args:
         cls: The dataclass.
-        values: Keys to plain YAML or JSON values.
-        path: Where the values come from, for errors.
+        values: Plain YAML or JSON values by key.
+        path: File of the values, for error messages.
 
     Raises:
         ConfigError: As for `load_config`.
     """
-    built: T = _build(cls, values, "", path)
+    built: T = _build(cls, _with_current_keys(cls, values, path), "", path)
     return built
+
+
+def renamed(former: str, default: Any) -> Any:
+    """Return a dataclass field whose value is also read from its former key, so that stored configurations load."""
+    return dataclasses.field(default=default, metadata={_FORMER: former})
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -85,9 +92,28 @@ def _override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         child = values.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {parent!r} is a single value, nothing lies under it")
+            raise ConfigError(f"override {override!r}: {parent!r} is a single value without nested keys")
         values = child
     values[last] = value
+
+
+def _with_current_keys(cls: Any, values: Any, path: str | Path | None) -> Any:
+    """Return the values with every former key (see `renamed`) replaced by the current one, also in nested mappings."""
+    if not isinstance(values, Mapping):
+        return values
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    former = {field.metadata[_FORMER]: name for name, field in fields.items() if _FORMER in field.metadata}
+    current = {}
+    for key, value in values.items():
+        name = str(former.get(key, key))
+        if name != key and name in values:
+            raise ConfigError(f"'{key}' is the former name of '{name}'", path=path, remedy="give one of the two")
+        kind = hints.get(name)
+        kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+        nested = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+        current[name] = _with_current_keys(nested[0], value, path) if nested else value
+    return current
 
 
 def _build(cls: Any, values: Any, prefix: str, path: str | Path | None) -> Any:
@@ -115,7 +141,7 @@ def _build(cls: Any, values: Any, prefix: str, path: str | Path | None) -> Any:
 
 
 def _over_default(field: dataclasses.Field[Any], value: Any) -> Any:
-    """Return a nested mapping laid over the field's own default, so that naming one key keeps the others."""
+    """Return a nested mapping merged into the default of its field, so that the keys it omits keep their defaults."""
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if not isinstance(value, Mapping) or not dataclasses.is_dataclass(default) or isinstance(default, type):
         return value
@@ -137,7 +163,7 @@ def _nearest(key: str, names: list[str], prefix: str) -> str:
 
 
 def _convert(kind: Any, value: Any, key: str, path: str | Path | None) -> Any:
-    """Return `value` as `kind`, or raise a ConfigError that names the key."""
+    """Return `value` converted to `kind`, or raise a ConfigError that names the key."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -159,15 +185,15 @@ def _convert(kind: Any, value: Any, key: str, path: str | Path | None) -> Any:
         return Path(value)
     if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    wanted = getattr(kind, "__name__", str(kind))
-    raise ConfigError(f"'{key}' is {value!r}", path=path, remedy=f"give a value of kind {wanted}")
+    expected = getattr(kind, "__name__", str(kind))
+    raise ConfigError(f"'{key}' is {value!r}", path=path, remedy=f"give a value of type {expected}")
 
 
 def _convert_union(kinds: tuple[Any, ...], value: Any, key: str, path: str | Path | None) -> Any:
     if value is None and type(None) in kinds:
         return None
-    *others, last = [kind for kind in kinds if kind is not type(None)]
-    for kind in others:
+    *earlier, last = [kind for kind in kinds if kind is not type(None)]
+    for kind in earlier:
         try:
             return _convert(kind, value, key, path)
         except ConfigError:
@@ -187,7 +213,7 @@ def _convert_sequence(origin: Any, kinds: tuple[Any, ...], value: Any, key: str,
 
 
 def _as_float(value: Any) -> float | None:
-    """Return a number; YAML 1.1 reads `1e-3` as a text, so texts that spell a number count."""
+    """Return a number, also from a string, because YAML 1.1 reads `1e-3` as a string."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The training loop: batches and a loss in; a log, the best and the last model out. It knows no system."""
+"""The training loop: batches and a loss in; a log, the best and the last model out. It is shared by all systems."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ _MEAN = "mean.safetensors"  # in a checkpoint
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train.
+    """Settings of a training.
 
     Attributes:
-        max_steps: Optimiser steps at most.
-        learning_rate: Peak of the schedule.
+        max_steps: Largest number of optimizer steps.
+        learning_rate: Peak learning rate.
         warmup_steps: Steps of linear rise from zero.
-        schedule: `cosine` falls to 5 % of the peak, `constant` stays.
-        schedule_by: `steps` falls along max_steps; `time` along whichever of max_steps and max_minutes is nearer to
-            its end, so that a run limited in time has also fallen.
-        optimizer: `adamw`, or `muon` for matrices, which wants the same learning rate.
-        muon_except: Parameters with one of these in their names stay AdamW's.
-        weight_decay: On matrices only.
-        beta2: AdamW's second decay.
-        clip_norm: Gradients are scaled down to this norm; 0 leaves them.
+        schedule: `cosine` decays to 5 % of the peak, `constant` does not decay.
+        schedule_by: `steps` decays along max_steps; `time` along max_steps or max_minutes, whichever is nearer to
+            its end, so that the decay also completes in a run limited in time.
+        optimizer: `adamw`, or `muon` for matrices, at the same learning rate.
+        muon_except: Parameters whose names contain one of these strings are left to AdamW.
+        weight_decay: Weight decay of matrices; other parameters have none.
+        beta2: AdamW's beta2.
+        clip_norm: Largest norm of the gradients; 0: no clipping.
         batches_per_step: Batches whose gradients are averaged in a step, over all processes; rounded up to a
-            multiple of their number.
+            multiple of the number of processes.
         log_every: Steps between log lines.
         validate_every: Steps between validations.
-        save_every: Steps between checkpoints besides those at each validation; 0: none.
-        save_minutes: Minutes between further checkpoints; 0: none.
-        mean_decay: Of a running mean of the weights, such as 0.999, which is validated and kept in `best/` in their
-            place; 0: no mean.
+        save_every: Steps between checkpoints, in addition to the checkpoint at each validation; 0: none.
+        save_minutes: Minutes between additional checkpoints; 0: none.
+        mean_decay: Decay of an exponential moving average of the weights, such as 0.999. The average is validated and
+            saved in `best/` in place of the weights; 0: no average.
         bf16: On a GPU, run the model in bfloat16 (weights stay float32).
-        cpu_bf16: The same on a CPU. One with AVX512_BF16 or AMX trains 1.4 to 1.9 times as fast, another up to five
-            times as slowly (measured); `auto` times a matrix product in both formats and takes the faster one.
-        seed: For dropout; batches carry their own.
+        cpu_bf16: The same on a CPU. A CPU with AVX512_BF16 or AMX trains 1.4 to 1.9 times as fast, any other up to five
+            times as slowly (measured); `auto` times a matrix product in both formats and uses the faster one.
+        seed: Random seed of dropout; batches have their own.
     """
 
     max_steps: int
@@ -91,13 +91,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a training ended.
+    """Result of a training.
 
     Attributes:
-        steps: Optimiser steps in all, those before a resume included.
-        minutes: Time spent in all, those before a resume included.
+        steps: Total optimizer steps, including those before a resume.
+        minutes: Total time in minutes, including the time before a resume.
         best_step: Step of the lowest monitored value.
-        best_value: That value; NaN where nothing was validated.
+        best_value: Lowest monitored value; NaN without a validation.
         stopped_by: `steps` or `time`.
     """
 
@@ -128,31 +128,31 @@ def train(
     prepare: Callable[[Any], Any] | None = None,
     count_items: Callable[[Any], float] | None = None,
 ) -> TrainingResult:
-    """Train a model; leave `train.jsonl`, `best/` and `last/` in the output folder.
+    """Train a model; write `train.jsonl`, `best/` and `last/` in the output folder.
 
-    Under torchrun or `accelerate launch` every process calls this alike; each takes its share of the batches, the
-    first validates and writes. Seeds torch's global generator.
+    Under torchrun or `accelerate launch` every process makes the same call and trains on its part of the batches; the
+    first process validates and writes. Seeds torch's global generator.
 
     Args:
-        model: Trained in place. `loss` must call it as `model(...)`: other methods are not shared among processes.
-        batches: Epoch number -> its batches, the same ones at every call. A resume runs through those already
-            done, so let them be cheap (indices, say) and do the work in `prepare`.
+        model: Trained in place. `loss` must call it as `model(...)`: other methods do not synchronize the processes.
+        batches: Epoch number -> its batches, the same ones at every call. A resume iterates over the batches already
+            done, so they should be cheap, such as indices; expensive work belongs in `prepare`.
         loss: (model, batch) -> mean loss, a scalar tensor.
-        validate: Model in eval mode, no gradients -> named values; on the first process only.
+        validate: Model in eval mode, without gradients -> named values; called on the first process only.
         output: Folder to write.
-        config: How to train.
-        max_minutes: Stop after this time in this call, having validated and saved.
-        resume: Go on from `last/` where there is one.
+        config: Settings of the training.
+        max_minutes: Time limit of this call in minutes; the training then validates, saves and stops.
+        resume: Resume from `last/` if there is one.
         device: `auto`, `cpu` or `cuda`.
-        monitor: The validated value whose minimum is the best.
+        monitor: Name of the validated value whose minimum is the best.
         save: Writes the model into the given empty folder, for `best/`; default: `model.safetensors`.
-        prepare: Batch -> what `loss` gets, run in a thread some batches ahead; must not use torch's global
+        prepare: Batch -> input of `loss`, run in a thread some batches ahead; must not use torch's global
             generator. Tensors in tuples, lists and dictionaries are then moved to the device.
-        count_items: Prepared batch -> how many items it holds, for the speed in the log; default: 1 each.
+        count_items: Prepared batch -> number of items, for the speed in the log; default: 1 per batch.
 
     Raises:
-        UsageError: The folder holds a training and `resume` is off, or there is no such device.
-        AudioLLMError: The gradients became infinite or NaN; `best/` is kept.
+        UsageError: The folder contains a training and `resume` is off, or there is no such device.
+        AudioLLMError: The gradients became infinite or NaN; `best/` remains.
         MissingDependencyError: accelerate is not installed.
     """
     run = _Run(model, loss, validate, Path(output), config, _accelerator(device, config), monitor, save)
@@ -171,13 +171,13 @@ def train(
 
 
 def learning_rate(config: TrainingConfig, step: int, minutes: float = 0.0, limit_minutes: float | None = None) -> float:
-    """Return the rate of a step.
+    """Return the learning rate of a step.
 
     Args:
         config: Peak, warm-up and schedule.
-        step: Steps done before this one.
-        minutes: Minutes done before this one.
-        limit_minutes: Minutes at which the run will stop.
+        step: Steps before this one.
+        minutes: Minutes of training before this step.
+        limit_minutes: Minutes of training at which the run stops.
     """
     position = step / config.max_steps
     if config.schedule_by == "time" and limit_minutes:
@@ -189,7 +189,7 @@ def learning_rate(config: TrainingConfig, step: int, minutes: float = 0.0, limit
 
 @dataclass
 class _Position:
-    """Where a training stands; `batch` counts those done in `epoch`."""
+    """Progress of a training; `batch` counts the finished batches of `epoch`."""
 
     step: int = 0
     epoch: int = 0
@@ -230,7 +230,7 @@ class _Run:
         self._window_items, self._window_begin, self._rate = 0.0, time.monotonic(), 0.0
 
     def start(self, resume: bool) -> None:
-        """Make the folder, or go on from its last checkpoint."""
+        """Create the folder, or resume from its last checkpoint."""
         torch.manual_seed(self.config.seed + self.accelerator.process_index)
         self.parallel.train()
         last = checkpoint.find_folder(self.output / "last")
@@ -262,7 +262,7 @@ class _Run:
         logger.info("resumed at step %d, epoch %d", self.position.step, self.position.epoch)
 
     def step(self, group: Group, max_minutes: float | None, count_items: Callable[[Any], float] | None) -> None:
-        """Do one optimiser step."""
+        """Do one optimizer step."""
         limit = None if max_minutes is None else self._minutes_before + max_minutes
         self._rate = learning_rate(self.config, self.position.step, self.position.minutes, limit)
         for parameters in self.optimizer.param_groups:
@@ -279,7 +279,7 @@ class _Run:
             raise AudioLLMError(
                 f"the gradients are infinite or not a number at step {self.position.step + 1}, loss {value.item()}",
                 path=self.output,
-                remedy="lower learning_rate or clip_norm, or look for bad data; best/ and last/ are as they were",
+                remedy="lower learning_rate or clip_norm, or check the data; best/ and last/ are unchanged",
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -300,7 +300,7 @@ class _Run:
     def groups(
         self, batches: Callable[[int], Iterable[Any]], prepare: Callable[[Any], Any] | None
     ) -> Generator[Group, None, None]:
-        """Yield what each step from here on learns from."""
+        """Yield the batches of each step from the current position on."""
         rank, position = self.accelerator.process_index, self.position
         size, device = self.config.batches_per_step, self.accelerator.device
         return group_batches(batches, (position.epoch, position.batch), size, rank, self.world, prepare, device)
@@ -312,7 +312,7 @@ class _Run:
         return tqdm(total=self.config.max_steps, initial=self.position.step, unit="step", disable=hidden)
 
     def log(self, bar: Any, force: bool) -> None:
-        """Append one line to the log at every `log_every` steps."""
+        """Append one line to the log every `log_every` steps."""
         if not self._window or (self.position.step % self.config.log_every and not force):
             return
         loss = self._shared(float(torch.stack(self._window).mean()), mean=True)
@@ -326,7 +326,7 @@ class _Run:
         self._window, self._window_items, self._window_begin = [], 0.0, time.monotonic()
 
     def validate_and_save(self, force: bool) -> None:
-        """Validate when it is time to, keep the best, and write the checkpoint."""
+        """Validate and save the best model when a validation is due, and write the checkpoint."""
         step, config = self.position.step, self.config
         if (step % config.validate_every == 0 or force) and self._validated_at != step:
             self._validate()
@@ -343,12 +343,12 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _save_is_due(self) -> bool:
-        """Return the same on every process: whether the last checkpoint is old enough."""
+        """Return whether the last checkpoint is older than `save_minutes`; the same on every process."""
         minutes = self.config.save_minutes
         return minutes > 0.0 and bool(self._shared(float(time.monotonic() - self._saved > 60.0 * minutes)))
 
     def result(self, stopped_by: Literal["steps", "time"]) -> TrainingResult:
-        # accelerate has wrapped `forward` for bfloat16; the caller gets the model as it was.
+        # accelerate has wrapped `forward` for bfloat16; restore it.
         self.accelerator.unwrap_model(self.parallel, keep_fp32_wrapper=False)
         self.model.eval()
         position = self.position
@@ -364,7 +364,7 @@ class _Run:
                 values = {key: float(number) for key, number in self.validate(self.model).items()}
             if self.monitor not in values:
                 known = ", ".join(values)
-                raise UsageError(f"validation gives no {self.monitor!r}", remedy=f"monitor one of {known}")
+                raise UsageError(f"validation returns no {self.monitor!r}", remedy=f"monitor one of {known}")
             value = values[self.monitor]
             self._write_log({"step": self.position.step, "validation": values})
             shown = ", ".join(f"{key} {number:.4f}" for key, number in values.items())
@@ -385,8 +385,8 @@ class _Run:
         """Return the first process's value, or the mean of all, on every process."""
         if self.world == 1:
             return value
-        own = torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)
-        values = self.accelerator.gather(own)
+        local = torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)
+        values = self.accelerator.gather(local)
         return float(values.mean() if mean else values[0])
 
     def _write_log(self, row: Mapping[str, Any]) -> None:
@@ -402,18 +402,20 @@ def _accelerator(device: str, config: TrainingConfig) -> Any:
         remedy = "pip install 'audio-llm[train]'"
         raise MissingDependencyError("training needs accelerate", remedy=remedy) from None
     if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"no device is named {device!r}", remedy="use auto, cpu or cuda")
+        raise UsageError(f"unknown device {device!r}", remedy="use auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("no CUDA device was found", remedy="use --device cpu")
     cuda = device != "cpu" and torch.cuda.is_available()
     half = config.bf16 if cuda else config.on_cpu_bf16
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # by batches of one task among several
+    unused = DistributedDataParallelKwargs(
+        find_unused_parameters=True
+    )  # a batch of one of several tasks leaves parameters unused
     return Accelerator(cpu=not cuda, mixed_precision="bf16" if half else "no", kwargs_handlers=[unused])
 
 
 @functools.cache
 def bf16_is_faster(size: int = 512) -> bool:
-    """Return whether this CPU multiplies matrices (size, size) faster in bfloat16 than in float32, by timing both."""
+    """Return whether this CPU multiplies (size, size) matrices faster in bfloat16 than in float32, by timing both."""
 
     def seconds(dtype: torch.dtype) -> float:
         matrix = torch.ones(size, size, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The exponential running mean of a network's weights, which validates better than the weights of the last step."""
+"""An exponential moving average of a network's weights, which often validates better than the last weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import nn
 
 
 class WeightMean:
-    """Follows a network in training.
+    """The exponential moving average of the weights of a network in training.
 
     Args:
         model: The network.
-        decay: Of the mean at each step, such as 0.999; less during the first steps, so that the start is forgotten.
+        decay: Decay per step, such as 0.999; lower during the first steps, so that the initial weights are forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -24,31 +24,31 @@ class WeightMean:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step to the average."""
         self._steps += 1
         decay = min(self._decay, self._steps / (9.0 + self._steps))
-        own = [parameter.detach() for _, parameter in self._model.named_parameters()]
-        torch._foreach_lerp_(list(self._mean.values()), own, 1.0 - decay)
+        current = [parameter.detach() for _, parameter in self._model.named_parameters()]
+        torch._foreach_lerp_(list(self._mean.values()), current, 1.0 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Have the network compute with the mean for a while."""
-        own = {name: parameter.detach().clone() for name, parameter in self._model.named_parameters()}
+        """Replace the network's weights by the average within the context."""
+        current = {name: parameter.detach().clone() for name, parameter in self._model.named_parameters()}
         self._copy(self._mean)
         try:
             yield
         finally:
-            self._copy(own)
+            self._copy(current)
 
     def save(self, path: Path) -> None:
-        """Write the mean as safetensors, and how many steps it has seen."""
+        """Write the average and its number of steps as safetensors."""
         from safetensors.torch import save_file
 
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self._mean.items()}
         save_file(tensors, path, metadata={"steps": str(self._steps)})
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote; without such a file the mean starts from the weights as they are."""
+        """Load the result of `save`; without such a file the average starts from the current weights."""
         from safetensors import safe_open
 
         if not path.exists():

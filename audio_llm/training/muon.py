@@ -1,6 +1,6 @@
-"""Muon: momentum made orthogonal, for the matrices inside a network; AdamW for the rest (Jordan et al. 2024).
+"""Muon: orthogonalized momentum for the matrices inside a network, AdamW for the rest (Jordan et al. 2024).
 
-A step of a matrix has the size that AdamW's would have (Liu et al. 2025), so that both take one learning rate.
+The update of a matrix is scaled to the size of AdamW's (Liu et al. 2025), so that both share one learning rate.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_LEAST = 16  # rows or columns of what counts as a matrix
+_LEAST = 16  # rows and columns that a matrix has at least
 _MOMENTUM = 0.95
-_ADAM_SIZE = 0.2  # root mean square of a step of AdamW's, over the learning rate
-_QUINTIC = (3.4445, -4.7750, 2.0315)  # of x, x^3 and x^5, which drive singular values towards 1
+_ADAM_SIZE = 0.2  # root mean square of an AdamW update, divided by the learning rate
+_QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of x, x^3 and x^5, which drive singular values towards 1
 _ITERATIONS = 5
 
 
 class Muon(torch.optim.AdamW):
-    """The optimiser.
+    """The optimizer.
 
     Args:
-        model: Its parameters that require gradients; stacks of matrices (..., R, C) are orthogonal one by one.
-        apart: Parameters with one of these in their names are AdamW's, such as first and last layers.
+        model: The network; its parameters that require gradients are optimized. Each matrix of a stack (..., R, C) is
+            orthogonalized by itself.
+        apart: Parameters whose names contain one of these strings are left to AdamW, such as first and last layers.
         lr: Learning rate.
-        betas: AdamW's.
-        weight_decay: Of matrices.
+        betas: AdamW's betas.
+        weight_decay: Weight decay of matrices; other parameters have none.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Take one step; the learning rate is that of the first group."""
+        """Take one step with the learning rate of the first parameter group."""
         value = super().step(closure)
         rate = self.param_groups[0]["lr"]
         for matrix in self._matrices:
@@ -57,14 +58,14 @@ class Muon(torch.optim.AdamW):
         return value
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
+        """Reset the gradients."""
         super().zero_grad(set_to_none)
         for matrix in self._matrices:
             matrix.grad = None
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Return a matrix (..., R, C) with its singular vectors and singular values near 1, between 0.7 and 1.2."""
+    """Return a matrix (..., R, C) with the same singular vectors, and singular values between 0.7 and 1.2."""
     a, b, c = _QUINTIC
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix

@@ -1,4 +1,4 @@
-"""Packed data: arrays of varied length in a few safetensors files, read by memory map without decoding."""
+"""Packed data: arrays of variable length in a few safetensors files, read by memory map without decoding."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _INDEX = "index.json"
 
 
 def write_shard(rows: Iterable[Mapping[str, np.ndarray]], path: Path) -> int:
-    """Write one shard and return how many rows it holds; equal rows give an equal file, byte for byte.
+    """Write one shard and return its number of rows; equal rows give an equal file, byte for byte.
 
     Args:
-        rows: At least one; each with the same names, and under one name the same dtype and the same shape but for
-            the first axis. A row's arrays may differ in length from each other; numbers are arrays of length 1.
+        rows: At least one row. All rows have the same names; arrays of one name have the same dtype and the same shape
+            except for the first axis. The arrays of a row may differ in length; numbers are arrays of length 1.
         path: The safetensors file.
 
     Raises:
-        DataError: No rows, or rows that do not go together.
+        DataError: There are no rows, or their names, dtypes or shapes differ.
     """
     from safetensors.numpy import save_file
 
@@ -35,7 +35,7 @@ def write_shard(rows: Iterable[Mapping[str, np.ndarray]], path: Path) -> int:
     for row in rows:
         arrays = {name: np.atleast_1d(array) for name, array in row.items()}
         if count and arrays.keys() != columns.keys():
-            raise DataError(f"row {count} has {sorted(arrays)}, those before {sorted(columns)}", path=path)
+            raise DataError(f"row {count} has {sorted(arrays)}, earlier rows {sorted(columns)}", path=path)
         for name, array in arrays.items():
             columns.setdefault(name, []).append(array)
         count += 1
@@ -44,7 +44,7 @@ def write_shard(rows: Iterable[Mapping[str, np.ndarray]], path: Path) -> int:
     tensors = {}
     for name, arrays_of_name in columns.items():
         if len({(array.dtype, array.shape[1:]) for array in arrays_of_name}) > 1:
-            raise DataError(f"{name!r} changes its kind or width between rows", path=path)
+            raise DataError(f"{name!r} changes its dtype or width between rows", path=path)
         lengths = [0, *(len(array) for array in arrays_of_name)]
         tensors[f"{name}.data"] = np.ascontiguousarray(np.concatenate(arrays_of_name))
         tensors[f"{name}.offsets"] = np.cumsum(lengths, dtype=np.int64)
@@ -61,16 +61,16 @@ def write_shards(
     max_bytes: int = 60_000_000,
     extra: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write rows into numbered shards and an index; return how many rows there are.
+    """Write rows into numbered shards and an index; return the number of rows.
 
     Args:
-        rows: As for `write_shard`; text is stored as the uint8 array that `encode_text` makes.
-        folder: Replaced when all is written.
-        max_bytes: Size that no shard passes, unless a single row is larger.
-        extra: Plain values kept beside them, as `ShardReader.extra`.
+        rows: As for `write_shard`; text is stored as the uint8 array from `encode_text`.
+        folder: Output folder, replaced when everything is written.
+        max_bytes: Largest size of a shard in bytes, unless a single row is larger.
+        extra: Plain values stored in the index, see `ShardReader.extra`.
 
     Raises:
-        DataError: Rows that do not go together.
+        DataError: The names, dtypes or shapes of the rows differ.
     """
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -86,12 +86,12 @@ def write_shards(
 
 
 def write_index(folder: Path, names: Iterable[str], extra: Mapping[str, Any] | None = None) -> int:
-    """Declare a folder of shards complete; return how many rows it has.
+    """Write the index that marks a folder of shards as complete; return the number of rows.
 
     Args:
-        folder: Holds the shards.
-        names: The shards in their order.
-        extra: Plain values kept beside them, as `ShardReader.extra`.
+        folder: Folder with the shards.
+        names: File names of the shards, in order.
+        extra: Plain values stored in the index, see `ShardReader.extra`.
     """
     counts = {name: _rows(folder / name) for name in names}
     shards = [{"name": name, "rows": count} for name, count in counts.items()]
@@ -105,7 +105,7 @@ class ShardReader:
     """Random access to the rows of a folder of shards.
 
     Args:
-        folder: As written by `write_shards` or `write_index`.
+        folder: A folder written by `write_shards` or `write_index`.
 
     Raises:
         DataError: The folder is incomplete or a shard is damaged.
@@ -133,30 +133,30 @@ class ShardReader:
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
-        """Return the arrays of a row, as they were written (numbers as arrays of length 1)."""
+        """Return the arrays of a row by name (numbers as arrays of length 1)."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         number = bisect.bisect_right(self._ends, row)
         row -= self._ends[number - 1] if number else 0
         file, offsets = self._shard(number)
-        found = {}
+        arrays = {}
         for name, ends in offsets.items():
             begin, end = int(ends[row]), int(ends[row + 1])
             data = file.get_slice(f"{name}.data") if ends[-1] else file.get_tensor(f"{name}.data")
-            # an empty tensor has no slices, and none begins behind the last place
-            found[name] = np.asarray(data[begin:end] if end > begin else data[0:0])
-        return found
+            # an empty tensor has no slices, and no slice can begin at the end
+            arrays[name] = np.asarray(data[begin:end] if end > begin else data[0:0])
+        return arrays
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether the rows have an array of that name."""
+        """Return whether the rows have an array of that name."""
         return bool(self._names) and name in self._shard(0)[1]
 
     def lengths(self, name: str) -> np.ndarray:
-        """Return the length of the array of that name in every row: (rows,) int64."""
+        """Return the length of the named array in every row: (rows,) int64."""
         return np.concatenate([np.diff(self._shard(number)[1][name]) for number in range(len(self._names))])
 
     def column(self, name: str) -> list[np.ndarray]:
-        """Return the arrays of that name of all rows, read at once; for the small ones, texts and numbers."""
+        """Return the named array of all rows, read at once; meant for small arrays such as texts and numbers."""
         arrays: list[np.ndarray] = []
         for number in range(len(self._names)):
             file, offsets = self._shard(number)
@@ -175,7 +175,7 @@ def encode_text(text: str) -> np.ndarray:
 
 
 def decode_text(array: np.ndarray) -> str:
-    """Return the text of an array that `encode_text` made."""
+    """Return the text of an array from `encode_text`."""
     return array.tobytes().decode("utf-8")
 
 
@@ -206,4 +206,4 @@ def _open_shard(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
         names = [key.removesuffix(".offsets") for key in file.keys() if key.endswith(".offsets")]  # noqa: SIM118
         return file, {name: file.get_tensor(f"{name}.offsets") for name in sorted(names)}
     except (OSError, SafetensorError) as error:
-        raise DataError(f"a shard cannot be read: {error}", path=path, remedy="make it again") from None
+        raise DataError(f"a shard cannot be read: {error}", path=path, remedy="generate it again") from None

@@ -1,4 +1,4 @@
-"""Epochs of batches as one endless, resumable stream of steps, shared among processes and prepared ahead."""
+"""Turns epochs of batches into an endless, resumable stream of steps, split among processes and prepared ahead."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Group:
     """The batches of one step.
 
     Attributes:
-        batches: This process's share, prepared and on its device.
+        batches: The batches of this process, prepared and on its device.
         epoch: Epoch of the step's last batch.
-        batch: Batches of that epoch that are done after the step.
+        batch: Number of batches of that epoch that are done after the step.
     """
 
     batches: list[Any]
@@ -40,16 +40,16 @@ def group_batches(
     prepare: Callable[[Any], Any] | None,
     device: torch.device,
 ) -> Generator[Group, None, None]:
-    """Yield the batches of one step after another, without end; a step may reach into the next epoch.
+    """Yield the batches of each step without end; a step may extend into the next epoch.
 
     Args:
         batches: Epoch number -> its batches, the same ones at every call.
-        position: Epoch and batches of it that are done.
+        position: Epoch to start in, and number of its batches that are done.
         size: Batches in a step, over all processes; a multiple of `world`.
-        rank: Number of this process.
-        world: How many processes there are.
-        prepare: Batch -> prepared batch, run in a thread some steps ahead; None: batches are ready as they are.
-        device: Where tensors go.
+        rank: Rank of this process.
+        world: Number of processes.
+        prepare: Batch -> prepared batch, run in a thread some steps ahead; None: batches need no preparation.
+        device: Device for the tensors.
 
     Raises:
         DataError: An epoch has no batch.
@@ -59,9 +59,9 @@ def group_batches(
     stream = _stream(batches, *position)
 
     def make(group: list[tuple[int, int, Any]]) -> Group:
-        own = [batch for _, _, batch in group[rank::world]]
+        local = [batch for _, _, batch in group[rank::world]]
         epoch, done, _ = group[-1]
-        ready = own if prepare is None else [prepare(batch) for batch in own]
+        ready = local if prepare is None else [prepare(batch) for batch in local]
         return Group([send_to_device(batch, device) for batch in ready], epoch, done)
 
     groups = (list(itertools.islice(stream, size)) for _ in itertools.count())
@@ -76,7 +76,7 @@ def group_batches(
 
 
 def _stream(batches: Callable[[int], Iterable[Any]], epoch: int, skip: int) -> Iterator[tuple[int, int, Any]]:
-    """Yield (epoch, batches done in it, batch), epoch after epoch, leaving out the first `skip`."""
+    """Yield (epoch, number of batches done in it, batch), epoch after epoch, without the first `skip` batches."""
     while True:
         number = 0
         for number, batch in enumerate(batches(epoch), 1):

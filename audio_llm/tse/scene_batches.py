@@ -1,4 +1,4 @@
-"""Batches of scenes, simulated in worker processes; `training.buckets` chooses their indices."""
+"""Batches of scenes, simulated in worker processes; `training.batching` chooses their indices."""
 
 from __future__ import annotations
 

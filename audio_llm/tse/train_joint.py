@@ -20,7 +20,7 @@ from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import make_scene
 from audio_llm.simulation.sources import read_sources
 from audio_llm.sound_metrics import si_sdr_db, snr_db
-from audio_llm.training.buckets import new_draws, same_draws
+from audio_llm.training.batching import fixed_batches, fresh_batches
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.tse.enrollment import EnrollmentEncoder, EnrollmentOutput
 from audio_llm.tse.extractor import Extractor
@@ -175,7 +175,7 @@ def train_joint(
     with SceneProcesses(pack, config.processes) as scenes:
         return train(
             _JointTraining(model, config),
-            new_draws(config.batch_scenes, config.epoch_batches),
+            fresh_batches(config.batch_scenes, config.epoch_batches),
             loss,
             lambda network: validate(_model(network), held_out, held_out_vectors, config),
             output,
@@ -344,7 +344,7 @@ def validate(
     def note(name: str, values: Tensor) -> None:
         rows.setdefault(name, []).extend(values.flatten().tolist())
 
-    for chosen in same_draws(config.batch_scenes, config.validation_scenes):
+    for chosen in fixed_batches(config.batch_scenes, config.validation_scenes):
         batch = JointBatch(*(part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen)))
         result = _JointTraining(model, replace(config, noisy_share=1.0))(batch, vectors)
         batch = _by_stream(batch, result, config)

@@ -26,7 +26,7 @@ from audio_llm.simulation.scene_plan import SceneConfig, SceneSources
 from audio_llm.simulation.scenes import Scene, make_scene
 from audio_llm.simulation.sources import read_sources
 from audio_llm.sound_metrics import si_sdr_db
-from audio_llm.training.buckets import new_draws, same_draws
+from audio_llm.training.batching import fixed_batches, fresh_batches
 from audio_llm.training.config import config_to_dict
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.tse.extractor import Extractor, ExtractorConfig
@@ -148,7 +148,7 @@ def train_separator(
             make = functools.partial(scenes.make, make_batch, config, config.seed)
         return train(
             model,
-            new_draws(config.batch_scenes, config.epoch_batches),
+            fresh_batches(config.batch_scenes, config.epoch_batches),
             loss,
             evaluate,
             output,
@@ -203,7 +203,7 @@ def mix_batch(rooms: RenderedScenes, config: SeparatorTrainingConfig, seed: int,
 
 def _validation_batches(sources: SceneSources, config: SeparatorTrainingConfig) -> list[SeparationBatch]:
     """Return the fixed validation scenes."""
-    draws = same_draws(config.batch_scenes, config.validation_scenes)
+    draws = fixed_batches(config.batch_scenes, config.validation_scenes)
     return [make_batch(sources, config, VALIDATION_SEED, chosen) for chosen in draws]
 
 

@@ -20,7 +20,7 @@ from audio_llm.simulation import mono
 from audio_llm.simulation.filters import color, slow_waves_db
 from audio_llm.simulation.scene_plan import SceneSources
 from audio_llm.simulation.sources import read_sources
-from audio_llm.training.buckets import new_draws, same_draws
+from audio_llm.training.batching import fixed_batches, fresh_batches
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.tse.frames import CHUNK, SAMPLE_RATE
 from audio_llm.tse.models import SPEAKER
@@ -133,7 +133,7 @@ def train_speaker(
     with SceneProcesses(pack, config.processes) as pieces:
         return train(
             model,
-            new_draws(config.batch_pieces, config.epoch_batches),
+            fresh_batches(config.batch_pieces, config.epoch_batches),
             loss,
             lambda network: validate(network, teacher, held_out, config),
             output,
@@ -229,7 +229,7 @@ def validate(
     """Return loss, cosine to the teacher's vector, and the speaker accuracy among the pieces of a batch."""
     device = next(model.parameters()).device
     losses, cosines, correct = [], [], []
-    for chosen in same_draws(config.batch_pieces, config.validation_pieces):
+    for chosen in fixed_batches(config.batch_pieces, config.validation_pieces):
         batch = SpeakerBatch(*(part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen)))
         targets, vectors = _teacher_vectors(teacher, batch.clean, half=False), model(batch.degraded)
         losses.append(float(speaker_loss(vectors, targets, config)))

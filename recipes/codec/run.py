@@ -17,7 +17,7 @@ from finish import finish
 
 from audio_llm.asr.ctc import CtcRecognizer
 from audio_llm.codec.train import CodecTrainingConfig, train_codec
-from audio_llm.tokenizer.s3 import load_listener
+from audio_llm.tokenizer.s3 import load_perceptual_loss
 from audio_llm.tokenizer.s3_train import S3TrainingConfig, pack_teacher, train_s3
 from audio_llm.training.config import load_config
 
@@ -76,7 +76,7 @@ def codec(arguments: argparse.Namespace) -> None:
     config = load_config(CodecTrainingConfig, arguments.config or HERE / "config" / "codec.yaml", arguments.set)
     output = arguments.output / (arguments.name or "codec")
     train, tune = (arguments.output / "packed" / part for part in ("train", "tune"))
-    perceptual_loss = load_listener(arguments.listener) if arguments.listener else None
+    perceptual_loss = load_perceptual_loss(arguments.listener) if arguments.listener else None
     train_codec(
         train, tune, output, config, start_from=arguments.start, perceptual_loss=perceptual_loss, **_limits(arguments)
     )

@@ -1,4 +1,4 @@
-"""What the recipe trains on, tunes on and reports on; every rule about held-out material is here."""
+"""Training, tuning and reporting data of the recipe, with all rules about held-out material."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from audio_llm.text import DEFAULT_NORMALIZER
 
 HELD_OUT_BOOK = "dracula"
 TUNE_BOOK = "persuasion"
-READ_ALOUD_BOOKS = ("emma", "pride_and_prejudice", "treasure_island")  # read in LibriSpeech: never trained on
+READ_ALOUD_BOOKS = ("emma", "pride_and_prejudice", "treasure_island")  # read in LibriSpeech; excluded from training
 HELD_OUT_VOICE = "festival:ked"
 TRANSFER_LISTS = ("test_ls_clean", "test_ls_other", "test_cv")
 TUNE_SENTENCES, BOOK_SENTENCES, VOICE_SENTENCES = 200, 1000, 500
@@ -39,7 +39,7 @@ def sentences(data: Path) -> dict[str, list[Sentence]]:
 
 
 def scored_texts(data: Path) -> list[str]:
-    """Return the normalised texts of every recording and list that is tuned or reported on."""
+    """Return the normalized texts of all recordings and lists for tuning or reporting."""
     texts = [r.text for name, rows in recordings(data).items() if name != "train" for r in rows]
     for name in TRANSFER_LISTS:
         texts += [nbest.reference or "" for nbest in read_nbest(data / "nbest" / f"{name}.json")]
@@ -47,7 +47,7 @@ def scored_texts(data: Path) -> list[str]:
 
 
 def check_no_leak(training_texts: Iterable[str], data: Path) -> None:
-    """Raise DataError where a normalised training text is also scored."""
+    """Raise DataError if a normalized training text is also a text for tuning or reporting."""
     parts = sentences(data)
     scored = {*scored_texts(data), *(s.words for name in ("tune", "book", "voice") for s in parts[name])}
     leaked = sorted(scored.intersection(training_texts))

@@ -1,4 +1,4 @@
-"""DSR's candidates with their scores: the sound is made again and compared with every candidate, once."""
+"""DSR's candidates with their scores: the audio is regenerated and every candidate is scored on it, once."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from audio_llm.dlm.dsr import Heard
+from audio_llm.dlm.dsr import NormalizedNBest
 from audio_llm.dlm.generate import Plan
 from audio_llm.dlm.pairs import PairItem, make_sound
-from audio_llm.dlm.rescore import Scales, Scored, choose
+from audio_llm.dlm.rescore import Scored, ScoreWeights, choose
 from audio_llm.nbest import NBest
 from audio_llm.simulation.augment import Augmentation
 from audio_llm.text import DEFAULT_NORMALIZER
 
-Pool = dict[str, list[Scored]]  # id -> candidates, the recogniser's best first
+Pool = dict[str, list[Scored]]  # id -> candidates, the recognizer's best first
 
 
 def scored(
     plan: Plan,
     lists: Sequence[NBest],
-    make: Callable[[Heard, np.ndarray], list[Scored]],
+    make: Callable[[NormalizedNBest, np.ndarray], list[Scored]],
     path: Path,
     label: str,
     swapped: bool = False,
@@ -32,12 +32,12 @@ def scored(
     """Return the candidates of each list that is not empty.
 
     Args:
-        plan: The set's plan, which makes the sound again.
-        lists: The set's lists.
+        plan: The plan of the set, from which the audio is regenerated.
+        lists: The N-best lists of the set.
         make: (list, (T,) float32 at 16 kHz) -> candidates.
-        path: JSON lines; what is there already is not made again.
-        label: Of all models that the scores depend on; a file of another label is made anew.
-        swapped: Compare each list with the sound of the next one instead of its own: a control.
+        path: JSON-lines file of candidates; utterances that it contains are not scored again.
+        label: Identifies all models that the scores depend on; a file with another label is replaced.
+        swapped: As a control, score each list on the audio of the next utterance.
     """
     pools = _read(path, label)
     items = {item.text_id: item for shard in plan.shards for item in shard}
@@ -47,11 +47,11 @@ def scored(
         if not pools:
             file.write(json.dumps({"label": label}) + "\n")
         for nbest in lists:
-            heard = Heard.of(nbest, DEFAULT_NORMALIZER)
-            if nbest.id in pools or not heard.texts:
+            normalized = NormalizedNBest.of(nbest, DEFAULT_NORMALIZER)
+            if nbest.id in pools or not normalized.texts:
                 continue
             pools[nbest.id] = make(
-                heard, _sound(items[other[nbest.id] if swapped else nbest.id], plan.config.augmentation)
+                normalized, _sound(items[other[nbest.id] if swapped else nbest.id], plan.config.augmentation)
             )
             file.write(json.dumps({"id": nbest.id, "pool": [_row(c) for c in pools[nbest.id]]}) + "\n")
             file.flush()
@@ -62,14 +62,17 @@ def scored(
 
 @functools.lru_cache(maxsize=4000)
 def _sound(item: PairItem, augmentation: Augmentation) -> np.ndarray:
-    """Return the waveform of an item, kept for the next time its set is scored."""
+    """Return the waveform of an item; cached, because a set is scored several times."""
     return make_sound(item, augmentation).waveform
 
 
-def choose_all(lists: Sequence[NBest], pools: Mapping[str, Sequence[Scored]], scales: Scales) -> list[str]:
-    """Return the best candidate for each list; the recogniser's text where there is none."""
-    found = [pools.get(nbest.id, ()) for nbest in lists]
-    return [own[choose(own, scales)].text if own else nbest.best for own, nbest in zip(found, lists, strict=True)]
+def choose_all(lists: Sequence[NBest], pools: Mapping[str, Sequence[Scored]], score_weights: ScoreWeights) -> list[str]:
+    """Return the best candidate for each list; the recognizer's text if there are no candidates."""
+    candidates = [pools.get(nbest.id, ()) for nbest in lists]
+    return [
+        pool[choose(pool, score_weights)].text if pool else nbest.best
+        for pool, nbest in zip(candidates, lists, strict=True)
+    ]
 
 
 def _row(candidate: Scored) -> dict[str, str | float]:

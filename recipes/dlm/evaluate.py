@@ -1,4 +1,4 @@
-"""Every system on every set: tuned on the tuning pairs, reported with intervals and with what it changed."""
+"""Evaluates every system on every set: tuned on the tuning pairs, reported with intervals and with its changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from audio_llm import metrics
 from audio_llm.dlm.corrector import DlmCorrector, Proposal
 from audio_llm.dlm.model import DenoisingLM
-from audio_llm.dlm.rescore import Scales, Scored, choose, fit_scales
+from audio_llm.dlm.rescore import Scored, ScoreWeights, choose, fit_weights
 from audio_llm.dlm.settings import Decoding, DecodingSettings
 from audio_llm.gate import Gate, tune_gate
 from audio_llm.lm.ngram import NgramLm
@@ -23,7 +23,7 @@ from audio_llm.nbest import Hypothesis, NBest
 TextScorer = Callable[[Sequence[str]], list[float]]
 System = Callable[[Sequence[NBest]], list[str]]
 
-NGRAM, SOUND = "n-gram rescoring, 20 best", "n-gram and sound, 100 best"  # baselines that further p-values are against
+NGRAM, SOUND = "n-gram rescoring, 20 best", "n-gram and sound, 100 best"  # baselines for additional p-values
 _HEADER = (
     "| system | WER % (95 %) | relative % | S/D/I | p | p, n-gram | p, sound | changed % | better % | worse % "
     "| right words lost % |"
@@ -33,17 +33,17 @@ _COLUMNS = _HEADER.count("|") - 1
 
 @dataclass(frozen=True)
 class Row:
-    """One system on one set.
+    """Results of one system on one set.
 
     Attributes:
-        system: Its name.
-        set_name: The set's.
+        system: Name of the system.
+        set_name: Name of the set.
         counts: Word errors.
-        interval: 95 % bootstrap interval of the rate.
-        p_value: One-sided paired bootstrap against the recogniser.
-        p_ngram: The same against `NGRAM`, 1 where that was not run before.
+        interval: 95 % bootstrap interval of the word error rate.
+        p_value: One-sided paired bootstrap against the recognizer.
+        p_ngram: The same against `NGRAM`; 1 if that system was not run before.
         p_sound: The same against `SOUND`.
-        changes: What was changed.
+        changes: Counts of changed utterances and words.
     """
 
     system: str
@@ -57,7 +57,7 @@ class Row:
 
 
 def to_lists(pairs: Sequence[Mapping[str, Any]]) -> list[NBest]:
-    """Return pairs as N-best lists; one where nothing was heard becomes an empty list."""
+    """Return pairs as N-best lists; a pair without hypotheses becomes an empty list."""
     return [
         NBest(p["text_id"], tuple(Hypothesis(h["text"], h["score"]) for h in p["hypotheses"]), p["reference"])
         for p in pairs
@@ -90,32 +90,32 @@ def evaluate(systems: Mapping[str, System], sets: Mapping[str, Sequence[NBest]])
     return rows
 
 
-def rescoring(scorer: TextScorer, tune: Sequence[NBest], tune_name: str) -> tuple[System, Scales]:
-    """Return a system that chooses from each list by the recogniser's score and another's, and its tuned scales.
+def rescoring(scorer: TextScorer, tune: Sequence[NBest], tune_name: str) -> tuple[System, ScoreWeights]:
+    """Return a system that rescores each list by the recognizer's score and another one, and its tuned weights.
 
     Args:
-        scorer: Log-probabilities of texts; the scales call them `lm`.
+        scorer: Returns log-probabilities of texts, the score `lm`.
         tune: Tuning lists.
-        tune_name: Their sets' names, joined by `+`.
+        tune_name: Names of the tuning sets, joined by `+`.
     """
 
     def pools(lists: Sequence[NBest]) -> list[list[Scored]]:
         return [
             [
-                Scored(h.text, {"asr": h.score or 0.0, "lm": found})
-                for h, found in zip(nbest.hypotheses, scorer(nbest.texts), strict=True)
+                Scored(h.text, {"asr": h.score or 0.0, "lm": log_prob})
+                for h, log_prob in zip(nbest.hypotheses, scorer(nbest.texts), strict=True)
             ]
             for nbest in lists
         ]
 
-    heard = [nbest for nbest in tune if nbest.hypotheses]
-    references = [nbest.reference or "" for nbest in heard]
-    scales = fit_scales(pools(heard), references, ["asr", "lm"], tune_name).scales
+    nonempty = [nbest for nbest in tune if nbest.hypotheses]
+    references = [nbest.reference or "" for nbest in nonempty]
+    score_weights = fit_weights(pools(nonempty), references, ["asr", "lm"], tune_name).score_weights
 
     def system(lists: Sequence[NBest]) -> list[str]:
-        return [pool[choose(pool, scales)].text if pool else "" for pool in pools(lists)]
+        return [pool[choose(pool, score_weights)].text if pool else "" for pool in pools(lists)]
 
-    return system, scales
+    return system, score_weights
 
 
 def ngram_scorer(language_model: NgramLm) -> TextScorer:
@@ -124,13 +124,13 @@ def ngram_scorer(language_model: NgramLm) -> TextScorer:
 
 
 class Proposals:
-    """A decoding's proposals, made once and passed through any gate.
+    """The proposals of a decoding, computed once for all gates.
 
     Args:
         model: The Denoising LM.
-        settings: How it decodes.
-        decoding: Its name.
-        language_model: The n-gram model that `dlm-sum` uses beside the Denoising LM.
+        settings: Its decoding settings.
+        decoding: Name of the decoding.
+        language_model: The n-gram model that `dlm-sum` combines with the Denoising LM.
     """
 
     def __init__(
@@ -141,16 +141,16 @@ class Proposals:
         language_model: NgramLm | None = None,
     ) -> None:
         self._corrector = DlmCorrector(model, settings, decoding, gate=False, language_model=language_model)
-        self._made: dict[NBest, Proposal] = {}
+        self._cache: dict[NBest, Proposal] = {}
 
     def __call__(self, lists: Sequence[NBest]) -> list[Proposal]:
         """Return the proposal for each list."""
-        missing = [nbest for nbest in dict.fromkeys(lists) if nbest not in self._made]
-        self._made.update(zip(missing, self._corrector.propose(missing), strict=True))
-        return [self._made[nbest] for nbest in lists]
+        missing = [nbest for nbest in dict.fromkeys(lists) if nbest not in self._cache]
+        self._cache.update(zip(missing, self._corrector.propose(missing), strict=True))
+        return [self._cache[nbest] for nbest in lists]
 
     def system(self, gate: Gate) -> System:
-        """Return the decoding behind a gate as a system."""
+        """Return the decoding with a gate as a system."""
 
         def run(lists: Sequence[NBest]) -> list[str]:
             return gated(self(lists), gate)
@@ -159,26 +159,28 @@ class Proposals:
 
 
 def gated(proposals: Sequence[Proposal], gate: Gate) -> list[str]:
-    """Return what a gate lets through."""
-    return [p.heard if gate.verdict(p.heard, p.candidate, p.gain) else p.candidate.text for p in proposals]
+    """Return the texts after the gate."""
+    return [p.hypothesis if gate.verdict(p.hypothesis, p.candidate, p.gain) else p.candidate.text for p in proposals]
 
 
 def tune_temperature(
     model: DenoisingLM, tune: Sequence[NBest], settings: DecodingSettings, language_model: NgramLm
-) -> Scales:
-    """Return the list scales times the factor that gives DLM-sum the fewest errors on tuning lists."""
+) -> ScoreWeights:
+    """Return the list weights times the factor that gives DLM-sum the fewest errors on tuning lists."""
     errors: dict[float, int] = {}
     scaled = {factor: _times(settings.list_scales, factor) for factor in (0.5, 1.0, 2.0, 4.0)}
-    for factor, scales in scaled.items():
-        proposals = Proposals(model, replace(settings, list_scales=scales), "dlm-sum", language_model)
+    for factor, score_weights in scaled.items():
+        proposals = Proposals(model, replace(settings, list_scales=score_weights), "dlm-sum", language_model)
         texts = proposals.system(Gate(off=True))(tune)
         errors[factor] = metrics.word_errors([n.reference or "" for n in tune], texts).errors
-    logging.info("DLM-sum: word errors by factor on the list's scales: %s", errors)
+    logging.info("DLM-sum: word errors by factor on the list weights: %s", errors)
     return scaled[min(errors, key=lambda factor: (errors[factor], factor))]
 
 
-def _times(scales: Scales, factor: float) -> Scales:
-    return Scales({name: factor * weight for name, weight in scales.weights.items()}, factor * scales.word_reward)
+def _times(score_weights: ScoreWeights, factor: float) -> ScoreWeights:
+    return ScoreWeights(
+        {name: factor * weight for name, weight in score_weights.weights.items()}, factor * score_weights.word_reward
+    )
 
 
 def tune_gates(
@@ -190,7 +192,7 @@ def tune_gates(
 ) -> dict[str, Gate]:
     """Return the gate of each decoding with the fewest errors on the tuning lists and on their references as input.
 
-    The references are fed as well, so that a gate which spoils perfect input is not chosen.
+    The references are included, so that the gate does not corrupt correct input.
     """
     perfect = [NBest(f"{n.id}-reference", (Hypothesis(n.reference or "", 0.0),), n.reference) for n in tune]
     lists = [n for n in (*tune, *perfect) if n.hypotheses]
@@ -198,7 +200,7 @@ def tune_gates(
     for name in decodings:
         proposals = Proposals(model, settings, name, language_model)(lists)
         gates[name], _ = tune_gate(
-            [p.heard for p in proposals],
+            [p.hypothesis for p in proposals],
             [p.candidate for p in proposals],
             [p.gain for p in proposals],
             [n.reference or "" for n in lists],
@@ -207,15 +209,15 @@ def tune_gates(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the rows as Markdown tables, one a set."""
+    """Return the rows as Markdown tables, one per set."""
     parts = []
     for set_name in dict.fromkeys(row.set_name for row in rows):
-        own = [row for row in rows if row.set_name == set_name]
-        base = own[0].counts.rate
-        parts.append(f"### {set_name}: {own[0].counts.utterances} utterances, {own[0].counts.words} words\n")
+        selected = [row for row in rows if row.set_name == set_name]
+        base = selected[0].counts.rate
+        parts.append(f"### {set_name}: {selected[0].counts.utterances} utterances, {selected[0].counts.words} words\n")
         parts.append(_HEADER)
         parts.append("|---" * _COLUMNS + "|")
-        parts += [_line(row, base) for row in own]
+        parts += [_line(row, base) for row in selected]
         parts.append("")
     return "\n".join(parts)
 
@@ -239,7 +241,7 @@ def _line(row: Row, base: float) -> str:
     )
 
 
-def unchanged_share(system: System, references: Sequence[str]) -> float:
-    """Return the share of perfect inputs that come back unchanged."""
+def unchanged_fraction(system: System, references: Sequence[str]) -> float:
+    """Return the fraction of correct inputs that stay unchanged."""
     lists = [NBest(str(i), (Hypothesis(r, 0.0),), r) for i, r in enumerate(references)]
     return float(np.mean([out == r for out, r in zip(system(lists), references, strict=True)]))

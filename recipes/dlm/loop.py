@@ -1,6 +1,6 @@
-"""The loop: does the Denoising LM gain from speech of the package's own TouchTTS among what it learns from?
+"""Tests whether training pairs from TouchTTS speech improve the Denoising LM.
 
-Several Denoising LMs, trained alike but for their pairs, correct the same lists with the same settings.
+Several Denoising LMs that differ only in their training pairs correct the same lists with the same settings.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def compare(
     language_model: NgramLm,
     sets: Mapping[str, Sequence[NBest]],
 ) -> str:
-    """Return a Markdown table of each set: every model, without a gate, against the recogniser and the first model.
+    """Return a Markdown table of each set: every model, without a gate, against the recognizer and the first model.
 
     Args:
-        models: By their names in the table.
-        settings: How all of them decode.
-        language_model: The n-gram model that DLM-sum uses.
-        sets: Lists by the names of their sets; those in which nothing was heard count for the word errors alone.
+        models: Denoising LMs by their names in the table.
+        settings: Decoding settings of all models.
+        language_model: The n-gram model for DLM-sum.
+        sets: N-best lists by name of the set; empty lists count for the word error rates only.
     """
     return "\n".join(_table(name, models, settings, language_model, lists) for name, lists in sets.items())
 
@@ -51,23 +51,23 @@ def _table(
     lists: Sequence[NBest],
 ) -> str:
     references = [nbest.reference or "" for nbest in lists]
-    heard = metrics.utterance_errors(references, [nbest.best for nbest in lists])
+    baseline = metrics.utterance_errors(references, [nbest.best for nbest in lists])
     rows = [f"### {name}: {len(lists)} utterances\n", _HEADER, "|---" * (_HEADER.count("|") - 1) + "|"]
-    rows.append(f"| recogniser | | | {_rate(heard)} | | {_rate(heard)} | |")
+    rows.append(f"| recognizer | | | {_rate(baseline)} | | {_rate(baseline)} | |")
     first: list[np.ndarray] = []
     for model_name, model in models.items():
         nats = _nats(model, lists)
-        found = [nats, *(_errors(model, settings, name, language_model, lists) for name in DECODINGS)]
-        first = first or found
-        cells = [f"{nats.sum() / _characters(lists):.4f}", f"{int((nats < first[0]).sum())} of {len(nats)}"]
-        for errors, other in zip(found[1:], first[1:], strict=True):
-            cells += [_rate(errors), f"{metrics.paired_p_value(other, errors):.3f}"]
-        rows.append(f"| {model_name} | {' | '.join(cells)} |")
+        results = [nats, *(_errors(model, settings, name, language_model, lists) for name in DECODINGS)]
+        first = first or results
+        columns = [f"{nats.sum() / _characters(lists):.4f}", f"{int((nats < first[0]).sum())} of {len(nats)}"]
+        for errors, other in zip(results[1:], first[1:], strict=True):
+            columns += [_rate(errors), f"{metrics.paired_p_value(other, errors):.3f}"]
+        rows.append(f"| {model_name} | {' | '.join(columns)} |")
     return "\n".join([*rows, ""])
 
 
 def _nats(model: DenoisingLM, lists: Sequence[NBest]) -> np.ndarray:
-    """Return -log p(reference | best hypothesis) of each list in which something was heard, (N,) nats."""
+    """Return -log p(reference | best hypothesis) of each list with a best text, (N,) nats."""
     known = [nbest for nbest in lists if nbest.best]
     return -np.array(decode.log_probs(model, [n.best for n in known], [n.reference or "" for n in known]))
 

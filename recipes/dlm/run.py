@@ -38,8 +38,8 @@ from audio_llm.nbest import Hypothesis, NBest, read_nbest
 from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.training.loop import TrainingConfig
 
-HEARD_PAIRS = Path("pairs", "ctc-train.jsonl")  # in the output folder
-PAIR_COPIES = 6  # of each pair of pocketsphinx beside those of the CTC recogniser, which cost next to nothing
+CTC_PAIRS = Path("pairs", "ctc-train.jsonl")  # in the output folder
+PAIR_COPIES = 6  # copies of each pair of pocketsphinx, to balance the pairs of the CTC recognizer
 CHAR_LM = TrainingConfig(100_000, schedule_by="time", log_every=50, validate_every=500)
 STAGES = (
     "generate",
@@ -63,7 +63,7 @@ STAGES = (
 def stage_generate(
     folder: Path, output: Path, sets: list[str] | None, workers: int, max_minutes: float | None, max_shards: int | None
 ) -> None:
-    """Make the pairs of the named sets, in that order."""
+    """Generate the pairs of the named sets, in that order."""
     everything = plans(folder)
     for name in sets or [name for name in everything if name != ON_REQUEST]:
         report = generate(
@@ -78,15 +78,15 @@ def stage_generate(
 
 
 def stage_pack(folder: Path, output: Path, sets: list[str] | None, max_texts: int | None) -> None:
-    """Pack the training and tuning pairs that are there, and the other training sentences."""
+    """Pack the available training and tuning pairs, and the other training sentences."""
     pairs = [pair for name in sets or TRAIN_SETS for pair in read_set(output, name)]
-    heard = recognizer.read_heard_pairs(output / HEARD_PAIRS)
+    ctc_pairs = recognizer.read_ctc_pairs(output / CTC_PAIRS)
     tune = tuning_pairs(output)
     texts = [sentence.words for sentence in data.sentences(folder)["train"]][:max_texts]
-    data.check_no_leak([*texts, *(pair["reference"] for pair in (*pairs, *heard))], folder)
-    pack(pairs, texts, tune, output / "packed", other_pairs=heard, copies=PAIR_COPIES if heard else 1)
-    counts = len(pairs), len(heard), len(texts), len(tune)
-    logging.info("packed %d pairs of pocketsphinx, %d of the CTC recogniser, %d texts, %d tuning pairs", *counts)
+    data.check_no_leak([*texts, *(pair["reference"] for pair in (*pairs, *ctc_pairs))], folder)
+    pack(pairs, texts, tune, output / "packed", other_pairs=ctc_pairs, copies=PAIR_COPIES if ctc_pairs else 1)
+    counts = len(pairs), len(ctc_pairs), len(texts), len(tune)
+    logging.info("packed %d pairs of pocketsphinx, %d of the CTC recognizer, %d texts, %d tuning pairs", *counts)
 
 
 def stage_lm(folder: Path, output: Path) -> None:
@@ -115,41 +115,41 @@ def stage_char_lm(
 
 
 def stage_transfer(folder: Path, output: Path, model_dir: Path, ctc: Path | None, limit: int) -> None:
-    """Use the model on lists of Whisper and of our CTC recogniser, of which it knows nothing."""
+    """Evaluate the model on lists of Whisper and of the CTC recognizer, which it was not trained on."""
     models = measure.make_models(output, model_dir, read_settings(model_dir))
-    found: dict[str, System] = {"recogniser": systems.recogniser, **systems.denoised(models)}
-    found["oracle"] = systems.oracles()["oracle of 100"]
+    compared: dict[str, System] = {"recognizer": systems.recognizer, **systems.denoised(models)}
+    compared["oracle"] = systems.oracles()["oracle of 100"]
     sets = {name: _normalized(read_nbest(folder / "nbest" / f"{name}.json"))[:limit] for name in data.TRANSFER_LISTS}
     if ctc is not None:
-        heard = recognizer.recognized(folder, ctc, limit)
-        sets.update({f"ctc, {name}": _by_rank(lists) for name, lists in heard.items()})
-    rows = evaluate(found, sets)
+        ctc_lists = recognizer.recognized(folder, ctc, limit)
+        sets.update({f"ctc, {name}": _by_rank(lists) for name, lists in ctc_lists.items()})
+    rows = evaluate(compared, sets)
     (output / "transfer.md").write_text(table(rows))
     print(table(rows))
 
 
 def stage_loop(output: Path, model_dir: Path, named: list[str], sets: list[str]) -> None:
-    """Compare Denoising LMs that were trained alike but for their pairs, with the settings of `model_dir`."""
+    """Compare Denoising LMs that differ only in their training pairs, with the settings of `model_dir`."""
     models = {name: load(path) for name, _, path in (word.partition("=") for word in named)}
     language_model = load_ngram(output / LANGUAGE_MODEL)
     lists = {name: to_lists(read_set(output, name)) for name in sets}
-    for name, own in lists.items():
-        if not own:
-            raise DataError(f"there is nothing of the set {name}", path=output, remedy="make it by the stage generate")
-    found = loop.compare(models, read_settings(hub.find_model(model_dir)), language_model, lists)
-    (output / "loop.md").write_text(found)
-    print(found)
+    for name, rows in lists.items():
+        if not rows:
+            raise DataError(f"the set {name} has no pairs", path=output, remedy="run the stage generate")
+    tables = loop.compare(models, read_settings(hub.find_model(model_dir)), language_model, lists)
+    (output / "loop.md").write_text(tables)
+    print(tables)
 
 
 def stage_speed(folder: Path, output: Path, model_dir: Path, limit: int) -> None:
-    """Measure what correction costs."""
+    """Measure the cost of correction."""
     lists = to_lists(read_set(output, "synthetic-tune"))[:limit]
     recordings = [Path(r.path) for r in data.recordings(folder)["tune-kathleen"]][:limit]
     print(speed.report(lists, recordings, model_dir))
 
 
 def _by_rank(lists: Iterable[NBest]) -> list[NBest]:
-    """Return the lists in which something was heard, without scores, which count with the tuned recogniser only."""
+    """Return the lists with a best text, without scores, as those count for the tuned recognizer only."""
     return [
         NBest(nbest.id, tuple(Hypothesis(h.text) for h in nbest.hypotheses), nbest.reference)
         for nbest in lists
@@ -169,23 +169,28 @@ def _normalized(lists: Iterable[NBest]) -> list[NBest]:
 
 
 def main() -> int:
-    """Run the stage named on the command line."""
+    """Run the stage given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
     parser.add_argument("--output", type=Path, default=Path("exp/dlm"))
-    parser.add_argument("--sets", nargs="*", help="generate, pack, report, controls, loop: which sets")
-    parser.add_argument("--only", nargs="*", help="report: only these systems, by their names in the tables")
+    parser.add_argument("--sets", nargs="*", help="generate, pack, report, controls, loop: names of sets")
+    parser.add_argument("--only", nargs="*", help="report: names of systems in the tables; default: all")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--max-minutes", type=float)
-    parser.add_argument("--max-shards", type=int, help="generate: so many shards of each set at most")
-    parser.add_argument("--max-texts", type=int, help="pack, char-lm: so many training sentences")
-    parser.add_argument("--resume", action="store_true", help="char-lm: go on where it stopped")
-    parser.add_argument("--cpu-bf16", action="store_true", help="char-lm: bfloat16 on a CPU that is fast at it")
-    parser.add_argument("--limit", type=int, default=100, help="controls, transfer, ctc-report, speed: of each set")
-    parser.add_argument("--ctc", type=Path, help="transfer: a CTC recogniser's model directory")
+    parser.add_argument("--max-shards", type=int, help="generate: largest number of shards per set")
+    parser.add_argument("--max-texts", type=int, help="pack, char-lm: number of training sentences")
+    parser.add_argument("--resume", action="store_true", help="char-lm: resume the training")
+    parser.add_argument("--cpu-bf16", action="store_true", help="char-lm: bfloat16, for CPUs with AVX512_BF16 or AMX")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=100,
+        help="controls, transfer, ctc-report, speed: largest number of utterances per set",
+    )
+    parser.add_argument("--ctc", type=Path, help="transfer: model directory of a CTC recognizer")
     parser.add_argument("--model", type=Path, help="a model directory")
-    parser.add_argument("--models", nargs="+", metavar="NAME=DIR", help="loop: which Denoising LMs")
+    parser.add_argument("--models", nargs="+", metavar="NAME=DIR", help="loop: Denoising LMs and their names")
     parser.add_argument("--finished", type=Path, help="tune, tune-sound, ctc-tune: the model directory to write")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -210,7 +215,7 @@ def main() -> int:
     elif arguments.stage == "loop":
         names = [word.partition("=")[0] for word in arguments.models or [] if "=" in word]
         if not arguments.model or len(names) < 2 or len({*names}) < len(arguments.models):
-            parser.error("loop: give --model, and with --models two or more words NAME=DIR of different names")
+            parser.error("loop: give --model, and with --models two or more NAME=DIR with different names")
         stage_loop(arguments.output, arguments.model, arguments.models, arguments.sets or ["synthetic-voice"])
     elif arguments.stage == "transfer":
         stage_transfer(arguments.data, arguments.output, arguments.model, arguments.ctc, arguments.limit)
@@ -220,7 +225,7 @@ def main() -> int:
         language_model = arguments.output / LANGUAGE_MODEL
         recognizer.tune_search(arguments.output / "ctc", arguments.model, language_model, arguments.finished)
     elif arguments.stage == "ctc-pairs":
-        recognizer.write_pairs(arguments.output / "ctc", arguments.model, arguments.output / HEARD_PAIRS)
+        recognizer.write_pairs(arguments.output / "ctc", arguments.model, arguments.output / CTC_PAIRS)
     elif arguments.stage == "ctc-report":
         print(recognizer.report(arguments.data, arguments.model, arguments.limit))
     elif arguments.stage == "speed":

@@ -1,4 +1,4 @@
-"""The sets of pairs: the plan of each, and what has been made of it."""
+"""The sets of pairs: their plans and their generated pairs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from audio_llm.simulation.augment import CLEAN
 
 TUNE_SETS = ("synthetic-tune", "real-tune-kathleen", "real-tune-dev-clean")
 TUNE_NAME = "+".join(TUNE_SETS)
-TRAIN_SETS = ("synthetic-train", "touchtts-train", "real-train")  # of which any may be missing
-ON_REQUEST = "touchtts-train"  # made where it is named alone
-TOUCHTTS_VOICES = ("touchtts:kathleen",)  # a network's voice beside those of programs
+TRAIN_SETS = ("synthetic-train", "touchtts-train", "real-train")  # any of them may be missing
+ON_REQUEST = "touchtts-train"  # generated only when it is named
+TOUCHTTS_VOICES = ("touchtts:kathleen",)  # a neural voice
 SYNTHETIC_TESTS = ("tune", "book", "voice")
-LISTED = 100  # hypotheses kept of each utterance; 20 of them are the list that the baselines choose from
+LISTED = 100  # hypotheses stored per utterance; the baselines use the first 20
 
 
 def plans(folder: Path) -> dict[str, Plan]:
-    """Return the plan of every set of pairs: synthetic speech and recordings, for training, tuning and reporting."""
+    """Return the plans of all sets of pairs: synthetic speech and recordings, for training, tuning and reporting."""
     config = GenerationConfig(nbest=LISTED)
     parts = data.sentences(folder)
     result = {"synthetic-train": plan_speech(parts["train"], config)}
@@ -41,6 +41,6 @@ def tuning_pairs(output: Path) -> list[dict[str, Any]]:
 
 
 def read_set(output: Path, name: str) -> list[dict[str, Any]]:
-    """Return the pairs of a set that were made, those that failed left out."""
+    """Return the generated pairs of a set, without those that failed."""
     folder = output / "pairs" / name
     return [row for row in read_pairs(folder) if "error" not in row] if any(folder.glob("*.ok")) else []

@@ -1,4 +1,4 @@
-"""What correction costs: sentences a second, its share of the main job's time, memory, and time to import."""
+"""The cost of correction: sentences per second, time added to transcription, memory, and import time."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pathlib import Path
 from audio_llm.nbest import NBest
 
 DECODINGS = ("none", "greedy", "dlm-sum", "dsr")
-REPEATS = 2  # of each command, alternating; the fastest counts
+REPEATS = 2  # runs of each command, alternating; the fastest counts
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took.
+    """Resources that a command used.
 
     Attributes:
-        seconds: From start to end.
-        cpu_seconds: Of processor time, user and system.
-        peak_mb: Largest resident memory of all its processes together in MB, looked at every 20 ms.
+        seconds: Time from start to end in s.
+        cpu_seconds: Processor time in s, user and system.
+        peak_mb: Peak resident memory of all its processes together in MB, sampled every 20 ms.
     """
 
     seconds: float
@@ -37,8 +37,8 @@ def report(lists: Sequence[NBest], recordings: Sequence[Path], model_dir: Path) 
     """Return a table of all figures.
 
     Args:
-        lists: For greedy correction by itself.
-        recordings: For the main job, with each decoding and without correction.
+        lists: N-best lists for greedy correction by itself.
+        recordings: Recordings to transcribe, with each decoding and without correction.
         model_dir: The Denoising LM.
     """
     lines = ["| what | figure |", "|---|---|"]
@@ -56,7 +56,7 @@ def report(lists: Sequence[NBest], recordings: Sequence[Path], model_dir: Path) 
 
 
 def greedy_rate(lists: Sequence[NBest], model_dir: Path, processes: int = 2) -> float:
-    """Return lists corrected greedily per second by so many processes, loading left out."""
+    """Return how many lists per second are corrected greedily by this number of processes, without loading."""
     context = multiprocessing.get_context("spawn")
     ready, begin = context.Barrier(processes + 1), context.Event()
     workers = [
@@ -73,16 +73,16 @@ def greedy_rate(lists: Sequence[NBest], model_dir: Path, processes: int = 2) -> 
 
 
 def main_job(recordings: Sequence[Path], model_dir: Path) -> dict[str, Cost]:
-    """Return what transcribing the recordings takes from start to end, with each decoding."""
-    found: dict[str, list[Cost]] = {decoding: [] for decoding in DECODINGS}
+    """Return the cost of transcribing the recordings from start to end, by decoding."""
+    measured: dict[str, list[Cost]] = {decoding: [] for decoding in DECODINGS}
     for _ in range(REPEATS):
         for decoding in DECODINGS:
             with tempfile.TemporaryDirectory() as output:
                 command = [sys.executable, "-m", "audio_llm", "transcribe", *map(str, recordings), "-o", output, "-q"]
                 if decoding != "none":
                     command += ["--correct", "dlm", "--correct-model", str(model_dir), "--decode", decoding]
-                found[decoding].append(_measure(command))
-    return {decoding: min(costs, key=lambda cost: cost.seconds) for decoding, costs in found.items()}
+                measured[decoding].append(_measure(command))
+    return {decoding: min(costs, key=lambda cost: cost.seconds) for decoding, costs in measured.items()}
 
 
 def _correct(lists: Sequence[NBest], model_dir: Path, ready, begin) -> None:  # type: ignore[no-untyped-def]
@@ -114,11 +114,11 @@ def _measure(command: list[str]) -> Cost:
 
 
 def _resident_kb(pid: int) -> int:
-    """Return the resident memory of a process and its descendants now; 0 where they are gone."""
+    """Return the current resident memory of a process and its descendants in kB; 0 if they have ended."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    own = sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
-    return own + sum(_resident_kb(int(child)) for child in children)
+    resident = sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+    return resident + sum(_resident_kb(int(child)) for child in children)

@@ -1,4 +1,4 @@
-"""The systems that the tables compare: the recogniser, the baselines, the Denoising LM's decodings, the oracles."""
+"""The systems in the tables: the recognizer, the baselines, the Denoising LM's decodings, the oracles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evaluate import NGRAM, SOUND, Proposals, System, gated, ngram_scorer, resco
 from audio_llm import metrics
 from audio_llm.dlm.corrector import Proposal, choose_dsr
 from audio_llm.dlm.model import DenoisingLM
-from audio_llm.dlm.rescore import Scales, Scored, fit_scales
+from audio_llm.dlm.rescore import Scored, ScoreWeights, fit_weights
 from audio_llm.dlm.settings import Decoding, DecodingSettings
 from audio_llm.gate import Gate
 from audio_llm.ger.phrase import PhraseCorrector
@@ -21,20 +21,20 @@ from audio_llm.lm.ngram import NgramLm
 from audio_llm.nbest import NBest
 from audio_llm.text import DEFAULT_NORMALIZER
 
-BASELINE_LIST = 20  # hypotheses that the baselines of the 20-best choose from
-DECODINGS: tuple[Decoding, ...] = ("greedy", "dlm-sum")  # those that need no sound
+BASELINE_LIST = 20  # hypotheses for the 20-best baselines
+DECODINGS: tuple[Decoding, ...] = ("greedy", "dlm-sum")  # decodings that need no audio
 DSR_SCORES = ("asr", "sound", "lm", "dlm", "unlisted")
 
 
 @dataclass(frozen=True)
 class Models:
-    """What the systems are made of.
+    """The models of the systems.
 
     Attributes:
         model: The Denoising LM.
-        settings: How it decodes.
+        settings: Its decoding settings.
         language_model: The n-gram model.
-        char_lm: The Transformer language model; None where none was trained.
+        char_lm: The Transformer language model; None if none was trained.
     """
 
     model: DenoisingLM
@@ -46,19 +46,19 @@ class Models:
 def baselines(
     models: Models, tune: list[NBest], tune_name: str, train: list[NBest], texts: list[str]
 ) -> dict[str, System]:
-    """Return the systems without a Denoising LM that need no sound, each tuned on the same lists.
+    """Return the systems without a Denoising LM that need no audio, all tuned on the same lists.
 
     Args:
         models: The language models.
         tune: Tuning lists.
-        tune_name: Their sets' names, joined by `+`.
-        train: Lists that the phrase table is learned from.
+        tune_name: Names of the tuning sets, joined by `+`.
+        train: Training lists for the phrase table.
         texts: Training sentences.
     """
     few = [_first(nbest) for nbest in tune]
     phrase = PhraseCorrector.train([_first(nbest) for nbest in train], text=texts)
     scorer = ngram_scorer(models.language_model)
-    systems: dict[str, System] = {"recogniser": recogniser}
+    systems: dict[str, System] = {"recognizer": recognizer}
     systems[NGRAM] = _on_first(rescoring(scorer, few, tune_name)[0])
     systems["n-gram rescoring, 100 best"] = rescoring(scorer, tune, tune_name)[0]
     systems["phrase table"] = _on_first(lambda lists: [c.text for c in phrase.correct(lists)])
@@ -68,7 +68,7 @@ def baselines(
 
 
 def denoised(models: Models) -> dict[str, System]:
-    """Return the decodings that need no sound, gate off and on."""
+    """Return the decodings that need no audio, without and with the gate."""
     systems: dict[str, System] = {}
     for decoding in DECODINGS:
         proposals = Proposals(models.model, models.settings, decoding, models.language_model)
@@ -77,19 +77,19 @@ def denoised(models: Models) -> dict[str, System]:
     return systems
 
 
-def sounding(settings: DecodingSettings, paper: Scales, whole: Pool, pools: Pool) -> dict[str, System]:
-    """Return the systems that compare candidates with the sound: the baseline without a Denoising LM, and DSR.
+def sounding(settings: DecodingSettings, paper: ScoreWeights, whole: Pool, pools: Pool) -> dict[str, System]:
+    """Return the systems that score candidates on the audio: the baseline without a Denoising LM, and DSR.
 
     Args:
-        settings: With the scales and the gate.
-        paper: DSR's scales where all candidates are the Denoising LM's.
+        settings: Decoding settings with the weights and the gate.
+        paper: DSR's weights for candidates from the Denoising LM only.
         whole: All texts of every list with their scores.
         pools: DSR's candidates of every list.
     """
     proposed = {key: of_paper(pool) for key, pool in pools.items()}
-    systems: dict[str, System] = {SOUND: functools.partial(choose_all, pools=whole, scales=settings.shortlist)}
-    systems["DLM DSR, paper, gate off"] = functools.partial(choose_all, pools=proposed, scales=paper)
-    systems["DLM DSR, pooled, gate off"] = functools.partial(choose_all, pools=pools, scales=settings.dsr)
+    systems: dict[str, System] = {SOUND: functools.partial(choose_all, pools=whole, score_weights=settings.shortlist)}
+    systems["DLM DSR, paper, gate off"] = functools.partial(choose_all, pools=proposed, score_weights=paper)
+    systems["DLM DSR, pooled, gate off"] = functools.partial(choose_all, pools=pools, score_weights=settings.dsr)
     systems["DLM DSR, pooled, gate on"] = lambda lists: gated(
         dsr_proposals(lists, pools, settings), settings.gates["dsr"]
     )
@@ -97,30 +97,30 @@ def sounding(settings: DecodingSettings, paper: Scales, whole: Pool, pools: Pool
 
 
 def oracles() -> dict[str, System]:
-    """Return what the best choice from each list would be."""
+    """Return the oracles, which select the best hypothesis of each list."""
     return {
         "oracle of 20": lambda lists: [metrics.oracle(_first(nbest)) for nbest in lists],
         "oracle of 100": lambda lists: [metrics.oracle(nbest) for nbest in lists],
     }
 
 
-def recogniser(lists: Sequence[NBest]) -> list[str]:
-    """Return the recogniser's best of each list."""
+def recognizer(lists: Sequence[NBest]) -> list[str]:
+    """Return the recognizer's best of each list."""
     return [nbest.best for nbest in lists]
 
 
-def tune_dsr(pools: Sequence[Sequence[Scored]], references: Sequence[str], name: str) -> Scales:
-    """Return DSR's scales with the fewest word errors on tuning candidates."""
-    return fit_scales(pools, references, DSR_SCORES, name).scales
+def tune_dsr(pools: Sequence[Sequence[Scored]], references: Sequence[str], name: str) -> ScoreWeights:
+    """Return DSR's weights with the fewest word errors on the tuning candidates."""
+    return fit_weights(pools, references, DSR_SCORES, name).score_weights
 
 
 def of_paper(pool: Sequence[Scored]) -> list[Scored]:
-    """Return the candidates that the Denoising LM proposed, and the recogniser's text, which comes first."""
+    """Return the recognizer's text, followed by the candidates that the Denoising LM proposed."""
     return [candidate for i, candidate in enumerate(pool) if i == 0 or candidate.scores["proposed"]]
 
 
 def dsr_proposals(lists: Sequence[NBest], pools: Pool, settings: DecodingSettings) -> list[Proposal]:
-    """Return DSR's choice for every list, before the gate."""
+    """Return DSR's proposal for every list, before the gate."""
     proposals = []
     for nbest in lists:
         pool = pools.get(nbest.id, [])

@@ -27,7 +27,7 @@ from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
 from audio_llm.gense.models import load_gense, load_mask, load_parts
 from audio_llm.gense.train import GenseTrainingConfig, TokenPackConfig, pack_tokens, train_gense
 from audio_llm.simulation.speech_pack import SpeechPack, clean_targets
-from audio_llm.tokenizer.s3 import S3Tokenizer, load_listener
+from audio_llm.tokenizer.s3 import S3Tokenizer, load_perceptual_loss
 from audio_llm.training.config import load_config
 
 HERE = Path(__file__).parent
@@ -80,7 +80,7 @@ def mask(arguments: argparse.Namespace) -> None:
         arguments.output / arguments.name,
         config,
         start_from=arguments.start,
-        perceptual_loss=load_listener(arguments.listener) if arguments.listener else None,
+        perceptual_loss=load_perceptual_loss(arguments.listener) if arguments.listener else None,
         **_limits(arguments),
     )
 

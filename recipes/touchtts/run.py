@@ -21,7 +21,7 @@ from audio_llm import hub
 from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
 from audio_llm.tokenizer.base import SemanticTokenizer
 from audio_llm.tokenizer.load import load_tokenizer
-from audio_llm.tokenizer.s3 import load_listener
+from audio_llm.tokenizer.s3 import load_perceptual_loss
 from audio_llm.touchtts.data import UtterancePack, pack_utterances
 from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
 from audio_llm.touchtts.models import assemble, load_touchtts, save_touchtts, tokenizer_name
@@ -97,7 +97,7 @@ def vocoder(arguments: argparse.Namespace) -> None:
     config = _config(arguments, VocoderTrainingConfig)
     train, tune = (arguments.output / "packed" / part for part in ("train", "tune"))
     train_vocoder(
-        train, tune, _folder(arguments), config, perceptual_loss=load_listener(TOKENIZER), **_limits(arguments)
+        train, tune, _folder(arguments), config, perceptual_loss=load_perceptual_loss(TOKENIZER), **_limits(arguments)
     )
 
 

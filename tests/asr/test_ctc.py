@@ -154,7 +154,7 @@ def test_search_with_a_language_model_against_brute_force(seed: int) -> None:
     for text, total in brute_force(log_probs, "ab ").items():
         if text == " ".join(text.split()):
             sums[text] = math.log(total) + prior.text(text)
-    found = ctc.CtcHearing(log_probs).search(400, prior)
+    found = ctc.CtcPosteriors(log_probs).search(400, prior)
     assert [text for text, _ in found[:8]] == sorted(sums, key=lambda text: -sums[text])[:8]
     for text, score in found[:8]:
         assert score == pytest.approx(sums[text], abs=1e-6)
@@ -183,7 +183,7 @@ def test_the_settings_of_the_search_travel_with_the_model(tmp_path: Path) -> Non
     (best, *_), (log_probs,) = loaded.recognize(waveform).hypotheses, plain.log_probs([waveform])
     prior = WordPrior(train_ngram(texts), search)
     assert best.score == pytest.approx(plain.score(waveform, [best.text])[0] + prior.text(best.text), abs=0.05)
-    assert best.text == ctc.CtcHearing(log_probs).search(30, prior)[0][0]
+    assert best.text == ctc.CtcPosteriors(log_probs).search(30, prior)[0][0]
     save_ngram(train_ngram(["other"]), tmp_path / "words", "# words\n")
     with pytest.raises(ModelFormatError, match="another model than the 'words'"):
         ctc.CtcRecognizer.load(folder)

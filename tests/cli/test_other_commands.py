@@ -204,10 +204,10 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_train_dlm(trainings: list[tuple[Any, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = ["train", "dlm", str(tmp_path), "--max-minutes", "2.5", "--resume", "-o", str(out)]
-    assert cli.main([*command, "training.max_steps=7", "pair_share=0.5", "--device", "cpu"]) == 0
+    assert cli.main([*command, "training.max_steps=7", "pair_fraction=0.5", "--device", "cpu"]) == 0
     ((data, output, config, options),) = trainings
     assert (data, output) == (tmp_path, out)
-    assert (config.training.max_steps, config.pair_share) == (7, 0.5)
+    assert (config.training.max_steps, config.pair_fraction) == (7, 0.5)
     assert options == {"max_minutes": 2.5, "resume": True, "device": "cpu", "start_from": None}
     assert "best at step 5 with 0.2500" in capsys.readouterr().out
     assert cli.main([*command, "--overwrite"]) == 2

@@ -18,8 +18,8 @@ from audio_llm.codec.train import CodecTrainingConfig, extended, make_batch, reo
 from audio_llm.errors import AudioLLMError, ConfigError, DataError
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
-from audio_llm.training.listening import Listener
 from audio_llm.training.loop import TrainingConfig
+from audio_llm.training.perceptual import PerceptualLoss
 
 torch.set_num_threads(1)
 SPEECH = NoisyConfig(seconds=0.25, clean_share=0.75, silent_share=0.0, room_share=0.1, clipped_share=0.0)
@@ -207,9 +207,9 @@ def test_the_perceptual_loss_lowers_its_distance(speech_pack: Path, tmp_path: Pa
         assert lengths.tolist() == [waveforms.shape[1]] * len(waveforms)
         return (waveforms.square().mean(-1) + 1e-6).log()
 
-    ends, perceptual_loss = [], Listener("power", "0" * 64, power)
+    ends, perceptual_loss = [], PerceptualLoss("power", "0" * 64, power)
     for name, weight in (("without", 0.0), ("with", 20.0)):
-        config = settings(tiny, 20, sound=SoundLossConfig(listener_weight=weight))
+        config = settings(tiny, 20, sound=SoundLossConfig(perceptual_weight=weight))
         train_codec(speech_pack, speech_pack, tmp_path / name, config, device="cpu", perceptual_loss=perceptual_loss)
         codec = SpeechCodec.load(tmp_path / name / "best")
         assert hub.load_model(tmp_path / name / "best").provenance["listener"]["name"] == "power"

@@ -21,8 +21,8 @@ from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
 from audio_llm.errors import DataError, UsageError
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
-from audio_llm.training.listening import Listener
 from audio_llm.training.loop import TrainingConfig
+from audio_llm.training.perceptual import PerceptualLoss
 
 torch.set_num_threads(1)
 SPEECH = NoisyConfig(seconds=0.26, clean_share=0.75, silent_share=0.0, room_share=0.1, clipped_share=0.0)
@@ -86,7 +86,7 @@ def test_training_continues_from_a_model(speech_pack: Path, tmp_path: Path) -> N
 
 
 def test_the_perceptual_loss_is_validated_and_recorded(speech_pack: Path, tmp_path: Path) -> None:
-    perceptual_loss = Listener(
+    perceptual_loss = PerceptualLoss(
         "features", "abc", lambda waveforms, lengths: waveforms.abs().cumsum(-1)[:, ::1600, None]
     )
     validations = run(speech_pack, tmp_path / "out", settings(2), perceptual_loss=perceptual_loss)

@@ -14,7 +14,7 @@ BOOK = """CHAPTER I
 
 Mr. Holmes paid 21 shillings to Dr. Watson at St. Paul's. "Is it you?" he cried; nobody came in.
 
-The _Nellie_ lay--as before--at anchor, e. g. in the river of the old grey town by the sea!
+The _Nellie_ lay--as before--at anchor, e. g. in the river of the old gray town by the sea!
 """
 
 
@@ -24,11 +24,11 @@ def test_sentences_end_at_stops_and_not_at_titles() -> None:
         "Mr. Holmes paid 21 shillings to Dr. Watson at St. Paul's.",
         '"Is it you?" he cried;',
         "nobody came in.",
-        "The Nellie lay as before at anchor, e. g. in the river of the old grey town by the sea!",
+        "The Nellie lay as before at anchor, e. g. in the river of the old gray town by the sea!",
     ]
 
 
-def test_book_gives_normalised_words_and_stable_ids(tmp_path: Path) -> None:
+def test_book_gives_normalized_words_and_stable_ids(tmp_path: Path) -> None:
     path = tmp_path / "holmes.txt"
     path.write_text(BOOK)
     sentences = read_book(path)
@@ -52,21 +52,21 @@ def test_shared_passages_are_dropped() -> None:
         Sentence("a:1", "", "short one"),
         Sentence("a:2", "", "it was the best of days and nothing else"),
     ]
-    kept = drop_shared(sentences, [passage, "short one"])
-    assert [s.id for s in kept] == ["a:2"]
+    retained = drop_shared(sentences, [passage, "short one"])
+    assert [s.id for s in retained] == ["a:2"]
 
 
 @pytest.mark.parametrize("name", list(NORMALIZERS))
 @given(text=st.text(max_size=60))
 @example(text="D%R")
-def test_normalising_twice_changes_nothing(name: str, text: str) -> None:
+def test_normalizing_twice_changes_nothing(name: str, text: str) -> None:
     normalizer = NORMALIZERS[name]
     assert normalizer(normalizer(text)) == normalizer(text)
 
 
 def test_written_and_spoken_forms_meet() -> None:
-    spoken = NORMALIZERS["spoken"]
-    assert spoken("Mr. O\u2019Brien & I\u2014in 1897, the 3rd time") == spoken(
+    normalize = NORMALIZERS["spoken"]
+    assert normalize("Mr. O\u2019Brien & I\u2014in 1897, the 3rd time") == normalize(
         "mister o'brien and i in eighteen ninety-seven the third time"
     )
     assert NORMALIZERS["letters"]("flights to J. F. K. airport") == "flights to jfk airport"

@@ -15,7 +15,7 @@ from audio_llm.dlm.model import DenoisingLM, ModelConfig, batch_sources, batch_t
 
 torch.set_num_threads(1)
 
-HEARD = ["the cat sat", "a", "it's long", "on the hat rack"]
+HYPOTHESES = ["the cat sat", "a", "it's long", "on the hat rack"]
 LIST = ["ab ba", "abba", "a"]
 
 
@@ -43,15 +43,15 @@ def all_texts(symbols: str, longest: int) -> list[str]:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_greedy_is_the_argmax_of_teacher_forced_scores(seed: int) -> None:
     model = tiny(seed=seed, end=1.0)
-    found = greedy(model, HEARD)
-    for heard, candidate in zip(HEARD, found, strict=True):
+    results = greedy(model, HYPOTHESES)
+    for hypothesis, candidate in zip(HYPOTHESES, results, strict=True):
         with torch.no_grad():
-            rows = model(*batch_sources([heard]), batch_targets([candidate.text])[0])[0]
+            rows = model(*batch_sources([hypothesis]), batch_targets([candidate.text])[0])[0]
         chosen = [*vocab.encode(candidate.text), *([vocab.EOS] if candidate.finished else [])]
-        assert candidate.finished or len(candidate.text) + 2 > length_limit(heard)
+        assert candidate.finished or len(candidate.text) + 2 > length_limit(hypothesis)
         last = vocab.BOS
-        for place, number in enumerate(chosen):
-            scores = rows[place].clone()
+        for position, number in enumerate(chosen):
+            scores = rows[position].clone()
             scores[[vocab.PAD, vocab.BOS, vocab.UNK]] = -math.inf
             if last in (vocab.BOS, vocab.encode(" ")[0]):
                 scores[vocab.encode(" ")[0]] = -math.inf
@@ -64,31 +64,33 @@ def test_greedy_is_the_argmax_of_teacher_forced_scores(seed: int) -> None:
 def test_greedy_in_a_batch_equals_one_by_one_and_scores_equal_log_probs() -> None:
     for seed in range(4):
         model = tiny(seed=seed, end=2.0)
-        together = greedy(model, HEARD)
-        for heard, candidate in zip(HEARD, together, strict=True):
-            (alone,) = greedy(model, [heard])
+        together = greedy(model, HYPOTHESES)
+        for hypothesis, candidate in zip(HYPOTHESES, together, strict=True):
+            (alone,) = greedy(model, [hypothesis])
             assert alone.text == candidate.text
             assert alone.log_prob == pytest.approx(candidate.log_prob, abs=1e-3)
             if candidate.finished:
-                assert candidate.log_prob == pytest.approx(log_probs(model, [heard], [candidate.text])[0], abs=1e-3)
+                assert candidate.log_prob == pytest.approx(
+                    log_probs(model, [hypothesis], [candidate.text])[0], abs=1e-3
+                )
 
 
 def test_greedy_keeps_the_order_of_more_hypotheses_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "BATCH", 3)
     model = tiny(seed=1, end=3.0)
     rng = np.random.default_rng(0)
-    heard = ["".join(rng.choice(list("abc"), size=size)) for size in rng.integers(1, 6, size=10)]
-    found = greedy(model, heard)
-    assert [c.text for c in found] == [greedy(model, [h])[0].text for h in heard]
+    hypotheses = ["".join(rng.choice(list("abc"), size=size)) for size in rng.integers(1, 6, size=10)]
+    results = greedy(model, hypotheses)
+    assert [c.text for c in results] == [greedy(model, [h])[0].text for h in hypotheses]
 
 
-def test_no_text_is_much_shorter_than_what_was_heard() -> None:
-    model, heard = tiny(seed=1, end=9.0), "a long text of thirty letters"  # it wants to end at once
-    least = least_length(heard)
+def test_no_text_is_much_shorter_than_the_hypothesis() -> None:
+    model, hypothesis = tiny(seed=1, end=9.0), "a long text of thirty letters"  # it wants to end at once
+    least = least_length(hypothesis)
     assert (least, least_length("abcdef"), least_length("a" * 400)) == (15, 0, 350)
-    found = [*greedy(model, [heard, ""]), *dlm_sum(model, [heard, heard + "s"], [0.0, 0.0], 3, 3)]
-    assert [len(c.text) >= least for c in found] == [True, False, True, True, True]
-    assert min(len(c.text) for c in beam(model, heard, 4)) >= least
+    results = [*greedy(model, [hypothesis, ""]), *dlm_sum(model, [hypothesis, hypothesis + "s"], [0.0, 0.0], 3, 3)]
+    assert [len(c.text) >= least for c in results] == [True, False, True, True, True]
+    assert min(len(c.text) for c in beam(model, hypothesis, 4)) >= least
 
 
 def test_the_length_limit_counts_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +117,9 @@ def test_beam_equals_enumeration_of_a_three_symbol_toy(monkeypatch: pytest.Monke
     ranked = sorted(texts, key=lambda text: -scores[text])
     assert sum(map(math.exp, scores.values())) < 1.0 + 1e-6
 
-    found = beam(model, "abba", 31)
-    assert [c.text for c in found] == ranked
-    assert [c.log_prob for c in found] == pytest.approx([scores[text] for text in ranked], abs=1e-3)
+    results = beam(model, "abba", 31)
+    assert [c.text for c in results] == ranked
+    assert [c.log_prob for c in results] == pytest.approx([scores[text] for text in ranked], abs=1e-3)
     for width in (1, 2, 5):
         some = beam(model, "abba", width)
         assert len(some) == width
@@ -134,23 +136,23 @@ def test_texts_with_spaces_have_one_writing_and_its_score(monkeypatch: pytest.Mo
     texts = all_texts("a ", 4)
     assert "a a" in texts
     assert " a" not in texts
-    found = beam(model, "a a", 40)[: len(texts)]  # what follows has a forbidden symbol
-    assert {c.text for c in found} == set(texts)
-    expected = log_probs(model, ["a a"] * len(found), [c.text for c in found])
-    assert [c.log_prob for c in found] == pytest.approx(expected, abs=1e-3)
+    results = beam(model, "a a", 40)[: len(texts)]  # what follows has a forbidden symbol
+    assert {c.text for c in results} == set(texts)
+    expected = log_probs(model, ["a a"] * len(results), [c.text for c in results])
+    assert [c.log_prob for c in results] == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("width", [4, 40])
 def test_beam_of_the_whole_alphabet_has_distinct_texts_with_their_log_probs(width: int) -> None:
     model = tiny(seed=2, end=3.0)
-    found = beam(model, "the cat", width)
-    assert len({c.text for c in found}) == len(found) == width
-    assert all(math.isfinite(c.log_prob) for c in found)
-    expected = log_probs(model, ["the cat"] * len(found), [c.text for c in found])
-    assert [c.log_prob for c in found] == pytest.approx(expected, abs=1e-3)
-    assert found == sorted(found, key=lambda c: -c.log_prob)
+    results = beam(model, "the cat", width)
+    assert len({c.text for c in results}) == len(results) == width
+    assert all(math.isfinite(c.log_prob) for c in results)
+    expected = log_probs(model, ["the cat"] * len(results), [c.text for c in results])
+    assert [c.log_prob for c in results] == pytest.approx(expected, abs=1e-3)
+    assert results == sorted(results, key=lambda c: -c.log_prob)
     (best,) = greedy(model, ["the cat"])
-    assert found[0].log_prob >= best.log_prob - 1e-4
+    assert results[0].log_prob >= best.log_prob - 1e-4
 
 
 def test_the_sum_over_one_hypothesis_is_the_beam() -> None:
@@ -166,20 +168,20 @@ def test_the_sum_equals_enumeration(monkeypatch: pytest.MonkeyPatch, seed: int) 
     model, weights = tiny("ab", seed), [-1.0, -3.5, 0.4]
     texts = all_texts("ab", 4)
     normalized = np.array(weights) - np.logaddexp.reduce(weights)
-    rows = np.array([log_probs(model, [heard] * len(texts), texts) for heard in LIST])
+    rows = np.array([log_probs(model, [listed] * len(texts), texts) for listed in LIST])
     summed = dict(zip(texts, np.logaddexp.reduce(normalized[:, None] + rows, axis=0).tolist(), strict=True))
-    found = dlm_sum(model, LIST, weights, 31, 31)
-    assert [c.text for c in found] == sorted(texts, key=lambda text: -summed[text])
-    assert [c.log_prob for c in found] == pytest.approx([summed[c.text] for c in found], abs=1e-3)
+    results = dlm_sum(model, LIST, weights, 31, 31)
+    assert [c.text for c in results] == sorted(texts, key=lambda text: -summed[text])
+    assert [c.log_prob for c in results] == pytest.approx([summed[c.text] for c in results], abs=1e-3)
 
 
 def test_neither_the_order_of_hypotheses_nor_a_constant_in_the_weights_matters() -> None:
     model, weights = tiny(seed=3, end=2.0), [-1.0, -2.0, 0.5]
-    found = dlm_sum(model, LIST, weights, 5, 5)
+    results = dlm_sum(model, LIST, weights, 5, 5)
     order = [2, 0, 1]
     turned = dlm_sum(model, [LIST[i] for i in order], [weights[i] + 100.0 for i in order], 5, 5)
-    assert [c.text for c in turned] == [c.text for c in found]
-    assert [c.log_prob for c in turned] == pytest.approx([c.log_prob for c in found], abs=1e-3)
+    assert [c.text for c in turned] == [c.text for c in results]
+    assert [c.log_prob for c in turned] == pytest.approx([c.log_prob for c in results], abs=1e-3)
     certain, plain = dlm_sum(model, LIST, [-1e3, 0.0, -1e3], 5, 5), beam(model, LIST[1], 5)
     assert [c.text for c in certain] == [c.text for c in plain]
     assert [c.log_prob for c in certain] == pytest.approx([c.log_prob for c in plain], abs=1e-3)
@@ -204,10 +206,10 @@ def test_empty_input() -> None:
 
 def test_searching_leaves_the_model_trainable() -> None:
     model = tiny().train()
-    greedy(model.eval(), HEARD)
+    greedy(model.eval(), HYPOTHESES)
     beam(model, "a", 3)
     model.train()
-    loss = -model(*batch_sources(HEARD), batch_targets(HEARD)[0]).mean()
+    loss = -model(*batch_sources(HYPOTHESES), batch_targets(HYPOTHESES)[0]).mean()
     loss.backward()
     assert all(p.grad is not None for p in model.output.parameters())
     assert isinstance(greedy(model.eval(), ["a"])[0], Candidate)
@@ -216,7 +218,7 @@ def test_searching_leaves_the_model_trainable() -> None:
 def test_search_and_scores_in_one_go_equal_both_alone() -> None:
     model = tiny(seed=3, end=1.0)
     texts = ["the cat sat", "a", "on a hat"]
-    for hypothesis in HEARD:
+    for hypothesis in HYPOTHESES:
         candidate, scores = decode.greedy_and_log_probs(model, hypothesis, texts)
         (alone,) = decode.greedy(model, [hypothesis])
         assert (candidate.text, candidate.finished) == (alone.text, alone.finished)

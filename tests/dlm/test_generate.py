@@ -33,7 +33,7 @@ SENTENCES = [Sentence(f"book:{i:05d}", f"Sentence number {i} of four.", f"senten
 
 
 class FakeRecognizer:
-    """Hears the number of samples."""
+    """Returns the number of samples as its text."""
 
     name = "fake"
     version = "fake-1"
@@ -78,7 +78,7 @@ def test_every_voice_and_every_sentence_is_used_once() -> None:
     assert {item.voice for item in items} == set(GenerationConfig().voices)
 
 
-def test_shard_holds_normalised_distinct_hypotheses_and_the_recognisers_version(tmp_path: Path) -> None:
+def test_shard_holds_normalized_distinct_hypotheses_and_the_recognizers_version(tmp_path: Path) -> None:
     plan = plan_recordings(recordings(tmp_path, 2), GenerationConfig())
     data, failed = make_shard(plan, 0, FakeRecognizer())
     assert failed == 0
@@ -102,10 +102,10 @@ def test_another_plan_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         generate(plan_recordings([], replace(config, seed=5)), tmp_path / "pairs")
 
 
-def test_no_more_shards_than_wanted(tmp_path: Path) -> None:
+def test_no_more_shards_than_requested(tmp_path: Path) -> None:
     plan = plan_recordings(recordings(tmp_path, 1), GenerationConfig())
     report = generate(plan, tmp_path / "pairs", max_shards=0)
-    assert (report.made, report.found, report.left) == (0, 0, 0)
+    assert (report.generated, report.existing, report.remaining) == (0, 0, 0)
     assert not list((tmp_path / "pairs").glob("shard-*"))
 
 
@@ -148,17 +148,17 @@ def test_killed_and_resumed_generation_gives_the_same_bytes(tmp_path: Path) -> N
     assert len(list(read_pairs(tmp_path / "killed"))) == 5
 
 
-def test_augmentation_draws_follow_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[dict[str, float | str]] = []
+def test_augmentation_draws_follow_their_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict[str, float | str]] = []
     augmentation = Augmentation(noisy_share=0.4, room_share=0.15, snr_db=(22.0, 45.0))
     tone = np.sin(np.arange(1600) / 10).astype(np.float32)
     monkeypatch.setattr("audio_llm.tts.synthesize", lambda text, voice, speed=1.0: tone)
     for item in (i for shard in plan_speech(SENTENCES * 10, GenerationConfig()).shards for i in shard):
-        fresh = replace(item, seed=item.seed + len(heard))
-        heard.append(make_sound(fresh, augmentation).settings)
-    count = len(heard)
-    noisy = [float(h["snr_db"]) for h in heard if "snr_db" in h]
-    rooms = sum("rt60_s" in h for h in heard)
+        fresh = replace(item, seed=item.seed + len(drawn))
+        drawn.append(make_sound(fresh, augmentation).settings)
+    count = len(drawn)
+    noisy = [float(h["snr_db"]) for h in drawn if "snr_db" in h]
+    rooms = sum("rt60_s" in h for h in drawn)
     assert abs(len(noisy) - 0.4 * count) < 3 * (count * 0.4 * 0.6) ** 0.5
     assert abs(rooms - 0.15 * count) < 3 * (count * 0.15 * 0.85) ** 0.5
     assert min(noisy) >= 22.0

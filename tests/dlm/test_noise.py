@@ -11,7 +11,7 @@ from audio_llm.dlm.noise import NoiseConfig, corrupt, substitute_characters
 from audio_llm.simulation.confusions import Confusions
 
 WORDS = [f"{a}{b}" for a in "abcdefgh" for b in "klmnop"]
-WORDS_ONLY = NoiseConfig(substitution_share=0.0, clean_share=0.0)
+WORDS_ONLY = NoiseConfig(substitution_prob=0.0, clean_prob=0.0)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -20,9 +20,9 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 
 def table(longest: int, rates: Sequence[float]) -> Confusions:
-    """Every span of up to `longest` words becomes as many or one more words that are in no sentence.
+    """Return a table that replaces spans of up to `longest` words by as many or one more words that are in no sentence.
 
-    None becomes fewer: beside an insertion that would make the cheapest alignment cheaper than what was done.
+    No span becomes shorter: next to an insertion, the cheapest alignment would have fewer errors than were introduced.
     """
     spans = list(WORDS)
     for _ in range(longest - 1):
@@ -34,7 +34,7 @@ def table(longest: int, rates: Sequence[float]) -> Confusions:
     return Confusions(rows, tuple(rates))
 
 
-def error_shares(texts: Sequence[str], confusions: Confusions, config: NoiseConfig, seed: int) -> np.ndarray:
+def error_counts(texts: Sequence[str], confusions: Confusions, config: NoiseConfig, seed: int) -> np.ndarray:
     """Return (N, 2): word errors and words of every sentence."""
     rng = np.random.default_rng(seed)
     counts = [count_edits(text.split(), corrupt(text, confusions, config, rng).split()) for text in texts]
@@ -44,7 +44,7 @@ def error_shares(texts: Sequence[str], confusions: Confusions, config: NoiseConf
 @pytest.mark.parametrize("longest", [1, 2])
 @pytest.mark.parametrize("rate", [0.05, 0.25, 0.5])
 def test_the_word_error_rate_is_the_drawn_one_within_three_sigma(longest: int, rate: float) -> None:
-    counts = error_shares(sentences(800), table(longest, [rate]), WORDS_ONLY, seed=1)
+    counts = error_counts(sentences(800), table(longest, [rate]), WORDS_ONLY, seed=1)
     excess = counts[:, 0] - rate * counts[:, 1]
     sigma = excess.std() / len(excess) ** 0.5
     assert abs(excess.mean()) < 3 * sigma
@@ -53,18 +53,18 @@ def test_the_word_error_rate_is_the_drawn_one_within_three_sigma(longest: int, r
 
 def test_rates_are_drawn_from_those_observed_and_scaled() -> None:
     rates, factor = (0.0, 0.0, 0.1, 0.6), 0.5
-    config = NoiseConfig(substitution_share=0.0, clean_share=0.2, rate_factor=factor)
-    counts = error_shares(sentences(1200), table(1, rates), config, seed=2)
+    config = NoiseConfig(substitution_prob=0.0, clean_prob=0.2, rate_factor=factor)
+    counts = error_counts(sentences(1200), table(1, rates), config, seed=2)
     expected = (1 - 0.2) * factor * np.mean(rates)
     excess = counts[:, 0] - expected * counts[:, 1]
     assert abs(excess.mean()) < 3 * excess.std() / len(excess) ** 0.5
     untouched = float(np.mean(counts[:, 0] == 0))
-    least = 0.2 + 0.8 * 0.5  # beside these, short sentences with the small rate
+    least = 0.2 + 0.8 * 0.5  # in addition, short sentences with the small rate
     assert untouched > least - 3 * (least * (1 - least) / len(counts)) ** 0.5
     assert untouched < 0.95
 
 
-def test_every_sentence_is_hit_alike_at_all_its_places() -> None:
+def test_errors_are_spread_evenly_over_all_positions() -> None:
     rng = np.random.default_rng(3)
     text = " ".join(WORDS[:8])
     one_for_one = Confusions(dict.fromkeys(WORDS, (("zz", 1.0),)), (0.25,))
@@ -75,26 +75,26 @@ def test_every_sentence_is_hit_alike_at_all_its_places() -> None:
     assert np.all(np.abs(hits - 0.25 * count) < 4 * (count * 0.25 * 0.75) ** 0.5)
 
 
-def test_no_rate_no_table_or_a_clean_share_leaves_the_text() -> None:
+def test_no_rate_no_table_or_a_clean_draw_leaves_the_text() -> None:
     rng = np.random.default_rng(0)
     for confusions in (table(1, [0.0]), table(1, []), Confusions({}, (0.9,))):
         assert [corrupt(t, confusions, WORDS_ONLY, rng) for t in sentences(50)] == sentences(50)
-    clean = NoiseConfig(substitution_share=1.0, substitution_rate=(0.5, 0.5), clean_share=1.0)
+    clean = NoiseConfig(substitution_prob=1.0, substitution_rate=(0.5, 0.5), clean_prob=1.0)
     assert [corrupt(t, table(1, [0.9]), clean, rng) for t in sentences(50)] == sentences(50)
-    assert corrupt("", table(1, [0.9]), NoiseConfig(clean_share=0.0), rng) == ""
+    assert corrupt("", table(1, [0.9]), NoiseConfig(clean_prob=0.0), rng) == ""
 
 
 def test_replacements_follow_their_probabilities() -> None:
     rng = np.random.default_rng(5)
     confusions = Confusions({"cat": (("hat", 0.6), ("a cat", 0.3), ("", 0.1))}, (1.0,))
     drawn = [corrupt("cat", confusions, WORDS_ONLY, rng) for _ in range(2000)]
-    for text, share in (("hat", 0.6), ("a cat", 0.3), ("", 0.1)):
-        assert abs(drawn.count(text) - share * 2000) < 3 * (2000 * share * (1 - share)) ** 0.5
+    for text, fraction in (("hat", 0.6), ("a cat", 0.3), ("", 0.1)):
+        assert abs(drawn.count(text) - fraction * 2000) < 3 * (2000 * fraction * (1 - fraction)) ** 0.5
 
 
 @pytest.mark.parametrize("rate", [(0.02, 0.02), (0.0, 0.3)])
 def test_the_character_substitution_rate_is_the_drawn_one_within_three_sigma(rate: tuple[float, float]) -> None:
-    config = NoiseConfig(substitution_share=0.4, substitution_rate=rate)
+    config = NoiseConfig(substitution_prob=0.4, substitution_rate=rate)
     rng = np.random.default_rng(4)
     text, count = "a" * 60, 3000
     changed = np.array([60 - substitute_characters(text, config, rng).count("a") for _ in range(count)])
@@ -105,7 +105,7 @@ def test_the_character_substitution_rate_is_the_drawn_one_within_three_sigma(rat
 
 
 def test_substituted_characters_are_symbols_never_padding_begin_or_end() -> None:
-    config = NoiseConfig(substitution_share=1.0, substitution_rate=(1.0, 1.0), clean_share=0.0)
+    config = NoiseConfig(substitution_prob=1.0, substitution_rate=(1.0, 1.0), clean_prob=0.0)
     rng = np.random.default_rng(6)
     drawn = [corrupt(text, table(1, [0.3]), config, rng) for text in sentences(300)]
     numbers = {number for text in drawn for number in vocab.encode(text)}

@@ -68,21 +68,21 @@ def test_shards_are_those_of_the_local_engine_and_resume(tmp_path: Path) -> None
     assert len(expected) == 6
 
     left = generate_on_ray(plan(), tmp_path / "ray", max_minutes=0.0)
-    assert (left.made, left.found, left.left) == (0, 0, 3)
+    assert (left.generated, left.existing, left.remaining) == (0, 0, 3)
     assert shards(tmp_path / "ray") == {}
 
     seen: list[tuple[int, int]] = []
     report = generate_on_ray(plan(), tmp_path / "ray", progress=lambda done, planned: seen.append((done, planned)))
-    assert (report.made, report.found, report.left, report.failed_items) == (3, 0, 0, 0)
+    assert (report.generated, report.existing, report.remaining, report.failed_items) == (3, 0, 0, 0)
     assert shards(tmp_path / "ray") == expected
     assert sorted(seen) == [(1, 3), (2, 3), (3, 3)]
 
     (tmp_path / "ray" / "shard-00001.ok").unlink()
     again = generate_on_ray(plan(), tmp_path / "ray")
-    assert (again.made, again.found) == (1, 2)
+    assert (again.generated, again.existing) == (1, 2)
     assert shards(tmp_path / "ray") == expected
-    assert generate(plan(), tmp_path / "ray").found == 3
-    assert generate_on_ray(plan(), tmp_path / "ray").made == 0
+    assert generate(plan(), tmp_path / "ray").existing == 3
+    assert generate_on_ray(plan(), tmp_path / "ray").generated == 0
 
     with pytest.raises(DataError, match="another plan"):
         generate_on_ray(plan(nbest=4), tmp_path / "ray")
@@ -91,7 +91,7 @@ def test_shards_are_those_of_the_local_engine_and_resume(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("local_ray")
-def test_failures_come_back_as_our_own_error(tmp_path: Path) -> None:
+def test_failures_raise_the_packages_error(tmp_path: Path) -> None:
     rows = [(f"r{i}", str(tmp_path / "missing.wav"), "text") for i in range(5)]
     with pytest.raises(AudioLLMError, match="5 of 5 items failed"):
         generate_on_ray(plan_recordings(rows, GenerationConfig()), tmp_path / "pairs")

@@ -16,12 +16,22 @@ from audio_llm.dlm.pack import CONFUSIONS_NAME, PackedPairs, pack, read_packed
 from audio_llm.dlm.train import DlmTrainConfig, _example, batches, sequence_loss, to_tensors, train_dlm
 from audio_llm.errors import DataError
 from audio_llm.simulation.confusions import Confusions
+from audio_llm.training.config import load_config
 from audio_llm.training.loop import TrainingConfig
 
 pytest.importorskip("accelerate")
 torch.set_num_threads(1)
 
-HEARD = ["the hat sad", "a big dock", "we when home", "it reigns", "by the see", "of coarse", "to night", "i sea ewe"]
+HYPOTHESES = [
+    "the hat sad",
+    "a big dock",
+    "we when home",
+    "it reigns",
+    "by the see",
+    "of coarse",
+    "to night",
+    "i sea ewe",
+]
 TRUE = ["the cat sat", "a big dog", "we went home", "it rains", "by the sea", "of course", "tonight", "i see you"]
 
 
@@ -44,23 +54,23 @@ def config(**changes: object) -> DlmTrainConfig:
     return DlmTrainConfig(**{**values, **changes})
 
 
-def pair(heard: list[str], reference: str) -> dict:
-    return {"reference": reference, "hypotheses": [{"text": text, "score": -1.0} for text in heard]}
+def pair(hypotheses: list[str], reference: str) -> dict:
+    return {"reference": reference, "hypotheses": [{"text": text, "score": -1.0} for text in hypotheses]}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
-    pairs = [pair([h, h + " so"], t) for h, t in zip(HEARD, TRUE, strict=True)]
+    pairs = [pair([h, h + " so"], t) for h, t in zip(HYPOTHESES, TRUE, strict=True)]
     pairs += [{"reference": "failed", "error": "X"}, pair([], "silence"), pair([""], "empty")]
     pack(pairs, ["some more words", "another text here"], pairs[:3] + pairs[-2:], folder, hypotheses=2)
     return folder
 
 
-def test_packing_keeps_pairs_and_texts_and_leaves_out_what_was_not_heard(data: Path) -> None:
+def test_packing_stores_pairs_and_texts_and_skips_pairs_without_hypotheses(data: Path) -> None:
     train = read_packed(data / "train")
     assert train.references == [*TRUE, "some more words", "another text here"]
-    assert train.hypotheses == [*((h, h + " so") for h in HEARD), (), ()]
+    assert train.hypotheses == [*((h, h + " so") for h in HYPOTHESES), (), ()]
     assert train.is_pair.tolist() == [True] * 8 + [False] * 2
     assert train.lengths[0] == 11
     assert read_packed(data / "tune").references == TRUE[:3]
@@ -69,9 +79,9 @@ def test_packing_keeps_pairs_and_texts_and_leaves_out_what_was_not_heard(data: P
     assert len(confusions.error_rates) == 8
 
 
-def test_pairs_of_another_recogniser_are_packed_beside_and_teach_no_confusions(tmp_path: Path) -> None:
-    pairs, others = [pair(["see"], "sea")], [pair(["kat", "kad"], "cat"), pair([""], "dog")]
-    pack(pairs, ["a text"], pairs, tmp_path, other_pairs=others, copies=3)
+def test_pairs_of_another_recognizer_are_packed_and_teach_no_confusions(tmp_path: Path) -> None:
+    pairs, further = [pair(["see"], "sea")], [pair(["kat", "kad"], "cat"), pair([""], "dog")]
+    pack(pairs, ["a text"], pairs, tmp_path, other_pairs=further, copies=3)
     train = read_packed(tmp_path / "train")
     assert train.references == ["sea"] * 3 + ["cat", "a text"]
     assert train.hypotheses == [("see",)] * 3 + [("kat", "kad"), ()]
@@ -89,12 +99,12 @@ def test_an_epoch_is_deterministic_and_another_differs() -> None:
     assert list(batches(data, config(training=TrainingConfig(6, seed=1)), 0)) != first
 
 
-def test_every_text_once_and_pairs_in_their_share() -> None:
+def test_every_text_once_and_pairs_in_their_fraction() -> None:
     data = packed(20, 300)
-    drawn = Counter(row for batch in batches(data, config(pair_share=0.25), 0) for row, _ in batch)
+    drawn = Counter(row for batch in batches(data, config(pair_fraction=0.25), 0) for row, _ in batch)
     assert all(drawn[row] == 1 for row in range(20, 320))
     assert sum(drawn[row] for row in range(20)) == 100
-    assert not any(row < 20 for b in batches(data, config(pair_share=0.0), 0) for row, _ in b)
+    assert not any(row < 20 for b in batches(data, config(pair_fraction=0.0), 0) for row, _ in b)
 
 
 def test_pairs_alone_and_texts_alone_are_used_once() -> None:
@@ -105,36 +115,36 @@ def test_pairs_alone_and_texts_alone_are_used_once() -> None:
 
 def test_batches_hold_their_limit_of_characters_and_similar_lengths() -> None:
     data = packed(50, 500)
-    made = [[row for row, _ in batch] for batch in batches(data, config(batch_characters=400), 0)]
-    sizes = [len(rows) * data.lengths[rows].max() for rows in made]
+    drawn_batches = [[row for row, _ in batch] for batch in batches(data, config(batch_characters=400), 0)]
+    sizes = [len(rows) * data.lengths[rows].max() for rows in drawn_batches]
     assert max(sizes) <= 400
     assert np.mean(sizes) > 250
-    padding = 1 - sum(data.lengths[rows].sum() for rows in made) / sum(sizes)
+    padding = 1 - sum(data.lengths[rows].sum() for rows in drawn_batches) / sum(sizes)
     assert padding < 0.15
     alone = list(batches(data, config(batch_characters=1), 0))
     assert all(len(batch) == 1 for batch in alone)
 
 
-def test_noise_is_drawn_anew_in_every_epoch_and_reproduced_by_its_seed() -> None:
+def test_every_epoch_draws_new_noise_that_its_seed_reproduces() -> None:
     data = packed(0, 40)
     confusions = Confusions({"ab": (("cd", 1.0),)}, (0.4,))
 
-    def heard(epoch: int) -> dict[int, str]:
+    def noisy(epoch: int) -> dict[int, str]:
         rows = (pair for batch in batches(data, config(), epoch) for pair in batch)
         return {row: _example(data, row, seed, confusions, config())[0] for row, seed in rows}
 
-    first, second = heard(0), heard(1)
-    assert first == heard(0)
+    first, second = noisy(0), noisy(1)
+    assert first == noisy(0)
     assert sum(first[row] != second[row] for row in first) > 20
     assert sum(first[row] != data.references[row] for row in first) > 20
 
 
-def test_pairs_use_the_best_hypothesis_in_its_share_and_their_own_reference() -> None:
+def test_pairs_use_the_best_hypothesis_with_its_probability_and_their_reference() -> None:
     data = packed(1, 0)
-    settings = config(first_share=0.4, noise=NoiseConfig(substitution_share=0.0))
+    settings = config(first_prob=0.4, noise=NoiseConfig(substitution_prob=0.0))
     drawn = [_example(data, 0, seed, Confusions({}, ()), settings) for seed in range(2000)]
     assert {reference for _, reference in drawn} == {data.references[0]}
-    counts = Counter(data.hypotheses[0].index(heard) for heard, _ in drawn)
+    counts = Counter(data.hypotheses[0].index(hypothesis) for hypothesis, _ in drawn)
     first = 0.4 + 0.6 / 3  # the rest is drawn evenly from all
     assert abs(counts[0] - first * 2000) < 3 * (2000 * first * (1 - first)) ** 0.5
     assert counts[1] > 300
@@ -145,14 +155,14 @@ def test_pairs_use_the_best_hypothesis_in_its_share_and_their_own_reference() ->
 def test_loss_is_the_smoothed_mean_over_characters_whatever_the_padding(smoothing: float) -> None:
     torch.manual_seed(0)
     model = DenoisingLM(ModelConfig(16, 32, 2, 1, 1)).eval()
-    batch = to_tensors(HEARD[:3], TRUE[:3])
+    batch = to_tensors(HYPOTHESES[:3], TRUE[:3])
     with torch.no_grad():
         together = sequence_loss(model, batch, smoothing).item()
         total = count = 0.0
-        for heard, true in zip(HEARD[:3], TRUE[:3], strict=True):
-            source, lengths, target_in, wanted = to_tensors([heard], [true])
+        for hypothesis, true in zip(HYPOTHESES[:3], TRUE[:3], strict=True):
+            source, lengths, target_in, target_out = to_tensors([hypothesis], [true])
             rows = model(source, lengths, target_in)[0]
-            chosen = rows[torch.arange(len(rows)), wanted[0]]
+            chosen = rows[torch.arange(len(rows)), target_out[0]]
             spread = rows[:, vocab.FIRST_SYMBOL :].mean(-1)
             total -= ((1 - smoothing) * chosen + smoothing * spread)[:-1].sum().item() + chosen[-1].item()
             count += len(true) + 1
@@ -166,7 +176,7 @@ def test_loss_is_the_smoothed_mean_over_characters_whatever_the_padding(smoothin
 
 
 def test_smoothing_does_not_make_the_end_likely_everywhere() -> None:
-    """Else each text has an end at every place for log(smoothing / V), and in beam search the empty text wins."""
+    """Otherwise every text could end anywhere for log(smoothing / V), and beam search would prefer the empty text."""
 
     class Free(torch.nn.Module):
         def __init__(self) -> None:
@@ -182,19 +192,21 @@ def test_smoothing_does_not_make_the_end_likely_everywhere() -> None:
         optimizer.zero_grad()
         sequence_loss(model, to_tensors(["abc"], ["abc"]), smoothing).backward()
         optimizer.step()
-    found = model.logits.detach()[0].softmax(-1)
+    probabilities = model.logits.detach()[0].softmax(-1)
     symbols = len(vocab.SYMBOLS)
-    wanted = vocab.encode("abc")
-    assert found[torch.arange(3), wanted].tolist() == pytest.approx([1 - smoothing + smoothing / symbols] * 3, rel=1e-3)
-    assert found[0, wanted[1]].item() == pytest.approx(smoothing / symbols, rel=1e-2)
-    assert found[:3, [vocab.EOS, vocab.PAD, vocab.BOS, vocab.UNK]].max() < 0.01 * smoothing / symbols
-    assert found[3, vocab.EOS] > 0.999
+    targets = vocab.encode("abc")
+    assert probabilities[torch.arange(3), targets].tolist() == pytest.approx(
+        [1 - smoothing + smoothing / symbols] * 3, rel=1e-3
+    )
+    assert probabilities[0, targets[1]].item() == pytest.approx(smoothing / symbols, rel=1e-2)
+    assert probabilities[:3, [vocab.EOS, vocab.PAD, vocab.BOS, vocab.UNK]].max() < 0.01 * smoothing / symbols
+    assert probabilities[3, vocab.EOS] > 0.999
 
 
 def test_loss_flows_into_every_parameter() -> None:
     torch.manual_seed(0)
     model = DenoisingLM(ModelConfig(16, 32, 2, 1, 1))
-    sequence_loss(model, to_tensors(HEARD, TRUE), 0.05).backward()
+    sequence_loss(model, to_tensors(HYPOTHESES, TRUE), 0.05).backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert without == []
     assert model.pointer_gate.weight.grad is not None
@@ -205,7 +217,7 @@ def test_a_tiny_model_learns_eight_pairs_by_heart() -> None:
     torch.manual_seed(0)
     model = DenoisingLM(ModelConfig(32, 64, 2, 1, 1, dropout=0.0)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    batch = to_tensors(HEARD, TRUE)
+    batch = to_tensors(HYPOTHESES, TRUE)
     for step in range(300):
         loss = sequence_loss(model, batch, 0.0)
         optimizer.zero_grad()
@@ -214,16 +226,16 @@ def test_a_tiny_model_learns_eight_pairs_by_heart() -> None:
         optimizer.step()
         if step % 20 == 19 and loss.item() < 0.02:
             break
-    found = greedy(model.eval(), HEARD)
-    assert [candidate.text for candidate in found] == TRUE
-    assert all(candidate.finished for candidate in found)
-    assert min(candidate.log_prob for candidate in found) > -2.0
+    corrected = greedy(model.eval(), HYPOTHESES)
+    assert [candidate.text for candidate in corrected] == TRUE
+    assert all(candidate.finished for candidate in corrected)
+    assert min(candidate.log_prob for candidate in corrected) > -2.0
 
 
-def test_training_leaves_a_model_directory_and_a_resume_goes_on(data: Path, tmp_path: Path) -> None:
-    settings = config(pair_share=0.5)
+def test_training_writes_a_model_directory_and_resumes(data: Path, tmp_path: Path) -> None:
+    settings = config(pair_fraction=0.5)
     half = train_dlm(
-        data, tmp_path / "run", config(pair_share=0.5, training=TrainingConfig(3, log_every=1)), device="cpu"
+        data, tmp_path / "run", config(pair_fraction=0.5, training=TrainingConfig(3, log_every=1)), device="cpu"
     )
     assert half.steps == 3
     result = train_dlm(data, tmp_path / "run", settings, resume=True, device="cpu")
@@ -244,3 +256,10 @@ def test_training_leaves_a_model_directory_and_a_resume_goes_on(data: Path, tmp_
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing-here"):
         train_dlm(tmp_path / "nothing-here", tmp_path / "run", config())
+
+
+def test_probabilities_and_fractions_also_load_under_their_former_keys() -> None:
+    former = ["pair_share=0.5", "first_share=0.4", "noise.substitution_share=0.2", "noise.clean_share=0.1"]
+    loaded = load_config(DlmTrainConfig, None, former)
+    assert (loaded.pair_fraction, loaded.first_prob) == (0.5, 0.4)
+    assert loaded.noise == NoiseConfig(substitution_prob=0.2, clean_prob=0.1)

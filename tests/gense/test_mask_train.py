@@ -17,9 +17,9 @@ from audio_llm.gense.mask_train import MaskTrainingConfig, PairBatch, make_batch
 from audio_llm.gense.models import load_mask
 from audio_llm.simulation.noisy import NoisyConfig, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
-from audio_llm.training.buckets import new_draws
-from audio_llm.training.listening import Listener
+from audio_llm.training.batching import fresh_batches
 from audio_llm.training.loop import TrainingConfig
+from audio_llm.training.perceptual import PerceptualLoss
 
 torch.set_num_threads(1)
 PAIRS = NoisyConfig(
@@ -97,7 +97,7 @@ def test_packs_that_are_missing_or_not_clean_enough_are_refused(
 
 def test_every_epoch_draws_fresh_batches(speech_pack: Path, tiny: MaskConfig) -> None:
     config = settings(tiny, 1)
-    batches = new_draws(config.batch_pairs, config.epoch_batches)
+    batches = fresh_batches(config.batch_pairs, config.epoch_batches)
     one, other = batches(0), batches(1)
     seeds = [seed for batch in one + other for seed in batch]
     assert seeds == list(range(80))
@@ -145,8 +145,8 @@ def test_the_perceptual_loss_is_added_where_there_is_speech() -> None:
         assert lengths.tolist() == [4000] * len(waveforms)
         return waveforms.abs().mean(-1) / 10 ** (LEVEL_DB / 20)  # at the level of use
 
-    perceptual_loss = Listener("an ear", "0" * 64, loudness)
-    config, speech, silent = MaskTrainingConfig(listener_weight=0.5), batch(), batch(silent=True)
+    perceptual_loss = PerceptualLoss("an ear", "0" * 64, loudness)
+    config, speech, silent = MaskTrainingConfig(perceptual_weight=0.5), batch(), batch(silent=True)
     level = speech.noisy.square().mean(-1, keepdim=True).sqrt() + 1e-6
     apart = 0.3 * (speech.clean / level).abs().mean()
     added = mask_loss(0.7 * speech.clean, speech, config, perceptual_loss) - mask_loss(

@@ -1,4 +1,4 @@
-"""The linear recurrence: the loop that its equation says, whole sequences like single steps, exact gradients."""
+"""The linear recurrence: equal to its equation, whole sequences equal to single steps, exact gradients."""
 
 from __future__ import annotations
 

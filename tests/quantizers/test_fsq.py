@@ -1,4 +1,4 @@
-"""Finite scalar quantization: every code has its place, every code is used, and padding counts for nothing."""
+"""Finite scalar quantization: every code is reachable and used, and padding has no effect."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def everywhere(x: Tensor) -> Tensor:
 
 
 def settled(levels: tuple[int, ...], scale: float, offset: float) -> FSQ:
-    """Return a quantizer that has seen much of Gaussian input, in training mode."""
+    """Return a quantizer that was trained on much Gaussian input, in training mode."""
     quantizer = FSQ(levels).train()
     for seed in range(1500):
         x = scale * gaussian(1, 64, len(levels), seed=seed) + offset
@@ -50,34 +50,34 @@ def test_every_code_comes_back(levels: tuple[int, ...], size: int) -> None:
 def test_digits_count_as_in_a_number() -> None:
     quantizer = FSQ(TOKENIZER)
     digits = quantizer.digits(torch.arange(1000))
-    counted = [list(reversed(places)) for places in product(range(5), range(5), range(5), range(8))]
+    counted = [list(reversed(row)) for row in product(range(5), range(5), range(5), range(8))]
     assert digits.tolist() == counted
     assert quantizer.decode(torch.tensor(0)).tolist() == pytest.approx([1 / n - 1 for n in TOKENIZER])
 
 
-def test_values_are_what_the_codes_stand_for_and_the_nearest_level() -> None:
+def test_values_are_those_of_the_codes_and_the_nearest_level() -> None:
     quantizer = FSQ(CODEC).eval()
-    found = quantizer(gaussian(3, 50, 5), torch.ones(3, 50, dtype=torch.bool))
-    assert torch.equal(found.codes, quantizer.encode_values(found.values))
-    torch.testing.assert_close(found.values, quantizer.decode(found.codes))
+    result = quantizer(gaussian(3, 50, 5), torch.ones(3, 50, dtype=torch.bool))
+    assert torch.equal(result.codes, quantizer.encode_values(result.values))
+    torch.testing.assert_close(result.values, quantizer.decode(result.codes))
     half_step = 1.0 / torch.tensor(CODEC)
-    assert ((found.values - found.bounded).abs() <= half_step + 1e-6).all()
-    assert found.loss == 0.0
+    assert ((result.values - result.bounded).abs() <= half_step + 1e-6).all()
+    assert result.loss == 0.0
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_gradient_passes(training: bool) -> None:
     quantizer = FSQ(TOKENIZER).train(training)
     x = gaussian(2, 40, 4).requires_grad_()
-    found = quantizer(x, everywhere(x))
-    wanted = gaussian(2, 40, 4, seed=1)
-    (found.values * wanted).sum().backward()
+    result = quantizer(x, everywhere(x))
+    expected = gaussian(2, 40, 4, seed=1)
+    (result.values * expected).sum().backward()
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
     assert (x.grad.abs() > 0).all()
     if not training:  # straight through the rounding: the slope of the distribution function
         slope = 2.0 / math.sqrt(2.0 * math.pi) * torch.exp(-0.5 * x.detach().square())
-        torch.testing.assert_close(x.grad, wanted * slope, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(x.grad, expected * slope, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("levels", "scale", "offset"), [(CODEC, 0.05, 0.3), (CODEC, 300.0, -900.0), (TOKENIZER, 1, 0)])
@@ -90,8 +90,8 @@ def test_nearly_every_code_is_used_whatever_scale_and_offset(
         codes = quantizer.train(mode)(x, everywhere(x)).codes
         uses = torch.bincount(codes.flatten(), minlength=quantizer.size)
         assert (uses > 0).float().mean() > 0.9
-        shares = uses[uses > 0] / uses.sum()
-        perplexity = float((-(shares * shares.log()).sum()).exp())
+        fractions = uses[uses > 0] / uses.sum()
+        perplexity = float((-(fractions * fractions.log()).sum()).exp())
         assert perplexity > 0.75 * quantizer.size  # evenly, not only here and there
 
 
@@ -118,9 +118,9 @@ def test_in_use_a_batch_equals_one_by_one_and_nothing_is_learned() -> None:
 def test_padding_does_not_reach_the_statistics() -> None:
     x = gaussian(3, 40, 4)
     mask = torch.arange(40)[None] < torch.tensor([[40], [11], [0]])
-    spoilt = torch.where(mask[..., None], x, torch.tensor(1e4))
+    changed = torch.where(mask[..., None], x, torch.tensor(1e4))
     one, other = FSQ(TOKENIZER).train(), FSQ(TOKENIZER).train()
-    clean, padded = one(x, mask), other(spoilt, mask)
+    clean, padded = one(x, mask), other(changed, mask)
     assert torch.equal(one.mean, other.mean)
     assert torch.equal(one.variance, other.variance)
     assert torch.equal(clean.codes[mask], padded.codes[mask])
@@ -131,8 +131,8 @@ def test_padding_does_not_reach_the_statistics() -> None:
 
 def test_a_batch_of_padding_alone_is_harmless() -> None:
     quantizer = FSQ(TOKENIZER).train()
-    found = quantizer(gaussian(2, 5, 4), torch.zeros(2, 5, dtype=torch.bool))
-    assert torch.isfinite(found.values).all()
+    result = quantizer(gaussian(2, 5, 4), torch.zeros(2, 5, dtype=torch.bool))
+    assert torch.isfinite(result.values).all()
     assert torch.equal(quantizer.mean, torch.zeros(4))
 
 

@@ -1,4 +1,4 @@
-"""Two codebooks side by side, and the large one that is made of their most used entries."""
+"""Two small codebooks, and the large codebook of their most used entries."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_codes_are_the_nearest_by_distance() -> None:
     torch.manual_seed(0)
     quantizer, x = GradientVQ(20, WIDTH).eval(), vectors(30)
     distances = torch.cdist(x, quantizer.codebook.detach()[None].expand(2, -1, -1))
-    found = quantizer(x, all_of(x))
-    assert torch.equal(found.codes, distances.argmin(-1))
-    torch.testing.assert_close(found.values, quantizer.decode(found.codes))
+    result = quantizer(x, all_of(x))
+    assert torch.equal(result.codes, distances.argmin(-1))
+    torch.testing.assert_close(result.values, quantizer.decode(result.codes))
 
 
 def test_a_half_does_not_care_about_the_other() -> None:
@@ -50,8 +50,8 @@ def test_a_half_does_not_care_about_the_other() -> None:
 def test_uses_are_counted_in_training_and_without_padding() -> None:
     groups, x = make_groups().train(), vectors(50)
     mask = torch.arange(50)[None] < torch.tensor([[50], [20]])
-    found = groups(x, mask)
-    counts = torch.bincount((found.codes // SIZES[1])[mask], minlength=SIZES[0])
+    result = groups(x, mask)
+    counts = torch.bincount((result.codes // SIZES[1])[mask], minlength=SIZES[0])
     assert torch.equal(groups.first.uses, counts)
     assert groups.second.uses.sum() == 70
     groups.eval()(x, mask)
@@ -60,7 +60,7 @@ def test_uses_are_counted_in_training_and_without_padding() -> None:
     assert counts[most].tolist() == sorted(counts.tolist(), reverse=True)[:4]
 
 
-def test_reorganising_pairs_the_most_used_entries() -> None:
+def test_reorganizing_pairs_the_most_used_entries() -> None:
     groups = make_groups()
     groups.first.uses.copy_(torch.tensor([0, 9, 0, 3, 0, 7, 0, 0, 1, 0, 0, 0]))
     groups.second.uses.copy_(torch.tensor([5, 0, 0, 0, 0, 0, 0, 0, 0, 8]))
@@ -74,7 +74,7 @@ def test_reorganising_pairs_the_most_used_entries() -> None:
     assert single.uses.sum() == 0
 
 
-def test_reorganised_with_all_entries_nothing_is_lost() -> None:
+def test_reorganized_with_all_entries_nothing_is_lost() -> None:
     groups, x = make_groups().eval(), vectors(80)
     single = reorganize(groups, *SIZES).eval()
     torch.testing.assert_close(single(x, all_of(x)).values, groups(x, all_of(x)).values)
@@ -86,7 +86,7 @@ def test_more_entries_than_there_are_are_refused(counts: tuple[int, int]) -> Non
         reorganize(make_groups(), *counts)
 
 
-def test_the_reorganised_codebook_learns_by_itself() -> None:
+def test_the_reorganized_codebook_learns_by_itself() -> None:
     groups = make_groups()
     single = reorganize(groups, 4, 4).train()
     before = groups.first.codebook.detach().clone()
@@ -115,7 +115,7 @@ def test_a_stored_codebook_decodes_alike(make: object) -> None:
     assert not torch.equal(other.decode(codes), trained.decode(codes))
     other.load_state_dict(trained.state_dict())
     assert torch.equal(other.decode(codes), trained.decode(codes))
-    assert {name for name in trained.state_dict() if "uses" in name}  # what reorganising goes by is stored
+    assert {name for name in trained.state_dict() if "uses" in name}  # the counts for the reorganization are stored
 
 
 @pytest.mark.parametrize("kind", ["group", "single"])
@@ -123,32 +123,32 @@ def test_the_gradient_passes_straight_through(kind: str) -> None:
     torch.manual_seed(0)
     quantizer = (make_groups() if kind == "group" else GradientVQ(20, WIDTH)).eval()
     x = vectors(10).requires_grad_()
-    wanted = vectors(10, seed=5)
-    (quantizer(x, all_of(x)).values * wanted).sum().backward()
-    torch.testing.assert_close(x.grad, wanted)
+    expected = vectors(10, seed=5)
+    (quantizer(x, all_of(x)).values * expected).sum().backward()
+    torch.testing.assert_close(x.grad, expected)
 
 
 def test_input_and_codebook_draw_near_each_other() -> None:
     quantizer = GradientVQ(20, WIDTH).eval()
     x = vectors(10).requires_grad_()
-    found = quantizer(x, all_of(x))
-    found.loss.backward()
-    away = x.detach() - quantizer.decode(found.codes).detach()
+    result = quantizer(x, all_of(x))
+    result.loss.backward()
+    away = x.detach() - quantizer.decode(result.codes).detach()
     assert x.grad is not None
     assert ((x.grad * away).sum(-1) >= 0).all()  # a step against the gradient shortens the way
     assert quantizer.codebook.grad is not None
     chosen = torch.zeros(20, dtype=torch.bool)
-    chosen[found.codes.unique()] = True
+    chosen[result.codes.unique()] = True
     assert (quantizer.codebook.grad[chosen].abs().sum(-1) > 0).all()
     assert not quantizer.codebook.grad[~chosen].any()
 
 
-def test_padding_has_no_say() -> None:
+def test_padding_has_no_effect() -> None:
     x = vectors(20)
     mask = torch.arange(20)[None] < torch.tensor([[20], [7]])
-    spoilt = torch.where(mask[..., None], x, torch.tensor(50.0))
+    padded = torch.where(mask[..., None], x, torch.tensor(50.0))
     losses, uses = [], []
-    for given in (x, spoilt):
+    for given in (x, padded):
         groups = make_groups().train()
         losses.append(groups(given, mask).loss)
         uses.append(groups.first.uses)

@@ -19,9 +19,9 @@ def make_quantizer(size: int = 32, seed: int = 0) -> CosineVQ:
 
 def clusters(count: int, vectors: int, generator: torch.Generator) -> Tensor:
     """Return (1, vectors, WIDTH) around `count` directions that are always the same, of any length."""
-    centres = functional.normalize(torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(7)), dim=-1)
+    centers = functional.normalize(torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(7)), dim=-1)
     chosen = torch.randint(count, (vectors,), generator=generator)
-    x = centres[chosen] + 0.05 * torch.randn(vectors, WIDTH, generator=generator)
+    x = centers[chosen] + 0.05 * torch.randn(vectors, WIDTH, generator=generator)
     return (x * torch.rand(vectors, 1, generator=generator).add(0.1).mul(10.0))[None]
 
 
@@ -30,27 +30,27 @@ def all_of(x: Tensor) -> Tensor:
 
 
 def mean_cosine(quantizer: CosineVQ, x: Tensor) -> float:
-    found = quantizer(x, all_of(x))
-    return float((found.bounded * found.values).sum(-1).mean())
+    result = quantizer(x, all_of(x))
+    return float((result.bounded * result.values).sum(-1).mean())
 
 
 def test_codes_are_the_nearest_by_cosine() -> None:
     quantizer = make_quantizer().eval()
     x = 5.0 * torch.randn(3, 20, WIDTH, generator=torch.Generator().manual_seed(1))
-    found = quantizer(x, all_of(x))
+    result = quantizer(x, all_of(x))
     cosines = functional.cosine_similarity(x[:, :, None], quantizer.codebook, dim=-1)
-    assert torch.equal(found.codes, cosines.argmax(-1))
-    assert torch.equal(quantizer(0.01 * x, all_of(x)).codes, found.codes)  # length does not count
+    assert torch.equal(result.codes, cosines.argmax(-1))
+    assert torch.equal(quantizer(0.01 * x, all_of(x)).codes, result.codes)  # length does not count
 
 
 def test_values_are_those_of_the_codes() -> None:
     quantizer = make_quantizer().eval()
     x = torch.randn(2, 9, WIDTH, generator=torch.Generator().manual_seed(1))
-    found = quantizer(x, all_of(x))
-    torch.testing.assert_close(found.values, quantizer.decode(found.codes))
-    torch.testing.assert_close(found.values.norm(dim=-1), torch.ones(2, 9))
-    expected = 0.25 * (functional.normalize(x, dim=-1) - found.values).square().sum(-1).mean()
-    torch.testing.assert_close(found.loss, expected)
+    result = quantizer(x, all_of(x))
+    torch.testing.assert_close(result.values, quantizer.decode(result.codes))
+    torch.testing.assert_close(result.values.norm(dim=-1), torch.ones(2, 9))
+    expected = 0.25 * (functional.normalize(x, dim=-1) - result.values).square().sum(-1).mean()
+    torch.testing.assert_close(result.loss, expected)
 
 
 def test_the_codebook_follows_clusters() -> None:
@@ -67,7 +67,7 @@ def test_the_codebook_follows_clusters() -> None:
     torch.testing.assert_close(quantizer.codebook.norm(dim=-1), torch.ones(32))
 
 
-def test_codes_that_none_chooses_are_put_elsewhere() -> None:
+def test_unused_codes_are_restarted() -> None:
     quantizer = make_quantizer(size=64).train()
     generator = torch.Generator().manual_seed(0)
     # one direction first: the codes gather there and all but a few die; then many directions
@@ -98,9 +98,9 @@ def test_use_changes_nothing() -> None:
 def test_padding_moves_nothing() -> None:
     x = clusters(8, 100, torch.Generator().manual_seed(0))
     mask = torch.arange(100)[None] < 60
-    spoilt = torch.where(mask[..., None], x, torch.tensor(100.0))
+    padded = torch.where(mask[..., None], x, torch.tensor(100.0))
     codebooks, losses = [], []
-    for given in (x, spoilt):
+    for given in (x, padded):
         quantizer = make_quantizer().train()
         torch.manual_seed(3)
         quantizer(given, mask)
@@ -115,15 +115,15 @@ def test_the_gradient_passes_straight_through() -> None:
     quantizer = make_quantizer().eval()
     x = torch.randn(2, 9, WIDTH, generator=torch.Generator().manual_seed(1))
     x = functional.normalize(x, dim=-1).requires_grad_()
-    wanted = torch.randn(2, 9, WIDTH, generator=torch.Generator().manual_seed(2))
-    (quantizer(x, all_of(x)).values * wanted).sum().backward()
-    # of the normalisation only: what lies along a unit vector has no effect
+    target = torch.randn(2, 9, WIDTH, generator=torch.Generator().manual_seed(2))
+    (quantizer(x, all_of(x)).values * target).sum().backward()
+    # of the normalization only: what lies along a unit vector has no effect
     unit = x.detach()
     assert x.grad is not None
-    torch.testing.assert_close(x.grad, wanted - (wanted * unit).sum(-1, keepdim=True) * unit, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(x.grad, target - (target * unit).sum(-1, keepdim=True) * unit, atol=1e-5, rtol=1e-4)
 
 
-def test_a_stored_quantizer_cuts_alike() -> None:
+def test_a_stored_quantizer_gives_the_same_codes() -> None:
     quantizer = make_quantizer().train()
     x = clusters(8, 100, torch.Generator().manual_seed(0))
     quantizer(x, all_of(x))

@@ -64,7 +64,7 @@ def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path, tiny_data: Call
         assert f"| {name} |" in report
     assert "### real-kathleen: 1 utterances" in report
     assert "| DSR, real-kathleen |" in report
-    few = stage("report", data, output, *model, "--sets", "real-kathleen", "--only", "recogniser", "phrase table")
+    few = stage("report", data, output, *model, "--sets", "real-kathleen", "--only", "recognizer", "phrase table")
     assert "| phrase table |" in few
     assert "DLM" not in few
     limits = ["--limit", "2"]
@@ -73,7 +73,7 @@ def test_every_stage_runs_on_a_small_data_folder(tmp_path: Path, tiny_data: Call
     assert "| list, trigram, sound |" in controls
     both = [f"{name}={output / 'model' / part}" for name, part in (("one", "best"), ("same", "best"))]
     loop = stage("loop", data, output, *model, "--models", *both, "--sets", "real-kathleen")
-    assert loop.count("| recogniser | ") == 1
+    assert loop.count("| recognizer | ") == 1
     one, same = (line.split(" | ") for line in loop.splitlines() if line.startswith(("| one", "| same")))
     assert same[2] == "0 of 1"  # no text is likelier with what is the same
     assert one[3:] == same[3:]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from audio_llm import hub
-from audio_llm.asr.ctc import CtcHearing
+from audio_llm.asr.ctc import CtcPosteriors
 from audio_llm.asr.ctc_model import SYMBOLS
 from audio_llm.errors import ConfigError, ModelFormatError
 from audio_llm.tokenizer.base import Tokens
-from audio_llm.tokenizer.s3 import KIND, S3Tokenizer, load_listener
+from audio_llm.tokenizer.s3 import KIND, S3Tokenizer, load_perceptual_loss
 from audio_llm.tokenizer.s3_model import S3Config, S3Network, log_mel
 
 torch.set_num_threads(1)
@@ -122,7 +122,7 @@ def test_words_depend_on_the_tokens_alone(make_network: MakeNetwork) -> None:
     for row, count in enumerate(tokens.lengths.tolist()):
         torch.testing.assert_close(written[row, :count], output.log_probs[row, :count], atol=1e-4, rtol=1e-4)
     rows = zip(output.log_probs.double().numpy(), tokens.lengths, strict=True)
-    expected = [CtcHearing(row[: int(count)]).spell() for row, count in rows]
+    expected = [CtcPosteriors(row[: int(count)]).spell() for row, count in rows]
     assert tokenizer.words(tokens) == expected
     assert any(expected)
     other = Tokens((tokens.tokens + 37) % 80, tokens.lengths)
@@ -204,7 +204,7 @@ def test_the_perceptual_loss_compares_what_is_quantized(make_network: MakeNetwor
 def test_the_perceptual_loss_names_its_model(make_network: MakeNetwork, tmp_path: Path) -> None:
     network = make_network()
     folder = hub.save_model(tmp_path / "features", asdict(network.config), network.state_dict(), KIND, "#")
-    perceptual_loss = load_listener(folder)
+    perceptual_loss = load_perceptual_loss(folder)
     assert (perceptual_loss.name, perceptual_loss.fingerprint) == ("features", hub.fingerprint(folder))
     waveforms, _ = sounds(16_000, 16_000)
     assert perceptual_loss.distance(waveforms, waveforms) == 0.0

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from audio_llm.errors import ConfigError
-from audio_llm.training.config import config_from_dict, config_to_dict, load_config
+from audio_llm.training.config import config_from_dict, config_to_dict, load_config, renamed
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def test_null_and_empty(tmp_path: Path) -> None:
         ("name: a\n", "model.layrs=1", "did you mean 'model.layers'"),
         ("name: a\nrate: fast\n", None, "'rate' is 'fast'"),
         ("name: a\nmodel: {layers: 2.5}\n", None, "'model.layers' is 2.5"),
-        ("name: a\nmodel: {layers: true}\n", None, "kind int"),
+        ("name: a\nmodel: {layers: true}\n", None, "type int"),
         ("name: a\nkind: huge\n", None, "use one of small, tiny"),
         ("name: a\nspeeds: 1\n", None, "give a list"),
         ("name: a\nmodel: 3\n", None, "'model' must be a mapping"),
@@ -79,7 +79,7 @@ def test_null_and_empty(tmp_path: Path) -> None:
         ("- a\n", None, "not a mapping"),
         ("name: [a\n", None, "not valid YAML"),
         ("name: a\n", "rate", "not of the form key=value"),
-        ("name: a\n", "name.first=1", "nothing lies under it"),
+        ("name: a\n", "name.first=1", "single value without nested keys"),
     ],
 )
 def test_errors_name_the_remedy(tmp_path: Path, text: str, override: str | None, message: str) -> None:
@@ -106,3 +106,27 @@ class _Outer:
 
 def test_naming_one_nested_key_keeps_the_default_of_the_others() -> None:
     assert load_config(_Outer, None, ["inner.rate=5"]) == _Outer(_Inner(7, 5.0))
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    weight: float = renamed("listener", 0.5)
+    other: int = 1
+
+
+@dataclass(frozen=True)
+class _HoldsRenamed:
+    first: _Renamed = field(default_factory=lambda: _Renamed(weight=0.25, other=2))
+    second: _Renamed | None = None
+
+
+def test_a_former_key_loads_also_in_nested_mappings() -> None:
+    assert load_config(_Renamed, None, ["listener=2"]) == load_config(_Renamed, None, ["weight=2"]) == _Renamed(2.0)
+    nested = load_config(_HoldsRenamed, None, ["first.listener=2", "second.listener=3"])
+    assert nested == _HoldsRenamed(_Renamed(2.0, 2), _Renamed(3.0))
+    assert config_to_dict(nested)["second"] == {"weight": 3.0, "other": 1}
+
+
+def test_a_former_and_a_current_key_together_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'listener' is the former name of 'weight'"):
+        config_from_dict(_Renamed, {"listener": 1.0, "weight": 2.0})

@@ -75,7 +75,7 @@ def test_loss_falls_and_best_and_last_are_kept(tmp_path: Path) -> None:
 
 @pytest.fixture
 def other_precision() -> Iterator[Callable[[], None]]:
-    """Make accelerate forget its precision, of which it allows one in a process."""
+    """Reset accelerate's precision, as it allows only one per process."""
     from accelerate.state import AcceleratorState
 
     yield lambda: AcceleratorState._reset_state(True)
@@ -113,7 +113,7 @@ def test_resume_equals_a_straight_run_bit_for_bit(tmp_path: Path, prepare: objec
     def killed_later(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == 14:  # some steps behind the checkpoint of step 10
+        if calls == 14:  # some steps after the checkpoint of step 10
             raise Killed
         return loss(model, batch)
 
@@ -199,7 +199,7 @@ def test_wrong_use_is_named(tmp_path: Path) -> None:
         train(make_model(), lambda epoch: [], loss, validate, tmp_path / "a", config(), device="cpu")
     with pytest.raises(UsageError, match="no 'wer'"):
         train(make_model(), batches, loss, validate, tmp_path / "b", config(), device="cpu", monitor="wer")
-    with pytest.raises(UsageError, match="no device"):
+    with pytest.raises(UsageError, match="unknown device"):
         train(make_model(), batches, loss, validate, tmp_path / "c", config(), device="tpu")
     with pytest.raises(ConfigError, match="max_steps"):
         TrainingConfig(max_steps=0)
@@ -224,7 +224,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = (
+    program = (
         "import importlib.util, sys, pathlib\n"
         f"spec = importlib.util.spec_from_file_location('shared', {str(Path(__file__))!r})\n"
         "shared = importlib.util.module_from_spec(spec); spec.loader.exec_module(shared)\n"
@@ -236,7 +236,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for rank in range(2):
         environment = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", OMP_NUM_THREADS="1")
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
-        processes.append(subprocess.Popen([sys.executable, "-c", script], env=environment))
+        processes.append(subprocess.Popen([sys.executable, "-c", program], env=environment))
     assert [process.wait(timeout=100) for process in processes] == [0, 0]
     one, both = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == len(both) == 20

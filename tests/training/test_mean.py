@@ -1,4 +1,4 @@
-"""The running mean of weights: what it is after some steps, that it can be put on and taken off, saved and read."""
+"""The moving average of weights: its value after some steps, applying and removing it, saving and loading it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Muon: matrices take orthogonal steps, the rest AdamW's, and a resumed training goes on alike."""
+"""Muon: matrices take orthogonal steps, the rest AdamW's, and a resumed training continues unchanged."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def test_singular_values_are_near_one_and_vectors_stay() -> None:
     generator = torch.Generator().manual_seed(0)
     for shape in ((16, 40), (40, 16), (5, 20, 20)):
         matrix = torch.randn(shape, generator=generator)
-        found = orthogonal(matrix)
-        assert found.shape == matrix.shape
-        values = torch.linalg.svdvals(found)
+        result = orthogonal(matrix)
+        assert result.shape == matrix.shape
+        values = torch.linalg.svdvals(result)
         assert values.median() > 0.6
         assert values.max() < 1.3
         u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-        turned = u.mT @ found @ v.mT  # diagonal, where the vectors are the same
+        turned = u.mT @ result @ v.mT  # diagonal, where the vectors are the same
         rest = turned - torch.diag_embed(turned.diagonal(dim1=-2, dim2=-1))
         assert rest.abs().max() < 1e-3
-    torch.testing.assert_close(orthogonal(1e-3 * matrix), found, atol=1e-3, rtol=0)  # no size
+    torch.testing.assert_close(orthogonal(1e-3 * matrix), result, atol=1e-3, rtol=0)  # no size
 
 
 def test_matrices_move_by_the_rate_and_the_rest_is_adamw() -> None:
@@ -72,7 +72,7 @@ def test_matrices_move_by_the_rate_and_the_rest_is_adamw() -> None:
         assert values.max() < 1.3
 
 
-def test_it_learns_and_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+def test_it_learns_and_resumes_from_a_checkpoint(tmp_path: Path) -> None:
     network, again = Network(), Network()
     optimizer = make(network)
     first = learn(network, optimizer, 1)

@@ -1,4 +1,4 @@
-"""Packed shards give back what was put in."""
+"""Packed shards return the rows that were written."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_index_of_shards_made_apart(tmp_path: Path) -> None:
+def test_index_of_separately_written_shards(tmp_path: Path) -> None:
     rows = make_rows(6)
     write_shard(rows[:2], tmp_path / "x.safetensors")
     write_shard(rows[2:], tmp_path / "y.safetensors")
@@ -60,10 +60,10 @@ def test_index_of_shards_made_apart(tmp_path: Path) -> None:
     np.testing.assert_array_equal(reader[4]["mel"], rows[0]["mel"])
 
 
-def test_rows_that_do_not_go_together(tmp_path: Path) -> None:
+def test_rows_of_different_structure_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="row 1 has"):
         write_shard([{"a": np.zeros(1)}, {"b": np.zeros(1)}], tmp_path / "x")
-    with pytest.raises(DataError, match="changes its kind"):
+    with pytest.raises(DataError, match="changes its dtype"):
         write_shard([{"a": np.zeros(1)}, {"a": np.zeros(1, dtype=np.uint8)}], tmp_path / "x")
     with pytest.raises(DataError, match="at least one"):
         write_shard([], tmp_path / "x")

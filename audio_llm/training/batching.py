@@ -1,4 +1,4 @@
-"""Batches: rows of like length, or numbers of things that are drawn anew."""
+"""Batches of rows of similar length, and batches of indices for data that is generated on the fly."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-_POOL = 50  # batches that are sorted by length together
+_POOL = 50  # number of batches that are sorted by length together
 
 
 def batches_by_length(
     rows: np.ndarray, lengths: np.ndarray, limit: int, rng: np.random.Generator
 ) -> Iterator[list[tuple[int, int]]]:
-    """Yield batches of (row, seed) in random order, rows of like length together.
+    """Yield batches of (row, seed) in random order, rows of similar length together.
 
     Args:
-        rows: (N,) int64, what is drawn, in any order.
-        lengths: Length by row.
-        limit: Longest length times rows of a batch, at most; a longer row comes alone.
-        rng: Source of all draws.
+        rows: (N,) int64, the rows to batch, in any order.
+        lengths: Length of each row, indexed by row.
+        limit: Upper limit of longest length times number of rows in a batch; a longer row forms its own batch.
+        rng: Random generator.
     """
     if not len(rows):
         return
@@ -27,14 +27,14 @@ def batches_by_length(
     for first in range(0, len(rows), pool):
         part = rows[first : first + pool]
         part = part[np.argsort(lengths[part] * rng.uniform(0.9, 1.1, size=len(part)), kind="stable")]
-        made = list(_cut(part, lengths, limit))
-        for place in rng.permutation(len(made)):
-            seeds = rng.integers(1 << 62, size=len(made[place]))
-            yield list(zip(made[place].tolist(), seeds.tolist(), strict=True))
+        batches = list(_cut(part, lengths, limit))
+        for index in rng.permutation(len(batches)):
+            seeds = rng.integers(1 << 62, size=len(batches[index]))
+            yield list(zip(batches[index].tolist(), seeds.tolist(), strict=True))
 
 
-def new_draws(batch: int, epoch_batches: int) -> Callable[[int], list[range]]:
-    """Return what gives the numbers of an epoch's batches, `batch` in each: none comes twice."""
+def fresh_batches(batch: int, epoch_batches: int) -> Callable[[int], list[range]]:
+    """Return a function from an epoch to its batches of `batch` indices each; no index occurs twice in any epoch."""
 
     def batches(epoch: int) -> list[range]:
         first = epoch * epoch_batches * batch
@@ -43,8 +43,8 @@ def new_draws(batch: int, epoch_batches: int) -> Callable[[int], list[range]]:
     return batches
 
 
-def same_draws(batch: int, count: int) -> list[range]:
-    """Return the numbers of batches that are always the same, `count` in all."""
+def fixed_batches(batch: int, count: int) -> list[range]:
+    """Return the indices below `count` in batches of `batch`, always the same."""
     return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
 
 

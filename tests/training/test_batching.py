@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audio_llm.training.buckets import batches_by_length
+from audio_llm.training.batching import batches_by_length
 
 
 def drawn(
@@ -42,13 +42,13 @@ def test_a_row_longer_than_the_limit_comes_alone() -> None:
     assert [500] in [[np.array([500, 3, 3, 3])[row] for row, _ in batch] for batch in batches]
 
 
-def test_the_same_seed_gives_the_same_batches_and_another_others() -> None:
+def test_the_same_seed_gives_the_same_batches_and_another_seed_different_ones() -> None:
     lengths = long_tailed(300)
     assert drawn(lengths, 200, 1) == drawn(lengths, 200, 1)
     assert drawn(lengths, 200, 1) != drawn(lengths, 200, 2)
 
 
-def test_every_row_has_a_seed_of_its_own() -> None:
+def test_every_row_has_a_distinct_seed() -> None:
     seeds = [seed for batch in drawn(long_tailed(400), 200) for _, seed in batch]
     assert len(set(seeds)) == 400
     assert all(isinstance(seed, int) and seed >= 0 for seed in seeds)
@@ -69,9 +69,9 @@ def test_short_and_long_batches_come_in_any_order() -> None:
     lengths = long_tailed(3000)
     means = [lengths[[row for row, _ in batch]].mean() for batch in drawn(lengths, 400)]
     assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.2
-    neighbours = {tuple(sorted(row for row, _ in batch)) for batch in drawn(lengths, 400)}
+    neighbors = {tuple(sorted(row for row, _ in batch)) for batch in drawn(lengths, 400)}
     again = {tuple(sorted(row for row, _ in batch)) for batch in drawn(lengths, 400, seed=1)}
-    assert len(neighbours & again) < 0.1 * len(neighbours)  # and another seed puts other rows together
+    assert len(neighbors & again) < 0.1 * len(neighbors)  # and another seed puts other rows together
 
 
 @pytest.mark.filterwarnings("error")
