@@ -1,157 +1,98 @@
-"""Better words and better sound out of recordings and hearing devices."""
+"""Speech recognition with error correction, enhancement, text to speech and target-speech extraction.
+
+Files or arrays go in, typed results come out. Arrays are float32 in -1..1, (T,) or (T, C). Every name is loaded when it
+is first used, so that `import audio_llm` is quick.
+"""
 
 from __future__ import annotations
 
-import os
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from audio_llm.asr import base
-    from audio_llm.asr.whisper import WhisperOptions
-    from audio_llm.gense.enhance import Enhancement
+    from audio_llm.api import (
+        Corrector,
+        Recognizer,
+        Tokenizer,
+        correct,
+        enhance,
+        extract,
+        list_models,
+        load,
+        read_audio,
+        read_nbest,
+        synthesize,
+        transcribe,
+        wer,
+        write_audio,
+        write_nbest,
+    )
+    from audio_llm.audio import Audio
+    from audio_llm.codec.codec import SpeechCodec as Codec
+    from audio_llm.correction import Correction
+    from audio_llm.gense.enhance import Enhancer
+    from audio_llm.manifest import read_manifest
+    from audio_llm.metrics import ErrorCounts
+    from audio_llm.nbest import NBest
     from audio_llm.pipeline.formats import Transcript
-    from audio_llm.tse.extract import Extraction
+    from audio_llm.pipeline.transcribe import Transcriber
+    from audio_llm.touchtts.speech import TouchTTS as Synthesizer
+    from audio_llm.tse.extract import TargetSpeaker
 
 __version__ = "0.1.0"
-__all__ = ["Recognizer", "__version__", "enhance", "extract", "load", "transcribe"]
+__all__ = [
+    "Audio",
+    "Codec",
+    "Correction",
+    "Corrector",
+    "Enhancer",
+    "ErrorCounts",
+    "NBest",
+    "Recognizer",
+    "Synthesizer",
+    "TargetSpeaker",
+    "Tokenizer",
+    "Transcriber",
+    "Transcript",
+    "__version__",
+    "correct",
+    "enhance",
+    "extract",
+    "list_models",
+    "load",
+    "read_audio",
+    "read_manifest",
+    "read_nbest",
+    "synthesize",
+    "transcribe",
+    "wer",
+    "write_audio",
+    "write_nbest",
+]
+
+_ELSEWHERE = {
+    "Audio": "audio_llm.audio:Audio",
+    "Codec": "audio_llm.codec.codec:SpeechCodec",
+    "Correction": "audio_llm.correction:Correction",
+    "Enhancer": "audio_llm.gense.enhance:Enhancer",
+    "ErrorCounts": "audio_llm.metrics:ErrorCounts",
+    "NBest": "audio_llm.nbest:NBest",
+    "Synthesizer": "audio_llm.touchtts.speech:TouchTTS",
+    "TargetSpeaker": "audio_llm.tse.extract:TargetSpeaker",
+    "Transcriber": "audio_llm.pipeline.transcribe:Transcriber",
+    "Transcript": "audio_llm.pipeline.formats:Transcript",
+    "read_manifest": "audio_llm.manifest:read_manifest",
+}
 
 
-class Recognizer:
-    """Recognizers of speech, by name."""
-
-    @staticmethod
-    def load(name: str = "auto", device: str = "cpu", language: str | None = None) -> base.Recognizer:
-        """Load a recognizer.
-
-        Args:
-            name: `auto` for the best one installed, `whisper-base`, another Whisper or its folder, `sphinx`, ...
-            device: `cpu`, `cuda` or `auto`.
-            language: Code of the spoken language; None lets Whisper detect it.
-
-        Returns:
-            What turns (T,) float32 at 16 kHz into an N-best list, `recognize(waveform, nbest=5)`, and into
-            log p(text | audio) of given texts, `score(waveform, texts)`.
-
-        Raises:
-            ModelNotFoundError: There is no such model.
-            UsageError: No recognizer has that name, or it does not know the language.
-        """
-        from audio_llm.asr.engines import load_recognizer
-
-        return load_recognizer(name, device=device, options=_whisper_options(language))
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'audio_llm' has no attribute {name!r}")
+    module, _, attribute = _ELSEWHERE.get(name, f"audio_llm.api:{name}").partition(":")
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
 
 
-def enhance(
-    path: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    mix: float = 0.0,
-    model: str | os.PathLike[str] = "mask-small",
-    device: str = "cpu",
-) -> Enhancement:
-    """Write a recording without its noise; for many, build one `gense.enhance.Enhancer` and keep it.
-
-    Args:
-        path: The recording; each channel is enhanced by itself.
-        output: The sound file to write: as long, at the same rate, of as many channels.
-        mix: 0 is only the enhanced sound, 1 the recording as it was.
-        model: A model directory or a name.
-        device: `cpu`, `cuda` or `auto`.
-
-    Returns:
-        What was done, stretch by stretch, and warnings.
-
-    Raises:
-        AudioFileError: A file cannot be read or written, or holds no sound.
-        ModelNotFoundError: There is no such model.
-    """
-    from audio_llm.gense.enhance import Enhancer
-
-    return Enhancer.load(model, device=device).enhance(path, output, mix)
-
-
-def extract(
-    mixture: str | os.PathLike[str],
-    enroll: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    mix: float = 0.0,
-    model: str | os.PathLike[str] = "tse-small",
-    device: str = "cpu",
-) -> Extraction:
-    """Write what one person says in a binaural recording, known from a few seconds recorded while facing them.
-
-    Args:
-        mixture: The recording, left ear first.
-        enroll: The look: 1 to 10 s of the person in front.
-        output: The sound file to write, as long as the recording, at its rate, of two channels.
-        mix: 0 is only the person, 1 the recording as it was.
-        model: A model directory or a name.
-        device: `cpu`, `cuda` or `auto`.
-
-    Returns:
-        Counts and warnings.
-
-    Raises:
-        AudioFileError: A file cannot be read or written, or the look is too short or silent.
-        ModelNotFoundError: There is no such model.
-    """
-    from audio_llm.tse.extract import extract as extract_file
-
-    return extract_file(mixture, enroll, output, mix, model, device)
-
-
-def load(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
-    """Return the ready object of a model directory: a corrector, a recogniser, an enhancer, a codec or a tokenizer.
-
-    Args:
-        name_or_dir: A folder, or the name of a model shipped with the package or downloaded before.
-        device: `cpu`, `cuda`, or `auto` for CUDA where there is one.
-
-    Raises:
-        ModelNotFoundError: There is no such model.
-        ModelFormatError: It is damaged, or of a kind that has no ready object.
-    """
-    from audio_llm.pipeline.load import load_model_object
-
-    return load_model_object(name_or_dir, device)
-
-
-def transcribe(
-    path: str | os.PathLike[str],
-    recognizer: str = "auto",
-    correct: str | None = None,
-    model: str | None = None,
-    nbest: int | None = None,
-    device: str = "cpu",
-    language: str | None = None,
-) -> Transcript:
-    """Transcribe one sound file; for many, build one `pipeline.transcribe.Transcriber` and keep it.
-
-    Args:
-        path: The file, or `-` for standard input.
-        recognizer: `auto` for the best one installed, `whisper-base`, another Whisper, `sphinx`, `ctc` or `espnet`.
-        correct: `dlm` to correct the text, None to leave it as recognised.
-        model: The recogniser's model; None takes its own.
-        nbest: Hypotheses to ask for; None: 5 where a corrector runs, else 1.
-        device: `cpu`, `cuda` or `auto`.
-        language: Code of the spoken language; None lets Whisper detect it.
-
-    Returns:
-        Text, word times, hypotheses and corrections.
-
-    Raises:
-        AudioFileError: The file cannot be read as sound.
-        ModelNotFoundError: There is no such model.
-    """
-    from audio_llm.pipeline.load import load_transcriber
-
-    options = _whisper_options(language)
-    transcriber = load_transcriber(recognizer, model, correct or "none", nbest=nbest, device=device, options=options)
-    return transcriber.transcribe(path)
-
-
-def _whisper_options(language: str | None) -> WhisperOptions | None:
-    if language is None:
-        return None
-    from audio_llm.asr.whisper import WhisperOptions
-
-    return WhisperOptions(language=language)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from audio_llm import hub
-from audio_llm.audio import BlockReader, write_blocks
+from audio_llm.audio import Audio, BlockReader, Source, as_audio, check_mix, write_blocks
 from audio_llm.audio_stream import in_chunks, through_rate
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
@@ -109,7 +109,29 @@ class Enhancer:
             _log.warning("%s: no threshold was tuned for the mode balanced: nothing is resynthesized", model)
         return cls(load_mask(loaded.mask, device), Resynthesizer(loaded), policy)
 
-    def enhance(
+    def enhance(self, source: Source, sample_rate: int | None = None, mix: float = 0.0) -> Audio:
+        """Remove the noise of a recording that fits into memory.
+
+        Args:
+            source: A sound file, (T,) or (T, C) float in -1..1, or audio. Each channel is enhanced separately.
+            sample_rate: Sample rate of an array in Hz.
+            mix: Fraction of the input in the output: 0 is the enhanced sound, 1 the recording as it was.
+
+        Returns:
+            Audio of the same length, rate and channels; its report is a tuple of `ChunkReport`.
+
+        Raises:
+            AudioFileError, UsageError: As of `audio.as_audio`, or `mix` lies outside 0..1.
+        """
+        check_mix(mix)
+        audio = as_audio(source, sample_rate)
+        chunks: list[ChunkReport] = []
+        columns = audio.waveform if audio.waveform.ndim == 2 else audio.waveform[:, None]
+        blocks = list(self.stream([columns], audio.sample_rate, mix, chunks.append)) if len(columns) else []
+        output = np.concatenate(blocks) if blocks else columns
+        return Audio(output.reshape(audio.waveform.shape), audio.sample_rate, tuple(chunks))
+
+    def enhance_file(
         self,
         path: str | os.PathLike[str],
         output: str | os.PathLike[str],
@@ -128,10 +150,7 @@ class Enhancer:
             AudioFileError: A file cannot be read or written, or the recording holds no sound.
             UsageError: `mix` lies outside 0..1, or the output is the input.
         """
-        if not 0.0 <= mix <= 1.0:
-            raise UsageError(
-                f"a mix of {mix} is outside 0 to 1", remedy="0 is only the enhanced sound, 1 the recording"
-            )
+        check_mix(mix)
         if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
             raise UsageError("is the input as well", path=output, remedy="name another output")
         with BlockReader(path, None, _BLOCK_S, channel="each") as reader:

@@ -62,7 +62,7 @@ def write_enhanced(planned: Planned, outputs: Sequence[Path]) -> Enhancement:
     """Enhance a file into its output."""
     (output,) = outputs
     output.parent.mkdir(parents=True, exist_ok=True)
-    return planned.enhancer.enhance(planned.source, output, planned.mix, planned.progress)
+    return planned.enhancer.enhance_file(planned.source, output, planned.mix, planned.progress)
 
 
 def formats_of(item: AudioInput) -> tuple[str]:

@@ -62,11 +62,11 @@ class ExtractedFront:
     def __init__(
         self, look: str | os.PathLike[str], model: str | os.PathLike[str] = "tse-small", device: str = "cpu"
     ) -> None:
-        from audio_llm.tse.extract import EnrolledSpeaker
+        from audio_llm.tse.extract import TargetSpeaker
 
-        self._person = EnrolledSpeaker.from_enrollment(look, model, device)
+        self._person = TargetSpeaker.enroll(look, model=model, device=device)
         self.warnings = tuple(f"{os.fspath(look)}: {line}" for line in self._person.warnings)
 
     def through(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the person's sound."""
-        return (block.mean(axis=1) for block in self._person.extract_stream(blocks, SAMPLE_RATE))
+        return (block.mean(axis=1) for block in self._person.stream(blocks, SAMPLE_RATE))

@@ -116,7 +116,7 @@ class TouchTTS:
         """Names of the learned voices."""
         return sorted(self.model.voices)
 
-    def speak(
+    def synthesize(
         self, text: str, voice: str | Path | None = None, speed: float = 1.0, seed: int = 0, chunk: int | None = None
     ) -> Speech:
         """Synthesize a text.
@@ -153,10 +153,10 @@ class TouchTTS:
     def stream(
         self, text: str, voice: str | Path | None = None, speed: float = 1.0, seed: int = 0, chunk: int | None = CHUNK
     ) -> Iterator[Chunk]:
-        """Yield speech while it is synthesized; together it is what `speak` returns for the same `chunk`.
+        """Yield speech while it is synthesized; together it is what `synthesize` returns for the same `chunk`.
 
         The first chunk comes after `chunk` + `lookahead` tokens; without chunks, each sentence is one chunk.
-        Arguments and errors as for `speak`; errors in the arguments are raised at once, not at the first chunk.
+        Arguments and errors as for `synthesize`; errors in the arguments are raised at once, not at the first chunk.
         """
         _check(speed, chunk)
         return self._stream(normalized_sentences(text), self.voice(voice), speed, seed, chunk)

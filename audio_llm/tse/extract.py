@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio_llm.audio import BlockReader, write_blocks
+from audio_llm.audio import Audio, BlockReader, Source, as_audio, check_mix, resample, write_blocks
 from audio_llm.audio_stream import in_chunks, through_rate
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
@@ -73,7 +73,7 @@ class Extraction:
 
 
 @dataclass(frozen=True)
-class EnrolledSpeaker:
+class TargetSpeaker:
     """A speaker who can be extracted, known from an enrollment recording.
 
     Attributes:
@@ -89,14 +89,26 @@ class EnrolledSpeaker:
     warnings: tuple[str, ...]
 
     @classmethod
-    def from_enrollment(
+    def enroll(
         cls,
-        enrollment: str | os.PathLike[str],
+        enrollment: Source,
+        sample_rate: int | None = None,
         model: str | os.PathLike[str] | TargetSpeakerModel = DEFAULT_MODEL,
         device: str = "cpu",
-    ) -> EnrolledSpeaker:
-        """Return the frontal speaker of an enrollment recording; arguments and errors as for `extract`."""
-        recording = read_enrollment(enrollment)
+    ) -> TargetSpeaker:
+        """Enroll the frontal speaker of a recording.
+
+        Args:
+            enrollment: 1 to 10 s recorded while facing the speaker: a sound file, (T, 2) float in -1..1, or audio.
+            sample_rate: Sample rate of an array in Hz.
+            model: A model directory or name, or what `tse.models.load_model` returned.
+            device: `cpu`, `cuda` or `auto`.
+
+        Raises:
+            AudioFileError: The recording cannot be read, is too short or silent.
+            ModelNotFoundError, ModelFormatError: As of `tse.models.load_model`.
+        """
+        recording = read_enrollment(enrollment, sample_rate)
         loaded = load_model(model, resolve_device(device)) if isinstance(model, (str, os.PathLike)) else model
         with torch.inference_mode():
             device_of_model = next(loaded.network.parameters()).device
@@ -106,7 +118,30 @@ class EnrolledSpeaker:
             warnings = (*warnings, "no frontal speaker detected: face the speaker and record again")
         return cls(loaded.network, enrolled.vector, recording.waveform.shape[-1] / SAMPLE_RATE, warnings)
 
-    def extract_stream(self, blocks: Iterable[np.ndarray], sample_rate: int, mix: float = 0.0) -> Iterator[np.ndarray]:
+    def extract(self, mixture: Source, sample_rate: int | None = None, mix: float = 0.0) -> Audio:
+        """Extract the speaker from a mixture that fits into memory.
+
+        Args:
+            mixture: A binaural sound file, (T, 2) float in -1..1, left ear first, or audio; a single channel
+                serves both ears.
+            sample_rate: Sample rate of an array in Hz.
+            mix: Fraction of the mixture in the output, 0 to 1.
+
+        Returns:
+            Audio of the same length and rate, (T, 2); its report is a tuple of warnings.
+
+        Raises:
+            AudioFileError, UsageError: As of `audio.as_audio`, or `mix` lies outside 0..1.
+        """
+        check_mix(mix)
+        audio = as_audio(mixture, sample_rate)
+        columns = audio.waveform if audio.waveform.ndim == 2 else audio.waveform[:, None]
+        blocks = list(self.stream([columns], audio.sample_rate, mix)) if len(columns) else []
+        output = np.concatenate(blocks) if blocks else np.zeros((0, EARS), np.float32)
+        warnings = (*self.warnings, *_ear_warnings(columns.shape[1], "directions are lost"))
+        return Audio(output, audio.sample_rate, warnings)
+
+    def stream(self, blocks: Iterable[np.ndarray], sample_rate: int, mix: float = 0.0) -> Iterator[np.ndarray]:
         """Yield the speaker in both ears, (T', 2) float32, of blocks (T, C) float32; see `extract_stream`."""
         return extract_stream(self.network, self.vector, (_ears(block) for block in blocks), sample_rate, mix)
 
@@ -136,11 +171,10 @@ def extract(
         ModelNotFoundError, ModelFormatError: As `tse.models.load_model`.
         UsageError: `mix` lies outside 0..1, or the output is one of the inputs.
     """
-    if not 0.0 <= mix <= 1.0:
-        raise UsageError(f"a mix of {mix} is outside 0 to 1", remedy="0 is the speaker alone, 1 the mixture")
+    check_mix(mix)
     if any(_same(output, path) for path in (mixture, enroll)):
         raise UsageError("is an input as well", path=output, remedy="name another output")
-    speaker = EnrolledSpeaker.from_enrollment(enroll, model, device)
+    speaker = TargetSpeaker.enroll(enroll, model=model, device=device)
     counter = _Counter()
 
     def report_progress(blocks: Iterable[np.ndarray], rate: int, whole_s: float) -> Iterator[np.ndarray]:
@@ -154,7 +188,7 @@ def extract(
         first = next(blocks, None)
         if first is None:
             raise AudioFileError("holds no sound", path=mixture, remedy="record it again")
-        extracted = speaker.extract_stream(itertools.chain([first], blocks), reader.sample_rate, mix)
+        extracted = speaker.stream(itertools.chain([first], blocks), reader.sample_rate, mix)
         extracted = report_progress(counter.count(extracted), reader.sample_rate, reader.info.duration_s)
         write_blocks(output, extracted, reader.sample_rate, EARS)
         warnings = (*reader.warnings, *_ear_warnings(reader.info.channels, "directions of the speakers are lost"))
@@ -165,17 +199,31 @@ def extract(
     return Extraction(Path(output), rate, counter.samples, speaker.enrollment_s, counter.clipped, tuple(lines))
 
 
-def read_enrollment(path: str | os.PathLike[str]) -> EnrollmentRecording:
+def read_enrollment(source: Source, sample_rate: int | None = None) -> EnrollmentRecording:
     """Read and check an enrollment recording.
 
+    Args:
+        source: A sound file, (T, 2) float in -1..1, left ear first, or audio.
+        sample_rate: Sample rate of an array in Hz.
+
     Raises:
-        AudioFileError: The file cannot be read, is shorter than 1 s, or silent.
+        AudioFileError: The recording cannot be read, is shorter than 1 s, or silent.
+        UsageError: As of `audio.as_audio`.
     """
-    with BlockReader(path, SAMPLE_RATE, MOST_S, channel="each") as reader:
-        waveform = next(iter(reader), np.zeros((0, 1), np.float32))
-        channels, whole_s = reader.info.channels, reader.info.duration_s
-        more = whole_s - MOST_S if len(waveform) == round(MOST_S * SAMPLE_RATE) else 0.0
-        warnings = list(reader.warnings)
+    if isinstance(source, np.ndarray | Audio):
+        audio = as_audio(source, sample_rate)
+        columns = audio.waveform if audio.waveform.ndim == 2 else audio.waveform[:, None]
+        waveform = resample(columns, audio.sample_rate, SAMPLE_RATE)[: round(MOST_S * SAMPLE_RATE)]
+        return _checked(waveform, "the enrollment", audio.duration_s, ())
+    with BlockReader(source, SAMPLE_RATE, MOST_S, channel="each") as reader:
+        waveform = next(iter(reader), np.zeros((0, reader.info.channels), np.float32))
+        return _checked(waveform, os.fspath(source), reader.info.duration_s, reader.warnings)
+
+
+def _checked(waveform: np.ndarray, path: str, whole_s: float, problems: Sequence[str]) -> EnrollmentRecording:
+    """Check an enrollment recording: (T, C) float32 at 16 kHz, cut to the longest that is used."""
+    warnings, channels = list(problems), waveform.shape[1]
+    more = whole_s - MOST_S if len(waveform) == round(MOST_S * SAMPLE_RATE) else 0.0
     seconds = len(waveform) / SAMPLE_RATE
     remedy = f"record {LEAST_S:g} to {MOST_S:g} s while facing the speaker"
     if seconds < LEAST_S:

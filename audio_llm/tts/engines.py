@@ -140,7 +140,7 @@ def speak(text: str, voice: str, speed: float = 1.0, timeout_s: float = 60.0) ->
     if not any(character.isalnum() for character in text):
         return SynthesizedSpeech(np.zeros(0, np.float32))
     if known.engine == _NETWORK:
-        return SynthesizedSpeech(_network().speak(text, known.engine_name, speed).waveform)
+        return SynthesizedSpeech(_network().synthesize(text, known.engine_name, speed).waveform)
     with tempfile.TemporaryDirectory(prefix="audio-llm-tts-") as folder:
         out = Path(folder) / "speech.wav"
         source = Path(folder) / "text.txt"

@@ -20,7 +20,7 @@ def draw(rates: Mapping[str, Mapping[str, float]], speed: Path, path: Path) -> N
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4), width_ratios=(3, 2))
     names = list(dict.fromkeys(name for by_set in rates.values() for name in by_set))
@@ -30,17 +30,29 @@ def draw(rates: Mapping[str, Mapping[str, float]], speed: Path, path: Path) -> N
         places = [index + number * height for index in range(len(names))]
         values = [100 * by_set.get(name, 0.0) for name in names]
         hatch = "//" if "base" in system else None
-        left.barh(places, values, height, label=system.replace("-whisper-", ", "), color=color, hatch=hatch, alpha=0.8)
+        left.barh(
+            places, values, height, label=", ".join(system.rsplit("-whisper-", 1)), color=color, hatch=hatch, alpha=0.8
+        )
     left.set_yticks([index + 0.4 - height / 2 for index in range(len(names))], names)
     left.invert_yaxis()
     left.set(xlabel="word error rate, %")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, loc="lower right")
     rows = [json.loads(line) for line in speed.read_text().splitlines()] if speed.exists() else []
-    for row in rows:
+    for row in {(row["system"], row["model"]): row for row in rows}.values():  # the last round of each
         right.plot(row["wall_s"], 100 * row["wer"], "o", color=COLORS.get(row["system"].split(",")[0], "C2"))
-        label = f"{row['system']}, {row['model'].removeprefix('whisper-')}"
-        right.annotate(label, (row["wall_s"], 100 * row["wer"]), (5, 3), textcoords="offset points", fontsize=7)
-    right.set(xscale="log", xlabel="seconds for 20 minutes of speech, two threads", ylabel="word error rate, %")
+        model = "" if row["system"] == "pocketsphinx" else f", {row['model'].removeprefix('whisper-')}"
+        point = (row["wall_s"], 100 * row["wer"])
+        right.annotate(row["system"] + model, point, (4, 4), textcoords="offset points", fontsize=7)
+    right.set(
+        xscale="log",
+        yscale="log",
+        xlim=(15, 900),
+        xlabel="seconds for 20 minutes of speech, two threads",
+        ylabel="word error rate, %",
+    )
+    for axis, ticks in ((right.xaxis, (20, 50, 100, 200, 500)), (right.yaxis, (10, 20, 50))):
+        axis.set_ticks(ticks, [str(tick) for tick in ticks])
+        axis.set_minor_locator(ticker.NullLocator())
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

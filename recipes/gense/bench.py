@@ -23,7 +23,7 @@ from audio_llm.gense.enhance import Enhancer
 model, mode, path, output = sys.argv[1:]
 enhancer = Enhancer.load(model, mode)
 begun = time.process_time()
-done = enhancer.enhance(path, output)
+done = enhancer.enhance_file(path, output)
 used = time.process_time() - begun
 seams = [chunk.end_s for chunk in done.chunks[:-1]]
 pairs = itertools.pairwise(done.chunks)

@@ -82,7 +82,7 @@ def systems(
         return speech.sound(tokens((number + 1) % len(sentences)), reference)
 
     def other_text(number: int) -> np.ndarray:
-        return speech.speak(sentences[(number + 1) % len(sentences)].text, voice).waveform
+        return speech.synthesize(sentences[(number + 1) % len(sentences)].text, voice).waveform
 
     return {
         "recording": real,
@@ -90,8 +90,8 @@ def systems(
         "vocoder": vocoded,
         "flow of true tokens": lambda number: speech.sound(tokens(number), reference),
         "the same in chunks": lambda number: speech.sound(tokens(number), reference, chunk=CHUNK),
-        "full": lambda number: speech.speak(sentences[number].text, voice).waveform,
-        "full in chunks": lambda number: speech.speak(sentences[number].text, voice, chunk=CHUNK).waveform,
+        "full": lambda number: speech.synthesize(sentences[number].text, voice).waveform,
+        "full in chunks": lambda number: speech.synthesize(sentences[number].text, voice, chunk=CHUNK).waveform,
         PEER: lambda number: synthesize(sentences[number].text, PEER),
         "flow of another's tokens": swapped,
         "full, another text": other_text,

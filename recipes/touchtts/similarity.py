@@ -40,7 +40,7 @@ def similarity(speech: TouchTTS, pack: UtterancePack, encoder: SpeakerEncoder, m
         message = f"{len(speakers)} speakers with three utterances of {_LEAST_S} s"
         raise DataError(message, remedy="pack utterances of more speakers")
     enrolled = torch.stack([_embedding(encoder, recordings[2 : 2 + _ENROLLED_BY]) for recordings in speakers])
-    usual = [speech.speak(text) for text in SENTENCES]
+    usual = [speech.synthesize(text) for text in SENTENCES]
     tokens = [one.tokens[0] for one in usual]  # the same words and prosody in every voice
     references = [speech.reference(recordings[0]) for recordings in speakers]
     synthesized = torch.stack(

@@ -79,7 +79,7 @@ def test_a_text_becomes_a_sound_file_that_says_what_it_is(
     assert speak(TEXT, "-o", "deep/er/out.wav", "--seed", "3", "-q") == 0
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("deep/er/out.wav\n", "")
-    wanted = TouchTTS.load(home / "touch").speak(TEXT, seed=3).waveform
+    wanted = TouchTTS.load(home / "touch").synthesize(TEXT, seed=3).waveform
     with soundfile.SoundFile("deep/er/out.wav") as file:
         assert file.comment == "synthetic speech by audio-llm, model touch"
         assert (file.samplerate, file.channels, file.frames) == (16_000, 1, wanted.size)

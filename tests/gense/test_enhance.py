@@ -47,7 +47,7 @@ def tones(rate: int, seconds: float, hertz: tuple[float, ...] = (440.0,)) -> np.
 def run(enhancer: Enhancer, folder: Path, sound: np.ndarray, rate: int, mix: float = 0.0) -> np.ndarray:
     """Return the enhanced sound: (T, C)."""
     audio.write(folder / "in.wav", sound, rate)
-    enhancer.enhance(folder / "in.wav", folder / "out.wav", mix)
+    enhancer.enhance_file(folder / "in.wav", folder / "out.wav", mix)
     enhanced, enhanced_rate = soundfile.read(folder / "out.wav", always_2d=True)
     assert enhanced_rate == rate
     return enhanced
@@ -58,7 +58,7 @@ def run(enhancer: Enhancer, folder: Path, sound: np.ndarray, rate: int, mix: flo
 def test_length_rate_and_channels_stay(changed: Enhancer, tmp_path: Path, rate: int, samples: int) -> None:
     sound = tones(rate, 2.0, (440.0, 700.0))[:samples]
     audio.write(tmp_path / "in.wav", sound, rate)
-    done = changed.enhance(tmp_path / "in.wav", tmp_path / "out.wav")
+    done = changed.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav")
     info = soundfile.info(tmp_path / "out.wav")
     assert (info.frames, info.samplerate, info.channels) == (samples, rate, 2)
     assert (done.samples, done.sample_rate, done.channels) == (samples, rate, 2)
@@ -105,7 +105,7 @@ def test_stretches_are_joined_without_a_trace(changed: Enhancer, tmp_path: Path,
 @pytest.mark.parametrize("rate", [8000, 16_000, 44_100, 48_000])
 def test_the_report_covers_all_channels_without_gaps(changed: Enhancer, tmp_path: Path, rate: int) -> None:
     audio.write(tmp_path / "in.wav", tones(rate, 13.0, (440.0, 700.0)), rate)
-    done = changed.enhance(tmp_path / "in.wav", tmp_path / "out.wav")
+    done = changed.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav")
     for channel in (0, 1):
         chunks = [chunk for chunk in done.chunks if chunk.channel == channel]
         assert len(chunks) >= 2
@@ -121,7 +121,7 @@ def test_the_report_covers_all_channels_without_gaps(changed: Enhancer, tmp_path
 def test_levels_of_the_report_are_those_of_the_stretch(wire: Enhancer, tmp_path: Path) -> None:
     sound = tones(16_000, 2.0)
     audio.write(tmp_path / "in.wav", sound, 16_000)
-    (chunk,) = wire.enhance(tmp_path / "in.wav", tmp_path / "out.wav").chunks
+    (chunk,) = wire.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav").chunks
     level_db = 10 * np.log10(np.mean(sound**2))
     assert chunk.input_db == pytest.approx(level_db, abs=0.06)
     assert chunk.output_db == pytest.approx(level_db, abs=0.2)
@@ -138,7 +138,7 @@ def test_a_twentieth_of_a_second_is_enough(wire: Enhancer, tmp_path: Path, rate:
 @pytest.mark.parametrize("rate", [8000, 16_000, 44_100])
 def test_silence_stays_silent(changed: Enhancer, tmp_path: Path, rate: int) -> None:
     audio.write(tmp_path / "in.wav", np.zeros((rate, 2)), rate)
-    done = changed.enhance(tmp_path / "in.wav", tmp_path / "out.wav")
+    done = changed.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav")
     assert not soundfile.read(tmp_path / "out.wav")[0].any()
     assert [chunk.action for chunk in done.chunks] == ["silent", "silent"]
     assert done.chunks[0].input_db == -100.0
@@ -175,7 +175,7 @@ def test_blocks_of_any_length_give_the_same(changed: Enhancer) -> None:
 def test_progress_counts_all_of_the_sound(wire: Enhancer, tmp_path: Path) -> None:
     audio.write(tmp_path / "in.wav", tones(8000, 9.5), 8000)
     seconds: list[float] = []
-    wire.enhance(tmp_path / "in.wav", tmp_path / "out.wav", progress=seconds.append)
+    wire.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav", progress=seconds.append)
     assert len(seconds) > 1
     assert sum(seconds) == pytest.approx(9.5, abs=1e-3)
 
@@ -183,7 +183,7 @@ def test_progress_counts_all_of_the_sound(wire: Enhancer, tmp_path: Path) -> Non
 def test_the_warnings_name_what_is_odd(wire: Enhancer, changed: Enhancer, tmp_path: Path) -> None:
     def warnings(enhancer: Enhancer, rate: int, level: float = 1.0) -> str:
         audio.write(tmp_path / "in.wav", np.clip(level * tones(rate, 0.5), -1, 1), rate)
-        return " ".join(enhancer.enhance(tmp_path / "in.wav", tmp_path / "out.wav").warnings)
+        return " ".join(enhancer.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav").warnings)
 
     assert warnings(wire, 16_000) == ""
     assert "nothing above 4000 Hz is generated" in warnings(wire, 8000)
@@ -201,7 +201,7 @@ def test_the_input_is_never_overwritten(wire: Enhancer, tmp_path: Path) -> None:
     (tmp_path / "link.wav").symlink_to(tmp_path / "in.wav")
     for output in ("in.wav", "link.wav"):
         with pytest.raises(UsageError, match="another output"):
-            wire.enhance(tmp_path / "in.wav", tmp_path / output)
+            wire.enhance_file(tmp_path / "in.wav", tmp_path / output)
     assert (tmp_path / "in.wav").read_bytes() == before
 
 
@@ -210,9 +210,9 @@ def test_a_file_without_sound_is_an_error(wire: Enhancer, tmp_path: Path) -> Non
     (tmp_path / "zero.wav").write_bytes(b"")
     for name in ("in.wav", "zero.wav"):
         with pytest.raises(AudioFileError, match="no sound"):
-            wire.enhance(tmp_path / name, tmp_path / "out.wav")
+            wire.enhance_file(tmp_path / name, tmp_path / "out.wav")
     with pytest.raises(AudioFileError, match="no such file"):
-        wire.enhance(tmp_path / "nowhere.wav", tmp_path / "out.wav")
+        wire.enhance_file(tmp_path / "nowhere.wav", tmp_path / "out.wav")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.wav", "zero.wav"]
 
 
@@ -221,7 +221,7 @@ def test_a_failure_midway_leaves_no_output_file(wire: Enhancer, tmp_path: Path) 
     sound[120_000] = np.nan
     soundfile.write(tmp_path / "in.wav", sound, 16_000, subtype="FLOAT")
     with pytest.raises(AudioFileError, match="NaN"):
-        wire.enhance(tmp_path / "in.wav", tmp_path / "out.wav")
+        wire.enhance_file(tmp_path / "in.wav", tmp_path / "out.wav")
     assert [path.name for path in tmp_path.iterdir()] == ["in.wav"]
 
 

@@ -63,7 +63,7 @@ def test_what_was_saved_is_what_is_loaded(model: TouchModel, model_folder: Path)
     assert loaded.voices.keys() == model.voices.keys()
     assert all(torch.equal(loaded.voices[name], value) for name, value in model.voices.items())
     text = "Hello there. Good day."
-    before, again = (TouchTTS(one).speak(text, "robot", seed=2) for one in (model, loaded))
+    before, again = (TouchTTS(one).synthesize(text, "robot", seed=2) for one in (model, loaded))
     assert before.tokens == again.tokens
     np.testing.assert_allclose(again.waveform, before.waveform, atol=1e-6)  # where a weight lies may round it otherwise
 
@@ -163,9 +163,9 @@ def test_parts_become_a_model(
     save_touchtts(tmp_path / "whole", saved, "s3-tiny", "Tiny.\n", {"parts": provenance})
     speech = TouchTTS.load(tmp_path / "whole")
     assert speech.voices == ["reader"]
-    assert speech.speak("Hello.").waveform.size
+    assert speech.synthesize("Hello.").waveform.size
     with pytest.raises(UsageError, match="'robot'"):  # the language model knows it, but it has no embedding
-        speech.speak("Hello.", "robot")
+        speech.synthesize("Hello.", "robot")
 
 
 def test_a_voice_needs_recordings(parts: dict[str, Path], tokenizer: S3Tokenizer, utterances: Path) -> None:

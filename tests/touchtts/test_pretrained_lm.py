@@ -114,7 +114,7 @@ def test_a_model_directory_holds_all_of_it(pretrained_model: TouchModel, home: P
     ):  # whatever class reads the tokenizer's files
         encoded = [m.lm.text_tokens.encode_output(text).tolist() for m in (pretrained_model, again)]
         assert encoded[0] == encoded[1]
-    one, other = (TouchTTS(m).speak("The dog ran home. So it goes.", seed=3) for m in (pretrained_model, again))
+    one, other = (TouchTTS(m).synthesize("The dog ran home. So it goes.", seed=3) for m in (pretrained_model, again))
     np.testing.assert_allclose(one.waveform, other.waveform, atol=1e-6)
     scores = [TouchRecognizer(m, "tiny").score(sounds[0], ["a cat"]) for m in (pretrained_model, again)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)

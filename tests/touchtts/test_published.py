@@ -181,7 +181,7 @@ def test_a_model_is_trained_on_published_networks_and_speaks(trained: Path, soun
     assert model.lm.config.states == 0
     assert (model.flow.config.speaker_file, model.speaker is None) == ("campplus.onnx", False)
     tts = TouchTTS(model)
-    assert np.abs(tts.speak("The dog ran.").waveform).max() > 0
+    assert np.abs(tts.synthesize("The dog ran.").waveform).max() > 0
     reference = trained.parent / "me.wav"
     audio.write(reference, hiss(2.0), 16_000)
     assert model.speaker is not None
@@ -201,7 +201,7 @@ def test_a_stream_after_a_reference_equals_whole_speech(trained: Path, samples: 
     tts = TouchTTS.load(trained)
     reference_voice = tts.voice(reference)
     assert reference_voice.mel.shape[1] == 2 * reference_voice.tokens.shape[1]
-    at_once = tts.speak("The dog ran home.", reference, chunk=10).waveform
+    at_once = tts.synthesize("The dog ran home.", reference, chunk=10).waveform
     pieces = np.concatenate([chunk.waveform for chunk in tts.stream("The dog ran home.", reference, chunk=10)])
     np.testing.assert_allclose(pieces, at_once, atol=1e-4)
 
@@ -229,7 +229,7 @@ def test_packs_of_before_speaker_files_are_read(
 def test_without_the_speaker_encoder_learned_voices_speak_and_references_name_the_missing_file(trained: Path) -> None:
     (trained.parent / "campplus.onnx").unlink()
     tts = TouchTTS.load(trained)
-    assert len(tts.speak("Hi.").waveform)
+    assert len(tts.synthesize("Hi.").waveform)
     audio.write(trained.parent / "me.wav", hiss(2.0), 16_000)
     with pytest.raises(ModelNotFoundError, match=r"campplus\.onnx is the speaker encoder.*next to the model directory"):
         tts.voice(trained.parent / "me.wav")

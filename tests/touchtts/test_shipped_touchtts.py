@@ -36,13 +36,13 @@ def transcribed(recognizer: CtcRecognizer, waveform: np.ndarray) -> str:
 
 @pytest.mark.parametrize("chunk", [None, CHUNK])
 def test_its_speech_is_recognized(speech: TouchTTS, recognizer: CtcRecognizer, chunk: int | None) -> None:
-    texts = [transcribed(recognizer, speech.speak(text, chunk=chunk).waveform) for text in TEXTS]
+    texts = [transcribed(recognizer, speech.synthesize(text, chunk=chunk).waveform) for text in TEXTS]
     assert character_error_rate(TEXTS, texts) < 0.35
     assert character_error_rate(TEXTS, texts[::-1]) > 0.6
 
 
 def test_its_stream_is_its_speech(speech: TouchTTS) -> None:
-    whole = speech.speak(TEXTS[1], chunk=CHUNK)
+    whole = speech.synthesize(TEXTS[1], chunk=CHUNK)
     pieces = list(speech.stream(TEXTS[1], chunk=CHUNK))
     assert len(pieces) > 3
     np.testing.assert_allclose(np.concatenate([piece.waveform for piece in pieces]), whole.waveform, atol=1e-4)
@@ -50,15 +50,16 @@ def test_its_stream_is_its_speech(speech: TouchTTS) -> None:
 
 
 def test_speed_is_heeded(speech: TouchTTS) -> None:
-    slow, fast = (speech.speak(TEXTS[0], speed=speed).waveform.size for speed in (0.7, 1.4))
+    slow, fast = (speech.synthesize(TEXTS[0], speed=speed).waveform.size for speed in (0.7, 1.4))
     assert 1.95 * fast < slow < 2.05 * fast
 
 
 def test_a_reference_changes_the_voice(speech: TouchTTS, recognizer: CtcRecognizer) -> None:
     man = SAMPLES / "librispeech-61-70968-0000.flac"
-    waveform = speech.speak(TEXTS[0], man).waveform
+    waveform = speech.synthesize(TEXTS[0], man).waveform
     vectors = [
-        speech.reference(sound).embedding[0] for sound in (waveform, audio.read(man), speech.speak(TEXTS[0]).waveform)
+        speech.reference(sound).embedding[0]
+        for sound in (waveform, audio.read(man), speech.synthesize(TEXTS[0]).waveform)
     ]
     near, far = ((vectors[0] - other).norm() for other in vectors[1:])
     assert near < far

@@ -74,7 +74,7 @@ def test_a_stream_equals_whole_speech(
 ) -> None:
     with_tokens(tts, monkeypatch, *counts)
     chunks = list(tts.stream(TEXT, chunk=chunk))
-    result = tts.speak(TEXT, chunk=chunk)
+    result = tts.synthesize(TEXT, chunk=chunk)
     pauses = 2 * int(PAUSE_S * SAMPLE_RATE)
     assert result.waveform.shape == (TOKEN * sum(counts) + pauses,)
     assert result.waveform.dtype == np.float32
@@ -88,15 +88,15 @@ def test_a_stream_with_a_reference_equals_whole_speech(
 ) -> None:
     with_tokens(tts, monkeypatch, 13, 4, 20)
     audio.write(tmp_path / "me.wav", np.concatenate(sounds[:2]), SAMPLE_RATE)
-    one = tts.speak(TEXT, tmp_path / "me.wav", chunk=reference_chunk).waveform
+    one = tts.synthesize(TEXT, tmp_path / "me.wav", chunk=reference_chunk).waveform
     chunks = list(tts.stream(TEXT, tmp_path / "me.wav", chunk=reference_chunk))
     np.testing.assert_allclose(whole(chunks), clear(one), atol=1e-4, rtol=0)
     assert one.shape == (TOKEN * 37 + 2 * int(PAUSE_S * SAMPLE_RATE),)
-    assert np.abs(one - tts.speak(TEXT, "reader", chunk=reference_chunk).waveform).max() > 1e-3
+    assert np.abs(one - tts.synthesize(TEXT, "reader", chunk=reference_chunk).waveform).max() > 1e-3
 
 
 def test_the_model_itself_streams_its_whole_speech(tts: TouchTTS) -> None:
-    result, chunks = tts.speak(TEXT, seed=4, chunk=10), list(tts.stream(TEXT, seed=4))
+    result, chunks = tts.synthesize(TEXT, seed=4, chunk=10), list(tts.stream(TEXT, seed=4))
     np.testing.assert_allclose(whole(chunks), clear(result.waveform), atol=1e-4, rtol=0)
     last = {chunk.sentence: chunk.tokens for chunk in chunks}
     assert list(last.values()) == [len(tokens) for tokens in result.tokens]
@@ -110,9 +110,9 @@ def test_without_chunks_a_sentence_is_a_piece(tts: TouchTTS, monkeypatch: pytest
     with_tokens(tts, monkeypatch, 30, 12, 0)
     chunks = list(tts.stream(TEXT, chunk=None))
     assert [chunk.sentence for chunk in chunks] == [0, 1, 2]
-    result = tts.speak(TEXT)
+    result = tts.synthesize(TEXT)
     np.testing.assert_array_equal(whole(chunks), result.waveform)
-    in_chunks = tts.speak(TEXT, chunk=5).waveform
+    in_chunks = tts.synthesize(TEXT, chunk=5).waveform
     assert np.abs(result.waveform - in_chunks).max() > 1e-3  # attention over the whole sentence differs
 
 
@@ -166,7 +166,7 @@ def test_speech_that_was_cut_off_is_marked(
     longest = tts.model.lm.most_tokens(normalize_text("How are you?"), "reader")
     with_tokens(tts, monkeypatch, 3, longest, 3)
     with caplog.at_level(logging.WARNING, "audio_llm"):
-        result = tts.speak(TEXT)
+        result = tts.synthesize(TEXT)
     assert result.truncated == (1,)
     assert "cut off at the longest duration: 'How are you?'" in caplog.text
     chunks = list(tts.stream(TEXT))
@@ -180,7 +180,7 @@ def test_a_model_that_never_ends_is_cut_off(tts: TouchTTS, monkeypatch: pytest.M
         "audio_llm.touchtts.speech_text_lm.draw_without_loops",
         lambda logits, history, sampling, generator: logits[:, 1:].argmax(-1) + 1,
     )
-    result = tts.speak("Go home.", speed=2.0)
+    result = tts.synthesize("Go home.", speed=2.0)
     assert result.truncated == (0,)
     assert len(result.tokens[0]) == tts.model.lm.most_tokens(result.sentences[0], "reader")
     assert [chunk.truncated for chunk in tts.stream("Go home.", speed=2.0)][-1]
@@ -220,7 +220,7 @@ def test_errors_come_before_the_first_piece_is_asked_for(
     with pytest.raises(error, match=message):
         tts.stream(**given)
     with pytest.raises(error, match=message):
-        tts.speak(**given)
+        tts.synthesize(**given)
 
 
 @pytest.mark.parametrize("chunk", [0, -5])
@@ -229,17 +229,17 @@ def test_chunks_of_nothing_are_refused(tts: TouchTTS, chunk: int) -> None:
     with pytest.raises(UsageError, match="chunk"):
         tts.stream(TEXT, chunk=chunk)
     with pytest.raises(UsageError, match="chunk"):
-        tts.speak(TEXT, chunk=chunk)
+        tts.synthesize(TEXT, chunk=chunk)
 
 
 def test_an_error_of_a_stream_ends_it_and_leaves_the_model_whole(
     tts: TouchTTS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = tts.speak(TEXT, chunk=10).waveform
+    before = tts.synthesize(TEXT, chunk=10).waveform
     stream = tts.stream(TEXT)
     next(stream)
     stream.close()
-    np.testing.assert_array_equal(tts.speak(TEXT, chunk=10).waveform, before)
+    np.testing.assert_array_equal(tts.synthesize(TEXT, chunk=10).waveform, before)
     both = zip(tts.stream(TEXT), tts.stream(TEXT, "robot"), strict=False)  # two streams at once
     first = [one.waveform for one, _ in itertools.islice(both, 3)]
     np.testing.assert_allclose(np.concatenate(first), before[: sum(map(len, first))], atol=1e-4)
@@ -250,7 +250,7 @@ def test_sound_that_is_not_finite_is_an_error(tts: TouchTTS, monkeypatch: pytest
     with torch.no_grad():
         tts.model.vocoder.leave.bias[3] = value
         tts.model.vocoder.leave.bias[400] = value
-    for call in (lambda: tts.speak("Hello."), lambda: list(tts.stream("Hello."))):
+    for call in (lambda: tts.synthesize("Hello."), lambda: list(tts.stream("Hello."))):
         with pytest.raises(AudioLLMError, match="not finite"):
             call()
 
@@ -258,44 +258,44 @@ def test_sound_that_is_not_finite_is_an_error(tts: TouchTTS, monkeypatch: pytest
 def test_loud_sound_is_clipped(tts: TouchTTS) -> None:
     with torch.no_grad():
         tts.model.vocoder.leave.bias[:321] += 6.0
-    for sound in (tts.speak("Hello.").waveform, whole(list(tts.stream("Hello.")))):
+    for sound in (tts.synthesize("Hello.").waveform, whole(list(tts.stream("Hello.")))):
         assert np.abs(sound).max() == 1.0
 
 
 def test_the_same_seed_is_the_same_speech(tts: TouchTTS) -> None:
-    one, same, other = (tts.speak(TEXT, seed=seed) for seed in (3, 3, 4))
+    one, same, other = (tts.synthesize(TEXT, seed=seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(one.waveform, same.waveform)
     assert one.tokens == same.tokens
     assert one.tokens != other.tokens
     torch.manual_seed(77)  # the global generator has no influence
     np.random.seed(77)
-    np.testing.assert_array_equal(tts.speak(TEXT, seed=3).waveform, one.waveform)
+    np.testing.assert_array_equal(tts.synthesize(TEXT, seed=3).waveform, one.waveform)
 
 
 @pytest.mark.parametrize("other", [1, 1 << 16, 1 << 20, 1 << 32])
 def test_another_seed_is_another_speech(tts: TouchTTS, other: int) -> None:
 
-    assert tts.speak(TEXT, seed=0).tokens != tts.speak(TEXT, seed=other).tokens
+    assert tts.synthesize(TEXT, seed=0).tokens != tts.synthesize(TEXT, seed=other).tokens
 
 
 def test_a_large_seed_is_a_seed(tts: TouchTTS) -> None:
 
-    assert tts.speak("Hello.", seed=1 << 50).waveform.size
+    assert tts.synthesize("Hello.", seed=1 << 50).waveform.size
 
 
 def test_sentences_are_drawn_apart(tts: TouchTTS) -> None:
-    result = tts.speak("Hello there. Hello there.")
+    result = tts.synthesize("Hello there. Hello there.")
     assert result.tokens[0] != result.tokens[1]
-    assert result.tokens[0] == tts.speak("Hello there.").tokens[0]
+    assert result.tokens[0] == tts.synthesize("Hello there.").tokens[0]
 
 
 def test_voice_and_speed_change_the_speech(tts: TouchTTS) -> None:
-    usual = tts.speak(TEXT, "reader")
-    assert usual.tokens == tts.speak(TEXT).tokens  # the first voice is the usual one
-    assert usual.tokens != tts.speak(TEXT, "robot").tokens
-    fast, slow = (len(tts.speak(TEXT, speed=speed).waveform) for speed in (2.0, 0.5))
+    usual = tts.synthesize(TEXT, "reader")
+    assert usual.tokens == tts.synthesize(TEXT).tokens  # the first voice is the usual one
+    assert usual.tokens != tts.synthesize(TEXT, "robot").tokens
+    fast, slow = (len(tts.synthesize(TEXT, speed=speed).waveform) for speed in (2.0, 0.5))
     assert 3.0 * fast < slow < 4.2 * fast  # pauses stay as they are
-    assert tts.speak(TEXT, speed=2.0).tokens == usual.tokens  # the same tokens
+    assert tts.synthesize(TEXT, speed=2.0).tokens == usual.tokens  # the same tokens
     assert tts.voices == ["reader", "robot"]
     assert tts.sample_rate == SAMPLE_RATE
 
@@ -343,7 +343,7 @@ def test_without_a_reader_a_reference_takes_the_first_voice(model: TouchModel, s
 
 def test_long_text_is_synthesized_to_its_end(tts: TouchTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     with_tokens(tts, monkeypatch, *[2] * 40)
-    result = tts.speak("I am well. " * 40)
+    result = tts.synthesize("I am well. " * 40)
     assert len(result.sentences) == 40
     assert isinstance(result, Speech)
 
@@ -356,7 +356,7 @@ def test_what_is_not_pronounced_goes_to_the_log(tts: TouchTTS, caplog: pytest.Lo
 
 def test_a_network_is_not_needed(model_folder: Path, no_network: None) -> None:
     speech = TouchTTS.load(model_folder)
-    assert speech.speak("Hello there.").waveform.size
+    assert speech.synthesize("Hello there.").waveform.size
     assert len(list(speech.stream("Hello there."))) > 0
 
 
@@ -376,5 +376,5 @@ def test_the_cost_of_a_chunk_does_not_grow(tts: TouchTTS, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("speed", [0.5, 0.9, 1.3, 2.0])
 def test_a_stream_at_another_speed_is_the_speech_at_that_speed(tts: TouchTTS, speed: float) -> None:
-    speech = tts.speak(TEXT, speed=speed, chunk=5)
+    speech = tts.synthesize(TEXT, speed=speed, chunk=5)
     np.testing.assert_allclose(whole(list(tts.stream(TEXT, speed=speed, chunk=5))), speech.waveform, atol=1e-4)
