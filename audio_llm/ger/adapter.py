@@ -96,8 +96,8 @@ class NoiseAttention(nn.Module):
         """
         query, keys, values = (self._split(x) for x in (self.query(hidden.to(keys.dtype)), keys, values))
         blocked = torch.zeros(valid.shape, dtype=keys.dtype, device=keys.device).masked_fill(~valid, -1e4)
-        found = nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=blocked[:, None, None])
-        merged = found.transpose(1, 2).reshape(*hidden.shape[:2], self.width)
+        attended = nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=blocked[:, None, None])
+        merged = attended.transpose(1, 2).reshape(*hidden.shape[:2], self.width)
         return torch.tanh(self.gate) * self.output(merged)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -157,10 +157,10 @@ class NoiseAdapter(nn.Module):
 
     def attach(self, model: nn.Module) -> list[Any]:
         """Hook into a language model; return the handles, whose `remove()` takes the adapter out again."""
-        found = attention_modules(model)
+        modules = attention_modules(model)
         return [
             module.register_forward_hook(self._hook(number), with_kwargs=True)
-            for number, module in enumerate(found[self.first_layer :])
+            for number, module in enumerate(modules[self.first_layer :])
         ]
 
     def _hook(self, number: int) -> Any:
@@ -183,12 +183,12 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
     Raises:
         ModelFormatError: The model's layers are not recognised.
     """
-    wanted = int(getattr(model.config, "num_hidden_layers", 0))  # type: ignore[arg-type]
+    count = int(getattr(model.config, "num_hidden_layers", 0))  # type: ignore[arg-type]
     for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted:
-            found = [getattr(layer, name) for layer in module for name in _ATTENTION_NAMES if hasattr(layer, name)]
-            if wanted and len(found) == wanted:
-                return found
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            attentions = [getattr(layer, name) for layer in module for name in _ATTENTION_NAMES if hasattr(layer, name)]
+            if count and len(attentions) == count:
+                return attentions
     kind = type(model).__name__
     raise ModelFormatError(f"the decoder layers of {kind} are not recognised", remedy="use a decoder-only model")
 

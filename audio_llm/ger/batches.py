@@ -59,8 +59,8 @@ class Collator:
         """Return the noise embeddings of lists, (B, U, d) float32, and their valid rows, (B, U) bool."""
         if self.encoder is None:
             return torch.zeros(len(texts), 1, 1), torch.zeros(len(texts), 1, dtype=torch.bool)
-        made = [noise_embedding(t, self.encoder, self.noise) for t in texts]
-        return torch.from_numpy(np.stack([m[0] for m in made])), torch.from_numpy(np.stack([m[1] for m in made]))
+        pairs = [noise_embedding(t, self.encoder, self.noise) for t in texts]
+        return torch.from_numpy(np.stack([p[0] for p in pairs])), torch.from_numpy(np.stack([p[1] for p in pairs]))
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

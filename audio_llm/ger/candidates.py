@@ -91,7 +91,7 @@ def make_candidates(
         lm: Guides the search.
         settings: See `BeamSettings`.
     """
-    found: dict[Words, list[Derivation]] = {
+    derivations: dict[Words, list[Derivation]] = {
         words: [Derivation(start, 0.0, 0, 0.0, lm)]
         for start, (words, lm) in enumerate(zip(hypotheses, lm.log_probs(hypotheses), strict=True))
     }
@@ -100,12 +100,12 @@ def make_candidates(
     for start, words in enumerate(hypotheses[: settings.starts]):
         for score, text, derivation in _search(words, start, table, gains, settings):
             if text != words:
-                found.setdefault(text, []).append(derivation)
+                derivations.setdefault(text, []).append(derivation)
                 best[text] = max(score, best.get(text, score))
     known = set(hypotheses)
-    made = heapq.nlargest(settings.total, ((score, text) for text, score in best.items() if text not in known))
-    chosen = [*hypotheses, *(text for _, text in made)]
-    return [Candidate(words, tuple(sorted(found[words], key=lambda d: d.start))) for words in chosen]
+    generated = heapq.nlargest(settings.total, ((score, text) for text, score in best.items() if text not in known))
+    chosen = [*hypotheses, *(text for _, text in generated)]
+    return [Candidate(words, tuple(sorted(derivations[words], key=lambda d: d.start))) for words in chosen]
 
 
 def add_written(candidates: Sequence[Candidate], written: Words, lm: LanguageModel) -> list[Candidate]:
@@ -143,7 +143,7 @@ class _Gains:
         if gain is None:
             whole = (*text, *added)
             start = len(text)
-            gain = sum(self._lm.score(whole[: start + place], word) for place, word in enumerate(added))
+            gain = sum(self._lm.score(whole[: start + offset], word) for offset, word in enumerate(added))
             self._known[key] = gain
         return gain
 
@@ -156,21 +156,21 @@ def _search(
     beams[0][()] = _Partial(0.0, 0.0, 0.0, 0, 0.0)
     for at in range(len(words)):
         copied = Replacement(words[at : at + 1], 0, 0, 0.0)
-        options = [(at + 1, copied, 0), *((end, found, 1) for end, found in table.starting_at(words, at))]
+        options = [(at + 1, copied, 0), *((end, replacement, 1) for end, replacement in table.starting_at(words, at))]
         for text, partial in heapq.nlargest(settings.width, beams[at].items(), key=lambda item: item[1].score):
-            for end, found, is_phrase in options:
-                gain = gains.of(text, found.target)
-                score = partial.score + settings.lm_weight * gain + settings.odds_weight * found.log_odds
-                score += settings.word_bonus * len(found.target)
-                longer = text + found.target
+            for end, replacement, is_phrase in options:
+                gain = gains.of(text, replacement.target)
+                score = partial.score + settings.lm_weight * gain + settings.odds_weight * replacement.log_odds
+                score += settings.word_bonus * len(replacement.target)
+                longer = text + replacement.target
                 known = beams[end].get(longer)
                 if known is None or score > known.score:
                     beams[end][longer] = _Partial(
                         score,
                         partial.lm + gain,
-                        partial.log_odds + found.log_odds,
+                        partial.log_odds + replacement.log_odds,
                         partial.phrases + is_phrase,
-                        partial.evidence + is_phrase * found.evidence,
+                        partial.evidence + is_phrase * replacement.evidence,
                     )
     results = []
     for text, partial in beams[-1].items():

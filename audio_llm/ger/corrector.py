@@ -52,8 +52,8 @@ class GerCorrector:
         if self.mode not in MODES:
             raise UsageError(f"no mode is named {mode!r}", remedy=f"use one of {', '.join(MODES)}")
         self.hypotheses = built.model.settings.prompt.hypotheses
-        own = built.decoding.gates[self.mode]
-        self.gate = own if gate else replace(own, off=True)
+        tuned = built.decoding.gates[self.mode]
+        self.gate = tuned if gate else replace(tuned, off=True)
         self._normalize = get_normalizer(built.normalizer)
 
     @classmethod
@@ -92,21 +92,21 @@ class GerCorrector:
             OutOfMemoryError: The memory is not enough.
         """
         texts = [tuple(self._normalize(text) for text in nbest.texts[: self.hypotheses]) for nbest in lists]
-        rows = [row for row, heard in enumerate(texts) if any(heard)]
+        rows = [row for row, hypotheses in enumerate(texts) if any(hypotheses)]
         shown = [texts[row] for row in rows]
         model, collator = self.built.model, self.built.collator
         try:
             written = self._write(shown)
-            before = decode.log_probs(model, collator, shown, [heard[0] for heard in shown])
+            before = decode.log_probs(model, collator, shown, [hypotheses[0] for hypotheses in shown])
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "out of memory" not in str(error).lower():
                 raise
             remedy = "give fewer lists at once, shorter ones, or --device cpu"
             raise OutOfMemoryError(f"not enough memory for {len(shown)} lists", remedy=remedy) from None
-        found: list[Proposal | None] = [None] * len(lists)
-        for row, heard, text, unchanged in zip(rows, shown, written, before, strict=True):
-            found[row] = Proposal(heard, text, text.log_prob - unchanged)
-        return found
+        proposals: list[Proposal | None] = [None] * len(lists)
+        for row, hypotheses, text, unchanged in zip(rows, shown, written, before, strict=True):
+            proposals[row] = Proposal(hypotheses, text, text.log_prob - unchanged)
+        return proposals
 
     def _write(self, shown: Sequence[tuple[str, ...]]) -> list[Written]:
         model, collator = self.built.model, self.built.collator
@@ -115,20 +115,20 @@ class GerCorrector:
         graph = slots if self.mode == "slots" else any_words
         width = self.built.decoding.beam
         return [
-            decode.search(model, collator, heard, graph([tuple(text.split()) for text in heard]), width)
-            for heard in shown
+            decode.search(model, collator, hypotheses, graph([tuple(text.split()) for text in hypotheses]), width)
+            for hypotheses in shown
         ]
 
     def _verdict(self, nbest: NBest, proposal: Proposal | None) -> Correction:
         if proposal is None:
             return Correction(nbest.id, nbest.best, nbest.best, True, "no words", (), None)
-        heard, written = proposal.texts, proposal.written
-        reason = self.gate.verdict(heard[0], written, proposal.gain, heard[1:])
+        hypotheses, written = proposal.texts, proposal.written
+        reason = self.gate.verdict(hypotheses[0], written, proposal.gain, hypotheses[1:])
         sure = 1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, proposal.gain))))
         if reason:
-            same = written.text == heard[0]
+            same = written.text == hypotheses[0]
             confidence = math.exp(min(0.0, written.log_prob)) if same else 1.0 - sure
             return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), round(confidence, 4))
-        distinct = tuple(dict.fromkeys(tuple(text.split()) for text in heard))
+        distinct = tuple(dict.fromkeys(tuple(text.split()) for text in hypotheses))
         edits = describe_edits(distinct, tuple(written.text.split()), self.name)
         return Correction(nbest.id, written.text, nbest.best, False, f"gain {proposal.gain:.1f}", edits, round(sure, 4))

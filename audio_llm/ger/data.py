@@ -33,9 +33,9 @@ class ListData:
     def __len__(self) -> int:
         return len(self.references)
 
-    def rows(self, wanted: Iterable[int]) -> ListData:
+    def rows(self, indices: Iterable[int]) -> ListData:
         """Return these rows, in this order."""
-        rows = list(wanted)
+        rows = list(indices)
         return ListData(
             tuple(self.references[row] for row in rows),
             tuple(self.hypotheses[row] for row in rows),
@@ -57,10 +57,10 @@ def from_lists(lists: Iterable[NBest], normalizer: str) -> ListData:
     normalize = get_normalizer(normalizer)
     references, hypotheses = [], []
     for nbest in lists:
-        heard = tuple(normalize(text) for text in nbest.texts)
-        if nbest.reference is not None and any(heard):
+        texts = tuple(normalize(text) for text in nbest.texts)
+        if nbest.reference is not None and any(texts):
             references.append(normalize(nbest.reference))
-            hypotheses.append(heard)
+            hypotheses.append(texts)
     return ListData(tuple(references), tuple(hypotheses))
 
 
@@ -83,7 +83,7 @@ def read_data(paths: Sequence[Path], normalizer: str) -> ListData:
     return whole
 
 
-def split_by_reference(data: ListData, share: float, seed: int) -> tuple[ListData, ListData]:
+def split_by_reference(data: ListData, fraction: float, seed: int) -> tuple[ListData, ListData]:
     """Return (the rest, a share of the lists); no reference is in both.
 
     Raises:
@@ -94,7 +94,7 @@ def split_by_reference(data: ListData, share: float, seed: int) -> tuple[ListDat
         remedy = "give lists of more utterances, or tuning lists of their own"
         raise DataError("lists of one reference cannot be split into training and tuning", remedy=remedy)
     order = np.random.default_rng(seed).permutation(len(references))
-    chosen = {references[i] for i in order[: max(1, int(len(references) * share))]}
+    chosen = {references[i] for i in order[: max(1, int(len(references) * fraction))]}
     inside = [row for row in range(len(data)) if data.references[row] in chosen]
     return data.rows(row for row in range(len(data)) if data.references[row] not in chosen), data.rows(inside)
 
@@ -108,9 +108,9 @@ def _row(data: ListData, row: int) -> dict[str, np.ndarray]:
 def _read_packed(folder: Path) -> ListData:
     reader = ShardReader(folder)
     references = tuple(decode_text(array) for array in reader.column("reference"))
-    heard = [decode_text(array) for array in reader.column("hypotheses")]
+    hypotheses = [decode_text(array) for array in reader.column("hypotheses")]
     sounds = {name: np.stack(list(reader.column(name))) for name in ("noisy", "clean") if name in reader}
-    return ListData(references, tuple(tuple(text.split("\n")) for text in heard), **sounds)
+    return ListData(references, tuple(tuple(text.split("\n")) for text in hypotheses), **sounds)
 
 
 def _joined(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:

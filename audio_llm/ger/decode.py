@@ -44,11 +44,11 @@ def greedy(model: RobustGer, collator: Collator, lists: Sequence[Sequence[str]])
         lists: Hypotheses of each list, normalised, best first, with duplicates.
     """
     order = sorted(range(len(lists)), key=lambda row: sum(map(len, lists[row])))  # those of like length together
-    found: dict[int, Written] = {}
+    results: dict[int, Written] = {}
     for start in range(0, len(order), _AT_ONCE):
         rows = order[start : start + _AT_ONCE]
-        found |= zip(rows, _greedy(model, collator, [lists[row] for row in rows]), strict=True)
-    return [found[row] for row in range(len(lists))]
+        results |= zip(rows, _greedy(model, collator, [lists[row] for row in rows]), strict=True)
+    return [results[row] for row in range(len(lists))]
 
 
 def _greedy(model: RobustGer, collator: Collator, lists: Sequence[Sequence[str]]) -> list[Written]:
@@ -104,12 +104,12 @@ def search(model: RobustGer, collator: Collator, texts: Sequence[str], graph: Wo
                         done.append((log + more, ids))
                     else:
                         longer.append((log + more, row, token))
-            kept = heapq.nlargest(width, longer)
-            if not kept or (done and max(done)[0] >= kept[0][0]):
+            survivors = heapq.nlargest(width, longer)
+            if not survivors or (done and max(done)[0] >= survivors[0][0]):
                 break
-            writer.select(torch.tensor([row for _, row, _ in kept], device=model.device))
-            beam = [(log, (*beam[r][1], token), tokens.advance(beam[r][2], token)) for log, r, token in kept]
-            last = writer.write(torch.tensor([token for _, _, token in kept], device=model.device))
+            writer.select(torch.tensor([row for _, row, _ in survivors], device=model.device))
+            beam = [(log, (*beam[r][1], token), tokens.advance(beam[r][2], token)) for log, r, token in survivors]
+            last = writer.write(torch.tensor([token for _, _, token in survivors], device=model.device))
     if done:
         log, ids = max(done)
         return Written(collator.prompts.text(ids), log, True)
@@ -129,9 +129,9 @@ def log_probs(
     with model.condition(batch.noise, batch.noise_valid):
         keep = batch.ids.shape[1] - first + 1
         logits = model(batch.ids, batch.positions, batch.segments, batch.valid, keep=keep)
-    wanted = batch.labels[:, first:]
-    chosen = logits[:, :-1].float().log_softmax(-1).gather(2, wanted.clamp_min(0)[:, :, None])[:, :, 0]
-    return [float(total) for total in (chosen * (wanted != IGNORED)).sum(dim=1)]
+    targets = batch.labels[:, first:]
+    chosen = logits[:, :-1].float().log_softmax(-1).gather(2, targets.clamp_min(0)[:, :, None])[:, :, 0]
+    return [float(total) for total in (chosen * (targets != IGNORED)).sum(dim=1)]
 
 
 @torch.no_grad()
@@ -149,16 +149,18 @@ def score_candidates(
     if not candidates:
         return []
     writer = _Writer(model, collator, [texts])
-    wanted = [[*collator.prompts.response_ids(text), collator.prompts.end] for text in candidates]
+    targets = [[*collator.prompts.response_ids(text), collator.prompts.end] for text in candidates]
     with writer.condition():
         first = writer.read().log_softmax(-1)[0]
         writer.select(torch.zeros(len(candidates), dtype=torch.int64, device=model.device))
-        longest = max(map(len, wanted))
-        ids = torch.tensor([row + [collator.prompts.pad] * (longest - len(row)) for row in wanted], device=model.device)
+        longest = max(map(len, targets))
+        ids = torch.tensor(
+            [row + [collator.prompts.pad] * (longest - len(row)) for row in targets], device=model.device
+        )
         totals = first[ids[:, 0]]
         if longest > 1:
             after = writer.write_many(ids[:, :-1]).log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]
-            lengths = torch.tensor([len(row) for row in wanted], device=model.device)
+            lengths = torch.tensor([len(row) for row in targets], device=model.device)
             there = torch.arange(1, longest, device=model.device) < lengths[:, None]
             totals = totals + (after * there).sum(dim=1)
     return [float(total) for total in totals]

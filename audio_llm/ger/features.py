@@ -119,7 +119,7 @@ def measure(view: ListView, candidates: Sequence[Candidate], knowledge: Knowledg
     from rapidfuzz.distance import Levenshtein
     from rapidfuzz.process import cdist
 
-    shares = np.array(view.copies) / sum(view.copies)
+    fractions = np.array(view.copies) / sum(view.copies)
     totals = np.array([score * max(1, len(text)) for score, text in zip(view.scores, view.hypotheses, strict=True)])
     totals, means = totals - totals.max(), np.array(view.scores) - max(view.scores)
     texts = [candidate.words for candidate in candidates]
@@ -129,15 +129,15 @@ def measure(view: ListView, candidates: Sequence[Candidate], knowledge: Knowledg
     reference_lm = references.log_probs(texts)
     general_lm = general.log_probs(texts) if general is not None else [0.0] * len(texts)
     recognizer_lm = knowledge.recognizer.log_probs(texts) if knowledge.recognizer is not None else [0.0] * len(texts)
-    others = [Alongside.of(view.hypotheses[0], text) for text in view.hypotheses[1:]]
+    aligned = [Alongside.of(view.hypotheses[0], text) for text in view.hypotheses[1:]]
     sounds = [[phone for word in text for phone in phones_of(word)] for text in texts]
     rows = np.empty((len(candidates), len(FEATURES)))
     for number, candidate in enumerate(candidates):
         best = max(candidate.derivations, key=lambda d: d.log_odds - 0.5 * d.start)
         start = best.start
-        in_list = number < len(shares)
+        in_list = number < len(fractions)
         reached = [d.start for d in candidate.derivations]
-        support = sum(shares[d.start] * math.exp(min(0.0, d.log_odds) / 4) for d in candidate.derivations)
+        support = sum(fractions[d.start] * math.exp(min(0.0, d.log_odds) / 4) for d in candidate.derivations)
         rows[number] = (
             best.lm,
             reference_lm[number],
@@ -154,31 +154,31 @@ def measure(view: ListView, candidates: Sequence[Candidate], knowledge: Knowledg
             means[start],
             start,
             start == 0,
-            shares[start],
-            shares[number] if in_list else 0.0,
+            fractions[start],
+            fractions[number] if in_list else 0.0,
             in_list,
-            shares[reached].sum(),
+            fractions[reached].sum(),
             math.log(support + 1e-3),
-            distances[number] @ shares,
+            distances[number] @ fractions,
             distances[number, 0],
             Levenshtein.distance(sounds[number], sounds[0]),
-            *_changes(view.hypotheses[0], candidate.words, others, knowledge.table),
+            *_changes(view.hypotheses[0], candidate.words, aligned, knowledge.table),
             number > 0,
-            shares[0] if number > 0 else 0.0,
+            fractions[0] if number > 0 else 0.0,
             Levenshtein.distance(letters[number], letters[start]),
             len(letters[number]) - len(letters[start]),
         )
     return rows
 
 
-def _changes(first: Words, words: Words, others: Sequence[Alongside], table: PhraseTable) -> tuple[int, int, int, int]:
+def _changes(first: Words, words: Words, aligned: Sequence[Alongside], table: PhraseTable) -> tuple[int, int, int, int]:
     """Return `changes`, `changes_seen`, `changes_seen_again` and `changes_listed` of a candidate."""
     ops = edits(first, words) if words != first else []
     balances, listed = [], 0
     for op in ops:
         new = words[op.target_start : op.target_end]
         balances.append(table.balance(first, op.source_start, op.source_end, new))
-        listed += any(other.has(op.source_start, op.source_end, new) for other in others)
+        listed += any(other.has(op.source_start, op.source_end, new) for other in aligned)
     return len(ops), sum(b >= 1 for b in balances), sum(b >= 2 for b in balances), listed
 
 
@@ -200,5 +200,5 @@ def add_neural(
     """
     gains, by_itself = (np.array(logs) - logs[0] for logs in (log_probs, alone))
     words = np.array([max(1, len(candidate.words)) for candidate in candidates])
-    own = np.array([candidate.words == written for candidate in candidates], dtype=np.float64)
-    return np.column_stack([rows, gains, gains / words, own, by_itself])
+    is_written = np.array([candidate.words == written for candidate in candidates], dtype=np.float64)
+    return np.column_stack([rows, gains, gains / words, is_written, by_itself])

@@ -135,8 +135,8 @@ def from_parts(
         raise ModelFormatError(f"its config.json lacks {error}", path=folder, remedy="train it again") from None
     if name:
         network, tokenizer, files = load_causal_lm(_find_llm(str(llm or name)))
-        found = llm_fingerprint(network)
-        if found != expected:
+        fingerprint = llm_fingerprint(network)
+        if fingerprint != expected:
             message = f"was trained on another language model than {llm or name}"
             raise ModelFormatError(message, path=folder, remedy="name its own with --llm")
     else:
@@ -249,9 +249,9 @@ def _fill(model: RobustGer, tensors: Mapping[str, torch.Tensor], path: Path) -> 
     )
     wrong = [name for name, tensor in tensors.items() if name not in state or state[name].shape != tensor.shape]
     inside = any(name.startswith("llm.") and "lora_" not in name for name in tensors)
-    own = set(state if inside else model.own_tensors()) - set(tensors) - tied
-    if wrong or own:
-        raise ModelFormatError(f"its weights do not fit its settings: {sorted([*wrong, *own])[:3]}", path=path)
+    missing = set(state if inside else model.own_tensors()) - set(tensors) - tied
+    if wrong or missing:
+        raise ModelFormatError(f"its weights do not fit its settings: {sorted([*wrong, *missing])[:3]}", path=path)
     model.load_state_dict(dict(tensors), strict=False)
 
 

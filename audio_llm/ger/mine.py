@@ -116,11 +116,11 @@ class StatisticsNetwork(nn.Module):
         with torch.autocast(text.device.type, enabled=False):
             # Rows are averaged first, as all up to `text` is linear; an absent row may hold anything, so it is no
             # matter of multiplying by 0.
-            kept = text.float().masked_fill(~valid[:, :, None], 0.0)
-            mean = kept.sum(dim=1) / valid.sum(dim=1).clamp_min(1)[:, None]
-            spoken = self.text(mean if tuned else self.first(mean))
-            heard = self.audio((audio.float() - self.audio_mean) / self.audio_size)
-            joined = nn.functional.silu(spoken) + nn.functional.silu(heard)
+            masked = text.float().masked_fill(~valid[:, :, None], 0.0)
+            mean = masked.sum(dim=1) / valid.sum(dim=1).clamp_min(1)[:, None]
+            text_hidden = self.text(mean if tuned else self.first(mean))
+            audio_hidden = self.audio((audio.float() - self.audio_mean) / self.audio_size)
+            joined = nn.functional.silu(text_hidden) + nn.functional.silu(audio_hidden)
             psi = self.score(nn.functional.silu(self.join(joined)))[:, 0]
             return torch.sigmoid(psi) if self.output == "sigmoid" else psi
 
@@ -267,8 +267,10 @@ class Distiller:
             into the probability that text and sound belong together.
         """
         fixed = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
-        found = [torch.func.functional_call(self.network, fixed, (text, valid, noisy.detach(), True)) for text in tuned]
-        psi = torch.stack(found)
+        values = [
+            torch.func.functional_call(self.network, fixed, (text, valid, noisy.detach(), True)) for text in tuned
+        ]
+        psi = torch.stack(values)
         if self.settings.output == "raw":
             if self.settings.bound == "donsker_varadhan" and self._log_average is not None:
                 psi = psi - self._log_average  # it is a log ratio of densities but for this constant
@@ -293,9 +295,9 @@ class Distiller:
             ModelFormatError: It belongs to a network of another shape.
         """
         prefix = "network."
-        own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        weights = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         try:
-            self.network.load_state_dict(own)
+            self.network.load_state_dict(weights)
             self._generator.set_state(tensors["random"].cpu())
         except (KeyError, RuntimeError) as error:
             remedy = "distil with the settings it was made with"
@@ -305,8 +307,8 @@ class Distiller:
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if (value := tensors.get(f"optimizer.{name}.{key}")) is not None:
                     # AdamW keeps its step counts on the CPU wherever the weights are.
-                    place = "cpu" if key == "step" else parameter.device
-                    self.optimizer.state[parameter][key] = value.detach().clone().to(place)
+                    device = "cpu" if key == "step" else parameter.device
+                    self.optimizer.state[parameter][key] = value.detach().clone().to(device)
         average = tensors.get("log_average")
         self._log_average = None if average is None else average.clone().to(self.network.audio_mean.device)
 
@@ -367,18 +369,18 @@ def language_probe(
     network, settings = distiller.network, distiller.settings
     if len(noise) < 2:
         raise UsageError("one utterance's text cannot be shuffled", remedy="give many")
-    own: list[Tensor] = []
-    other: list[Tensor] = []
+    true_bounds: list[Tensor] = []
+    shuffled_bounds: list[Tensor] = []
     for _ in range(shuffles):
         sounds = _negative_sounds(settings.negatives, noisy, clean, generator)
         rows = _derangement(len(noise), generator).to(noise.device)
-        for found, order in ((own, slice(None)), (other, rows)):
+        for bounds, order in ((true_bounds, slice(None)), (shuffled_bounds, rows)):
             text, there = noise[order], valid[order]
             negative = torch.cat([network(text, there, sound) for sound in sounds])
-            found.append(_bound(settings.bound, network(text, there, noisy), negative))
-    shuffled = torch.stack(other)
+            bounds.append(_bound(settings.bound, network(text, there, noisy), negative))
+    shuffled = torch.stack(shuffled_bounds)
     return LanguageProbe(
-        true_text=float(torch.stack(own).mean()),
+        true_text=float(torch.stack(true_bounds).mean()),
         shuffled_text=float(shuffled.mean()),
         spread=float(shuffled.std(unbiased=False)),
         utterances=len(noise),
@@ -416,6 +418,6 @@ def _negative_sounds(
 def _derangement(count: int, generator: torch.Generator) -> Tensor:
     """Return (count,) int64, a random order that leaves nothing in its place."""
     order = torch.randperm(count, generator=generator)
-    found = torch.empty_like(order)
-    found[order] = order.roll(1)
-    return found
+    result = torch.empty_like(order)
+    result[order] = order.roll(1)
+    return result

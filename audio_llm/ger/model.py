@@ -207,9 +207,9 @@ class RobustGer(nn.Module):
         keep = batch.ids.shape[1] - first + 1
         with self.condition(batch.noise, batch.noise_valid):
             logits = self(batch.ids, batch.positions, batch.segments, batch.valid, keep=keep)
-        wanted = batch.labels[:, first:]
+        targets = batch.labels[:, first:]
         flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
-        return nn.functional.cross_entropy(flat, wanted.reshape(-1), ignore_index=IGNORED)
+        return nn.functional.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED)
 
     def own_tensors(self) -> dict[str, Tensor]:
         """Return everything that is not the language model's own: LoRA, adapter, segments, noise sizes."""

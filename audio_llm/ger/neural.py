@@ -31,8 +31,8 @@ class NeuralOpinion:
         written: list[Words] = []
         for start in range(0, len(lists), _BATCH):
             texts = [self._shown(hypotheses) for hypotheses in lists[start : start + _BATCH]]
-            found = decode.greedy(self.built.model, self.built.collator, texts)
-            written += [tuple(one.text.split()) if one.finished else () for one in found]
+            outputs = decode.greedy(self.built.model, self.built.collator, texts)
+            written += [tuple(one.text.split()) if one.finished else () for one in outputs]
         return written
 
     def log_probs(self, hypotheses: Sequence[Words], candidates: Sequence[Words]) -> list[float]:

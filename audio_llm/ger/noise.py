@@ -87,6 +87,6 @@ def _edit_embedding(better: Sequence[str], worse: Sequence[str], encoder: TextEn
     gained = [word for op in changes for word in worse[op.target_start : op.target_end]]
     total = encoder.encode(gained).sum(axis=0) - encoder.encode(lost).sum(axis=0)
     if pool == "mean":
-        places = sum(max(op.source_end - op.source_start, op.target_end - op.target_start) for op in changes)
-        total = total / max(1, places)
+        positions = sum(max(op.source_end - op.source_start, op.target_end - op.target_start) for op in changes)
+        total = total / max(1, positions)
     return np.asarray(total, dtype=np.float32)

@@ -228,8 +228,8 @@ class PhraseCorrector:
 
                 chooser = LinearReranker(np.array([config["second"][n] for n in (*FEATURES, *NEURAL_FEATURES)]))
                 network = {n.removeprefix(_NEURAL): a for n, a in arrays.items() if n.startswith(_NEURAL)}
-                opinion = NeuralOpinion(from_parts(config["neural"], network, path, device))
-                second = SecondOpinion(opinion, chooser, float(config["second_margin"]) if gate else 0.0)
+                scorer = NeuralOpinion(from_parts(config["neural"], network, path, device))
+                second = SecondOpinion(scorer, chooser, float(config["second_margin"]) if gate else 0.0)
         except (KeyError, ValueError, TypeError) as error:
             raise ModelFormatError(f"lacks or garbles {error}", path=path, remedy="train it again") from None
         margin = float(config["margin"]) if gate else 0.0
@@ -242,17 +242,17 @@ class PhraseCorrector:
         return self.kind.objection(nbest) if self.kind is not None else ""
 
     def _correct_one(self, nbest: NBest, texts: Sequence[Words], written: Words) -> Correction:
-        if objection := self._objection(nbest, texts):
-            return Correction(nbest.id, nbest.best, nbest.best, True, objection, (), None)
+        if reason := self._objection(nbest, texts):
+            return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), None)
         view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses[: len(texts)]])
         candidates = make_candidates(view.hypotheses, self.knowledge.table, self.knowledge.lm, self.settings.beam)
-        own = len(candidates)
+        phrase_count = len(candidates)
         candidates = add_written(candidates, written, self.knowledge.lm)
         rows = measure(view, candidates, self.knowledge)
-        scores, margin = self.reranker.scores(rows[:own]), self.margin
+        scores, margin = self.reranker.scores(rows[:phrase_count]), self.margin
         if self.second is not None:
-            kept = shortlist(scores, self.settings.shortlist, len(candidates))
-            candidates, rows = [candidates[number] for number in kept], rows[kept]
+            indices = shortlist(scores, self.settings.shortlist, len(candidates))
+            candidates, rows = [candidates[number] for number in indices], rows[indices]
             rows = add_opinion(rows, candidates, self.second.neural, texts, written)
             scores = self.second.reranker.scores(rows)
             margin = self.second.margin
@@ -261,17 +261,21 @@ class PhraseCorrector:
         gain = float(errors[0] - errors[best])
         chosen = best if gain > margin else 0
         confidence = float(1.0 / np.exp(scores - scores[chosen]).sum())
-        told = f"{gain:.2f} fewer errors to expect"
+        saved = f"{gain:.2f} fewer errors to expect"
         if chosen == 0:
-            reason = "best as it is" if best == 0 else f"{told}, not above the margin of {margin:.2f}"
+            reason = "best as it is" if best == 0 else f"{saved}, not above the margin of {margin:.2f}"
             return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), confidence)
         words = candidates[chosen].words
         changes = describe_edits(view.hypotheses, words, self.name)
-        return Correction(nbest.id, " ".join(words), nbest.best, False, told, changes, confidence)
+        return Correction(nbest.id, " ".join(words), nbest.best, False, saved, changes, confidence)
 
 
 def add_opinion(
-    rows: np.ndarray, candidates: Sequence[Candidate], neural: NeuralOpinion, heard: Sequence[Words], written: Words
+    rows: np.ndarray,
+    candidates: Sequence[Candidate],
+    neural: NeuralOpinion,
+    hypotheses: Sequence[Words],
+    written: Words,
 ) -> np.ndarray:
     """Return `features.add_neural` with what a neural corrector says of each candidate.
 
@@ -283,7 +287,7 @@ def add_opinion(
         written: What it writes by itself.
     """
     texts = [candidate.words for candidate in candidates]
-    return add_neural(rows, candidates, neural.log_probs(heard, texts), neural.log_probs_alone(texts), written)
+    return add_neural(rows, candidates, neural.log_probs(hypotheses, texts), neural.log_probs_alone(texts), written)
 
 
 def load_recognizer_lm(settings: PhraseSettings) -> PocketsphinxLm | None:
@@ -299,8 +303,8 @@ def shortlist(scores: np.ndarray, count: int, total: int) -> list[int]:
         count: How many of them.
         total: Candidates in all; those behind the own ones were written by the neural corrector.
     """
-    others = np.argsort(-scores[1:], kind="stable")[: max(0, count - 1)] + 1
-    return [0, *others.tolist(), *range(len(scores), total)]
+    best = np.argsort(-scores[1:], kind="stable")[: max(0, count - 1)] + 1
+    return [0, *best.tolist(), *range(len(scores), total)]
 
 
 def list_words(nbest: NBest, normalizer: str) -> list[Words]:
@@ -326,7 +330,7 @@ def _table_to_arrays(table: PhraseTable) -> dict[str, np.ndarray]:
         "phrase_sources": _pack([" ".join(source) for source, _ in rows]),
         "phrase_targets": _pack([" ".join(replacement.target) for _, replacement in rows]),
         "phrase_counts": np.array([replacement.count for _, replacement in rows], dtype=np.int32),
-        "phrase_kept": np.array([replacement.kept for _, replacement in rows], dtype=np.int32),
+        "phrase_kept": np.array([replacement.unchanged for _, replacement in rows], dtype=np.int32),
         "phrase_balances": np.array([replacement.balance for _, replacement in rows], dtype=np.int32),
     }
 

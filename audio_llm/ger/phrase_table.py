@@ -28,14 +28,14 @@ class Replacement:
 
     target: Words
     count: int
-    kept: int
+    unchanged: int
     log_odds: float
     balance: int = 0
 
     @classmethod
-    def of(cls, target: Words, count: int, kept: int, discount: float, balance: int = 0) -> Replacement:
+    def of(cls, target: Words, count: int, unchanged: int, discount: float, balance: int = 0) -> Replacement:
         """Build one from its counts, `discount` taken off the one and added to the other."""
-        return cls(target, count, kept, math.log(count - discount) - math.log(kept + discount), balance)
+        return cls(target, count, unchanged, math.log(count - discount) - math.log(unchanged + discount), balance)
 
     @property
     def evidence(self) -> float:
@@ -49,7 +49,7 @@ class PhraseTable:
     def __init__(self, entries: Mapping[Words, Sequence[Replacement]]) -> None:
         self.entries = {source: tuple(replacements) for source, replacements in entries.items()}
         self.longest = max((len(source) for source in self.entries), default=0)
-        self._balances = {(source, r.target): r.balance for source, found in self.entries.items() for r in found}
+        self._balances = {(source, r.target): r.balance for source, targets in self.entries.items() for r in targets}
 
     def __len__(self) -> int:
         return sum(len(replacements) for replacements in self.entries.values())
@@ -121,14 +121,18 @@ def learn_phrases(lists: Sequence[tuple[Sequence[Words], Words]], settings: Tabl
         counts.update(set().union(*changed))
         of_first.update(changed[0] if changed else ())
     counts = Counter({pair: count for pair, count in counts.items() if count >= settings.min_count})
-    kept = _count_kept(aligned, {source for source, _ in counts}, settings.longest)
-    kept_first = _count_kept([some[:1] for some in aligned], {source for source, _ in of_first}, settings.longest)
+    unchanged = _count_unchanged(aligned, {source for source, _ in counts}, settings.longest)
+    unchanged_first = _count_unchanged(
+        [some[:1] for some in aligned], {source for source, _ in of_first}, settings.longest
+    )
     entries: dict[Words, list[Replacement]] = {}
     for (source, target), count in counts.items():
-        if count < settings.min_rate * (count + kept[source]):
+        if count < settings.min_rate * (count + unchanged[source]):
             continue
-        balance = of_first[source, target] - kept_first[source]
-        entries.setdefault(source, []).append(Replacement.of(target, count, kept[source], settings.discount, balance))
+        balance = of_first[source, target] - unchanged_first[source]
+        entries.setdefault(source, []).append(
+            Replacement.of(target, count, unchanged[source], settings.discount, balance)
+        )
     for replacements in entries.values():
         replacements.sort(key=lambda r: (-r.count, r.target))
         del replacements[settings.alternatives :]
@@ -136,8 +140,8 @@ def learn_phrases(lists: Sequence[tuple[Sequence[Words], Words]], settings: Tabl
 
 
 def _largest(entries: dict[Words, list[Replacement]], most: int) -> dict[Words, list[Replacement]]:
-    kept = sorted(entries, key=lambda source: (-entries[source][0].count, source))[:most]
-    return {source: entries[source] for source in sorted(kept)}
+    sources = sorted(entries, key=lambda source: (-entries[source][0].count, source))[:most]
+    return {source: entries[source] for source in sorted(sources)}
 
 
 def _changed_phrases(words: Words, runs: Sequence[Op], reference: Words, longest: int) -> Iterator[tuple[Words, Words]]:
@@ -176,11 +180,11 @@ def _boundaries(length: int, runs: Sequence[Op]) -> tuple[list[int], list[int]]:
     return low, high
 
 
-def _count_kept(
+def _count_unchanged(
     aligned: Sequence[Sequence[tuple[Words, list[Op], Words]]], sources: set[Words], longest: int
 ) -> Counter[Words]:
     """Return in how many lists each source phrase was right as it stood."""
-    kept: Counter[Words] = Counter()
+    counts: Counter[Words] = Counter()
     for alignments in aligned:
         right: set[Words] = set()
         for words, runs, _ in alignments:
@@ -191,5 +195,5 @@ def _count_kept(
                     for start in range(begin, stop)
                     for end in range(start + 1, min(start + longest, stop) + 1)
                 )
-        kept.update(right & sources)
-    return kept
+        counts.update(right & sources)
+    return counts

@@ -12,7 +12,7 @@ from audio_llm.errors import ModelFormatError
 OUT, END, PAD, COPIES = "<out>", "<end>", "<pad>", tuple(f"<x{count}>" for count in range(1, 6))
 COMPACT_TOKENS = (PAD, END, OUT, *COPIES)
 MAX_SEGMENTS = 10  # the response is 0, the hypotheses are 1 to 9; later ones share the last number
-_BEST, _OTHERS, _RESPONSE = "### Best-hypothesis:", "### Other-hypothesis:", "### Response:"
+_BEST, _OTHER_HYPOTHESES, _RESPONSE = "### Best-hypothesis:", "### Other-hypothesis:", "### Response:"
 _INSTRUCTION = (
     "These are the hypotheses of a speech recogniser, the most likely first. Where the first one is wrong, repair it "
     "with words of the others, and write down what was said."
@@ -156,8 +156,8 @@ class PromptEncoder:
         start = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
         opening, closing = self._tokens(f"{_INSTRUCTION}\n\n{_BEST}\n"), self._tokens(".\n\n")
         best = [*start, *opening, *self._tokens(texts[0])[:cut], *closing]
-        others = ". ".join(texts[1:])
-        rest = self._tokens(f"{_OTHERS}\n{others}.\n\n") if len(texts) > 1 else []
+        remaining = ". ".join(texts[1:])
+        rest = self._tokens(f"{_OTHER_HYPOTHESES}\n{remaining}.\n\n") if len(texts) > 1 else []
         return [best, rest, self._tokens(f"{_RESPONSE}\n")]
 
     def _tokens(self, text: str) -> list[int]:

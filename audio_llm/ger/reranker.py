@@ -78,8 +78,8 @@ def train_reranker(
         slope = p * (wrong - expected[owner]) - cross_entropy * p * (is_best / (best_p[owner] + 1e-30) - 1.0)
         return value + decay * float(weights @ weights), x.T @ slope / len(sizes) + 2 * decay * weights
 
-    found = minimize(objective, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    return LinearReranker(np.asarray(found.x) * scale)
+    solution = minimize(objective, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    return LinearReranker(np.asarray(solution.x) * scale)
 
 
 def _log_softmax(scores: np.ndarray, starts: np.ndarray, owner: np.ndarray) -> np.ndarray:

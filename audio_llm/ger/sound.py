@@ -18,7 +18,7 @@ from audio_llm.errors import DataError
 from audio_llm.features import N_MELS, SAMPLE_RATE, WIN_LENGTH, log_mel
 
 _QUANTILES = (0.1, 0.5, 0.9)
-_QUIET_SHARE = 0.1  # of the frames; in speech about as many lie in pauses
+_QUIET_FRACTION = 0.1  # of the frames; in speech about as many lie in pauses
 _FRAME_SAMPLES = 320  # 20 ms, one frame of Whisper's encoder
 
 
@@ -58,10 +58,10 @@ class NoiseStatistics:
         _check(waveform)
         padded = np.zeros(max(WIN_LENGTH, len(waveform)), dtype=np.float32)
         padded[: len(waveform)] = waveform
-        found, _ = log_mel(torch.from_numpy(padded)[None], torch.tensor([len(padded)]))
-        energies = found[0].double().numpy()
+        log_mels, _ = log_mel(torch.from_numpy(padded)[None], torch.tensor([len(padded)]))
+        energies = log_mels[0].double().numpy()
         loudness = np.sort(np.exp(energies).mean(axis=1))
-        floor = np.log(loudness[: max(1, round(_QUIET_SHARE * len(loudness)))].mean(keepdims=True))
+        floor = np.log(loudness[: max(1, round(_QUIET_FRACTION * len(loudness)))].mean(keepdims=True))
         quantiles = np.quantile(energies, _QUANTILES, axis=0)
         return np.concatenate([energies.mean(axis=0), energies.std(axis=0), *quantiles, floor]).astype(np.float32)
 
@@ -110,9 +110,9 @@ class WhisperEncoderFeatures:
     def _frames(self, piece: np.ndarray) -> torch.Tensor:
         """Return the encoder's output for one window, padding included: (frames, width)."""
         piece = piece if len(piece) else np.zeros(1, dtype=np.float32)
-        heard = self._extractor(piece, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        features = self._extractor(piece, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
         parameter = next(self._encoder.parameters())
-        output: torch.Tensor = self._encoder(heard.to(parameter.device, parameter.dtype)).last_hidden_state[0]
+        output: torch.Tensor = self._encoder(features.to(parameter.device, parameter.dtype)).last_hidden_state[0]
         return output
 
 

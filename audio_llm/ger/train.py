@@ -99,13 +99,13 @@ def train_ger(
 
     def prepare(batch: Sequence[tuple[int, int]]) -> Batch:
         examples = [_example(data, row, seed, config) for row, seed in batch]
-        made = collator.batch([e[0] for e in examples], [e[1] for e in examples])
-        return _with_sounds(made, data, [row for row, _ in batch]) if distiller is not None else made
+        collated = collator.batch([e[0] for e in examples], [e[1] for e in examples])
+        return _with_sounds(collated, data, [row for row, _ in batch]) if distiller is not None else collated
 
     def keep(m: nn.Module, folder: Path) -> None:
-        save(folder, replace(built, model=_plain(m)), made)
+        save(folder, replace(built, model=_plain(m)), recorded)
 
-    made = {"seed": config.training.seed, "lists": len(data), **(provenance or {})}
+    recorded = {"seed": config.training.seed, "lists": len(data), **(provenance or {})}
     return train(
         _Training(model, distiller),
         lambda epoch: _batches(data, lengths, config, epoch),
@@ -150,8 +150,8 @@ class _Training(nn.Module):
             destination.update({f"{prefix}{_DISTILLER}{n}": t for n, t in self._distiller.state_dict().items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        own = {name: name[len(prefix + _DISTILLER) :] for name in state_dict if name.startswith(prefix + _DISTILLER)}
-        tensors = {own[name]: state_dict.pop(name) for name in own}
+        names = {name: name[len(prefix + _DISTILLER) :] for name in state_dict if name.startswith(prefix + _DISTILLER)}
+        tensors = {names[name]: state_dict.pop(name) for name in names}
         if self._distiller is not None:
             self._distiller.load_state_dict(tensors)
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -190,11 +190,11 @@ def _probe(model: RobustGer, tuning: ListData, collator: Collator, distiller: Di
     noisy, clean = sounds
     assert noisy is not None
     noise, valid = model.scale_noise(noise.to(model.device)), valid.to(model.device)
-    found = language_probe(distiller, noise, valid, noisy, clean, generator=torch.Generator().manual_seed(0))
+    probe = language_probe(distiller, noise, valid, noisy, clean, generator=torch.Generator().manual_seed(0))
     return {
-        "mine": found.true_text,
-        "mine_shuffled": found.shuffled_text,
-        "mine_reads_sound_only": float(found.reads_audio_only),
+        "mine": probe.true_text,
+        "mine_shuffled": probe.shuffled_text,
+        "mine_reads_sound_only": float(probe.reads_audio_only),
     }
 
 
@@ -238,22 +238,22 @@ def _validate(model: RobustGer, tuning: ListData, collator: Collator, config: Ge
     rows = np.arange(len(tuning))
     rng = np.random.default_rng(0)
     for batch in batches_by_length(rows, _lengths(tuning, config), config.batch_tokens, rng):
-        made = collator.batch([tuning.hypotheses[r] for r, _ in batch], [tuning.references[r] for r, _ in batch])
-        made = made.to(model.device)
-        learned = float((made.labels >= 0).sum())
-        total += float(model.loss(made)) * learned
+        collated = collator.batch([tuning.hypotheses[r] for r, _ in batch], [tuning.references[r] for r, _ in batch])
+        collated = collated.to(model.device)
+        learned = float((collated.labels >= 0).sum())
+        total += float(model.loss(collated)) * learned
         count += learned
     picked = rows[: config.validation_lists]
-    heard = [tuning.hypotheses[row] for row in picked]
-    written = decode.greedy(model, collator, heard)
+    hypotheses = [tuning.hypotheses[row] for row in picked]
+    written = decode.greedy(model, collator, hypotheses)
     references = [tuning.references[row] for row in picked]
-    first = [texts[0] for texts in heard]
-    kept = [w.text == f for w, f, r in zip(written, first, references, strict=True) if f == r]
+    first = [texts[0] for texts in hypotheses]
+    unchanged = [w.text == f for w, f, r in zip(written, first, references, strict=True) if f == r]
     return {
         "loss": total / max(1.0, count),
         "wer_before": word_errors(references, first, _RAW).rate,
         "wer": word_errors(references, [w.text for w in written], _RAW).rate,
-        "kept": float(np.mean(kept)) if kept else 1.0,
+        "kept": float(np.mean(unchanged)) if unchanged else 1.0,
     }
 
 

@@ -59,7 +59,7 @@ def align_slots(hypotheses: Sequence[Words]) -> list[tuple[str, ...]]:
     if not hypotheses:
         return []
     first, count = hypotheses[0], len(hypotheses)
-    own = [[word] + [""] * (count - 1) for word in first]
+    aligned = [[word] + [""] * (count - 1) for word in first]
     between: list[list[list[str]]] = [[] for _ in range(len(first) + 1)]  # slots before each word, and at the end
     for number, words in enumerate(hypotheses[1:], 1):
         used = 0
@@ -71,9 +71,9 @@ def align_slots(hypotheses: Sequence[Words]) -> list[tuple[str, ...]]:
                 gap[used][number] = words[op.target_start]
                 used += 1
             else:
-                own[op.source_start][number] = "" if op.kind == "delete" else words[op.target_start]
+                aligned[op.source_start][number] = "" if op.kind == "delete" else words[op.target_start]
                 used = 0
-    network = [slot for gap, word in zip(between, own, strict=False) for slot in (*gap, word)] + between[-1]
+    network = [slot for gap, word in zip(between, aligned, strict=False) for slot in (*gap, word)] + between[-1]
     return [tuple(slot) for slot in network]
 
 
@@ -102,8 +102,8 @@ class TokenGraph:
 
     def allowed(self, states: States) -> list[int]:
         """Return the tokens that may come next."""
-        found = self._known.get(states)
-        if found is None:
+        allowed = self._known.get(states)
+        if allowed is None:
             tokens: set[int] = set()
             for state, begun in states:
                 if not begun and state in self._graph.final:
@@ -112,8 +112,8 @@ class TokenGraph:
                     spelled = self._spelled[word]
                     if spelled[: len(begun)] == begun and len(spelled) > len(begun):
                         tokens.add(spelled[len(begun)])
-            found = self._known[states] = sorted(tokens)
-        return found
+            allowed = self._known[states] = sorted(tokens)
+        return allowed
 
     def advance(self, states: States, token: int) -> States:
         """Return the state after a token that is allowed."""

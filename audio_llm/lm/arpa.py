@@ -46,9 +46,9 @@ def _word_columns(model: NgramLm, n: int) -> list[np.ndarray]:
     """Return the words of all n-grams of an order, one array of word numbers per column."""
     size = len(model.vocabulary)
     columns: list[np.ndarray] = []
-    places = np.arange(len(model.levels[n - 1].keys))
+    indices = np.arange(len(model.levels[n - 1].keys))
     for level in reversed(model.levels[:n]):
-        keys = level.keys[places]
+        keys = level.keys[indices]
         columns.append(keys % size)
-        places = keys // size
+        indices = keys // size
     return columns[::-1]

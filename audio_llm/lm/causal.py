@@ -31,9 +31,9 @@ class CausalLm(NamedTuple):
 
     def config(self) -> dict[str, Any]:
         """Return the network's configuration, plain JSON values; where it came from is left out."""
-        found: dict[str, Any] = json.loads(self.network.config.to_json_string(use_diff=False))
-        found.pop("_name_or_path", None)
-        return found
+        values: dict[str, Any] = json.loads(self.network.config.to_json_string(use_diff=False))
+        values.pop("_name_or_path", None)
+        return values
 
 
 def load_causal_lm(folder: Path) -> CausalLm:

@@ -61,7 +61,7 @@ class GrownLm(TokenLm):
         weight: Tensor = (self.network.embed_tokens if self.head is None else self.head).weight
         return torch.cat([self.embeddings()[list(specials)], weight]) if specials else weight
 
-    def _look_up(self, embeddings: Tensor, ids: Tensor) -> Tensor:
+    def _embed(self, embeddings: Tensor, ids: Tensor) -> Tensor:
         first = len(embeddings)
         known = self.network.embed_tokens((ids - first).clamp_min(0))
         return torch.where((ids < first)[..., None], embeddings[ids.clamp_max(first - 1)], known)

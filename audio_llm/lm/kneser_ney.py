@@ -50,12 +50,12 @@ def train_ngram(
         raise DataError("no words to train a language model on", path=path, remedy="give one sentence a line")
     if cutoffs is None:
         cutoffs = [1 if n < 3 or total <= 200_000 else 2 for n in range(1, order + 1)]
-    kept = sorted(word for word, count in counts.items() if count >= min_count and word not in SPECIAL_WORDS)
-    vocabulary = [*SPECIAL_WORDS, *kept]
+    known = sorted(word for word, count in counts.items() if count >= min_count and word not in SPECIAL_WORDS)
+    vocabulary = [*SPECIAL_WORDS, *known]
     # The special words have no entry: a literal "<s>" inside a text is an unknown word like any other.
-    ids = {word: number for number, word in enumerate(kept, len(SPECIAL_WORDS))}
+    ids = {word: number for number, word in enumerate(known, len(SPECIAL_WORDS))}
     stream = _Stream.of(sentences, ids)
-    return NgramLm(vocabulary, _estimate(stream, len(vocabulary), cutoffs), max(1, len(counts) - len(kept)))
+    return NgramLm(vocabulary, _estimate(stream, len(vocabulary), cutoffs), max(1, len(counts) - len(known)))
 
 
 @dataclass(frozen=True)
@@ -124,18 +124,18 @@ def _estimate(stream: _Stream, size: int, cutoffs: Sequence[int]) -> list[Level]
         counted = orders[n - 1]
         adjusted = _adjusted(orders, n)
         totals = np.bincount(counted.histories, adjusted, minlength=len(below))
-        kept = counted.raw >= cutoffs[n - 1]
-        shares = np.maximum(adjusted - _discounts(adjusted)[np.minimum(adjusted, 3)], 0) / totals[counted.histories]
-        seen = np.bincount(counted.histories[kept], shares[kept], minlength=len(below))
+        retained = counted.raw >= cutoffs[n - 1]
+        discounted = np.maximum(adjusted - _discounts(adjusted)[np.minimum(adjusted, 3)], 0) / totals[counted.histories]
+        seen = np.bincount(counted.histories[retained], discounted[retained], minlength=len(below))
         weights = np.clip(1.0 - seen, 1e-12, 1.0)
-        probs = shares + weights[counted.histories] * below[counted.suffixes]
+        probs = discounted + weights[counted.histories] * below[counted.suffixes]
         # Where an n-gram was dropped its probability is that of the shorter history; longer ones build on it.
-        probs[~kept] = (weights[counted.histories] * below[counted.suffixes])[~kept]
+        probs[~retained] = (weights[counted.histories] * below[counted.suffixes])[~retained]
         levels[-1] = _Estimated(levels[-1].keys, levels[-1].probs, weights[keep_below >= 0])
-        places = np.where(kept, np.cumsum(kept) - 1, -1)
-        keys = keep_below[counted.histories[kept]] * size + counted.words[kept]
-        levels.append(_Estimated(keys, probs[kept], np.ones(int(kept.sum()))))
-        keep_below, below = places, probs
+        indices = np.where(retained, np.cumsum(retained) - 1, -1)
+        keys = keep_below[counted.histories[retained]] * size + counted.words[retained]
+        levels.append(_Estimated(keys, probs[retained], np.ones(int(retained.sum()))))
+        keep_below, below = indices, probs
     return [level.as_level() for level in levels]
 
 
@@ -156,17 +156,17 @@ def _collect(stream: _Stream, size: int, order: int) -> list[_Order]:
     raw = np.bincount(ids, minlength=size)
     nothing = np.zeros(size, dtype=np.int64)
     orders = [_Order(everything, raw, everything, nothing, nothing, everything == START_ID)]
-    places = ids
+    indices = ids
     for n in range(2, order + 1):
         ends = np.flatnonzero(positions >= n - 1)
-        histories = places[ends - 1]
+        histories = indices[ends - 1]
         keys, first, inverse, raw = np.unique(
             histories * size + ids[ends], return_index=True, return_inverse=True, return_counts=True
         )
-        histories, suffixes = histories[first], places[ends[first]]
+        histories, suffixes = histories[first], indices[ends[first]]
         orders.append(_Order(keys, raw, keys % size, histories, suffixes, positions[ends[first]] == n - 1))
-        places = np.full(len(ids), -1)
-        places[ends] = inverse
+        indices = np.full(len(ids), -1)
+        indices[ends] = inverse
     return orders
 
 

@@ -40,7 +40,7 @@ class MixedLm:
     def log_prob(self, words: Sequence[str]) -> float:
         """Return log p(words and then the end of the sentence)."""
         words = tuple(words)
-        return sum(self.score(words[:place], word) for place, word in enumerate((*words, END)))
+        return sum(self.score(words[:position], word) for position, word in enumerate((*words, END)))
 
     def log_probs(self, sentences: Iterable[Sequence[str]]) -> list[float]:
         """Return log p of each sentence, its end included."""

@@ -57,7 +57,7 @@ class NgramLm:
         self.levels = tuple(levels)
         self.order = len(self.levels)
         self.unknown_types = unknown_types
-        self._unknown_share = -math.log(unknown_types)
+        self._log_unknown_fraction = -math.log(unknown_types)
         self._ids = {word: number for number, word in enumerate(self.vocabulary) if number > UNKNOWN_ID}
         self._memo: dict[tuple[str, ...], float] = {}
 
@@ -174,15 +174,15 @@ class NgramLm:
         """
         size = len(self.vocabulary)
         logs = self.levels[0].log_probs[ids].copy()
-        places = ids
+        indices = ids
         for n, level in enumerate(self.levels[1:], 2):
-            history = np.concatenate([[-1], places[:-1]])
+            history = np.concatenate([[-1], indices[:-1]])
             history[positions < n - 1] = -1
-            found = _find(level.keys, np.where(history >= 0, history * size + ids, -1))
+            matches = _find(level.keys, np.where(history >= 0, history * size + ids, -1))
             weights = np.where(history >= 0, self.levels[n - 2].backoffs[np.maximum(history, 0)], np.float32(0))
-            logs = np.where(found >= 0, level.log_probs[np.maximum(found, 0)], logs + weights)
-            places = found
-        return np.where(ids == UNKNOWN_ID, logs + np.float32(self._unknown_share), logs)
+            logs = np.where(matches >= 0, level.log_probs[np.maximum(matches, 0)], logs + weights)
+            indices = matches
+        return np.where(ids == UNKNOWN_ID, logs + np.float32(self._log_unknown_fraction), logs)
 
     def _score_key(self, key: tuple[str, ...]) -> float:
         """Return what `_log_probs_of_ids` gives for the last word; faster for a single query."""
@@ -193,18 +193,18 @@ class NgramLm:
             ids[-1] = END_ID
         size = len(self.vocabulary)
         value = float(self.levels[0].log_probs[ids[-1]])
-        places = ids
+        indices = ids
         for n, level in enumerate(self.levels[1 : len(ids)], 2):
-            found = [-1] * (n - 1) + [
+            matches = [-1] * (n - 1) + [
                 _find_one(level.keys, history * size + word) if history >= 0 else -1
-                for history, word in zip(places[n - 2 : -1], ids[n - 1 :], strict=True)
+                for history, word in zip(indices[n - 2 : -1], ids[n - 1 :], strict=True)
             ]
-            if found[-1] >= 0:
-                value = float(level.log_probs[found[-1]])
-            elif places[-2] >= 0:
-                value += float(self.levels[n - 2].backoffs[places[-2]])
-            places = found
-        return value + self._unknown_share if ids[-1] == UNKNOWN_ID else value
+            if matches[-1] >= 0:
+                value = float(level.log_probs[matches[-1]])
+            elif indices[-2] >= 0:
+                value += float(self.levels[n - 2].backoffs[indices[-2]])
+            indices = matches
+        return value + self._log_unknown_fraction if ids[-1] == UNKNOWN_ID else value
 
 
 def save_ngram(
@@ -238,17 +238,17 @@ def load_ngram(name_or_dir: str | os.PathLike[str]) -> NgramLm:
         ) from None
 
 
-def _find_one(keys: np.ndarray, wanted: int) -> int:
-    place = int(keys.searchsorted(wanted))
-    return place if place < len(keys) and keys[place] == wanted else -1
+def _find_one(keys: np.ndarray, key: int) -> int:
+    index = int(keys.searchsorted(key))
+    return index if index < len(keys) and keys[index] == key else -1
 
 
-def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _find(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Return the place of each wanted key in the sorted keys, -1 where it is absent."""
     if len(keys) == 0:
-        return np.full(len(wanted), -1)
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, places, -1)
+        return np.full(len(queries), -1)
+    indices = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
+    return np.where(keys[indices] == queries, indices, -1)
 
 
 def _smallest(steps: np.ndarray) -> np.ndarray:

@@ -25,7 +25,9 @@ class PocketsphinxLm:
     def log_prob(self, words: Sequence[str]) -> float:
         """Return log p(words and then the end of the sentence)."""
         padded = [START, *words, END]
-        newest_first = (padded[max(0, place - self.order + 1) : place + 1][::-1] for place in range(1, len(padded)))
+        newest_first = (
+            padded[max(0, position - self.order + 1) : position + 1][::-1] for position in range(1, len(padded))
+        )
         return sum(max(_LEAST, self._model.prob(some) * math.log(_LOG_BASE)) for some in newest_first)
 
     def log_probs(self, sentences: Iterable[Sequence[str]]) -> list[float]:

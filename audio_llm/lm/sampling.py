@@ -55,10 +55,12 @@ def median(probabilities: Tensor, grid: Tensor, levels: Sequence[int]) -> Tensor
         grid: (V, L) float32: for each number that a token stands for, 1 at its level and 0 at the others.
         levels: Of every number, L in all; their product is V.
     """
-    shares = probabilities @ grid
-    chosen = [(part.cumsum(-1) < 0.5).sum(-1).clamp_max(part.shape[-1] - 1) for part in shares.split(list(levels), -1)]
-    wanted = torch.cat([functional.one_hot(part, size) for part, size in zip(chosen, levels, strict=True)], dim=-1)
-    return (wanted.to(grid.dtype) @ grid.T).argmax(-1)
+    marginals = probabilities @ grid
+    chosen = [
+        (part.cumsum(-1) < 0.5).sum(-1).clamp_max(part.shape[-1] - 1) for part in marginals.split(list(levels), -1)
+    ]
+    target = torch.cat([functional.one_hot(part, size) for part, size in zip(chosen, levels, strict=True)], dim=-1)
+    return (target.to(grid.dtype) @ grid.T).argmax(-1)
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:

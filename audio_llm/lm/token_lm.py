@@ -126,14 +126,14 @@ class TokenLm(nn.Module):
     def table(self, name: str, specials: Collection[int] = ()) -> Tensor:
         """Return the vectors (R, width) of a range's tokens, those of special ones before them."""
         span, embeddings = self.vocabulary.span(name), self.embeddings()
-        own = embeddings[span.start : span.stop]
-        return torch.cat([embeddings[list(specials)], own]) if specials else own
+        vectors = embeddings[span.start : span.stop]
+        return torch.cat([embeddings[list(specials)], vectors]) if specials else vectors
 
     def embeddings(self) -> Tensor:
         """Return the vectors (V, width) that stand for the tokens, where they come in and where they come out."""
         return self._featured(self.network.embed_tokens.weight)
 
-    def _look_up(self, embeddings: Tensor, ids: Tensor) -> Tensor:
+    def _embed(self, embeddings: Tensor, ids: Tensor) -> Tensor:
         """Return the vectors (B, N, width) of tokens (B, N), from those of `embeddings`."""
         return embeddings[ids]
 
@@ -141,8 +141,8 @@ class TokenLm(nn.Module):
         """Return vectors (V, width) with what tokens have in common added."""
         for name, layer in self.shared.items():
             span = self.vocabulary.span(name)
-            own = weight[span.start : span.stop] + layer(getattr(self, f"features_{name}"))
-            weight = torch.cat([weight[: span.start], own, weight[span.stop :]])
+            vectors = weight[span.start : span.stop] + layer(getattr(self, f"features_{name}"))
+            weight = torch.cat([weight[: span.start], vectors, weight[span.stop :]])
         return weight
 
     @torch.inference_mode()
@@ -175,8 +175,8 @@ class TokenLm(nn.Module):
         for step in range(target.positions.shape[1]):
             logits = (run.hidden @ table.T).float()
             if votes is not None:
-                own = 1.0 - votes[:, step].sum(-1, keepdim=True)
-                logits = (own * logits.softmax(-1) + votes[:, step]).log()
+                model_weight = 1.0 - votes[:, step].sum(-1, keepdim=True)
+                logits = (model_weight * logits.softmax(-1) + votes[:, step]).log()
             drawn = self._next(logits, name, sampling, generator)
             ids.append(drawn + span.start)
             log_probs.append(logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0])
@@ -199,7 +199,7 @@ class TokenLm(nn.Module):
         self, sequence: Sequence, embeddings: Tensor, mask: Tensor, cache: Any, features: Tensor | None = None
     ) -> Tensor:
         """Return hidden states; what was computed goes into a cache of transformers, if there is one."""
-        x = self._look_up(embeddings, sequence.ids) + self.segments(sequence.segments)
+        x = self._embed(embeddings, sequence.ids) + self.segments(sequence.segments)
         if features is not None:
             x = x + features
         out = self.network(
