@@ -12,7 +12,8 @@ import numpy as np
 
 from audio_llm.correction import Correction, describe_edits
 from audio_llm.errors import OutOfMemoryError, UsageError
-from audio_llm.ger import decode, files
+from audio_llm.ger import decode
+from audio_llm.ger.checkpoint import GerCheckpoint, load
 from audio_llm.ger.decode import Written
 from audio_llm.ger.settings import MODES, Mode
 from audio_llm.ger.word_graph import any_words, slots
@@ -46,15 +47,15 @@ class GerCorrector:
 
     name = "ger"
 
-    def __init__(self, built: files.Built, mode: Mode | None = None, gate: bool = True) -> None:
-        self.built = built
-        self.mode: Mode = mode or built.decoding.mode
+    def __init__(self, checkpoint: GerCheckpoint, mode: Mode | None = None, gate: bool = True) -> None:
+        self.checkpoint = checkpoint
+        self.mode: Mode = mode or checkpoint.decoding.mode
         if self.mode not in MODES:
             raise UsageError(f"no mode is named {mode!r}", remedy=f"use one of {', '.join(MODES)}")
-        self.hypotheses = built.model.settings.prompt.hypotheses
-        tuned = built.decoding.gates[self.mode]
+        self.hypotheses = checkpoint.model.settings.prompt.hypotheses
+        tuned = checkpoint.decoding.gates[self.mode]
         self.gate = tuned if gate else replace(tuned, off=True)
-        self._normalize = get_normalizer(built.normalizer)
+        self._normalize = get_normalizer(checkpoint.normalizer)
 
     @classmethod
     def load(
@@ -77,9 +78,9 @@ class GerCorrector:
             llm: The language model, where it lies elsewhere than when the model was trained.
 
         Raises:
-            ModelNotFoundError, ModelFormatError: As `files.load`.
+            ModelNotFoundError, ModelFormatError: As `checkpoint.load`.
         """
-        return cls(files.load(folder, llm, device), decode, gate)
+        return cls(load(folder, llm, device), decode, gate)
 
     def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
         """Correct each list, in order; the waveforms are not needed."""
@@ -94,7 +95,7 @@ class GerCorrector:
         texts = [tuple(self._normalize(text) for text in nbest.texts[: self.hypotheses]) for nbest in lists]
         rows = [row for row, hypotheses in enumerate(texts) if any(hypotheses)]
         shown = [texts[row] for row in rows]
-        model, collator = self.built.model, self.built.collator
+        model, collator = self.checkpoint.model, self.checkpoint.collator
         try:
             written = self._write(shown)
             before = decode.log_probs(model, collator, shown, [hypotheses[0] for hypotheses in shown])
@@ -109,11 +110,11 @@ class GerCorrector:
         return proposals
 
     def _write(self, shown: Sequence[tuple[str, ...]]) -> list[Written]:
-        model, collator = self.built.model, self.built.collator
+        model, collator = self.checkpoint.model, self.checkpoint.collator
         if self.mode == "free":
             return decode.greedy(model, collator, shown)
         graph = slots if self.mode == "slots" else any_words
-        width = self.built.decoding.beam
+        width = self.checkpoint.decoding.beam
         return [
             decode.search(model, collator, hypotheses, graph([tuple(text.split()) for text in hypotheses]), width)
             for hypotheses in shown

@@ -211,7 +211,7 @@ class RobustGer(nn.Module):
         flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
         return nn.functional.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED)
 
-    def own_tensors(self) -> dict[str, Tensor]:
+    def adapter_tensors(self) -> dict[str, Tensor]:
         """Return everything that is not the language model's own: LoRA, adapter, segments, noise sizes."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from audio_llm.ger import decode
-from audio_llm.ger.files import Built
+from audio_llm.ger.checkpoint import GerCheckpoint
 from audio_llm.ger.phrase_table import Words
 
 _BATCH = 32  # lists that are written at once
 
 
 @dataclass(frozen=True)
-class NeuralOpinion:
+class NeuralScorer:
     """Writes a text for a list, and tells how probable any text is.
 
     Attributes:
         built: The neural corrector, in eval mode.
     """
 
-    built: Built
+    checkpoint: GerCheckpoint
 
     def write(self, lists: Sequence[Sequence[Words]]) -> list[Words]:
         """Return what it writes for each list; nothing where it finds no end.
@@ -31,19 +31,19 @@ class NeuralOpinion:
         written: list[Words] = []
         for start in range(0, len(lists), _BATCH):
             texts = [self._shown(hypotheses) for hypotheses in lists[start : start + _BATCH]]
-            outputs = decode.greedy(self.built.model, self.built.collator, texts)
+            outputs = decode.greedy(self.checkpoint.model, self.checkpoint.collator, texts)
             written += [tuple(one.text.split()) if one.finished else () for one in outputs]
         return written
 
     def log_probs(self, hypotheses: Sequence[Words], candidates: Sequence[Words]) -> list[float]:
         """Return the natural log probability of each candidate for one list."""
         texts = [" ".join(words) for words in candidates]
-        return decode.score_candidates(self.built.model, self.built.collator, self._shown(hypotheses), texts)
+        return decode.score_candidates(self.checkpoint.model, self.checkpoint.collator, self._shown(hypotheses), texts)
 
     def log_probs_alone(self, candidates: Sequence[Words]) -> list[float]:
         """Return the natural log probability of each candidate where nothing was heard: as English of the domain."""
         return self.log_probs([()], candidates)
 
     def _shown(self, hypotheses: Sequence[Words]) -> list[str]:
-        count = self.built.model.settings.prompt.hypotheses
+        count = self.checkpoint.model.settings.prompt.hypotheses
         return [" ".join(words) for words in hypotheses[:count]]

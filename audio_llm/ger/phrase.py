@@ -13,21 +13,21 @@ import numpy as np
 from audio_llm.correction import Correction, describe_edits
 from audio_llm.errors import ModelFormatError, UsageError
 from audio_llm.ger.candidates import BeamSettings, Candidate, add_written, make_candidates
-from audio_llm.ger.familiar import ListKind
 from audio_llm.ger.features import FEATURES, NEURAL_FEATURES, Knowledge, ListView, add_neural, measure
 from audio_llm.ger.phrase_table import PhraseTable, Replacement, TableSettings, Words
 from audio_llm.ger.reranker import LinearReranker, expected_errors
+from audio_llm.ger.score_range import ScoreRange
 from audio_llm.lm.ngram import NgramLm, load_ngram
 from audio_llm.lm.pocketsphinx_lm import PocketsphinxLm
 from audio_llm.nbest import NBest
 from audio_llm.text import get_normalizer
 
 if TYPE_CHECKING:  # they need torch
-    from audio_llm.ger.neural import NeuralOpinion
+    from audio_llm.ger.neural import NeuralScorer
     from audio_llm.ger.phrase_training import NeuralFolds
 
 KIND = "ger-phrase"
-_LOOKED_AT = 20  # hypotheses of a list
+_MAX_HYPOTHESES = 20  # hypotheses of a list
 _NEURAL = "neural."  # begins the names of a neural corrector's weights
 
 
@@ -65,7 +65,7 @@ class PhraseSettings:
 
 
 @dataclass(frozen=True)
-class SecondOpinion:
+class NeuralReranker:
     """A neural corrector, whose text is one more candidate and whose opinion counts in the choice.
 
     Attributes:
@@ -74,7 +74,7 @@ class SecondOpinion:
         margin: As the phrase corrector's own.
     """
 
-    neural: NeuralOpinion
+    scorer: NeuralScorer
     reranker: LinearReranker
     margin: float
 
@@ -98,10 +98,10 @@ class PhraseCorrector:
     reranker: LinearReranker
     margin: float
     settings: PhraseSettings = field(default_factory=PhraseSettings)
-    kind: ListKind | None = None
+    score_range: ScoreRange | None = None
     name: str = "phrase"
-    hypotheses: int = _LOOKED_AT
-    second: SecondOpinion | None = None
+    hypotheses: int = _MAX_HYPOTHESES
+    neural_reranker: NeuralReranker | None = None
 
     @classmethod
     def train(
@@ -136,9 +136,9 @@ class PhraseCorrector:
         """Correct each list, in order; the waveforms are not needed."""
         texts = [list_words(nbest, self.settings.normalizer) for nbest in lists]
         written: list[Words] = [()] * len(lists)
-        if self.second is not None:
-            rows = [row for row, nbest in enumerate(lists) if not self._objection(nbest, texts[row])]
-            for row, words in zip(rows, self.second.neural.write([texts[row] for row in rows]), strict=True):
+        if self.neural_reranker is not None:
+            rows = [row for row, nbest in enumerate(lists) if not self._reject_reason(nbest, texts[row])]
+            for row, words in zip(rows, self.neural_reranker.scorer.write([texts[row] for row in rows]), strict=True):
                 written[row] = words
         return [self._correct_one(*one) for one in zip(lists, texts, written, strict=True)]
 
@@ -160,20 +160,20 @@ class PhraseCorrector:
             "weights": dict(zip(FEATURES, map(float, self.reranker.weights), strict=True)),
             "unknown_types": self.knowledge.references.unknown_types,
         }
-        if self.kind is not None:
-            config["kind"] = asdict(self.kind)
+        if self.score_range is not None:
+            config["kind"] = asdict(self.score_range)
         if self.settings.language_model:
             config["general_sha256"] = fingerprint(self.settings.language_model)
         arrays = _table_to_arrays(self.knowledge.table) | self.knowledge.references.to_arrays()
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         assets: dict[str, str] = {}
-        if self.second is not None:
-            from audio_llm.ger.files import to_parts
+        if self.neural_reranker is not None:
+            from audio_llm.ger.checkpoint import to_parts
 
-            weights = map(float, self.second.reranker.weights)
+            weights = map(float, self.neural_reranker.reranker.weights)
             config["second"] = dict(zip((*FEATURES, *NEURAL_FEATURES), weights, strict=True))
-            config["second_margin"] = self.second.margin
-            config["neural"], network, assets = to_parts(self.second.neural.built)
+            config["second_margin"] = self.neural_reranker.margin
+            config["neural"], network, assets = to_parts(self.neural_reranker.scorer.checkpoint)
             tensors |= {f"{_NEURAL}{name}": tensor.half() for name, tensor in network.items()}
         words = len(self.knowledge.references.vocabulary)
         card = card or _CARD.format(phrases=len(self.knowledge.table), words=words, settings=self.settings)
@@ -220,29 +220,29 @@ class PhraseCorrector:
             references = NgramLm.from_arrays(arrays, config["unknown_types"])
             table = _table_from_arrays(arrays, settings.table.discount)
             knowledge = Knowledge(table, references, general, load_recognizer_lm(settings))
-            kind = ListKind(**config["kind"]) if "kind" in config and gate else None
-            second = None
+            score_range = ScoreRange(**config["kind"]) if "kind" in config and gate else None
+            neural_reranker = None
             if neural and "neural" in config:
-                from audio_llm.ger.files import from_parts
-                from audio_llm.ger.neural import NeuralOpinion
+                from audio_llm.ger.checkpoint import from_parts
+                from audio_llm.ger.neural import NeuralScorer
 
-                chooser = LinearReranker(np.array([config["second"][n] for n in (*FEATURES, *NEURAL_FEATURES)]))
+                reranker = LinearReranker(np.array([config["second"][n] for n in (*FEATURES, *NEURAL_FEATURES)]))
                 network = {n.removeprefix(_NEURAL): a for n, a in arrays.items() if n.startswith(_NEURAL)}
-                scorer = NeuralOpinion(from_parts(config["neural"], network, path, device))
-                second = SecondOpinion(scorer, chooser, float(config["second_margin"]) if gate else 0.0)
+                scorer = NeuralScorer(from_parts(config["neural"], network, path, device))
+                neural_reranker = NeuralReranker(scorer, reranker, float(config["second_margin"]) if gate else 0.0)
         except (KeyError, ValueError, TypeError) as error:
             raise ModelFormatError(f"lacks or garbles {error}", path=path, remedy="train it again") from None
         margin = float(config["margin"]) if gate else 0.0
-        return cls(knowledge, LinearReranker(weights), margin, settings, kind, second=second)
+        return cls(knowledge, LinearReranker(weights), margin, settings, score_range, neural_reranker=neural_reranker)
 
-    def _objection(self, nbest: NBest, texts: Sequence[Words]) -> str:
+    def _reject_reason(self, nbest: NBest, texts: Sequence[Words]) -> str:
         """Return why a list is not even looked at, or an empty string."""
         if not any(texts):
             return "no words"
-        return self.kind.objection(nbest) if self.kind is not None else ""
+        return self.score_range.reject_reason(nbest) if self.score_range is not None else ""
 
     def _correct_one(self, nbest: NBest, texts: Sequence[Words], written: Words) -> Correction:
-        if reason := self._objection(nbest, texts):
+        if reason := self._reject_reason(nbest, texts):
             return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), None)
         view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses[: len(texts)]])
         candidates = make_candidates(view.hypotheses, self.knowledge.table, self.knowledge.lm, self.settings.beam)
@@ -250,12 +250,12 @@ class PhraseCorrector:
         candidates = add_written(candidates, written, self.knowledge.lm)
         rows = measure(view, candidates, self.knowledge)
         scores, margin = self.reranker.scores(rows[:phrase_count]), self.margin
-        if self.second is not None:
+        if self.neural_reranker is not None:
             indices = shortlist(scores, self.settings.shortlist, len(candidates))
             candidates, rows = [candidates[number] for number in indices], rows[indices]
-            rows = add_opinion(rows, candidates, self.second.neural, texts, written)
-            scores = self.second.reranker.scores(rows)
-            margin = self.second.margin
+            rows = add_neural_scores(rows, candidates, self.neural_reranker.scorer, texts, written)
+            scores = self.neural_reranker.reranker.scores(rows)
+            margin = self.neural_reranker.margin
         errors = expected_errors(scores, [candidate.words for candidate in candidates])
         best = int(np.argmin(errors))
         gain = float(errors[0] - errors[best])
@@ -270,10 +270,10 @@ class PhraseCorrector:
         return Correction(nbest.id, " ".join(words), nbest.best, False, saved, changes, confidence)
 
 
-def add_opinion(
+def add_neural_scores(
     rows: np.ndarray,
     candidates: Sequence[Candidate],
-    neural: NeuralOpinion,
+    scorer: NeuralScorer,
     hypotheses: Sequence[Words],
     written: Words,
 ) -> np.ndarray:
@@ -287,7 +287,7 @@ def add_opinion(
         written: What it writes by itself.
     """
     texts = [candidate.words for candidate in candidates]
-    return add_neural(rows, candidates, neural.log_probs(hypotheses, texts), neural.log_probs_alone(texts), written)
+    return add_neural(rows, candidates, scorer.log_probs(hypotheses, texts), scorer.log_probs_alone(texts), written)
 
 
 def load_recognizer_lm(settings: PhraseSettings) -> PocketsphinxLm | None:
@@ -310,7 +310,7 @@ def shortlist(scores: np.ndarray, count: int, total: int) -> list[int]:
 def list_words(nbest: NBest, normalizer: str) -> list[Words]:
     """Return the words of the hypotheses of a list that are looked at, normalised."""
     normalize = get_normalizer(normalizer)
-    return [tuple(normalize(text).split()) for text in nbest.texts[:_LOOKED_AT]]
+    return [tuple(normalize(text).split()) for text in nbest.texts[:_MAX_HYPOTHESES]]
 
 
 _CARD = """# Phrase corrector

@@ -12,26 +12,26 @@ import numpy as np
 from audio_llm.align import edit_distance
 from audio_llm.errors import DataError, UsageError
 from audio_llm.ger.candidates import Candidate, add_written, make_candidates
-from audio_llm.ger.familiar import ListKind
 from audio_llm.ger.features import Knowledge, ListView, measure
 from audio_llm.ger.phrase import (
+    NeuralReranker,
     PhraseCorrector,
     PhraseSettings,
-    SecondOpinion,
-    add_opinion,
+    add_neural_scores,
     list_words,
     load_recognizer_lm,
     shortlist,
 )
 from audio_llm.ger.phrase_table import Words, learn_phrases
 from audio_llm.ger.reranker import LinearReranker, expected_errors, train_reranker
+from audio_llm.ger.score_range import ScoreRange
 from audio_llm.lm.kneser_ney import train_ngram
 from audio_llm.lm.ngram import NgramLm, load_ngram
 from audio_llm.nbest import NBest
 from audio_llm.text import get_normalizer
 
 if TYPE_CHECKING:  # it needs torch
-    from audio_llm.ger.neural import NeuralOpinion
+    from audio_llm.ger.neural import NeuralScorer
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ class NeuralFolds:
         final: The one that is used afterwards.
     """
 
-    by_fold: tuple[NeuralOpinion, ...]
-    final: NeuralOpinion
+    by_fold: tuple[NeuralScorer, ...]
+    final: NeuralScorer
 
 
 @dataclass(frozen=True)
@@ -120,16 +120,16 @@ def train_phrase_corrector(
         inputs.append([pair[1] for pair in pairs])
         logger.info("fold %d of %d: candidates for %d lists", fold + 1, max(fold_of) + 1, len(held_out))
     reranker, margin = _train(scored), _choose_margin(scored, settings)
-    second = None
+    neural_reranker = None
     if neural is not None:
         scored = [
             [_score_shortlist(*one, reranker, scorer, settings) for one in zip(part, texts, strict=True)]
             for part, texts, scorer in zip(scored, inputs, neural.by_fold, strict=True)
         ]
-        second = SecondOpinion(neural.final, _train(scored), _choose_margin(scored, settings))
+        neural_reranker = NeuralReranker(neural.final, _train(scored), _choose_margin(scored, settings))
     knowledge = _learn(examples, sentences, settings, general)
     logger.info("%d phrases, margin %.2f", len(knowledge.table), margin)
-    return PhraseCorrector(knowledge, reranker, margin, settings, ListKind.of(lists), second=second)
+    return PhraseCorrector(knowledge, reranker, margin, settings, ScoreRange.of(lists), neural_reranker=neural_reranker)
 
 
 def _folds(examples: Sequence[_Example], settings: PhraseSettings, seed: int) -> list[int]:
@@ -200,12 +200,12 @@ def _score(
 
 
 def _score_shortlist(
-    one: _Scored, rerank_input: _RerankInput, reranker: LinearReranker, scorer: NeuralOpinion, settings: PhraseSettings
+    one: _Scored, rerank_input: _RerankInput, reranker: LinearReranker, scorer: NeuralScorer, settings: PhraseSettings
 ) -> _Scored:
     everything = rerank_input.everything
     indices = shortlist(reranker.scores(one.features), settings.shortlist, len(everything.texts))
     candidates = [rerank_input.candidates[number] for number in indices]
-    features = add_opinion(
+    features = add_neural_scores(
         everything.features[indices], candidates, scorer, rerank_input.example.texts, rerank_input.written
     )
     return _Scored(features, everything.errors[indices], tuple(candidate.words for candidate in candidates))

@@ -17,9 +17,9 @@ from audio_llm.doctor import resolve_device
 from audio_llm.errors import UsageError
 from audio_llm.ger import decode
 from audio_llm.ger.batches import Collator
+from audio_llm.ger.checkpoint import build, save
 from audio_llm.ger.data import ListData, split_by_reference
-from audio_llm.ger.files import build, save
-from audio_llm.ger.mine import DistillationSettings, Distiller, language_probe
+from audio_llm.ger.distillation import DistillationSettings, Distiller, language_probe
 from audio_llm.ger.model import Batch, GerSettings, RobustGer
 from audio_llm.metrics import word_errors
 from audio_llm.text import NORMALIZERS
@@ -88,9 +88,9 @@ def train_ger(
     if tuning is None:
         data, tuning = split_by_reference(data, config.tune_share, config.training.seed)
     torch.manual_seed(config.training.seed)
-    built = replace(build(llm, config.ger), normalizer=config.normalizer)
-    model, collator = built.model, built.collator
-    if model.adapter is not None and built.fresh_adapter:
+    checkpoint = replace(build(llm, config.ger), normalizer=config.normalizer)
+    model, collator = checkpoint.model, checkpoint.collator
+    if model.adapter is not None and checkpoint.fresh_adapter:
         model.set_noise_size(_noise_size(data, collator, config))
     if resolve_device(device) == "cpu":  # by a third faster than the fused attention, for texts as short as these
         model.llm.set_attn_implementation("eager")
@@ -103,7 +103,7 @@ def train_ger(
         return _with_sounds(collated, data, [row for row, _ in batch]) if distiller is not None else collated
 
     def keep(m: nn.Module, folder: Path) -> None:
-        save(folder, replace(built, model=_plain(m)), recorded)
+        save(folder, replace(checkpoint, model=_plain(m)), recorded)
 
     recorded = {"seed": config.training.seed, "lists": len(data), **(provenance or {})}
     return train(
@@ -142,7 +142,7 @@ class _Training(nn.Module):
         noise, valid = self.model.scale_noise(batch["noise"]), batch["noise_valid"]
         if len(noise) > 1:
             distiller.update(noise, valid, batch["noisy"], batch.get("clean"))
-        return loss - distiller.settings.weight * distiller.reward(adapter.tuned(noise), valid, batch["noisy"])
+        return loss - distiller.settings.weight * distiller.loss_term(adapter.tuned(noise), valid, batch["noisy"])
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -25,14 +25,14 @@ TUNE_SENTENCES = 500
 ATIS_TRAIN, ATIS_TEST = "train_atis", "test_atis"
 REPORTED = ("test_ls_clean", "test_ls_other", "test_cv", "test_wsj_score", "test_lrs2", "test_swbd")
 SHIPPABLE = ("test_ls_clean", "test_ls_other", "test_cv")  # shipped weights may learn from these, in folds
-HELD_OUT_SHARE, TUNE_SHARE = 0.2, 0.1  # of the references of ATIS' training lists
+HELD_OUT_FRACTION, TUNE_FRACTION = 0.2, 0.1  # of the references of ATIS' training lists
 
 
 def lists(data: Path, name: str) -> list[NBest]:
     """Return the lists of one file, in its order, with ids that tell where they are from."""
     path = data / "nbest" / f"{name}.json"
-    found = read_nbest(path)
-    return [NBest(f"{name}-{number}", n.hypotheses, n.reference) for number, n in enumerate(found)]
+    loaded = read_nbest(path)
+    return [NBest(f"{name}-{number}", n.hypotheses, n.reference) for number, n in enumerate(loaded)]
 
 
 def sentences(data: Path) -> tuple[list[str], list[str]]:
@@ -43,15 +43,15 @@ def sentences(data: Path) -> tuple[list[str], list[str]]:
     tune = read_book(data / "text" / f"{TUNE_BOOK}.txt")
     order = np.random.default_rng(SEED).permutation(len(tune))[:TUNE_SENTENCES]
     tuning = [tune[i].words for i in order]
-    kept = drop_shared(train, [*tuning, *scored_texts(data)])
-    return [sentence.words for sentence in kept], tuning
+    unshared = drop_shared(train, [*tuning, *scored_texts(data)])
+    return [sentence.words for sentence in unshared], tuning
 
 
 def scored_texts(data: Path) -> list[str]:
     """Return the normalised references of every list, and of every recording, that is tuned or reported on."""
     names = [name for name in (ATIS_TEST, *REPORTED) if (data / "nbest" / f"{name}.json").exists()]
     texts = [nbest.reference or "" for name in names for nbest in lists(data, name)]
-    texts += [r.text for name, found in recordings(data).items() if name != "train" for r in found]
+    texts += [r.text for name, clips in recordings(data).items() if name != "train" for r in clips]
     return [DEFAULT_NORMALIZER(text) for text in texts]
 
 
@@ -68,20 +68,20 @@ def atis_parts(data: Path) -> dict[str, list[NBest]]:
     return {**parts, "test": lists(data, ATIS_TEST)}
 
 
-def folds(found: Sequence[NBest], count: int = 5) -> list[list[NBest]]:
+def folds(nbests: Sequence[NBest], count: int = 5) -> list[list[NBest]]:
     """Return the lists in folds, those of one reference in the same fold."""
-    references = sorted({DEFAULT_NORMALIZER(nbest.reference or "") for nbest in found})
+    references = sorted({DEFAULT_NORMALIZER(nbest.reference or "") for nbest in nbests})
     order = np.random.default_rng(SEED).permutation(len(references)) % count
     fold_of = dict(zip(references, order.tolist(), strict=True))
     parts: list[list[NBest]] = [[] for _ in range(count)]
-    for nbest in found:
+    for nbest in nbests:
         parts[fold_of[DEFAULT_NORMALIZER(nbest.reference or "")]].append(nbest)
     return parts
 
 
-def as_data(found: Iterable[NBest]) -> ListData:
+def as_data(nbests: Iterable[NBest]) -> ListData:
     """Return lists as training data."""
-    return from_lists(found, DEFAULT_NORMALIZER.name)
+    return from_lists(nbests, DEFAULT_NORMALIZER.name)
 
 
 def check_no_leak(training_texts: Iterable[str], scored: Iterable[str]) -> None:
@@ -94,6 +94,6 @@ def check_no_leak(training_texts: Iterable[str], scored: Iterable[str]) -> None:
 def _assign(references: Sequence[str]) -> dict[str, str]:
     distinct = sorted({DEFAULT_NORMALIZER(reference) for reference in references})
     order = np.random.default_rng(SEED).permutation(len(distinct))
-    held_out, tune = int(HELD_OUT_SHARE * len(distinct)), int(TUNE_SHARE * len(distinct))
+    held_out, tune = int(HELD_OUT_FRACTION * len(distinct)), int(TUNE_FRACTION * len(distinct))
     names = ["held-out"] * held_out + ["tune"] * tune + ["train"] * (len(distinct) - held_out - tune)
     return {distinct[i]: name for i, name in zip(order, names, strict=True)}

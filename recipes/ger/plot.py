@@ -33,15 +33,15 @@ def draw(curve: Mapping[str, float], log: Path, rows: Mapping[str, CorrectionSco
     seen = [(row["step"], row["validation"]["loss"]) for row in logged if "validation" in row]
     loss.plot(*zip(*seen, strict=True), "o-")
     loss.set(ylim=0, xlabel="steps", ylabel="loss, nats a token", title="base model, made-up lists")
-    for place, scores in enumerate(rows.values()):
+    for position, scores in enumerate(rows.values()):
         before, after = 100 * scores.lists.first.counts.rate, 100 * scores.output.counts.rate
         interval = scores.output.interval
-        sets.plot([before, after], [place, place], color="grey", linewidth=1)
-        sets.plot(before, place, "o", color="grey")
+        sets.plot([before, after], [position, position], color="grey", linewidth=1)
+        sets.plot(before, position, "o", color="grey")
         sets.errorbar(
-            after, place, xerr=[[after - 100 * interval.low], [100 * interval.high - after]], fmt="o", color="C0"
+            after, position, xerr=[[after - 100 * interval.low], [100 * interval.high - after]], fmt="o", color="C0"
         )
-        sets.annotate(f"{scores.relative_change or 0:+.1%}", (before, place), (8, -3), textcoords="offset points")
+        sets.annotate(f"{scores.relative_change or 0:+.1%}", (before, position), (8, -3), textcoords="offset points")
     sets.set_yticks(range(len(rows)), [name.removeprefix("test_") for name in rows])
     sets.invert_yaxis()
     sets.set(xscale="log", xlim=(0.8, 200), xlabel="word error rate, %", title="before (grey) and after, 95 %")

@@ -14,8 +14,8 @@ from torch import Tensor
 from audio_llm.align import edit_distance
 from audio_llm.ger import decode
 from audio_llm.ger.batches import Collator
-from audio_llm.ger.files import Built
-from audio_llm.ger.neural import NeuralOpinion
+from audio_llm.ger.checkpoint import GerCheckpoint
+from audio_llm.ger.neural import NeuralScorer
 from audio_llm.ger.phrase import PhraseCorrector
 from audio_llm.ger.phrase_table import Words
 from audio_llm.ger.reranker import LinearReranker, train_reranker
@@ -36,31 +36,31 @@ def words_of(nbest: NBest) -> list[tuple[str, ...]]:
     return [tuple(DEFAULT_NORMALIZER(text).split()) for text in nbest.texts]
 
 
-def first(found: Sequence[NBest]) -> list[str]:
+def first(lists: Sequence[NBest]) -> list[str]:
     """Keep the recogniser's best text."""
-    return [nbest.best for nbest in found]
+    return [nbest.best for nbest in lists]
 
 
-def best_possible(found: Sequence[NBest]) -> list[str]:
+def best_possible(lists: Sequence[NBest]) -> list[str]:
     """Choose the hypothesis with the fewest errors, which nobody can."""
-    return [oracle(nbest) for nbest in found]
+    return [oracle(nbest) for nbest in lists]
 
 
-def minimum_risk(found: Sequence[NBest]) -> list[str]:
+def minimum_risk(lists: Sequence[NBest]) -> list[str]:
     """Choose the hypothesis that is nearest to all others (MBR, all equally likely)."""
     chosen = []
-    for nbest in found:
+    for nbest in lists:
         texts = words_of(nbest)
         distances = [sum(edit_distance(text, other) for other in texts) for text in texts]
         chosen.append(" ".join(texts[int(np.argmin(distances))]))
     return chosen
 
 
-def vote(found: Sequence[NBest]) -> list[str]:
+def vote(lists: Sequence[NBest]) -> list[str]:
     """Take the word that most hypotheses have in each slot (ROVER), the best hypothesis' among equals."""
     return [
         " ".join(filter(None, (Counter(slot).most_common(1)[0][0] for slot in align_slots(words_of(nbest)))))
-        for nbest in found
+        for nbest in lists
     ]
 
 
@@ -79,20 +79,20 @@ class Texts:
 
     corrector: Any
 
-    def __call__(self, found: Sequence[NBest]) -> list[str]:
-        return [correction.text for correction in self.corrector.correct(found)]
+    def __call__(self, lists: Sequence[NBest]) -> list[str]:
+        return [correction.text for correction in self.corrector.correct(lists)]
 
 
-def find_margin(judged: Sequence[tuple[PhraseCorrector, Sequence[NBest]]]) -> float:
+def find_margin(held_out: Sequence[tuple[PhraseCorrector, Sequence[NBest]]]) -> float:
     """Return the margin with which correctors leave the fewest errors on lists of strangers, the widest of equals."""
-    references = [[nbest.reference or "" for nbest in lists] for _, lists in judged]
+    references = [[nbest.reference or "" for nbest in lists] for _, lists in held_out]
 
     def errors(margin: float) -> int:
-        texts = [Texts(replace(corrector, margin=margin))(lists) for corrector, lists in judged]
+        texts = [Texts(replace(corrector, margin=margin))(lists) for corrector, lists in held_out]
         return sum(word_errors(r, t).errors for r, t in zip(references, texts, strict=True))
 
-    kept = sum(word_errors(r, first(lists)).errors for r, (_, lists) in zip(references, judged, strict=True))
-    rates = {1e9: kept, **{margin: errors(margin) for margin in sorted(_MARGINS, reverse=True)}}
+    unchanged = sum(word_errors(r, first(lists)).errors for r, (_, lists) in zip(references, held_out, strict=True))
+    rates = {1e9: unchanged, **{margin: errors(margin) for margin in sorted(_MARGINS, reverse=True)}}
     return min(rates, key=lambda margin: rates[margin])
 
 
@@ -108,18 +108,18 @@ class Rescoring:
     lm: NgramLm
     reranker: LinearReranker
 
-    def __call__(self, found: Sequence[NBest]) -> list[str]:
-        return [" ".join(words_of(n)[int(np.argmax(self.reranker.scores(_measure(n, self.lm))))]) for n in found]
+    def __call__(self, lists: Sequence[NBest]) -> list[str]:
+        return [" ".join(words_of(n)[int(np.argmax(self.reranker.scores(_measure(n, self.lm))))]) for n in lists]
 
 
-def train_rescoring(lm: NgramLm, found: Sequence[NBest]) -> Rescoring:
+def train_rescoring(lm: NgramLm, lists: Sequence[NBest]) -> Rescoring:
     """Find the weights with the fewest expected word errors on lists."""
-    references = [DEFAULT_NORMALIZER(nbest.reference or "").split() for nbest in found]
+    references = [DEFAULT_NORMALIZER(nbest.reference or "").split() for nbest in lists]
     errors = [
         np.array([edit_distance(reference, text) for text in words_of(nbest)])
-        for reference, nbest in zip(references, found, strict=True)
+        for reference, nbest in zip(references, lists, strict=True)
     ]
-    return Rescoring(lm, train_reranker([_measure(nbest, lm) for nbest in found], errors))
+    return Rescoring(lm, train_reranker([_measure(nbest, lm) for nbest in lists], errors))
 
 
 def _measure(nbest: NBest, lm: NgramLm) -> np.ndarray:
@@ -133,44 +133,44 @@ def _measure(nbest: NBest, lm: NgramLm) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Remembering:
+class CachedScorer:
     """A second opinion that is asked the same again and again, fold after fold; see `NeuralOpinion`."""
 
-    opinion: NeuralOpinion
+    scorer: NeuralScorer
     _written: dict[tuple[Words, ...], Words] = field(default_factory=dict)
     _logs: dict[tuple[tuple[Words, ...], Words], float] = field(default_factory=dict)
 
     @property
-    def built(self) -> Built:
+    def checkpoint(self) -> GerCheckpoint:
         """The neural corrector."""
-        return self.opinion.built
+        return self.scorer.checkpoint
 
     def write(self, lists: Sequence[Sequence[Words]]) -> list[Words]:
         """Do as `NeuralOpinion.write`."""
         new = list(dict.fromkeys(key for key in map(tuple, lists) if key not in self._written))
-        self._written.update(zip(new, self.opinion.write(new), strict=True))
+        self._written.update(zip(new, self.scorer.write(new), strict=True))
         return [self._written[tuple(texts)] for texts in lists]
 
     def log_probs(self, hypotheses: Sequence[Words], candidates: Sequence[Words]) -> list[float]:
         """Do as `NeuralOpinion.log_probs`."""
-        own = tuple(hypotheses)
-        new = [words for words in candidates if (own, words) not in self._logs]
-        self._logs.update(zip([(own, words) for words in new], self.opinion.log_probs(own, new), strict=True))
-        return [self._logs[own, words] for words in candidates]
+        key = tuple(hypotheses)
+        new = [words for words in candidates if (key, words) not in self._logs]
+        self._logs.update(zip([(key, words) for words in new], self.scorer.log_probs(key, new), strict=True))
+        return [self._logs[key, words] for words in candidates]
 
     def log_probs_alone(self, candidates: Sequence[Words]) -> list[float]:
         """Do as `NeuralOpinion.log_probs_alone`."""
         return self.log_probs([()], candidates)
 
 
-def surprise(built: Built, lists: Sequence[NBest]) -> np.ndarray:
+def surprise(checkpoint: GerCheckpoint, lists: Sequence[NBest]) -> np.ndarray:
     """Return (lists,) -log p(true text | list) over its words, its end counted as one, in nats."""
     values = []
     for begin in range(0, len(lists), _BATCH):
         some = lists[begin : begin + _BATCH]
-        heard = [[" ".join(words) for words in words_of(nbest)] for nbest in some]
+        hypotheses = [[" ".join(words) for words in words_of(nbest)] for nbest in some]
         references = [DEFAULT_NORMALIZER(nbest.reference or "") for nbest in some]
-        logs = decode.log_probs(built.model, built.collator, heard, references)
+        logs = decode.log_probs(checkpoint.model, checkpoint.collator, hypotheses, references)
         values += [-log / (1 + len(text.split())) for log, text in zip(logs, references, strict=True)]
     return np.array(values)
 

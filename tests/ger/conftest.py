@@ -54,10 +54,10 @@ def tokenizer(small_folder: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def trained(small_folder: Path, memorised: list[tuple[tuple[str, ...], str]]) -> Any:
-    """A corrector, `files.Built`, that knows the memorised lists; leave it as it is."""
+    """A corrector, a `GerCheckpoint`, that knows the memorised lists; leave it as it is."""
     import torch
 
-    from audio_llm.ger.files import build
+    from audio_llm.ger.checkpoint import build
     from audio_llm.ger.model import GerSettings
     from audio_llm.ger.noise import NoiseSettings
     from audio_llm.ger.prompt import PromptSettings
@@ -66,17 +66,17 @@ def trained(small_folder: Path, memorised: list[tuple[tuple[str, ...], str]]) ->
     torch.manual_seed(0)
     prompt = PromptSettings("compact", hypotheses=3, restart_positions=True)
     noise = NoiseSettings(hypotheses=3, width=16)
-    built = build(small_folder, GerSettings(prompt, noise, number_hypotheses=True, tune="all"))
-    batch = built.collator.batch([heard for heard, _ in memorised], [true for _, true in memorised])
-    optimizer = torch.optim.AdamW(built.model.parameters(), lr=1e-2, weight_decay=0.0)
-    built.model.train()
+    checkpoint = build(small_folder, GerSettings(prompt, noise, number_hypotheses=True, tune="all"))
+    batch = checkpoint.collator.batch([heard for heard, _ in memorised], [true for _, true in memorised])
+    optimizer = torch.optim.AdamW(checkpoint.model.parameters(), lr=1e-2, weight_decay=0.0)
+    checkpoint.model.train()
     for _ in range(200):
-        loss = built.model.loss(batch)
+        loss = checkpoint.model.loss(batch)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(built.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(checkpoint.model.parameters(), 1.0)
         optimizer.step()
         if float(loss.detach()) < 0.01:
             break
-    built.model.eval().requires_grad_(False)
-    return built
+    checkpoint.model.eval().requires_grad_(False)
+    return checkpoint

@@ -320,11 +320,11 @@ def test_a_target_that_the_noise_alone_decides_is_learned_and_shuffled_noise_is_
 def test_training_adapter_and_lora_leaves_the_language_models_own_weights(make_llm: MakeLlm) -> None:
     pytest.importorskip("peft")
     model = conditioned_model(make_llm, "paper", rank=2)
-    before, own = digest(model), {name: tensor.clone() for name, tensor in model.own_tensors().items()}
+    before, own = digest(model), {name: tensor.clone() for name, tensor in model.adapter_tensors().items()}
     batch = conditioned_batch(noises(8), torch.arange(8) % 4 + 20)
     learn(model, batch, 5, 1e-2)
     assert digest(model) == before
-    after = model.own_tensors()
+    after = model.adapter_tensors()
     assert after.keys() == own.keys()
     same = {name for name in own if torch.equal(own[name], after[name])}
     assert same == {"noise_size"}

@@ -14,9 +14,10 @@ import pytest
 from audio_llm.cli import main
 from audio_llm.errors import DataError, OutOfMemoryError, UsageError
 from audio_llm.gate import Gate
-from audio_llm.ger import decode, files
+from audio_llm.ger import decode
+from audio_llm.ger.checkpoint import GerCheckpoint, save
 from audio_llm.ger.corrector import GerCorrector
-from audio_llm.ger.neural import NeuralOpinion
+from audio_llm.ger.neural import NeuralScorer
 from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings, shortlist
 from audio_llm.ger.phrase_table import Words
 from audio_llm.ger.phrase_training import NeuralFolds, fold_of_lists, fold_of_reference
@@ -35,9 +36,9 @@ def as_lists(memorised: Memorised, copies: int = 1) -> list[NBest]:
     ]
 
 
-def open_gate(built: files.Built) -> files.Built:
+def open_gate(checkpoint: GerCheckpoint) -> GerCheckpoint:
     gates = dict.fromkeys(("free", "list", "slots"), Gate(0.0, 1.0))
-    return replace(built, decoding=GerDecoding(gates=gates))
+    return replace(checkpoint, decoding=GerDecoding(gates=gates))
 
 
 def test_what_was_learned_is_corrected_and_told(trained: Any, memorised: Memorised) -> None:
@@ -67,12 +68,12 @@ def test_gate_keeps_and_says_why(trained: Any) -> None:
         (Gate(0.0, 0.1), "of the words would change"),
         (Gate(0.0, 1.0, max_novel=0), "see: in no hypothesis"),
     ):
-        built = replace(trained, decoding=GerDecoding(gates={"free": gate}))
-        (correction,) = GerCorrector(built).correct([nbest])
+        checkpoint = replace(trained, decoding=GerDecoding(gates={"free": gate}))
+        (correction,) = GerCorrector(checkpoint).correct([nbest])
         assert correction.kept
         assert correction.text == "i sea you there"
         assert reason in correction.reason
-    (correction,) = GerCorrector(built, gate=False).correct([nbest])
+    (correction,) = GerCorrector(checkpoint, gate=False).correct([nbest])
     assert correction.text == "i see you there"
 
 
@@ -102,7 +103,7 @@ def test_unknown_mode(trained: Any) -> None:
 def test_command_line_corrects_with_a_saved_model(
     trained: Any, memorised: Memorised, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = files.save(tmp_path / "model", open_gate(trained), {})
+    folder = save(tmp_path / "model", open_gate(trained), {})
     with (tmp_path / "lists.jsonl").open("w") as file:
         write_nbest(as_lists(memorised), file)
     lists = str(tmp_path / "lists.jsonl")
@@ -162,8 +163,8 @@ def random_lists(count: int) -> list[NBest]:
 def test_a_second_opinion_that_knows_is_listened_to() -> None:
     lists = random_lists(90)
     words = [tuple((nbest.reference or "").split()) for nbest in lists]
-    opinion: Any = Knowing({(tuple(n.best.split()),): w for n, w in zip(lists, words, strict=True)})
-    folds = NeuralFolds((opinion,) * 2, opinion)
+    scorer: Any = Knowing({(tuple(n.best.split()),): w for n, w in zip(lists, words, strict=True)})
+    folds = NeuralFolds((scorer,) * 2, scorer)
     learned = PhraseCorrector.train(lists[:60], settings=PhraseSettings(folds=2), neural=folds)
     assert [c.text for c in learned.correct(lists[60:])] == [nbest.reference for nbest in lists[60:]]
     alone = PhraseCorrector.train(lists[:60], settings=PhraseSettings(folds=2))
@@ -174,14 +175,14 @@ def test_groups_are_folds_of_their_own() -> None:
     lists = random_lists(40)
     groups = ["b" if number % 4 else "a" for number in range(len(lists))]
     true = {(tuple(n.best.split()),): tuple((n.reference or "").split()) for n in lists}
-    opinions: Any = [Overheard(true, set()) for _ in range(2)]
+    scorers: Any = [Overheard(true, set()) for _ in range(2)]
     settings = PhraseSettings(language_model="")
-    PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds(tuple(opinions), opinions[0]), groups=groups)
-    for name, opinion in zip("ab", opinions, strict=True):
+    PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds(tuple(scorers), scorers[0]), groups=groups)
+    for name, scorer in zip("ab", scorers, strict=True):
         own = [n for n, group in zip(lists, groups, strict=True) if group == name]
-        assert opinion.asked == {tuple((n.reference or "").split()) for n in own}
+        assert scorer.asked == {tuple((n.reference or "").split()) for n in own}
     with pytest.raises(UsageError, match="1 neural correctors for 2 folds"):
-        PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds((opinions[0],), opinions[0]), groups=groups)
+        PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds((scorers[0],), scorers[0]), groups=groups)
     with pytest.raises(DataError, match="39 groups for 40 lists"):
         PhraseCorrector.train(lists, settings=settings, groups=groups[1:])
 
@@ -200,25 +201,25 @@ class Overheard(Knowing):
 def test_each_fold_is_judged_by_its_own_opinion_and_the_plain_choice_is_learned_without_any() -> None:
     lists, settings = random_lists(40), PhraseSettings(folds=2, language_model="")
     true = {(tuple(n.best.split()),): tuple((n.reference or "").split()) for n in lists}
-    opinions: Any = [Overheard(true, set()) for _ in range(2)]
-    learned = PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds(tuple(opinions), opinions[0]))
+    scorers: Any = [Overheard(true, set()) for _ in range(2)]
+    learned = PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds(tuple(scorers), scorers[0]))
     fold_of = fold_of_lists(lists, 0, settings)
     assert fold_of == fold_of_reference(list(true.values()), 2, 0)
-    for fold, opinion in enumerate(opinions):
-        assert opinion.asked == {words for words in true.values() if fold_of[words] == fold}
+    for fold, scorer in enumerate(scorers):
+        assert scorer.asked == {words for words in true.values() if fold_of[words] == fold}
     alone = PhraseCorrector.train(lists, settings=settings)
     assert np.array_equal(alone.reranker.weights, learned.reranker.weights)
     assert alone.margin == learned.margin
-    assert replace(learned, second=None).correct(lists) == alone.correct(lists)
+    assert replace(learned, neural_reranker=None).correct(lists) == alone.correct(lists)
 
 
 def test_with_a_second_opinion_it_comes_back_from_its_folder(
     trained: Any, memorised: Memorised, tmp_path: Path
 ) -> None:
-    opinion = NeuralOpinion(trained)
+    scorer = NeuralScorer(trained)
     lists = as_lists(memorised, 4)
     settings = PhraseSettings(folds=2, shortlist=4)
-    learned = PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds((opinion, opinion), opinion))
+    learned = PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds((scorer, scorer), scorer))
     folder = learned.save(tmp_path / "model")
     before, after = learned.correct(lists), load_corrector("ger", str(folder)).correct(lists)
     assert [c.text for c in after] == [c.text for c in before]

@@ -189,15 +189,15 @@ def test_what_is_trained_and_what_is_its_own(make_llm: MakeLlm, tokenizer: Any) 
     pytest.importorskip("peft")
     adapters, _ = made(make_llm, tokenizer, tune="adapters", lora=LoraSettings(rank=2, targets="q_proj,v_proj"))
     trained = {name for name, parameter in adapters.named_parameters() if parameter.requires_grad}
-    assert set(adapters.own_tensors()) == trained | {"noise_size"}
+    assert set(adapters.adapter_tensors()) == trained | {"noise_size"}
     inside = {name.split(".")[-3] for name in trained if name.startswith("llm.")}
     assert inside == {"lora_A", "lora_B"}
     assert {name.split(".")[-4] for name in trained if name.startswith("llm.")} == {"q_proj", "v_proj"}
     whole, _ = made(make_llm, tokenizer, tune="all")
     assert all(parameter.requires_grad for parameter in whole.parameters())
-    assert set(whole.own_tensors()) >= {name for name, _ in whole.named_parameters()}
+    assert set(whole.adapter_tensors()) >= {name for name, _ in whole.named_parameters()}
     none, _ = made(make_llm, tokenizer, tune="adapters", lora=LoraSettings(rank=0))
-    assert not any(name.startswith("llm.") for name in none.own_tensors())
+    assert not any(name.startswith("llm.") for name in none.adapter_tensors())
 
 
 def test_lora_without_peft_names_the_package(

@@ -144,7 +144,7 @@ def test_empty_and_odd_lists(corrector: PhraseCorrector) -> None:
         NBest("foreign", (Hypothesis("ça va très bien merci 42", -3e5),)),
         NBest("long", (Hypothesis("show me fights " * 200, -1.0),)),
     ]
-    corrections = dataclasses.replace(corrector, kind=None).correct(lists)
+    corrections = dataclasses.replace(corrector, score_range=None).correct(lists)
     assert [c.id for c in corrections] == [nbest.id for nbest in lists]
     assert (corrections[0].text, corrections[0].kept, corrections[0].confidence) == ("", True, None)
     assert corrections[1].kept

@@ -85,15 +85,16 @@ def test_it_is_small() -> None:
 
 
 def test_base_model_copies_what_its_list_agrees_on() -> None:
-    from audio_llm.ger import decode, files
+    from audio_llm.ger import decode
+    from audio_llm.ger.checkpoint import load
 
-    built = files.load("ger-base")
+    checkpoint = load("ger-base")
     texts = ["he went down to the sea", "i have seen the old house and the garden"]
-    written = decode.greedy(built.model, built.collator, [[text] * 5 for text in texts])
+    written = decode.greedy(checkpoint.model, checkpoint.collator, [[text] * 5 for text in texts])
     assert [one.text for one in written] == texts
     assert all(one.finished for one in written)
     (torn,) = decode.greedy(
-        built.model, built.collator, [["he when down to the see", *["he went down to the sea"] * 4]]
+        checkpoint.model, checkpoint.collator, [["he when down to the see", *["he went down to the sea"] * 4]]
     )
     assert torn.text == texts[0]
     assert sum(file.stat().st_size for file in hub.find_model("ger-base").iterdir()) < 12_000_000

@@ -14,7 +14,7 @@ _FACTOR = 10.0  # between recognisers the sizes of scores differ by hundreds, be
 
 
 @dataclass(frozen=True)
-class ListKind:
+class ScoreRange:
     """What the scores of the lists that a corrector learned from are like.
 
     Attributes:
@@ -28,7 +28,7 @@ class ListKind:
     high: float = 0.0
 
     @classmethod
-    def of(cls, lists: Sequence[NBest]) -> ListKind:
+    def of(cls, lists: Sequence[NBest]) -> ScoreRange:
         """Look at the lists that are learned from."""
         sizes = [size for size in map(_size, lists) if size is not None]
         if len(sizes) < 0.9 * len(lists) or not sizes:
@@ -36,7 +36,7 @@ class ListKind:
         low, high = np.quantile(sizes, [0.05, 0.95])
         return cls(bool(high > 0), float(low), float(high))
 
-    def objection(self, nbest: NBest) -> str:
+    def reject_reason(self, nbest: NBest) -> str:
         """Return why the list is not of this kind, or an empty string."""
         if not self.scored:
             return ""

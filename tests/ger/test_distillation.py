@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audio_llm.errors import AudioLLMError, ConfigError, ModelFormatError, UsageError
 from audio_llm.ger.adapter import AdapterSettings, NoiseAdapter
-from audio_llm.ger.mine import (
+from audio_llm.ger.distillation import (
     DistillationSettings,
     Distiller,
     difference,
@@ -142,19 +142,19 @@ def test_step_g_moves_the_adapter_and_not_the_network(form):
     everything = [*adapter.parameters(), *distiller.network.parameters()]
     optimizer = torch.optim.SGD(everything, lr=1.0)
     theta = {name: tensor.clone() for name, tensor in distiller.state_dict().items()}
-    rewards = []
+    terms = []
     for _ in range(5):
-        reward = distiller.reward(adapter.tuned(noise), valid, noisy)
+        term = distiller.loss_term(adapter.tuned(noise), valid, noisy)
         optimizer.zero_grad()
-        (-reward).backward()
+        (-term).backward()
         optimizer.step()
-        rewards.append(reward.item())
+        terms.append(term.item())
     assert all(parameter.grad is None for parameter in distiller.network.parameters())
     assert all(torch.equal(tensor, theta[name]) for name, tensor in distiller.state_dict().items())
     tuned = [parameter for name, parameter in adapter.named_parameters() if "map" in name or "noise_" in name]
     assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in tuned)
-    assert rewards == sorted(rewards)
-    assert rewards[-1] > rewards[0]
+    assert terms == sorted(terms)
+    assert terms[-1] > terms[0]
 
 
 def test_gradients_of_an_earlier_step_are_not_added():
@@ -173,9 +173,9 @@ def test_invalid_rows_do_not_matter(garbage):
     assert one.update(noise, valid, noisy, clean) == two.update(other, valid, noisy, clean)
     first = torch.randn(len(noise), ROWS, TUNED, generator=generator(1))
     second = first.masked_fill(~valid[:, :, None], garbage).requires_grad_()
-    reward = two.reward([second], valid, noisy)
-    reward.backward()
-    assert reward.item() == one.reward([first], valid, noisy).item()
+    term = two.loss_term([second], valid, noisy)
+    term.backward()
+    assert term.item() == one.loss_term([first], valid, noisy).item()
     assert not second.grad[~valid].any()
     assert second.grad[valid].any()
 
@@ -187,12 +187,12 @@ def test_the_reward_stays_within_0_and_1_and_no_batch_changes_another(output):
     distiller.update(noise, valid, noisy, clean)
     for scale in (1.0, 1e4):
         tuned = scale * torch.randn(len(noise), ROWS, TUNED, generator=generator(1))
-        reward = distiller.reward([tuned, -tuned], valid, noisy)
-        assert 0 <= reward <= 1
+        term = distiller.loss_term([tuned, -tuned], valid, noisy)
+        assert 0 <= term <= 1
         parts = [
-            distiller.reward([x[rows]], valid[rows], noisy[rows]) for x in (tuned, -tuned) for rows in parts_of(40)
+            distiller.loss_term([x[rows]], valid[rows], noisy[rows]) for x in (tuned, -tuned) for rows in parts_of(40)
         ]
-        assert torch.allclose(torch.stack(parts).mean(), reward, atol=1e-6)
+        assert torch.allclose(torch.stack(parts).mean(), term, atol=1e-6)
 
 
 def parts_of(size: int) -> list[slice]:

@@ -251,7 +251,7 @@ class Distiller:
         self._log_average = log_average
         return value.item()
 
-    def reward(self, tuned: list[Tensor], valid: Tensor, noisy: Tensor) -> Tensor:
+    def loss_term(self, tuned: list[Tensor], valid: Tensor, noisy: Tensor) -> Tensor:
         """Step G: return what the corrector's loss is lowered by, times `settings.weight`.
 
         Gradients flow through the network to the tuned embeddings; the network itself gets none. An utterance

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from audio_llm.ger.familiar import ListKind
 from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings
+from audio_llm.ger.score_range import ScoreRange
 from audio_llm.nbest import Hypothesis, NBest
 
 
@@ -21,28 +21,28 @@ def lists(size: float | None, count: int = 60, words: int = 4) -> list[NBest]:
     return made
 
 
-def objections(learned: Sequence[NBest], judged: Sequence[NBest]) -> set[str]:
-    return {ListKind.of(learned).objection(nbest)[:20] for nbest in judged}
+def reject_reasons(learned: Sequence[NBest], judged: Sequence[NBest]) -> set[str]:
+    return {ScoreRange.of(learned).reject_reason(nbest)[:20] for nbest in judged}
 
 
 def test_scores_of_another_size_or_none_are_objected_to() -> None:
-    assert objections(lists(300.0), lists(200.0)) == {""}
-    assert objections(lists(300.0), lists(0.2)) == {"the scores are unlik"}
-    assert objections(lists(0.2), lists(300.0)) == {"the scores are unlik"}
-    assert objections(lists(300.0), lists(None)) == {"the list lacks score"}
-    assert objections(lists(300.0), [NBest("x", ())]) == {"the list lacks score"}
+    assert reject_reasons(lists(300.0), lists(200.0)) == {""}
+    assert reject_reasons(lists(300.0), lists(0.2)) == {"the scores are unlik"}
+    assert reject_reasons(lists(0.2), lists(300.0)) == {"the scores are unlik"}
+    assert reject_reasons(lists(300.0), lists(None)) == {"the list lacks score"}
+    assert reject_reasons(lists(300.0), [NBest("x", ())]) == {"the list lacks score"}
 
 
 def test_numbers_that_tell_nothing_are_not_taken_for_scores() -> None:
     broken = [NBest("x", (Hypothesis("a", float("nan")),)), *lists(300.0)]
-    assert objections(broken, lists(300.0)) == {""}
+    assert reject_reasons(broken, lists(300.0)) == {""}
     zero = [NBest(str(n), (Hypothesis("a", 0.0), Hypothesis("b", -1.0))) for n in range(9)]
-    assert objections(zero, [*lists(300.0), *lists(None)]) == {""}
+    assert reject_reasons(zero, [*lists(300.0), *lists(None)]) == {""}
 
 
 def test_who_learned_without_scores_takes_any_list() -> None:
     for judged in (lists(None), lists(300.0)):
-        assert objections(lists(None), judged) == {""}
+        assert reject_reasons(lists(None), judged) == {""}
 
 
 def test_a_corrector_keeps_what_it_does_not_know_until_the_gate_is_off(tmp_path: object) -> None:
@@ -53,8 +53,8 @@ def test_a_corrector_keeps_what_it_does_not_know_until_the_gate_is_off(tmp_path:
     assert all(c.kept and "another recogniser" in c.reason for c in strangers)
     folder = corrector.save(f"{tmp_path}/model")
     loaded = PhraseCorrector.load(folder)
-    assert loaded.kind == corrector.kind
+    assert loaded.score_range == corrector.score_range
     assert [c.reason for c in loaded.correct(lists(0.2))] == [c.reason for c in strangers]
     opened = PhraseCorrector.load(folder, gate=False)
     assert [c.text for c in opened.correct(lists(0.2))] == [n.reference for n in lists(0.2)]
-    assert dataclasses.replace(corrector, kind=None).correct(lists(None))[0].text == lists(None)[0].reference
+    assert dataclasses.replace(corrector, score_range=None).correct(lists(None))[0].text == lists(None)[0].reference
