@@ -1,4 +1,4 @@
-"""The gate: keep the recogniser's text when the gain is small or the change is large."""
+"""The gate: keep the recognizer's text when the gain is small or the change is large."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Gate:
     max_novel: int | None = None
 
     def verdict(self, recognized: str, candidate: Candidate, gain: float, other_hypotheses: Sequence[str] = ()) -> str:
-        """Return why the recogniser's text is kept, or an empty string where the correction is taken.
+        """Return why the recognizer's text is kept, or an empty string where the correction is taken.
 
         Args:
-            heard: The recogniser's text, normalised.
+            heard: The recognizer's text, normalized.
             candidate: The correction.
             gain: Its total score minus that of the unchanged text, in nats.
-            others: The list's other hypotheses, normalised.
+            others: The list's other hypotheses, normalized.
         """
         if not recognized:
             return "nothing was heard"
@@ -93,10 +93,10 @@ def tune_gate(
     """Return the gate that leaves the fewest word errors on tuning data, the stricter of equals, and the errors.
 
     Args:
-        heard: The recogniser's texts.
+        heard: The recognizer's texts.
         candidates: The corrections.
         gains: As for `Gate.verdict`.
-        references: Normalised true texts.
+        references: Normalized true texts.
         margins: Margins to try.
         max_changes: Limits to try.
         max_novels: Limits of words that are in no hypothesis to try, the strictest first.

@@ -181,7 +181,7 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
     """Return the self-attention of every decoder layer, first to last.
 
     Raises:
-        ModelFormatError: The model's layers are not recognised.
+        ModelFormatError: The model's layers are not recognized.
     """
     count = int(getattr(model.config, "num_hidden_layers", 0))  # type: ignore[arg-type]
     for module in model.modules():
@@ -190,7 +190,7 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
             if count and len(attentions) == count:
                 return attentions
     kind = type(model).__name__
-    raise ModelFormatError(f"the decoder layers of {kind} are not recognised", remedy="use a decoder-only model")
+    raise ModelFormatError(f"the decoder layers of {kind} are not recognized", remedy="use a decoder-only model")
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Collator:
         """Return the batch of lists and their responses.
 
         Args:
-            texts: Hypotheses of each list, normalised, best first, with duplicates.
+            texts: Hypotheses of each list, normalized, best first, with duplicates.
             responses: The true text of each, or None.
         """
         prompts = [self.prompts.encode(t, r) for t, r in zip(texts, responses, strict=True)]

@@ -38,7 +38,7 @@ class GerCheckpoint:
         llm_config: The language model's configuration, plain JSON values.
         tokenizer: The transformers tokenizer and its files' texts by name.
         fresh_adapter: The adapter has not been trained yet.
-        normalizer: Name of the normaliser of what comes in.
+        normalizer: Name of the normalizer of what comes in.
         decoding: How it decodes.
     """
 

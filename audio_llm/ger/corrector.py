@@ -1,4 +1,4 @@
-"""The neural corrector of N-best lists: writes a text, compares it with the recogniser's, and keeps that if unsure."""
+"""The neural corrector of N-best lists: writes a text, compares it with the recognizer's, and keeps that if unsure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Proposal:
     """A correction before the gate.
 
     Attributes:
-        texts: The list, normalised, best first, with duplicates.
+        texts: The list, normalized, best first, with duplicates.
         written: What the model makes of it.
         gain: Its log-probability minus that of the unchanged text, in nats.
     """
@@ -73,7 +73,7 @@ class GerCorrector:
             folder: A name of a model, or its folder.
             recognizer: What makes the lists; of no account.
             decode: `free`, `list` or `slots`; None: as the model was tuned.
-            gate: Whether the recogniser's text is kept when the gain is small.
+            gate: Whether the recognizer's text is kept when the gain is small.
             device: `cpu` or `cuda`.
             llm: The language model, where it lies elsewhere than when the model was trained.
 

@@ -16,7 +16,7 @@ from audio_llm.training.shards import ShardReader, decode_text, encode_text, wri
 
 @dataclass(frozen=True)
 class ListData:
-    """Lists in memory, normalised.
+    """Lists in memory, normalized.
 
     Attributes:
         references: True texts.

@@ -41,7 +41,7 @@ def greedy(model: RobustGer, collator: Collator, lists: Sequence[Sequence[str]])
     Args:
         model: In eval mode, as the result should be the same every time.
         collator: Makes its prompts.
-        lists: Hypotheses of each list, normalised, best first, with duplicates.
+        lists: Hypotheses of each list, normalized, best first, with duplicates.
     """
     order = sorted(range(len(lists)), key=lambda row: sum(map(len, lists[row])))  # those of like length together
     results: dict[int, Written] = {}
@@ -82,7 +82,7 @@ def search(model: RobustGer, collator: Collator, texts: Sequence[str], graph: Wo
     Args:
         model: In eval mode.
         collator: Makes its prompts.
-        texts: Hypotheses of one list, normalised, best first, with duplicates.
+        texts: Hypotheses of one list, normalized, best first, with duplicates.
         graph: What may be written; see `word_graph`.
         width: Of the beam.
     """
@@ -143,8 +143,8 @@ def score_candidates(
     Args:
         model: In eval mode.
         collator: Makes its prompts.
-        texts: Hypotheses of the list, normalised, best first, with duplicates.
-        candidates: Texts to score, normalised.
+        texts: Hypotheses of the list, normalized, best first, with duplicates.
+        candidates: Texts to score, normalized.
     """
     if not candidates:
         return []

@@ -94,7 +94,7 @@ class StatisticsNetwork(nn.Module):
         self.audio = nn.Linear(audio_width, hidden)
         self.join = nn.Linear(hidden, hidden // 4)
         self.score = nn.Linear(hidden // 4, 1)
-        # what audio features are standardised with: log energies are far from zero
+        # what audio features are standardized with: log energies are far from zero
         self.register_buffer("audio_mean", torch.zeros(audio_width))
         self.register_buffer("audio_size", torch.ones(audio_width))
 
@@ -170,7 +170,7 @@ def moving_average(log_average: Tensor | None, negative: Tensor, rate: float) ->
 
 
 class Distiller:
-    """The statistics network with an optimiser of its own.
+    """The statistics network with an optimizer of its own.
 
     A state to go on from is in `state_dict`; randomness comes from the seed alone.
 
@@ -220,7 +220,7 @@ class Distiller:
         Args:
             noise: (B, U, d) noise embedding; gradients do not reach it.
             valid: (B, U) bool.
-            noisy: (B, A) features of the sounds that were recognised.
+            noisy: (B, A) features of the sounds that were recognized.
             clean: (B, A) features of the same utterances without noise, cut alike; not needed for `shuffle`.
 
         Returns:
@@ -260,7 +260,7 @@ class Distiller:
         Args:
             tuned: (B, U, tuned width) each, from `NoiseAdapter.tuned`.
             valid: (B, U) bool.
-            noisy: (B, A) features of the sounds that were recognised.
+            noisy: (B, A) features of the sounds that were recognized.
 
         Returns:
             A scalar in 0..1: mean psi over utterances and embeddings. Raw psi, which has no limit, is first turned
@@ -300,7 +300,7 @@ class Distiller:
             self.network.load_state_dict(weights)
             self._generator.set_state(tensors["random"].cpu())
         except (KeyError, RuntimeError) as error:
-            remedy = "distil with the settings it was made with"
+            remedy = "distill with the settings it was made with"
             raise ModelFormatError(f"the statistics network's state does not fit: {error}", remedy=remedy) from None
         self.optimizer.state.clear()
         for name, parameter in self.network.named_parameters():
@@ -358,7 +358,7 @@ def language_probe(
         distiller: Its bound and its kind of negatives are used.
         noise: (B, U, d) noise embedding, 100 utterances or more.
         valid: (B, U) bool.
-        noisy: (B, A) features of the sounds that were recognised.
+        noisy: (B, A) features of the sounds that were recognized.
         clean: (B, A) features without noise; not needed for `shuffle`.
         generator: For the shuffles, on the CPU.
         shuffles: How often.

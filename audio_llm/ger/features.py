@@ -23,7 +23,7 @@ FEATURES = (
     "lm",  # log p(text) of the models that follow, mixed
     "reference_lm",  # log p(text) of the model of true texts of lists
     "general_lm",  # log p(text) of the model of English in general
-    "recognizer_lm",  # log p(text) of the recogniser's own model, to weigh that part of its score anew
+    "recognizer_lm",  # log p(text) of the recognizer's own model, to weigh that part of its score anew
     "words",
     "new_to_references",  # words that are in no true text of a list
     "new_to_general",  # words that the model of English in general has not seen
@@ -31,7 +31,7 @@ FEATURES = (
     "phrases",
     "evidence",
     "untouched",  # the derivation is the hypothesis itself
-    "total_score",  # recogniser's score of the hypothesis it began with, times its words, against the best one's
+    "total_score",  # recognizer's score of the hypothesis it began with, times its words, against the best one's
     "mean_score",  # the same without the words
     "rank",  # of the hypothesis it began with
     "from_first",  # it began with the first hypothesis
@@ -68,7 +68,7 @@ class ListView:
     Attributes:
         hypotheses: Distinct, best first.
         copies: How often each occurs in the list.
-        scores: The recogniser's score of each (of its first copy), 0 where there are none.
+        scores: The recognizer's score of each (of its first copy), 0 where there are none.
     """
 
     hypotheses: tuple[Words, ...]
@@ -94,7 +94,7 @@ class Knowledge:
         table: Phrases learned from lists.
         references: n-gram model of the true texts of these lists.
         general: n-gram model of English in general, where there is one.
-        recognizer: The recogniser's own, where it is known.
+        recognizer: The recognizer's own, where it is known.
     """
 
     table: PhraseTable

@@ -102,7 +102,7 @@ class RobustGer(nn.Module):
 
     Raises:
         MissingDependencyError: LoRA is wanted and peft is not installed.
-        ModelFormatError: The language model's layers are not recognised.
+        ModelFormatError: The language model's layers are not recognized.
     """
 
     def __init__(self, llm: Any, noise_width: int, settings: GerSettings) -> None:

@@ -36,11 +36,11 @@ class PhraseSettings:
     """How a phrase corrector is trained and used.
 
     Attributes:
-        normalizer: Name of the normaliser of hypotheses and references (see `audio_llm.text`).
+        normalizer: Name of the normalizer of hypotheses and references (see `audio_llm.text`).
         order: Of the n-gram model of the references.
         language_model: Name of an n-gram model of English in general, or its folder; empty: none. It is not saved with
             the corrector, which then needs it.
-        recognizer_lm: `pocketsphinx` for lists of that recogniser: its own n-gram model, which is part of its scores.
+        recognizer_lm: `pocketsphinx` for lists of that recognizer: its own n-gram model, which is part of its scores.
         folds: The reranker learns from candidates that tables of the other folds made.
         reranker_lists: Lists it learns from at most.
         shortlist: Candidates that a neural corrector judges.
@@ -81,7 +81,7 @@ class NeuralReranker:
 
 @dataclass(frozen=True)
 class PhraseCorrector:
-    """Corrects N-best lists of one recogniser and domain.
+    """Corrects N-best lists of one recognizer and domain.
 
     Attributes:
         knowledge: Phrase table and n-gram models.
@@ -291,7 +291,7 @@ def add_neural_scores(
 
 
 def load_recognizer_lm(settings: PhraseSettings) -> PocketsphinxLm | None:
-    """Return the recogniser's own n-gram model, where the settings name one."""
+    """Return the recognizer's own n-gram model, where the settings name one."""
     return PocketsphinxLm() if settings.recognizer_lm == "pocketsphinx" else None
 
 
@@ -308,14 +308,14 @@ def shortlist(scores: np.ndarray, count: int, total: int) -> list[int]:
 
 
 def list_words(nbest: NBest, normalizer: str) -> list[Words]:
-    """Return the words of the hypotheses of a list that are looked at, normalised."""
+    """Return the words of the hypotheses of a list that are looked at, normalized."""
     normalize = get_normalizer(normalizer)
     return [tuple(normalize(text).split()) for text in nbest.texts[:_MAX_HYPOTHESES]]
 
 
 _CARD = """# Phrase corrector
 
-Corrects N-best lists of the recogniser and the domain whose lists it was trained on: {phrases} phrase replacements,
+Corrects N-best lists of the recognizer and the domain whose lists it was trained on: {phrases} phrase replacements,
 an n-gram model of {words} words, a linear reranker and a margin of the errors that a change must save.
 
 Load it with `audio_llm.ger.phrase.PhraseCorrector.load(folder)`.

@@ -153,7 +153,7 @@ def _changed_phrases(words: Words, runs: Sequence[Op], reference: Words, longest
                 if low[start] < 0 or low[end] < 0:
                     continue
                 source = words[start:end]
-                # Words inserted at an edge may belong to this stretch or to its neighbour: learn both readings.
+                # Words inserted at an edge may belong to this stretch or to its neighbor: learn both readings.
                 for target_start in {low[start], high[start]}:
                     for target_end in {low[end], high[end]}:
                         target = reference[target_start:target_end]

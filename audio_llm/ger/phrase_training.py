@@ -150,7 +150,7 @@ def fold_of_reference(references: Sequence[Words], folds: int, seed: int) -> dic
     """Return the fold of each reference.
 
     Args:
-        references: As words, normalised; the order and repetitions are of no account.
+        references: As words, normalized; the order and repetitions are of no account.
         folds: How many.
         seed: Of the draw.
     """

@@ -1,4 +1,4 @@
-"""Which lists a corrector knows: a recogniser's scores tell a list of one kind from those of another."""
+"""Which lists a corrector knows: a recognizer's scores tell a list of one kind from those of another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from audio_llm.nbest import NBest
 
-_FACTOR = 10.0  # between recognisers the sizes of scores differ by hundreds, between recordings by a few
+_FACTOR = 10.0  # between recognizers the sizes of scores differ by hundreds, between recordings by a few
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ScoreRange:
         if size is None:
             return "the list lacks scores, which those learned from have"
         if not self.low / _FACTOR <= size <= self.high * _FACTOR:
-            return "the scores are unlike those of the lists learned from: another recogniser?"
+            return "the scores are unlike those of the lists learned from: another recognizer?"
         return ""
 
 

@@ -34,7 +34,7 @@ def create_small_lm(texts: Iterable[str], folder: Path, settings: SmallLmSetting
     """Train a byte-level BPE tokenizer and write it with a Llama of random weights; return the folder.
 
     Args:
-        texts: Normalised sentences for the tokenizer.
+        texts: Normalized sentences for the tokenizer.
         folder: The transformers folder to write.
         settings: Size.
         seed: Of the weights.

@@ -29,7 +29,7 @@ from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 logger = logging.getLogger(__name__)
 
 _DISTILLER = "distiller."  # begins the names of the distiller's tensors in a checkpoint
-_RAW = NORMALIZERS["raw"]  # the texts are normalised already
+_RAW = NORMALIZERS["raw"]  # the texts are normalized already
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class GerTrainConfig:
     Attributes:
         ger: What is put on the language model.
         training: Steps, rates, seed.
-        normalizer: Name of the normaliser of hypotheses and references.
+        normalizer: Name of the normalizer of hypotheses and references.
         blind_share: Share of lists shown without any hypothesis, so that a model from scratch learns to write.
         batch_tokens: Tokens of a batch, padding included, at most.
         tune_share: Share of the lists, by reference, that choose the best model where no others are given.
         validation_lists: How many tuning lists are decoded for the validation's word error rate.
-        distillation: Distil noise from sounds into the embedding (see `mine`); needs data with sounds, and one process.
+        distillation: Distill noise from sounds into the embedding (see `mine`); needs data with sounds, and one process.
     """
 
     ger: GerSettings = field(default_factory=GerSettings)
@@ -125,7 +125,7 @@ def train_ger(
 class _Training(nn.Module):
     """The model with its loss as `forward`, as several processes need it.
 
-    Distillation takes its own step, with its own optimiser, before the corrector's (RobustGER, alg. 1); its state is
+    Distillation takes its own step, with its own optimizer, before the corrector's (RobustGER, alg. 1); its state is
     in the checkpoints.
     """
 

@@ -92,7 +92,7 @@ class CharLm(nn.Module):
         """Return log p of each text, its end included.
 
         Args:
-            texts: Normalised texts.
+            texts: Normalized texts.
             batch_characters: Characters (padding included) run at once.
         """
         self.eval()
@@ -158,7 +158,7 @@ def train_char_lm(
 
     Args:
         model: The network.
-        texts: Normalised sentences; their order is redrawn in every epoch.
+        texts: Normalized sentences; their order is redrawn in every epoch.
         validation_texts: For choosing the best checkpoint, by bits per character.
         output: Folder to write.
         config: Steps, learning rate and so on.
@@ -234,6 +234,6 @@ def _batches(lengths: np.ndarray, batch_characters: int, order: np.ndarray) -> I
 
 _CARD = """# Character language model
 
-A Transformer over a to z, apostrophe and space, trained on normalised English sentences. It scores texts:
+A Transformer over a to z, apostrophe and space, trained on normalized English sentences. It scores texts:
 `audio_llm.lm.char_lm.CharLm.load(folder).log_probs(texts)`.
 """

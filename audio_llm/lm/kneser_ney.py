@@ -34,7 +34,7 @@ def train_ngram(
         min_count: Words seen less often become `<unk>`.
         cutoffs: For each order the least count an n-gram needs to be kept, rising; the default keeps all, except
             that of orders above 2 those seen once are dropped where the text has more than 200,000 words.
-        normalizer: Applied to each sentence first; text that is normalised already needs none.
+        normalizer: Applied to each sentence first; text that is normalized already needs none.
 
     Raises:
         DataError: The file is missing, or there is no word in the text.

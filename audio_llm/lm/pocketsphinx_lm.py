@@ -1,4 +1,4 @@
-"""The US English trigram inside the pocketsphinx package, which its recogniser weighs words by."""
+"""The US English trigram inside the pocketsphinx package, which its recognizer weighs words by."""
 
 from __future__ import annotations
 

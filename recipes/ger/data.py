@@ -36,7 +36,7 @@ def lists(data: Path, name: str) -> list[NBest]:
 
 
 def sentences(data: Path) -> tuple[list[str], list[str]]:
-    """Return (training sentences, tuning sentences) of books, normalised; none of them is scored anywhere."""
+    """Return (training sentences, tuning sentences) of books, normalized; none of them is scored anywhere."""
     paths = sorted((data / "text").glob("*.txt"))
     skipped = {HELD_OUT_BOOK, TUNE_BOOK, *READ_ALOUD_BOOKS, "PROVENANCE"}
     train = [sentence for path in paths if path.stem not in skipped for sentence in read_book(path)]
@@ -48,7 +48,7 @@ def sentences(data: Path) -> tuple[list[str], list[str]]:
 
 
 def scored_texts(data: Path) -> list[str]:
-    """Return the normalised references of every list, and of every recording, that is tuned or reported on."""
+    """Return the normalized references of every list, and of every recording, that is tuned or reported on."""
     names = [name for name in (ATIS_TEST, *REPORTED) if (data / "nbest" / f"{name}.json").exists()]
     texts = [nbest.reference or "" for name in names for nbest in lists(data, name)]
     texts += [r.text for name, clips in recordings(data).items() if name != "train" for r in clips]
@@ -85,7 +85,7 @@ def as_data(nbests: Iterable[NBest]) -> ListData:
 
 
 def check_no_leak(training_texts: Iterable[str], scored: Iterable[str]) -> None:
-    """Raise DataError where a normalised training text is also scored."""
+    """Raise DataError where a normalized training text is also scored."""
     leaked = sorted(set(scored).intersection(training_texts))
     if leaked:
         raise DataError(f"{len(leaked)} training texts are also scored, first {leaked[0]!r}")

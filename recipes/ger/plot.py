@@ -36,15 +36,15 @@ def draw(curve: Mapping[str, float], log: Path, rows: Mapping[str, CorrectionSco
     for position, scores in enumerate(rows.values()):
         before, after = 100 * scores.lists.first.counts.rate, 100 * scores.output.counts.rate
         interval = scores.output.interval
-        sets.plot([before, after], [position, position], color="grey", linewidth=1)
-        sets.plot(before, position, "o", color="grey")
+        sets.plot([before, after], [position, position], color="gray", linewidth=1)
+        sets.plot(before, position, "o", color="gray")
         sets.errorbar(
             after, position, xerr=[[after - 100 * interval.low], [100 * interval.high - after]], fmt="o", color="C0"
         )
         sets.annotate(f"{scores.relative_change or 0:+.1%}", (before, position), (8, -3), textcoords="offset points")
     sets.set_yticks(range(len(rows)), [name.removeprefix("test_") for name in rows])
     sets.invert_yaxis()
-    sets.set(xscale="log", xlim=(0.8, 200), xlabel="word error rate, %", title="before (grey) and after, 95 %")
+    sets.set(xscale="log", xlim=(0.8, 200), xlabel="word error rate, %", title="before (gray) and after, 95 %")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

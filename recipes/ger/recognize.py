@@ -1,4 +1,4 @@
-"""Recordings, with noise at given SNRs, to the project's own recognisers' lists and what is known of their sound."""
+"""Recordings, with noise at given SNRs, to the project's own recognizers' lists and what is known of their sound."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def plan(recordings: Sequence[Recording], part: str, conditions: Sequence[str]) 
 
 
 def recognize(tasks: Sequence[Task], folder: Path, asr: str, output: Path, workers: int) -> int:
-    """Recognise what the file does not hold yet and append it; return how many lists it holds.
+    """Recognize what the file does not hold yet and append it; return how many lists it holds.
 
     Args:
         tasks: What to hear.
         folder: The data, for its noises.
-        asr: Name of the recogniser.
+        asr: Name of the recognizer.
         output: JSON lines, a list with its sound a line.
         workers: Processes.
     """
@@ -76,7 +76,7 @@ def recognize(tasks: Sequence[Task], folder: Path, asr: str, output: Path, worke
 
 
 def read(path: Path, condition: str | None = None) -> list[NBest]:
-    """Return the lists of a file, normalised, those without a word left out.
+    """Return the lists of a file, normalized, those without a word left out.
 
     Args:
         path: As `hear` wrote it.

@@ -110,7 +110,7 @@ def stage_english(folder: Path, output: Path) -> None:
 def stage_recognize(
     folder: Path, output: Path, sets: Sequence[str], conditions: Sequence[str], asr: str, workers: int, limit: int
 ) -> None:
-    """Let a recogniser of the project hear recordings, with noise or without."""
+    """Let a recognizer of the project hear recordings, with noise or without."""
     recordings = speech_sets.recordings(folder)
     for name in sets:
         part = "train" if name.startswith(("train", "tune")) else "test"
@@ -208,7 +208,7 @@ def stage_domains(folder: Path, output: Path, base: Path | None) -> None:
 
 
 def stage_real_speech(output: Path, base: Path | None, asr: str) -> None:
-    """Correct lists that one of the project's own recognisers made of real speech; keep the corrector."""
+    """Correct lists that one of the project's own recognizers made of real speech; keep the corrector."""
     train, sets = _training_lists(output, asr), _test_sets(output, asr)
     data.check_no_leak(
         [nbest.reference or "" for nbest in train], [n.reference or "" for lists in sets.values() for n in lists]
@@ -226,7 +226,7 @@ def stage_real_speech(output: Path, base: Path | None, asr: str) -> None:
 
 
 def stage_noise(folder: Path, output: Path, base: Path, arm: str, minutes: float, asr: str, resume: bool) -> None:
-    """Adapt the base model to a recogniser's lists of noisy speech."""
+    """Adapt the base model to a recognizer's lists of noisy speech."""
     lists_folder = output / "heard"
     config = load_config(GerTrainConfig, CONFIG / "adapt.yaml", NOISE_ARMS[arm])
     train = recognize.read_data(lists_folder / f"{asr}-train.jsonl")
@@ -303,8 +303,8 @@ def stage_curve(folder: Path, output: Path) -> None:
 def stage_plot(folder: Path, output: Path) -> None:
     """Draw the curves and the sets that the other stages have left in the output folder."""
     sets = {name: data.lists(folder, name) for name in (data.ATIS_TEST, *data.REPORTED)}
-    sets["own recogniser"] = _all_of(_test_sets(output, "sphinx"))
-    stores = {data.ATIS_TEST: "atis-both", "own recogniser": "sphinx-all of them"}
+    sets["own recognizer"] = _all_of(_test_sets(output, "sphinx"))
+    stores = {data.ATIS_TEST: "atis-both", "own recognizer": "sphinx-all of them"}
     rows = {}
     for name, lists in sets.items():
         stored = json.loads((output / "out" / f"{stores.get(name, name)}.json").read_text())["texts"]
@@ -443,7 +443,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--sets", nargs="*", default=["train"], help="hear: sets of recordings")
     parser.add_argument("--conditions", nargs="*", default=["clean"], help="hear: clean, any, or SNRs in dB")
-    parser.add_argument("--asr", default="sphinx", help="hear, own: the recogniser")
+    parser.add_argument("--asr", default="sphinx", help="hear, own: the recognizer")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--limit", type=int, default=100_000, help="hear: recordings of a set")
     arguments = parser.parse_args()

@@ -32,12 +32,12 @@ System = Callable[[Sequence[NBest]], list[str]]
 
 
 def words_of(nbest: NBest) -> list[tuple[str, ...]]:
-    """Return the words of each hypothesis, normalised, duplicates kept."""
+    """Return the words of each hypothesis, normalized, duplicates kept."""
     return [tuple(DEFAULT_NORMALIZER(text).split()) for text in nbest.texts]
 
 
 def first(lists: Sequence[NBest]) -> list[str]:
-    """Keep the recogniser's best text."""
+    """Keep the recognizer's best text."""
     return [nbest.best for nbest in lists]
 
 
@@ -98,7 +98,7 @@ def find_margin(held_out: Sequence[tuple[PhraseCorrector, Sequence[NBest]]]) -> 
 
 @dataclass(frozen=True)
 class Rescoring:
-    """Choice among the hypotheses by recogniser and n-gram model.
+    """Choice among the hypotheses by recognizer and n-gram model.
 
     Attributes:
         lm: The n-gram model.

@@ -30,7 +30,7 @@ HEARD = (
 
 
 @pytest.fixture(scope="session")
-def memorised() -> list[tuple[tuple[str, ...], str]]:
+def memorized() -> list[tuple[tuple[str, ...], str]]:
     """(hypotheses, true text) of the lists that `trained` knows."""
     return list(zip(HEARD, SENTENCES, strict=True))
 
@@ -53,8 +53,8 @@ def tokenizer(small_folder: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def trained(small_folder: Path, memorised: list[tuple[tuple[str, ...], str]]) -> Any:
-    """A corrector, a `GerCheckpoint`, that knows the memorised lists; leave it as it is."""
+def trained(small_folder: Path, memorized: list[tuple[tuple[str, ...], str]]) -> Any:
+    """A corrector, a `GerCheckpoint`, that knows the memorized lists; leave it as it is."""
     import torch
 
     from audio_llm.ger.checkpoint import build
@@ -67,7 +67,7 @@ def trained(small_folder: Path, memorised: list[tuple[tuple[str, ...], str]]) ->
     prompt = PromptSettings("compact", hypotheses=3, restart_positions=True)
     noise = NoiseSettings(hypotheses=3, width=16)
     checkpoint = build(small_folder, GerSettings(prompt, noise, number_hypotheses=True, tune="all"))
-    batch = checkpoint.collator.batch([heard for heard, _ in memorised], [true for _, true in memorised])
+    batch = checkpoint.collator.batch([heard for heard, _ in memorized], [true for _, true in memorized])
     optimizer = torch.optim.AdamW(checkpoint.model.parameters(), lr=1e-2, weight_decay=0.0)
     checkpoint.model.train()
     for _ in range(200):

@@ -25,14 +25,14 @@ from audio_llm.ger.settings import GerDecoding
 from audio_llm.nbest import Hypothesis, NBest, write_nbest
 from audio_llm.pipeline.correct import list_length, load_corrector
 
-Memorised = list[tuple[tuple[str, ...], str]]
+Memorized = list[tuple[tuple[str, ...], str]]
 
 
-def as_lists(memorised: Memorised, copies: int = 1) -> list[NBest]:
+def as_lists(memorized: Memorized, copies: int = 1) -> list[NBest]:
     return [
         NBest(f"{copy}-{number}", tuple(Hypothesis(text) for text in heard), true)
         for copy in range(copies)
-        for number, (heard, true) in enumerate(memorised)
+        for number, (heard, true) in enumerate(memorized)
     ]
 
 
@@ -41,9 +41,9 @@ def open_gate(checkpoint: GerCheckpoint) -> GerCheckpoint:
     return replace(checkpoint, decoding=GerDecoding(gates=gates))
 
 
-def test_what_was_learned_is_corrected_and_told(trained: Any, memorised: Memorised) -> None:
-    corrections = GerCorrector(open_gate(trained)).correct(as_lists(memorised))
-    assert [correction.text for correction in corrections] == [true for _, true in memorised]
+def test_what_was_learned_is_corrected_and_told(trained: Any, memorized: Memorized) -> None:
+    corrections = GerCorrector(open_gate(trained)).correct(as_lists(memorized))
+    assert [correction.text for correction in corrections] == [true for _, true in memorized]
     first = corrections[0]
     assert (first.input, first.kept) == ("the hat sat on the mat", False)
     assert [(e.before, e.after, e.source) for e in first.edits] == [("hat", "cat", "hypothesis 2")]
@@ -54,9 +54,9 @@ def test_what_was_learned_is_corrected_and_told(trained: Any, memorised: Memoris
 
 
 @pytest.mark.parametrize("mode", ["list", "slots"])
-def test_restricted_modes_write_words_of_the_list_only(trained: Any, memorised: Memorised, mode: Any) -> None:
+def test_restricted_modes_write_words_of_the_list_only(trained: Any, memorized: Memorized, mode: Any) -> None:
     for correction, (heard, _) in zip(
-        GerCorrector(trained, mode, gate=False).correct(as_lists(memorised)), memorised, strict=True
+        GerCorrector(trained, mode, gate=False).correct(as_lists(memorized)), memorized, strict=True
     ):
         assert set(correction.text.split()) <= {word for text in heard for word in text.split()}
 
@@ -101,25 +101,25 @@ def test_unknown_mode(trained: Any) -> None:
 
 
 def test_command_line_corrects_with_a_saved_model(
-    trained: Any, memorised: Memorised, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Any, memorized: Memorized, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = save(tmp_path / "model", open_gate(trained), {})
     with (tmp_path / "lists.jsonl").open("w") as file:
-        write_nbest(as_lists(memorised), file)
+        write_nbest(as_lists(memorized), file)
     lists = str(tmp_path / "lists.jsonl")
     assert main(["correct", lists, "--with", "ger", "--model", str(folder), "--mode", "free"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["text"] for row in rows] == [true for _, true in memorised]
+    assert [row["text"] for row in rows] == [true for _, true in memorized]
     assert list_length("ger", str(folder)) == 3
     assert main(["correct", lists, "--with", "dlm", "--mode", "free"]) == 2
     assert main(["correct", lists, "--with", "dlm", "--llm", "x"]) == 2
 
 
 def test_command_line_trains_a_phrase_corrector(
-    memorised: Memorised, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    memorized: Memorized, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with (tmp_path / "lists.jsonl").open("w") as file:
-        write_nbest(as_lists(memorised, 4), file)
+        write_nbest(as_lists(memorized, 4), file)
     lists, out = str(tmp_path / "lists.jsonl"), str(tmp_path / "out")
     command = ["train", "ger", "--kind", "phrase", "--data", lists, "-o", out, "folds=2"]
     assert main(command) == 0
@@ -127,7 +127,7 @@ def test_command_line_trains_a_phrase_corrector(
     assert main([*command, "--llm", "x"]) == 2
     capsys.readouterr()
     assert main(["correct", lists, "--with", "phrase", "--model", f"{out}/best"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(as_lists(memorised, 4))
+    assert len(capsys.readouterr().out.splitlines()) == len(as_lists(memorized, 4))
     assert main(["train", "ger", "--data", lists, "-o", out]) == 2
     assert "--llm" in capsys.readouterr().err
 
@@ -214,10 +214,10 @@ def test_each_fold_is_judged_by_its_own_opinion_and_the_plain_choice_is_learned_
 
 
 def test_with_a_second_opinion_it_comes_back_from_its_folder(
-    trained: Any, memorised: Memorised, tmp_path: Path
+    trained: Any, memorized: Memorized, tmp_path: Path
 ) -> None:
     scorer = NeuralScorer(trained)
-    lists = as_lists(memorised, 4)
+    lists = as_lists(memorized, 4)
     settings = PhraseSettings(folds=2, shortlist=4)
     learned = PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds((scorer, scorer), scorer))
     folder = learned.save(tmp_path / "model")

@@ -100,11 +100,11 @@ def test_lists_of_unequal_length_are_written_as_each_alone(random_model: Callabl
 
 
 def test_what_was_learned_is_written_together_and_one_by_one(
-    trained: Any, memorised: list[tuple[tuple[str, ...], str]]
+    trained: Any, memorized: list[tuple[tuple[str, ...], str]]
 ) -> None:
-    lists = [heard for heard, _ in memorised]
+    lists = [heard for heard, _ in memorized]
     together = greedy(trained.model, trained.collator, lists)
-    assert [written.text for written in together] == [true for _, true in memorised]
+    assert [written.text for written in together] == [true for _, true in memorized]
     assert all(written.finished for written in together)
     for heard, found in zip(lists, together, strict=True):
         (alone,) = greedy(trained.model, trained.collator, [heard])
@@ -113,9 +113,9 @@ def test_what_was_learned_is_written_together_and_one_by_one(
 
 
 def test_what_is_written_has_the_probability_that_it_is_scored_with(
-    trained: Any, memorised: list[tuple[tuple[str, ...], str]]
+    trained: Any, memorized: list[tuple[tuple[str, ...], str]]
 ) -> None:
-    lists = [heard for heard, _ in memorised]
+    lists = [heard for heard, _ in memorized]
     written = greedy(trained.model, trained.collator, lists)
     scored = log_probs(trained.model, trained.collator, lists, [found.text for found in written])
     assert [found.log_prob for found in written] == pytest.approx(scored, abs=1e-4)
@@ -123,14 +123,14 @@ def test_what_is_written_has_the_probability_that_it_is_scored_with(
 
 
 def test_scores_together_are_those_one_by_one_and_rank_the_truth_first(
-    trained: Any, memorised: list[tuple[tuple[str, ...], str]]
+    trained: Any, memorized: list[tuple[tuple[str, ...], str]]
 ) -> None:
-    lists = [heard for heard, _ in memorised]
+    lists = [heard for heard, _ in memorized]
     wrong = ["the", "", "we went to the mayor", "it rains", "i see", "write", "do", "she sells"]
     together = log_probs(trained.model, trained.collator, lists, wrong)
     alone = [log_probs(trained.model, trained.collator, [h], [w])[0] for h, w in zip(lists, wrong, strict=True)]
     assert together == pytest.approx(alone, abs=1e-3)
-    right = log_probs(trained.model, trained.collator, lists, [true for _, true in memorised])
+    right = log_probs(trained.model, trained.collator, lists, [true for _, true in memorized])
     assert all(score > other for score, other in zip(right, together, strict=True))
 
 
@@ -158,10 +158,10 @@ def test_the_probability_of_nothing_is_that_of_the_end(random_model: Callable[..
 
 
 def test_a_wide_search_finds_the_likeliest_of_all_paths(
-    random_model: Callable[..., Case], trained: Any, memorised: list[tuple[tuple[str, ...], str]]
+    random_model: Callable[..., Case], trained: Any, memorized: list[tuple[tuple[str, ...], str]]
 ) -> None:
     for model, collator in (random_model(), (trained.model, trained.collator)):
-        for heard, _ in memorised[:4]:
+        for heard, _ in memorized[:4]:
             network = confusion_network(split(heard))
             paths = sorted({" ".join(filter(None, words)) for words in itertools.product(*network)})
             assert len(paths) <= 64
@@ -172,10 +172,10 @@ def test_a_wide_search_finds_the_likeliest_of_all_paths(
 
 
 def test_a_wider_beam_is_not_below_a_greedy_one(
-    random_model: Callable[..., Case], trained: Any, memorised: list[tuple[tuple[str, ...], str]]
+    random_model: Callable[..., Case], trained: Any, memorized: list[tuple[tuple[str, ...], str]]
 ) -> None:
     for model, collator in (random_model(), random_model("gpt2"), (trained.model, trained.collator)):
-        for heard, _ in memorised:
+        for heard, _ in memorized:
             graph = slots(split(heard))
             narrow, *wider = (search(model, collator, heard, graph, width) for width in (1, 4, 8))
             assert all(found.log_prob >= narrow.log_prob - 1e-4 for found in wider)
@@ -184,14 +184,14 @@ def test_a_wider_beam_is_not_below_a_greedy_one(
 
 
 def test_search_repairs_with_words_of_the_list_alone(
-    trained: Any, memorised: list[tuple[tuple[str, ...], str]]
+    trained: Any, memorized: list[tuple[tuple[str, ...], str]]
 ) -> None:
     model, collator = trained.model, trained.collator
-    heard, true = memorised[1]
+    heard, true = memorized[1]
     assert search(model, collator, heard, slots(split(heard))).text == true
-    heard, true = memorised[0]
+    heard, true = memorized[0]
     assert search(model, collator, heard, any_words(split(heard))).text == true
-    heard, true = memorised[4]  # "see" is in no hypothesis
+    heard, true = memorized[4]  # "see" is in no hypothesis
     assert search(model, collator, heard, slots(split(heard))).text == heard[0]
     found = search(model, collator, heard, any_words(split(heard)))
     assert found.finished

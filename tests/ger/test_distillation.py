@@ -260,7 +260,7 @@ def test_donsker_varadhan_is_stable_and_its_average_stands_in_the_gradient_alone
     assert torch.allclose(negative.grad, -torch.tensor([0.5, 1.5]) / 8)
 
 
-def test_audio_is_standardised_so_that_its_unit_does_not_matter():
+def test_audio_is_standardized_so_that_its_unit_does_not_matter():
     one, two, (noise, valid, noisy, clean) = make(), make(), batch()
     one.network.fit_audio(noisy)
     two.network.fit_audio(100 * noisy - 7)

@@ -218,7 +218,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], type[AudioLLMError], st
     "no settings": (lambda c: c.pop("settings"), ModelFormatError, "settings"),
     "no fingerprint": (lambda c: c.pop("llm_fingerprint"), ModelFormatError, "llm_fingerprint"),
     "settings are text": (lambda c: c.update(settings="x"), AudioLLMError, "made"),
-    "unknown setting": (lambda c: c["settings"].update(colour=1), ConfigError, "colour"),
+    "unknown setting": (lambda c: c["settings"].update(color=1), ConfigError, "color"),
     "wrong value": (lambda c: c["settings"].update(tune="some"), ConfigError, "tune"),
     "another width": (lambda c: c["settings"]["noise"].update(width=16), ModelFormatError, "do not fit"),
     "another list": (lambda c: c["settings"]["noise"].update(hypotheses=4), ModelFormatError, "do not fit"),
@@ -353,8 +353,8 @@ def test_a_small_language_model_is_the_same_for_the_same_texts_and_seed(tmp_path
 
 
 @pytest.fixture
-def data(memorised: list[tuple[tuple[str, ...], str]]) -> ListData:
-    return ListData(tuple(true for _, true in memorised), tuple(heard for heard, _ in memorised))
+def data(memorized: list[tuple[tuple[str, ...], str]]) -> ListData:
+    return ListData(tuple(true for _, true in memorized), tuple(heard for heard, _ in memorized))
 
 
 def config(steps: int, **changes: Any) -> GerTrainConfig:

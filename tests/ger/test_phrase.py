@@ -1,4 +1,4 @@
-"""Tests of the phrase corrector as a whole, on a made-up recogniser."""
+"""Tests of the phrase corrector as a whole, on a made-up recognizer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sentence(generator: np.random.Generator) -> str:
 
 
 def hear(text: str, generator: np.random.Generator) -> str:
-    """A recogniser that mistakes some words in a way that can be learned."""
+    """A recognizer that mistakes some words in a way that can be learned."""
     heard = [
         str(generator.choice(CONFUSIONS[word])) if word in CONFUSIONS and generator.random() < 0.35 else word
         for word in text.split()
@@ -72,7 +72,7 @@ def corrector() -> PhraseCorrector:
     return PhraseCorrector.train(make_lists(200, 0))
 
 
-def test_most_errors_of_a_learnable_recogniser_are_corrected(corrector: PhraseCorrector) -> None:
+def test_most_errors_of_a_learnable_recognizer_are_corrected(corrector: PhraseCorrector) -> None:
     lists = make_lists(200, 1)
     corrections = corrector.correct(lists)
     before, after = word_errors(lists, corrections)

@@ -39,7 +39,7 @@ def test_substitutions_are_learned_with_context_and_counted_against_what_was_rig
     assert replacement.log_odds == pytest.approx(math.log(1.5 / 1.5))
 
 
-def test_inserted_words_belong_to_either_neighbour() -> None:
+def test_inserted_words_belong_to_either_neighbor() -> None:
     table = learn(("a b", "a x b"))
     # Beside that reading there is the other one, in which the word by itself is right.
     assert targets(table, "a") == {"a x": (1, 1)}

@@ -53,7 +53,7 @@ def test_sample_lists_get_better_and_say_how(shipped: Corrector, lists: list[NBe
         assert " ".join(words) == correction.text
 
 
-def test_lists_of_another_recogniser_are_left_alone(shipped: Corrector) -> None:
+def test_lists_of_another_recognizer_are_left_alone(shipped: Corrector) -> None:
     corrections = shipped.correct(list(read_nbest(SAMPLES / "cv.json"))[:20])
     assert all(c.kept and "lacks scores" in c.reason for c in corrections)
 
