@@ -1,8 +1,8 @@
-"""Gated noise attention: a decoder language model looks at the noise embedding of a list while it writes.
+"""Gated noise attention: a decoder language model attends to the noise embedding of a list while it writes.
 
-Every tuned layer has learned slots that the noise embedding shifts; the layer's input attends to them, and what it
-finds is added to the output of the layer's own attention, behind a gate that begins at zero (RobustGER, eq. 9-13).
-It is attached by hooks, so that it works for any decoder and asks nothing of its cache or its positions.
+Every tuned layer has learned slots that the noise embedding shifts; the layer's input attends to them, and the
+result is added to the output of the layer's self-attention through a gate that starts at zero (RobustGER, eq. 9-13).
+It is attached by hooks, so it works with any decoder and needs no change to its cache or positions.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _ATTENTION_NAMES = ("self_attn", "attn", "self_attention", "attention")
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """How the noise enters.
+    """How the noise embedding enters the language model.
 
     Attributes:
-        form: `paper`: one map of the noise for all layers, taken from the slots before keys and values are made.
-            `reference-code`: two maps a layer, one added to the keys and one to the values, each scaled to unit root
-            mean square and behind its own gates, so that the amount of noise is lost (the authors' release).
-        first_layer: First layer that is tuned: 1 in the paper, 2 in the authors' release.
-        width: Of queries, keys and values.
+        form: `paper`: one linear map of the noise for all layers, subtracted from the slots before keys and values.
+            `reference-code`: two maps per layer, one added to the keys and one to the values, each scaled to unit
+            root mean square and gated, so the amount of noise is lost (the authors' release).
+        first_layer: Index of the first layer that is tuned: 1 in the paper, 2 in the authors' release.
+        width: Width of queries, keys and values, over all heads.
         heads: Attention heads.
-        noise_gate: Where the gate of the noise on the slots begins in `paper`. With both gates at zero the map of the
-            noise would have no gradient.
+        noise_gate: Initial value of the gate of the noise on the slots in `paper`. With both gates at zero the map of
+            the noise would have no gradient.
     """
 
     form: Literal["paper", "reference-code"] = "paper"
@@ -43,11 +43,11 @@ class AdapterSettings:
 
 
 class NoiseAttention(nn.Module):
-    """The part of one layer.
+    """The noise attention of one layer.
 
     Args:
         hidden: Width D of the language model.
-        slots: How many, U; the rows of the noise embedding.
+        slots: Number of slots U, equal to the rows of the noise embedding.
         noise_width: Width d of the noise embedding.
         settings: See `AdapterSettings`.
     """
@@ -71,11 +71,11 @@ class NoiseAttention(nn.Module):
             self.noise_gate = nn.Parameter(torch.full((slots, 1), settings.noise_gate))
 
     def keys_and_values(self, noise: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values, (B, U, width) each; they stay the same for a whole text.
+        """Return keys and values, (B, U, width) each; they are constant for a whole text.
 
         Args:
             noise: (B, U, d) noise embedding.
-            shift: (B, U, D) the same, mapped to the width of the model (`paper` only).
+            shift: (B, U, D) the noise embedding mapped to the width of the model (`paper` only).
         """
         if self.by_code:  # the authors add better minus worse, which is the negative of our embedding
             key = self.key(self.slots) + self.key_gate * _unit(self.noise_key(-noise))
@@ -84,12 +84,12 @@ class NoiseAttention(nn.Module):
         return self.key(slots), self.value(slots)
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
-        """Return what is to be added to the attention's output.
+        """Return what is added to the attention's output.
 
         Args:
             hidden: (B, T, D) input of the attention.
             keys, values: (B, U, width) from `keys_and_values`.
-            valid: (B, U) bool, rows of the noise embedding that are there.
+            valid: (B, U) bool, True for rows of the noise embedding that exist.
 
         Returns:
             (B, T, D).
@@ -110,7 +110,7 @@ class NoiseAdapter(nn.Module):
 
     Args:
         hidden: Width D of the language model.
-        layers: How many layers it has.
+        layers: Number of its layers.
         slots: Rows U of the noise embedding.
         noise_width: Width d of the noise embedding.
         settings: See `AdapterSettings`.
@@ -134,11 +134,11 @@ class NoiseAdapter(nn.Module):
 
     @contextlib.contextmanager
     def condition(self, noise: Tensor | None, valid: Tensor | None = None) -> Iterator[None]:
-        """Let the model see a noise embedding inside the block; None: the model is as without an adapter.
+        """Condition the model on a noise embedding inside the block; None: the model runs without adapter.
 
         Args:
             noise: (B, U, d), one for each text of the batch.
-            valid: (B, U) bool; a text none of whose rows is valid is left alone.
+            valid: (B, U) bool; a text without any valid row is not changed.
         """
         if noise is not None and len(self.layers):
             shift = self.map(noise) if self.map is not None else noise
@@ -150,7 +150,7 @@ class NoiseAdapter(nn.Module):
             self._current = self._valid = None
 
     def select(self, rows: Tensor) -> None:
-        """Inside `condition`: keep these texts of the batch, in this order, as a beam search does."""
+        """Inside `condition`: select texts of the batch, in this order, as a beam search does."""
         if self._current is not None and self._valid is not None:
             self._current = [(keys[rows], values[rows]) for keys, values in self._current]
             self._valid = self._valid[rows]

@@ -20,9 +20,9 @@ class Collator:
     """Turns lists into batches.
 
     Attributes:
-        prompts: Makes the prompts.
-        encoder: Makes the noise embedding; None: it is zero and not valid, for a model that does not look at it.
-        noise: How it is made.
+        prompts: Encodes lists as prompts.
+        encoder: Text encoder of the noise embedding; None: zeros that are not valid, for a model without adapter.
+        noise: Settings of the noise embedding.
     """
 
     prompts: PromptEncoder
@@ -40,7 +40,7 @@ class Collator:
         return self.pad(prompts, texts)
 
     def pad(self, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> Batch:
-        """Return the batch of prompts made already, with the noise embeddings of their lists."""
+        """Return the batch of encoded prompts, with the noise embeddings of their lists."""
         ids = _pad([p.ids for p in prompts], self.prompts.pad)
         labels = [(IGNORED,) * p.response + p.ids[p.response :] for p in prompts]
         lengths = torch.tensor([len(p.ids) for p in prompts])

@@ -1,4 +1,4 @@
-"""Candidate texts for an N-best list: its hypotheses, and what the phrase table makes of them."""
+"""Candidate texts for an N-best list: its hypotheses, and texts derived from them with the phrase table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from audio_llm.lm.ngram import END
 
 
 class LanguageModel(Protocol):
-    """What guides the search; see `NgramLm`, `MixedLm`."""
+    """Language model that guides the search; see `NgramLm`, `MixedLm`."""
 
     @property
     def order(self) -> int: ...
@@ -27,13 +27,13 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """How a text was made from one hypothesis.
+    """How a text was derived from one hypothesis.
 
     Attributes:
-        start: Index of the distinct hypothesis it began with.
-        log_odds: Sum over the phrases used, of the log odds that they were right to use.
-        phrases: How many phrases were used.
-        evidence: Sum over the phrases used, of log(1 + count) of what they were learned from.
+        start: Index of the distinct hypothesis it starts from.
+        log_odds: Sum over the applied phrases of the log odds that the replacement is right.
+        phrases: Number of applied phrases.
+        evidence: Sum over the applied phrases of log(1 + count of the lists they were learned from).
         lm: Natural log p(text) of the language model.
     """
 
@@ -46,11 +46,11 @@ class Derivation:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One text to choose from.
+    """One candidate text.
 
     Attributes:
         words: Its words.
-        derivations: Every hypothesis it can be made from, in their order, the likeliest way each.
+        derivations: For each hypothesis it can be derived from, in list order, the likeliest derivation.
     """
 
     words: Words
@@ -59,16 +59,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BeamSettings:
-    """How candidates are searched.
+    """Settings of the beam search for candidates.
 
     Attributes:
         width: Partial texts kept at each word.
-        per_start: Texts kept of each hypothesis.
+        per_start: Texts kept for each hypothesis.
         starts: Distinct hypotheses that phrases are applied to.
         total: Texts kept in all, besides the hypotheses themselves.
-        lm_weight: Of the language model's log probability.
-        odds_weight: Of the phrases' log odds.
-        word_bonus: For every word, against the language model's love of short texts.
+        lm_weight: Weight of the language model's log probability.
+        odds_weight: Weight of the phrases' log odds.
+        word_bonus: Added for every word, to offset the language model's preference for short texts.
     """
 
     width: int = 16
@@ -83,7 +83,7 @@ class BeamSettings:
 def make_candidates(
     hypotheses: Sequence[Words], table: PhraseTable, lm: LanguageModel, settings: BeamSettings
 ) -> list[Candidate]:
-    """Return the texts to choose from, the hypotheses first and in their order.
+    """Return the candidate texts, the hypotheses first and in their order.
 
     Args:
         hypotheses: Distinct hypotheses of one list, best first.
@@ -109,7 +109,7 @@ def make_candidates(
 
 
 def add_written(candidates: Sequence[Candidate], written: Words, lm: LanguageModel) -> list[Candidate]:
-    """Return the candidates and a text from elsewhere, as if its differences from the first were phrases unheard of."""
+    """Return the candidates and one more text, whose differences from the first count as phrases never seen."""
     if not written or any(candidate.words == written for candidate in candidates):
         return list(candidates)
     changes = len(edits(candidates[0].words, written))
@@ -119,7 +119,7 @@ def add_written(candidates: Sequence[Candidate], written: Words, lm: LanguageMod
 
 @dataclass(frozen=True, slots=True)
 class _Partial:
-    """What is known of the beginning of a text: score, log p, and `Derivation` so far."""
+    """A prefix of a text: score, log p, and `Derivation` so far."""
 
     score: float
     lm: float
@@ -129,7 +129,7 @@ class _Partial:
 
 
 class _Gains:
-    """Log p of words behind others, looked up where they came before: in a beam the same few come again and again."""
+    """Log p of words after a history, cached, as a beam asks for the same few again and again."""
 
     def __init__(self, lm: LanguageModel) -> None:
         self._lm = lm

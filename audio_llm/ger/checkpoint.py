@@ -1,4 +1,4 @@
-"""Neural correctors on disk: what was trained, and the language model it belongs to."""
+"""Checkpoints of neural correctors: the trained weights, and the language model they belong to."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _SAFE_DOWNLOADS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 @dataclass(frozen=True)
 class GerCheckpoint:
-    """A corrector in memory.
+    """A neural corrector in memory.
 
     Attributes:
         model: The network.
-        collator: Makes its batches.
-        llm: Name or folder of the language model; empty where its weights lie in the model directory.
+        collator: Builds its batches.
+        llm: Name or folder of the language model; empty if its weights are in the model directory.
         fingerprint: See `llm_fingerprint`.
         llm_config: The language model's configuration, plain JSON values.
-        tokenizer: The transformers tokenizer and its files' texts by name.
-        fresh_adapter: The adapter has not been trained yet.
-        normalizer: Name of the normalizer of what comes in.
-        decoding: How it decodes.
+        tokenizer: The transformers tokenizer and the contents of its files by name.
+        fresh_adapter: Whether the adapter is still untrained.
+        normalizer: Name of the normalizer of the hypotheses.
+        decoding: Decoding settings.
     """
 
     model: RobustGer
@@ -54,15 +54,15 @@ class GerCheckpoint:
 
 
 def build(llm: str | Path, settings: GerSettings) -> GerCheckpoint:
-    """Put a corrector on a language model.
+    """Build a corrector on a language model.
 
     Args:
         llm: A transformers folder, a name on the hub, or a `ger` model directory that holds its language model.
-        settings: What is put on it.
+        settings: Prompt, adapter and LoRA that are added to it.
 
     Raises:
         ModelNotFoundError: There is no such language model.
-        ModelFormatError: It has no tokenizer, or is no decoder.
+        ModelFormatError: It has no tokenizer, or is not a decoder.
     """
     folder = _find_llm(str(llm))
     if _is_ger(folder):
@@ -72,7 +72,7 @@ def build(llm: str | Path, settings: GerSettings) -> GerCheckpoint:
 
 
 def save(folder: Path, checkpoint: GerCheckpoint, provenance: Mapping[str, Any], card: str = "") -> Path:
-    """Write a model directory; it holds the language model itself only where that was trained too, or lay inside."""
+    """Write a model directory; it holds the language model only if that was trained too or already inside."""
     config, tensors, assets = to_parts(checkpoint)
     return hub.save_model(folder, config, tensors, KIND, card or _CARD, provenance, assets)
 
@@ -82,8 +82,8 @@ def load(name_or_dir: str | Path, llm: str | Path | None = None, device: str = "
 
     Args:
         name_or_dir: See `hub.find_model`.
-        llm: The language model, where it lies elsewhere than when the model was trained.
-        device: Where it runs.
+        llm: The language model, if it was moved since the training.
+        device: Device of the network.
 
     Raises:
         ModelNotFoundError: It or its language model is missing.
@@ -94,7 +94,7 @@ def load(name_or_dir: str | Path, llm: str | Path | None = None, device: str = "
 
 
 def to_parts(checkpoint: GerCheckpoint) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, str]]:
-    """Return configuration, weights and text files of a corrector, for a model directory of any kind."""
+    """Return configuration, weights and text files of a corrector, to store in a model directory of any kind."""
     model = checkpoint.model
     inside = model.settings.tune == "all" or not checkpoint.llm
     tensors = dict(model.state_dict()) if inside else model.adapter_tensors()
@@ -118,13 +118,13 @@ def from_parts(
     device: str = "cpu",
     llm: str | Path | None = None,
 ) -> GerCheckpoint:
-    """Build a corrector from what `to_parts` gave; arguments and errors as `load`.
+    """Build a corrector from the parts that `to_parts` returned; errors as for `load`.
 
     Args:
         config: Its configuration.
-        tensors: Its weights.
+        tensors: Its weights by name.
         folder: The model directory that holds its text files.
-        device: Where it runs.
+        device: Device of the network.
         llm: See `load`.
     """
     try:
@@ -138,7 +138,7 @@ def from_parts(
         fingerprint = llm_fingerprint(network)
         if fingerprint != expected:
             message = f"was trained on another language model than {llm or name}"
-            raise ModelFormatError(message, path=folder, remedy="name its own with --llm")
+            raise ModelFormatError(message, path=folder, remedy="give its own with --llm")
     else:
         network, tokenizer, files = build_inside(folder)
     checkpoint = _put_together(network, tokenizer, files, settings, name, expected, normalizer)
@@ -166,7 +166,7 @@ def _is_ger(folder: Path) -> bool:
 
 
 def _go_on_from(folder: Path, settings: GerSettings) -> GerCheckpoint:
-    """Return a corrector on the language model inside a model directory, what was trained there kept where it fits.
+    """Return a corrector on the language model inside a model directory, with the trained weights that still fit.
 
     LoRA of other settings is merged into the language model's weights.
     """
@@ -207,7 +207,7 @@ def _put_together(
 ) -> GerCheckpoint:
     if settings.use_noise and settings.noise.encoder == "llm" and settings.tune == "all":
         remedy = "use noise.encoder=hash, or tune=adapters"
-        raise ConfigError("the embeddings that the noise is measured by would change in training", remedy=remedy)
+        raise ConfigError("the embeddings that encode the noise would change in training", remedy=remedy)
     encoder = _encoder(settings, tokenizer, network) if settings.use_noise else None
     llm_config = CausalLm(network, tokenizer, files).config()
     model = RobustGer(network, encoder.width if encoder else 1, settings)
@@ -257,6 +257,6 @@ def _fill(model: RobustGer, tensors: Mapping[str, torch.Tensor], path: Path) -> 
 
 _CARD = """# Neural corrector of N-best lists
 
-Made by `audio-llm train ger`; use it with `audio-llm correct LISTS --with ger --model FOLDER`. Its config.json names
-the language model it belongs to and what it was trained on.
+Trained by `audio-llm train ger`; use it with `audio-llm correct LISTS --with ger --model FOLDER`. Its config.json names
+the language model it belongs to and the data it was trained on.
 """

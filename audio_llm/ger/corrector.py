@@ -1,4 +1,4 @@
-"""The neural corrector of N-best lists: writes a text, compares it with the recognizer's, and keeps that if unsure."""
+"""The neural corrector of N-best lists: generates a text and keeps the recognizer's if the gain is too small."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Proposal:
 
     Attributes:
         texts: The list, normalized, best first, with duplicates.
-        written: What the model makes of it.
+        written: The text that the model generated.
         gain: Its log-probability minus that of the unchanged text, in nats.
     """
 
@@ -40,9 +40,9 @@ class GerCorrector:
     """Corrects N-best lists with a language model that was trained on such lists (see `Corrector`).
 
     Args:
-        built: Network, tokenizer, settings.
-        mode: See `GerDecoding`; None: the model's own.
-        gate: Off: every finished correction is taken.
+        built: Network, tokenizer and settings.
+        mode: See `GerDecoding`; None: the checkpoint's mode.
+        gate: False: every finished correction is accepted.
     """
 
     name = "ger"
@@ -51,7 +51,7 @@ class GerCorrector:
         self.checkpoint = checkpoint
         self.mode: Mode = mode or checkpoint.decoding.mode
         if self.mode not in MODES:
-            raise UsageError(f"no mode is named {mode!r}", remedy=f"use one of {', '.join(MODES)}")
+            raise UsageError(f"unknown mode {mode!r}", remedy=f"use one of {', '.join(MODES)}")
         self.hypotheses = checkpoint.model.settings.prompt.hypotheses
         tuned = checkpoint.decoding.gates[self.mode]
         self.gate = tuned if gate else replace(tuned, off=True)
@@ -70,27 +70,27 @@ class GerCorrector:
         """Load a model directory.
 
         Args:
-            folder: A name of a model, or its folder.
-            recognizer: What makes the lists; of no account.
-            decode: `free`, `list` or `slots`; None: as the model was tuned.
+            folder: Name of a model, or its folder.
+            recognizer: Ignored; correctors share this signature.
+            decode: `free`, `list` or `slots`; None: as tuned.
             gate: Whether the recognizer's text is kept when the gain is small.
             device: `cpu` or `cuda`.
-            llm: The language model, where it lies elsewhere than when the model was trained.
+            llm: The language model, if it was moved since the training.
 
         Raises:
-            ModelNotFoundError, ModelFormatError: As `checkpoint.load`.
+            ModelNotFoundError, ModelFormatError: As for `checkpoint.load`.
         """
         return cls(load(folder, llm, device), decode, gate)
 
     def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
-        """Correct each list, in order; the waveforms are not needed."""
+        """Correct each list, in order; the waveforms are ignored."""
         return [self._verdict(nbest, proposal) for nbest, proposal in zip(lists, self.propose(lists), strict=True)]
 
     def propose(self, lists: Sequence[NBest]) -> list[Proposal | None]:
-        """Return what the model makes of each list; None for one without words.
+        """Return the model's correction of each list; None for a list without words.
 
         Raises:
-            OutOfMemoryError: The memory is not enough.
+            OutOfMemoryError: There is not enough memory.
         """
         texts = [tuple(self._normalize(text) for text in nbest.texts[: self.hypotheses]) for nbest in lists]
         rows = [row for row, hypotheses in enumerate(texts) if any(hypotheses)]

@@ -1,4 +1,4 @@
-"""What the neural corrector learns from: N-best lists with references, from files or packed."""
+"""Training data of the neural corrector: N-best lists with references, from files or shards."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ListData:
     """Lists in memory, normalized.
 
     Attributes:
-        references: True texts.
-        hypotheses: Of each its list, best first, with duplicates.
-        noisy: (N, A) float32, what `sound` says of the recording that each list was heard in; None: no sounds.
-        clean: (N, A) float32, the same of the recording without its noise, of equal length.
+        references: Reference texts.
+        hypotheses: The hypotheses of each list, best first, with duplicates.
+        noisy: (N, A) float32, the `noise_features` of the recording of each list; None: no audio.
+        clean: (N, A) float32, the same features of the recording without its noise, of equal length.
     """
 
     references: tuple[str, ...]
@@ -53,7 +53,7 @@ class ListData:
 
 
 def from_lists(lists: Iterable[NBest], normalizer: str) -> ListData:
-    """Gather lists with references, those without or without a word left out."""
+    """Gather the lists that have a reference and at least one word."""
     normalize = get_normalizer(normalizer)
     references, hypotheses = [], []
     for nbest in lists:
@@ -65,12 +65,12 @@ def from_lists(lists: Iterable[NBest], normalizer: str) -> ListData:
 
 
 def pack_data(data: ListData, folder: Path) -> int:
-    """Write shards that `read_data` reads; return how many rows there are."""
+    """Write shards that `read_data` reads; return the number of rows."""
     return write_shards((_row(data, row) for row in range(len(data))), folder)
 
 
 def read_data(paths: Sequence[Path], normalizer: str) -> ListData:
-    """Read files of N-best lists and folders of packed ones as one.
+    """Read files and shard folders of N-best lists as one data set.
 
     Raises:
         DataError: No list in them has a reference and a word.
@@ -84,15 +84,15 @@ def read_data(paths: Sequence[Path], normalizer: str) -> ListData:
 
 
 def split_by_reference(data: ListData, fraction: float, seed: int) -> tuple[ListData, ListData]:
-    """Return (the rest, a share of the lists); no reference is in both.
+    """Return (the rest, a fraction of the lists); no reference is in both.
 
     Raises:
         DataError: There is only one reference.
     """
     references = sorted(set(data.references))
     if len(references) < 2:
-        remedy = "give lists of more utterances, or tuning lists of their own"
-        raise DataError("lists of one reference cannot be split into training and tuning", remedy=remedy)
+        remedy = "give lists of more utterances, or separate validation lists"
+        raise DataError("lists of one reference cannot be split into training and validation", remedy=remedy)
     order = np.random.default_rng(seed).permutation(len(references))
     chosen = {references[i] for i in order[: max(1, int(len(references) * fraction))]}
     inside = [row for row in range(len(data)) if data.references[row] in chosen]
@@ -114,5 +114,5 @@ def _read_packed(folder: Path) -> ListData:
 
 
 def _joined(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
-    """Return both below one another; None where either is missing, as sounds are of use for all lists or none."""
+    """Return both concatenated; None if either is missing, as audio is used for all lists or none."""
     return None if one is None or other is None else np.concatenate([one, other])

@@ -1,4 +1,4 @@
-"""Writing and scoring texts with the neural corrector."""
+"""Decoding and scoring of texts with the neural corrector."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from audio_llm.ger.batches import Collator
 from audio_llm.ger.model import IGNORED, RobustGer
 from audio_llm.ger.word_graph import States, TokenGraph, WordGraph
 
-_LEAST_NEW = 12  # tokens that may always be written
-_AT_ONCE = 32  # lists that are written together
-_LONGER = 1.5  # times the longest hypothesis may be written
+_LEAST_NEW = 12  # tokens that may always be generated
+_AT_ONCE = 32  # lists per batch
+_LONGER = 1.5  # length limit over the longest hypothesis
 
 
 @dataclass(frozen=True)
 class Written:
-    """A text the model wrote.
+    """A text that the model generated.
 
     Attributes:
         text: The text.
-        log_prob: Natural log of its probability, the end included.
-        finished: The model ended it by itself.
+        log_prob: Natural log of its probability, end token included.
+        finished: Whether the model generated the end token.
     """
 
     text: str
@@ -36,14 +36,14 @@ class Written:
 
 @torch.no_grad()
 def greedy(model: RobustGer, collator: Collator, lists: Sequence[Sequence[str]]) -> list[Written]:
-    """Write the likeliest next token again and again.
+    """Decode each list greedily.
 
     Args:
-        model: In eval mode, as the result should be the same every time.
-        collator: Makes its prompts.
+        model: In eval mode, so that the result is deterministic.
+        collator: Builds its prompts.
         lists: Hypotheses of each list, normalized, best first, with duplicates.
     """
-    order = sorted(range(len(lists)), key=lambda row: sum(map(len, lists[row])))  # those of like length together
+    order = sorted(range(len(lists)), key=lambda row: sum(map(len, lists[row])))  # similar lengths share a batch
     results: dict[int, Written] = {}
     for start in range(0, len(order), _AT_ONCE):
         rows = order[start : start + _AT_ONCE]
@@ -77,19 +77,19 @@ def _greedy(model: RobustGer, collator: Collator, lists: Sequence[Sequence[str]]
 
 @torch.no_grad()
 def search(model: RobustGer, collator: Collator, texts: Sequence[str], graph: WordGraph, width: int = 4) -> Written:
-    """Write the likeliest text that a word graph allows, by beam search.
+    """Return the likeliest text that a word graph allows, by beam search.
 
     Args:
         model: In eval mode.
-        collator: Makes its prompts.
+        collator: Builds its prompts.
         texts: Hypotheses of one list, normalized, best first, with duplicates.
-        graph: What may be written; see `word_graph`.
-        width: Of the beam.
+        graph: The texts that are allowed; see `word_graph`.
+        width: Width of the beam.
     """
     words = {word for arcs in graph.arcs for word, _ in arcs}
     end = collator.prompts.end
     tokens = TokenGraph(graph, {word: tuple(collator.prompts.response_ids(word)) for word in words}, end)
-    beam: list[tuple[float, tuple[int, ...], States]] = [(0.0, (), tokens.start())]  # log-probability, tokens, place
+    beam: list[tuple[float, tuple[int, ...], States]] = [(0.0, (), tokens.start())]  # log-probability, tokens, states
     done: list[tuple[float, tuple[int, ...]]] = []
     writer = _Writer(model, collator, [texts])
     with writer.condition():
@@ -121,7 +121,7 @@ def search(model: RobustGer, collator: Collator, texts: Sequence[str], graph: Wo
 def log_probs(
     model: RobustGer, collator: Collator, lists: Sequence[Sequence[str]], texts: Sequence[str]
 ) -> list[float]:
-    """Return the natural log probability of a text for each list, its end included."""
+    """Return the natural log probability of one text for each list, end token included."""
     if not lists:
         return []
     batch = collator.batch(lists, texts).to(model.device)
@@ -138,11 +138,11 @@ def log_probs(
 def score_candidates(
     model: RobustGer, collator: Collator, texts: Sequence[str], candidates: Sequence[str]
 ) -> list[float]:
-    """Return the natural log probability of several texts for one list, the prompt being read only once.
+    """Return the natural log probability of several texts for one list; the prompt is read only once.
 
     Args:
         model: In eval mode.
-        collator: Makes its prompts.
+        collator: Builds its prompts.
         texts: Hypotheses of the list, normalized, best first, with duplicates.
         candidates: Texts to score, normalized.
     """
@@ -167,7 +167,7 @@ def score_candidates(
 
 
 class _Writer:
-    """Prompts read once, then one token at a time."""
+    """Reads prompts once, then decodes one token at a time."""
 
     def __init__(self, model: RobustGer, collator: Collator, lists: Sequence[Sequence[str]]) -> None:
         from transformers import DynamicCache
@@ -178,14 +178,14 @@ class _Writer:
         self._valid = self._batch.valid
         self._position = torch.tensor([prompt.next_position for prompt in prompts], device=model.device)
         self._cache: Any = DynamicCache()
-        # how many tokens each text may have
+        # maximum tokens of each text
         self.limits = [
             max(0, min(_new_tokens(collator, texts), model.max_positions - prompt.next_position))
             for texts, prompt in zip(lists, prompts, strict=True)
         ]
 
     def condition(self) -> Any:
-        """Let the model see the noise embeddings of the lists."""
+        """Condition the model on the noise embeddings of the lists."""
         return self.model.condition(self._batch.noise, self._batch.noise_valid)
 
     def read(self) -> Tensor:
@@ -196,7 +196,7 @@ class _Writer:
         return logits[rows, batch.valid.sum(dim=1) - 1].float()
 
     def write(self, tokens: Tensor) -> Tensor:
-        """Add a token to each text, (B,) int64; return the logits of the next, (B, V) float32."""
+        """Append a token to each text, (B,) int64; return the logits of the next token, (B, V) float32."""
         self._valid = torch.cat([self._valid, self._valid.new_ones(len(tokens), 1)], dim=1)
         column = tokens[:, None]
         segments = torch.zeros_like(column)
@@ -205,7 +205,7 @@ class _Writer:
         return logits[:, -1].float()
 
     def write_many(self, tokens: Tensor) -> Tensor:
-        """Add tokens to each text, (B, T) int64; return the logits after each, (B, T, V) float32."""
+        """Append tokens to each text, (B, T) int64; return the logits after each, (B, T, V) float32."""
         count, length = tokens.shape
         self._valid = torch.cat([self._valid, self._valid.new_ones(count, length)], dim=1)
         positions = self._position[:, None] + torch.arange(length, device=tokens.device)
@@ -215,7 +215,7 @@ class _Writer:
         return logits.float()
 
     def select(self, rows: Tensor) -> None:
-        """Keep these texts, in this order; one may be kept several times."""
+        """Select these texts, in this order; a text may be selected several times."""
         self._cache.reorder_cache(rows)
         self._valid, self._position = self._valid[rows], self._position[rows]
         if self.model.adapter is not None:

@@ -1,4 +1,4 @@
-"""The neural corrector as a second opinion on the phrase corrector's candidates."""
+"""The neural corrector as a scorer of the phrase corrector's candidates."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from audio_llm.ger import decode
 from audio_llm.ger.checkpoint import GerCheckpoint
 from audio_llm.ger.phrase_table import Words
 
-_BATCH = 32  # lists that are written at once
+_BATCH = 32  # lists decoded at once
 
 
 @dataclass(frozen=True)
 class NeuralScorer:
-    """Writes a text for a list, and tells how probable any text is.
+    """Generates a text for a list, and scores any text.
 
     Attributes:
         built: The neural corrector, in eval mode.
@@ -23,7 +23,7 @@ class NeuralScorer:
     checkpoint: GerCheckpoint
 
     def write(self, lists: Sequence[Sequence[Words]]) -> list[Words]:
-        """Return what it writes for each list; nothing where it finds no end.
+        """Return the generated text of each list; empty if it has no end.
 
         Args:
             lists: Hypotheses of each list as words, best first, with duplicates.
@@ -41,7 +41,7 @@ class NeuralScorer:
         return decode.score_candidates(self.checkpoint.model, self.checkpoint.collator, self._shown(hypotheses), texts)
 
     def log_probs_alone(self, candidates: Sequence[Words]) -> list[float]:
-        """Return the natural log probability of each candidate where nothing was heard: as English of the domain."""
+        """Return the natural log probability of each candidate without a list, as English of the domain."""
         return self.log_probs([()], candidates)
 
     def _shown(self, hypotheses: Sequence[Words]) -> list[str]:

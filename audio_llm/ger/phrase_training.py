@@ -43,8 +43,8 @@ class NeuralFolds:
     """Neural correctors for training and use.
 
     Attributes:
-        by_fold: For each fold of `fold_of_lists`, or for each group in order of names, one that has not seen its lists.
-        final: The one that is used afterwards.
+        by_fold: For each fold of `fold_of_lists`, or each group in order of names, one not trained on its lists.
+        final: The one that is used after training.
     """
 
     by_fold: tuple[NeuralScorer, ...]
@@ -70,9 +70,9 @@ class _Scored:
 
 @dataclass(frozen=True)
 class _RerankInput:
-    """Candidates of one list before they are judged: the list, the candidates, what is known of them, what was written.
+    """Input of the second-pass reranker for one list: the list, its candidates, their features, the generated text.
 
-    The written text is the last candidate, where it is none of the others.
+    The generated text is the last candidate, unless it equals another one.
     """
 
     example: _Example
@@ -142,7 +142,7 @@ def _folds(examples: Sequence[_Example], settings: PhraseSettings, seed: int) ->
 
 
 def fold_of_lists(lists: Sequence[NBest], seed: int, settings: PhraseSettings) -> dict[Words, int]:
-    """Return the fold in which training has the lists of each reference, for neural correctors that leave some out."""
+    """Return the training fold of the lists of each reference, to train neural correctors without some folds."""
     return fold_of_reference([example.reference for example in _examples(lists, settings)], settings.folds, seed)
 
 
@@ -150,9 +150,9 @@ def fold_of_reference(references: Sequence[Words], folds: int, seed: int) -> dic
     """Return the fold of each reference.
 
     Args:
-        references: As words, normalized; the order and repetitions are of no account.
-        folds: How many.
-        seed: Of the draw.
+        references: Normalized words of each; order and repetitions do not matter.
+        folds: Number of folds.
+        seed: Seed of the assignment.
     """
     distinct = sorted(set(references))
     numbers = np.random.default_rng(seed).permutation(len(distinct)) % folds
@@ -173,7 +173,7 @@ def _examples(lists: Sequence[NBest], settings: PhraseSettings, groups: Sequence
             view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses[: len(texts)]])
             examples.append(_Example(tuple(texts), view, tuple(normalize(nbest.reference).split()), group))
     if len(examples) < len(lists):
-        logger.warning("%d of %d lists left out: no reference or no words", len(lists) - len(examples), len(lists))
+        logger.warning("%d of %d lists skipped: no reference or no words", len(lists) - len(examples), len(lists))
     return examples
 
 
@@ -188,7 +188,7 @@ def _learn(
 def _score(
     example: _Example, written: Words, knowledge: Knowledge, settings: PhraseSettings
 ) -> tuple[_Scored, _RerankInput]:
-    """Return the phrase corrector's own candidates, and what a second opinion is asked about."""
+    """Return the phrase corrector's candidates, and the input of the second-pass reranker."""
     candidates = make_candidates(example.view.hypotheses, knowledge.table, knowledge.lm, settings.beam)
     phrase_count = len(candidates)
     candidates = add_written(candidates, written, knowledge.lm)
@@ -212,7 +212,7 @@ def _score_shortlist(
 
 
 def _choose_margin(folds: Sequence[Sequence[_Scored]], settings: PhraseSettings) -> float:
-    """Return the widest margin that costs no more than the settings allow, on lists not learned from."""
+    """Return the widest margin that costs no more than the settings allow, on held-out lists."""
     errors = np.zeros(len(_MARGINS))
     broken, right = np.zeros(len(_MARGINS)), 0
     for held_out, scored in enumerate(folds):

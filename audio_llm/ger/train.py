@@ -1,4 +1,4 @@
-"""Training the neural corrector on N-best lists."""
+"""Training of the neural corrector on N-best lists."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
 
-_DISTILLER = "distiller."  # begins the names of the distiller's tensors in a checkpoint
+_DISTILLER = "distiller."  # prefix of the names of the distiller's tensors in a checkpoint
 _RAW = NORMALIZERS["raw"]  # the texts are normalized already
 
 
 @dataclass(frozen=True)
 class GerTrainConfig:
-    """Everything that decides a training, beside the data and the language model.
+    """Settings of a training, apart from the data and the language model.
 
     Attributes:
-        ger: What is put on the language model.
-        training: Steps, rates, seed.
+        ger: Prompt, noise embedding and adapters.
+        training: Steps, learning rate, seed.
         normalizer: Name of the normalizer of hypotheses and references.
-        blind_share: Share of lists shown without any hypothesis, so that a model from scratch learns to write.
-        batch_tokens: Tokens of a batch, padding included, at most.
-        tune_share: Share of the lists, by reference, that choose the best model where no others are given.
-        validation_lists: How many tuning lists are decoded for the validation's word error rate.
-        distillation: Distill noise from sounds into the embedding (see `mine`); needs data with sounds, and one process.
+        blind_share: Probability of a list without hypotheses, so that a model from scratch learns a language model.
+        batch_tokens: Maximum tokens of a batch, padding included.
+        tune_share: Fraction of the lists, by reference, that is held out for validation if no other lists are given.
+        validation_lists: Number of validation lists decoded for the word error rate.
+        distillation: Audio noise distillation (see `distillation`); needs data with audio, and a single process.
     """
 
     ger: GerSettings = field(default_factory=GerSettings)
@@ -69,21 +69,21 @@ def train_ger(
     device: str = "auto",
     provenance: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
-    """Train; leave a model directory in `output/best`.
+    """Train; write a model directory to `output/best`.
 
     Args:
-        data: Lists.
-        llm: Folder of a transformers causal language model, or of a `ger` model to go on from.
+        data: Training lists.
+        llm: Folder of a transformers causal language model, or of a `ger` model to initialize from.
         output: Folder for logs and checkpoints.
-        config: What decides the training.
-        tuning: Lists that choose the best model; None: a share of `data`.
-        max_minutes: Limit of this call.
-        resume: Go on from `output/last`.
+        config: Settings of the training.
+        tuning: Validation lists that select the best model; None: a fraction of `data`.
+        max_minutes: Time limit of this call in minutes.
+        resume: Resume from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        provenance: What is recorded in the model, besides seed and language model.
+        provenance: Recorded in the model, besides seed and language model.
 
     Raises:
-        UsageError: Distillation is wanted, but the data has no sounds, there is no adapter or more than one process.
+        UsageError: Distillation is configured, but the data has no audio, there is no adapter or more than one process.
     """
     if tuning is None:
         data, tuning = split_by_reference(data, config.tune_share, config.training.seed)
@@ -92,7 +92,7 @@ def train_ger(
     model, collator = checkpoint.model, checkpoint.collator
     if model.adapter is not None and checkpoint.fresh_adapter:
         model.set_noise_size(_noise_size(data, collator, config))
-    if resolve_device(device) == "cpu":  # by a third faster than the fused attention, for texts as short as these
+    if resolve_device(device) == "cpu":  # a third faster than the fused attention for short texts
         model.llm.set_attn_implementation("eager")
     distiller = _distiller(model, data, config) if config.distillation is not None else None
     lengths = _lengths(data, config)
@@ -125,8 +125,8 @@ def train_ger(
 class _Training(nn.Module):
     """The model with its loss as `forward`, as several processes need it.
 
-    Distillation takes its own step, with its own optimizer, before the corrector's (RobustGER, alg. 1); its state is
-    in the checkpoints.
+    Distillation takes a step with its own optimizer before the corrector's (RobustGER, alg. 1); its state is in the
+    checkpoints.
     """
 
     def __init__(self, model: RobustGer, distiller: Distiller | None) -> None:
@@ -160,12 +160,12 @@ class _Training(nn.Module):
 def _distiller(model: RobustGer, data: ListData, config: GerTrainConfig) -> Distiller:
     assert config.distillation is not None
     if model.adapter is None or data.noisy is None:
-        remedy = "give packed lists with sounds and leave use_noise on, or leave distillation out"
-        raise UsageError("distillation needs sounds and a noise adapter", remedy=remedy)
+        remedy = "give prepared lists with audio features and keep use_noise, or omit distillation"
+        raise UsageError("distillation needs audio features and a noise adapter", remedy=remedy)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("distillation runs in one process only", remedy="start it without torchrun")
     if config.distillation.negatives != "shuffle" and data.clean is None:
-        raise UsageError("there are no sounds without noise", remedy="use distillation.negatives=shuffle")
+        raise UsageError("there are no audio features without noise", remedy="use distillation.negatives=shuffle")
     widths = model.adapter.noise_width, model.adapter.tuned_width, data.noisy.shape[1]
     distiller = Distiller(*widths, config.training.learning_rate, config.distillation, seed=config.training.seed)
     distiller.network.fit_audio(torch.from_numpy(data.noisy))
@@ -180,7 +180,7 @@ def _with_sounds(batch: Batch, data: ListData, rows: Sequence[int]) -> Batch:
 
 
 def _probe(model: RobustGer, tuning: ListData, collator: Collator, distiller: Distiller | None) -> dict[str, float]:
-    """Return what the statistics network makes of true and of shuffled texts; see `mine.LanguageProbe`."""
+    """Return the bounds for true and for shuffled texts; see `distillation.LanguageProbe`."""
     if distiller is None or tuning.noisy is None:
         return {}
     noise, valid = collator.noises(tuning.hypotheses)
@@ -216,7 +216,7 @@ def _example(data: ListData, row: int, seed: int, config: GerTrainConfig) -> tup
 
 
 def _lengths(data: ListData, config: GerTrainConfig) -> np.ndarray:
-    """Return about how many tokens each row takes: a quarter of its letters, and what frames them."""
+    """Return the approximate tokens of each row: a quarter of its characters, plus the prompt's markers."""
     count = config.ger.prompt.hypotheses
     compact = config.ger.prompt.form == "compact"
     shown = [set(h[:count]) if compact else h[:count] for h in data.hypotheses]
@@ -225,7 +225,7 @@ def _lengths(data: ListData, config: GerTrainConfig) -> np.ndarray:
 
 
 def _noise_size(data: ListData, collator: Collator, config: GerTrainConfig) -> Tensor:
-    """Return the root mean square of the rows of whole texts and of those of words, over some lists: (2,)."""
+    """Return the root mean squares (2,) of the rows of whole texts and of those of words, over up to 500 lists."""
     rng = np.random.default_rng(config.training.seed)
     rows = rng.permutation(len(data))[:500]
     noise, _ = collator.noises([data.hypotheses[row] for row in rows])
@@ -258,6 +258,6 @@ def _validate(model: RobustGer, tuning: ListData, collator: Collator, config: Ge
 
 
 def _plain(model: Any) -> RobustGer:
-    """Return the model itself where a wrapper for several processes surrounds it."""
+    """Return the model without the wrapper for several processes."""
     inner = getattr(model, "module", model)
     return inner.model  # type: ignore[no-any-return]

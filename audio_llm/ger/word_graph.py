@@ -1,4 +1,4 @@
-"""What may be written for a list: any of its words, or one choice in each slot of its confusion network."""
+"""Constraints on the text of a list: any of its words, or one word in each slot of its confusion network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Words = tuple[str, ...]
 
 @dataclass(frozen=True)
 class WordGraph:
-    """Words that may follow each other.
+    """Graph of words that may follow each other.
 
     Attributes:
-        arcs: For each state the words that may come next, and the state each leads to.
+        arcs: For each state the words allowed next, and the state each leads to.
         final: States in which the text may end.
     """
 
@@ -37,7 +37,7 @@ def slots(hypotheses: Sequence[Words]) -> WordGraph:
     for state in range(len(network) - 1, -1, -1):
         options = network[state]
         here = [(word, state + 1) for word in options if word]
-        if "" in options:  # the slot may be passed over
+        if "" in options:  # the slot may be skipped
             here += [arc for arc in arcs[state + 1] if arc not in here]
             if state + 1 in final:
                 final.add(state)
@@ -46,15 +46,15 @@ def slots(hypotheses: Sequence[Words]) -> WordGraph:
 
 
 def confusion_network(hypotheses: Sequence[Words]) -> list[tuple[str, ...]]:
-    """Return for each slot of the aligned list its different words, the best hypothesis' first; "" is no word."""
+    """Return for each slot of the aligned list its distinct words, the best hypothesis' first; "" is no word."""
     return [tuple(dict.fromkeys(slot)) for slot in align_slots(hypotheses)]
 
 
 def align_slots(hypotheses: Sequence[Words]) -> list[tuple[str, ...]]:
-    """Align every hypothesis with the first; return for each slot the word of each, "" where it has none.
+    """Align every hypothesis with the first; return for each slot the word of each hypothesis, "" for no word.
 
-    Words put in between two words of the first hypothesis get slots of their own, the first of them together, the
-    second together, and so on. Each hypothesis is its column read downwards.
+    Words inserted between two words of the first hypothesis get separate slots: one for the first inserted word of
+    every hypothesis, one for the second, and so on. Each hypothesis is its column read downwards.
     """
     if not hypotheses:
         return []
@@ -81,13 +81,13 @@ States = frozenset[tuple[int, tuple[int, ...]]]
 
 
 class TokenGraph:
-    """A word graph over tokens: which token may come next.
+    """A word graph over tokens.
 
-    As two words can begin alike, one is in several places at once: pairs of a state of the word graph and the tokens
-    written of the next word.
+    As words can share a prefix, a state is a set of pairs: a state of the word graph and the tokens generated of the
+    next word.
 
     Args:
-        graph: The words.
+        graph: The word graph.
         spelled: The tokens of each of its words.
         end: Token that ends the text.
     """
@@ -101,7 +101,7 @@ class TokenGraph:
         return frozenset({(0, ())})
 
     def allowed(self, states: States) -> list[int]:
-        """Return the tokens that may come next."""
+        """Return the tokens that are allowed next."""
         allowed = self._known.get(states)
         if allowed is None:
             tokens: set[int] = set()
@@ -116,7 +116,7 @@ class TokenGraph:
         return allowed
 
     def advance(self, states: States, token: int) -> States:
-        """Return the state after a token that is allowed."""
+        """Return the state after an allowed token."""
         after: set[tuple[int, tuple[int, ...]]] = set()
         for state, begun in states:
             written = (*begun, token)

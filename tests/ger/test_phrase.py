@@ -131,7 +131,7 @@ def test_kept_texts_are_returned_as_they_were_written(corrector: PhraseCorrector
     written = "Show me the cheap fares from Denver to Miami."
     (correction,) = corrector.correct([NBest("x", (Hypothesis(written, -1.0),) * 5)])
     assert correction.kept
-    assert correction.confidence is not None  # it was looked at
+    assert correction.confidence is not None  # it was not skipped
     assert correction.text == correction.input == written
     assert correction.edits == ()
 
@@ -234,7 +234,7 @@ def test_too_few_lists_or_none_with_a_reference() -> None:
 def test_left_out_lists_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     lists = [*make_lists(40, 0), NBest("empty", (), "a"), NBest("unknown", (Hypothesis("a"),))]
     PhraseCorrector.train(lists, settings=PhraseSettings(folds=2))
-    assert "2 of 42 lists left out" in caplog.text
+    assert "2 of 42 lists skipped" in caplog.text
 
 
 def test_reranker_finds_the_feature_that_tells() -> None:

@@ -26,7 +26,7 @@ def learn(*pairs: tuple[str, str], **settings: object) -> PhraseTable:
 
 
 def targets(table: PhraseTable, source: str) -> dict[str, tuple[int, int]]:
-    return {" ".join(r.target): (r.count, r.kept) for r in table.entries.get(words(source), ())}
+    return {" ".join(r.target): (r.count, r.unchanged) for r in table.entries.get(words(source), ())}
 
 
 def test_substitutions_are_learned_with_context_and_counted_against_what_was_right() -> None:

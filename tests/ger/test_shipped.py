@@ -46,7 +46,7 @@ def test_sample_lists_get_better_and_say_how(shipped: Corrector, lists: list[NBe
     changed = [c for c in corrections if not c.kept]
     assert len(changed) >= 0.05 * len(lists)
     for correction in changed:
-        assert "fewer errors to expect" in correction.reason
+        assert "expected errors -" in correction.reason
         words = correction.input.split()
         for edit in reversed(correction.edits):
             words[edit.start : edit.end] = edit.after.split()
