@@ -1,4 +1,4 @@
-"""The gate: keep the recognizer's text when the gain is small or the change is large."""
+"""The gate: keep the recognizer's text if the gain is small or the change is large."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Candidate(Protocol):
     """A correction.
 
     Attributes:
-        text: Its words.
-        finished: The model ended it by itself.
+        text: The corrected text.
+        finished: Whether the model generated the end token.
     """
 
     @property
@@ -26,13 +26,13 @@ class Candidate(Protocol):
 
 @dataclass(frozen=True)
 class Gate:
-    """When a correction is taken.
+    """Conditions for accepting a correction.
 
     Attributes:
-        margin: The corrected text must be more probable than the unchanged one by this much, in nats.
-        max_change: Words changed over words heard, at most.
-        max_novel: Words that are in no hypothesis, at most; None: any number.
-        off: Take every correction that is finished.
+        margin: Minimum gain in log probability over the unchanged text, in nats.
+        max_change: Maximum word edits over recognized words.
+        off: Accept every finished correction.
+        max_novel: Maximum number of words that are in no hypothesis; None: no limit.
     """
 
     margin: float = 2.0
@@ -41,16 +41,16 @@ class Gate:
     max_novel: int | None = None
 
     def verdict(self, recognized: str, candidate: Candidate, gain: float, other_hypotheses: Sequence[str] = ()) -> str:
-        """Return why the recognizer's text is kept, or an empty string where the correction is taken.
+        """Return why the recognizer's text is kept, or an empty string if the correction is accepted.
 
         Args:
-            heard: The recognizer's text, normalized.
+            recognized: The recognizer's text, normalized.
             candidate: The correction.
             gain: Its total score minus that of the unchanged text, in nats.
-            others: The list's other hypotheses, normalized.
+            other_hypotheses: The list's other hypotheses, normalized.
         """
         if not recognized:
-            return "nothing was heard"
+            return "no words recognized"
         if candidate.text == recognized:
             return "no change proposed"
         if not candidate.text or not candidate.finished:
@@ -76,7 +76,7 @@ def novel_words(hypotheses: Sequence[str], corrected: str) -> list[str]:
 
 
 def change_ratio(recognized: str, corrected: str) -> float:
-    """Return word edits over words heard."""
+    """Return word edits over recognized words."""
     return count_edits(recognized.split(), corrected.split()).errors / max(1, len(recognized.split()))
 
 
@@ -90,17 +90,17 @@ def tune_gate(
     max_novels: Sequence[int | None] = (None,),
     other_hypotheses: Sequence[Sequence[str]] = (),
 ) -> tuple[Gate, int]:
-    """Return the gate that leaves the fewest word errors on tuning data, the stricter of equals, and the errors.
+    """Return the gate with the fewest word errors on validation data, the stricter of equals, and these errors.
 
     Args:
-        heard: The recognizer's texts.
+        recognized: The recognizer's texts, normalized.
         candidates: The corrections.
-        gains: As for `Gate.verdict`.
-        references: Normalized true texts.
-        margins: Margins to try.
-        max_changes: Limits to try.
-        max_novels: Limits of words that are in no hypothesis to try, the strictest first.
-        others: The other hypotheses of each list; needed for `max_novels`.
+        gains: Gain of each correction, as for `Gate.verdict`.
+        references: Normalized reference texts.
+        margins: Values of `Gate.margin` to try.
+        max_changes: Values of `Gate.max_change` to try.
+        max_novels: Values of `Gate.max_novel` to try, the strictest first.
+        other_hypotheses: The other hypotheses of each list; needed for `max_novels`.
     """
     unchanged_errors = [count_edits(r.split(), h.split()).errors for r, h in zip(references, recognized, strict=True)]
     corrected_errors = [

@@ -12,7 +12,7 @@ BETTER = Candidate("the cat sat on the mat", -1.0)
 @pytest.mark.parametrize(
     "gate, heard, candidate, gain, verdict",
     [
-        (Gate(), "", BETTER, 50.0, "nothing was heard"),
+        (Gate(), "", BETTER, 50.0, "no words recognized"),
         (Gate(), HEARD, Candidate(HEARD, -1.0), 0.0, "no change proposed"),
         (Gate(), HEARD, Candidate("", -1.0), 50.0, "the correction has no end"),
         (Gate(), HEARD, Candidate("the cat the cat the", -1.0, finished=False), 50.0, "the correction has no end"),
@@ -24,7 +24,7 @@ BETTER = Candidate("the cat sat on the mat", -1.0)
         (Gate(off=True), HEARD, BETTER, -50.0, ""),
         (Gate(off=True), HEARD, Candidate("all other words", -1.0), -50.0, ""),
         (Gate(off=True), HEARD, Candidate("no end", -1.0, finished=False), 5.0, "the correction has no end"),
-        (Gate(off=True), "", BETTER, 5.0, "nothing was heard"),
+        (Gate(off=True), "", BETTER, 5.0, "no words recognized"),
     ],
 )
 def test_verdicts(gate: Gate, heard: str, candidate: Candidate, gain: float, verdict: str) -> None:

@@ -1,4 +1,4 @@
-"""The US English trigram inside the pocketsphinx package, which its recognizer weighs words by."""
+"""The US English trigram of the pocketsphinx package, the language model of its recognizer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from audio_llm.lm.ngram import END, START
 
-_LOG_BASE = 1.0001  # of pocketsphinx's log probabilities
-_LEAST = -20.0  # nats; words it does not know have no probability at all
+_LOG_BASE = 1.0001  # base of pocketsphinx's log probabilities
+_LEAST = -20.0  # nats; unknown words have no probability in the model
 
 
 class PocketsphinxLm:
-    """Natural-log probabilities of sentences; a word that it does not know costs 20 nats."""
+    """Natural-log probabilities of sentences; an unknown word costs 20 nats."""
 
     order = 3
 

@@ -178,7 +178,7 @@ def test_empty_lists_and_unheard_texts_stay_empty_and_in_their_place(decoding: s
     found = corrector(decoding, gate=False, **more).correct(lists, [CAT_SOUND] * 5 if decoding == "dsr" else None)
     assert [c.id for c in found] == ["none", "heard", "empty best", "no word", "right"]
     assert [c.text for c in found] == ["", "the cat sat", "", "...", "a mat"]
-    assert [c.reason for c in found if c.id in ("none", "empty best", "no word")] == ["nothing was heard"] * 3
+    assert [c.reason for c in found if c.id in ("none", "empty best", "no word")] == ["no words recognized"] * 3
     assert [c.kept for c in found] == [True, False, True, True, True]
     assert corrector(decoding, **more).correct([], [] if decoding == "dsr" else None) == []
 

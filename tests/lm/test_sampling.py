@@ -124,7 +124,7 @@ def test_only_draws_are_random() -> None:
     assert not GREEDY.is_random
     assert not MEDIAN.is_random
     assert Sampling(0.5).is_random
-    with pytest.raises(ConfigError, match="nothing else with the median"):
+    with pytest.raises(ConfigError, match="at their defaults with the median"):
         Sampling(0.5, median=True)
 
 

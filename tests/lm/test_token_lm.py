@@ -272,7 +272,7 @@ def test_the_median_is_taken_of_tokens_that_are_a_grid_alone() -> None:
     wanted = median(logits.softmax(-1), grid, [4, 3])
     assert torch.equal(found.ids[:, 0] - 4, wanted)
     torch.testing.assert_close(found.log_probs, logits.log_softmax(-1).gather(1, wanted[:, None]))
-    with pytest.raises(ConfigError, match="b tokens are no grid"):
+    with pytest.raises(ConfigError, match="b tokens form no grid"):
         lm.generate(prompt, target, "b", MEDIAN)
 
 

@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_grown_is_refused(
     make_llm_folder: Callable[..., tuple[Path, Any]], talks: Path, tokenizer: S3Tokenizer, tmp_path: Path
 ) -> None:
     folder, _ = make_llm_folder("gpt2")
-    with pytest.raises(ModelFormatError, match="'gpt2' cannot be grown"):
+    with pytest.raises(ModelFormatError, match="'gpt2' cannot be extended"):
         train_talk_lm([talks], [talks], tokenizer, "s3-tiny", tmp_path / "out", SETTINGS, llm=folder)
     with pytest.raises(ModelNotFoundError, match="no causal language model"):
         train_talk_lm([talks], [talks], tokenizer, "s3-tiny", tmp_path / "out", SETTINGS, llm=tmp_path)
