@@ -1,4 +1,4 @@
-"""What the recipe trains on, tunes on and reports on; every rule about held-out material is here."""
+"""Training, validation and test data of the recipe; all rules about held-out data are here."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from audio_llm.nbest import NBest, read_nbest
 from audio_llm.text import DEFAULT_NORMALIZER
 
 SEED = 40
-READ_ALOUD_BOOKS = ("emma", "pride_and_prejudice", "treasure_island")  # read in LibriSpeech: never trained on
-HELD_OUT_BOOK = "dracula"  # its sentences are spoken in the tests of recipes/dlm
+READ_ALOUD_BOOKS = ("emma", "pride_and_prejudice", "treasure_island")  # read aloud in LibriSpeech: never trained on
+HELD_OUT_BOOK = "dracula"  # its sentences are synthesized in the tests of recipes/dlm
 TUNE_BOOK = "persuasion"
 TUNE_SENTENCES = 500
 ATIS_TRAIN, ATIS_TEST = "train_atis", "test_atis"
 REPORTED = ("test_ls_clean", "test_ls_other", "test_cv", "test_wsj_score", "test_lrs2", "test_swbd")
-SHIPPABLE = ("test_ls_clean", "test_ls_other", "test_cv")  # shipped weights may learn from these, in folds
+SHIPPABLE = ("test_ls_clean", "test_ls_other", "test_cv")  # shipped weights may be trained on these, in folds
 HELD_OUT_FRACTION, TUNE_FRACTION = 0.2, 0.1  # of the references of ATIS' training lists
 
 
 def lists(data: Path, name: str) -> list[NBest]:
-    """Return the lists of one file, in its order, with ids that tell where they are from."""
+    """Return the lists of one file, in its order, with ids that name the file."""
     path = data / "nbest" / f"{name}.json"
     loaded = read_nbest(path)
     return [NBest(f"{name}-{number}", n.hypotheses, n.reference) for number, n in enumerate(loaded)]
 
 
 def sentences(data: Path) -> tuple[list[str], list[str]]:
-    """Return (training sentences, tuning sentences) of books, normalized; none of them is scored anywhere."""
+    """Return (training sentences, validation sentences) of books, normalized; none of them is in a scored set."""
     paths = sorted((data / "text").glob("*.txt"))
     skipped = {HELD_OUT_BOOK, TUNE_BOOK, *READ_ALOUD_BOOKS, "PROVENANCE"}
     train = [sentence for path in paths if path.stem not in skipped for sentence in read_book(path)]
@@ -48,7 +48,7 @@ def sentences(data: Path) -> tuple[list[str], list[str]]:
 
 
 def scored_texts(data: Path) -> list[str]:
-    """Return the normalized references of every list, and of every recording, that is tuned or reported on."""
+    """Return the normalized references of every list, and of every recording, of the validation and test sets."""
     names = [name for name in (ATIS_TEST, *REPORTED) if (data / "nbest" / f"{name}.json").exists()]
     texts = [nbest.reference or "" for name in names for nbest in lists(data, name)]
     texts += [r.text for name, clips in recordings(data).items() if name != "train" for r in clips]
@@ -58,7 +58,7 @@ def scored_texts(data: Path) -> list[str]:
 def atis_parts(data: Path) -> dict[str, list[NBest]]:
     """Return ATIS' lists: `train`, `tune`, `held-out` (a fifth of the training references) and `test`.
 
-    18 references of the test occur in the training lists too, as the set was made.
+    18 references of the test occur in the training lists too, by the design of the set.
     """
     parts: dict[str, list[NBest]] = {"train": [], "tune": [], "held-out": []}
     everything = lists(data, ATIS_TRAIN)
@@ -69,7 +69,7 @@ def atis_parts(data: Path) -> dict[str, list[NBest]]:
 
 
 def folds(nbests: Sequence[NBest], count: int = 5) -> list[list[NBest]]:
-    """Return the lists in folds, those of one reference in the same fold."""
+    """Return the lists in folds; the lists of one reference are in the same fold."""
     references = sorted({DEFAULT_NORMALIZER(nbest.reference or "") for nbest in nbests})
     order = np.random.default_rng(SEED).permutation(len(references)) % count
     fold_of = dict(zip(references, order.tolist(), strict=True))
@@ -85,7 +85,7 @@ def as_data(nbests: Iterable[NBest]) -> ListData:
 
 
 def check_no_leak(training_texts: Iterable[str], scored: Iterable[str]) -> None:
-    """Raise DataError where a normalized training text is also scored."""
+    """Raise DataError if a normalized training text is also scored."""
     leaked = sorted(set(scored).intersection(training_texts))
     if leaked:
         raise DataError(f"{len(leaked)} training texts are also scored, first {leaked[0]!r}")

@@ -22,10 +22,10 @@ HEADER = (
 
 
 def measure(systems: Mapping[str, System], lists: Sequence[NBest], store: Path) -> dict[str, list[str]]:
-    """Run systems on one set of lists, keep their texts in a JSON file, and return them by system.
+    """Run systems on one set of lists, write their texts to a JSON file, and return them by system.
 
     Returns:
-        Texts by system, and under the system's name and `/ms` how many milliseconds a list took.
+        Texts by system, and under the system's name and `/ms` the milliseconds per list.
     """
     results: dict[str, list[str]] = {}
     for name, system in systems.items():
@@ -51,7 +51,7 @@ def table(lists: Sequence[NBest], results: Mapping[str, Sequence[str]]) -> str:
 def difference(lists: Sequence[NBest], before: Sequence[str], after: Sequence[str]) -> tuple[float, float]:
     """Return the 95 % interval of the difference of two word error rates, after minus before, in points.
 
-    Paired; recordings are drawn, each with all its conditions.
+    Paired; recordings are resampled, each with all its conditions.
     """
     references = [nbest.reference or "" for nbest in lists]
     one, other = (utterance_errors(references, texts) for texts in (before, after))
@@ -59,7 +59,7 @@ def difference(lists: Sequence[NBest], before: Sequence[str], after: Sequence[st
 
 
 def mean_interval(lists: Sequence[NBest], values: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of (lists,) values; recordings are drawn, each with all its conditions."""
+    """Return the 95 % interval of the mean of (lists,) values; recordings are resampled with all their conditions."""
     return _interval(lists, values, np.ones(len(values)))
 
 

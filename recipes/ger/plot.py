@@ -1,4 +1,4 @@
-"""What the stages found as a picture."""
+"""Plots the results of the stages."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def draw(curve: Mapping[str, float], log: Path, rows: Mapping[str, CorrectionSco
     Args:
         curve: Number of lists -> word error rate of the phrase corrector.
         log: train.jsonl of the base model.
-        rows: Set -> what correction changed there.
-        path: The picture; its ending says the form.
+        rows: Set -> scores of the correction on it.
+        path: The picture; its suffix selects the format.
     """
     import matplotlib
 
@@ -32,7 +32,7 @@ def draw(curve: Mapping[str, float], log: Path, rows: Mapping[str, CorrectionSco
     logged = [json.loads(line) for line in log.read_text().splitlines()]
     seen = [(row["step"], row["validation"]["loss"]) for row in logged if "validation" in row]
     loss.plot(*zip(*seen, strict=True), "o-")
-    loss.set(ylim=0, xlabel="steps", ylabel="loss, nats a token", title="base model, made-up lists")
+    loss.set(ylim=0, xlabel="steps", ylabel="loss, nats a token", title="base model, synthetic lists")
     for position, scores in enumerate(rows.values()):
         before, after = 100 * scores.lists.first.counts.rate, 100 * scores.output.counts.rate
         interval = scores.output.interval

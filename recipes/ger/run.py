@@ -1,4 +1,4 @@
-"""The recipe: made-up lists, a language model from scratch, its adaptation to a domain, and what it is worth.
+"""The recipe: synthetic lists, a language model from scratch, its adaptation to a domain, and evaluation.
 
 python recipes/ger/run.py STAGE --data DATA [--output exp/ger] ...
 """
@@ -46,13 +46,13 @@ from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.training.config import load_config
 
 CONFIG = Path(__file__).resolve().parent / "config"
-COPIES = 3  # lists made up of each sentence
-SHORT_FRACTION = 0.1  # of the lists have 1 to 4 hypotheses
+COPIES = 3  # synthetic lists of each sentence
+SHORT_FRACTION = 0.1  # fraction of the lists with 1 to 4 hypotheses
 FOLDS = 5
-MIN_KEEP_CORRECT = 0.998  # of the right texts, by the careful corrector
-ENGLISH_LISTS = 8000  # made-up lists among the sentences by themselves, so that lists are not forgotten
+MIN_KEEP_CORRECT = 0.998  # of the correct texts, for the careful corrector
+ENGLISH_LISTS = 8000  # synthetic lists mixed with single sentences, so that lists are not forgotten
 UNSEEN_DOMAINS = "phrase, margin for strangers"
-PICTURED = ("phrase", UNSEEN_DOMAINS)  # the first that there is
+PICTURED = ("phrase", UNSEEN_DOMAINS)  # the first of these that was evaluated
 CURVE = (250, 500, 1000, 2000, 10_000)  # lists
 NOISE_ARMS = {
     "ger": ["ger.use_noise=false"],
@@ -63,7 +63,7 @@ REAL_SPEECH_TRAIN, REAL_SPEECH_TEST = (
     ("train", "tune-kathleen", "tune-dev-clean"),
     ("kathleen", "dev-clean", "dev-clean-60", "test-other", "speechocean"),
 )
-LANGUAGE_MODEL = PhraseSettings().language_model  # of the package; its text holds nothing that is scored
+LANGUAGE_MODEL = PhraseSettings().language_model  # model of the package; its text contains nothing that is scored
 DOMAINS = {"LibriSpeech": ("test_ls_clean", "test_ls_other"), "Common Voice": ("test_cv",)}
 _ALL_WEIGHTS = [
     "ger.tune=all",
@@ -71,7 +71,7 @@ _ALL_WEIGHTS = [
     "training.muon_except=[embed,segments,adapter]",
     "training.learning_rate=1e-3",
 ]
-ARMS = {  # of the neural corrector: settings over config/adapt.yaml
+ARMS = {  # arms of the neural corrector: overrides of config/adapt.yaml
     "ger": ["ger.use_noise=false"],
     "ger+E": [],
     "all+E": _ALL_WEIGHTS,
@@ -79,7 +79,7 @@ ARMS = {  # of the neural corrector: settings over config/adapt.yaml
 
 
 def stage_simulate(folder: Path, output: Path) -> None:
-    """Make up lists for the sentences of books and pack them, with the tokenizer and the random model beside."""
+    """Simulate lists for the sentences of books and write them as shards, with tokenizer and random model."""
     texts, tuning = data.sentences(folder)
     data.check_no_leak(texts, data.scored_texts(folder))
     confusions = learn_confusions([], texts, read_dictionary())
@@ -97,20 +97,20 @@ def stage_simulate(folder: Path, output: Path) -> None:
 
 
 def stage_english(folder: Path, output: Path) -> None:
-    """Pack sentences of books by themselves and some of the made-up lists, for a model that knows more English."""
+    """Write shards of single sentences of books and some synthetic lists, for a model of more English."""
     texts, tuning = data.sentences(folder)
     data.check_no_leak(texts, data.scored_texts(folder))
     for name, sentences, count in (("tune", tuning, ENGLISH_LISTS // 40), ("train", texts, ENGLISH_LISTS)):
         lists = read_data([output / "made-up" / name], DEFAULT_NORMALIZER.name)
         some = np.random.default_rng(data.SEED).permutation(len(lists))[:count]
-        alone = ListData(tuple(sentences), (("",),) * len(sentences))  # as if nothing was heard
+        alone = ListData(tuple(sentences), (("",),) * len(sentences))  # as if no words were recognized
         pack_data(alone + lists.rows(some.tolist()), output / "english" / name)
 
 
 def stage_recognize(
     folder: Path, output: Path, sets: Sequence[str], conditions: Sequence[str], asr: str, workers: int, limit: int
 ) -> None:
-    """Let a recognizer of the project hear recordings, with noise or without."""
+    """Recognize recordings, with noise or without, by a recognizer of the project."""
     recordings = speech_sets.recordings(folder)
     for name in sets:
         part = "train" if name.startswith(("train", "tune")) else "test"
@@ -123,14 +123,14 @@ def stage_atis(folder: Path, output: Path, base: Path, arm: str, fold: str, minu
     """Adapt the base model to ATIS.
 
     Args:
-        folder: The data.
-        output: Where the models go, under `atis/`.
+        folder: The data folder.
+        output: Output folder; the models are written below `atis/`.
         base: The base model.
         arm: One of `ARMS`.
         fold: `held-out`: without the held-out fifth; `all`: with it; `0`, `1`: without that half of the
-            folds, for the phrase corrector's second opinion.
-        minutes: Limit.
-        resume: Go on.
+            folds, for the neural reranker of the phrase corrector.
+        minutes: Time limit in minutes.
+        resume: Resume the training.
     """
     parts = data.atis_parts(folder)
     lists = parts["train"] if fold == "held-out" else [*parts["train"], *parts["held-out"]]
@@ -147,7 +147,7 @@ def stage_atis(folder: Path, output: Path, base: Path, arm: str, fold: str, minu
 
 
 def stage_atis_report(folder: Path, output: Path) -> None:
-    """Compare everything on ATIS: the held-out fifth of the training lists, and the test lists."""
+    """Compare all systems on ATIS: the held-out fifth of the training lists, and the test lists."""
     parts = data.atis_parts(folder)
     for part, train, fold in (
         ("held-out", parts["train"], "held-out"),
@@ -167,7 +167,7 @@ def stage_atis_report(folder: Path, output: Path) -> None:
 
 
 def stage_atis_both(folder: Path, output: Path, arm: str) -> None:
-    """Train the phrase corrector with the neural one's second opinion on ATIS, and compare."""
+    """Train the phrase corrector with neural reranker on ATIS, and compare."""
     parts = data.atis_parts(folder)
     train = [*parts["train"], *parts["held-out"], *parts["tune"]]
     compared = _correctors(train, _neural_folds(output / "atis", arm))
@@ -177,12 +177,12 @@ def stage_atis_both(folder: Path, output: Path, arm: str) -> None:
 
 
 def stage_domains(folder: Path, output: Path, base: Path | None) -> None:
-    """Correct lists of other domains: LibriSpeech and Common Voice out of fold, each by itself; the others unseen.
+    """Correct lists of other domains: LibriSpeech and Common Voice out of fold, each separately; the others unseen.
 
     Args:
-        folder: The data.
-        output: Where texts go.
-        base: The base model, for a second opinion; it has seen none of the lists.
+        folder: The data folder.
+        output: Output folder of the texts.
+        base: The base model for the neural reranker; it was not trained on these lists.
     """
     neural = _unseen(base)
     train = {name: data.lists(folder, name) for name in data.SHIPPABLE}
@@ -208,7 +208,7 @@ def stage_domains(folder: Path, output: Path, base: Path | None) -> None:
 
 
 def stage_real_speech(output: Path, base: Path | None, asr: str) -> None:
-    """Correct lists that one of the project's own recognizers made of real speech; keep the corrector."""
+    """Correct lists of real speech by a recognizer of the project; save the corrector."""
     train, sets = _training_lists(output, asr), _test_sets(output, asr)
     data.check_no_leak(
         [nbest.reference or "" for nbest in train], [n.reference or "" for lists in sets.values() for n in lists]
@@ -262,15 +262,15 @@ def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
     chosen = {key: lists for key, lists in sets.items() if lists and 0.1 <= _first_rate(lists) <= 0.6}
     if not chosen:
         raise DataError(
-            "no set has 10 to 60 % wrong words", remedy="hear kathleen and dev-clean with more noise or less"
+            "no set has 10 to 60 % wrong words", remedy="recognize kathleen and dev-clean with more or less noise"
         )
     lists = [nbest for some in chosen.values() for nbest in some]
     surprises = {name: systems.surprise(checkpoint, lists) for name, checkpoint in correctors.items()}
     for name, values in surprises.items():
-        print(f"{name}: {values.mean():.3f} nats a word of the true text")
+        print(f"{name}: {values.mean():.3f} nats per word of the reference")
     for before, after in itertools.combinations(surprises, 2):
         low, high = evaluate.mean_interval(lists, surprises[before] - surprises[after])
-        print(f"{before} against {after}: {low:+.3f} to {high:+.3f} nats a word (95 %)")
+        print(f"{before} against {after}: {low:+.3f} to {high:+.3f} nats per word (95 %)")
     texts = evaluate.measure(compared, lists, output / "out" / f"{asr}-noise.json")
     print(f"### {asr}, where 10 to 60 % of the words are wrong: {len(lists)} lists\n")
     print(evaluate.table(lists, texts))
@@ -286,7 +286,7 @@ def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
 
 
 def stage_curve(folder: Path, output: Path) -> None:
-    """Train the phrase corrector on more and more of ATIS' lists; write and print what it makes of the test."""
+    """Train the phrase corrector on growing subsets of ATIS' lists; write and print its test word error rates."""
     parts = data.atis_parts(folder)
     train = [*parts["train"], *parts["held-out"], *parts["tune"]]
     order = np.random.default_rng(data.SEED).permutation(len(train))
@@ -301,7 +301,7 @@ def stage_curve(folder: Path, output: Path) -> None:
 
 
 def stage_plot(folder: Path, output: Path) -> None:
-    """Draw the curves and the sets that the other stages have left in the output folder."""
+    """Plot the curves and sets that the other stages have written to the output folder."""
     sets = {name: data.lists(folder, name) for name in (data.ATIS_TEST, *data.REPORTED)}
     sets["own recognizer"] = _all_of(_test_sets(output, "sphinx"))
     stores = {data.ATIS_TEST: "atis-both", "own recognizer": "sphinx-all of them"}
@@ -332,7 +332,7 @@ def _first_rate(lists: Sequence[NBest]) -> float:
 def _correctors(
     lists: Sequence[NBest], neural: NeuralFolds | None, recognizer_lm: Any = "", groups: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return what is trained on lists: rescoring, and the phrase corrector without and with a second opinion."""
+    """Return the systems trained on lists: rescoring, the phrase corrector without and with neural reranker."""
     settings = PhraseSettings(folds=FOLDS, recognizer_lm=recognizer_lm)
     trained = PhraseCorrector.train(lists, data.SEED, settings, neural=neural, groups=groups)
     correctors: dict[str, Any] = {
@@ -348,7 +348,7 @@ def _careful(lists: Sequence[NBest]) -> dict[str, systems.System]:
 
 
 def _for_unseen_domains(train: Mapping[str, Sequence[NBest]]) -> PhraseCorrector:
-    """Return a corrector of all the lists, its margin found on domains that are left out of training in turn."""
+    """Return a corrector of all lists, its margin tuned on domains that are held out in turn."""
     domains = [[nbest for name in names for nbest in train[name]] for names in DOMAINS.values()]
     held_out = []
     for number, unseen in enumerate(domains):
@@ -361,7 +361,7 @@ def _for_unseen_domains(train: Mapping[str, Sequence[NBest]]) -> PhraseCorrector
 
 
 def _unseen(base: Path | None, folds: int = FOLDS) -> NeuralFolds | None:
-    """Return a neural corrector that has seen none of the lists, for every fold; None where none is named."""
+    """Return for every fold a neural corrector that was not trained on the lists; None without a base model."""
     if base is None:
         return None
     scorer: Any = systems.CachedScorer(NeuralScorer(load_checkpoint(base)))
@@ -376,7 +376,7 @@ def _neural_folds(folder: Path, name: str) -> NeuralFolds:
 
 
 def _speaker_groups(output: Path, asr: str) -> list[str]:
-    """Return the group of each own list: Kathleen, speechocean762, or one of three of LibriSpeech's speakers."""
+    """Return the group of each training list: Kathleen, speechocean762, or one of three of LibriSpeech's speakers."""
     groups = []
     for nbest in _training_lists(output, asr):
         speaker = nbest.id.split("-")[0]
@@ -431,21 +431,21 @@ def main() -> int:
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=stages)
-    parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
+    parser.add_argument("--data", type=Path, required=True, help="data folder with text/, audio/ and nbest/")
     parser.add_argument("--output", type=Path, default=Path("exp/ger"))
     parser.add_argument("--base", type=Path, help="atis, domains, own, noise: the base model")
     parser.add_argument("--arm", choices=tuple(ARMS), default="ger+E")
     parser.add_argument(
-        "--fold", choices=("held-out", "all", "0", "1"), default="held-out", help="atis: what is left out"
+        "--fold", choices=("held-out", "all", "0", "1"), default="held-out", help="atis: lists that are held out"
     )
-    parser.add_argument("--noise-arm", choices=tuple(NOISE_ARMS), default="ger+E", help="noise: what is trained")
+    parser.add_argument("--noise-arm", choices=tuple(NOISE_ARMS), default="ger+E", help="noise: arm to train")
     parser.add_argument("--max-minutes", type=float, default=10.0)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--sets", nargs="*", default=["train"], help="hear: sets of recordings")
-    parser.add_argument("--conditions", nargs="*", default=["clean"], help="hear: clean, any, or SNRs in dB")
-    parser.add_argument("--asr", default="sphinx", help="hear, own: the recognizer")
+    parser.add_argument("--sets", nargs="*", default=["train"], help="stage hear: sets of recordings")
+    parser.add_argument("--conditions", nargs="*", default=["clean"], help="stage hear: clean, any, or SNRs in dB")
+    parser.add_argument("--asr", default="sphinx", help="stages own, hear: the recognizer")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=100_000, help="hear: recordings of a set")
+    parser.add_argument("--limit", type=int, default=100_000, help="stage hear: maximum recordings of a set")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     stages[arguments.stage](arguments)

@@ -1,4 +1,4 @@
-"""What is compared: baselines, rescoring, the phrase corrector, the neural one and its controls."""
+"""Compared systems: baselines, rescoring, the phrase corrector, the neural corrector and its controls."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from audio_llm.metrics import oracle, word_errors
 from audio_llm.nbest import NBest
 from audio_llm.text import DEFAULT_NORMALIZER
 
-_MARGINS = (0.1, 0.3, 0.5, 1.0)  # of errors to expect; else everything is kept
-_BATCH = 64  # lists; their shuffled noise embeddings are each other's
+_MARGINS = (0.1, 0.3, 0.5, 1.0)  # of expected errors; otherwise nothing is changed
+_BATCH = 64  # lists; noise embeddings are shuffled within a batch
 
 System = Callable[[Sequence[NBest]], list[str]]
 
@@ -42,7 +42,7 @@ def first(lists: Sequence[NBest]) -> list[str]:
 
 
 def best_possible(lists: Sequence[NBest]) -> list[str]:
-    """Choose the hypothesis with the fewest errors, which nobody can."""
+    """Choose the hypothesis with the fewest errors (the oracle)."""
     return [oracle(nbest) for nbest in lists]
 
 
@@ -57,7 +57,7 @@ def minimum_risk(lists: Sequence[NBest]) -> list[str]:
 
 
 def vote(lists: Sequence[NBest]) -> list[str]:
-    """Take the word that most hypotheses have in each slot (ROVER), the best hypothesis' among equals."""
+    """Take the most frequent word in each slot (ROVER), the best hypothesis' among equals."""
     return [
         " ".join(filter(None, (Counter(slot).most_common(1)[0][0] for slot in align_slots(words_of(nbest)))))
         for nbest in lists
@@ -65,7 +65,7 @@ def vote(lists: Sequence[NBest]) -> list[str]:
 
 
 def baselines(oracle_name: str) -> dict[str, System]:
-    """Return what needs no training, by name."""
+    """Return the systems that need no training, by name."""
     return {"1-best": first, oracle_name: best_possible, "MBR": minimum_risk, "ROVER": vote}
 
 
@@ -74,7 +74,7 @@ class Texts:
     """A corrector as a system.
 
     Attributes:
-        corrector: What corrects.
+        corrector: The corrector.
     """
 
     corrector: Any
@@ -84,7 +84,7 @@ class Texts:
 
 
 def find_margin(held_out: Sequence[tuple[PhraseCorrector, Sequence[NBest]]]) -> float:
-    """Return the margin with which correctors leave the fewest errors on lists of strangers, the widest of equals."""
+    """Return the margin with the fewest errors on lists of unseen domains, the widest of equals."""
     references = [[nbest.reference or "" for nbest in lists] for _, lists in held_out]
 
     def errors(margin: float) -> int:
@@ -98,11 +98,11 @@ def find_margin(held_out: Sequence[tuple[PhraseCorrector, Sequence[NBest]]]) -> 
 
 @dataclass(frozen=True)
 class Rescoring:
-    """Choice among the hypotheses by recognizer and n-gram model.
+    """Rescoring of the hypotheses by recognizer and n-gram model.
 
     Attributes:
         lm: The n-gram model.
-        reranker: Weighs what `measure` tells.
+        reranker: Weights of the features of `_measure`.
     """
 
     lm: NgramLm
@@ -113,7 +113,7 @@ class Rescoring:
 
 
 def train_rescoring(lm: NgramLm, lists: Sequence[NBest]) -> Rescoring:
-    """Find the weights with the fewest expected word errors on lists."""
+    """Train the weights for the fewest expected word errors on lists."""
     references = [DEFAULT_NORMALIZER(nbest.reference or "").split() for nbest in lists]
     errors = [
         np.array([edit_distance(reference, text) for text in words_of(nbest)])
@@ -123,7 +123,7 @@ def train_rescoring(lm: NgramLm, lists: Sequence[NBest]) -> Rescoring:
 
 
 def _measure(nbest: NBest, lm: NgramLm) -> np.ndarray:
-    """Return (texts, 6): score (which may be a total or a mean of a word), score times words, rank, ..."""
+    """Return features (texts, 6): score (a total or a mean per word), score times words, rank, ..."""
     texts = words_of(nbest)
     lengths = np.array([len(text) for text in texts], dtype=np.float64)
     scores = [hypothesis.score for hypothesis in nbest.hypotheses]
@@ -134,7 +134,7 @@ def _measure(nbest: NBest, lm: NgramLm) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CachedScorer:
-    """A second opinion that is asked the same again and again, fold after fold; see `NeuralOpinion`."""
+    """A `NeuralScorer` with a cache, as every fold asks for the same scores."""
 
     scorer: NeuralScorer
     _written: dict[tuple[Words, ...], Words] = field(default_factory=dict)
@@ -146,25 +146,25 @@ class CachedScorer:
         return self.scorer.checkpoint
 
     def write(self, lists: Sequence[Sequence[Words]]) -> list[Words]:
-        """Do as `NeuralOpinion.write`."""
+        """See `NeuralScorer.write`."""
         new = list(dict.fromkeys(key for key in map(tuple, lists) if key not in self._written))
         self._written.update(zip(new, self.scorer.write(new), strict=True))
         return [self._written[tuple(texts)] for texts in lists]
 
     def log_probs(self, hypotheses: Sequence[Words], candidates: Sequence[Words]) -> list[float]:
-        """Do as `NeuralOpinion.log_probs`."""
+        """See `NeuralScorer.log_probs`."""
         key = tuple(hypotheses)
         new = [words for words in candidates if (key, words) not in self._logs]
         self._logs.update(zip([(key, words) for words in new], self.scorer.log_probs(key, new), strict=True))
         return [self._logs[key, words] for words in candidates]
 
     def log_probs_alone(self, candidates: Sequence[Words]) -> list[float]:
-        """Do as `NeuralOpinion.log_probs_alone`."""
+        """See `NeuralScorer.log_probs_alone`."""
         return self.log_probs([()], candidates)
 
 
 def surprise(checkpoint: GerCheckpoint, lists: Sequence[NBest]) -> np.ndarray:
-    """Return (lists,) -log p(true text | list) over its words, its end counted as one, in nats."""
+    """Return (lists,) -log p(reference | list) per word, the end counted as a word, in nats."""
     values = []
     for begin in range(0, len(lists), _BATCH):
         some = lists[begin : begin + _BATCH]
@@ -177,7 +177,7 @@ def surprise(checkpoint: GerCheckpoint, lists: Sequence[NBest]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class WrongNoise(Collator):
-    """Makes batches whose noise embeddings are not those of their lists: the controls."""
+    """Builds batches whose noise embeddings are not those of their lists: the controls."""
 
     control: str = "zero"
 
@@ -187,7 +187,7 @@ class WrongNoise(Collator):
         return cls(collator.prompts, collator.encoder, collator.noise, control)
 
     def noises(self, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
-        """Return noise embeddings as `Collator.noises`, but wrong ones."""
+        """Return wrong noise embeddings in the form of `Collator.noises`."""
         noise, valid = super().noises(texts)
         if self.control == "zero":
             return torch.zeros_like(noise), valid
