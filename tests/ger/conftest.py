@@ -17,7 +17,7 @@ SENTENCES = (
     "don't wake the baby",
     "she sells shells",
 )
-HEARD = (
+HYPOTHESES = (
     ("the hat sat on the mat", "the cat sad on the mat", "the hat sat on the mat"),
     ("a big dock ran home", "a pig dog ran home", "a big dog ran home"),
     ("we when to the sea", "we went to the see"),
@@ -32,7 +32,7 @@ HEARD = (
 @pytest.fixture(scope="session")
 def memorized() -> list[tuple[tuple[str, ...], str]]:
     """(hypotheses, true text) of the lists that `trained` knows."""
-    return list(zip(HEARD, SENTENCES, strict=True))
+    return list(zip(HYPOTHESES, SENTENCES, strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from audio_llm.ger.small_lm import SmallLmSettings, create_small_lm
 
     settings = SmallLmSettings(vocabulary=340, width=48, layers=2, heads=4, feed_forward=64, max_positions=512)
-    texts = [*SENTENCES, *(text for heard in HEARD for text in heard)]
+    texts = [*SENTENCES, *(text for hypotheses in HYPOTHESES for text in hypotheses)]
     return create_small_lm(texts, tmp_path_factory.mktemp("llm") / "small", settings)
 
 
@@ -67,7 +67,7 @@ def trained(small_folder: Path, memorized: list[tuple[tuple[str, ...], str]]) ->
     prompt = PromptSettings("compact", hypotheses=3, restart_positions=True)
     noise = NoiseSettings(hypotheses=3, width=16)
     checkpoint = build(small_folder, GerSettings(prompt, noise, number_hypotheses=True, tune="all"))
-    batch = checkpoint.collator.batch([heard for heard, _ in memorized], [true for _, true in memorized])
+    batch = checkpoint.collator.batch([hypotheses for hypotheses, _ in memorized], [true for _, true in memorized])
     optimizer = torch.optim.AdamW(checkpoint.model.parameters(), lr=1e-2, weight_decay=0.0)
     checkpoint.model.train()
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""Tests of the neural corrector as a whole, and as the phrase corrector's second opinion."""
+"""Tests of the neural corrector as a whole, and as the phrase corrector's neural reranker."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Memorized = list[tuple[tuple[str, ...], str]]
 
 def as_lists(memorized: Memorized, copies: int = 1) -> list[NBest]:
     return [
-        NBest(f"{copy}-{number}", tuple(Hypothesis(text) for text in heard), true)
+        NBest(f"{copy}-{number}", tuple(Hypothesis(text) for text in hypotheses), true)
         for copy in range(copies)
-        for number, (heard, true) in enumerate(memorized)
+        for number, (hypotheses, true) in enumerate(memorized)
     ]
 
 
@@ -41,7 +41,7 @@ def open_gate(checkpoint: GerCheckpoint) -> GerCheckpoint:
     return replace(checkpoint, decoding=GerDecoding(gates=gates))
 
 
-def test_what_was_learned_is_corrected_and_told(trained: Any, memorized: Memorized) -> None:
+def test_memorized_lists_are_corrected_and_edits_reported(trained: Any, memorized: Memorized) -> None:
     corrections = GerCorrector(open_gate(trained)).correct(as_lists(memorized))
     assert [correction.text for correction in corrections] == [true for _, true in memorized]
     first = corrections[0]
@@ -55,13 +55,13 @@ def test_what_was_learned_is_corrected_and_told(trained: Any, memorized: Memoriz
 
 @pytest.mark.parametrize("mode", ["list", "slots"])
 def test_restricted_modes_write_words_of_the_list_only(trained: Any, memorized: Memorized, mode: Any) -> None:
-    for correction, (heard, _) in zip(
+    for correction, (hypotheses, _) in zip(
         GerCorrector(trained, mode, gate=False).correct(as_lists(memorized)), memorized, strict=True
     ):
-        assert set(correction.text.split()) <= {word for text in heard for word in text.split()}
+        assert set(correction.text.split()) <= {word for text in hypotheses for word in text.split()}
 
 
-def test_gate_keeps_and_says_why(trained: Any) -> None:
+def test_gate_keeps_the_text_with_a_reason(trained: Any) -> None:
     nbest = NBest("x", (Hypothesis("i sea you there"),))
     for gate, reason in (
         (Gate(1e9), "below the margin"),
@@ -86,7 +86,7 @@ def test_lists_of_every_kind_are_answered(trained: Any, texts: list[str]) -> Non
     assert correction.input == nbest.best if any(texts) else correction.kept
 
 
-def test_too_little_memory_is_told_with_a_remedy(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_an_error_with_a_remedy(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def burst(*arguments: Any) -> Any:
         raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
 
@@ -134,7 +134,7 @@ def test_command_line_trains_a_phrase_corrector(
 
 @dataclass(frozen=True)
 class Knowing:
-    """A neural corrector that has been told the true texts."""
+    """A neural corrector that knows the references."""
 
     true: dict[tuple[Words, ...], Words]
 
@@ -155,12 +155,12 @@ def random_lists(count: int) -> list[NBest]:
     lists = []
     for number in range(count):
         true = [str(word) for word in rng.choice(words, size=6)]
-        heard = [str(rng.choice(words)) if rng.random() < 0.3 else word for word in true]
-        lists.append(NBest(str(number), (Hypothesis(" ".join(heard)),), " ".join(true)))
+        recognized = [str(rng.choice(words)) if rng.random() < 0.3 else word for word in true]
+        lists.append(NBest(str(number), (Hypothesis(" ".join(recognized)),), " ".join(true)))
     return lists
 
 
-def test_a_second_opinion_that_knows_is_listened_to() -> None:
+def test_a_neural_reranker_that_knows_the_references_corrects_everything() -> None:
     lists = random_lists(90)
     words = [tuple((nbest.reference or "").split()) for nbest in lists]
     scorer: Any = Knowing({(tuple(n.best.split()),): w for n, w in zip(lists, words, strict=True)})
@@ -171,7 +171,7 @@ def test_a_second_opinion_that_knows_is_listened_to() -> None:
     assert sum(c.text == n.reference for c, n in zip(alone.correct(lists[60:]), lists[60:], strict=True)) < 15
 
 
-def test_groups_are_folds_of_their_own() -> None:
+def test_each_group_is_a_fold() -> None:
     lists = random_lists(40)
     groups = ["b" if number % 4 else "a" for number in range(len(lists))]
     true = {(tuple(n.best.split()),): tuple((n.reference or "").split()) for n in lists}
@@ -198,7 +198,7 @@ class Overheard(Knowing):
         return super().log_probs(hypotheses, candidates)
 
 
-def test_each_fold_is_judged_by_its_own_opinion_and_the_plain_choice_is_learned_without_any() -> None:
+def test_each_fold_is_scored_by_its_neural_corrector_and_the_first_pass_is_trained_without_any() -> None:
     lists, settings = random_lists(40), PhraseSettings(folds=2, language_model="")
     true = {(tuple(n.best.split()),): tuple((n.reference or "").split()) for n in lists}
     scorers: Any = [Overheard(true, set()) for _ in range(2)]
@@ -213,7 +213,7 @@ def test_each_fold_is_judged_by_its_own_opinion_and_the_plain_choice_is_learned_
     assert replace(learned, neural_reranker=None).correct(lists) == alone.correct(lists)
 
 
-def test_with_a_second_opinion_it_comes_back_from_its_folder(
+def test_a_corrector_with_neural_reranker_is_saved_and_loaded(
     trained: Any, memorized: Memorized, tmp_path: Path
 ) -> None:
     scorer = NeuralScorer(trained)

@@ -56,7 +56,7 @@ def gaussians(rho: float, size: int, draw: torch.Generator) -> tuple[Tensor, Ten
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
-def test_mutual_information_of_gaussians_is_found(rho):
+def test_mutual_information_of_gaussians_is_estimated(rho):
     settings = DistillationSettings(negatives="shuffle", output="raw", hidden=64, learning_rate_factor=1.0)
     distiller = Distiller(1, 8, 1, 1e-2, settings)
     draw = generator(1)
@@ -64,11 +64,11 @@ def test_mutual_information_of_gaussians_is_found(rho):
         for group in distiller.optimizer.param_groups:
             group["lr"] = 1e-2 * min(1.0, 2 * (1 - step / 300))
         distiller.update(*gaussians(rho, 256, draw))
-    found = language_probe(distiller, *gaussians(rho, 10_000, draw), generator=draw, shuffles=5)
+    probe = language_probe(distiller, *gaussians(rho, 10_000, draw), generator=draw, shuffles=5)
     truth = -0.5 * math.log(1 - rho**2)
-    assert abs(found.true_text - truth) < (0.15 * truth if rho else 0.05)
-    assert found.shuffled_text < 0.05
-    assert found.reads_audio_only == (rho == 0)
+    assert abs(probe.true_text - truth) < (0.15 * truth if rho else 0.05)
+    assert probe.shuffled_text < 0.05
+    assert probe.reads_audio_only == (rho == 0)
 
 
 def sounds_of(noise: Tensor, valid: Tensor, draw: torch.Generator, tied: bool, shift: float) -> tuple[Tensor, Tensor]:
@@ -200,7 +200,7 @@ def parts_of(size: int) -> list[slice]:
 
 
 @pytest.mark.parametrize("negatives", ["clean", "shuffle", "both"])
-def test_a_state_goes_on_where_it_stopped(negatives):
+def test_training_resumes_from_a_state(negatives):
     settings = DistillationSettings(negatives=negatives, hidden=32)
     whole, resumed = make(settings), make(settings, seed=9)
     whole.network.fit_audio(batch(seed=7)[2] + 4)
@@ -276,7 +276,7 @@ def test_psi_is_float32_under_autocast():
     assert torch.equal(psi, distiller.network(noise.bfloat16().float(), valid, noisy))
 
 
-def test_the_rate_is_a_share_of_the_correctors():
+def test_the_learning_rate_is_a_fraction_of_the_correctors():
     distiller = make(rate=1e-3)
     assert {group["lr"] for group in distiller.optimizer.param_groups} == {1e-4}
 

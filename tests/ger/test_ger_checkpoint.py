@@ -169,7 +169,7 @@ def test_damaged_weights_of_a_language_model_are_named(llm_folder: Folder) -> No
         build(broken, WHOLE)
 
 
-def test_where_downloads_are_forbidden_nothing_is_asked_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_makes_no_network_request(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def look_up(host: str, *_: Any, **__: Any) -> Any:
@@ -254,7 +254,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "other")
 
 
-def test_going_on_from_a_model_keeps_its_weights(small_folder: Path, tmp_path: Path) -> None:
+def test_building_from_a_model_keeps_its_weights(small_folder: Path, tmp_path: Path) -> None:
     checkpoint = shaken(build(small_folder, WHOLE))
     folder = saved(checkpoint, tmp_path / "made")
     again = build(folder, WHOLE)
@@ -267,7 +267,7 @@ def test_going_on_from_a_model_keeps_its_weights(small_folder: Path, tmp_path: P
     assert not torch.equal(logits(back), logits(checkpoint))
 
 
-def test_going_on_with_another_adapter_begins_that_one_anew(small_folder: Path, tmp_path: Path) -> None:
+def test_building_with_another_adapter_initializes_it(small_folder: Path, tmp_path: Path) -> None:
     checkpoint = shaken(build(small_folder, WHOLE))
     plain = build(saved(checkpoint, tmp_path / "made"), replace(WHOLE, use_noise=False))
     for form in (AdapterSettings("reference-code"), AdapterSettings(width=32)):
@@ -276,7 +276,7 @@ def test_going_on_with_another_adapter_begins_that_one_anew(small_folder: Path, 
     assert build(small_folder, WHOLE).fresh_adapter
 
 
-def test_adapters_on_a_model_of_ones_own_hold_it_and_can_be_gone_on_from(small_folder: Path, tmp_path: Path) -> None:
+def test_adapters_on_a_ger_model_include_it_and_can_be_built_on(small_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     first = saved(shaken(build(small_folder, WHOLE)), tmp_path / "first")
     settings = replace(ADAPTERS, number_hypotheses=True)
@@ -295,7 +295,7 @@ def llm_weights(checkpoint: GerCheckpoint) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in checkpoint.model.llm.state_dict().items() if "lora_" not in name}
 
 
-def test_lora_of_other_settings_is_merged_when_going_on(small_folder: Path, tmp_path: Path) -> None:
+def test_lora_of_other_settings_is_merged_when_building_from_a_model(small_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     settings = replace(ADAPTERS, number_hypotheses=True)
     first = saved(shaken(build(small_folder, WHOLE)), tmp_path / "first")
@@ -311,7 +311,7 @@ def test_lora_of_other_settings_is_merged_when_going_on(small_folder: Path, tmp_
         assert torch.equal(logits(back), logits(third))
 
 
-def test_adapters_alone_cannot_be_gone_on_from(small_folder: Path, tmp_path: Path) -> None:
+def test_adapters_alone_cannot_be_built_on(small_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     folder = saved(build(small_folder, ADAPTERS), tmp_path / "made")
     with pytest.raises(ModelFormatError, match="name the language model itself"):
@@ -323,7 +323,7 @@ def test_noise_is_not_measured_by_embeddings_that_are_trained(small_folder: Path
         build(small_folder, replace(WHOLE, noise=NoiseSettings(hypotheses=3, encoder="llm")))
 
 
-def test_the_language_models_own_embeddings_measure_the_noise_the_same_after_training(
+def test_the_language_models_embeddings_encode_the_noise_the_same_after_training(
     small_folder: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("peft")
@@ -354,7 +354,7 @@ def test_a_small_language_model_is_the_same_for_the_same_texts_and_seed(tmp_path
 
 @pytest.fixture
 def data(memorized: list[tuple[tuple[str, ...], str]]) -> ListData:
-    return ListData(tuple(true for _, true in memorized), tuple(heard for heard, _ in memorized))
+    return ListData(tuple(true for _, true in memorized), tuple(hypotheses for hypotheses, _ in memorized))
 
 
 def config(steps: int, **changes: Any) -> GerTrainConfig:
@@ -368,7 +368,7 @@ def log_rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
 
 
-def test_a_training_learns_goes_on_and_leaves_a_model(small_folder: Path, tmp_path: Path, data: ListData) -> None:
+def test_a_training_learns_resumes_and_writes_a_model(small_folder: Path, tmp_path: Path, data: ListData) -> None:
     pytest.importorskip("accelerate")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train_ger(data, small_folder, whole, config(60), tuning=data, device="cpu")
@@ -390,7 +390,7 @@ def test_a_training_learns_goes_on_and_leaves_a_model(small_folder: Path, tmp_pa
     assert (provenance["seed"], provenance["lists"]) == (0, len(data))
 
 
-def test_distillation_goes_on_where_it_stopped_and_says_what_it_reads(
+def test_distillation_resumes_and_reports_whether_it_uses_the_text(
     small_folder: Path, tmp_path: Path, data: ListData
 ) -> None:
     pytest.importorskip("accelerate")
@@ -412,7 +412,7 @@ def test_distillation_goes_on_where_it_stopped_and_says_what_it_reads(
     assert {"mine", "mine_shuffled", "mine_reads_sound_only"} < set(seen)
 
 
-def test_validation_says_what_the_model_changes(small_folder: Path, tmp_path: Path, data: ListData) -> None:
+def test_validation_reports_what_the_model_changes(small_folder: Path, tmp_path: Path, data: ListData) -> None:
     pytest.importorskip("accelerate")
     train_ger(data, small_folder, tmp_path / "run", config(1), tuning=data, device="cpu")
     (seen,) = (row["validation"] for row in log_rows(tmp_path / "run") if "validation" in row)
@@ -421,7 +421,7 @@ def test_validation_says_what_the_model_changes(small_folder: Path, tmp_path: Pa
     assert seen["wer"] > seen["wer_before"]  # after one step
 
 
-def test_training_adapters_leaves_the_language_model_and_goes_on_from_a_model(
+def test_training_adapters_leaves_the_language_model_and_can_start_from_a_model(
     small_folder: Path, tmp_path: Path, data: ListData
 ) -> None:
     pytest.importorskip("accelerate")

@@ -1,4 +1,4 @@
-"""Tests of the vectors that stand for a recording in distillation."""
+"""Tests of the noise features of distillation."""
 
 from __future__ import annotations
 

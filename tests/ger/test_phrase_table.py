@@ -66,7 +66,7 @@ def test_hypotheses_of_one_list_count_once() -> None:
     assert targets(table, "fights") == {"flights": (1, 1)}
 
 
-def test_balance_counts_first_hypotheses_alone_and_looks_at_the_words_around() -> None:
+def test_balance_counts_first_hypotheses_only_and_uses_context_words() -> None:
     table = learn(
         ("show fights now|x", "show flights now"),
         ("he fights", "he fights"),

@@ -40,7 +40,7 @@ def improved(lists: Sequence[NBest], corrections: Sequence[Correction]) -> float
     return errors(lists, [c.text for c in corrections]) / errors(lists, [nbest.best for nbest in lists])
 
 
-def test_sample_lists_get_better_and_say_how(shipped: Corrector, lists: list[NBest]) -> None:
+def test_sample_lists_are_improved_with_a_reason(shipped: Corrector, lists: list[NBest]) -> None:
     corrections = shipped.correct(lists)
     assert improved(lists, corrections) < 0.97
     changed = [c for c in corrections if not c.kept]
