@@ -160,7 +160,7 @@ class PhraseCorrector:
             "unknown_types": self.knowledge.references.unknown_types,
         }
         if self.score_range is not None:
-            config["kind"] = asdict(self.score_range)
+            config["kind"] = asdict(self.score_range)  # the key in saved models
         if self.settings.language_model:
             config["general_sha256"] = fingerprint(self.settings.language_model)
         arrays = _table_to_arrays(self.knowledge.table) | self.knowledge.references.to_arrays()
