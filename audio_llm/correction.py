@@ -65,7 +65,7 @@ def describe_edits(hypotheses: Sequence[tuple[str, ...]], words: tuple[str, ...]
         name: Source of words that no hypothesis has in that place.
     """
     first = hypotheses[0]
-    others = [Alongside.of(first, other) for other in hypotheses[1:]]
+    others = [AlignedHypothesis.of(first, other) for other in hypotheses[1:]]
     described = []
     for op in edits(first, words):
         before, after = first[op.source_start : op.source_end], words[op.target_start : op.target_end]
@@ -77,35 +77,38 @@ def describe_edits(hypotheses: Sequence[tuple[str, ...]], words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Alongside:
-    """One hypothesis laid along the first.
+class AlignedHypothesis:
+    """One hypothesis aligned with the first one.
 
     Attributes:
-        own: What it has for each word of the first.
-        between: What it puts before each word, and behind the last.
+        substituted: Its words in place of each word of the first hypothesis.
+        between: Its words inserted before each word of the first hypothesis, and after the last word.
     """
 
-    own: tuple[tuple[str, ...], ...]
+    substituted: tuple[tuple[str, ...], ...]
     between: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def of(cls, first: tuple[str, ...], other: tuple[str, ...]) -> Alongside:
+    def of(cls, first: tuple[str, ...], other: tuple[str, ...]) -> AlignedHypothesis:
         """Align two texts."""
-        own: list[tuple[str, ...]] = [()] * len(first)
+        substituted: list[tuple[str, ...]] = [()] * len(first)
         between: list[tuple[str, ...]] = [()] * (len(first) + 1)
         for op in align(first, other):
             new = other[op.target_start : op.target_end]
             if op.kind == "insert":
                 between[op.source_start] = (*between[op.source_start], *new)
             else:
-                own[op.source_start] = new
-        return cls(tuple(own), tuple(between))
+                substituted[op.source_start] = new
+        return cls(tuple(substituted), tuple(between))
 
     def has(self, start: int, end: int, words: tuple[str, ...]) -> bool:
         """Tell whether the hypothesis has these words for the words [start, end) of the first."""
         if start == end:
             return self.between[start] == words
-        inner = [*self.own[start], *(w for i in range(start + 1, end) for w in (*self.between[i], *self.own[i]))]
+        inner = [
+            *self.substituted[start],
+            *(w for i in range(start + 1, end) for w in (*self.between[i], *self.substituted[i])),
+        ]
         before, after = self.between[start], self.between[end]
         return any(words == (*b, *inner, *a) for b in {(), before} for a in {(), after})
 

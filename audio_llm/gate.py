@@ -1,4 +1,4 @@
-"""The gate: keep the recogniser's text when the gain is small or the change is large."""
+"""The gate: keep the recognizer's text if the gain is small or the change is large."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Candidate(Protocol):
     """A correction.
 
     Attributes:
-        text: Its words.
-        finished: The model ended it by itself.
+        text: The corrected text.
+        finished: Whether the model generated the end token.
     """
 
     @property
@@ -26,13 +26,13 @@ class Candidate(Protocol):
 
 @dataclass(frozen=True)
 class Gate:
-    """When a correction is taken.
+    """Conditions for accepting a correction.
 
     Attributes:
-        margin: The corrected text must be more probable than the unchanged one by this much, in nats.
-        max_change: Words changed over words heard, at most.
-        max_novel: Words that are in no hypothesis, at most; None: any number.
-        off: Take every correction that is finished.
+        margin: Minimum gain in log probability over the unchanged text, in nats.
+        max_change: Maximum word edits over recognized words.
+        off: Accept every finished correction.
+        max_novel: Maximum number of words that are in no hypothesis; None: no limit.
     """
 
     margin: float = 2.0
@@ -40,18 +40,18 @@ class Gate:
     off: bool = False
     max_novel: int | None = None
 
-    def verdict(self, heard: str, candidate: Candidate, gain: float, others: Sequence[str] = ()) -> str:
-        """Return why the recogniser's text is kept, or an empty string where the correction is taken.
+    def verdict(self, recognized: str, candidate: Candidate, gain: float, other_hypotheses: Sequence[str] = ()) -> str:
+        """Return why the recognizer's text is kept, or an empty string if the correction is accepted.
 
         Args:
-            heard: The recogniser's text, normalised.
+            recognized: The recognizer's text, normalized.
             candidate: The correction.
             gain: Its total score minus that of the unchanged text, in nats.
-            others: The list's other hypotheses, normalised.
+            other_hypotheses: The list's other hypotheses, normalized.
         """
-        if not heard:
-            return "nothing was heard"
-        if candidate.text == heard:
+        if not recognized:
+            return "no words recognized"
+        if candidate.text == recognized:
             return "no change proposed"
         if not candidate.text or not candidate.finished:
             return "the correction has no end"
@@ -59,11 +59,11 @@ class Gate:
             return ""
         if gain < self.margin:
             return f"gain {gain:.1f} below the margin of {self.margin:g}"
-        changed = change_ratio(heard, candidate.text)
+        changed = change_ratio(recognized, candidate.text)
         if changed > self.max_change:
             return f"{changed:.0%} of the words would change, more than {self.max_change:.0%}"
         if self.max_novel is not None:
-            novel = novel_words([heard, *others], candidate.text)
+            novel = novel_words([recognized, *other_hypotheses], candidate.text)
             if len(novel) > self.max_novel:
                 return f"{' '.join(novel[:5])}: in no hypothesis"
         return ""
@@ -75,46 +75,50 @@ def novel_words(hypotheses: Sequence[str], corrected: str) -> list[str]:
     return [word for word in corrected.split() if word not in known]
 
 
-def change_ratio(heard: str, corrected: str) -> float:
-    """Return word edits over words heard."""
-    return count_edits(heard.split(), corrected.split()).errors / max(1, len(heard.split()))
+def change_ratio(recognized: str, corrected: str) -> float:
+    """Return word edits over recognized words."""
+    return count_edits(recognized.split(), corrected.split()).errors / max(1, len(recognized.split()))
 
 
 def tune_gate(
-    heard: Sequence[str],
+    recognized: Sequence[str],
     candidates: Sequence[Candidate],
     gains: Sequence[float],
     references: Sequence[str],
     margins: Sequence[float] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0),
     max_changes: Sequence[float] = (0.3, 0.45, 0.6, 0.8, 1.0),
     max_novels: Sequence[int | None] = (None,),
-    others: Sequence[Sequence[str]] = (),
+    other_hypotheses: Sequence[Sequence[str]] = (),
 ) -> tuple[Gate, int]:
-    """Return the gate that leaves the fewest word errors on tuning data, the stricter of equals, and the errors.
+    """Return the gate with the fewest word errors on validation data, the stricter of equals, and these errors.
 
     Args:
-        heard: The recogniser's texts.
+        recognized: The recognizer's texts, normalized.
         candidates: The corrections.
-        gains: As for `Gate.verdict`.
-        references: Normalised true texts.
-        margins: Margins to try.
-        max_changes: Limits to try.
-        max_novels: Limits of words that are in no hypothesis to try, the strictest first.
-        others: The other hypotheses of each list; needed for `max_novels`.
+        gains: Gain of each correction, as for `Gate.verdict`.
+        references: Normalized reference texts.
+        margins: Values of `Gate.margin` to try.
+        max_changes: Values of `Gate.max_change` to try.
+        max_novels: Values of `Gate.max_novel` to try, the strictest first.
+        other_hypotheses: The other hypotheses of each list; needed for `max_novels`.
     """
-    kept = [count_edits(r.split(), h.split()).errors for r, h in zip(references, heard, strict=True)]
-    taken = [count_edits(r.split(), c.text.split()).errors for r, c in zip(references, candidates, strict=True)]
-    rest = others or [()] * len(heard)
+    unchanged_errors = [count_edits(r.split(), h.split()).errors for r, h in zip(references, recognized, strict=True)]
+    corrected_errors = [
+        count_edits(r.split(), c.text.split()).errors for r, c in zip(references, candidates, strict=True)
+    ]
+    rest = other_hypotheses or [()] * len(recognized)
     best: tuple[int, float, float, int, Gate] | None = None
-    for place, novel in enumerate(max_novels):
+    for index, novel in enumerate(max_novels):
         for margin in margins:
             for limit in max_changes:
                 gate = Gate(margin, limit, max_novel=novel)
                 errors = sum(
-                    kept[i] if gate.verdict(heard[i], candidates[i], gains[i], rest[i]) else taken[i]
-                    for i in range(len(heard))
+                    unchanged_errors[i]
+                    if gate.verdict(recognized[i], candidates[i], gains[i], rest[i])
+                    else corrected_errors[i]
+                    for i in range(len(recognized))
                 )
-                if best is None or (errors, -margin, limit, place) < best[:4]:
-                    best = (errors, -margin, limit, place, gate)
+                if best is None or (errors, -margin, limit, index) < best[:4]:
+                    best = (errors, -margin, limit, index, gate)
     assert best is not None
     return best[4], best[0]

@@ -1,1 +1,1 @@
-"""Correction of N-best lists; here so far the phrase-table corrector, which needs no network."""
+"""Correction of N-best lists: the neural corrector and the phrase corrector, which needs no network."""

@@ -1,8 +1,8 @@
-"""Gated noise attention: a decoder language model looks at the noise embedding of a list while it writes.
+"""Gated noise attention: a decoder language model attends to the noise embedding of a list while it writes.
 
-Every tuned layer has learned slots that the noise embedding shifts; the layer's input attends to them, and what it
-finds is added to the output of the layer's own attention, behind a gate that begins at zero (RobustGER, eq. 9-13).
-It is attached by hooks, so that it works for any decoder and asks nothing of its cache or its positions.
+Every tuned layer has learned slots that the noise embedding shifts; the layer's input attends to them, and the
+result is added to the output of the layer's self-attention through a gate that starts at zero (RobustGER, eq. 9-13).
+It is attached by hooks, so it works with any decoder and needs no change to its cache or positions.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _ATTENTION_NAMES = ("self_attn", "attn", "self_attention", "attention")
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """How the noise enters.
+    """How the noise embedding enters the language model.
 
     Attributes:
-        form: `paper`: one map of the noise for all layers, taken from the slots before keys and values are made.
-            `reference-code`: two maps a layer, one added to the keys and one to the values, each scaled to unit root
-            mean square and behind its own gates, so that the amount of noise is lost (the authors' release).
-        first_layer: First layer that is tuned: 1 in the paper, 2 in the authors' release.
-        width: Of queries, keys and values.
+        form: `paper`: one linear map of the noise for all layers, subtracted from the slots before keys and values.
+            `reference-code`: two maps per layer, one added to the keys and one to the values, each scaled to unit
+            root mean square and gated, so the amount of noise is lost (the authors' release).
+        first_layer: Index of the first layer that is tuned: 1 in the paper, 2 in the authors' release.
+        width: Width of queries, keys and values, over all heads.
         heads: Attention heads.
-        noise_gate: Where the gate of the noise on the slots begins in `paper`. With both gates at zero the map of the
-            noise would have no gradient.
+        noise_gate: Initial value of the gate of the noise on the slots in `paper`. With both gates at zero the map of
+            the noise would have no gradient.
     """
 
     form: Literal["paper", "reference-code"] = "paper"
@@ -43,11 +43,11 @@ class AdapterSettings:
 
 
 class NoiseAttention(nn.Module):
-    """The part of one layer.
+    """The noise attention of one layer.
 
     Args:
         hidden: Width D of the language model.
-        slots: How many, U; the rows of the noise embedding.
+        slots: Number of slots U, equal to the rows of the noise embedding.
         noise_width: Width d of the noise embedding.
         settings: See `AdapterSettings`.
     """
@@ -71,11 +71,11 @@ class NoiseAttention(nn.Module):
             self.noise_gate = nn.Parameter(torch.full((slots, 1), settings.noise_gate))
 
     def keys_and_values(self, noise: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values, (B, U, width) each; they stay the same for a whole text.
+        """Return keys and values, (B, U, width) each; they are constant for a whole text.
 
         Args:
             noise: (B, U, d) noise embedding.
-            shift: (B, U, D) the same, mapped to the width of the model (`paper` only).
+            shift: (B, U, D) the noise embedding mapped to the width of the model (`paper` only).
         """
         if self.by_code:  # the authors add better minus worse, which is the negative of our embedding
             key = self.key(self.slots) + self.key_gate * _unit(self.noise_key(-noise))
@@ -84,20 +84,20 @@ class NoiseAttention(nn.Module):
         return self.key(slots), self.value(slots)
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
-        """Return what is to be added to the attention's output.
+        """Return what is added to the attention's output.
 
         Args:
             hidden: (B, T, D) input of the attention.
             keys, values: (B, U, width) from `keys_and_values`.
-            valid: (B, U) bool, rows of the noise embedding that are there.
+            valid: (B, U) bool, True for rows of the noise embedding that exist.
 
         Returns:
             (B, T, D).
         """
         query, keys, values = (self._split(x) for x in (self.query(hidden.to(keys.dtype)), keys, values))
         blocked = torch.zeros(valid.shape, dtype=keys.dtype, device=keys.device).masked_fill(~valid, -1e4)
-        found = nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=blocked[:, None, None])
-        merged = found.transpose(1, 2).reshape(*hidden.shape[:2], self.width)
+        attended = nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=blocked[:, None, None])
+        merged = attended.transpose(1, 2).reshape(*hidden.shape[:2], self.width)
         return torch.tanh(self.gate) * self.output(merged)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class NoiseAdapter(nn.Module):
 
     Args:
         hidden: Width D of the language model.
-        layers: How many layers it has.
+        layers: Number of its layers.
         slots: Rows U of the noise embedding.
         noise_width: Width d of the noise embedding.
         settings: See `AdapterSettings`.
@@ -134,11 +134,11 @@ class NoiseAdapter(nn.Module):
 
     @contextlib.contextmanager
     def condition(self, noise: Tensor | None, valid: Tensor | None = None) -> Iterator[None]:
-        """Let the model see a noise embedding inside the block; None: the model is as without an adapter.
+        """Condition the model on a noise embedding inside the block; None: the model runs without adapter.
 
         Args:
             noise: (B, U, d), one for each text of the batch.
-            valid: (B, U) bool; a text none of whose rows is valid is left alone.
+            valid: (B, U) bool; a text without any valid row is not changed.
         """
         if noise is not None and len(self.layers):
             shift = self.map(noise) if self.map is not None else noise
@@ -150,17 +150,17 @@ class NoiseAdapter(nn.Module):
             self._current = self._valid = None
 
     def select(self, rows: Tensor) -> None:
-        """Inside `condition`: keep these texts of the batch, in this order, as a beam search does."""
+        """Inside `condition`: select texts of the batch, in this order, as a beam search does."""
         if self._current is not None and self._valid is not None:
             self._current = [(keys[rows], values[rows]) for keys, values in self._current]
             self._valid = self._valid[rows]
 
     def attach(self, model: nn.Module) -> list[Any]:
         """Hook into a language model; return the handles, whose `remove()` takes the adapter out again."""
-        found = attention_modules(model)
+        modules = attention_modules(model)
         return [
             module.register_forward_hook(self._hook(number), with_kwargs=True)
-            for number, module in enumerate(found[self.first_layer :])
+            for number, module in enumerate(modules[self.first_layer :])
         ]
 
     def _hook(self, number: int) -> Any:
@@ -181,16 +181,16 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
     """Return the self-attention of every decoder layer, first to last.
 
     Raises:
-        ModelFormatError: The model's layers are not recognised.
+        ModelFormatError: The model's layers are not recognized.
     """
-    wanted = int(getattr(model.config, "num_hidden_layers", 0))  # type: ignore[arg-type]
+    count = int(getattr(model.config, "num_hidden_layers", 0))  # type: ignore[arg-type]
     for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted:
-            found = [getattr(layer, name) for layer in module for name in _ATTENTION_NAMES if hasattr(layer, name)]
-            if wanted and len(found) == wanted:
-                return found
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            attentions = [getattr(layer, name) for layer in module for name in _ATTENTION_NAMES if hasattr(layer, name)]
+            if count and len(attentions) == count:
+                return attentions
     kind = type(model).__name__
-    raise ModelFormatError(f"the decoder layers of {kind} are not recognised", remedy="use a decoder-only model")
+    raise ModelFormatError(f"the decoder layers of {kind} are not recognized", remedy="use a decoder-only model")
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ class Collator:
     """Turns lists into batches.
 
     Attributes:
-        prompts: Makes the prompts.
-        encoder: Makes the noise embedding; None: it is zero and not valid, for a model that does not look at it.
-        noise: How it is made.
+        prompts: Encodes lists as prompts.
+        encoder: Text encoder of the noise embedding; None: zeros that are not valid, for a model without adapter.
+        noise: Settings of the noise embedding.
     """
 
     prompts: PromptEncoder
@@ -33,14 +33,14 @@ class Collator:
         """Return the batch of lists and their responses.
 
         Args:
-            texts: Hypotheses of each list, normalised, best first, with duplicates.
+            texts: Hypotheses of each list, normalized, best first, with duplicates.
             responses: The true text of each, or None.
         """
         prompts = [self.prompts.encode(t, r) for t, r in zip(texts, responses, strict=True)]
         return self.pad(prompts, texts)
 
     def pad(self, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> Batch:
-        """Return the batch of prompts made already, with the noise embeddings of their lists."""
+        """Return the batch of encoded prompts, with the noise embeddings of their lists."""
         ids = _pad([p.ids for p in prompts], self.prompts.pad)
         labels = [(IGNORED,) * p.response + p.ids[p.response :] for p in prompts]
         lengths = torch.tensor([len(p.ids) for p in prompts])
@@ -59,8 +59,8 @@ class Collator:
         """Return the noise embeddings of lists, (B, U, d) float32, and their valid rows, (B, U) bool."""
         if self.encoder is None:
             return torch.zeros(len(texts), 1, 1), torch.zeros(len(texts), 1, dtype=torch.bool)
-        made = [noise_embedding(t, self.encoder, self.noise) for t in texts]
-        return torch.from_numpy(np.stack([m[0] for m in made])), torch.from_numpy(np.stack([m[1] for m in made]))
+        pairs = [noise_embedding(t, self.encoder, self.noise) for t in texts]
+        return torch.from_numpy(np.stack([p[0] for p in pairs])), torch.from_numpy(np.stack([p[1] for p in pairs]))
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

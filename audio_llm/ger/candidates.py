@@ -1,4 +1,4 @@
-"""Candidate texts for an N-best list: its hypotheses, and what the phrase table makes of them."""
+"""Candidate texts for an N-best list: its hypotheses, and texts derived from them with the phrase table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from audio_llm.lm.ngram import END
 
 
 class LanguageModel(Protocol):
-    """What guides the search; see `NgramLm`, `MixedLm`."""
+    """Language model that guides the search; see `NgramLm`, `MixedLm`."""
 
     @property
     def order(self) -> int: ...
@@ -27,13 +27,13 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """How a text was made from one hypothesis.
+    """How a text was derived from one hypothesis.
 
     Attributes:
-        start: Index of the distinct hypothesis it began with.
-        log_odds: Sum over the phrases used, of the log odds that they were right to use.
-        phrases: How many phrases were used.
-        evidence: Sum over the phrases used, of log(1 + count) of what they were learned from.
+        start: Index of the distinct hypothesis it starts from.
+        log_odds: Sum over the applied phrases of the log odds that the replacement is right.
+        phrases: Number of applied phrases.
+        evidence: Sum over the applied phrases of log(1 + count of the lists they were learned from).
         lm: Natural log p(text) of the language model.
     """
 
@@ -46,11 +46,11 @@ class Derivation:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One text to choose from.
+    """One candidate text.
 
     Attributes:
         words: Its words.
-        derivations: Every hypothesis it can be made from, in their order, the likeliest way each.
+        derivations: For each hypothesis it can be derived from, in list order, the likeliest derivation.
     """
 
     words: Words
@@ -59,16 +59,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BeamSettings:
-    """How candidates are searched.
+    """Settings of the beam search for candidates.
 
     Attributes:
         width: Partial texts kept at each word.
-        per_start: Texts kept of each hypothesis.
+        per_start: Texts kept for each hypothesis.
         starts: Distinct hypotheses that phrases are applied to.
         total: Texts kept in all, besides the hypotheses themselves.
-        lm_weight: Of the language model's log probability.
-        odds_weight: Of the phrases' log odds.
-        word_bonus: For every word, against the language model's love of short texts.
+        lm_weight: Weight of the language model's log probability.
+        odds_weight: Weight of the phrases' log odds.
+        word_bonus: Added for every word, to offset the language model's preference for short texts.
     """
 
     width: int = 16
@@ -83,7 +83,7 @@ class BeamSettings:
 def make_candidates(
     hypotheses: Sequence[Words], table: PhraseTable, lm: LanguageModel, settings: BeamSettings
 ) -> list[Candidate]:
-    """Return the texts to choose from, the hypotheses first and in their order.
+    """Return the candidate texts, the hypotheses first and in their order.
 
     Args:
         hypotheses: Distinct hypotheses of one list, best first.
@@ -91,7 +91,7 @@ def make_candidates(
         lm: Guides the search.
         settings: See `BeamSettings`.
     """
-    found: dict[Words, list[Derivation]] = {
+    derivations: dict[Words, list[Derivation]] = {
         words: [Derivation(start, 0.0, 0, 0.0, lm)]
         for start, (words, lm) in enumerate(zip(hypotheses, lm.log_probs(hypotheses), strict=True))
     }
@@ -100,16 +100,16 @@ def make_candidates(
     for start, words in enumerate(hypotheses[: settings.starts]):
         for score, text, derivation in _search(words, start, table, gains, settings):
             if text != words:
-                found.setdefault(text, []).append(derivation)
+                derivations.setdefault(text, []).append(derivation)
                 best[text] = max(score, best.get(text, score))
     known = set(hypotheses)
-    made = heapq.nlargest(settings.total, ((score, text) for text, score in best.items() if text not in known))
-    chosen = [*hypotheses, *(text for _, text in made)]
-    return [Candidate(words, tuple(sorted(found[words], key=lambda d: d.start))) for words in chosen]
+    generated = heapq.nlargest(settings.total, ((score, text) for text, score in best.items() if text not in known))
+    chosen = [*hypotheses, *(text for _, text in generated)]
+    return [Candidate(words, tuple(sorted(derivations[words], key=lambda d: d.start))) for words in chosen]
 
 
 def add_written(candidates: Sequence[Candidate], written: Words, lm: LanguageModel) -> list[Candidate]:
-    """Return the candidates and a text from elsewhere, as if its differences from the first were phrases unheard of."""
+    """Return the candidates and one more text, whose differences from the first count as phrases never seen."""
     if not written or any(candidate.words == written for candidate in candidates):
         return list(candidates)
     changes = len(edits(candidates[0].words, written))
@@ -119,7 +119,7 @@ def add_written(candidates: Sequence[Candidate], written: Words, lm: LanguageMod
 
 @dataclass(frozen=True, slots=True)
 class _Partial:
-    """What is known of the beginning of a text: score, log p, and `Derivation` so far."""
+    """A prefix of a text: score, log p, and `Derivation` so far."""
 
     score: float
     lm: float
@@ -129,7 +129,7 @@ class _Partial:
 
 
 class _Gains:
-    """Log p of words behind others, looked up where they came before: in a beam the same few come again and again."""
+    """Log p of words after a history, cached, as a beam asks for the same few again and again."""
 
     def __init__(self, lm: LanguageModel) -> None:
         self._lm = lm
@@ -143,7 +143,7 @@ class _Gains:
         if gain is None:
             whole = (*text, *added)
             start = len(text)
-            gain = sum(self._lm.score(whole[: start + place], word) for place, word in enumerate(added))
+            gain = sum(self._lm.score(whole[: start + offset], word) for offset, word in enumerate(added))
             self._known[key] = gain
         return gain
 
@@ -156,21 +156,21 @@ def _search(
     beams[0][()] = _Partial(0.0, 0.0, 0.0, 0, 0.0)
     for at in range(len(words)):
         copied = Replacement(words[at : at + 1], 0, 0, 0.0)
-        options = [(at + 1, copied, 0), *((end, found, 1) for end, found in table.starting_at(words, at))]
+        options = [(at + 1, copied, 0), *((end, replacement, 1) for end, replacement in table.starting_at(words, at))]
         for text, partial in heapq.nlargest(settings.width, beams[at].items(), key=lambda item: item[1].score):
-            for end, found, is_phrase in options:
-                gain = gains.of(text, found.target)
-                score = partial.score + settings.lm_weight * gain + settings.odds_weight * found.log_odds
-                score += settings.word_bonus * len(found.target)
-                longer = text + found.target
+            for end, replacement, is_phrase in options:
+                gain = gains.of(text, replacement.target)
+                score = partial.score + settings.lm_weight * gain + settings.odds_weight * replacement.log_odds
+                score += settings.word_bonus * len(replacement.target)
+                longer = text + replacement.target
                 known = beams[end].get(longer)
                 if known is None or score > known.score:
                     beams[end][longer] = _Partial(
                         score,
                         partial.lm + gain,
-                        partial.log_odds + found.log_odds,
+                        partial.log_odds + replacement.log_odds,
                         partial.phrases + is_phrase,
-                        partial.evidence + is_phrase * found.evidence,
+                        partial.evidence + is_phrase * replacement.evidence,
                     )
     results = []
     for text, partial in beams[-1].items():

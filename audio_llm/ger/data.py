@@ -1,4 +1,4 @@
-"""What the neural corrector learns from: N-best lists with references, from files or packed."""
+"""Training data of the neural corrector: N-best lists with references, from files or shards."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from audio_llm.training.shards import ShardReader, decode_text, encode_text, wri
 
 @dataclass(frozen=True)
 class ListData:
-    """Lists in memory, normalised.
+    """Lists in memory, normalized.
 
     Attributes:
-        references: True texts.
-        hypotheses: Of each its list, best first, with duplicates.
-        noisy: (N, A) float32, what `sound` says of the recording that each list was heard in; None: no sounds.
-        clean: (N, A) float32, the same of the recording without its noise, of equal length.
+        references: Reference texts.
+        hypotheses: The hypotheses of each list, best first, with duplicates.
+        noisy: (N, A) float32, the `noise_features` of the recording of each list; None: no audio.
+        clean: (N, A) float32, the same features of the recording without its noise, of equal length.
     """
 
     references: tuple[str, ...]
@@ -33,9 +33,9 @@ class ListData:
     def __len__(self) -> int:
         return len(self.references)
 
-    def rows(self, wanted: Iterable[int]) -> ListData:
+    def rows(self, indices: Iterable[int]) -> ListData:
         """Return these rows, in this order."""
-        rows = list(wanted)
+        rows = list(indices)
         return ListData(
             tuple(self.references[row] for row in rows),
             tuple(self.hypotheses[row] for row in rows),
@@ -53,24 +53,24 @@ class ListData:
 
 
 def from_lists(lists: Iterable[NBest], normalizer: str) -> ListData:
-    """Gather lists with references, those without or without a word left out."""
+    """Gather the lists that have a reference and at least one word."""
     normalize = get_normalizer(normalizer)
     references, hypotheses = [], []
     for nbest in lists:
-        heard = tuple(normalize(text) for text in nbest.texts)
-        if nbest.reference is not None and any(heard):
+        texts = tuple(normalize(text) for text in nbest.texts)
+        if nbest.reference is not None and any(texts):
             references.append(normalize(nbest.reference))
-            hypotheses.append(heard)
+            hypotheses.append(texts)
     return ListData(tuple(references), tuple(hypotheses))
 
 
 def pack_data(data: ListData, folder: Path) -> int:
-    """Write shards that `read_data` reads; return how many rows there are."""
+    """Write shards that `read_data` reads; return the number of rows."""
     return write_shards((_row(data, row) for row in range(len(data))), folder)
 
 
 def read_data(paths: Sequence[Path], normalizer: str) -> ListData:
-    """Read files of N-best lists and folders of packed ones as one.
+    """Read files and shard folders of N-best lists as one data set.
 
     Raises:
         DataError: No list in them has a reference and a word.
@@ -83,18 +83,18 @@ def read_data(paths: Sequence[Path], normalizer: str) -> ListData:
     return whole
 
 
-def split_by_reference(data: ListData, share: float, seed: int) -> tuple[ListData, ListData]:
-    """Return (the rest, a share of the lists); no reference is in both.
+def split_by_reference(data: ListData, fraction: float, seed: int) -> tuple[ListData, ListData]:
+    """Return (the rest, a fraction of the lists); no reference is in both.
 
     Raises:
         DataError: There is only one reference.
     """
     references = sorted(set(data.references))
     if len(references) < 2:
-        remedy = "give lists of more utterances, or tuning lists of their own"
-        raise DataError("lists of one reference cannot be split into training and tuning", remedy=remedy)
+        remedy = "give lists of more utterances, or separate validation lists"
+        raise DataError("lists of one reference cannot be split into training and validation", remedy=remedy)
     order = np.random.default_rng(seed).permutation(len(references))
-    chosen = {references[i] for i in order[: max(1, int(len(references) * share))]}
+    chosen = {references[i] for i in order[: max(1, int(len(references) * fraction))]}
     inside = [row for row in range(len(data)) if data.references[row] in chosen]
     return data.rows(row for row in range(len(data)) if data.references[row] not in chosen), data.rows(inside)
 
@@ -108,11 +108,11 @@ def _row(data: ListData, row: int) -> dict[str, np.ndarray]:
 def _read_packed(folder: Path) -> ListData:
     reader = ShardReader(folder)
     references = tuple(decode_text(array) for array in reader.column("reference"))
-    heard = [decode_text(array) for array in reader.column("hypotheses")]
+    hypotheses = [decode_text(array) for array in reader.column("hypotheses")]
     sounds = {name: np.stack(list(reader.column(name))) for name in ("noisy", "clean") if name in reader}
-    return ListData(references, tuple(tuple(text.split("\n")) for text in heard), **sounds)
+    return ListData(references, tuple(tuple(text.split("\n")) for text in hypotheses), **sounds)
 
 
 def _joined(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
-    """Return both below one another; None where either is missing, as sounds are of use for all lists or none."""
+    """Return both concatenated; None if either is missing, as audio is used for all lists or none."""
     return None if one is None or other is None else np.concatenate([one, other])

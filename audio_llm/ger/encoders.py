@@ -1,4 +1,4 @@
-"""Texts -> vectors, for the noise embedding: hashed n-grams, a language model's own embeddings, or sentence vectors."""
+"""Texts -> vectors, for the noise embedding: hashed n-grams, a language model's embeddings, or sentence vectors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TextEncoder(Protocol):
 
 
 class HashNgramEncoder:
-    """Character n-grams and words hashed to fixed pseudo-random vectors; nothing to download.
+    """Character n-grams and words hashed to fixed pseudo-random vectors; nothing is downloaded.
 
     A word is the sum of its n-grams' vectors, scaled to length 1; a text the mean of its words.
 
@@ -62,7 +62,7 @@ class HashNgramEncoder:
 
 
 class EmbeddingEncoder:
-    """The mean of a language model's own input embeddings (the LLaMA embedding row of RobustGER, table 14).
+    """The mean of a language model's input embeddings (the LLaMA embedding row of RobustGER, table 14).
 
     Args:
         tokenizer: A transformers tokenizer.

@@ -21,12 +21,12 @@ IGNORED = -100  # label of a token that is not learned
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Low-rank changes of the language model's matrices (peft).
+    """Low-rank adaptation (LoRA) of the language model's matrices (peft).
 
     Attributes:
-        rank: Of the change; 0: none.
-        alpha: Its scale is alpha / rank.
-        dropout: On its input.
+        rank: Rank of the update; 0: no LoRA.
+        alpha: The update is scaled by alpha / rank.
+        dropout: Dropout on its input.
         targets: Names of the matrices, or `all-linear`.
     """
 
@@ -38,17 +38,17 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class GerSettings:
-    """What is put on a language model.
+    """Prompt, noise embedding and adapters of a neural corrector.
 
     Attributes:
-        prompt: How a list is shown.
-        noise: How the noise embedding is made.
-        adapter: How it enters.
-        lora: Low-rank changes.
-        use_noise: Off: plain GER, without adapter.
-        number_hypotheses: Add a learned vector to each token that says which hypothesis it belongs to; for a model
-            trained from scratch.
-        tune: `adapters`: the language model stays as it is; `all`: its weights are trained too.
+        prompt: Form of the prompt.
+        noise: Noise embedding.
+        adapter: Noise adapter.
+        lora: LoRA of the language model.
+        use_noise: False: plain GER, without adapter.
+        number_hypotheses: Add to each token a learned embedding of the hypothesis it belongs to; for a model trained
+            from scratch.
+        tune: `adapters`: the language model is frozen; `all`: its weights are trained too.
     """
 
     prompt: PromptSettings = field(default_factory=PromptSettings)
@@ -69,11 +69,11 @@ class Batch:
         positions: (B, T) int64.
         segments: (B, T) int64.
         valid: (B, T) bool.
-        labels: (B, T) int64, the token itself in the response, `IGNORED` elsewhere.
+        labels: (B, T) int64, the token id in the response, `IGNORED` elsewhere.
         noise: (B, U, d) float32.
         noise_valid: (B, U) bool.
-        noisy: (B, A) float32, what is known of the sound of each list (see `sound`); None without sounds.
-        clean: (B, A) float32, the same without noise.
+        noisy: (B, A) float32, `noise_features` of the audio of each list; None without audio.
+        clean: (B, A) float32, the same of the audio without noise.
     """
 
     ids: Tensor
@@ -93,7 +93,7 @@ class Batch:
 
 
 class RobustGer(nn.Module):
-    """The model; without noise embedding and at step 0 exactly the language model.
+    """The model; at step 0, or without noise embedding, it equals the language model exactly.
 
     Args:
         llm: A transformers causal language model; frozen unless `settings.tune` is `all`.
@@ -101,8 +101,8 @@ class RobustGer(nn.Module):
         settings: See `GerSettings`.
 
     Raises:
-        MissingDependencyError: LoRA is wanted and peft is not installed.
-        ModelFormatError: The language model's layers are not recognised.
+        MissingDependencyError: LoRA is configured and peft is not installed.
+        ModelFormatError: The language model's layers are not recognized.
     """
 
     def __init__(self, llm: Any, noise_width: int, settings: GerSettings) -> None:
@@ -130,32 +130,32 @@ class RobustGer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device of the weights."""
         return self.noise_size.device
 
     def detach(self) -> None:
-        """Take the adapter out of the language model again."""
+        """Remove the adapter from the language model."""
         for hook in self._hooks:
             hook.remove()
 
     @property
     def max_positions(self) -> int:
-        """The longest text the language model can read, in tokens."""
+        """Maximum length of a text for the language model, in tokens."""
         return int(getattr(self.llm.config, "max_position_embeddings", 1 << 30))
 
     def set_noise_size(self, sizes: Tensor) -> None:
-        """Set the typical sizes (2,) of the rows of whole texts and of those of words, by which they are divided."""
+        """Set the scales (2,) that the rows of whole texts and of words are divided by."""
         self.noise_size.copy_(sizes)
 
     def scale_noise(self, noise: Tensor) -> Tensor:
-        """Divide the rows of whole texts and of words by their typical sizes; amounts keep their meaning."""
+        """Divide the rows of whole texts and of words by their scales; relative amounts are preserved."""
         half = noise.shape[1] // 2
         sizes = self.noise_size.repeat_interleave(half)[:, None]
         return noise / sizes
 
     @contextlib.contextmanager
     def condition(self, noise: Tensor | None, valid: Tensor | None) -> Iterator[None]:
-        """Let the model see the noise embedding (B, U, d) of each list inside the block."""
+        """Condition the model on the noise embedding (B, U, d) of each list inside the block."""
         if self.adapter is None or noise is None:
             yield
             return
@@ -177,9 +177,9 @@ class RobustGer(nn.Module):
             ids: (B, T) int64.
             positions: (B, T) int64.
             segments: (B, T) int64.
-            valid: (B, P + T) bool, P tokens being in the cache already.
-            cache: A transformers cache, filled here.
-            keep: Logits of the last so many positions only; 0: of all.
+            valid: (B, P + T) bool, with P tokens in the cache already.
+            cache: A transformers cache, updated in place.
+            keep: Number of last positions to return logits for; 0: all.
 
         Returns:
             (B, keep or T, V).
@@ -187,8 +187,8 @@ class RobustGer(nn.Module):
         embedded = self.llm.get_input_embeddings()(ids)
         if self.segments is not None:
             embedded = embedded + self.segments(segments).to(embedded.dtype)
-        # The mask is given even where all is valid: without one transformers takes restarting positions for
-        # several texts in a row and hides them from one another.
+        # The mask is given even if all is valid: without one transformers takes restarting positions for several
+        # packed texts and masks them from one another.
         output = self.llm(
             inputs_embeds=embedded,
             attention_mask=valid.long(),
@@ -207,12 +207,12 @@ class RobustGer(nn.Module):
         keep = batch.ids.shape[1] - first + 1
         with self.condition(batch.noise, batch.noise_valid):
             logits = self(batch.ids, batch.positions, batch.segments, batch.valid, keep=keep)
-        wanted = batch.labels[:, first:]
+        targets = batch.labels[:, first:]
         flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
-        return nn.functional.cross_entropy(flat, wanted.reshape(-1), ignore_index=IGNORED)
+        return nn.functional.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED)
 
-    def own_tensors(self) -> dict[str, Tensor]:
-        """Return everything that is not the language model's own: LoRA, adapter, segments, noise sizes."""
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """Return all tensors outside the frozen language model: LoRA, adapter, segments, noise scales."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {
             name: tensor for name, tensor in self.state_dict().items() if name in trained or not name.startswith("llm.")

@@ -14,13 +14,13 @@ from audio_llm.ger.encoders import TextEncoder
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """How the embedding is made.
+    """Settings of the noise embedding.
 
     Attributes:
         hypotheses: Entries N of a list that are compared; it has N (N - 1) rows.
-        token_pool: Edits of a pair are summed over the words (`paper`) or averaged over the edited places
-            (`reference-code`).
-        encoder: `hash` (hashed n-grams), `llm` (the language model's embeddings) or a folder of a
+        token_pool: Whether edits of a pair are summed over the words (the paper) or averaged over the edited positions
+            (the authors' release).
+        encoder: `hash` (hashed n-grams), `llm` (the language model's embeddings) or the folder of a
             sentence-transformers model.
         width: Length of a hashed vector.
     """
@@ -32,7 +32,7 @@ class NoiseSettings:
 
     @property
     def rows(self) -> int:
-        """Rows of the embedding."""
+        """Number of rows of the embedding."""
         return self.hypotheses * (self.hypotheses - 1)
 
 
@@ -44,10 +44,10 @@ def pairs(count: int) -> list[tuple[int, int]]:
 def noise_embedding(
     texts: Sequence[str], encoder: TextEncoder, settings: NoiseSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the embedding of a list and which of its rows are there.
+    """Return the embedding of a list and the mask of its rows.
 
     The first half of the rows compares whole texts, the second half words: each row is worse minus better, for the
-    pairs of `pairs`. For words the two texts are aligned and what differs is compared, a missing word being zero.
+    pairs of `pairs`. For words the two texts are aligned and their differences compared; a missing word is zero.
     Lists shorter than N leave the rows of missing pairs zero and not valid; two equal texts give exact zeros.
 
     Args:
@@ -87,6 +87,6 @@ def _edit_embedding(better: Sequence[str], worse: Sequence[str], encoder: TextEn
     gained = [word for op in changes for word in worse[op.target_start : op.target_end]]
     total = encoder.encode(gained).sum(axis=0) - encoder.encode(lost).sum(axis=0)
     if pool == "mean":
-        places = sum(max(op.source_end - op.source_start, op.target_end - op.target_start) for op in changes)
-        total = total / max(1, places)
+        positions = sum(max(op.source_end - op.source_start, op.target_end - op.target_start) for op in changes)
+        total = total / max(1, positions)
     return np.asarray(total, dtype=np.float32)

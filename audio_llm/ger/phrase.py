@@ -1,4 +1,4 @@
-"""The phrase corrector: phrase table, n-gram beam and linear reranker; without torch, some milliseconds a list."""
+"""The phrase corrector: phrase table, beam search with n-gram models, linear reranker; no torch, a few ms per list."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ import numpy as np
 from audio_llm.correction import Correction, describe_edits
 from audio_llm.errors import ModelFormatError, UsageError
 from audio_llm.ger.candidates import BeamSettings, Candidate, add_written, make_candidates
-from audio_llm.ger.familiar import ListKind
 from audio_llm.ger.features import FEATURES, NEURAL_FEATURES, Knowledge, ListView, add_neural, measure
 from audio_llm.ger.phrase_table import PhraseTable, Replacement, TableSettings, Words
 from audio_llm.ger.reranker import LinearReranker, expected_errors
+from audio_llm.ger.score_range import ScoreRange
 from audio_llm.lm.ngram import NgramLm, load_ngram
 from audio_llm.lm.pocketsphinx_lm import PocketsphinxLm
 from audio_llm.nbest import NBest
 from audio_llm.text import get_normalizer
 
 if TYPE_CHECKING:  # they need torch
-    from audio_llm.ger.neural import NeuralOpinion
+    from audio_llm.ger.neural import NeuralScorer
     from audio_llm.ger.phrase_training import NeuralFolds
 
 KIND = "ger-phrase"
-_LOOKED_AT = 20  # hypotheses of a list
-_NEURAL = "neural."  # begins the names of a neural corrector's weights
+_MAX_HYPOTHESES = 20  # hypotheses of a list that are used
+_NEURAL = "neural."  # prefix of the names of a neural corrector's weights
 
 
 @dataclass(frozen=True)
 class PhraseSettings:
-    """How a phrase corrector is trained and used.
+    """Settings of a phrase corrector.
 
     Attributes:
-        normalizer: Name of the normaliser of hypotheses and references (see `audio_llm.text`).
-        order: Of the n-gram model of the references.
-        language_model: Name of an n-gram model of English in general, or its folder; empty: none. It is not saved with
-            the corrector, which then needs it.
-        recognizer_lm: `pocketsphinx` for lists of that recogniser: its own n-gram model, which is part of its scores.
-        folds: The reranker learns from candidates that tables of the other folds made.
-        reranker_lists: Lists it learns from at most.
-        shortlist: Candidates that a neural corrector judges.
-        margin_cost: The margin is so wide that it costs this share of the errors that are gained, or of those that
-            remain where they are fewer; so that right texts stay as they are.
-        least_kept: Share of the right first hypotheses that must be kept, for whom a wrong change is worst.
-        table: How the phrase table is learned.
-        beam: How candidates are searched.
+        normalizer: Name of the normalizer of hypotheses and references (see `audio_llm.text`).
+        order: Order of the n-gram model of the references.
+        language_model: Name or folder of an n-gram model of general English; empty: none. It is not saved with the
+            corrector, which needs it at load.
+        recognizer_lm: `pocketsphinx` for lists of that recognizer: its n-gram model, which is part of its scores.
+        folds: Number of folds; the reranker is trained on candidates from tables of the other folds.
+        reranker_lists: Maximum number of lists to train the reranker on.
+        shortlist: Number of candidates that a neural corrector scores.
+        margin_cost: The widest margin is chosen that gives up at most this fraction of the corrected errors, or of the
+            remaining errors if these are fewer, so that correct texts are not changed.
+        least_kept: Minimum fraction of the correct first hypotheses that must not be changed.
+        table: Settings of the phrase table.
+        beam: Settings of the search for candidates.
     """
 
     normalizer: str = "spoken"
@@ -65,43 +65,43 @@ class PhraseSettings:
 
 
 @dataclass(frozen=True)
-class SecondOpinion:
-    """A neural corrector, whose text is one more candidate and whose opinion counts in the choice.
+class NeuralReranker:
+    """Second-pass reranker: a neural corrector adds one candidate and scores the best ones.
 
     Attributes:
-        neural: The neural corrector.
-        reranker: Judges the `PhraseSettings.shortlist` candidates that the phrase corrector's own likes best.
-        margin: As the phrase corrector's own.
+        scorer: The neural corrector.
+        reranker: Linear reranker of the `PhraseSettings.shortlist` candidates that the first pass ranks highest.
+        margin: Minimum reduction of the expected word errors, as `PhraseCorrector.margin`.
     """
 
-    neural: NeuralOpinion
+    scorer: NeuralScorer
     reranker: LinearReranker
     margin: float
 
 
 @dataclass(frozen=True)
 class PhraseCorrector:
-    """Corrects N-best lists of one recogniser and domain.
+    """Corrects N-best lists of one recognizer and domain.
 
     Attributes:
         knowledge: Phrase table and n-gram models.
-        reranker: Tells how likely candidates are to be the true text; that with the fewest errors to expect is chosen.
-        margin: A text must save more than so many of the word errors to expect of the first hypothesis.
-        settings: How it was trained.
-        kind: What lists it learned from; others are kept as they are.
-        name: What `Edit.source` calls words that are in no hypothesis.
-        hypotheses: Of a list that are looked at, in training too.
-        second: A second opinion; without it no network is run.
+        reranker: Estimates how probable each candidate is; the one with the fewest expected word errors is chosen.
+        margin: A text must reduce the expected word errors of the first hypothesis by more than this.
+        settings: Training settings.
+        score_range: Range of scores of the training lists; other lists are not changed.
+        name: `Edit.source` of words that are in no hypothesis.
+        hypotheses: Maximum number of hypotheses of a list that are used, in training too.
+        neural_reranker: Second-pass reranker; None: no network is run.
     """
 
     knowledge: Knowledge
     reranker: LinearReranker
     margin: float
     settings: PhraseSettings = field(default_factory=PhraseSettings)
-    kind: ListKind | None = None
+    score_range: ScoreRange | None = None
     name: str = "phrase"
-    hypotheses: int = _LOOKED_AT
-    second: SecondOpinion | None = None
+    hypotheses: int = _MAX_HYPOTHESES
+    neural_reranker: NeuralReranker | None = None
 
     @classmethod
     def train(
@@ -113,17 +113,16 @@ class PhraseCorrector:
         neural: NeuralFolds | None = None,
         groups: Sequence[str] = (),
     ) -> PhraseCorrector:
-        """Learn from lists with references, in a minute or so for some thousands; needs scipy.
+        """Train on lists with references, about a minute for a few thousand; needs scipy.
 
         Args:
-            lists: Those without a reference or without a hypothesis are left out, and their number is logged.
-            seed: For the folds.
+            lists: N-best lists; those without a reference or a hypothesis are skipped, and their number is logged.
+            seed: Seed of the folds.
             settings: See `PhraseSettings`.
             text: Further sentences for the n-gram model of the references.
-            neural: Neural correctors that have not seen the lists whose candidates they judge.
-            groups: The group of each list, such as its speaker or corpus. Each group is then a fold, so that the choice
-                is learned for groups that phrase table and references know nothing of. Without groups it is learned
-                for other texts of the same.
+            neural: Neural correctors that were not trained on the lists whose candidates they score.
+            groups: The group of each list, such as its speaker or corpus. Each group is then a fold, so that the
+                reranker is trained for unseen groups. Without groups it is trained for unseen texts of the same groups.
 
         Raises:
             DataError: Fewer lists with different references than folds.
@@ -133,12 +132,12 @@ class PhraseCorrector:
         return train_phrase_corrector(lists, seed, settings or PhraseSettings(), text, neural, groups)
 
     def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
-        """Correct each list, in order; the waveforms are not needed."""
+        """Correct each list, in order; the waveforms are ignored."""
         texts = [list_words(nbest, self.settings.normalizer) for nbest in lists]
         written: list[Words] = [()] * len(lists)
-        if self.second is not None:
-            rows = [row for row, nbest in enumerate(lists) if not self._objection(nbest, texts[row])]
-            for row, words in zip(rows, self.second.neural.write([texts[row] for row in rows]), strict=True):
+        if self.neural_reranker is not None:
+            rows = [row for row, nbest in enumerate(lists) if not self._reject_reason(nbest, texts[row])]
+            for row, words in zip(rows, self.neural_reranker.scorer.write([texts[row] for row in rows]), strict=True):
                 written[row] = words
         return [self._correct_one(*one) for one in zip(lists, texts, written, strict=True)]
 
@@ -146,9 +145,9 @@ class PhraseCorrector:
         """Write a model directory (see `audio_llm.hub`); return it.
 
         Args:
-            folder: The directory to make.
-            provenance: Recipe, seed, commit, data: what made it.
-            card: Text of its README.md; empty: one that tells what any such model is.
+            folder: The directory to write.
+            provenance: Origin of the model: recipe, seed, commit, data.
+            card: Text of its README.md; empty: a generic card.
         """
         import torch
 
@@ -160,20 +159,20 @@ class PhraseCorrector:
             "weights": dict(zip(FEATURES, map(float, self.reranker.weights), strict=True)),
             "unknown_types": self.knowledge.references.unknown_types,
         }
-        if self.kind is not None:
-            config["kind"] = asdict(self.kind)
+        if self.score_range is not None:
+            config["kind"] = asdict(self.score_range)  # the key in saved models
         if self.settings.language_model:
             config["general_sha256"] = fingerprint(self.settings.language_model)
         arrays = _table_to_arrays(self.knowledge.table) | self.knowledge.references.to_arrays()
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         assets: dict[str, str] = {}
-        if self.second is not None:
-            from audio_llm.ger.files import to_parts
+        if self.neural_reranker is not None:
+            from audio_llm.ger.checkpoint import to_parts
 
-            weights = map(float, self.second.reranker.weights)
+            weights = map(float, self.neural_reranker.reranker.weights)
             config["second"] = dict(zip((*FEATURES, *NEURAL_FEATURES), weights, strict=True))
-            config["second_margin"] = self.second.margin
-            config["neural"], network, assets = to_parts(self.second.neural.built)
+            config["second_margin"] = self.neural_reranker.margin
+            config["neural"], network, assets = to_parts(self.neural_reranker.scorer.checkpoint)
             tensors |= {f"{_NEURAL}{name}": tensor.half() for name, tensor in network.items()}
         words = len(self.knowledge.references.vocabulary)
         card = card or _CARD.format(phrases=len(self.knowledge.table), words=words, settings=self.settings)
@@ -189,18 +188,18 @@ class PhraseCorrector:
         device: str = "cpu",
         neural: bool = True,
     ) -> PhraseCorrector:
-        """Read a model directory that `save` wrote, without torch where no neural corrector is wanted.
+        """Read a model directory that `save` wrote; torch is imported only for a neural corrector.
 
         Args:
-            folder: A name of a model, or its folder.
-            recognizer: What makes the lists; of no account.
-            decode: There is one way only.
-            gate: Off: the best candidate is taken however little better it is and whatever the list is like.
-            device: Where a neural corrector inside runs.
-            neural: Ask it, if there is one.
+            folder: Name of a model, or its folder.
+            recognizer: Ignored; correctors share this signature.
+            decode: Must be None: there is only one decoding mode.
+            gate: False: the best candidate is taken without margin and for lists of any score range.
+            device: Device of a neural corrector inside.
+            neural: Whether to use a neural corrector, if there is one.
 
         Raises:
-            UsageError: A way to decode is named.
+            UsageError: `decode` is not None.
             ModelNotFoundError: There is no such model.
             ModelFormatError: It is damaged or of another kind.
         """
@@ -208,7 +207,7 @@ class PhraseCorrector:
         from audio_llm.training.config import config_from_dict
 
         if decode is not None:
-            raise UsageError(f"this model chooses among candidates; it knows no {decode!r}", remedy="leave it out")
+            raise UsageError(f"this model reranks candidates; it has no mode {decode!r}", remedy="leave it out")
         loaded = load_arrays(folder, KIND)
         path, config, arrays = loaded.path, loaded.config, loaded.arrays
         try:
@@ -220,99 +219,103 @@ class PhraseCorrector:
             references = NgramLm.from_arrays(arrays, config["unknown_types"])
             table = _table_from_arrays(arrays, settings.table.discount)
             knowledge = Knowledge(table, references, general, load_recognizer_lm(settings))
-            kind = ListKind(**config["kind"]) if "kind" in config and gate else None
-            second = None
+            score_range = ScoreRange(**config["kind"]) if "kind" in config and gate else None
+            neural_reranker = None
             if neural and "neural" in config:
-                from audio_llm.ger.files import from_parts
-                from audio_llm.ger.neural import NeuralOpinion
+                from audio_llm.ger.checkpoint import from_parts
+                from audio_llm.ger.neural import NeuralScorer
 
-                chooser = LinearReranker(np.array([config["second"][n] for n in (*FEATURES, *NEURAL_FEATURES)]))
+                reranker = LinearReranker(np.array([config["second"][n] for n in (*FEATURES, *NEURAL_FEATURES)]))
                 network = {n.removeprefix(_NEURAL): a for n, a in arrays.items() if n.startswith(_NEURAL)}
-                opinion = NeuralOpinion(from_parts(config["neural"], network, path, device))
-                second = SecondOpinion(opinion, chooser, float(config["second_margin"]) if gate else 0.0)
+                scorer = NeuralScorer(from_parts(config["neural"], network, path, device))
+                neural_reranker = NeuralReranker(scorer, reranker, float(config["second_margin"]) if gate else 0.0)
         except (KeyError, ValueError, TypeError) as error:
             raise ModelFormatError(f"lacks or garbles {error}", path=path, remedy="train it again") from None
         margin = float(config["margin"]) if gate else 0.0
-        return cls(knowledge, LinearReranker(weights), margin, settings, kind, second=second)
+        return cls(knowledge, LinearReranker(weights), margin, settings, score_range, neural_reranker=neural_reranker)
 
-    def _objection(self, nbest: NBest, texts: Sequence[Words]) -> str:
-        """Return why a list is not even looked at, or an empty string."""
+    def _reject_reason(self, nbest: NBest, texts: Sequence[Words]) -> str:
+        """Return why a list is skipped, or an empty string."""
         if not any(texts):
             return "no words"
-        return self.kind.objection(nbest) if self.kind is not None else ""
+        return self.score_range.reject_reason(nbest) if self.score_range is not None else ""
 
     def _correct_one(self, nbest: NBest, texts: Sequence[Words], written: Words) -> Correction:
-        if objection := self._objection(nbest, texts):
-            return Correction(nbest.id, nbest.best, nbest.best, True, objection, (), None)
+        if reason := self._reject_reason(nbest, texts):
+            return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), None)
         view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses[: len(texts)]])
         candidates = make_candidates(view.hypotheses, self.knowledge.table, self.knowledge.lm, self.settings.beam)
-        own = len(candidates)
+        phrase_count = len(candidates)
         candidates = add_written(candidates, written, self.knowledge.lm)
         rows = measure(view, candidates, self.knowledge)
-        scores, margin = self.reranker.scores(rows[:own]), self.margin
-        if self.second is not None:
-            kept = shortlist(scores, self.settings.shortlist, len(candidates))
-            candidates, rows = [candidates[number] for number in kept], rows[kept]
-            rows = add_opinion(rows, candidates, self.second.neural, texts, written)
-            scores = self.second.reranker.scores(rows)
-            margin = self.second.margin
+        scores, margin = self.reranker.scores(rows[:phrase_count]), self.margin
+        if self.neural_reranker is not None:
+            indices = shortlist(scores, self.settings.shortlist, len(candidates))
+            candidates, rows = [candidates[number] for number in indices], rows[indices]
+            rows = add_neural_scores(rows, candidates, self.neural_reranker.scorer, texts, written)
+            scores = self.neural_reranker.reranker.scores(rows)
+            margin = self.neural_reranker.margin
         errors = expected_errors(scores, [candidate.words for candidate in candidates])
         best = int(np.argmin(errors))
         gain = float(errors[0] - errors[best])
         chosen = best if gain > margin else 0
         confidence = float(1.0 / np.exp(scores - scores[chosen]).sum())
-        told = f"{gain:.2f} fewer errors to expect"
+        saved = f"expected errors -{gain:.2f}"
         if chosen == 0:
-            reason = "best as it is" if best == 0 else f"{told}, not above the margin of {margin:.2f}"
+            reason = "already best" if best == 0 else f"{saved}, not above the margin of {margin:.2f}"
             return Correction(nbest.id, nbest.best, nbest.best, True, reason, (), confidence)
         words = candidates[chosen].words
         changes = describe_edits(view.hypotheses, words, self.name)
-        return Correction(nbest.id, " ".join(words), nbest.best, False, told, changes, confidence)
+        return Correction(nbest.id, " ".join(words), nbest.best, False, saved, changes, confidence)
 
 
-def add_opinion(
-    rows: np.ndarray, candidates: Sequence[Candidate], neural: NeuralOpinion, heard: Sequence[Words], written: Words
+def add_neural_scores(
+    rows: np.ndarray,
+    candidates: Sequence[Candidate],
+    scorer: NeuralScorer,
+    hypotheses: Sequence[Words],
+    written: Words,
 ) -> np.ndarray:
-    """Return `features.add_neural` with what a neural corrector says of each candidate.
+    """Return the features of candidates with the scores of a neural corrector (see `features.add_neural`).
 
     Args:
-        rows: What `features.measure` gave for the candidates.
-        candidates: The first hypothesis first.
-        neural: The neural corrector.
-        heard: The list's hypotheses as words, best first, with duplicates.
-        written: What it writes by itself.
+        rows: Output of `features.measure` for the candidates.
+        candidates: Candidates, the first hypothesis first.
+        scorer: The neural corrector.
+        hypotheses: The list's hypotheses as words, best first, with duplicates.
+        written: The text that the neural corrector generates.
     """
     texts = [candidate.words for candidate in candidates]
-    return add_neural(rows, candidates, neural.log_probs(heard, texts), neural.log_probs_alone(texts), written)
+    return add_neural(rows, candidates, scorer.log_probs(hypotheses, texts), scorer.log_probs_alone(texts), written)
 
 
 def load_recognizer_lm(settings: PhraseSettings) -> PocketsphinxLm | None:
-    """Return the recogniser's own n-gram model, where the settings name one."""
+    """Return the recognizer's n-gram model, if the settings name one."""
     return PocketsphinxLm() if settings.recognizer_lm == "pocketsphinx" else None
 
 
 def shortlist(scores: np.ndarray, count: int, total: int) -> list[int]:
-    """Return the first candidate and the best of the others, `count` in all, and those that have no score.
+    """Return the indices of the first candidate, of the best others up to `count` in all, and of those without score.
 
     Args:
-        scores: (C,) of the phrase corrector's own candidates.
-        count: How many of them.
-        total: Candidates in all; those behind the own ones were written by the neural corrector.
+        scores: (C,) scores of the phrase corrector's candidates.
+        count: Number of these to return.
+        total: Candidates in all; those from index C on were generated by the neural corrector.
     """
-    others = np.argsort(-scores[1:], kind="stable")[: max(0, count - 1)] + 1
-    return [0, *others.tolist(), *range(len(scores), total)]
+    best = np.argsort(-scores[1:], kind="stable")[: max(0, count - 1)] + 1
+    return [0, *best.tolist(), *range(len(scores), total)]
 
 
 def list_words(nbest: NBest, normalizer: str) -> list[Words]:
-    """Return the words of the hypotheses of a list that are looked at, normalised."""
+    """Return the words of the first 20 hypotheses of a list, normalized."""
     normalize = get_normalizer(normalizer)
-    return [tuple(normalize(text).split()) for text in nbest.texts[:_LOOKED_AT]]
+    return [tuple(normalize(text).split()) for text in nbest.texts[:_MAX_HYPOTHESES]]
 
 
 _CARD = """# Phrase corrector
 
-Corrects N-best lists of the recogniser and the domain whose lists it was trained on: {phrases} phrase replacements,
-an n-gram model of {words} words, a linear reranker and a margin of the errors that a change must save.
+Corrects N-best lists of the recognizer and the domain whose lists it was trained on: {phrases} phrase replacements,
+an n-gram model of {words} words, a linear reranker and a margin of expected errors that a change must save.
 
 Load it with `audio_llm.ger.phrase.PhraseCorrector.load(folder)`.
 
@@ -326,7 +329,7 @@ def _table_to_arrays(table: PhraseTable) -> dict[str, np.ndarray]:
         "phrase_sources": _pack([" ".join(source) for source, _ in rows]),
         "phrase_targets": _pack([" ".join(replacement.target) for _, replacement in rows]),
         "phrase_counts": np.array([replacement.count for _, replacement in rows], dtype=np.int32),
-        "phrase_kept": np.array([replacement.kept for _, replacement in rows], dtype=np.int32),
+        "phrase_kept": np.array([replacement.unchanged for _, replacement in rows], dtype=np.int32),
         "phrase_balances": np.array([replacement.balance for _, replacement in rows], dtype=np.int32),
     }
 

@@ -1,4 +1,4 @@
-"""The phrase table: what stretches of hypotheses turned out to be, learned by alignment with references."""
+"""The phrase table: replacements of hypothesis phrases, learned by alignment with references."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from audio_llm.align import Op, edits
 
 Words = tuple[str, ...]
 
-_CONTEXT = 2  # words on either side that a change is looked up with
+_CONTEXT = 2  # context words on either side of a change
 
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """One thing that a stretch of hypothesis words was.
+    """One replacement of a phrase of hypothesis words.
 
     Attributes:
-        target: The true words, perhaps none.
-        count: Lists in which the stretch was these words.
-        kept: Lists in which it was right as it stood.
-        log_odds: Smoothed log of count against kept.
-        balance: Count minus kept, first hypotheses alone.
+        target: The reference words; may be empty.
+        count: Lists in which the phrase was these words.
+        unchanged: Lists in which the phrase was correct.
+        log_odds: Smoothed log of count over unchanged.
+        balance: Count minus unchanged, over first hypotheses only.
     """
 
     target: Words
     count: int
-    kept: int
+    unchanged: int
     log_odds: float
     balance: int = 0
 
     @classmethod
-    def of(cls, target: Words, count: int, kept: int, discount: float, balance: int = 0) -> Replacement:
-        """Build one from its counts, `discount` taken off the one and added to the other."""
-        return cls(target, count, kept, math.log(count - discount) - math.log(kept + discount), balance)
+    def of(cls, target: Words, count: int, unchanged: int, discount: float, balance: int = 0) -> Replacement:
+        """Build one from its counts; `discount` is subtracted from `count` and added to `unchanged`."""
+        return cls(target, count, unchanged, math.log(count - discount) - math.log(unchanged + discount), balance)
 
     @property
     def evidence(self) -> float:
@@ -49,7 +49,7 @@ class PhraseTable:
     def __init__(self, entries: Mapping[Words, Sequence[Replacement]]) -> None:
         self.entries = {source: tuple(replacements) for source, replacements in entries.items()}
         self.longest = max((len(source) for source in self.entries), default=0)
-        self._balances = {(source, r.target): r.balance for source, found in self.entries.items() for r in found}
+        self._balances = {(source, r.target): r.balance for source, targets in self.entries.items() for r in targets}
 
     def __len__(self) -> int:
         return sum(len(replacements) for replacements in self.entries.values())
@@ -61,15 +61,14 @@ class PhraseTable:
                 yield end, replacement
 
     def balance(self, words: Words, start: int, end: int, target: Words) -> int:
-        """Return how much oftener a change was right than wrong, by the first hypotheses learned from.
+        """Return how much more often a change was right than wrong in first hypotheses of the training lists.
 
-        The change is looked up as it is and with the words around it, and what speaks for it most counts; 0 where
-        nothing does.
+        The change is looked up with and without its context words, and the highest balance counts; at least 0.
 
         Args:
-            words: What is changed.
-            start: First word replaced.
-            end: After the last; equal to `start` for an insertion.
+            words: The text that is changed.
+            start: Index of the first replaced word.
+            end: Index after the last one; equal to `start` for an insertion.
             target: The new words.
         """
         best = 0
@@ -82,16 +81,16 @@ class PhraseTable:
 
 @dataclass(frozen=True)
 class TableSettings:
-    """How a phrase table is learned.
+    """Settings of the training of a phrase table.
 
     Attributes:
-        longest: Words of the longest source phrase, context included.
-        alternatives: Replacements kept for each source phrase.
-        min_count: Lists that must show a replacement.
-        min_rate: Least share of count in count + kept.
-        discount: Taken off every count, so that single sightings weigh less.
-        hypotheses: Distinct hypotheses of a list that are learned from.
-        most: Source phrases kept in all, those seen most often.
+        longest: Maximum words of a source phrase, context included.
+        alternatives: Maximum replacements of a source phrase.
+        min_count: Minimum number of lists with a replacement.
+        min_rate: Minimum of count / (count + unchanged).
+        discount: Subtracted from every count, so that single occurrences weigh less.
+        hypotheses: Maximum distinct hypotheses of a list to learn from.
+        most: Maximum number of source phrases; the most frequent ones are kept.
     """
 
     longest: int = 5
@@ -104,7 +103,7 @@ class TableSettings:
 
 
 def learn_phrases(lists: Sequence[tuple[Sequence[Words], Words]], settings: TableSettings) -> PhraseTable:
-    """Learn a table; what several hypotheses of one list show counts once.
+    """Learn a table; a replacement in several hypotheses of one list counts once.
 
     Args:
         lists: (hypotheses without duplicates, best first; reference) of each list, as words.
@@ -121,14 +120,18 @@ def learn_phrases(lists: Sequence[tuple[Sequence[Words], Words]], settings: Tabl
         counts.update(set().union(*changed))
         of_first.update(changed[0] if changed else ())
     counts = Counter({pair: count for pair, count in counts.items() if count >= settings.min_count})
-    kept = _count_kept(aligned, {source for source, _ in counts}, settings.longest)
-    kept_first = _count_kept([some[:1] for some in aligned], {source for source, _ in of_first}, settings.longest)
+    unchanged = _count_unchanged(aligned, {source for source, _ in counts}, settings.longest)
+    unchanged_first = _count_unchanged(
+        [some[:1] for some in aligned], {source for source, _ in of_first}, settings.longest
+    )
     entries: dict[Words, list[Replacement]] = {}
     for (source, target), count in counts.items():
-        if count < settings.min_rate * (count + kept[source]):
+        if count < settings.min_rate * (count + unchanged[source]):
             continue
-        balance = of_first[source, target] - kept_first[source]
-        entries.setdefault(source, []).append(Replacement.of(target, count, kept[source], settings.discount, balance))
+        balance = of_first[source, target] - unchanged_first[source]
+        entries.setdefault(source, []).append(
+            Replacement.of(target, count, unchanged[source], settings.discount, balance)
+        )
     for replacements in entries.values():
         replacements.sort(key=lambda r: (-r.count, r.target))
         del replacements[settings.alternatives :]
@@ -136,12 +139,12 @@ def learn_phrases(lists: Sequence[tuple[Sequence[Words], Words]], settings: Tabl
 
 
 def _largest(entries: dict[Words, list[Replacement]], most: int) -> dict[Words, list[Replacement]]:
-    kept = sorted(entries, key=lambda source: (-entries[source][0].count, source))[:most]
-    return {source: entries[source] for source in sorted(kept)}
+    sources = sorted(entries, key=lambda source: (-entries[source][0].count, source))[:most]
+    return {source: entries[source] for source in sorted(sources)}
 
 
 def _changed_phrases(words: Words, runs: Sequence[Op], reference: Words, longest: int) -> Iterator[tuple[Words, Words]]:
-    """Yield (source, target) of every stretch around an edit whose ends both lie between aligned words."""
+    """Yield (source, target) of every phrase around an edit whose ends both lie between aligned words."""
     low, high = _boundaries(len(words), runs)
     for run in runs:
         for start in range(max(0, run.source_end - longest), run.source_start + 1):
@@ -149,7 +152,7 @@ def _changed_phrases(words: Words, runs: Sequence[Op], reference: Words, longest
                 if low[start] < 0 or low[end] < 0:
                     continue
                 source = words[start:end]
-                # Words inserted at an edge may belong to this stretch or to its neighbour: learn both readings.
+                # Words inserted at an edge may belong to this phrase or to its neighbor: learn both.
                 for target_start in {low[start], high[start]}:
                     for target_end in {low[end], high[end]}:
                         target = reference[target_start:target_end]
@@ -158,7 +161,7 @@ def _changed_phrases(words: Words, runs: Sequence[Op], reference: Words, longest
 
 
 def _boundaries(length: int, runs: Sequence[Op]) -> tuple[list[int], list[int]]:
-    """Return for each gap between source words the target gap before and after what is inserted there.
+    """Return for each gap between source words the target gap before and after the words inserted there.
 
     Both are -1 inside a run, where no cut is possible.
     """
@@ -169,18 +172,18 @@ def _boundaries(length: int, runs: Sequence[Op]) -> tuple[list[int], list[int]]:
         (length, length, 0),
     ]:
         for gap in range(begin, stop + 1):
-            if low[gap] < 0:  # else words are inserted in this gap, and it is the end of the stretch before
+            if low[gap] < 0:  # else words are inserted in this gap, and it ends the run before
                 low[gap] = gap + offset
             high[gap] = gap + offset
         begin, offset = next_begin, next_offset
     return low, high
 
 
-def _count_kept(
+def _count_unchanged(
     aligned: Sequence[Sequence[tuple[Words, list[Op], Words]]], sources: set[Words], longest: int
 ) -> Counter[Words]:
-    """Return in how many lists each source phrase was right as it stood."""
-    kept: Counter[Words] = Counter()
+    """Return in how many lists each source phrase was correct."""
+    counts: Counter[Words] = Counter()
     for alignments in aligned:
         right: set[Words] = set()
         for words, runs, _ in alignments:
@@ -191,5 +194,5 @@ def _count_kept(
                     for start in range(begin, stop)
                     for end in range(start + 1, min(start + longest, stop) + 1)
                 )
-        kept.update(right & sources)
-    return kept
+        counts.update(right & sources)
+    return counts

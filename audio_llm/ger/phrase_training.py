@@ -12,26 +12,26 @@ import numpy as np
 from audio_llm.align import edit_distance
 from audio_llm.errors import DataError, UsageError
 from audio_llm.ger.candidates import Candidate, add_written, make_candidates
-from audio_llm.ger.familiar import ListKind
 from audio_llm.ger.features import Knowledge, ListView, measure
 from audio_llm.ger.phrase import (
+    NeuralReranker,
     PhraseCorrector,
     PhraseSettings,
-    SecondOpinion,
-    add_opinion,
+    add_neural_scores,
     list_words,
     load_recognizer_lm,
     shortlist,
 )
 from audio_llm.ger.phrase_table import Words, learn_phrases
 from audio_llm.ger.reranker import LinearReranker, expected_errors, train_reranker
+from audio_llm.ger.score_range import ScoreRange
 from audio_llm.lm.kneser_ney import train_ngram
 from audio_llm.lm.ngram import NgramLm, load_ngram
 from audio_llm.nbest import NBest
 from audio_llm.text import get_normalizer
 
 if TYPE_CHECKING:  # it needs torch
-    from audio_llm.ger.neural import NeuralOpinion
+    from audio_llm.ger.neural import NeuralScorer
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +43,12 @@ class NeuralFolds:
     """Neural correctors for training and use.
 
     Attributes:
-        by_fold: For each fold of `fold_of_lists`, or for each group in order of names, one that has not seen its lists.
-        final: The one that is used afterwards.
+        by_fold: For each fold of `fold_of_lists`, or each group in order of names, one not trained on its lists.
+        final: The one that is used after training.
     """
 
-    by_fold: tuple[NeuralOpinion, ...]
-    final: NeuralOpinion
+    by_fold: tuple[NeuralScorer, ...]
+    final: NeuralScorer
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class _Scored:
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """Candidates of one list before they are judged: the list, the candidates, what is known of them, what was written.
+class _RerankInput:
+    """Input of the second-pass reranker for one list: the list, its candidates, their features, the generated text.
 
-    The written text is the last candidate, where it is none of the others.
+    The generated text is the last candidate, unless it equals another one.
     """
 
     example: _Example
@@ -108,28 +108,28 @@ def train_phrase_corrector(
     sentences = [tuple(normalize(line).split()) for line in text]
     asked = set(np.random.default_rng(seed + 1).permutation(len(examples))[: settings.reranker_lists].tolist())
     scored: list[list[_Scored]] = []
-    judged: list[list[_Judged]] = []
+    inputs: list[list[_RerankInput]] = []
     for fold in range(max(fold_of) + 1):
         held_out = [e for number, e in enumerate(examples) if fold_of[number] == fold and number in asked]
-        others = [e for number, e in enumerate(examples) if fold_of[number] != fold]
+        training = [e for number, e in enumerate(examples) if fold_of[number] != fold]
         hidden = {e.reference for e in held_out}
-        knowledge = _learn(others, [words for words in sentences if words not in hidden], settings, general)
+        knowledge = _learn(training, [words for words in sentences if words not in hidden], settings, general)
         written = neural.by_fold[fold].write([e.texts for e in held_out]) if neural else [()] * len(held_out)
         pairs = [_score(e, words, knowledge, settings) for e, words in zip(held_out, written, strict=True)]
         scored.append([pair[0] for pair in pairs])
-        judged.append([pair[1] for pair in pairs])
+        inputs.append([pair[1] for pair in pairs])
         logger.info("fold %d of %d: candidates for %d lists", fold + 1, max(fold_of) + 1, len(held_out))
     reranker, margin = _train(scored), _choose_margin(scored, settings)
-    second = None
+    neural_reranker = None
     if neural is not None:
         scored = [
-            [_judge(*one, reranker, opinion, settings) for one in zip(part, texts, strict=True)]
-            for part, texts, opinion in zip(scored, judged, neural.by_fold, strict=True)
+            [_score_shortlist(*one, reranker, scorer, settings) for one in zip(part, texts, strict=True)]
+            for part, texts, scorer in zip(scored, inputs, neural.by_fold, strict=True)
         ]
-        second = SecondOpinion(neural.final, _train(scored), _choose_margin(scored, settings))
+        neural_reranker = NeuralReranker(neural.final, _train(scored), _choose_margin(scored, settings))
     knowledge = _learn(examples, sentences, settings, general)
     logger.info("%d phrases, margin %.2f", len(knowledge.table), margin)
-    return PhraseCorrector(knowledge, reranker, margin, settings, ListKind.of(lists), second=second)
+    return PhraseCorrector(knowledge, reranker, margin, settings, ScoreRange.of(lists), neural_reranker=neural_reranker)
 
 
 def _folds(examples: Sequence[_Example], settings: PhraseSettings, seed: int) -> list[int]:
@@ -142,7 +142,7 @@ def _folds(examples: Sequence[_Example], settings: PhraseSettings, seed: int) ->
 
 
 def fold_of_lists(lists: Sequence[NBest], seed: int, settings: PhraseSettings) -> dict[Words, int]:
-    """Return the fold in which training has the lists of each reference, for neural correctors that leave some out."""
+    """Return the training fold of the lists of each reference, to train neural correctors without some folds."""
     return fold_of_reference([example.reference for example in _examples(lists, settings)], settings.folds, seed)
 
 
@@ -150,9 +150,9 @@ def fold_of_reference(references: Sequence[Words], folds: int, seed: int) -> dic
     """Return the fold of each reference.
 
     Args:
-        references: As words, normalised; the order and repetitions are of no account.
-        folds: How many.
-        seed: Of the draw.
+        references: Normalized words of each; order and repetitions do not matter.
+        folds: Number of folds.
+        seed: Seed of the assignment.
     """
     distinct = sorted(set(references))
     numbers = np.random.default_rng(seed).permutation(len(distinct)) % folds
@@ -173,7 +173,7 @@ def _examples(lists: Sequence[NBest], settings: PhraseSettings, groups: Sequence
             view = ListView.of(texts, [hypothesis.score for hypothesis in nbest.hypotheses[: len(texts)]])
             examples.append(_Example(tuple(texts), view, tuple(normalize(nbest.reference).split()), group))
     if len(examples) < len(lists):
-        logger.warning("%d of %d lists left out: no reference or no words", len(lists) - len(examples), len(lists))
+        logger.warning("%d of %d lists skipped: no reference or no words", len(lists) - len(examples), len(lists))
     return examples
 
 
@@ -187,38 +187,40 @@ def _learn(
 
 def _score(
     example: _Example, written: Words, knowledge: Knowledge, settings: PhraseSettings
-) -> tuple[_Scored, _Judged]:
-    """Return the phrase corrector's own candidates, and what a second opinion is asked about."""
+) -> tuple[_Scored, _RerankInput]:
+    """Return the phrase corrector's candidates, and the input of the second-pass reranker."""
     candidates = make_candidates(example.view.hypotheses, knowledge.table, knowledge.lm, settings.beam)
-    own = len(candidates)
+    phrase_count = len(candidates)
     candidates = add_written(candidates, written, knowledge.lm)
     texts = tuple(candidate.words for candidate in candidates)
     errors = np.array([edit_distance(example.reference, words) for words in texts])
     rows = measure(example.view, candidates, knowledge)
-    judged = _Judged(example, tuple(candidates), _Scored(rows, errors, texts), written)
-    return _Scored(rows[:own], errors[:own], texts[:own]), judged
+    rerank_input = _RerankInput(example, tuple(candidates), _Scored(rows, errors, texts), written)
+    return _Scored(rows[:phrase_count], errors[:phrase_count], texts[:phrase_count]), rerank_input
 
 
-def _judge(
-    one: _Scored, judged: _Judged, reranker: LinearReranker, opinion: NeuralOpinion, settings: PhraseSettings
+def _score_shortlist(
+    one: _Scored, rerank_input: _RerankInput, reranker: LinearReranker, scorer: NeuralScorer, settings: PhraseSettings
 ) -> _Scored:
-    everything = judged.everything
-    kept = shortlist(reranker.scores(one.features), settings.shortlist, len(everything.texts))
-    candidates = [judged.candidates[number] for number in kept]
-    features = add_opinion(everything.features[kept], candidates, opinion, judged.example.texts, judged.written)
-    return _Scored(features, everything.errors[kept], tuple(candidate.words for candidate in candidates))
+    everything = rerank_input.everything
+    indices = shortlist(reranker.scores(one.features), settings.shortlist, len(everything.texts))
+    candidates = [rerank_input.candidates[number] for number in indices]
+    features = add_neural_scores(
+        everything.features[indices], candidates, scorer, rerank_input.example.texts, rerank_input.written
+    )
+    return _Scored(features, everything.errors[indices], tuple(candidate.words for candidate in candidates))
 
 
 def _choose_margin(folds: Sequence[Sequence[_Scored]], settings: PhraseSettings) -> float:
-    """Return the widest margin that costs no more than the settings allow, on lists not learned from."""
+    """Return the widest margin that costs no more than the settings allow, on held-out lists."""
     errors = np.zeros(len(_MARGINS))
     broken, right = np.zeros(len(_MARGINS)), 0
-    for held_out, judged in enumerate(folds):
+    for held_out, scored in enumerate(folds):
         learned = [part for number, part in enumerate(folds) if number != held_out and part]
-        if not learned or not judged:
+        if not learned or not scored:
             continue
         reranker = _train(learned)
-        for one in judged:
+        for one in scored:
             expected = expected_errors(reranker.scores(one.features), one.texts)
             best = int(np.argmin(expected))
             changes = expected[0] - expected[best] > np.array(_MARGINS)
@@ -229,4 +231,6 @@ def _choose_margin(folds: Sequence[Sequence[_Scored]], settings: PhraseSettings)
     careful = broken <= (1.0 - settings.least_kept) * right
     fewest = errors[careful].min()
     allowed = fewest + settings.margin_cost * min(fewest, errors[-1] - fewest)
-    return max(m for m, wrong, kept in zip(_MARGINS, errors, careful, strict=True) if kept and wrong <= allowed)
+    return max(
+        m for m, wrong, is_careful in zip(_MARGINS, errors, careful, strict=True) if is_careful and wrong <= allowed
+    )

@@ -1,4 +1,4 @@
-"""An N-best list and its true text -> the tokens a language model reads, with positions and labels."""
+"""Prompts: an N-best list and its reference -> tokens of a language model, with positions and labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from audio_llm.errors import ModelFormatError
 OUT, END, PAD, COPIES = "<out>", "<end>", "<pad>", tuple(f"<x{count}>" for count in range(1, 6))
 COMPACT_TOKENS = (PAD, END, OUT, *COPIES)
 MAX_SEGMENTS = 10  # the response is 0, the hypotheses are 1 to 9; later ones share the last number
-_BEST, _OTHERS, _RESPONSE = "### Best-hypothesis:", "### Other-hypothesis:", "### Response:"
+_BEST, _OTHER_HYPOTHESES, _RESPONSE = "### Best-hypothesis:", "### Other-hypothesis:", "### Response:"
 _INSTRUCTION = (
     "These are the hypotheses of a speech recogniser, the most likely first. Where the first one is wrong, repair it "
     "with words of the others, and write down what was said."
@@ -21,15 +21,15 @@ _INSTRUCTION = (
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """How a list is put before a language model.
+    """Form of the prompt of a list.
 
     Attributes:
         form: `paper`: an instruction and headings in plain text, for a model that reads English (RobustGER, app. C.2).
             `compact`: special tokens, each different hypothesis once with the number of its copies.
-        hypotheses: Entries of a list that are shown.
-        restart_positions: Positions begin anew with every hypothesis and with the response, so that a word and its
-            copy have nearly the same one. For a model trained with it from scratch.
-        max_tokens: Prompt and response together; of a longer list the last hypotheses are left out.
+        hypotheses: Maximum hypotheses of a list in the prompt.
+        restart_positions: Positions restart at every hypothesis and at the response, so that a word and its copy have
+            nearly the same position. For a model trained with it from scratch.
+        max_tokens: Maximum tokens of prompt and response; the last hypotheses of a longer list are dropped.
     """
 
     form: Literal["paper", "compact"] = "paper"
@@ -40,12 +40,12 @@ class PromptSettings:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens of a prompt, and of its response where it is known.
+    """Tokens of a prompt, and of its response if given.
 
     Attributes:
         ids: (T,) token numbers, prompt then response.
-        positions: (T,) the position each is given.
-        segments: (T,) 0 for the response and the frame, k for hypothesis k.
+        positions: (T,) position of each token.
+        segments: (T,) 0 for the response and its heading, k for hypothesis k.
         response: Index at which the response begins; equal to T without one.
     """
 
@@ -56,7 +56,7 @@ class Prompt:
 
     @property
     def next_position(self) -> int:
-        """Position of the token that comes next."""
+        """Position of the next token."""
         return self.positions[-1] + 1
 
 
@@ -68,7 +68,7 @@ class PromptEncoder:
         settings: See `PromptSettings`.
 
     Raises:
-        ModelFormatError: The tokenizer has no end of text, or not the special tokens that `compact` needs.
+        ModelFormatError: The tokenizer lacks an end-of-text token, or the special tokens that `compact` needs.
     """
 
     def __init__(self, tokenizer: Any, settings: PromptSettings) -> None:
@@ -89,14 +89,14 @@ class PromptEncoder:
         self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end)
 
     def encode(self, texts: Sequence[str], response: str | None = None) -> Prompt:
-        """Return the prompt of a list, followed by the response and the end of text where one is given.
+        """Return the prompt of a list, followed by the response and the end-of-text token if a response is given.
 
         The response is never cut: a list too long for `max_tokens` loses its last hypotheses, then the end of the
-        first. Prompt and response are turned into tokens apart, so that they do not merge at the border.
+        first. Prompt and response are tokenized separately, so that no token spans both.
 
         Args:
             texts: Hypotheses, best first, with duplicates.
-            response: The true text.
+            response: The reference text.
         """
         texts = list(texts[: self.settings.hypotheses]) or [""]
         answer = [*self.response_ids(response), self.end] if response is not None else []
@@ -107,7 +107,7 @@ class PromptEncoder:
             texts = [text for text in texts if text != last]
             pieces = self._pieces(texts)
         if sum(map(len, pieces)) > room and len(set(texts)) == 1:
-            texts = texts[:1] if self.settings.form == "paper" else texts  # which shows copies, not only their number
+            texts = texts[:1] if self.settings.form == "paper" else texts  # the paper's form repeats copies
             pieces = self._pieces(texts, cut=max(0, room - sum(map(len, self._pieces([""])))))
         surplus = sum(map(len, pieces)) - room
         if surplus > 0:  # not even the instruction fits
@@ -124,10 +124,10 @@ class PromptEncoder:
         return Prompt(tuple(ids), tuple(positions), tuple(segments), len(ids) - len(answer))
 
     def response_ids(self, text: str) -> list[int]:
-        """Return the tokens of a response, without its end; words have the same ones wherever they stand in it."""
+        """Return the tokens of a response, without end token; a word has the same tokens at every position."""
         if not text:
             return []
-        # behind another word, as tokenizers treat the first word of a text in different ways
+        # after another word, as tokenizers treat the first word of a text differently
         return self._tokens(f"a {text}")[self._lead :]
 
     def text(self, ids: Sequence[int]) -> str:
@@ -139,11 +139,11 @@ class PromptEncoder:
         return " ".join(text.strip().split("\n")[0].split())
 
     def _pieces(self, texts: Sequence[str], cut: int | None = None) -> list[list[int]]:
-        """Return the tokens of each hypothesis with what frames it, and those of the response's heading.
+        """Return the tokens of each hypothesis with its markers, and those of the response's heading.
 
         Args:
             texts: Hypotheses.
-            cut: Tokens of a hypothesis at most.
+            cut: Maximum tokens of a hypothesis.
         """
         if self.settings.form == "paper":
             return self._paper(texts, cut)
@@ -156,12 +156,12 @@ class PromptEncoder:
         start = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
         opening, closing = self._tokens(f"{_INSTRUCTION}\n\n{_BEST}\n"), self._tokens(".\n\n")
         best = [*start, *opening, *self._tokens(texts[0])[:cut], *closing]
-        others = ". ".join(texts[1:])
-        rest = self._tokens(f"{_OTHERS}\n{others}.\n\n") if len(texts) > 1 else []
+        remaining = ". ".join(texts[1:])
+        rest = self._tokens(f"{_OTHER_HYPOTHESES}\n{remaining}.\n\n") if len(texts) > 1 else []
         return [best, rest, self._tokens(f"{_RESPONSE}\n")]
 
     def _tokens(self, text: str) -> list[int]:
-        """Return the tokens of a text; what looks like a special token in it is plain text."""
+        """Return the tokens of a text; special tokens written in it are treated as plain text."""
         if not text:
             return []
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

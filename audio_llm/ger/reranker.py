@@ -1,4 +1,4 @@
-"""A linear choice among the candidates of a list, trained for the lowest expected number of word errors."""
+"""Linear reranker of the candidates of a list, trained for the lowest expected number of word errors."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class LinearReranker:
     weights: np.ndarray
 
     def scores(self, features: np.ndarray) -> np.ndarray:
-        """Return (candidates,) scores for (candidates, F) features; only differences within a list mean anything."""
+        """Return (candidates,) scores for (candidates, F) features; only differences within a list are meaningful."""
         return np.asarray(features @ self.weights)
 
 
 def expected_errors(scores: np.ndarray, texts: Sequence[Sequence[str]]) -> np.ndarray:
-    """Return (C,) the word errors to expect of each text, the true one being among them with softmax probability.
+    """Return (C,) the expected word errors of each text, if the texts' probabilities are the softmax of the scores.
 
     The text with the fewest is the minimum Bayes risk choice; it need not be the likeliest one.
 
     Args:
-        scores: (C,) of the texts.
+        scores: (C,) scores of the texts.
         texts: The texts as words.
     """
     from rapidfuzz.distance import Levenshtein
@@ -43,17 +43,17 @@ def expected_errors(scores: np.ndarray, texts: Sequence[Sequence[str]]) -> np.nd
 def train_reranker(
     features: Sequence[np.ndarray], errors: Sequence[np.ndarray], cross_entropy: float = 0.2, decay: float = 0.5
 ) -> LinearReranker:
-    """Fit the weights by L-BFGS on expected word errors plus some cross-entropy towards the best candidates.
+    """Fit the weights by L-BFGS to the expected word errors plus a cross-entropy towards the best candidates.
 
-    The expectation is over the softmax of the scores; the cross-entropy keeps it from getting stuck where the
-    softmax has gone flat or hard.
+    The expectation is over the softmax of the scores; the cross-entropy avoids plateaus where the softmax is nearly
+    uniform or one-hot.
 
     Args:
-        features: Per list (candidates, F).
-        errors: Per list (candidates,) word errors of each candidate.
-        cross_entropy: Its weight beside the expected errors per list.
-        decay: Weight of the squared length of the weights beside the sum over all lists, on features scaled to unit
-            spread within a list.
+        features: For each list (candidates, F) features.
+        errors: For each list (candidates,) word errors.
+        cross_entropy: Weight of the cross-entropy relative to the expected errors per list.
+        decay: Weight of the squared norm of the weights relative to the sum over all lists, for features scaled to
+            unit deviation within a list.
     """
     from scipy.optimize import minimize
 
@@ -78,8 +78,8 @@ def train_reranker(
         slope = p * (wrong - expected[owner]) - cross_entropy * p * (is_best / (best_p[owner] + 1e-30) - 1.0)
         return value + decay * float(weights @ weights), x.T @ slope / len(sizes) + 2 * decay * weights
 
-    found = minimize(objective, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    return LinearReranker(np.asarray(found.x) * scale)
+    solution = minimize(objective, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    return LinearReranker(np.asarray(solution.x) * scale)
 
 
 def _log_softmax(scores: np.ndarray, starts: np.ndarray, owner: np.ndarray) -> np.ndarray:

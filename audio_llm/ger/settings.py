@@ -1,4 +1,4 @@
-"""How a corrector of this package is used: light questions about its model directory, answered without its network."""
+"""Decoding settings of a corrector, and facts about its model directory that need no network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _PHRASE_LIST = 20
 
 @dataclass(frozen=True)
 class GerDecoding:
-    """How a neural corrector decodes; tuned on tuning data and kept beside its settings.
+    """Decoding of a neural corrector; tuned on validation data and saved with the model.
 
     Attributes:
-        mode: `free`: any text; `list`: words of the list only; `slots`: one choice in each slot of the list's
+        mode: `free`: any text; `list`: words of the list only; `slots`: one word, or none, in each slot of the list's
             confusion network.
-        beam: Width of the search in `list` and `slots`; `free` is greedy.
-        gates: For each mode, when a correction is taken.
+        beam: Beam width in `list` and `slots`; `free` is greedy.
+        gates: For each mode, when a correction is accepted.
     """
 
     mode: Mode = "free"
@@ -30,12 +30,12 @@ class GerDecoding:
 
 
 def list_length(folder: Path, mode: str | None = None, recognizer: Any = None) -> int:
-    """Return how many hypotheses a model can make use of.
+    """Return how many hypotheses of a list a model uses.
 
     Args:
         folder: The model directory, of a neural or of a phrase corrector.
-        mode: How it decodes; of no account.
-        recognizer: What makes the lists; of no account.
+        mode: Ignored; correctors share this signature.
+        recognizer: Ignored.
 
     Raises:
         ModelFormatError: The directory is damaged.

@@ -14,12 +14,12 @@ class SmallLmSettings:
     """Size of the model.
 
     Attributes:
-        vocabulary: Tokens, special ones and the 256 bytes included.
-        width: Of the hidden states.
+        vocabulary: Number of tokens, including the special ones and the 256 bytes.
+        width: Width of the hidden states.
         layers: Decoder layers.
         heads: Attention heads.
         feed_forward: Inner width of the feed-forward part.
-        max_positions: Longest position.
+        max_positions: Maximum length in tokens.
     """
 
     vocabulary: int = 2048
@@ -34,10 +34,10 @@ def create_small_lm(texts: Iterable[str], folder: Path, settings: SmallLmSetting
     """Train a byte-level BPE tokenizer and write it with a Llama of random weights; return the folder.
 
     Args:
-        texts: Normalised sentences for the tokenizer.
+        texts: Normalized sentences for the tokenizer.
         folder: The transformers folder to write.
-        settings: Size.
-        seed: Of the weights.
+        settings: Size of the model.
+        seed: Seed of the weights.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

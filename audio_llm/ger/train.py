@@ -1,4 +1,4 @@
-"""Training the neural corrector on N-best lists."""
+"""Training of the neural corrector on N-best lists."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from audio_llm.doctor import resolve_device
 from audio_llm.errors import UsageError
 from audio_llm.ger import decode
 from audio_llm.ger.batches import Collator
+from audio_llm.ger.checkpoint import build, save
 from audio_llm.ger.data import ListData, split_by_reference
-from audio_llm.ger.files import build, save
-from audio_llm.ger.mine import DistillationSettings, Distiller, language_probe
+from audio_llm.ger.distillation import DistillationSettings, Distiller, language_probe
 from audio_llm.ger.model import Batch, GerSettings, RobustGer
 from audio_llm.metrics import word_errors
 from audio_llm.text import NORMALIZERS
@@ -28,23 +28,23 @@ from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
 
-_DISTILLER = "distiller."  # begins the names of the distiller's tensors in a checkpoint
-_RAW = NORMALIZERS["raw"]  # the texts are normalised already
+_DISTILLER = "distiller."  # prefix of the names of the distiller's tensors in a checkpoint
+_RAW = NORMALIZERS["raw"]  # the texts are normalized already
 
 
 @dataclass(frozen=True)
 class GerTrainConfig:
-    """Everything that decides a training, beside the data and the language model.
+    """Settings of a training, apart from the data and the language model.
 
     Attributes:
-        ger: What is put on the language model.
-        training: Steps, rates, seed.
-        normalizer: Name of the normaliser of hypotheses and references.
-        blind_share: Share of lists shown without any hypothesis, so that a model from scratch learns to write.
-        batch_tokens: Tokens of a batch, padding included, at most.
-        tune_share: Share of the lists, by reference, that choose the best model where no others are given.
-        validation_lists: How many tuning lists are decoded for the validation's word error rate.
-        distillation: Distil noise from sounds into the embedding (see `mine`); needs data with sounds, and one process.
+        ger: Prompt, noise embedding and adapters.
+        training: Steps, learning rate, seed.
+        normalizer: Name of the normalizer of hypotheses and references.
+        blind_share: Probability of a list without hypotheses, so that a model from scratch learns a language model.
+        batch_tokens: Maximum tokens of a batch, padding included.
+        tune_share: Fraction of the lists, by reference, that is held out for validation if no other lists are given.
+        validation_lists: Number of validation lists decoded for the word error rate.
+        distillation: Audio noise distillation (see `distillation`); needs data with audio, and a single process.
     """
 
     ger: GerSettings = field(default_factory=GerSettings)
@@ -69,43 +69,43 @@ def train_ger(
     device: str = "auto",
     provenance: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
-    """Train; leave a model directory in `output/best`.
+    """Train; write a model directory to `output/best`.
 
     Args:
-        data: Lists.
-        llm: Folder of a transformers causal language model, or of a `ger` model to go on from.
+        data: Training lists.
+        llm: Folder of a transformers causal language model, or of a `ger` model to initialize from.
         output: Folder for logs and checkpoints.
-        config: What decides the training.
-        tuning: Lists that choose the best model; None: a share of `data`.
-        max_minutes: Limit of this call.
-        resume: Go on from `output/last`.
+        config: Settings of the training.
+        tuning: Validation lists that select the best model; None: a fraction of `data`.
+        max_minutes: Time limit of this call in minutes.
+        resume: Resume from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        provenance: What is recorded in the model, besides seed and language model.
+        provenance: Recorded in the model, besides seed and language model.
 
     Raises:
-        UsageError: Distillation is wanted, but the data has no sounds, there is no adapter or more than one process.
+        UsageError: Distillation is configured, but the data has no audio, there is no adapter or more than one process.
     """
     if tuning is None:
         data, tuning = split_by_reference(data, config.tune_share, config.training.seed)
     torch.manual_seed(config.training.seed)
-    built = replace(build(llm, config.ger), normalizer=config.normalizer)
-    model, collator = built.model, built.collator
-    if model.adapter is not None and built.fresh_adapter:
+    checkpoint = replace(build(llm, config.ger), normalizer=config.normalizer)
+    model, collator = checkpoint.model, checkpoint.collator
+    if model.adapter is not None and checkpoint.fresh_adapter:
         model.set_noise_size(_noise_size(data, collator, config))
-    if resolve_device(device) == "cpu":  # by a third faster than the fused attention, for texts as short as these
+    if resolve_device(device) == "cpu":  # a third faster than the fused attention for short texts
         model.llm.set_attn_implementation("eager")
     distiller = _distiller(model, data, config) if config.distillation is not None else None
     lengths = _lengths(data, config)
 
     def prepare(batch: Sequence[tuple[int, int]]) -> Batch:
         examples = [_example(data, row, seed, config) for row, seed in batch]
-        made = collator.batch([e[0] for e in examples], [e[1] for e in examples])
-        return _with_sounds(made, data, [row for row, _ in batch]) if distiller is not None else made
+        collated = collator.batch([e[0] for e in examples], [e[1] for e in examples])
+        return _with_sounds(collated, data, [row for row, _ in batch]) if distiller is not None else collated
 
     def keep(m: nn.Module, folder: Path) -> None:
-        save(folder, replace(built, model=_plain(m)), made)
+        save(folder, replace(checkpoint, model=_plain(m)), recorded)
 
-    made = {"seed": config.training.seed, "lists": len(data), **(provenance or {})}
+    recorded = {"seed": config.training.seed, "lists": len(data), **(provenance or {})}
     return train(
         _Training(model, distiller),
         lambda epoch: _batches(data, lengths, config, epoch),
@@ -125,8 +125,8 @@ def train_ger(
 class _Training(nn.Module):
     """The model with its loss as `forward`, as several processes need it.
 
-    Distillation takes its own step, with its own optimiser, before the corrector's (RobustGER, alg. 1); its state is
-    in the checkpoints.
+    Distillation takes a step with its own optimizer before the corrector's (RobustGER, alg. 1); its state is in the
+    checkpoints.
     """
 
     def __init__(self, model: RobustGer, distiller: Distiller | None) -> None:
@@ -142,7 +142,7 @@ class _Training(nn.Module):
         noise, valid = self.model.scale_noise(batch["noise"]), batch["noise_valid"]
         if len(noise) > 1:
             distiller.update(noise, valid, batch["noisy"], batch.get("clean"))
-        return loss - distiller.settings.weight * distiller.reward(adapter.tuned(noise), valid, batch["noisy"])
+        return loss - distiller.settings.weight * distiller.loss_term(adapter.tuned(noise), valid, batch["noisy"])
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -150,8 +150,8 @@ class _Training(nn.Module):
             destination.update({f"{prefix}{_DISTILLER}{n}": t for n, t in self._distiller.state_dict().items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        own = {name: name[len(prefix + _DISTILLER) :] for name in state_dict if name.startswith(prefix + _DISTILLER)}
-        tensors = {own[name]: state_dict.pop(name) for name in own}
+        names = {name: name[len(prefix + _DISTILLER) :] for name in state_dict if name.startswith(prefix + _DISTILLER)}
+        tensors = {names[name]: state_dict.pop(name) for name in names}
         if self._distiller is not None:
             self._distiller.load_state_dict(tensors)
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -160,12 +160,12 @@ class _Training(nn.Module):
 def _distiller(model: RobustGer, data: ListData, config: GerTrainConfig) -> Distiller:
     assert config.distillation is not None
     if model.adapter is None or data.noisy is None:
-        remedy = "give packed lists with sounds and leave use_noise on, or leave distillation out"
-        raise UsageError("distillation needs sounds and a noise adapter", remedy=remedy)
+        remedy = "give prepared lists with audio features and keep use_noise, or omit distillation"
+        raise UsageError("distillation needs audio features and a noise adapter", remedy=remedy)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("distillation runs in one process only", remedy="start it without torchrun")
     if config.distillation.negatives != "shuffle" and data.clean is None:
-        raise UsageError("there are no sounds without noise", remedy="use distillation.negatives=shuffle")
+        raise UsageError("there are no audio features without noise", remedy="use distillation.negatives=shuffle")
     widths = model.adapter.noise_width, model.adapter.tuned_width, data.noisy.shape[1]
     distiller = Distiller(*widths, config.training.learning_rate, config.distillation, seed=config.training.seed)
     distiller.network.fit_audio(torch.from_numpy(data.noisy))
@@ -180,7 +180,7 @@ def _with_sounds(batch: Batch, data: ListData, rows: Sequence[int]) -> Batch:
 
 
 def _probe(model: RobustGer, tuning: ListData, collator: Collator, distiller: Distiller | None) -> dict[str, float]:
-    """Return what the statistics network makes of true and of shuffled texts; see `mine.LanguageProbe`."""
+    """Return the bounds for true and for shuffled texts; see `distillation.LanguageProbe`."""
     if distiller is None or tuning.noisy is None:
         return {}
     noise, valid = collator.noises(tuning.hypotheses)
@@ -190,11 +190,11 @@ def _probe(model: RobustGer, tuning: ListData, collator: Collator, distiller: Di
     noisy, clean = sounds
     assert noisy is not None
     noise, valid = model.scale_noise(noise.to(model.device)), valid.to(model.device)
-    found = language_probe(distiller, noise, valid, noisy, clean, generator=torch.Generator().manual_seed(0))
+    probe = language_probe(distiller, noise, valid, noisy, clean, generator=torch.Generator().manual_seed(0))
     return {
-        "mine": found.true_text,
-        "mine_shuffled": found.shuffled_text,
-        "mine_reads_sound_only": float(found.reads_audio_only),
+        "mine": probe.true_text,
+        "mine_shuffled": probe.shuffled_text,
+        "mine_reads_sound_only": float(probe.reads_audio_only),
     }
 
 
@@ -216,7 +216,7 @@ def _example(data: ListData, row: int, seed: int, config: GerTrainConfig) -> tup
 
 
 def _lengths(data: ListData, config: GerTrainConfig) -> np.ndarray:
-    """Return about how many tokens each row takes: a quarter of its letters, and what frames them."""
+    """Return the approximate tokens of each row: a quarter of its characters, plus the prompt's markers."""
     count = config.ger.prompt.hypotheses
     compact = config.ger.prompt.form == "compact"
     shown = [set(h[:count]) if compact else h[:count] for h in data.hypotheses]
@@ -225,7 +225,7 @@ def _lengths(data: ListData, config: GerTrainConfig) -> np.ndarray:
 
 
 def _noise_size(data: ListData, collator: Collator, config: GerTrainConfig) -> Tensor:
-    """Return the root mean square of the rows of whole texts and of those of words, over some lists: (2,)."""
+    """Return the root mean squares (2,) of the rows of whole texts and of those of words, over up to 500 lists."""
     rng = np.random.default_rng(config.training.seed)
     rows = rng.permutation(len(data))[:500]
     noise, _ = collator.noises([data.hypotheses[row] for row in rows])
@@ -238,26 +238,26 @@ def _validate(model: RobustGer, tuning: ListData, collator: Collator, config: Ge
     rows = np.arange(len(tuning))
     rng = np.random.default_rng(0)
     for batch in batches_by_length(rows, _lengths(tuning, config), config.batch_tokens, rng):
-        made = collator.batch([tuning.hypotheses[r] for r, _ in batch], [tuning.references[r] for r, _ in batch])
-        made = made.to(model.device)
-        learned = float((made.labels >= 0).sum())
-        total += float(model.loss(made)) * learned
+        collated = collator.batch([tuning.hypotheses[r] for r, _ in batch], [tuning.references[r] for r, _ in batch])
+        collated = collated.to(model.device)
+        learned = float((collated.labels >= 0).sum())
+        total += float(model.loss(collated)) * learned
         count += learned
     picked = rows[: config.validation_lists]
-    heard = [tuning.hypotheses[row] for row in picked]
-    written = decode.greedy(model, collator, heard)
+    hypotheses = [tuning.hypotheses[row] for row in picked]
+    written = decode.greedy(model, collator, hypotheses)
     references = [tuning.references[row] for row in picked]
-    first = [texts[0] for texts in heard]
-    kept = [w.text == f for w, f, r in zip(written, first, references, strict=True) if f == r]
+    first = [texts[0] for texts in hypotheses]
+    unchanged = [w.text == f for w, f, r in zip(written, first, references, strict=True) if f == r]
     return {
         "loss": total / max(1.0, count),
         "wer_before": word_errors(references, first, _RAW).rate,
         "wer": word_errors(references, [w.text for w in written], _RAW).rate,
-        "kept": float(np.mean(kept)) if kept else 1.0,
+        "kept": float(np.mean(unchanged)) if unchanged else 1.0,
     }
 
 
 def _plain(model: Any) -> RobustGer:
-    """Return the model itself where a wrapper for several processes surrounds it."""
+    """Return the model without the wrapper for several processes."""
     inner = getattr(model, "module", model)
     return inner.model  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What may be written for a list: any of its words, or one choice in each slot of its confusion network."""
+"""Constraints on the text of a list: any of its words, or one word in each slot of its confusion network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Words = tuple[str, ...]
 
 @dataclass(frozen=True)
 class WordGraph:
-    """Words that may follow each other.
+    """Graph of words that may follow each other.
 
     Attributes:
-        arcs: For each state the words that may come next, and the state each leads to.
+        arcs: For each state the words allowed next, and the state each leads to.
         final: States in which the text may end.
     """
 
@@ -37,7 +37,7 @@ def slots(hypotheses: Sequence[Words]) -> WordGraph:
     for state in range(len(network) - 1, -1, -1):
         options = network[state]
         here = [(word, state + 1) for word in options if word]
-        if "" in options:  # the slot may be passed over
+        if "" in options:  # the slot may be skipped
             here += [arc for arc in arcs[state + 1] if arc not in here]
             if state + 1 in final:
                 final.add(state)
@@ -46,20 +46,20 @@ def slots(hypotheses: Sequence[Words]) -> WordGraph:
 
 
 def confusion_network(hypotheses: Sequence[Words]) -> list[tuple[str, ...]]:
-    """Return for each slot of the aligned list its different words, the best hypothesis' first; "" is no word."""
+    """Return for each slot of the aligned list its distinct words, the best hypothesis' first; "" is no word."""
     return [tuple(dict.fromkeys(slot)) for slot in align_slots(hypotheses)]
 
 
 def align_slots(hypotheses: Sequence[Words]) -> list[tuple[str, ...]]:
-    """Align every hypothesis with the first; return for each slot the word of each, "" where it has none.
+    """Align every hypothesis with the first; return for each slot the word of each hypothesis, "" for no word.
 
-    Words put in between two words of the first hypothesis get slots of their own, the first of them together, the
-    second together, and so on. Each hypothesis is its column read downwards.
+    Words inserted between two words of the first hypothesis get separate slots: one for the first inserted word of
+    every hypothesis, one for the second, and so on. Each hypothesis is its column read downwards.
     """
     if not hypotheses:
         return []
     first, count = hypotheses[0], len(hypotheses)
-    own = [[word] + [""] * (count - 1) for word in first]
+    aligned = [[word] + [""] * (count - 1) for word in first]
     between: list[list[list[str]]] = [[] for _ in range(len(first) + 1)]  # slots before each word, and at the end
     for number, words in enumerate(hypotheses[1:], 1):
         used = 0
@@ -71,9 +71,9 @@ def align_slots(hypotheses: Sequence[Words]) -> list[tuple[str, ...]]:
                 gap[used][number] = words[op.target_start]
                 used += 1
             else:
-                own[op.source_start][number] = "" if op.kind == "delete" else words[op.target_start]
+                aligned[op.source_start][number] = "" if op.kind == "delete" else words[op.target_start]
                 used = 0
-    network = [slot for gap, word in zip(between, own, strict=False) for slot in (*gap, word)] + between[-1]
+    network = [slot for gap, word in zip(between, aligned, strict=False) for slot in (*gap, word)] + between[-1]
     return [tuple(slot) for slot in network]
 
 
@@ -81,13 +81,13 @@ States = frozenset[tuple[int, tuple[int, ...]]]
 
 
 class TokenGraph:
-    """A word graph over tokens: which token may come next.
+    """A word graph over tokens.
 
-    As two words can begin alike, one is in several places at once: pairs of a state of the word graph and the tokens
-    written of the next word.
+    As words can share a prefix, a state is a set of pairs: a state of the word graph and the tokens generated of the
+    next word.
 
     Args:
-        graph: The words.
+        graph: The word graph.
         spelled: The tokens of each of its words.
         end: Token that ends the text.
     """
@@ -101,9 +101,9 @@ class TokenGraph:
         return frozenset({(0, ())})
 
     def allowed(self, states: States) -> list[int]:
-        """Return the tokens that may come next."""
-        found = self._known.get(states)
-        if found is None:
+        """Return the tokens that are allowed next."""
+        allowed = self._known.get(states)
+        if allowed is None:
             tokens: set[int] = set()
             for state, begun in states:
                 if not begun and state in self._graph.final:
@@ -112,11 +112,11 @@ class TokenGraph:
                     spelled = self._spelled[word]
                     if spelled[: len(begun)] == begun and len(spelled) > len(begun):
                         tokens.add(spelled[len(begun)])
-            found = self._known[states] = sorted(tokens)
-        return found
+            allowed = self._known[states] = sorted(tokens)
+        return allowed
 
     def advance(self, states: States, token: int) -> States:
-        """Return the state after a token that is allowed."""
+        """Return the state after an allowed token."""
         after: set[tuple[int, tuple[int, ...]]] = set()
         for state, begun in states:
             written = (*begun, token)

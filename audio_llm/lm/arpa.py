@@ -1,4 +1,4 @@
-"""Writing of n-gram models in the ARPA form that kenlm, SRILM and others read."""
+"""Writes n-gram models in the ARPA format that kenlm, SRILM and others read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from audio_llm.lm.ngram import START, NgramLm
 
-_NEVER = -99.0  # what the form writes for the logarithm of zero
+_NEVER = -99.0  # the format's value for the logarithm of zero
 
 
 def write_arpa(model: NgramLm, path: str | os.PathLike[str]) -> Path:
-    """Write the model with base-10 logs, tabs between the columns; return the path.
+    """Write the model with base-10 logs and tab-separated columns; return the path.
 
-    The mass of unknown words is written whole, as that of `<unk>`.
+    The whole mass of unknown words is written as that of `<unk>`.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -46,9 +46,9 @@ def _word_columns(model: NgramLm, n: int) -> list[np.ndarray]:
     """Return the words of all n-grams of an order, one array of word numbers per column."""
     size = len(model.vocabulary)
     columns: list[np.ndarray] = []
-    places = np.arange(len(model.levels[n - 1].keys))
+    indices = np.arange(len(model.levels[n - 1].keys))
     for level in reversed(model.levels[:n]):
-        keys = level.keys[places]
+        keys = level.keys[indices]
         columns.append(keys % size)
-        places = keys // size
+        indices = keys // size
     return columns[::-1]

@@ -1,4 +1,4 @@
-"""Language models of transformers in local folders: network and tokenizer, loaded without running foreign code."""
+"""Causal language models of transformers from local folders, loaded without running remote code."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 
 from audio_llm.errors import ModelFormatError, ModelNotFoundError
 
-INSIDE = "llm.json"  # configuration of a language model that lies inside a model directory
+INSIDE = "llm.json"  # configuration of a language model stored inside a model directory
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of these is a tokenizer
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # a tokenizer needs one of these
 
 
 class CausalLm(NamedTuple):
     """A language model.
 
     Attributes:
-        network: Of transformers, with its output layer.
-        tokenizer: Of transformers.
-        files: The tokenizer's files' texts by name.
+        network: A transformers model with output layer.
+        tokenizer: A transformers tokenizer.
+        files: Contents of the tokenizer's files by name.
     """
 
     network: Any
@@ -30,18 +30,18 @@ class CausalLm(NamedTuple):
     files: dict[str, str]
 
     def config(self) -> dict[str, Any]:
-        """Return the network's configuration, plain JSON values; where it came from is left out."""
-        found: dict[str, Any] = json.loads(self.network.config.to_json_string(use_diff=False))
-        found.pop("_name_or_path", None)
-        return found
+        """Return the network's configuration as plain JSON values, without its origin."""
+        values: dict[str, Any] = json.loads(self.network.config.to_json_string(use_diff=False))
+        values.pop("_name_or_path", None)
+        return values
 
 
 def load_causal_lm(folder: Path) -> CausalLm:
     """Return the language model of a transformers folder.
 
     Raises:
-        ModelNotFoundError: There is none, or it is no causal language model.
-        ModelFormatError: It has no tokenizer, is no decoder, or its weights are quantized.
+        ModelNotFoundError: There is none, or it is not a causal language model.
+        ModelFormatError: It has no tokenizer, is not a decoder, or its weights are quantized.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -55,7 +55,7 @@ def load_causal_lm(folder: Path) -> CausalLm:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ModelNotFoundError(f"no causal language model: {reason}", path=folder, remedy="check --llm") from None
-    except ImportError as error:  # of what a way to quantize weights needs
+    except ImportError as error:  # a quantization backend is missing
         reason = str(error).splitlines()[0]
         message = f"its weights are quantized, or need another package: {reason}"
         raise ModelFormatError(message, path=folder, remedy="get the weights that are not quantized") from None
@@ -64,7 +64,7 @@ def load_causal_lm(folder: Path) -> CausalLm:
 
 
 def build_inside(folder: Path) -> CausalLm:
-    """Return a network of the configuration that lies in a model directory, its weights random, and its tokenizer.
+    """Return a network with random weights from the configuration in a model directory, and its tokenizer.
 
     Raises:
         ModelFormatError: The configuration or the tokenizer is missing or damaged.
@@ -80,22 +80,22 @@ def build_inside(folder: Path) -> CausalLm:
 
 
 def _check_decoder(network: Any, folder: Path) -> None:
-    """Raise where a token changes what is predicted before it."""
+    """Raise if a token changes a prediction before it."""
     with torch.no_grad():
         one, other = (network(input_ids=torch.tensor([[0, last]])).logits[0, 0].float() for last in (0, 1))
     if not torch.allclose(one, other, atol=1e-3):
-        message = "is no decoder: its predictions depend on the tokens that come after"
+        message = "is not a decoder: its predictions depend on the tokens that come after"
         raise ModelFormatError(message, path=folder, remedy="choose a causal language model")
 
 
 def _load_tokenizer(folder: Path) -> tuple[Any, dict[str, str]]:
-    """Return the tokenizer of a folder, and the texts of files, by name, that make the same one elsewhere.
+    """Return the tokenizer of a folder, and the contents by name of the files that rebuild it elsewhere.
 
-    Which class a tokenizer has depends on other files of its folder. So it is written out, and read from there.
+    The class of a tokenizer depends on other files of its folder, so it is saved and loaded again.
     """
     from transformers import AutoTokenizer
 
-    remedy = "put its tokenizer.json beside the weights"
+    remedy = "put its tokenizer.json in the same folder"
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise ModelFormatError("has no tokenizer", path=folder, remedy=remedy)
     try:

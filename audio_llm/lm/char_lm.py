@@ -29,7 +29,7 @@ class CharLmConfig:
     """Size of the network; the default has 4.9 million parameters.
 
     Attributes:
-        width: Of the hidden states.
+        width: Width of the hidden states.
         layers: Transformer blocks.
         heads: Attention heads; a divisor of the width.
         feed_forward: Width inside a block's gated feed-forward part.
@@ -42,9 +42,9 @@ class CharLmConfig:
 
 
 class CharLm(nn.Module):
-    """Log probabilities of texts written with a to z, apostrophe and space; transformers' Llama inside.
+    """Log probabilities of texts of the characters a to z, apostrophe and space; a transformers Llama.
 
-    Any other character counts as one and the same unknown one.
+    All other characters count as one unknown character.
 
     Args:
         config: Size of the network; weights are drawn from torch's global generator.
@@ -73,7 +73,7 @@ class CharLm(nn.Module):
         )
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return log p of each text, its end included.
+        """Return log p of each text, end token included.
 
         Args:
             tokens: (B, T) int64 from `encode_texts`, padded on the right.
@@ -81,7 +81,7 @@ class CharLm(nn.Module):
         Returns:
             (B,) float32, natural logs.
         """
-        # Padding is on the right and attention looks left, so no mask is needed: what it would hide is not counted.
+        # Padding is on the right and attention is causal, so no mask is needed: padded positions are not counted.
         logits = self.network(input_ids=tokens[:, :-1]).logits.float()
         targets = tokens[:, 1:].masked_fill(tokens[:, 1:] == PAD, _IGNORED)
         losses = functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=_IGNORED, reduction="none")
@@ -89,11 +89,11 @@ class CharLm(nn.Module):
 
     @torch.no_grad()
     def log_probs(self, texts: Sequence[str], batch_characters: int = 16_384) -> list[float]:
-        """Return log p of each text, its end included.
+        """Return log p of each text, end token included.
 
         Args:
-            texts: Normalised texts.
-            batch_characters: Characters (padding included) run at once.
+            texts: Normalized texts.
+            batch_characters: Maximum characters of a batch, padding included.
         """
         self.eval()
         device = next(self.parameters()).device
@@ -133,7 +133,7 @@ class CharLm(nn.Module):
 
 
 def encode_texts(texts: Sequence[str]) -> torch.Tensor:
-    """Return (B, T) int64: begin, characters, end, padding on the right."""
+    """Return (B, T) int64: start token, characters, end token, padding on the right."""
     rows = [[BOS, *(_IDS.get(character, UNKNOWN) for character in text), EOS] for text in texts]
     tokens = torch.full((len(rows), max(map(len, rows), default=2)), PAD, dtype=torch.int64)
     for number, row in enumerate(rows):
@@ -154,18 +154,18 @@ def train_char_lm(
     resume: bool = False,
     device: str = "auto",
 ) -> TrainingResult:
-    """Train a model in place on one sentence a text; `best/` in the output folder becomes a model directory.
+    """Train a model in place; each text is one sentence. `best/` in the output folder becomes a model directory.
 
     Args:
         model: The network.
-        texts: Normalised sentences; their order is redrawn in every epoch.
-        validation_texts: For choosing the best checkpoint, by bits per character.
+        texts: Normalized sentences, shuffled in every epoch.
+        validation_texts: Sentences that select the best checkpoint, by bits per character.
         output: Folder to write.
         config: Steps, learning rate and so on.
-        batch_characters: Characters of a batch, padding included.
-        seed: For the order.
-        max_minutes: Stop after this time.
-        resume: Go on where a training in the folder stopped.
+        batch_characters: Maximum characters of a batch, padding included.
+        seed: Seed of the order.
+        max_minutes: Time limit in minutes.
+        resume: Resume a training in the folder.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
@@ -205,12 +205,12 @@ def _mean_loss(network: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _epochs(texts: Sequence[str], batch_characters: int, seed: int) -> Callable[[int], list[list[int]]]:
-    """Return epoch number -> batches of text numbers: texts of like length together, batches in random order."""
+    """Return a function from epoch to batches of text indices: similar lengths together, batches in random order."""
     lengths = np.array([len(text) + 2 for text in texts])
 
     def batches(epoch: int) -> list[list[int]]:
         generator = np.random.default_rng((seed, epoch))
-        # A little noise on the length, so that the same sentences do not always meet.
+        # A little noise on the length, so that batches differ between epochs.
         order = np.argsort(lengths * generator.uniform(0.9, 1.1, len(lengths)))
         packed = list(_batches(lengths, batch_characters, order))
         return [packed[number] for number in generator.permutation(len(packed))]
@@ -219,7 +219,7 @@ def _epochs(texts: Sequence[str], batch_characters: int, seed: int) -> Callable[
 
 
 def _batches(lengths: np.ndarray, batch_characters: int, order: np.ndarray) -> Iterator[list[int]]:
-    """Cut `order` into batches whose longest text times their number stays within the limit (at least one text)."""
+    """Cut `order` into batches whose padded size stays within the limit (at least one text)."""
     batch: list[int] = []
     longest = 0
     for number in order.tolist():
@@ -234,6 +234,6 @@ def _batches(lengths: np.ndarray, batch_characters: int, order: np.ndarray) -> I
 
 _CARD = """# Character language model
 
-A Transformer over a to z, apostrophe and space, trained on normalised English sentences. It scores texts:
+A Transformer over a to z, apostrophe and space, trained on normalized English sentences. It scores texts:
 `audio_llm.lm.char_lm.CharLm.load(folder).log_probs(texts)`.
 """

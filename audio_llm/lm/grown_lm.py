@@ -1,4 +1,4 @@
-"""A language model of text, grown by ranges of tokens of its own: speech beside the words that it knows already."""
+"""A pretrained text language model extended by new ranges of tokens, such as speech tokens."""
 
 from __future__ import annotations
 
@@ -12,28 +12,33 @@ from torch import Tensor, nn
 from audio_llm.errors import ModelFormatError
 from audio_llm.lm.token_lm import TokenLm, TokenLmConfig
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # `model_type` of transformers: rotary places, given ones
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+)  # `model_type` of transformers: rotary positions that can be passed in
 
 
 class GrownLm(TokenLm):
-    """The model: a `TokenLm` whose network, and the tokens of whose last range, are those of another model.
+    """A `TokenLm` that takes its network, and the tokens of its last range, from a pretrained model.
 
     Args:
-        config: Its ranges, the last one as large as the other model's vocabulary, segments and dropout; its other sizes
-            are the other model's, whatever they were.
-        base: Causal language model of transformers; becomes part of this one. Where its layers see a sliding window
-            only, rows are to be shorter than that: here they see everything.
+        config: Ranges, the last one as large as the pretrained vocabulary, segments and dropout; the other sizes are
+            replaced by the pretrained model's.
+        base: Causal language model of transformers; becomes part of this one. If its layers use a sliding window, rows
+            must be shorter than the window: here attention is over everything before.
         vectors: As for `TokenLm`, of the ranges before the last.
 
     Raises:
-        ModelFormatError: It is of a family whose places cannot be given.
+        ModelFormatError: The family does not accept given positions.
     """
 
     def __init__(self, config: TokenLmConfig, base: Any, vectors: Mapping[str, Tensor] | None = None) -> None:
         family = base.config.model_type
         if family not in FAMILIES:
             remedy = f"choose one of the families {', '.join(FAMILIES)}"
-            raise ModelFormatError(f"a language model of the family {family!r} cannot be grown", remedy=remedy)
+            raise ModelFormatError(f"a language model of the family {family!r} cannot be extended", remedy=remedy)
         sizes = {
             "width": base.config.hidden_size,
             "layers": base.config.num_hidden_layers,
@@ -47,11 +52,11 @@ class GrownLm(TokenLm):
         with torch.no_grad():
             self.own.weight.copy_(known.mean(0) + known.std(0) * torch.randn_like(self.own.weight))
         for parameter in (*self.segments.parameters(), *self.shared.parameters()):
-            nn.init.zeros_(parameter)  # at first everything is as the other model knows it
+            nn.init.zeros_(parameter)  # initially the outputs equal the pretrained model's
         self.head = None if base.config.tie_word_embeddings else base.get_output_embeddings()
 
     def embeddings(self) -> Tensor:
-        """Return the vectors of its own tokens, those before the last range, where they come in and come out."""
+        """Return the input and output embeddings of the new tokens, those before the last range."""
         return self._featured(self.own.weight)
 
     def table(self, name: str, specials: Collection[int] = ()) -> Tensor:
@@ -61,7 +66,7 @@ class GrownLm(TokenLm):
         weight: Tensor = (self.network.embed_tokens if self.head is None else self.head).weight
         return torch.cat([self.embeddings()[list(specials)], weight]) if specials else weight
 
-    def _look_up(self, embeddings: Tensor, ids: Tensor) -> Tensor:
+    def _embed(self, embeddings: Tensor, ids: Tensor) -> Tensor:
         first = len(embeddings)
         known = self.network.embed_tokens((ids - first).clamp_min(0))
         return torch.where((ids < first)[..., None], embeddings[ids.clamp_max(first - 1)], known)

@@ -25,16 +25,16 @@ def train_ngram(
 ) -> NgramLm:
     """Train a model from text, one sentence a line.
 
-    Every history keeps a weight for what was not seen after it; n-grams dropped by a cut-off give their share
-    to it, so the probabilities sum to one whatever is dropped.
+    Every history keeps a weight for unseen continuations; the mass of n-grams dropped by a cut-off is added to it,
+    so the probabilities sum to one.
 
     Args:
         source: A text file, or sentences.
         order: Longest n-gram, at least 1.
         min_count: Words seen less often become `<unk>`.
-        cutoffs: For each order the least count an n-gram needs to be kept, rising; the default keeps all, except
-            that of orders above 2 those seen once are dropped where the text has more than 200,000 words.
-        normalizer: Applied to each sentence first; text that is normalised already needs none.
+        cutoffs: For each order the minimum count of an n-gram, rising; the default keeps all, but drops those of orders
+            above 2 seen once if the text has more than 200,000 words.
+        normalizer: Applied to each sentence first; None if the text is normalized already.
 
     Raises:
         DataError: The file is missing, or there is no word in the text.
@@ -50,17 +50,17 @@ def train_ngram(
         raise DataError("no words to train a language model on", path=path, remedy="give one sentence a line")
     if cutoffs is None:
         cutoffs = [1 if n < 3 or total <= 200_000 else 2 for n in range(1, order + 1)]
-    kept = sorted(word for word, count in counts.items() if count >= min_count and word not in SPECIAL_WORDS)
-    vocabulary = [*SPECIAL_WORDS, *kept]
-    # The special words have no entry: a literal "<s>" inside a text is an unknown word like any other.
-    ids = {word: number for number, word in enumerate(kept, len(SPECIAL_WORDS))}
+    known = sorted(word for word, count in counts.items() if count >= min_count and word not in SPECIAL_WORDS)
+    vocabulary = [*SPECIAL_WORDS, *known]
+    # The special words have no entry: a literal "<s>" in a text is an unknown word.
+    ids = {word: number for number, word in enumerate(known, len(SPECIAL_WORDS))}
     stream = _Stream.of(sentences, ids)
-    return NgramLm(vocabulary, _estimate(stream, len(vocabulary), cutoffs), max(1, len(counts) - len(kept)))
+    return NgramLm(vocabulary, _estimate(stream, len(vocabulary), cutoffs), max(1, len(counts) - len(known)))
 
 
 @dataclass(frozen=True)
 class _Stream:
-    """All sentences in one row: `ids` and `positions` (T,) int64, each sentence `<s> words </s>`."""
+    """All sentences concatenated: `ids` and `positions` (T,) int64, each sentence `<s> words </s>`."""
 
     ids: np.ndarray
     positions: np.ndarray
@@ -83,12 +83,12 @@ class _Order:
     """The distinct n-grams of one order before estimation, sorted by key.
 
     Attributes:
-        keys: (N,) as in `Level`, but with the places of the unpruned level below.
-        raw: (N,) how often each occurs.
-        words: (N,) its last word.
-        histories: (N,) place of its first n - 1 words in the level below.
-        suffixes: (N,) place of its last n - 1 words in the level below.
-        from_start: (N,) bool, whether it begins with `<s>`.
+        keys: (N,) as in `Level`, but with the indices of the unpruned level below.
+        raw: (N,) count of each.
+        words: (N,) last word of each.
+        histories: (N,) index of the first n - 1 words in the level below.
+        suffixes: (N,) index of the last n - 1 words in the level below.
+        from_start: (N,) bool, True if it starts with `<s>`.
     """
 
     keys: np.ndarray
@@ -124,18 +124,18 @@ def _estimate(stream: _Stream, size: int, cutoffs: Sequence[int]) -> list[Level]
         counted = orders[n - 1]
         adjusted = _adjusted(orders, n)
         totals = np.bincount(counted.histories, adjusted, minlength=len(below))
-        kept = counted.raw >= cutoffs[n - 1]
-        shares = np.maximum(adjusted - _discounts(adjusted)[np.minimum(adjusted, 3)], 0) / totals[counted.histories]
-        seen = np.bincount(counted.histories[kept], shares[kept], minlength=len(below))
+        retained = counted.raw >= cutoffs[n - 1]
+        discounted = np.maximum(adjusted - _discounts(adjusted)[np.minimum(adjusted, 3)], 0) / totals[counted.histories]
+        seen = np.bincount(counted.histories[retained], discounted[retained], minlength=len(below))
         weights = np.clip(1.0 - seen, 1e-12, 1.0)
-        probs = shares + weights[counted.histories] * below[counted.suffixes]
-        # Where an n-gram was dropped its probability is that of the shorter history; longer ones build on it.
-        probs[~kept] = (weights[counted.histories] * below[counted.suffixes])[~kept]
+        probs = discounted + weights[counted.histories] * below[counted.suffixes]
+        # A dropped n-gram has the probability of the shorter history; longer ones build on it.
+        probs[~retained] = (weights[counted.histories] * below[counted.suffixes])[~retained]
         levels[-1] = _Estimated(levels[-1].keys, levels[-1].probs, weights[keep_below >= 0])
-        places = np.where(kept, np.cumsum(kept) - 1, -1)
-        keys = keep_below[counted.histories[kept]] * size + counted.words[kept]
-        levels.append(_Estimated(keys, probs[kept], np.ones(int(kept.sum()))))
-        keep_below, below = places, probs
+        indices = np.where(retained, np.cumsum(retained) - 1, -1)
+        keys = keep_below[counted.histories[retained]] * size + counted.words[retained]
+        levels.append(_Estimated(keys, probs[retained], np.ones(int(retained.sum()))))
+        keep_below, below = indices, probs
     return [level.as_level() for level in levels]
 
 
@@ -156,17 +156,17 @@ def _collect(stream: _Stream, size: int, order: int) -> list[_Order]:
     raw = np.bincount(ids, minlength=size)
     nothing = np.zeros(size, dtype=np.int64)
     orders = [_Order(everything, raw, everything, nothing, nothing, everything == START_ID)]
-    places = ids
+    indices = ids
     for n in range(2, order + 1):
         ends = np.flatnonzero(positions >= n - 1)
-        histories = places[ends - 1]
+        histories = indices[ends - 1]
         keys, first, inverse, raw = np.unique(
             histories * size + ids[ends], return_index=True, return_inverse=True, return_counts=True
         )
-        histories, suffixes = histories[first], places[ends[first]]
+        histories, suffixes = histories[first], indices[ends[first]]
         orders.append(_Order(keys, raw, keys % size, histories, suffixes, positions[ends[first]] == n - 1))
-        places = np.full(len(ids), -1)
-        places[ends] = inverse
+        indices = np.full(len(ids), -1)
+        indices[ends] = inverse
     return orders
 
 
@@ -190,7 +190,7 @@ def _unigram_probs(orders: Sequence[_Order], size: int) -> np.ndarray:
 
 
 def _discounts(adjusted: np.ndarray) -> np.ndarray:
-    """Return (4,) what to take off a count of 0, 1, 2, and 3 or more."""
+    """Return (4,) the discounts of counts 0, 1, 2, and 3 or more."""
     t1, t2, t3, t4 = (int(np.count_nonzero(adjusted == k)) for k in (1, 2, 3, 4))
     discounts = list(_FALLBACK_DISCOUNTS)
     if min(t1, t2, t3) > 0:

@@ -1,4 +1,4 @@
-"""Several n-gram models as one: at every word the mean of what they say."""
+"""Mixture of n-gram models: the mean of their probabilities at every word."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from audio_llm.lm.ngram import END, MEMO_SIZE, START, NgramLm
 
 
 class MixedLm:
-    """A mixture in equal parts; a word that one model does not know is left to those that do.
+    """An equal mixture; a word unknown to one model gets most of its probability from the others.
 
     Args:
         models: One or more.
@@ -40,7 +40,7 @@ class MixedLm:
     def log_prob(self, words: Sequence[str]) -> float:
         """Return log p(words and then the end of the sentence)."""
         words = tuple(words)
-        return sum(self.score(words[:place], word) for place, word in enumerate((*words, END)))
+        return sum(self.score(words[:position], word) for position, word in enumerate((*words, END)))
 
     def log_probs(self, sentences: Iterable[Sequence[str]]) -> list[float]:
         """Return log p of each sentence, its end included."""

@@ -1,4 +1,4 @@
-"""Word n-gram language model: look up, save and load (for training see `kneser_ney`)."""
+"""Word n-gram language model: lookup, save and load (for training see `kneser_ney`)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from audio_llm.errors import ModelFormatError, ModelNotFoundError
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
 START_ID, END_ID, UNKNOWN_ID = 0, 1, 2
 SPECIAL_WORDS = (START, END, UNKNOWN)
-KIND = "ngram"  # of its model directory
+KIND = "ngram"  # kind of the model directory
 _FORMAT = "audio-llm n-gram 1"
-MEMO_SIZE = 2_000_000  # remembered queries; a beam asks for the same few again and again
+MEMO_SIZE = 2_000_000  # cached queries; a beam asks for the same few again and again
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Level:
     """All n-grams of one order, sorted by `keys`.
 
     Attributes:
-        keys: (N,) int64, place of the first n - 1 words in the level below times the vocabulary size, plus the
+        keys: (N,) int64, index of the first n - 1 words in the level below times the vocabulary size, plus the
             last word. For order 1 simply 0..V-1.
         log_probs: (N,) float32, natural log p(last word | words before).
-        backoffs: (N,) float32, natural log of the weight that the next shorter history gets where this n-gram
-            is the history and the word after it was not seen; 0 where it never is a history.
+        backoffs: (N,) float32, natural log of the back-off weight of the next shorter history if this n-gram is
+            the history and the next word was not seen after it; 0 if it never is a history.
     """
 
     keys: np.ndarray
@@ -43,13 +43,13 @@ class Level:
 class NgramLm:
     """An n-gram model in back-off form over a fixed vocabulary.
 
-    A word outside the vocabulary has the probability of `<unk>` shared evenly among `unknown_types` words, so
-    that an unknown word is never a bargain. All logs are natural.
+    The probability of `<unk>` is divided evenly among `unknown_types` words, so that unknown words are
+    not favored. All logs are natural.
 
     Args:
         vocabulary: Words by number; the first three are `<s>`, `</s>`, `<unk>`.
         levels: Orders 1, 2, ... in turn.
-        unknown_types: How many words share the mass of `<unk>`.
+        unknown_types: Number of words that share the mass of `<unk>`.
     """
 
     def __init__(self, vocabulary: Sequence[str], levels: Sequence[Level], unknown_types: int = 1) -> None:
@@ -57,7 +57,7 @@ class NgramLm:
         self.levels = tuple(levels)
         self.order = len(self.levels)
         self.unknown_types = unknown_types
-        self._unknown_share = -math.log(unknown_types)
+        self._log_unknown_fraction = -math.log(unknown_types)
         self._ids = {word: number for number, word in enumerate(self.vocabulary) if number > UNKNOWN_ID}
         self._memo: dict[tuple[str, ...], float] = {}
 
@@ -69,7 +69,7 @@ class NgramLm:
         return self.log_probs([words])[0]
 
     def log_probs(self, sentences: Iterable[Sequence[str]]) -> list[float]:
-        """Return log p of each sentence, its end included; fast for many."""
+        """Return log p of each sentence, end included; vectorized over all words."""
         sentences = list(sentences)
         if not sentences:
             return []
@@ -87,8 +87,8 @@ class NgramLm:
         """Return log p(word | history), for beams.
 
         Args:
-            history: All words of the sentence so far (the last order - 1 count; a shorter history is known to
-                begin the sentence).
+            history: All words of the sentence so far (the last order - 1 are used; a shorter history starts the
+                sentence).
             word: The next word, or `END`.
         """
         needed = self.order - 1
@@ -101,7 +101,7 @@ class NgramLm:
         return value
 
     def perplexity(self, sentences: Iterable[Sequence[str]]) -> float:
-        """Return exp of the mean negative log probability of a word, sentence ends counted as words."""
+        """Return the perplexity per word, sentence ends counted as words."""
         sentences = list(sentences)
         count = sum(len(sentence) + 1 for sentence in sentences)
         return math.exp(-sum(self.log_probs(sentences)) / max(1, count))
@@ -125,7 +125,7 @@ class NgramLm:
             ModelNotFoundError: No such file.
             ModelFormatError: Not such a file, or damaged.
         """
-        remedy = "make it again with train_ngram"
+        remedy = "create it again with train_ngram"
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 header = json.loads(arrays["header"].tobytes())
@@ -138,7 +138,7 @@ class NgramLm:
             raise ModelFormatError(f"not an n-gram model: {error}", path=path, remedy=remedy) from None
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return all but `unknown_types` as arrays by name, for a file of any kind; see `from_arrays`."""
+        """Return everything but `unknown_types` as arrays by name; see `from_arrays`."""
         arrays = {"vocabulary": np.frombuffer("\n".join(self.vocabulary).encode(), dtype=np.uint8)}
         for n, level in enumerate(self.levels, 1):
             arrays[f"steps{n}"] = _smallest(np.diff(level.keys, prepend=0))
@@ -148,7 +148,7 @@ class NgramLm:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], unknown_types: int) -> NgramLm:
-        """Build a model from what `to_arrays` gave; other names are ignored.
+        """Build a model from the arrays of `to_arrays`; other names are ignored.
 
         Raises:
             KeyError: An array is missing.
@@ -169,23 +169,23 @@ class NgramLm:
         """Return (T,) float32 log p of each word given those before it in its sentence.
 
         Args:
-            ids: (T,) int64 words of all sentences in one row, each with start and end.
-            positions: (T,) place in the sentence, the start at 0.
+            ids: (T,) int64, words of all sentences concatenated, each with start and end.
+            positions: (T,) position in the sentence, the start at 0.
         """
         size = len(self.vocabulary)
         logs = self.levels[0].log_probs[ids].copy()
-        places = ids
+        indices = ids
         for n, level in enumerate(self.levels[1:], 2):
-            history = np.concatenate([[-1], places[:-1]])
+            history = np.concatenate([[-1], indices[:-1]])
             history[positions < n - 1] = -1
-            found = _find(level.keys, np.where(history >= 0, history * size + ids, -1))
+            matches = _find(level.keys, np.where(history >= 0, history * size + ids, -1))
             weights = np.where(history >= 0, self.levels[n - 2].backoffs[np.maximum(history, 0)], np.float32(0))
-            logs = np.where(found >= 0, level.log_probs[np.maximum(found, 0)], logs + weights)
-            places = found
-        return np.where(ids == UNKNOWN_ID, logs + np.float32(self._unknown_share), logs)
+            logs = np.where(matches >= 0, level.log_probs[np.maximum(matches, 0)], logs + weights)
+            indices = matches
+        return np.where(ids == UNKNOWN_ID, logs + np.float32(self._log_unknown_fraction), logs)
 
     def _score_key(self, key: tuple[str, ...]) -> float:
-        """Return what `_log_probs_of_ids` gives for the last word; faster for a single query."""
+        """Return log p of the last word as `_log_probs_of_ids` does; faster for a single query."""
         ids = [self._ids.get(word, UNKNOWN_ID) for word in key]
         if key[0] == START:
             ids[0] = START_ID
@@ -193,18 +193,18 @@ class NgramLm:
             ids[-1] = END_ID
         size = len(self.vocabulary)
         value = float(self.levels[0].log_probs[ids[-1]])
-        places = ids
+        indices = ids
         for n, level in enumerate(self.levels[1 : len(ids)], 2):
-            found = [-1] * (n - 1) + [
+            matches = [-1] * (n - 1) + [
                 _find_one(level.keys, history * size + word) if history >= 0 else -1
-                for history, word in zip(places[n - 2 : -1], ids[n - 1 :], strict=True)
+                for history, word in zip(indices[n - 2 : -1], ids[n - 1 :], strict=True)
             ]
-            if found[-1] >= 0:
-                value = float(level.log_probs[found[-1]])
-            elif places[-2] >= 0:
-                value += float(self.levels[n - 2].backoffs[places[-2]])
-            places = found
-        return value + self._unknown_share if ids[-1] == UNKNOWN_ID else value
+            if matches[-1] >= 0:
+                value = float(level.log_probs[matches[-1]])
+            elif indices[-2] >= 0:
+                value += float(self.levels[n - 2].backoffs[indices[-2]])
+            indices = matches
+        return value + self._log_unknown_fraction if ids[-1] == UNKNOWN_ID else value
 
 
 def save_ngram(
@@ -234,21 +234,21 @@ def load_ngram(name_or_dir: str | os.PathLike[str]) -> NgramLm:
         return NgramLm.from_arrays(loaded.arrays, int(loaded.config["unknown_types"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFormatError(
-            f"not an n-gram model: {error}", path=loaded.path, remedy="get or make it again"
+            f"not an n-gram model: {error}", path=loaded.path, remedy="download or create it again"
         ) from None
 
 
-def _find_one(keys: np.ndarray, wanted: int) -> int:
-    place = int(keys.searchsorted(wanted))
-    return place if place < len(keys) and keys[place] == wanted else -1
+def _find_one(keys: np.ndarray, key: int) -> int:
+    index = int(keys.searchsorted(key))
+    return index if index < len(keys) and keys[index] == key else -1
 
 
-def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the place of each wanted key in the sorted keys, -1 where it is absent."""
+def _find(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Return the index of each query in the sorted keys, -1 if it is absent."""
     if len(keys) == 0:
-        return np.full(len(wanted), -1)
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, places, -1)
+        return np.full(len(queries), -1)
+    indices = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
+    return np.where(keys[indices] == queries, indices, -1)
 
 
 def _smallest(steps: np.ndarray) -> np.ndarray:

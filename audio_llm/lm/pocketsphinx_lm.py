@@ -1,4 +1,4 @@
-"""The US English trigram inside the pocketsphinx package, which its recogniser weighs words by."""
+"""The US English trigram of the pocketsphinx package, the language model of its recognizer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from audio_llm.lm.ngram import END, START
 
-_LOG_BASE = 1.0001  # of pocketsphinx's log probabilities
-_LEAST = -20.0  # nats; words it does not know have no probability at all
+_LOG_BASE = 1.0001  # base of pocketsphinx's log probabilities
+_LEAST = -20.0  # nats; unknown words have no probability in the model
 
 
 class PocketsphinxLm:
-    """Natural-log probabilities of sentences; a word that it does not know costs 20 nats."""
+    """Natural-log probabilities of sentences; an unknown word costs 20 nats."""
 
     order = 3
 
@@ -25,7 +25,9 @@ class PocketsphinxLm:
     def log_prob(self, words: Sequence[str]) -> float:
         """Return log p(words and then the end of the sentence)."""
         padded = [START, *words, END]
-        newest_first = (padded[max(0, place - self.order + 1) : place + 1][::-1] for place in range(1, len(padded)))
+        newest_first = (
+            padded[max(0, position - self.order + 1) : position + 1][::-1] for position in range(1, len(padded))
+        )
         return sum(max(_LEAST, self._model.prob(some) * math.log(_LOG_BASE)) for some in newest_first)
 
     def log_probs(self, sentences: Iterable[Sequence[str]]) -> list[float]:

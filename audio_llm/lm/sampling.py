@@ -1,4 +1,4 @@
-"""Which token comes next: the likeliest, one drawn among the likely ones, or the one in their middle."""
+"""Choice of the next token: greedy, sampled, or the median."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ class Sampling:
     """How tokens are drawn.
 
     Attributes:
-        temperature: 0 takes the likeliest; below 1 the likely ones become likelier.
-        top_k: Draw among so many at most; 0: among all.
-        top_p: Draw among the likeliest that together have this probability.
-        median: Take for each number that tokens stand for its median: of all tokens the nearest on average, with the
-            least expected distance (minimum Bayes risk). For tokens that stand for every point of a grid of levels, as
-            those of finite scalar quantization.
+        temperature: 0 takes the likeliest token; below 1 sharpens the distribution.
+        top_k: Sample from at most this many tokens; 0: from all.
+        top_p: Sample from the likeliest tokens that together have this probability.
+        median: Take the median of every coordinate that tokens encode, which minimizes the expected distance (minimum
+            Bayes risk). For tokens that encode every point of a grid of levels, as in finite scalar quantization.
     """
 
     temperature: float = 1.0
@@ -35,11 +34,11 @@ class Sampling:
         if self.temperature < 0.0 or self.top_k < 0 or not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"{self}", remedy="give a temperature and top_k of 0 or more, and top_p in 0..1")
         if self.median and (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0):
-            raise ConfigError(f"{self}", remedy="give nothing else with the median, which is of all tokens")
+            raise ConfigError(f"{self}", remedy="leave the other options at their defaults with the median")
 
     @property
     def is_random(self) -> bool:
-        """Whether another seed gives other tokens."""
+        """Whether the tokens depend on the seed."""
         return not self.median and self.temperature > 0.0
 
 
@@ -48,35 +47,37 @@ MEDIAN = Sampling(median=True)
 
 
 def median(probabilities: Tensor, grid: Tensor, levels: Sequence[int]) -> Tensor:
-    """Return the token nearest on average for each row: (B,) int64.
+    """Return the token with the median of each coordinate for each row: (B,) int64.
 
     Args:
         probabilities: (B, V) float32.
-        grid: (V, L) float32: for each number that a token stands for, 1 at its level and 0 at the others.
-        levels: Of every number, L in all; their product is V.
+        grid: (V, L) float32, one-hot levels of each coordinate of each token, concatenated.
+        levels: Number of levels of each coordinate; their sum is L, their product V.
     """
-    shares = probabilities @ grid
-    chosen = [(part.cumsum(-1) < 0.5).sum(-1).clamp_max(part.shape[-1] - 1) for part in shares.split(list(levels), -1)]
-    wanted = torch.cat([functional.one_hot(part, size) for part, size in zip(chosen, levels, strict=True)], dim=-1)
-    return (wanted.to(grid.dtype) @ grid.T).argmax(-1)
+    marginals = probabilities @ grid
+    chosen = [
+        (part.cumsum(-1) < 0.5).sum(-1).clamp_max(part.shape[-1] - 1) for part in marginals.split(list(levels), -1)
+    ]
+    target = torch.cat([functional.one_hot(part, size) for part, size in zip(chosen, levels, strict=True)], dim=-1)
+    return (target.to(grid.dtype) @ grid.T).argmax(-1)
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """Return one token for each row; `median` is another function, for here nobody knows what tokens stand for.
+    """Return one token for each row; the median needs the grid, see `median`.
 
     Args:
-        logits: (B, V) float32, -inf where nothing may be drawn.
-        sampling: How.
-        generator: Source of the draws, on the CPU, so that a seed draws alike everywhere.
+        logits: (B, V) float32, -inf for tokens that are not allowed.
+        sampling: Sampling options.
+        generator: Source of the draws, on the CPU, so that a seed gives the same draws on every device.
 
     Returns:
         (B,) int64.
 
     Raises:
-        ConfigError: The median is wanted.
+        ConfigError: `sampling.median` is set.
     """
     if sampling.median:
-        raise ConfigError("the median is not drawn", remedy="use `median`")
+        raise ConfigError("the median is not sampled", remedy="use `median`")
     if sampling.temperature == 0.0:
         return logits.argmax(-1)
     logits = logits / sampling.temperature
@@ -86,13 +87,13 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None =
     probabilities = logits.softmax(-1)
     if sampling.top_p < 1.0:
         ordered, order = probabilities.sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p  # what is likelier has enough already
+        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p  # the likelier tokens have enough probability
         probabilities = probabilities.scatter(-1, order, ordered.masked_fill(beyond, 0.0))
     return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits.device)
 
 
 def seed_of(*numbers: int) -> int:
-    """Return a seed that depends on all of some numbers, 0 or more each; torch's generator heeds 32 bits of one."""
+    """Return a seed that depends on all the given numbers, each 0 or more; torch's generator uses 32 bits."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -104,17 +105,17 @@ def draw_without_loops(
     most: int = 2,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return one token for each row; what came often of late is drawn anew out of all (repetition-aware sampling).
+    """Return one token for each row; frequent recent tokens are resampled from all (repetition-aware sampling).
 
-    Where the likeliest tokens alone are drawn from, a model can be caught in a loop; drawing from all leads out of it
-    (VALL-E 2, Chen et al. 2024). Silence, whose tokens may repeat, is not forbidden.
+    Sampling from the likeliest tokens only can end in a loop; sampling from all tokens leaves it (VALL-E 2, Chen et
+    al. 2024). Silence, whose tokens may repeat, is still possible.
 
     Args:
-        logits: (B, V) float32, -inf where nothing may be drawn.
-        history: (B, T) int64, what was drawn before.
-        sampling: How, at first.
-        window: How many of the last tokens count.
-        most: How often a token may have come in them.
+        logits: (B, V) float32, -inf for tokens that are not allowed.
+        history: (B, T) int64, tokens drawn before.
+        sampling: Options of the first draw.
+        window: Number of last tokens in which repetitions are counted.
+        most: Maximum occurrences of a token in the window.
         generator: Source of the draws, on the CPU.
     """
     drawn = draw(logits, sampling, generator)

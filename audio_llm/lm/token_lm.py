@@ -1,8 +1,8 @@
 """A decoder-only language model over ranges of tokens: transformers' Llama, built from a configuration.
 
-Positions are given, not counted: tokens of different streams that belong to the same moment share a position, which
-tells the model what goes with what; a learned vector for each segment tells the streams apart. Attention masks are
-additive (0 and the least number), the one form that hides the future under every attention of transformers.
+Positions are given, not counted: tokens of different streams at the same time share a position, which aligns them; a
+learned embedding of the segment distinguishes the streams. Attention masks are additive (0 and the lowest float), the
+only form that is causal with every attention implementation of transformers.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class TokenLmConfig:
     """Size of the model.
 
     Attributes:
-        ranges: Name of each range of tokens and how many it has.
-        segments: How many streams are told apart.
-        width: Of the hidden states.
+        ranges: Name and number of tokens of each range.
+        segments: Number of streams that are distinguished.
+        width: Width of the hidden states.
         layers: Transformer blocks.
         heads: Attention heads; a divisor of the width.
         feed_forward: Width inside a block's gated feed-forward part.
-        dropout: Of the embeddings while training.
+        dropout: Dropout of the embeddings in training.
     """
 
     ranges: dict[str, int] = field(default_factory=dict)
@@ -47,10 +47,10 @@ class TokenLmConfig:
 
 
 class Sequence(NamedTuple):
-    """Tokens with what the model is told of them.
+    """Tokens with their segments and positions.
 
     Attributes:
-        ids: (B, N) int64, `PAD` where there is none.
+        ids: (B, N) int64, `PAD` for padding.
         segments: (B, N) int64.
         positions: (B, N) float32.
     """
@@ -61,7 +61,7 @@ class Sequence(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """What was generated.
+    """Generated tokens.
 
     Attributes:
         ids: (B, T) int64.
@@ -77,9 +77,9 @@ class TokenLm(nn.Module):
 
     Args:
         config: Its size; weights are drawn from torch's global generator.
-        vectors: What the tokens of a range stand for, (R, D) float32 by name of the range (`Quantizer.decode` of all of
-            them): tokens with vectors in common then share what is learned of them. Not stored with the weights.
-        network: Decoder of transformers of that size; None: a new Llama.
+        vectors: Code vectors of the tokens of a range, (R, D) float32 by name of the range (`Quantizer.decode` of all
+            tokens): tokens with common coordinates share parameters. Not stored with the weights.
+        network: A transformers decoder of that size; None: a new Llama.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class TokenLm(nn.Module):
         nn.init.normal_(self.segments.weight, std=0.02)
         self.dropout = nn.Dropout(config.dropout)
         self.shared = nn.ModuleDict()
-        self._levels: dict[str, list[int]] = {}  # of every number of tokens that are a grid
+        self._levels: dict[str, list[int]] = {}  # levels of every coordinate, for tokens that form a grid
         for name, table in (vectors or {}).items():
             features, levels = _features(table, len(self.vocabulary.span(name)))
             if math.prod(levels) == len(table):
@@ -104,45 +104,45 @@ class TokenLm(nn.Module):
             self.shared[name] = layer
 
     def forward(self, sequence: Sequence, features: Tensor | None = None) -> Tensor:
-        """Return hidden states (B, N, width) float32; each depends on itself and on what is before it alone.
+        """Return hidden states (B, N, width) float32; each depends only on its token and those before it.
 
         Args:
             sequence: The tokens.
-            features: (B, N, width) float32, added to what stands for each token: what no token says.
+            features: (B, N, width) float32, added to the token embeddings; None: nothing is added.
         """
         mask = additive_mask(sequence.ids != PAD)
         return self.run(sequence, self.embeddings(), mask, None, features)
 
     def logits(self, hidden: Tensor, name: str, specials: Collection[int] = ()) -> Tensor:
-        """Return logits (..., R) of a range's tokens to come next, for hidden states (..., width).
+        """Return logits (..., R) of the next token in a range, for hidden states (..., width).
 
         Args:
-            hidden: As from `forward`.
-            name: The range.
-            specials: Special tokens that may come as well: their logits lie before the range's.
+            hidden: Hidden states from `forward`.
+            name: Name of the range.
+            specials: Special tokens that are allowed as well; their logits precede the range's.
         """
         return hidden @ self.table(name, specials).T
 
     def table(self, name: str, specials: Collection[int] = ()) -> Tensor:
-        """Return the vectors (R, width) of a range's tokens, those of special ones before them."""
+        """Return the output embeddings (R, width) of a range's tokens, preceded by those of the special tokens."""
         span, embeddings = self.vocabulary.span(name), self.embeddings()
-        own = embeddings[span.start : span.stop]
-        return torch.cat([embeddings[list(specials)], own]) if specials else own
+        vectors = embeddings[span.start : span.stop]
+        return torch.cat([embeddings[list(specials)], vectors]) if specials else vectors
 
     def embeddings(self) -> Tensor:
-        """Return the vectors (V, width) that stand for the tokens, where they come in and where they come out."""
+        """Return the input and output embeddings (V, width) of the tokens."""
         return self._featured(self.network.embed_tokens.weight)
 
-    def _look_up(self, embeddings: Tensor, ids: Tensor) -> Tensor:
-        """Return the vectors (B, N, width) of tokens (B, N), from those of `embeddings`."""
+    def _embed(self, embeddings: Tensor, ids: Tensor) -> Tensor:
+        """Return the embeddings (B, N, width) of tokens (B, N)."""
         return embeddings[ids]
 
     def _featured(self, weight: Tensor) -> Tensor:
-        """Return vectors (V, width) with what tokens have in common added."""
+        """Return embeddings (V, width) with the shared features of the tokens added."""
         for name, layer in self.shared.items():
             span = self.vocabulary.span(name)
-            own = weight[span.start : span.stop] + layer(getattr(self, f"features_{name}"))
-            weight = torch.cat([weight[: span.start], own, weight[span.stop :]])
+            vectors = weight[span.start : span.stop] + layer(getattr(self, f"features_{name}"))
+            weight = torch.cat([weight[: span.start], vectors, weight[span.stop :]])
         return weight
 
     @torch.inference_mode()
@@ -155,19 +155,19 @@ class TokenLm(nn.Module):
         generator: torch.Generator | None = None,
         votes: Tensor | None = None,
     ) -> Continuation:
-        """Continue prompts by tokens of one range; how many is known beforehand.
+        """Continue prompts by a known number of tokens of one range.
 
         Args:
-            prompt: What is given; rows may be padded on the left.
-            target: Segments and positions (B, T) of what is to come; its ids do not count.
+            prompt: The given tokens; rows may be padded on the left.
+            target: Segments and positions (B, T) of the tokens to generate; its ids are ignored.
             name: The range to draw from.
-            sampling: How to draw.
+            sampling: Sampling options.
             generator: Source of the draws.
-            votes: (B, T, R) float32, probabilities of the range's tokens from elsewhere that each place is drawn by as
-                well; what they lack of 1 is the model's own share. None: the model decides alone.
+            votes: (B, T, R) float32, external probabilities of the range's tokens at each position, which may sum to
+                less than 1; the model's probabilities are scaled by the rest. None: the model only.
 
         Raises:
-            ConfigError: The median is wanted of tokens that stand for no grid of levels.
+            ConfigError: `sampling.median` is set for tokens that do not form a grid of levels.
         """
         span, table = self.vocabulary.span(name), self.table(name)
         run = Decoding(self, prompt)
@@ -175,8 +175,8 @@ class TokenLm(nn.Module):
         for step in range(target.positions.shape[1]):
             logits = (run.hidden @ table.T).float()
             if votes is not None:
-                own = 1.0 - votes[:, step].sum(-1, keepdim=True)
-                logits = (own * logits.softmax(-1) + votes[:, step]).log()
+                model_weight = 1.0 - votes[:, step].sum(-1, keepdim=True)
+                logits = (model_weight * logits.softmax(-1) + votes[:, step]).log()
             drawn = self._next(logits, name, sampling, generator)
             ids.append(drawn + span.start)
             log_probs.append(logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0])
@@ -192,14 +192,14 @@ class TokenLm(nn.Module):
         if not sampling.median:
             return draw(logits, sampling, generator)
         if name not in self._levels:
-            raise ConfigError(f"the {name} tokens are no grid, and have no median", remedy="draw them in another way")
+            raise ConfigError(f"the {name} tokens form no grid and have no median", remedy="use another sampling")
         return median(logits.softmax(-1), getattr(self, f"features_{name}"), self._levels[name])
 
     def run(
         self, sequence: Sequence, embeddings: Tensor, mask: Tensor, cache: Any, features: Tensor | None = None
     ) -> Tensor:
-        """Return hidden states; what was computed goes into a cache of transformers, if there is one."""
-        x = self._look_up(embeddings, sequence.ids) + self.segments(sequence.segments)
+        """Return hidden states, (B, N, width); a transformers cache is updated, if there is one."""
+        x = self._embed(embeddings, sequence.ids) + self.segments(sequence.segments)
         if features is not None:
             x = x + features
         out = self.network(
@@ -214,15 +214,15 @@ class TokenLm(nn.Module):
 
 
 class Decoding:
-    """A text of tokens that is being continued; what was computed of it is kept.
+    """Incremental decoding with a key-value cache.
 
     Args:
         lm: The model.
-        prompt: What is given; rows may be padded on the left.
+        prompt: The given tokens; rows may be padded on the left.
         features: As for `TokenLm.forward`, of the prompt.
 
     Attributes:
-        hidden: (B, width) float32, of the last token: what the next one depends on.
+        hidden: (B, width) float32, hidden state of the last token, which predicts the next one.
     """
 
     def __init__(self, lm: TokenLm, prompt: Sequence, features: Tensor | None = None) -> None:
@@ -234,13 +234,13 @@ class Decoding:
         self.hidden = hidden[:, -1]
 
     def feed(self, tokens: Sequence) -> None:
-        """Go on with one token of each row, (B, 1)."""
+        """Append one token to each row, (B, 1)."""
         self._valid = torch.cat([self._valid, self._valid.new_ones(len(self._valid), 1)], dim=1)
         mask = _hidden_padding(self._valid)[:, None, None, :]
         self.hidden = self._lm.run(tokens, self._embeddings, mask, self._cache)[:, -1]
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone, in this order, some of them perhaps twice; (B',) int64."""
+        """Select rows, in this order; a row may be selected several times; (B',) int64."""
         self._cache.batch_select_indices(rows)
         self._valid, self.hidden = self._valid[rows], self.hidden[rows]
 
@@ -264,14 +264,14 @@ def _new_llama(config: TokenLmConfig, size: int) -> nn.Module:
 
 
 def join(parts: list[Sequence]) -> Sequence:
-    """Return sequences one behind the other."""
+    """Return the concatenation of sequences along time."""
     return Sequence(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
 
 
 def _features(vectors: Tensor, size: int) -> tuple[Tensor, list[int]]:
-    """Return (R, D) features of tokens: which level each number of the vectors has, where it has few; else the numbers.
+    """Return (R, D) features of tokens, one-hot levels of each coordinate with few levels, else its value.
 
-    And how many levels each has; nothing where one has many.
+    The second result is the number of levels of each coordinate; empty if one has many.
 
     Raises:
         ConfigError: There are vectors for more or fewer tokens than the range has.
@@ -287,15 +287,15 @@ def _features(vectors: Tensor, size: int) -> tuple[Tensor, list[int]]:
 
 
 def cache_name(network: nn.Module) -> str:
-    """Return the name of the argument by which a model of transformers takes what it computed: it changed within 5."""
+    """Return the name of the cache argument of a transformers model, which changed within version 5."""
     return "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
 
 
 def additive_mask(valid: Tensor) -> Tensor:
-    """Return (B, 1, N, N) float32: 0 where a position may look, at itself and the past; valid (B, N) bool."""
+    """Return the causal mask (B, 1, N, N) float32: 0 for valid positions up to the query's; valid (B, N) bool."""
     size = valid.shape[1]
     past = torch.ones(size, size, dtype=torch.bool, device=valid.device).tril()
-    # a padded position looks at itself, else its softmax would be over nothing
+    # a padded position attends to itself, else its softmax would be over nothing
     seen = (past & valid[:, None, :]) | torch.eye(size, dtype=torch.bool, device=valid.device)
     return torch.where(seen, 0.0, torch.finfo(torch.float32).min)[:, None]
 

@@ -1,4 +1,4 @@
-"""One numbering for several kinds of tokens: special ones first, then a range for each kind, none overlapping."""
+"""One vocabulary for several kinds of tokens: special tokens first, then a disjoint range for each kind."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 from audio_llm.errors import ConfigError, UsageError
 
 PAD, BOS, EOS, SEP = 0, 1, 2, 3
-SPECIALS = 4  # how many there are before the ranges
+SPECIALS = 4  # number of special tokens before the ranges
 
 
 class Vocabulary:
-    """The numbering.
+    """Token ids of all ranges.
 
     Args:
-        sizes: Name of each range and how many tokens it has, in order.
+        sizes: Name and number of tokens of each range, in order.
 
     Attributes:
-        size: Of everything.
+        size: Number of all tokens.
     """
 
     def __init__(self, sizes: Mapping[str, int]) -> None:

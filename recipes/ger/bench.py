@@ -1,4 +1,4 @@
-"""What the noise adapter costs: one decoder layer of 7B shape in bfloat16, token by token, with it and without."""
+"""Cost of the noise adapter: one decoder layer of 7B shape in bfloat16, token by token, with and without it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SLOTS, NOISE_WIDTH = 20, 128
 
 @torch.no_grad()
 def overhead(settings: AdapterSettings, threads: int = 2) -> tuple[float, float, float]:
-    """Return milliseconds a token without and with the adapter, and the median of their ratios round by round.
+    """Return milliseconds per token without and with the adapter, and the median of their ratios over the rounds.
 
-    Rounds alternate, so that whatever else the machine does weighs on both.
+    Rounds alternate, so that other load on the machine affects both.
     """
     from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 

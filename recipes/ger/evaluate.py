@@ -22,36 +22,36 @@ HEADER = (
 
 
 def measure(systems: Mapping[str, System], lists: Sequence[NBest], store: Path) -> dict[str, list[str]]:
-    """Run systems on one set of lists, keep their texts in a JSON file, and return them by system.
+    """Run systems on one set of lists, write their texts to a JSON file, and return them by system.
 
     Returns:
-        Texts by system, and under the system's name and `/ms` how many milliseconds a list took.
+        Texts by system, and under the system's name and `/ms` the milliseconds per list.
     """
-    found: dict[str, list[str]] = {}
+    results: dict[str, list[str]] = {}
     for name, system in systems.items():
         begin = time.perf_counter()
-        found[name] = system(lists)
-        found[f"{name}/ms"] = [str(1000 * (time.perf_counter() - begin) / max(1, len(lists)))]
+        results[name] = system(lists)
+        results[f"{name}/ms"] = [str(1000 * (time.perf_counter() - begin) / max(1, len(lists)))]
         store.parent.mkdir(parents=True, exist_ok=True)
-        store.write_text(json.dumps({"ids": [nbest.id for nbest in lists], "texts": found}))
-    return found
+        store.write_text(json.dumps({"ids": [nbest.id for nbest in lists], "texts": results}))
+    return results
 
 
-def table(lists: Sequence[NBest], found: Mapping[str, Sequence[str]]) -> str:
+def table(lists: Sequence[NBest], results: Mapping[str, Sequence[str]]) -> str:
     """Return the table of a set of lists."""
     rows = [HEADER]
-    for name, texts in found.items():
+    for name, texts in results.items():
         if name.endswith("/ms"):
             continue
-        spoken, letters = (score_corrections(lists, texts, get_normalizer(n)) for n in ("spoken", "letters"))
-        rows.append(_row(name, spoken, letters, float(found[f"{name}/ms"][0])))
+        scores, joined = (score_corrections(lists, texts, get_normalizer(n)) for n in ("spoken", "letters"))
+        rows.append(_row(name, scores, joined, float(results[f"{name}/ms"][0])))
     return "".join(rows)
 
 
 def difference(lists: Sequence[NBest], before: Sequence[str], after: Sequence[str]) -> tuple[float, float]:
     """Return the 95 % interval of the difference of two word error rates, after minus before, in points.
 
-    Paired; recordings are drawn, each with all its conditions.
+    Paired; recordings are resampled, each with all its conditions.
     """
     references = [nbest.reference or "" for nbest in lists]
     one, other = (utterance_errors(references, texts) for texts in (before, after))
@@ -59,7 +59,7 @@ def difference(lists: Sequence[NBest], before: Sequence[str], after: Sequence[st
 
 
 def mean_interval(lists: Sequence[NBest], values: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of (lists,) values; recordings are drawn, each with all its conditions."""
+    """Return the 95 % interval of the mean of (lists,) values; recordings are resampled with all their conditions."""
     return _interval(lists, values, np.ones(len(values)))
 
 
@@ -76,23 +76,23 @@ def _recording(nbest: NBest) -> str:
     return nbest.id.split("@")[0]
 
 
-def _row(name: str, spoken: CorrectionScores, letters: CorrectionScores, ms: float) -> str:
-    interval = spoken.output.interval
-    cells = [
+def _row(name: str, scores: CorrectionScores, joined: CorrectionScores, ms: float) -> str:
+    interval = scores.output.interval
+    columns = [
         name,
-        f"{100 * spoken.output.counts.rate:.2f} ({100 * interval.low:.2f}-{100 * interval.high:.2f})",
-        f"{100 * letters.output.counts.rate:.2f}",
-        _number(spoken.relative_change, 100, "+.1f"),
-        f"{spoken.p_value:.3f}",
-        f"{100 * spoken.changed_rate:.1f}",
-        _number(spoken.keep_correct_rate, 100, ".1f"),
-        _number(spoken.fix_wrong_rate, 100, ".1f"),
-        _number(spoken.harmful_edit_rate, 100, ".1f"),
-        _number(spoken.hallucinated_rate, 100, ".2f"),
-        _number(spoken.recovered, 1, ".2f"),
+        f"{100 * scores.output.counts.rate:.2f} ({100 * interval.low:.2f}-{100 * interval.high:.2f})",
+        f"{100 * joined.output.counts.rate:.2f}",
+        _number(scores.relative_change, 100, "+.1f"),
+        f"{scores.p_value:.3f}",
+        f"{100 * scores.changed_rate:.1f}",
+        _number(scores.keep_correct_rate, 100, ".1f"),
+        _number(scores.fix_wrong_rate, 100, ".1f"),
+        _number(scores.harmful_edit_rate, 100, ".1f"),
+        _number(scores.hallucinated_rate, 100, ".2f"),
+        _number(scores.recovered, 1, ".2f"),
         f"{ms:.1f}",
     ]
-    return f"| {' | '.join(cells)} |\n"
+    return f"| {' | '.join(columns)} |\n"
 
 
 def _number(value: float | None, factor: float, form: str) -> str:

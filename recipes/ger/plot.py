@@ -1,4 +1,4 @@
-"""What the stages found as a picture."""
+"""Plots the results of the stages."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def draw(curve: Mapping[str, float], log: Path, rows: Mapping[str, CorrectionSco
     Args:
         curve: Number of lists -> word error rate of the phrase corrector.
         log: train.jsonl of the base model.
-        rows: Set -> what correction changed there.
-        path: The picture; its ending says the form.
+        rows: Set -> scores of the correction on it.
+        path: The picture; its suffix selects the format.
     """
     import matplotlib
 
@@ -32,19 +32,19 @@ def draw(curve: Mapping[str, float], log: Path, rows: Mapping[str, CorrectionSco
     logged = [json.loads(line) for line in log.read_text().splitlines()]
     seen = [(row["step"], row["validation"]["loss"]) for row in logged if "validation" in row]
     loss.plot(*zip(*seen, strict=True), "o-")
-    loss.set(ylim=0, xlabel="steps", ylabel="loss, nats a token", title="base model, made-up lists")
-    for place, scores in enumerate(rows.values()):
+    loss.set(ylim=0, xlabel="steps", ylabel="loss, nats a token", title="base model, synthetic lists")
+    for position, scores in enumerate(rows.values()):
         before, after = 100 * scores.lists.first.counts.rate, 100 * scores.output.counts.rate
         interval = scores.output.interval
-        sets.plot([before, after], [place, place], color="grey", linewidth=1)
-        sets.plot(before, place, "o", color="grey")
+        sets.plot([before, after], [position, position], color="gray", linewidth=1)
+        sets.plot(before, position, "o", color="gray")
         sets.errorbar(
-            after, place, xerr=[[after - 100 * interval.low], [100 * interval.high - after]], fmt="o", color="C0"
+            after, position, xerr=[[after - 100 * interval.low], [100 * interval.high - after]], fmt="o", color="C0"
         )
-        sets.annotate(f"{scores.relative_change or 0:+.1%}", (before, place), (8, -3), textcoords="offset points")
+        sets.annotate(f"{scores.relative_change or 0:+.1%}", (before, position), (8, -3), textcoords="offset points")
     sets.set_yticks(range(len(rows)), [name.removeprefix("test_") for name in rows])
     sets.invert_yaxis()
-    sets.set(xscale="log", xlim=(0.8, 200), xlabel="word error rate, %", title="before (grey) and after, 95 %")
+    sets.set(xscale="log", xlim=(0.8, 200), xlabel="word error rate, %", title="before (gray) and after, 95 %")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

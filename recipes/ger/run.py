@@ -1,4 +1,4 @@
-"""The recipe: made-up lists, a language model from scratch, its adaptation to a domain, and what it is worth.
+"""The recipe: synthetic lists, a language model from scratch, its adaptation to a domain, and evaluation.
 
 python recipes/ger/run.py STAGE --data DATA [--output exp/ger] ...
 """
@@ -18,18 +18,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data
 import evaluate
-import hear
 import numpy as np
 import plot
+import recognize
 import speech_sets
 import systems
 
 from audio_llm.asr.pronounce import read_dictionary
 from audio_llm.errors import DataError
-from audio_llm.ger import files
+from audio_llm.ger.checkpoint import GerCheckpoint
+from audio_llm.ger.checkpoint import load as load_checkpoint
 from audio_llm.ger.corrector import GerCorrector
 from audio_llm.ger.data import ListData, pack_data, read_data
-from audio_llm.ger.neural import NeuralOpinion
+from audio_llm.ger.neural import NeuralScorer
 from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings
 from audio_llm.ger.phrase_training import NeuralFolds, fold_of_lists
 from audio_llm.ger.small_lm import SmallLmSettings, create_small_lm
@@ -45,24 +46,24 @@ from audio_llm.text import DEFAULT_NORMALIZER
 from audio_llm.training.config import load_config
 
 CONFIG = Path(__file__).resolve().parent / "config"
-COPIES = 3  # lists made up of each sentence
-SHORT_SHARE = 0.1  # of the lists have 1 to 4 hypotheses
+COPIES = 3  # synthetic lists of each sentence
+SHORT_FRACTION = 0.1  # fraction of the lists with 1 to 4 hypotheses
 FOLDS = 5
-LEAST_KEPT = 0.998  # of the right texts, by the careful corrector
-ENGLISH_LISTS = 8000  # made-up lists among the sentences by themselves, so that lists are not forgotten
-STRANGERS = "phrase, margin for strangers"
-PICTURED = ("phrase", STRANGERS)  # the first that there is
+MIN_KEEP_CORRECT = 0.998  # of the correct texts, for the careful corrector
+ENGLISH_LISTS = 8000  # synthetic lists mixed with single sentences, so that lists are not forgotten
+UNSEEN_DOMAINS = "phrase, margin for strangers"
+PICTURED = ("phrase", UNSEEN_DOMAINS)  # the first of these that was evaluated
 CURVE = (250, 500, 1000, 2000, 10_000)  # lists
 NOISE_ARMS = {
     "ger": ["ger.use_noise=false"],
     "ger+E": [],
     "ger+E+MINE": ["distillation.negatives=both"],
 }
-OWN_TRAIN, OWN_TEST = (
+REAL_SPEECH_TRAIN, REAL_SPEECH_TEST = (
     ("train", "tune-kathleen", "tune-dev-clean"),
     ("kathleen", "dev-clean", "dev-clean-60", "test-other", "speechocean"),
 )
-LANGUAGE_MODEL = PhraseSettings().language_model  # of the package; its text holds nothing that is scored
+LANGUAGE_MODEL = PhraseSettings().language_model  # model of the package; its text contains nothing that is scored
 DOMAINS = {"LibriSpeech": ("test_ls_clean", "test_ls_other"), "Common Voice": ("test_cv",)}
 _ALL_WEIGHTS = [
     "ger.tune=all",
@@ -70,7 +71,7 @@ _ALL_WEIGHTS = [
     "training.muon_except=[embed,segments,adapter]",
     "training.learning_rate=1e-3",
 ]
-ARMS = {  # of the neural corrector: settings over config/adapt.yaml
+ARMS = {  # arms of the neural corrector: overrides of config/adapt.yaml
     "ger": ["ger.use_noise=false"],
     "ger+E": [],
     "all+E": _ALL_WEIGHTS,
@@ -78,7 +79,7 @@ ARMS = {  # of the neural corrector: settings over config/adapt.yaml
 
 
 def stage_simulate(folder: Path, output: Path) -> None:
-    """Make up lists for the sentences of books and pack them, with the tokenizer and the random model beside."""
+    """Simulate lists for the sentences of books and write them as shards, with tokenizer and random model."""
     texts, tuning = data.sentences(folder)
     data.check_no_leak(texts, data.scored_texts(folder))
     confusions = learn_confusions([], texts, read_dictionary())
@@ -86,7 +87,7 @@ def stage_simulate(folder: Path, output: Path) -> None:
 
     def make(sentences: Sequence[str], copies: int) -> Iterator[NBest]:
         for number, text in enumerate([*sentences] * copies):
-            count = 5 if rng.random() >= SHORT_SHARE else int(rng.integers(1, 5))
+            count = 5 if rng.random() >= SHORT_FRACTION else int(rng.integers(1, 5))
             yield simulate_list(str(number), text, confusions, ListNoise(hypotheses=count), rng)
 
     pack_data(data.as_data(make(tuning, 1)), output / "made-up" / "tune")
@@ -96,25 +97,25 @@ def stage_simulate(folder: Path, output: Path) -> None:
 
 
 def stage_english(folder: Path, output: Path) -> None:
-    """Pack sentences of books by themselves and some of the made-up lists, for a model that knows more English."""
+    """Write shards of single sentences of books and some synthetic lists, for a model of more English."""
     texts, tuning = data.sentences(folder)
     data.check_no_leak(texts, data.scored_texts(folder))
     for name, sentences, count in (("tune", tuning, ENGLISH_LISTS // 40), ("train", texts, ENGLISH_LISTS)):
         lists = read_data([output / "made-up" / name], DEFAULT_NORMALIZER.name)
         some = np.random.default_rng(data.SEED).permutation(len(lists))[:count]
-        alone = ListData(tuple(sentences), (("",),) * len(sentences))  # as if nothing was heard
+        alone = ListData(tuple(sentences), (("",),) * len(sentences))  # as if no words were recognized
         pack_data(alone + lists.rows(some.tolist()), output / "english" / name)
 
 
-def stage_hear(
+def stage_recognize(
     folder: Path, output: Path, sets: Sequence[str], conditions: Sequence[str], asr: str, workers: int, limit: int
 ) -> None:
-    """Let a recogniser of the project hear recordings, with noise or without."""
+    """Recognize recordings, with noise or without, by a recognizer of the project."""
     recordings = speech_sets.recordings(folder)
     for name in sets:
         part = "train" if name.startswith(("train", "tune")) else "test"
-        tasks = hear.plan(recordings[name][:limit], part, conditions)
-        count = hear.hear(tasks, folder, asr, output / "heard" / f"{asr}-{name}.jsonl", workers)
+        tasks = recognize.plan(recordings[name][:limit], part, conditions)
+        count = recognize.recognize(tasks, folder, asr, output / "heard" / f"{asr}-{name}.jsonl", workers)
         logging.info("%s: %d lists", name, count)
 
 
@@ -122,14 +123,14 @@ def stage_atis(folder: Path, output: Path, base: Path, arm: str, fold: str, minu
     """Adapt the base model to ATIS.
 
     Args:
-        folder: The data.
-        output: Where the models go, under `atis/`.
+        folder: The data folder.
+        output: Output folder; the models are written below `atis/`.
         base: The base model.
         arm: One of `ARMS`.
         fold: `held-out`: without the held-out fifth; `all`: with it; `0`, `1`: without that half of the
-            folds, for the phrase corrector's second opinion.
-        minutes: Limit.
-        resume: Go on.
+            folds, for the neural reranker of the phrase corrector.
+        minutes: Time limit in minutes.
+        resume: Resume the training.
     """
     parts = data.atis_parts(folder)
     lists = parts["train"] if fold == "held-out" else [*parts["train"], *parts["held-out"]]
@@ -138,15 +139,15 @@ def stage_atis(folder: Path, output: Path, base: Path, arm: str, fold: str, minu
         fold_of = fold_of_lists([*lists, *tuning], data.SEED, PhraseSettings(folds=FOLDS))
         lists, tuning = ([n for n in some if _half(fold_of[_words(n)]) != int(fold)] for some in (lists, tuning))
     config = load_config(GerTrainConfig, CONFIG / "adapt.yaml", ARMS[arm])
-    made = {"recipe": "recipes/ger", "arm": arm, "part": fold}
+    provenance = {"recipe": "recipes/ger", "arm": arm, "part": fold}
     target = output / "atis" / f"{arm}-{fold}"
-    options: dict[str, Any] = {"max_minutes": minutes, "resume": resume, "provenance": made}
+    options: dict[str, Any] = {"max_minutes": minutes, "resume": resume, "provenance": provenance}
     options["tuning"] = data.as_data(tuning)
     logging.info("%s", train_ger(data.as_data(lists), base, target, config, **options))
 
 
 def stage_atis_report(folder: Path, output: Path) -> None:
-    """Compare everything on ATIS: the held-out fifth of the training lists, and the test lists."""
+    """Compare all systems on ATIS: the held-out fifth of the training lists, and the test lists."""
     parts = data.atis_parts(folder)
     for part, train, fold in (
         ("held-out", parts["train"], "held-out"),
@@ -154,82 +155,83 @@ def stage_atis_report(folder: Path, output: Path) -> None:
     ):
         rescoring = systems.train_rescoring(train_ngram([" ".join(_words(n)) for n in train]), parts["tune"])
         phrase = PhraseCorrector.train([*train, *parts["tune"]], data.SEED)
-        found = systems.baselines("oracle of 5")
-        found |= {"trigram of references, rescoring": rescoring, "phrase": systems.Texts(phrase)}
+        compared = systems.baselines("oracle of 5")
+        compared |= {"trigram of references, rescoring": rescoring, "phrase": systems.Texts(phrase)}
         for arm in ARMS:
             model = output / "atis" / f"{arm}-{fold}" / "best"
             if model.exists():
-                found |= _neural_systems(model, arm)
+                compared |= _neural_systems(model, arm)
         store = output / "out" / f"atis-{part}.json"
         print(f"### ATIS, {part}: {len(parts[part])} lists\n")
-        print(evaluate.table(parts[part], evaluate.measure(found, parts[part], store)))
+        print(evaluate.table(parts[part], evaluate.measure(compared, parts[part], store)))
 
 
 def stage_atis_both(folder: Path, output: Path, arm: str) -> None:
-    """Train the phrase corrector with the neural one's second opinion on ATIS, and compare."""
+    """Train the phrase corrector with neural reranker on ATIS, and compare."""
     parts = data.atis_parts(folder)
     train = [*parts["train"], *parts["held-out"], *parts["tune"]]
-    found = _correctors(train, _neural_folds(output / "atis", arm))
-    found["phrase + neural"].corrector.save(output / "atis" / "both", {"recipe": "recipes/ger"})
+    compared = _correctors(train, _neural_folds(output / "atis", arm))
+    compared["phrase + neural"].corrector.save(output / "atis" / "both", {"recipe": "recipes/ger"})
     store = output / "out" / "atis-both.json"
-    print(evaluate.table(parts["test"], evaluate.measure(found, parts["test"], store)))
+    print(evaluate.table(parts["test"], evaluate.measure(compared, parts["test"], store)))
 
 
 def stage_domains(folder: Path, output: Path, base: Path | None) -> None:
-    """Correct lists of other domains: LibriSpeech and Common Voice out of fold, each by itself; the others unseen.
+    """Correct lists of other domains: LibriSpeech and Common Voice out of fold, each separately; the others unseen.
 
     Args:
-        folder: The data.
-        output: Where texts go.
-        base: The base model, for a second opinion; it has seen none of the lists.
+        folder: The data folder.
+        output: Output folder of the texts.
+        base: The base model for the neural reranker; it was not trained on these lists.
     """
     neural = _unseen(base)
     train = {name: data.lists(folder, name) for name in data.SHIPPABLE}
-    everything = [nbest for found in train.values() for nbest in found]
+    everything = [nbest for lists in train.values() for nbest in lists]
     corrected: dict[str, dict[str, str]] = {}
     for number, held_out in enumerate(data.folds(everything)):
         ids = {nbest.id for nbest in held_out}
         for names in DOMAINS.values():
-            own = [nbest for name in names for nbest in train[name]]
-            others, judged = [n for n in own if n.id not in ids], [n for n in own if n.id in ids]
-            for name, system in (_correctors(others, neural) | _careful(others)).items():
-                corrected.setdefault(name, {}).update(zip((nbest.id for nbest in judged), system(judged), strict=True))
+            domain_lists = [nbest for name in names for nbest in train[name]]
+            training = [n for n in domain_lists if n.id not in ids]
+            scored = [n for n in domain_lists if n.id in ids]
+            for name, system in (_correctors(training, neural) | _careful(training)).items():
+                corrected.setdefault(name, {}).update(zip((nbest.id for nbest in scored), system(scored), strict=True))
         logging.info("fold %d is done", number + 1)
-    unseen = {STRANGERS: systems.Texts(_for_strangers(train))}
+    unseen = {UNSEEN_DOMAINS: systems.Texts(_for_unseen_domains(train))}
     for name in data.REPORTED:
         lists = train.get(name) or data.lists(folder, name)
-        found = systems.baselines("oracle of 5")
-        found |= {system: _looked_up(texts) for system, texts in corrected.items()} if name in train else unseen
+        compared = systems.baselines("oracle of 5")
+        compared |= {system: _stored_texts(texts) for system, texts in corrected.items()} if name in train else unseen
         store = output / "out" / f"{name}.json"
         print(f"### {name}: {len(lists)} lists\n")
-        print(evaluate.table(lists, evaluate.measure(found, lists, store)))
+        print(evaluate.table(lists, evaluate.measure(compared, lists, store)))
 
 
-def stage_own(output: Path, base: Path | None, asr: str) -> None:
-    """Correct lists that one of the project's own recognisers made of real speech; keep the corrector."""
-    train, sets = _own_lists(output, asr), _own_sets(output, asr)
+def stage_real_speech(output: Path, base: Path | None, asr: str) -> None:
+    """Correct lists of real speech by a recognizer of the project; save the corrector."""
+    train, sets = _training_lists(output, asr), _test_sets(output, asr)
     data.check_no_leak(
         [nbest.reference or "" for nbest in train], [n.reference or "" for lists in sets.values() for n in lists]
     )
-    own_lm = "pocketsphinx" if asr == "sphinx" else ""
-    groups = _own_groups(output, asr)
-    found = _correctors(train, _unseen(base, len(set(groups))), own_lm, groups)
-    made = {"recipe": "recipes/ger", "stage": "own", "seed": data.SEED, "lists of": asr, "lists": len(train)}
-    found["phrase"].corrector.save(output / f"own-{asr}", made)
+    recognizer_lm = "pocketsphinx" if asr == "sphinx" else ""
+    groups = _speaker_groups(output, asr)
+    correctors = _correctors(train, _unseen(base, len(set(groups))), recognizer_lm, groups)
+    provenance = {"recipe": "recipes/ger", "stage": "own", "seed": data.SEED, "lists of": asr, "lists": len(train)}
+    correctors["phrase"].corrector.save(output / f"own-{asr}", provenance)
     sets["all of them"] = _all_of(sets)
     for name, lists in sets.items():
         store = output / "out" / f"{asr}-{name}.json"
         print(f"### {asr}, {name}: {len(lists)} lists\n")
-        print(evaluate.table(lists, evaluate.measure(systems.baselines("oracle of 20") | found, lists, store)))
+        print(evaluate.table(lists, evaluate.measure(systems.baselines("oracle of 20") | correctors, lists, store)))
 
 
 def stage_noise(folder: Path, output: Path, base: Path, arm: str, minutes: float, asr: str, resume: bool) -> None:
-    """Adapt the base model to a recogniser's lists of noisy speech."""
-    heard = output / "heard"
+    """Adapt the base model to a recognizer's lists of noisy speech."""
+    lists_folder = output / "heard"
     config = load_config(GerTrainConfig, CONFIG / "adapt.yaml", NOISE_ARMS[arm])
-    train = hear.read_data(heard / f"{asr}-train.jsonl")
-    tuning = hear.read_data(heard / f"{asr}-tune-kathleen.jsonl") + hear.read_data(
-        heard / f"{asr}-tune-dev-clean.jsonl"
+    train = recognize.read_data(lists_folder / f"{asr}-train.jsonl")
+    tuning = recognize.read_data(lists_folder / f"{asr}-tune-kathleen.jsonl") + recognize.read_data(
+        lists_folder / f"{asr}-tune-dev-clean.jsonl"
     )
     target = output / "noise" / f"{asr}-{arm}"
     options: dict[str, Any] = {"max_minutes": minutes, "resume": resume}
@@ -239,37 +241,37 @@ def stage_noise(folder: Path, output: Path, base: Path, arm: str, minutes: float
 
 def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
     """Compare the arms on noisy speech: with the noise embedding, without, and with a wrong one."""
-    found: dict[str, systems.System] = {"1-best": systems.first, "oracle of 20": systems.best_possible}
-    correctors: dict[str, files.Built] = {}
+    compared: dict[str, systems.System] = {"1-best": systems.first, "oracle of 20": systems.best_possible}
+    correctors: dict[str, GerCheckpoint] = {}
     for arm in NOISE_ARMS:
         model = output / "noise" / f"{asr}-{arm}" / "best"
         if not model.exists():
             continue
-        correctors[arm] = built = files.load(model)
-        if built.collator.encoder is not None:
+        correctors[arm] = checkpoint = load_checkpoint(model)
+        if checkpoint.collator.encoder is not None:
             for control in ("zero", "shuffled", "random"):
-                other = replace(built, collator=systems.WrongNoise.of(built.collator, control))
+                other = replace(checkpoint, collator=systems.WrongNoise.of(checkpoint.collator, control))
                 correctors[f"{arm}, E {control}"] = other
-    for name, built in correctors.items():
-        found[f"{name}, slots"] = systems.Texts(GerCorrector(built, "slots", gate=False))
+    for name, checkpoint in correctors.items():
+        compared[f"{name}, slots"] = systems.Texts(GerCorrector(checkpoint, "slots", gate=False))
     sets = {
-        (name, condition): hear.read(output / "heard" / f"{asr}-{name}.jsonl", condition)
+        (name, condition): recognize.read(output / "heard" / f"{asr}-{name}.jsonl", condition)
         for name in ("kathleen", "dev-clean")
-        for condition in (hear.CLEAN, *map(str, hear.SNRS_DB[asr]))
+        for condition in (recognize.CLEAN, *map(str, recognize.SNRS_DB[asr]))
     }
     chosen = {key: lists for key, lists in sets.items() if lists and 0.1 <= _first_rate(lists) <= 0.6}
     if not chosen:
         raise DataError(
-            "no set has 10 to 60 % wrong words", remedy="hear kathleen and dev-clean with more noise or less"
+            "no set has 10 to 60 % wrong words", remedy="recognize kathleen and dev-clean with more or less noise"
         )
     lists = [nbest for some in chosen.values() for nbest in some]
-    surprises = {name: systems.surprise(built, lists) for name, built in correctors.items()}
+    surprises = {name: systems.surprise(checkpoint, lists) for name, checkpoint in correctors.items()}
     for name, values in surprises.items():
-        print(f"{name}: {values.mean():.3f} nats a word of the true text")
+        print(f"{name}: {values.mean():.3f} nats per word of the reference")
     for before, after in itertools.combinations(surprises, 2):
         low, high = evaluate.mean_interval(lists, surprises[before] - surprises[after])
-        print(f"{before} against {after}: {low:+.3f} to {high:+.3f} nats a word (95 %)")
-    texts = evaluate.measure(found, lists, output / "out" / f"{asr}-noise.json")
+        print(f"{before} against {after}: {low:+.3f} to {high:+.3f} nats per word (95 %)")
+    texts = evaluate.measure(compared, lists, output / "out" / f"{asr}-noise.json")
     print(f"### {asr}, where 10 to 60 % of the words are wrong: {len(lists)} lists\n")
     print(evaluate.table(lists, texts))
     for (name, condition), some in chosen.items():
@@ -284,7 +286,7 @@ def stage_noise_report(folder: Path, output: Path, asr: str) -> None:
 
 
 def stage_curve(folder: Path, output: Path) -> None:
-    """Train the phrase corrector on more and more of ATIS' lists; write and print what it makes of the test."""
+    """Train the phrase corrector on growing subsets of ATIS' lists; write and print its test word error rates."""
     parts = data.atis_parts(folder)
     train = [*parts["train"], *parts["held-out"], *parts["tune"]]
     order = np.random.default_rng(data.SEED).permutation(len(train))
@@ -299,22 +301,24 @@ def stage_curve(folder: Path, output: Path) -> None:
 
 
 def stage_plot(folder: Path, output: Path) -> None:
-    """Draw the curves and the sets that the other stages have left in the output folder."""
+    """Plot the curves and sets that the other stages have written to the output folder."""
     sets = {name: data.lists(folder, name) for name in (data.ATIS_TEST, *data.REPORTED)}
-    sets["own recogniser"] = _all_of(_own_sets(output, "sphinx"))
-    stores = {data.ATIS_TEST: "atis-both", "own recogniser": "sphinx-all of them"}
+    sets["own recognizer"] = _all_of(_test_sets(output, "sphinx"))
+    stores = {data.ATIS_TEST: "atis-both", "own recognizer": "sphinx-all of them"}
     rows = {}
     for name, lists in sets.items():
-        found = json.loads((output / "out" / f"{stores.get(name, name)}.json").read_text())["texts"]
-        texts = found[next(system for system in PICTURED if system in found)]
+        stored = json.loads((output / "out" / f"{stores.get(name, name)}.json").read_text())["texts"]
+        texts = stored[next(system for system in PICTURED if system in stored)]
         rows[name] = score_corrections(lists, texts, DEFAULT_NORMALIZER)
     plot.draw(
         json.loads((output / "curve.json").read_text()), output / "base" / "train.jsonl", rows, output / "results.png"
     )
 
 
-def _own_sets(output: Path, asr: str) -> dict[str, list[NBest]]:
-    return {name: hear.read(output / "heard" / f"{asr}-{name}.jsonl", hear.CLEAN) for name in OWN_TEST}
+def _test_sets(output: Path, asr: str) -> dict[str, list[NBest]]:
+    return {
+        name: recognize.read(output / "heard" / f"{asr}-{name}.jsonl", recognize.CLEAN) for name in REAL_SPEECH_TEST
+    }
 
 
 def _all_of(sets: Mapping[str, Sequence[NBest]]) -> list[NBest]:
@@ -328,71 +332,75 @@ def _first_rate(lists: Sequence[NBest]) -> float:
 def _correctors(
     lists: Sequence[NBest], neural: NeuralFolds | None, recognizer_lm: Any = "", groups: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return what is trained on lists: rescoring, and the phrase corrector without and with a second opinion."""
+    """Return the systems trained on lists: rescoring, the phrase corrector without and with neural reranker."""
     settings = PhraseSettings(folds=FOLDS, recognizer_lm=recognizer_lm)
     trained = PhraseCorrector.train(lists, data.SEED, settings, neural=neural, groups=groups)
-    found: dict[str, Any] = {
+    correctors: dict[str, Any] = {
         "trigram of novels, rescoring": systems.train_rescoring(load_ngram(LANGUAGE_MODEL), lists),
-        "phrase": systems.Texts(replace(trained, second=None)),
+        "phrase": systems.Texts(replace(trained, neural_reranker=None)),
     }
-    return found if neural is None else found | {"phrase + neural": systems.Texts(trained)}
+    return correctors if neural is None else correctors | {"phrase + neural": systems.Texts(trained)}
 
 
 def _careful(lists: Sequence[NBest]) -> dict[str, systems.System]:
-    settings = PhraseSettings(folds=FOLDS, least_kept=LEAST_KEPT)
+    settings = PhraseSettings(folds=FOLDS, least_kept=MIN_KEEP_CORRECT)
     return {"phrase, careful": systems.Texts(PhraseCorrector.train(lists, data.SEED, settings))}
 
 
-def _for_strangers(train: Mapping[str, Sequence[NBest]]) -> PhraseCorrector:
-    """Return a corrector of all the lists, its margin found on domains that are left out of training in turn."""
+def _for_unseen_domains(train: Mapping[str, Sequence[NBest]]) -> PhraseCorrector:
+    """Return a corrector of all lists, its margin tuned on domains that are held out in turn."""
     domains = [[nbest for name in names for nbest in train[name]] for names in DOMAINS.values()]
-    judged = []
-    for number, strangers in enumerate(domains):
-        others = [nbest for other, lists in enumerate(domains) if other != number for nbest in lists]
-        corrector = PhraseCorrector.train(others, data.SEED, PhraseSettings(folds=FOLDS))
-        judged.append((replace(corrector, kind=None), strangers))
+    held_out = []
+    for number, unseen in enumerate(domains):
+        training = [nbest for other, lists in enumerate(domains) if other != number for nbest in lists]
+        corrector = PhraseCorrector.train(training, data.SEED, PhraseSettings(folds=FOLDS))
+        held_out.append((replace(corrector, score_range=None), unseen))
     everything = [nbest for lists in domains for nbest in lists]
     corrector = PhraseCorrector.train(everything, data.SEED, PhraseSettings(folds=FOLDS))
-    return replace(corrector, kind=None, margin=systems.find_margin(judged))
+    return replace(corrector, score_range=None, margin=systems.find_margin(held_out))
 
 
 def _unseen(base: Path | None, folds: int = FOLDS) -> NeuralFolds | None:
-    """Return a neural corrector that has seen none of the lists, for every fold; None where none is named."""
+    """Return for every fold a neural corrector that was not trained on the lists; None without a base model."""
     if base is None:
         return None
-    opinion: Any = systems.Remembering(NeuralOpinion(files.load(base)))
-    return NeuralFolds((opinion,) * folds, opinion)
+    scorer: Any = systems.CachedScorer(NeuralScorer(load_checkpoint(base)))
+    return NeuralFolds((scorer,) * folds, scorer)
 
 
 def _neural_folds(folder: Path, name: str) -> NeuralFolds:
     """Return the neural correctors NAME-0, NAME-1 (trained without that half of the folds) and NAME-all of a folder."""
-    halves = [NeuralOpinion(files.load(folder / f"{name}-{half}" / "best")) for half in (0, 1)]
-    final = NeuralOpinion(files.load(folder / f"{name}-all" / "best"))
+    halves = [NeuralScorer(load_checkpoint(folder / f"{name}-{half}" / "best")) for half in (0, 1)]
+    final = NeuralScorer(load_checkpoint(folder / f"{name}-all" / "best"))
     return NeuralFolds(tuple(halves[_half(fold)] for fold in range(FOLDS)), final)
 
 
-def _own_groups(output: Path, asr: str) -> list[str]:
-    """Return the group of each own list: Kathleen, speechocean762, or one of three of LibriSpeech's speakers."""
+def _speaker_groups(output: Path, asr: str) -> list[str]:
+    """Return the group of each training list: Kathleen, speechocean762, or one of three of LibriSpeech's speakers."""
     groups = []
-    for nbest in _own_lists(output, asr):
+    for nbest in _training_lists(output, asr):
         speaker = nbest.id.split("-")[0]
         kathleen = speaker.startswith("arctic")
         groups.append("kathleen" if kathleen else f"libri{int(speaker) % 3}" if "-" in nbest.id else "ocean")
     return groups
 
 
-def _own_lists(output: Path, asr: str) -> list[NBest]:
-    return [nbest for name in OWN_TRAIN for nbest in hear.read(output / "heard" / f"{asr}-{name}.jsonl", hear.CLEAN)]
+def _training_lists(output: Path, asr: str) -> list[NBest]:
+    return [
+        nbest
+        for name in REAL_SPEECH_TRAIN
+        for nbest in recognize.read(output / "heard" / f"{asr}-{name}.jsonl", recognize.CLEAN)
+    ]
 
 
-def _looked_up(texts: Mapping[str, str]) -> systems.System:
+def _stored_texts(texts: Mapping[str, str]) -> systems.System:
     return lambda lists: [texts[nbest.id] for nbest in lists]
 
 
 def _neural_systems(model: Path, name: str) -> dict[str, systems.System]:
-    built = files.load(model)
+    checkpoint = load_checkpoint(model)
     return {
-        f"{name}, {mode}": systems.Texts(GerCorrector(built, mode, gate=False))  # type: ignore[arg-type]
+        f"{name}, {mode}": systems.Texts(GerCorrector(checkpoint, mode, gate=False))  # type: ignore[arg-type]
         for mode in ("free", "slots")
     }
 
@@ -410,7 +418,7 @@ def main() -> int:
     stages: dict[str, Callable[[argparse.Namespace], None]] = {
         "simulate": lambda a: stage_simulate(a.data, a.output),
         "english": lambda a: stage_english(a.data, a.output),
-        "hear": lambda a: stage_hear(a.data, a.output, a.sets, a.conditions, a.asr, a.workers, a.limit),
+        "hear": lambda a: stage_recognize(a.data, a.output, a.sets, a.conditions, a.asr, a.workers, a.limit),
         "atis": lambda a: stage_atis(a.data, a.output, a.base, a.arm, a.fold, a.max_minutes, a.resume),
         "atis-report": lambda a: stage_atis_report(a.data, a.output),
         "atis-both": lambda a: stage_atis_both(a.data, a.output, a.arm),
@@ -419,25 +427,25 @@ def main() -> int:
         "noise-report": lambda a: stage_noise_report(a.data, a.output, a.asr),
         "curve": lambda a: stage_curve(a.data, a.output),
         "plot": lambda a: stage_plot(a.data, a.output),
-        "own": lambda a: stage_own(a.output, a.base, a.asr),
+        "own": lambda a: stage_real_speech(a.output, a.base, a.asr),
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=stages)
-    parser.add_argument("--data", type=Path, required=True, help="folder with text/, audio/ and nbest/")
+    parser.add_argument("--data", type=Path, required=True, help="data folder with text/, audio/ and nbest/")
     parser.add_argument("--output", type=Path, default=Path("exp/ger"))
     parser.add_argument("--base", type=Path, help="atis, domains, own, noise: the base model")
     parser.add_argument("--arm", choices=tuple(ARMS), default="ger+E")
     parser.add_argument(
-        "--fold", choices=("held-out", "all", "0", "1"), default="held-out", help="atis: what is left out"
+        "--fold", choices=("held-out", "all", "0", "1"), default="held-out", help="atis: lists that are held out"
     )
-    parser.add_argument("--noise-arm", choices=tuple(NOISE_ARMS), default="ger+E", help="noise: what is trained")
+    parser.add_argument("--noise-arm", choices=tuple(NOISE_ARMS), default="ger+E", help="noise: arm to train")
     parser.add_argument("--max-minutes", type=float, default=10.0)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--sets", nargs="*", default=["train"], help="hear: sets of recordings")
-    parser.add_argument("--conditions", nargs="*", default=["clean"], help="hear: clean, any, or SNRs in dB")
-    parser.add_argument("--asr", default="sphinx", help="hear, own: the recogniser")
+    parser.add_argument("--sets", nargs="*", default=["train"], help="stage hear: sets of recordings")
+    parser.add_argument("--conditions", nargs="*", default=["clean"], help="stage hear: clean, any, or SNRs in dB")
+    parser.add_argument("--asr", default="sphinx", help="stages own, hear: the recognizer")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=100_000, help="hear: recordings of a set")
+    parser.add_argument("--limit", type=int, default=100_000, help="stage hear: maximum recordings of a set")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     stages[arguments.stage](arguments)

@@ -178,7 +178,7 @@ def test_empty_lists_and_empty_texts_stay_empty_and_in_order(decoding: str) -> N
     result = corrector(decoding, gate=False, **more).correct(lists, [CAT_SOUND] * 5 if decoding == "dsr" else None)
     assert [c.id for c in result] == ["none", "heard", "empty best", "no word", "right"]
     assert [c.text for c in result] == ["", "the cat sat", "", "...", "a mat"]
-    assert [c.reason for c in result if c.id in ("none", "empty best", "no word")] == ["nothing was heard"] * 3
+    assert [c.reason for c in result if c.id in ("none", "empty best", "no word")] == ["no words recognized"] * 3
     assert [c.kept for c in result] == [True, False, True, True, True]
     assert corrector(decoding, **more).correct([], [] if decoding == "dsr" else None) == []
 

@@ -17,7 +17,7 @@ SENTENCES = (
     "don't wake the baby",
     "she sells shells",
 )
-HEARD = (
+HYPOTHESES = (
     ("the hat sat on the mat", "the cat sad on the mat", "the hat sat on the mat"),
     ("a big dock ran home", "a pig dog ran home", "a big dog ran home"),
     ("we when to the sea", "we went to the see"),
@@ -30,9 +30,9 @@ HEARD = (
 
 
 @pytest.fixture(scope="session")
-def memorised() -> list[tuple[tuple[str, ...], str]]:
+def memorized() -> list[tuple[tuple[str, ...], str]]:
     """(hypotheses, true text) of the lists that `trained` knows."""
-    return list(zip(HEARD, SENTENCES, strict=True))
+    return list(zip(HYPOTHESES, SENTENCES, strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from audio_llm.ger.small_lm import SmallLmSettings, create_small_lm
 
     settings = SmallLmSettings(vocabulary=340, width=48, layers=2, heads=4, feed_forward=64, max_positions=512)
-    texts = [*SENTENCES, *(text for heard in HEARD for text in heard)]
+    texts = [*SENTENCES, *(text for hypotheses in HYPOTHESES for text in hypotheses)]
     return create_small_lm(texts, tmp_path_factory.mktemp("llm") / "small", settings)
 
 
@@ -53,11 +53,11 @@ def tokenizer(small_folder: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def trained(small_folder: Path, memorised: list[tuple[tuple[str, ...], str]]) -> Any:
-    """A corrector, `files.Built`, that knows the memorised lists; leave it as it is."""
+def trained(small_folder: Path, memorized: list[tuple[tuple[str, ...], str]]) -> Any:
+    """A corrector, a `GerCheckpoint`, that knows the memorized lists; leave it as it is."""
     import torch
 
-    from audio_llm.ger.files import build
+    from audio_llm.ger.checkpoint import build
     from audio_llm.ger.model import GerSettings
     from audio_llm.ger.noise import NoiseSettings
     from audio_llm.ger.prompt import PromptSettings
@@ -66,17 +66,17 @@ def trained(small_folder: Path, memorised: list[tuple[tuple[str, ...], str]]) ->
     torch.manual_seed(0)
     prompt = PromptSettings("compact", hypotheses=3, restart_positions=True)
     noise = NoiseSettings(hypotheses=3, width=16)
-    built = build(small_folder, GerSettings(prompt, noise, number_hypotheses=True, tune="all"))
-    batch = built.collator.batch([heard for heard, _ in memorised], [true for _, true in memorised])
-    optimizer = torch.optim.AdamW(built.model.parameters(), lr=1e-2, weight_decay=0.0)
-    built.model.train()
+    checkpoint = build(small_folder, GerSettings(prompt, noise, number_hypotheses=True, tune="all"))
+    batch = checkpoint.collator.batch([hypotheses for hypotheses, _ in memorized], [true for _, true in memorized])
+    optimizer = torch.optim.AdamW(checkpoint.model.parameters(), lr=1e-2, weight_decay=0.0)
+    checkpoint.model.train()
     for _ in range(200):
-        loss = built.model.loss(batch)
+        loss = checkpoint.model.loss(batch)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(built.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(checkpoint.model.parameters(), 1.0)
         optimizer.step()
         if float(loss.detach()) < 0.01:
             break
-    built.model.eval().requires_grad_(False)
-    return built
+    checkpoint.model.eval().requires_grad_(False)
+    return checkpoint

@@ -95,7 +95,7 @@ def test_the_whole_model_with_lora_is_the_bare_one_at_the_first_step(make_llm: M
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("first", [0, 1, 2, 3])
-def test_only_layers_from_the_first_tuned_one_on_look_at_the_noise(make_llm: MakeLlm, form: str, first: int) -> None:
+def test_only_layers_from_the_first_tuned_one_on_attend_to_the_noise(make_llm: MakeLlm, form: str, first: int) -> None:
     llm, ids = make_llm("llama"), tokens()
     made = open_gates(adapter(form, first_layer=first))
     assert len(made.layers) == len(made.attach(llm)) == 3 - first
@@ -166,7 +166,7 @@ def test_rows_that_are_not_valid_do_not_matter(make_llm: MakeLlm, form: str) -> 
 
 
 @torch.no_grad()
-def test_the_amount_of_noise_is_kept_in_the_papers_form_and_lost_in_the_released_code() -> None:
+def test_the_amount_of_noise_is_preserved_in_the_papers_form_and_lost_in_the_released_code() -> None:
     noise = noises(1)
     made = open_gates(adapter("paper"))
     layer = made.layers[0]
@@ -317,14 +317,14 @@ def test_a_target_that_the_noise_alone_decides_is_learned_and_shuffled_noise_is_
     assert digest(model) == before
 
 
-def test_training_adapter_and_lora_leaves_the_language_models_own_weights(make_llm: MakeLlm) -> None:
+def test_training_adapter_and_lora_leaves_the_language_models_weights(make_llm: MakeLlm) -> None:
     pytest.importorskip("peft")
     model = conditioned_model(make_llm, "paper", rank=2)
-    before, own = digest(model), {name: tensor.clone() for name, tensor in model.own_tensors().items()}
+    before, own = digest(model), {name: tensor.clone() for name, tensor in model.adapter_tensors().items()}
     batch = conditioned_batch(noises(8), torch.arange(8) % 4 + 20)
     learn(model, batch, 5, 1e-2)
     assert digest(model) == before
-    after = model.own_tensors()
+    after = model.adapter_tensors()
     assert after.keys() == own.keys()
     same = {name for name in own if torch.equal(own[name], after[name])}
     assert same == {"noise_size"}

@@ -1,4 +1,4 @@
-"""Tests of the neural corrector as a whole, and as the phrase corrector's second opinion."""
+"""Tests of the neural corrector as a whole, and as the phrase corrector's neural reranker."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pytest
 from audio_llm.cli import main
 from audio_llm.errors import DataError, OutOfMemoryError, UsageError
 from audio_llm.gate import Gate
-from audio_llm.ger import decode, files
+from audio_llm.ger import decode
+from audio_llm.ger.checkpoint import GerCheckpoint, save
 from audio_llm.ger.corrector import GerCorrector
-from audio_llm.ger.neural import NeuralOpinion
+from audio_llm.ger.neural import NeuralScorer
 from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings, shortlist
 from audio_llm.ger.phrase_table import Words
 from audio_llm.ger.phrase_training import NeuralFolds, fold_of_lists, fold_of_reference
@@ -24,25 +25,25 @@ from audio_llm.ger.settings import GerDecoding
 from audio_llm.nbest import Hypothesis, NBest, write_nbest
 from audio_llm.pipeline.correct import list_length, load_corrector
 
-Memorised = list[tuple[tuple[str, ...], str]]
+Memorized = list[tuple[tuple[str, ...], str]]
 
 
-def as_lists(memorised: Memorised, copies: int = 1) -> list[NBest]:
+def as_lists(memorized: Memorized, copies: int = 1) -> list[NBest]:
     return [
-        NBest(f"{copy}-{number}", tuple(Hypothesis(text) for text in heard), true)
+        NBest(f"{copy}-{number}", tuple(Hypothesis(text) for text in hypotheses), true)
         for copy in range(copies)
-        for number, (heard, true) in enumerate(memorised)
+        for number, (hypotheses, true) in enumerate(memorized)
     ]
 
 
-def open_gate(built: files.Built) -> files.Built:
+def open_gate(checkpoint: GerCheckpoint) -> GerCheckpoint:
     gates = dict.fromkeys(("free", "list", "slots"), Gate(0.0, 1.0))
-    return replace(built, decoding=GerDecoding(gates=gates))
+    return replace(checkpoint, decoding=GerDecoding(gates=gates))
 
 
-def test_what_was_learned_is_corrected_and_told(trained: Any, memorised: Memorised) -> None:
-    corrections = GerCorrector(open_gate(trained)).correct(as_lists(memorised))
-    assert [correction.text for correction in corrections] == [true for _, true in memorised]
+def test_memorized_lists_are_corrected_and_edits_reported(trained: Any, memorized: Memorized) -> None:
+    corrections = GerCorrector(open_gate(trained)).correct(as_lists(memorized))
+    assert [correction.text for correction in corrections] == [true for _, true in memorized]
     first = corrections[0]
     assert (first.input, first.kept) == ("the hat sat on the mat", False)
     assert [(e.before, e.after, e.source) for e in first.edits] == [("hat", "cat", "hypothesis 2")]
@@ -53,26 +54,26 @@ def test_what_was_learned_is_corrected_and_told(trained: Any, memorised: Memoris
 
 
 @pytest.mark.parametrize("mode", ["list", "slots"])
-def test_restricted_modes_write_words_of_the_list_only(trained: Any, memorised: Memorised, mode: Any) -> None:
-    for correction, (heard, _) in zip(
-        GerCorrector(trained, mode, gate=False).correct(as_lists(memorised)), memorised, strict=True
+def test_restricted_modes_write_words_of_the_list_only(trained: Any, memorized: Memorized, mode: Any) -> None:
+    for correction, (hypotheses, _) in zip(
+        GerCorrector(trained, mode, gate=False).correct(as_lists(memorized)), memorized, strict=True
     ):
-        assert set(correction.text.split()) <= {word for text in heard for word in text.split()}
+        assert set(correction.text.split()) <= {word for text in hypotheses for word in text.split()}
 
 
-def test_gate_keeps_and_says_why(trained: Any) -> None:
+def test_gate_keeps_the_text_with_a_reason(trained: Any) -> None:
     nbest = NBest("x", (Hypothesis("i sea you there"),))
     for gate, reason in (
         (Gate(1e9), "below the margin"),
         (Gate(0.0, 0.1), "of the words would change"),
         (Gate(0.0, 1.0, max_novel=0), "see: in no hypothesis"),
     ):
-        built = replace(trained, decoding=GerDecoding(gates={"free": gate}))
-        (correction,) = GerCorrector(built).correct([nbest])
+        checkpoint = replace(trained, decoding=GerDecoding(gates={"free": gate}))
+        (correction,) = GerCorrector(checkpoint).correct([nbest])
         assert correction.kept
         assert correction.text == "i sea you there"
         assert reason in correction.reason
-    (correction,) = GerCorrector(built, gate=False).correct([nbest])
+    (correction,) = GerCorrector(checkpoint, gate=False).correct([nbest])
     assert correction.text == "i see you there"
 
 
@@ -85,7 +86,7 @@ def test_lists_of_every_kind_are_answered(trained: Any, texts: list[str]) -> Non
     assert correction.input == nbest.best if any(texts) else correction.kept
 
 
-def test_too_little_memory_is_told_with_a_remedy(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_an_error_with_a_remedy(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def burst(*arguments: Any) -> Any:
         raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
 
@@ -100,25 +101,25 @@ def test_unknown_mode(trained: Any) -> None:
 
 
 def test_command_line_corrects_with_a_saved_model(
-    trained: Any, memorised: Memorised, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Any, memorized: Memorized, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = files.save(tmp_path / "model", open_gate(trained), {})
+    folder = save(tmp_path / "model", open_gate(trained), {})
     with (tmp_path / "lists.jsonl").open("w") as file:
-        write_nbest(as_lists(memorised), file)
+        write_nbest(as_lists(memorized), file)
     lists = str(tmp_path / "lists.jsonl")
     assert main(["correct", lists, "--with", "ger", "--model", str(folder), "--mode", "free"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["text"] for row in rows] == [true for _, true in memorised]
+    assert [row["text"] for row in rows] == [true for _, true in memorized]
     assert list_length("ger", str(folder)) == 3
     assert main(["correct", lists, "--with", "dlm", "--mode", "free"]) == 2
     assert main(["correct", lists, "--with", "dlm", "--llm", "x"]) == 2
 
 
 def test_command_line_trains_a_phrase_corrector(
-    memorised: Memorised, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    memorized: Memorized, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with (tmp_path / "lists.jsonl").open("w") as file:
-        write_nbest(as_lists(memorised, 4), file)
+        write_nbest(as_lists(memorized, 4), file)
     lists, out = str(tmp_path / "lists.jsonl"), str(tmp_path / "out")
     command = ["train", "ger", "--kind", "phrase", "--data", lists, "-o", out, "folds=2"]
     assert main(command) == 0
@@ -126,14 +127,14 @@ def test_command_line_trains_a_phrase_corrector(
     assert main([*command, "--llm", "x"]) == 2
     capsys.readouterr()
     assert main(["correct", lists, "--with", "phrase", "--model", f"{out}/best"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(as_lists(memorised, 4))
+    assert len(capsys.readouterr().out.splitlines()) == len(as_lists(memorized, 4))
     assert main(["train", "ger", "--data", lists, "-o", out]) == 2
     assert "--llm" in capsys.readouterr().err
 
 
 @dataclass(frozen=True)
 class Knowing:
-    """A neural corrector that has been told the true texts."""
+    """A neural corrector that knows the references."""
 
     true: dict[tuple[Words, ...], Words]
 
@@ -154,34 +155,34 @@ def random_lists(count: int) -> list[NBest]:
     lists = []
     for number in range(count):
         true = [str(word) for word in rng.choice(words, size=6)]
-        heard = [str(rng.choice(words)) if rng.random() < 0.3 else word for word in true]
-        lists.append(NBest(str(number), (Hypothesis(" ".join(heard)),), " ".join(true)))
+        recognized = [str(rng.choice(words)) if rng.random() < 0.3 else word for word in true]
+        lists.append(NBest(str(number), (Hypothesis(" ".join(recognized)),), " ".join(true)))
     return lists
 
 
-def test_a_second_opinion_that_knows_is_listened_to() -> None:
+def test_a_neural_reranker_that_knows_the_references_corrects_everything() -> None:
     lists = random_lists(90)
     words = [tuple((nbest.reference or "").split()) for nbest in lists]
-    opinion: Any = Knowing({(tuple(n.best.split()),): w for n, w in zip(lists, words, strict=True)})
-    folds = NeuralFolds((opinion,) * 2, opinion)
+    scorer: Any = Knowing({(tuple(n.best.split()),): w for n, w in zip(lists, words, strict=True)})
+    folds = NeuralFolds((scorer,) * 2, scorer)
     learned = PhraseCorrector.train(lists[:60], settings=PhraseSettings(folds=2), neural=folds)
     assert [c.text for c in learned.correct(lists[60:])] == [nbest.reference for nbest in lists[60:]]
     alone = PhraseCorrector.train(lists[:60], settings=PhraseSettings(folds=2))
     assert sum(c.text == n.reference for c, n in zip(alone.correct(lists[60:]), lists[60:], strict=True)) < 15
 
 
-def test_groups_are_folds_of_their_own() -> None:
+def test_each_group_is_a_fold() -> None:
     lists = random_lists(40)
     groups = ["b" if number % 4 else "a" for number in range(len(lists))]
     true = {(tuple(n.best.split()),): tuple((n.reference or "").split()) for n in lists}
-    opinions: Any = [Overheard(true, set()) for _ in range(2)]
+    scorers: Any = [Overheard(true, set()) for _ in range(2)]
     settings = PhraseSettings(language_model="")
-    PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds(tuple(opinions), opinions[0]), groups=groups)
-    for name, opinion in zip("ab", opinions, strict=True):
+    PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds(tuple(scorers), scorers[0]), groups=groups)
+    for name, scorer in zip("ab", scorers, strict=True):
         own = [n for n, group in zip(lists, groups, strict=True) if group == name]
-        assert opinion.asked == {tuple((n.reference or "").split()) for n in own}
+        assert scorer.asked == {tuple((n.reference or "").split()) for n in own}
     with pytest.raises(UsageError, match="1 neural correctors for 2 folds"):
-        PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds((opinions[0],), opinions[0]), groups=groups)
+        PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds((scorers[0],), scorers[0]), groups=groups)
     with pytest.raises(DataError, match="39 groups for 40 lists"):
         PhraseCorrector.train(lists, settings=settings, groups=groups[1:])
 
@@ -197,28 +198,28 @@ class Overheard(Knowing):
         return super().log_probs(hypotheses, candidates)
 
 
-def test_each_fold_is_judged_by_its_own_opinion_and_the_plain_choice_is_learned_without_any() -> None:
+def test_each_fold_is_scored_by_its_neural_corrector_and_the_first_pass_is_trained_without_any() -> None:
     lists, settings = random_lists(40), PhraseSettings(folds=2, language_model="")
     true = {(tuple(n.best.split()),): tuple((n.reference or "").split()) for n in lists}
-    opinions: Any = [Overheard(true, set()) for _ in range(2)]
-    learned = PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds(tuple(opinions), opinions[0]))
+    scorers: Any = [Overheard(true, set()) for _ in range(2)]
+    learned = PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds(tuple(scorers), scorers[0]))
     fold_of = fold_of_lists(lists, 0, settings)
     assert fold_of == fold_of_reference(list(true.values()), 2, 0)
-    for fold, opinion in enumerate(opinions):
-        assert opinion.asked == {words for words in true.values() if fold_of[words] == fold}
+    for fold, scorer in enumerate(scorers):
+        assert scorer.asked == {words for words in true.values() if fold_of[words] == fold}
     alone = PhraseCorrector.train(lists, settings=settings)
     assert np.array_equal(alone.reranker.weights, learned.reranker.weights)
     assert alone.margin == learned.margin
-    assert replace(learned, second=None).correct(lists) == alone.correct(lists)
+    assert replace(learned, neural_reranker=None).correct(lists) == alone.correct(lists)
 
 
-def test_with_a_second_opinion_it_comes_back_from_its_folder(
-    trained: Any, memorised: Memorised, tmp_path: Path
+def test_a_corrector_with_neural_reranker_is_saved_and_loaded(
+    trained: Any, memorized: Memorized, tmp_path: Path
 ) -> None:
-    opinion = NeuralOpinion(trained)
-    lists = as_lists(memorised, 4)
+    scorer = NeuralScorer(trained)
+    lists = as_lists(memorized, 4)
     settings = PhraseSettings(folds=2, shortlist=4)
-    learned = PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds((opinion, opinion), opinion))
+    learned = PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds((scorer, scorer), scorer))
     folder = learned.save(tmp_path / "model")
     before, after = learned.correct(lists), load_corrector("ger", str(folder)).correct(lists)
     assert [c.text for c in after] == [c.text for c in before]

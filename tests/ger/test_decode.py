@@ -25,7 +25,7 @@ Case = tuple[RobustGer, Collator]
 
 @pytest.fixture(scope="module")
 def random_model(make_llm: Callable[..., Any], tokenizer: Any) -> Callable[..., Case]:
-    """Kind, whether positions begin anew -> a corrector of random weights that looks at its noise."""
+    """Kind, whether positions restart -> a corrector of random weights with an active noise adapter."""
 
     def make(kind: str = "llama", restart: bool = True, max_tokens: int = 1024, **changes: Any) -> Case:
         prompt = PromptSettings("compact", 3, restart, max_tokens)
@@ -48,7 +48,7 @@ def split(texts: Sequence[str]) -> list[tuple[str, ...]]:
 
 @torch.no_grad()
 def without_cache(model: RobustGer, collator: Collator, texts: Sequence[str]) -> tuple[str, float]:
-    """Write greedily, reading everything anew for each token."""
+    """Decode greedily, without a cache."""
     prompt = collator.prompts.encode(texts)
     ids, positions, segments = list(prompt.ids), list(prompt.positions), list(prompt.segments)
     noise, noise_valid = collator.noises([texts])
@@ -100,22 +100,22 @@ def test_lists_of_unequal_length_are_written_as_each_alone(random_model: Callabl
 
 
 def test_what_was_learned_is_written_together_and_one_by_one(
-    trained: Any, memorised: list[tuple[tuple[str, ...], str]]
+    trained: Any, memorized: list[tuple[tuple[str, ...], str]]
 ) -> None:
-    lists = [heard for heard, _ in memorised]
+    lists = [hypotheses for hypotheses, _ in memorized]
     together = greedy(trained.model, trained.collator, lists)
-    assert [written.text for written in together] == [true for _, true in memorised]
+    assert [written.text for written in together] == [true for _, true in memorized]
     assert all(written.finished for written in together)
-    for heard, found in zip(lists, together, strict=True):
-        (alone,) = greedy(trained.model, trained.collator, [heard])
+    for hypotheses, found in zip(lists, together, strict=True):
+        (alone,) = greedy(trained.model, trained.collator, [hypotheses])
         assert alone.text == found.text
         assert alone.log_prob == pytest.approx(found.log_prob, abs=1e-4)
 
 
 def test_what_is_written_has_the_probability_that_it_is_scored_with(
-    trained: Any, memorised: list[tuple[tuple[str, ...], str]]
+    trained: Any, memorized: list[tuple[tuple[str, ...], str]]
 ) -> None:
-    lists = [heard for heard, _ in memorised]
+    lists = [hypotheses for hypotheses, _ in memorized]
     written = greedy(trained.model, trained.collator, lists)
     scored = log_probs(trained.model, trained.collator, lists, [found.text for found in written])
     assert [found.log_prob for found in written] == pytest.approx(scored, abs=1e-4)
@@ -123,14 +123,14 @@ def test_what_is_written_has_the_probability_that_it_is_scored_with(
 
 
 def test_scores_together_are_those_one_by_one_and_rank_the_truth_first(
-    trained: Any, memorised: list[tuple[tuple[str, ...], str]]
+    trained: Any, memorized: list[tuple[tuple[str, ...], str]]
 ) -> None:
-    lists = [heard for heard, _ in memorised]
+    lists = [hypotheses for hypotheses, _ in memorized]
     wrong = ["the", "", "we went to the mayor", "it rains", "i see", "write", "do", "she sells"]
     together = log_probs(trained.model, trained.collator, lists, wrong)
     alone = [log_probs(trained.model, trained.collator, [h], [w])[0] for h, w in zip(lists, wrong, strict=True)]
     assert together == pytest.approx(alone, abs=1e-3)
-    right = log_probs(trained.model, trained.collator, lists, [true for _, true in memorised])
+    right = log_probs(trained.model, trained.collator, lists, [true for _, true in memorized])
     assert all(score > other for score, other in zip(right, together, strict=True))
 
 
@@ -141,10 +141,10 @@ def test_texts_for_one_list_are_scored_together_as_each_alone(
 ) -> None:
     model, collator = random_model(kind, restart)
     texts = ["the cat sat on the mat", "", "a dog", "the"]
-    for heard in (LISTS[0], LISTS[1]):
-        alone = [log_probs(model, collator, [heard], [text])[0] for text in texts]
-        assert score_candidates(model, collator, heard, texts) == pytest.approx(alone, abs=1e-3)
-        assert score_candidates(model, collator, heard, [""]) == pytest.approx(alone[1:2], abs=1e-3)
+    for hypotheses in (LISTS[0], LISTS[1]):
+        alone = [log_probs(model, collator, [hypotheses], [text])[0] for text in texts]
+        assert score_candidates(model, collator, hypotheses, texts) == pytest.approx(alone, abs=1e-3)
+        assert score_candidates(model, collator, hypotheses, [""]) == pytest.approx(alone[1:2], abs=1e-3)
     assert score_candidates(model, collator, LISTS[0], []) == []
 
 
@@ -158,45 +158,45 @@ def test_the_probability_of_nothing_is_that_of_the_end(random_model: Callable[..
 
 
 def test_a_wide_search_finds_the_likeliest_of_all_paths(
-    random_model: Callable[..., Case], trained: Any, memorised: list[tuple[tuple[str, ...], str]]
+    random_model: Callable[..., Case], trained: Any, memorized: list[tuple[tuple[str, ...], str]]
 ) -> None:
     for model, collator in (random_model(), (trained.model, trained.collator)):
-        for heard, _ in memorised[:4]:
-            network = confusion_network(split(heard))
+        for hypotheses, _ in memorized[:4]:
+            network = confusion_network(split(hypotheses))
             paths = sorted({" ".join(filter(None, words)) for words in itertools.product(*network)})
             assert len(paths) <= 64
-            scores = log_probs(model, collator, [heard] * len(paths), paths)
-            found = search(model, collator, heard, slots(split(heard)), width=64)
+            scores = log_probs(model, collator, [hypotheses] * len(paths), paths)
+            found = search(model, collator, hypotheses, slots(split(hypotheses)), width=64)
             assert found.text == paths[scores.index(max(scores))]
             assert found.log_prob == pytest.approx(max(scores), abs=1e-3)
 
 
 def test_a_wider_beam_is_not_below_a_greedy_one(
-    random_model: Callable[..., Case], trained: Any, memorised: list[tuple[tuple[str, ...], str]]
+    random_model: Callable[..., Case], trained: Any, memorized: list[tuple[tuple[str, ...], str]]
 ) -> None:
     for model, collator in (random_model(), random_model("gpt2"), (trained.model, trained.collator)):
-        for heard, _ in memorised:
-            graph = slots(split(heard))
-            narrow, *wider = (search(model, collator, heard, graph, width) for width in (1, 4, 8))
+        for hypotheses, _ in memorized:
+            graph = slots(split(hypotheses))
+            narrow, *wider = (search(model, collator, hypotheses, graph, width) for width in (1, 4, 8))
             assert all(found.log_prob >= narrow.log_prob - 1e-4 for found in wider)
-            scored = log_probs(model, collator, [heard], [wider[0].text])[0]
+            scored = log_probs(model, collator, [hypotheses], [wider[0].text])[0]
             assert wider[0].log_prob == pytest.approx(scored, abs=1e-3)
 
 
 def test_search_repairs_with_words_of_the_list_alone(
-    trained: Any, memorised: list[tuple[tuple[str, ...], str]]
+    trained: Any, memorized: list[tuple[tuple[str, ...], str]]
 ) -> None:
     model, collator = trained.model, trained.collator
-    heard, true = memorised[1]
-    assert search(model, collator, heard, slots(split(heard))).text == true
-    heard, true = memorised[0]
-    assert search(model, collator, heard, any_words(split(heard))).text == true
-    heard, true = memorised[4]  # "see" is in no hypothesis
-    assert search(model, collator, heard, slots(split(heard))).text == heard[0]
-    found = search(model, collator, heard, any_words(split(heard)))
+    hypotheses, true = memorized[1]
+    assert search(model, collator, hypotheses, slots(split(hypotheses))).text == true
+    hypotheses, true = memorized[0]
+    assert search(model, collator, hypotheses, any_words(split(hypotheses))).text == true
+    hypotheses, true = memorized[4]  # "see" is in no hypothesis
+    assert search(model, collator, hypotheses, slots(split(hypotheses))).text == hypotheses[0]
+    found = search(model, collator, hypotheses, any_words(split(hypotheses)))
     assert found.finished
-    assert set(found.text.split()) <= set(heard[0].split())
-    assert found.log_prob < log_probs(model, collator, [heard], [true])[0]
+    assert set(found.text.split()) <= set(hypotheses[0].split())
+    assert found.log_prob < log_probs(model, collator, [hypotheses], [true])[0]
 
 
 @pytest.mark.parametrize("width", [1, 4])

@@ -52,7 +52,7 @@ def test_an_empty_text_is_zero() -> None:
     ("word", "near", "far"),
     [("colour", "color", "table"), ("night", "knight", "river"), ("recognise", "recognize", "beach")],
 )
-def test_words_that_look_alike_are_nearer_than_others(word: str, near: str, far: str) -> None:
+def test_similarly_spelled_words_are_nearer_than_different_ones(word: str, near: str, far: str) -> None:
     encoder = HashNgramEncoder()
     assert cosine(encoder, word, near) > cosine(encoder, word, far) + 0.2
 

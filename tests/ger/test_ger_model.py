@@ -122,10 +122,10 @@ def test_padding_does_not_matter(make_llm: MakeLlm, tokenizer: Any, kind: str) -
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gpt2", "falcon"])
-def test_the_response_sees_every_hypothesis_though_positions_begin_anew(
+def test_the_response_attends_to_every_hypothesis_though_positions_restart(
     make_llm: MakeLlm, tokenizer: Any, kind: str, attention: str
 ) -> None:
-    """transformers takes positions that begin anew for texts packed in a row, unless a mask is given."""
+    """transformers takes restarting positions for packed texts, unless a mask is given."""
     model, collator = made(make_llm, tokenizer, kind, use_noise=False)
     model.llm.set_attn_implementation(attention)
     texts = ["the cat sat", "a dog ran", "we went"]
@@ -146,7 +146,7 @@ def test_what_comes_later_is_not_seen(make_llm: MakeLlm, tokenizer: Any) -> None
     torch.testing.assert_close(logits(model, other)[0, :-2], logits(model, batch)[0, :-2], atol=1e-6, rtol=0)
 
 
-def test_only_the_wanted_logits_are_made(make_llm: MakeLlm, tokenizer: Any) -> None:
+def test_only_the_requested_logits_are_computed(make_llm: MakeLlm, tokenizer: Any) -> None:
     model, collator = made(make_llm, tokenizer)
     batch = collator.batch(LISTS, ANSWERS)
     with torch.no_grad(), model.condition(batch.noise, batch.noise_valid):
@@ -167,9 +167,7 @@ def test_positions_and_numbers_of_the_hypotheses_are_seen(make_llm: MakeLlm, tok
     assert torch.equal(logits(model, swapped), logits(model, batch))
 
 
-def test_the_noise_is_divided_by_its_size_and_only_a_model_with_adapter_looks_at_it(
-    make_llm: MakeLlm, tokenizer: Any
-) -> None:
+def test_the_noise_is_scaled_and_only_a_model_with_adapter_uses_it(make_llm: MakeLlm, tokenizer: Any) -> None:
     model, collator = made(make_llm, tokenizer)
     batch = collator.batch([LISTS[0]], ["the cat sat"])
     model.set_noise_size(torch.tensor([2.0, 4.0]))
@@ -185,19 +183,19 @@ def test_the_noise_is_divided_by_its_size_and_only_a_model_with_adapter_looks_at
     assert torch.equal(logits(model, batch), logits(model, replace(batch, noise=5 * batch.noise)))
 
 
-def test_what_is_trained_and_what_is_its_own(make_llm: MakeLlm, tokenizer: Any) -> None:
+def test_trained_parameters_and_adapter_tensors(make_llm: MakeLlm, tokenizer: Any) -> None:
     pytest.importorskip("peft")
     adapters, _ = made(make_llm, tokenizer, tune="adapters", lora=LoraSettings(rank=2, targets="q_proj,v_proj"))
     trained = {name for name, parameter in adapters.named_parameters() if parameter.requires_grad}
-    assert set(adapters.own_tensors()) == trained | {"noise_size"}
+    assert set(adapters.adapter_tensors()) == trained | {"noise_size"}
     inside = {name.split(".")[-3] for name in trained if name.startswith("llm.")}
     assert inside == {"lora_A", "lora_B"}
     assert {name.split(".")[-4] for name in trained if name.startswith("llm.")} == {"q_proj", "v_proj"}
     whole, _ = made(make_llm, tokenizer, tune="all")
     assert all(parameter.requires_grad for parameter in whole.parameters())
-    assert set(whole.own_tensors()) >= {name for name, _ in whole.named_parameters()}
+    assert set(whole.adapter_tensors()) >= {name for name, _ in whole.named_parameters()}
     none, _ = made(make_llm, tokenizer, tune="adapters", lora=LoraSettings(rank=0))
-    assert not any(name.startswith("llm.") for name in none.own_tensors())
+    assert not any(name.startswith("llm.") for name in none.adapter_tensors())
 
 
 def test_lora_without_peft_names_the_package(

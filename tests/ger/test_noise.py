@@ -140,5 +140,5 @@ def test_a_shorter_list_leaves_the_rows_of_missing_pairs_out() -> None:
     assert not any(map(any, [*short[1:3], *short[4:]]))
 
 
-def test_entries_behind_the_last_compared_do_not_matter() -> None:
+def test_hypotheses_after_the_last_compared_one_do_not_matter() -> None:
     assert embed(["a", "b", "c", "d"]) == embed(["a", "b", "c"])

@@ -1,4 +1,4 @@
-"""Tests of the phrase corrector as a whole, on a made-up recogniser."""
+"""Tests of the phrase corrector as a whole, on a simulated recognizer."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def sentence(generator: np.random.Generator) -> str:
     return " ".join(parts)
 
 
-def hear(text: str, generator: np.random.Generator) -> str:
-    """A recogniser that mistakes some words in a way that can be learned."""
-    heard = [
+def recognize(text: str, generator: np.random.Generator) -> str:
+    """A recognizer that mistakes some words in a way that can be learned."""
+    recognized = [
         str(generator.choice(CONFUSIONS[word])) if word in CONFUSIONS and generator.random() < 0.35 else word
         for word in text.split()
     ]
-    return " ".join(word for word in heard if word)
+    return " ".join(word for word in recognized if word)
 
 
 def make_lists(count: int, seed: int, size: int = 5, scores: bool = True) -> list[NBest]:
@@ -51,7 +51,7 @@ def make_lists(count: int, seed: int, size: int = 5, scores: bool = True) -> lis
     lists = []
     for number in range(count):
         reference = sentence(generator)
-        texts = [hear(reference, generator) for _ in range(size)]
+        texts = [recognize(reference, generator) for _ in range(size)]
         hypotheses = tuple(Hypothesis(text, -1.0 - 0.1 * rank if scores else None) for rank, text in enumerate(texts))
         lists.append(NBest(str(number), hypotheses, reference))
     return lists
@@ -72,7 +72,7 @@ def corrector() -> PhraseCorrector:
     return PhraseCorrector.train(make_lists(200, 0))
 
 
-def test_most_errors_of_a_learnable_recogniser_are_corrected(corrector: PhraseCorrector) -> None:
+def test_most_errors_of_a_learnable_recognizer_are_corrected(corrector: PhraseCorrector) -> None:
     lists = make_lists(200, 1)
     corrections = corrector.correct(lists)
     before, after = word_errors(lists, corrections)
@@ -97,8 +97,8 @@ def test_shuffled_references_give_no_gain() -> None:
         dataclasses.replace(nbest, reference=lists[other].reference) for nbest, other in zip(lists, order, strict=True)
     ]
     corrector = PhraseCorrector.train(shuffled, settings=PhraseSettings(folds=2))
-    judged = make_lists(100, 1)
-    before, after = word_errors(judged, corrector.correct(judged))
+    held_out = make_lists(100, 1)
+    before, after = word_errors(held_out, corrector.correct(held_out))
     assert 0.97 * before.errors <= after.errors <= 1.1 * before.errors
 
 
@@ -131,7 +131,7 @@ def test_kept_texts_are_returned_as_they_were_written(corrector: PhraseCorrector
     written = "Show me the cheap fares from Denver to Miami."
     (correction,) = corrector.correct([NBest("x", (Hypothesis(written, -1.0),) * 5)])
     assert correction.kept
-    assert correction.confidence is not None  # it was looked at
+    assert correction.confidence is not None  # it was not skipped
     assert correction.text == correction.input == written
     assert correction.edits == ()
 
@@ -144,7 +144,7 @@ def test_empty_and_odd_lists(corrector: PhraseCorrector) -> None:
         NBest("foreign", (Hypothesis("ça va très bien merci 42", -3e5),)),
         NBest("long", (Hypothesis("show me fights " * 200, -1.0),)),
     ]
-    corrections = dataclasses.replace(corrector, kind=None).correct(lists)
+    corrections = dataclasses.replace(corrector, score_range=None).correct(lists)
     assert [c.id for c in corrections] == [nbest.id for nbest in lists]
     assert (corrections[0].text, corrections[0].kept, corrections[0].confidence) == ("", True, None)
     assert corrections[1].kept
@@ -165,11 +165,11 @@ def test_the_gate_only_ever_keeps_more(corrector: PhraseCorrector) -> None:
 def test_a_careful_corrector_keeps_more_of_what_was_right() -> None:
     lists = make_lists(150, 0)
     bold, careful, timid = (
-        PhraseCorrector.train(lists, settings=PhraseSettings(least_kept=share, folds=2)) for share in (0.0, 0.995, 1.0)
+        PhraseCorrector.train(lists, settings=PhraseSettings(least_kept=rate, folds=2)) for rate in (0.0, 0.995, 1.0)
     )
     assert bold.margin <= careful.margin <= timid.margin
-    judged = make_lists(200, 1)
-    right = [n for n in judged if n.best == n.reference]
+    held_out = make_lists(200, 1)
+    right = [n for n in held_out if n.best == n.reference]
     kept = [sum(c.kept for c in corrector.correct(right)) for corrector in (bold, careful, timid)]
     assert kept[0] <= kept[1] <= kept[2]
     assert kept[2] >= 0.99 * len(right)
@@ -196,8 +196,8 @@ def test_saved_corrector_is_the_same_and_loads_without_torch(corrector: PhraseCo
     code = (
         "import sys; from audio_llm.ger.phrase import PhraseCorrector; from audio_llm.nbest import Hypothesis, NBest;"
         f"corrector = PhraseCorrector.load({str(folder)!r});"
-        "(told,) = corrector.correct([NBest('a', (Hypothesis('show me the cheap fights from boston', -1.0),))]);"
-        "assert 'flights' in told.text, told;"
+        "(result,) = corrector.correct([NBest('a', (Hypothesis('show me the cheap fights from boston', -1.0),))]);"
+        "assert 'flights' in result.text, result;"
         "print([name for name in ('torch', 'transformers', 'scipy') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -234,10 +234,10 @@ def test_too_few_lists_or_none_with_a_reference() -> None:
 def test_left_out_lists_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     lists = [*make_lists(40, 0), NBest("empty", (), "a"), NBest("unknown", (Hypothesis("a"),))]
     PhraseCorrector.train(lists, settings=PhraseSettings(folds=2))
-    assert "2 of 42 lists left out" in caplog.text
+    assert "2 of 42 lists skipped" in caplog.text
 
 
-def test_reranker_finds_the_feature_that_tells() -> None:
+def test_reranker_learns_the_informative_feature() -> None:
     generator = np.random.default_rng(0)
     features, errors = [], []
     for _ in range(200):

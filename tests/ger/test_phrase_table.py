@@ -26,7 +26,7 @@ def learn(*pairs: tuple[str, str], **settings: object) -> PhraseTable:
 
 
 def targets(table: PhraseTable, source: str) -> dict[str, tuple[int, int]]:
-    return {" ".join(r.target): (r.count, r.kept) for r in table.entries.get(words(source), ())}
+    return {" ".join(r.target): (r.count, r.unchanged) for r in table.entries.get(words(source), ())}
 
 
 def test_substitutions_are_learned_with_context_and_counted_against_what_was_right() -> None:
@@ -39,7 +39,7 @@ def test_substitutions_are_learned_with_context_and_counted_against_what_was_rig
     assert replacement.log_odds == pytest.approx(math.log(1.5 / 1.5))
 
 
-def test_inserted_words_belong_to_either_neighbour() -> None:
+def test_inserted_words_belong_to_either_neighbor() -> None:
     table = learn(("a b", "a x b"))
     # Beside that reading there is the other one, in which the word by itself is right.
     assert targets(table, "a") == {"a x": (1, 1)}
@@ -66,7 +66,7 @@ def test_hypotheses_of_one_list_count_once() -> None:
     assert targets(table, "fights") == {"flights": (1, 1)}
 
 
-def test_balance_counts_first_hypotheses_alone_and_looks_at_the_words_around() -> None:
+def test_balance_counts_first_hypotheses_only_and_uses_context_words() -> None:
     table = learn(
         ("show fights now|x", "show flights now"),
         ("he fights", "he fights"),

@@ -72,7 +72,7 @@ def test_the_paper_form_reads_as_in_the_paper(tokenizer: Any) -> None:
     assert "### Other" not in alone
 
 
-def test_the_paper_form_begins_and_ends_as_the_tokenizer_says(tokenizer: Any, with_begin: Any) -> None:
+def test_the_paper_form_starts_and_ends_with_the_tokenizers_special_tokens(tokenizer: Any, with_begin: Any) -> None:
     plain, begun = encoder(tokenizer, "paper"), encoder(with_begin, "paper")
     without, prompt = plain.encode(["the cat"], "a cat"), begun.encode(["the cat"], "a cat")
     assert without.ids == prompt.ids[1:]
@@ -110,7 +110,7 @@ def test_the_tenth_and_later_hypotheses_share_the_last_number(tokenizer: Any) ->
     assert sorted(set(prompt.segments)) == list(range(10))
 
 
-def test_positions_run_on_or_begin_anew_with_every_hypothesis(tokenizer: Any) -> None:
+def test_positions_continue_or_restart_at_every_hypothesis(tokenizer: Any) -> None:
     texts = ["the cat sat on the mat", "a cat sat on the mat", "the cat"]
     for form in FORMS:
         running = encoder(tokenizer, form).encode(texts, "the mat")
@@ -261,7 +261,7 @@ def test_the_response_and_its_end_are_learned_and_nothing_else(tokenizer: Any, f
         assert learned.nonzero()[:, 0].tolist() == list(range(prompt.response, size))
 
 
-def test_a_model_that_does_not_look_at_the_noise_gets_none(tokenizer: Any) -> None:
+def test_a_model_without_adapter_gets_no_noise(tokenizer: Any) -> None:
     batch = collate(encoder(tokenizer, "paper"), [["a", "b"], ["c"]], [None, None])
     assert batch.noise.shape[0] == 2
     assert not batch.noise.any()

@@ -40,20 +40,20 @@ def improved(lists: Sequence[NBest], corrections: Sequence[Correction]) -> float
     return errors(lists, [c.text for c in corrections]) / errors(lists, [nbest.best for nbest in lists])
 
 
-def test_sample_lists_get_better_and_say_how(shipped: Corrector, lists: list[NBest]) -> None:
+def test_sample_lists_are_improved_with_a_reason(shipped: Corrector, lists: list[NBest]) -> None:
     corrections = shipped.correct(lists)
     assert improved(lists, corrections) < 0.97
     changed = [c for c in corrections if not c.kept]
     assert len(changed) >= 0.05 * len(lists)
     for correction in changed:
-        assert "fewer errors to expect" in correction.reason
+        assert "expected errors -" in correction.reason
         words = correction.input.split()
         for edit in reversed(correction.edits):
             words[edit.start : edit.end] = edit.after.split()
         assert " ".join(words) == correction.text
 
 
-def test_lists_of_another_recogniser_are_left_alone(shipped: Corrector) -> None:
+def test_lists_of_another_recognizer_are_left_alone(shipped: Corrector) -> None:
     corrections = shipped.correct(list(read_nbest(SAMPLES / "cv.json"))[:20])
     assert all(c.kept and "lacks scores" in c.reason for c in corrections)
 
@@ -85,15 +85,16 @@ def test_it_is_small() -> None:
 
 
 def test_base_model_copies_what_its_list_agrees_on() -> None:
-    from audio_llm.ger import decode, files
+    from audio_llm.ger import decode
+    from audio_llm.ger.checkpoint import load
 
-    built = files.load("ger-base")
+    checkpoint = load("ger-base")
     texts = ["he went down to the sea", "i have seen the old house and the garden"]
-    written = decode.greedy(built.model, built.collator, [[text] * 5 for text in texts])
+    written = decode.greedy(checkpoint.model, checkpoint.collator, [[text] * 5 for text in texts])
     assert [one.text for one in written] == texts
     assert all(one.finished for one in written)
     (torn,) = decode.greedy(
-        built.model, built.collator, [["he when down to the see", *["he went down to the sea"] * 4]]
+        checkpoint.model, checkpoint.collator, [["he when down to the see", *["he went down to the sea"] * 4]]
     )
     assert torn.text == texts[0]
     assert sum(file.stat().st_size for file in hub.find_model("ger-base").iterdir()) < 12_000_000

@@ -38,7 +38,7 @@ def test_columns_of_the_slots_are_the_hypotheses(hypotheses: list[tuple[str, ...
     assert [tuple(word for word in column if word) for column in columns] == hypotheses
 
 
-def test_words_put_in_at_one_place_share_their_slots() -> None:
+def test_words_inserted_at_one_position_share_their_slots() -> None:
     assert confusion_network([("a", "b"), ("a", "x", "y", "b"), ("a", "z", "b")]) == [
         ("a",),
         ("", "x", "z"),

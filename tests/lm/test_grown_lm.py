@@ -1,4 +1,4 @@
-"""A language model of text that is grown: what it knew stays, what is new has tokens of its own."""
+"""Tests of a pretrained text model that is extended: its outputs stay, new tokens get new embeddings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def row(lm: GrownLm, text: list[int], first: float = 0.0) -> Sequence:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_at_first_it_says_of_text_what_the_other_model_says(make_llm: Callable[..., Any], kind: str) -> None:
+def test_text_logits_initially_equal_the_pretrained_models(make_llm: Callable[..., Any], kind: str) -> None:
     other, text = llm(make_llm, kind), [3, 60, 7, 7, 12, 0, 63]
     with torch.no_grad():
         wanted = other(input_ids=torch.tensor([text])).logits
@@ -105,5 +105,5 @@ def test_weights_are_floats_and_come_back(make_llm: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "falcon"])
 def test_other_families_are_refused_by_name(make_llm: Callable[..., Any], kind: str) -> None:
-    with pytest.raises(ModelFormatError, match=rf"'{kind}' cannot be grown.*llama, mistral, qwen2, qwen3"):
+    with pytest.raises(ModelFormatError, match=rf"'{kind}' cannot be extended.*llama, mistral, qwen2, qwen3"):
         GrownLm(CONFIG, make_llm(kind))

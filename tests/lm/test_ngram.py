@@ -34,7 +34,7 @@ def made_up_text(count: int, seed: int) -> list[str]:
 def test_hand_worked_bigrams() -> None:
     # Counts of 3 bigrams after <s>/a/b/c: <s>a 3; ab 2, ac 1; b</s> 2; c</s> 1. Too few for estimated
     # discounts (nothing occurs 3 times with 4 following), so .5, 1, 1.5 are taken off counts of 1, 2, 3.
-    # Unigram counts are numbers of left neighbours: a 1, b 1, c 1, </s> 2, in all 5; discounts .5, .5, .5, 1 free 2.5,
+    # Unigram counts are numbers of left neighbors: a 1, b 1, c 1, </s> 2, in all 5; discounts .5, .5, .5, 1 free 2.5,
     # spread over 5 words (a b c </s> <unk>): a third of a half each, that is 0.1.
     model = train_ngram(TOY, order=2)
     for word, expected in {"a": 0.2, "b": 0.2, "c": 0.2, END: 0.3, UNKNOWN: 0.1}.items():

@@ -23,7 +23,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def shares(logits: Tensor, sampling: Sampling, count: int = 20_000) -> list[float]:
+def fractions(logits: Tensor, sampling: Sampling, count: int = 20_000) -> list[float]:
     """Return how often each token was drawn."""
     drawn = draw(logits.expand(count, -1), sampling, seeded())
     return (torch.bincount(drawn, minlength=logits.shape[-1]) / count).tolist()
@@ -37,14 +37,14 @@ def test_greedy_takes_the_likeliest_of_each_row() -> None:
 
 
 def test_draws_are_as_likely_as_they_should_be() -> None:
-    assert shares(LOGITS, Sampling()) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=0.015)
+    assert fractions(LOGITS, Sampling()) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=0.015)
     squares = [p * p / 0.3 for p in (0.1, 0.4, 0.2, 0.3)]
-    assert shares(LOGITS, Sampling(temperature=0.5)) == pytest.approx(squares, abs=0.015)
+    assert fractions(LOGITS, Sampling(temperature=0.5)) == pytest.approx(squares, abs=0.015)
 
 
 def test_top_k_keeps_the_likeliest() -> None:
-    assert shares(LOGITS, Sampling(top_k=2)) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=0.015)
-    assert shares(LOGITS, Sampling(top_k=99)) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=0.015)
+    assert fractions(LOGITS, Sampling(top_k=2)) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=0.015)
+    assert fractions(LOGITS, Sampling(top_k=99)) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=0.015)
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_top_k_keeps_the_likeliest() -> None:
     [(0.39, [0, 1, 0, 0]), (0.5, [0, 4 / 7, 0, 3 / 7]), (0.85, [0, 4 / 9, 2 / 9, 3 / 9]), (0.95, [0.1, 0.4, 0.2, 0.3])],
 )
 def test_top_p_keeps_the_fewest_that_have_that_probability(top_p: float, expected: list[float]) -> None:
-    assert shares(LOGITS, Sampling(top_p=top_p)) == pytest.approx(expected, abs=0.015)
+    assert fractions(LOGITS, Sampling(top_p=top_p)) == pytest.approx(expected, abs=0.015)
 
 
 def test_top_p_counts_what_top_k_and_temperature_left() -> None:
     # of 4/7 and 3/7 the first alone has more than a half
-    assert shares(LOGITS, Sampling(top_k=2, top_p=0.5)) == pytest.approx([0, 1, 0, 0])
-    assert shares(LOGITS, Sampling(temperature=0.25, top_p=0.6)) == pytest.approx([0, 1, 0, 0])
+    assert fractions(LOGITS, Sampling(top_k=2, top_p=0.5)) == pytest.approx([0, 1, 0, 0])
+    assert fractions(LOGITS, Sampling(temperature=0.25, top_p=0.6)) == pytest.approx([0, 1, 0, 0])
 
 
 def test_the_same_seed_draws_the_same() -> None:
@@ -124,7 +124,7 @@ def test_only_draws_are_random() -> None:
     assert not GREEDY.is_random
     assert not MEDIAN.is_random
     assert Sampling(0.5).is_random
-    with pytest.raises(ConfigError, match="nothing else with the median"):
+    with pytest.raises(ConfigError, match="at their defaults with the median"):
         Sampling(0.5, median=True)
 
 
@@ -139,14 +139,14 @@ def test_what_did_not_come_often_is_drawn_as_ever() -> None:
         assert torch.equal(draw_without_loops(logits, past, sampling, generator=seeded(4)), wanted)
 
 
-def test_what_came_often_of_late_is_drawn_anew_out_of_all() -> None:
+def test_frequent_recent_tokens_are_resampled_from_all() -> None:
     likely = torch.tensor([0.0, 6.0, 4.0, 0.0, -math.inf]).expand(4000, -1)
     past = history([1] * 3).expand(4000, -1)
     drawn = draw_without_loops(likely, past, Sampling(top_k=1), generator=seeded())
-    shares = torch.bincount(drawn, minlength=5) / 4000
-    assert torch.allclose(shares, likely[0].softmax(-1), atol=0.02)  # not of the likeliest alone
-    assert shares[4] == 0.0
-    assert shares[1] > 0.5  # it is not forbidden
+    fractions = torch.bincount(drawn, minlength=5) / 4000
+    assert torch.allclose(fractions, likely[0].softmax(-1), atol=0.02)  # not of the likeliest alone
+    assert fractions[4] == 0.0
+    assert fractions[1] > 0.5  # it is not forbidden
 
 
 ONE = Sampling(top_k=1)  # random in name

@@ -51,7 +51,7 @@ def padded(given: Sequence, count: int) -> Sequence:
 
 @pytest.mark.parametrize("place", [0, 4, 9])
 @pytest.mark.parametrize("part", ["ids", "segments", "positions"])
-def test_what_is_to_come_changes_nothing_before(place: int, part: str) -> None:
+def test_future_tokens_do_not_change_earlier_outputs(place: int, part: str) -> None:
     lm, given = make_lm(), sequence()
     changed = getattr(given, part).clone()
     changed[:, place] = {"ids": 4 + (changed[:, place] - 3) % 21, "segments": (changed[:, place] + 1) % 3}.get(
@@ -179,7 +179,7 @@ def test_where_the_target_lies_matters(part: str) -> None:
     lm, prompt, target = make_lm(), sequence(4), sequence(4, 9, seed=3)
     other = target._replace(**{part: (getattr(target, part) + 1) % (3 if part == "segments" else 50)})
     one, two = lm.generate(prompt, target, "a"), lm.generate(prompt, other, "a")
-    torch.testing.assert_close(one.log_probs[:, 0], two.log_probs[:, 0])  # the first is told by the prompt alone
+    torch.testing.assert_close(one.log_probs[:, 0], two.log_probs[:, 0])  # the first depends on the prompt only
     assert not torch.allclose(one.log_probs, two.log_probs, atol=1e-3)
     ids = target.ids.clone().fill_(BOS)
     assert torch.equal(lm.generate(prompt, target._replace(ids=ids), "a").ids, one.ids)
@@ -272,7 +272,7 @@ def test_the_median_is_taken_of_tokens_that_are_a_grid_alone() -> None:
     wanted = median(logits.softmax(-1), grid, [4, 3])
     assert torch.equal(found.ids[:, 0] - 4, wanted)
     torch.testing.assert_close(found.log_probs, logits.log_softmax(-1).gather(1, wanted[:, None]))
-    with pytest.raises(ConfigError, match="b tokens are no grid"):
+    with pytest.raises(ConfigError, match="b tokens form no grid"):
         lm.generate(prompt, target, "b", MEDIAN)
 
 
@@ -295,7 +295,7 @@ def test_decoding_is_the_whole_row_at_every_step(padding: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [[2, 0], [1, 1, 1, 0], [0, 1, 2], [2]])
-def test_kept_rows_go_on_as_if_they_had_been_alone(rows: list[int]) -> None:
+def test_selected_rows_continue_as_if_they_had_been_alone(rows: list[int]) -> None:
     lm, more, end = make_lm(), sequence(3, 2, seed=2), sequence(len(rows), 2, seed=3)
     prompts = [sequence(1, 7 - number, seed=number) for number in range(3)]  # of three lengths, padded on the left
     sizes = [prompt.ids.shape[1] for prompt in prompts]
@@ -327,8 +327,8 @@ def test_features_are_added_to_what_stands_for_a_token() -> None:
     with torch.no_grad():
         plain = lm(given)
         torch.testing.assert_close(lm(given, torch.zeros(2, 10, 16)), plain)
-        told = lm(given, features)
-        assert (told - plain).abs().amax(-1).min() > 1e-3
+        with_features = lm(given, features)
+        assert (with_features - plain).abs().amax(-1).min() > 1e-3
         late = features.clone()
         late[:, :6] = 0.0
         torch.testing.assert_close(lm(given, late)[:, :6], plain[:, :6], atol=1e-5, rtol=1e-4)  # no sight of the future
@@ -363,7 +363,7 @@ def test_special_tokens_have_the_first_logits(specials: list[int]) -> None:
         assert lm.table("b").shape == (9, 16)
 
 
-def test_join_puts_one_behind_the_other() -> None:
+def test_join_concatenates_along_time() -> None:
     one, other = sequence(2, 4), sequence(2, 3, seed=1)
     both = join([one, other, one])
     for part, a, b in zip(both, one, other, strict=True):

@@ -200,7 +200,7 @@ def test_a_folder_of_an_unsupported_llm_is_refused(
     make_llm_folder: Callable[..., tuple[Path, Any]], utterances: Path, tokenizer: S3Tokenizer, tmp_path: Path
 ) -> None:
     folder, _ = make_llm_folder("gpt2")
-    with pytest.raises(ModelFormatError, match="'gpt2' cannot be grown"):
+    with pytest.raises(ModelFormatError, match="'gpt2' cannot be extended"):
         train_speech_text_lm([utterances], [utterances], tokenizer, "s3-tiny", tmp_path / "out", SETTINGS, llm=folder)
     with pytest.raises(ModelNotFoundError, match="no causal language model"):
         train_speech_text_lm([utterances], [utterances], tokenizer, "s3-tiny", tmp_path / "out", SETTINGS, llm=tmp_path)

@@ -1,9 +1,9 @@
-"""Audio noise distillation: a statistics network says how much the noise embedding tells of the noise in the sound.
+"""Audio noise distillation: a statistics network estimates the mutual information of embedding and audio.
 
-Two steps take turns (RobustGER, algorithm 1). Step M, `Distiller.update`, teaches the network to tell a list's noise
-embedding with its own noisy sound from one with another sound. Step G, `Distiller.reward`, is added to the
-corrector's loss, so that what the adapter makes of the embedding tells more of the sound. Sound is needed in training
-only. Noise embeddings are given as the adapter gets them, divided by their typical sizes (`RobustGer.scale_noise`).
+Two steps alternate (RobustGER, algorithm 1). Step M, `Distiller.update`, trains the network to distinguish a list's
+noise embedding paired with its own noisy audio from one paired with other audio. Step G, `Distiller.loss_term`, is
+subtracted from the corrector's loss, so that the tuned embedding carries more information about the audio. Audio is
+needed in training only. Noise embeddings are scaled as for the adapter (`RobustGer.scale_noise`).
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ Negatives = Literal["clean", "shuffle", "both"]
 
 @dataclass(frozen=True)
 class DistillationSettings:
-    """How the network is built and taught. The defaults are the paper's, sizes and `clip` apart.
+    """Settings of the network and its training. The defaults are the paper's, except for sizes and `clip`.
 
     Attributes:
-        bound: What step M raises: `donsker_varadhan` (the paper), `difference` (the authors' release) or
+        bound: The bound that step M maximizes: `donsker_varadhan` (the paper), `difference` (the authors' release) or
             `jensen_shannon` (no logarithm of a mean, so that small batches do not bias it).
-        negatives: The sounds that do not belong to a text: `clean`, the same utterance without noise (the paper),
-            which can be told apart without the text (see `language_probe`); `shuffle`, noisy sounds of the other
+        negatives: Audio paired with a text as negative: `clean`, the same utterance without noise (the paper), which
+            can be distinguished without reading the text (see `language_probe`); `shuffle`, noisy audio of other
             utterances, which cannot; or `both`.
-        output: `sigmoid` keeps psi in 0..1. `raw` leaves it, which an estimate of mutual information needs, with
-            `shuffle`: where the sound alone tells clean from noisy it grows without end. Not for `difference`.
-        weight: Lambda, of the reward in the corrector's loss.
-        learning_rate_factor: Step M's rate as a share of the corrector's.
-        weight_decay: Of step M's AdamW.
+        output: `sigmoid` limits psi to 0..1. `raw` leaves it unlimited, as an estimate of mutual information needs; use
+            it with `shuffle`, as it diverges where audio alone separates clean from noisy. Not for `difference`.
+        weight: Lambda, the weight of the distillation term in the corrector's loss.
+        learning_rate_factor: Step M's learning rate over the corrector's.
+        weight_decay: Weight decay of step M's AdamW.
         hidden: Width of the network's branches; the layer that joins them has a quarter.
-        clip: Norm to which step M's gradient is scaled down.
-        average_rate: Share of the newest batch in the moving average that stands for the denominator in the gradient
-            of `donsker_varadhan` (MINE, section 3.2).
+        clip: Maximum norm of step M's gradient.
+        average_rate: Weight of the newest batch in the moving average that replaces the denominator in the gradient of
+            `donsker_varadhan` (MINE, section 3.2).
     """
 
     bound: Bound = "donsker_varadhan"
@@ -63,14 +63,14 @@ class DistillationSettings:
 
 
 class StatisticsNetwork(nn.Module):
-    """psi(text, audio): high where the text's noise and the sound's belong together.
+    """psi(text, audio): high if the noise embedding and the audio belong to the same recording.
 
-    A raw noise embedding goes through a first layer to the width of the tuned one; a tuned one, which the adapter's
-    own map has brought there, enters behind it (as in the authors' release, whose layers have no biases).
+    A first layer maps a raw noise embedding to the width of the tuned one; a tuned embedding, which the adapter has
+    mapped already, enters after it (as in the authors' release, whose layers have no biases).
 
     Args:
         noise_width: Width d of the noise embedding.
-        tuned_width: Width of what `NoiseAdapter.tuned` returns.
+        tuned_width: Width of the embeddings that `NoiseAdapter.tuned` returns.
         audio_width: Length A of an audio feature vector.
         hidden: Width of the branches.
         output: `sigmoid` for psi in 0..1, `raw` for any number.
@@ -94,48 +94,48 @@ class StatisticsNetwork(nn.Module):
         self.audio = nn.Linear(audio_width, hidden)
         self.join = nn.Linear(hidden, hidden // 4)
         self.score = nn.Linear(hidden // 4, 1)
-        # what audio features are standardised with: log energies are far from zero
+        # statistics that standardize the audio features: log energies are far from zero
         self.register_buffer("audio_mean", torch.zeros(audio_width))
         self.register_buffer("audio_size", torch.ones(audio_width))
 
     def fit_audio(self, features: Tensor) -> None:
-        """Take the mean and deviation of audio features from the training set, (N, A); needed once, before step M."""
+        """Set mean and deviation from the audio features of the training set, (N, A); call it once, before step M."""
         features = features.float().to(self.audio_mean.device)
         self.audio_mean.copy_(features.mean(dim=0))
         self.audio_size.copy_(features.std(dim=0, unbiased=False).clamp_min(1e-3))
 
     def forward(self, text: Tensor, valid: Tensor, audio: Tensor, tuned: bool = False) -> Tensor:
-        """Return psi, (B,) float32, whatever the types of the inputs and under autocast too.
+        """Return psi, (B,) float32, for inputs of any dtype and under autocast too.
 
         Args:
             text: (B, U, d) noise embedding, or (B, U, tuned width).
-            valid: (B, U) bool, rows that are there; the others do not matter. None there: the text counts as zero.
+            valid: (B, U) bool, rows that exist; the others are ignored. A text without any counts as zero.
             audio: (B, A).
             tuned: Whether `text` is the tuned embedding.
         """
         with torch.autocast(text.device.type, enabled=False):
-            # Rows are averaged first, as all up to `text` is linear; an absent row may hold anything, so it is no
-            # matter of multiplying by 0.
-            kept = text.float().masked_fill(~valid[:, :, None], 0.0)
-            mean = kept.sum(dim=1) / valid.sum(dim=1).clamp_min(1)[:, None]
-            spoken = self.text(mean if tuned else self.first(mean))
-            heard = self.audio((audio.float() - self.audio_mean) / self.audio_size)
-            joined = nn.functional.silu(spoken) + nn.functional.silu(heard)
+            # Rows are averaged first, as everything up to `text` is linear. An absent row may hold NaN, so it is filled
+            # with 0, not multiplied by 0.
+            masked = text.float().masked_fill(~valid[:, :, None], 0.0)
+            mean = masked.sum(dim=1) / valid.sum(dim=1).clamp_min(1)[:, None]
+            text_hidden = self.text(mean if tuned else self.first(mean))
+            audio_hidden = self.audio((audio.float() - self.audio_mean) / self.audio_size)
+            joined = nn.functional.silu(text_hidden) + nn.functional.silu(audio_hidden)
             psi = self.score(nn.functional.silu(self.join(joined)))[:, 0]
             return torch.sigmoid(psi) if self.output == "sigmoid" else psi
 
 
 def donsker_varadhan(joint: Tensor, negative: Tensor, log_average: Tensor | None = None) -> Tensor:
-    """Return mean psi of the pairs that belong together, less log mean exp psi of the others (RobustGER, eq. 8).
+    """Return mean psi of the matching pairs minus log mean exp psi of the negative pairs (RobustGER, eq. 8).
 
     Args:
-        joint: (N,) psi of the former.
-        negative: (M,) psi of the latter; fewer than about 32 give a poor estimate.
-        log_average: Log of a moving average of mean exp psi, see `moving_average`. It stands for the denominator in
-            the gradient, which a small batch biases, and leaves the value as it is.
+        joint: (N,) psi of matching pairs.
+        negative: (M,) psi of negative pairs; fewer than about 32 give a poor estimate.
+        log_average: Log of a moving average of mean exp psi, see `moving_average`. It replaces the denominator in the
+            gradient, which a small batch biases; the value is unchanged.
 
     Returns:
-        A scalar: with raw psi a lower bound of mutual information, in nats.
+        A scalar: with raw psi a lower bound of the mutual information, in nats.
     """
     log_mean = _log_mean_exp(negative)
     if log_average is not None:
@@ -145,12 +145,12 @@ def donsker_varadhan(joint: Tensor, negative: Tensor, log_average: Tensor | None
 
 
 def difference(joint: Tensor, negative: Tensor) -> Tensor:
-    """Return the difference of the means, which the authors' release raises; (N,) and (M,), psi in 0..1."""
+    """Return the difference of the means, the bound of the authors' release; (N,) and (M,), psi in 0..1."""
     return joint.mean() - negative.mean()
 
 
 def jensen_shannon(joint: Tensor, negative: Tensor) -> Tensor:
-    """Return the Jensen-Shannon bound; (N,) and (M,). It is 0 where nothing is told apart and at most 2 log 2."""
+    """Return the Jensen-Shannon bound; (N,) and (M,). It is 0 for an uninformative psi and at most 2 log 2."""
     softplus = nn.functional.softplus
     return 2 * math.log(2) - softplus(-joint).mean() - softplus(negative).mean()
 
@@ -159,9 +159,9 @@ def moving_average(log_average: Tensor | None, negative: Tensor, rate: float) ->
     """Return the log of the moving average of mean exp psi after one more batch.
 
     Args:
-        log_average: Before it; None: it is the first.
-        negative: (M,) psi.
-        rate: Share of this batch.
+        log_average: Log of the average before this batch; None: this batch is the first.
+        negative: (M,) psi of negative pairs.
+        rate: Weight of this batch.
     """
     newest = _log_mean_exp(negative.detach())
     if log_average is None or rate == 1:
@@ -170,18 +170,18 @@ def moving_average(log_average: Tensor | None, negative: Tensor, rate: float) ->
 
 
 class Distiller:
-    """The statistics network with an optimiser of its own.
+    """The statistics network with its own optimizer.
 
-    A state to go on from is in `state_dict`; randomness comes from the seed alone.
+    `state_dict` holds everything to resume from; randomness comes from the seed alone.
 
     Args:
         noise_width: Width d of the noise embedding.
-        tuned_width: Width of what `NoiseAdapter.tuned` returns.
+        tuned_width: Width of the embeddings that `NoiseAdapter.tuned` returns.
         audio_width: Length A of an audio feature vector.
-        learning_rate: Of the corrector; step M's is a share of it.
+        learning_rate: The corrector's; step M's is `learning_rate_factor` times it.
         settings: See `DistillationSettings`.
-        seed: For the first weights and the shuffled negatives.
-        device: Where it runs.
+        seed: Seed of the initial weights and the shuffled negatives.
+        device: Device of the network.
     """
 
     def __init__(
@@ -213,21 +213,21 @@ class Distiller:
         self._log_average: Tensor | None = None
 
     def update(self, noise: Tensor, valid: Tensor, noisy: Tensor, clean: Tensor | None = None) -> float:
-        """Step M: move the network, and nothing else, towards a higher bound.
+        """Step M: update the network, and nothing else, to raise the bound.
 
-        Give the whole effective batch at once, 32 utterances or more: the bound of parts is not the bound of all.
+        Give the whole effective batch at once, 32 utterances or more: the bound does not decompose over parts.
 
         Args:
-            noise: (B, U, d) noise embedding; gradients do not reach it.
+            noise: (B, U, d) noise embedding; no gradient flows to it.
             valid: (B, U) bool.
-            noisy: (B, A) features of the sounds that were recognised.
+            noisy: (B, A) features of the recognized audio.
             clean: (B, A) features of the same utterances without noise, cut alike; not needed for `shuffle`.
 
         Returns:
             The bound before the step.
 
         Raises:
-            UsageError: `clean` is missing, or there is one utterance and other utterances' sounds are wanted.
+            UsageError: `clean` is missing, or shuffled negatives are asked of a single utterance.
             AudioLLMError: The gradient is infinite or not a number.
         """
         settings, parameters = self.settings, list(self.network.parameters())
@@ -237,7 +237,7 @@ class Distiller:
         negative = torch.cat([self.network(noise, valid, sound) for sound in sounds])
         log_average = moving_average(self._log_average, negative, settings.average_rate)
         value = _bound(settings.bound, joint, negative, log_average)
-        # not by backward: nothing of an earlier step is added, and no other tensor gets a gradient
+        # not by backward: gradients of an earlier step are not added, and no other tensor gets a gradient
         gradients = torch.autograd.grad(-value, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -251,24 +251,26 @@ class Distiller:
         self._log_average = log_average
         return value.item()
 
-    def reward(self, tuned: list[Tensor], valid: Tensor, noisy: Tensor) -> Tensor:
-        """Step G: return what the corrector's loss is lowered by, times `settings.weight`.
+    def loss_term(self, tuned: list[Tensor], valid: Tensor, noisy: Tensor) -> Tensor:
+        """Step G: return the term that is subtracted, times `settings.weight`, from the corrector's loss.
 
-        Gradients flow through the network to the tuned embeddings; the network itself gets none. An utterance
-        without sound is left out of the batch that is given here.
+        Gradients flow through the network to the tuned embeddings; the network itself gets none. Utterances without
+        audio are to be left out of the batch.
 
         Args:
             tuned: (B, U, tuned width) each, from `NoiseAdapter.tuned`.
             valid: (B, U) bool.
-            noisy: (B, A) features of the sounds that were recognised.
+            noisy: (B, A) features of the recognized audio.
 
         Returns:
-            A scalar in 0..1: mean psi over utterances and embeddings. Raw psi, which has no limit, is first turned
-            into the probability that text and sound belong together.
+            A scalar in 0..1: mean psi over utterances and embeddings. Raw psi, which has no limit, is first mapped to
+            the probability that text and audio match.
         """
         fixed = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
-        found = [torch.func.functional_call(self.network, fixed, (text, valid, noisy.detach(), True)) for text in tuned]
-        psi = torch.stack(found)
+        values = [
+            torch.func.functional_call(self.network, fixed, (text, valid, noisy.detach(), True)) for text in tuned
+        ]
+        psi = torch.stack(values)
         if self.settings.output == "raw":
             if self.settings.bound == "donsker_varadhan" and self._log_average is not None:
                 psi = psi - self._log_average  # it is a log ratio of densities but for this constant
@@ -276,7 +278,7 @@ class Distiller:
         return psi.mean()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return everything a training needs to go on, fit for safetensors."""
+        """Return everything needed to resume a training, as tensors for safetensors."""
         tensors = {f"network.{name}": tensor.clone() for name, tensor in self.network.state_dict().items()}
         for name, parameter in self.network.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -287,39 +289,39 @@ class Distiller:
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `state_dict` returned; the learning rate stays as it is here.
+        """Restore a state that `state_dict` returned; the learning rate is not changed.
 
         Raises:
-            ModelFormatError: It belongs to a network of another shape.
+            ModelFormatError: The state belongs to a network of another shape.
         """
         prefix = "network."
-        own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        weights = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         try:
-            self.network.load_state_dict(own)
+            self.network.load_state_dict(weights)
             self._generator.set_state(tensors["random"].cpu())
         except (KeyError, RuntimeError) as error:
-            remedy = "distil with the settings it was made with"
+            remedy = "distill with the settings that it was trained with"
             raise ModelFormatError(f"the statistics network's state does not fit: {error}", remedy=remedy) from None
         self.optimizer.state.clear()
         for name, parameter in self.network.named_parameters():
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if (value := tensors.get(f"optimizer.{name}.{key}")) is not None:
                     # AdamW keeps its step counts on the CPU wherever the weights are.
-                    place = "cpu" if key == "step" else parameter.device
-                    self.optimizer.state[parameter][key] = value.detach().clone().to(place)
+                    device = "cpu" if key == "step" else parameter.device
+                    self.optimizer.state[parameter][key] = value.detach().clone().to(device)
         average = tensors.get("log_average")
         self._log_average = None if average is None else average.clone().to(self.network.audio_mean.device)
 
 
 @dataclass(frozen=True)
 class LanguageProbe:
-    """Whether a statistics network reads the text at all.
+    """Whether a statistics network uses the text at all.
 
     Attributes:
-        true_text: The bound where every sound has its own text.
-        shuffled_text: The mean bound where the texts are shuffled among the utterances.
-        spread: Standard deviation of the latter from shuffle to shuffle.
-        utterances: How many it was measured on.
+        true_text: The bound with the true texts.
+        shuffled_text: The mean bound with texts shuffled among the utterances.
+        spread: Standard deviation of the latter over the shuffles.
+        utterances: Number of utterances.
     """
 
     true_text: float
@@ -329,12 +331,12 @@ class LanguageProbe:
 
     @property
     def reads_audio_only(self) -> bool:
-        """Whether both bounds agree; then distillation is void.
+        """Whether both bounds agree, which makes distillation meaningless.
 
-        With clean negatives the network can tell noisy from clean by the sound alone. Its reward then says nothing
-        of how text and sound belong together, and any gain of the corrector has another cause. They agree where
-        they differ by less than a tenth of the bound, or by less than chance gives (three times `spread`). This also
-        holds for a network that has learned nothing.
+        With clean negatives the network can separate noisy from clean by the audio alone. The distillation term then
+        does not depend on the match of text and audio, and any gain of the corrector has another cause. The bounds
+        agree if they differ by less than a tenth of the bound, or by less than chance (three times `spread`). This is
+        also the case for a network that has learned nothing.
         """
         return self.true_text - self.shuffled_text <= max(3 * self.spread, 0.1 * abs(self.true_text))
 
@@ -350,16 +352,16 @@ def language_probe(
     generator: torch.Generator,
     shuffles: int = 20,
 ) -> LanguageProbe:
-    """Measure the bound with true and with shuffled texts, on utterances that were not trained on.
+    """Measure the bound with true and with shuffled texts, on held-out utterances.
 
     Args:
-        distiller: Its bound and its kind of negatives are used.
+        distiller: Gives the network, the bound and the kind of negatives.
         noise: (B, U, d) noise embedding, 100 utterances or more.
         valid: (B, U) bool.
-        noisy: (B, A) features of the sounds that were recognised.
+        noisy: (B, A) features of the recognized audio.
         clean: (B, A) features without noise; not needed for `shuffle`.
-        generator: For the shuffles, on the CPU.
-        shuffles: How often.
+        generator: Source of the shuffles, on the CPU.
+        shuffles: Number of shuffles.
 
     Raises:
         UsageError: `clean` is missing, or there are fewer than two utterances.
@@ -367,18 +369,18 @@ def language_probe(
     network, settings = distiller.network, distiller.settings
     if len(noise) < 2:
         raise UsageError("one utterance's text cannot be shuffled", remedy="give many")
-    own: list[Tensor] = []
-    other: list[Tensor] = []
+    true_bounds: list[Tensor] = []
+    shuffled_bounds: list[Tensor] = []
     for _ in range(shuffles):
         sounds = _negative_sounds(settings.negatives, noisy, clean, generator)
         rows = _derangement(len(noise), generator).to(noise.device)
-        for found, order in ((own, slice(None)), (other, rows)):
+        for bounds, order in ((true_bounds, slice(None)), (shuffled_bounds, rows)):
             text, there = noise[order], valid[order]
             negative = torch.cat([network(text, there, sound) for sound in sounds])
-            found.append(_bound(settings.bound, network(text, there, noisy), negative))
-    shuffled = torch.stack(other)
+            bounds.append(_bound(settings.bound, network(text, there, noisy), negative))
+    shuffled = torch.stack(shuffled_bounds)
     return LanguageProbe(
-        true_text=float(torch.stack(own).mean()),
+        true_text=float(torch.stack(true_bounds).mean()),
         shuffled_text=float(shuffled.mean()),
         spread=float(shuffled.std(unbiased=False)),
         utterances=len(noise),
@@ -398,7 +400,7 @@ def _log_mean_exp(psi: Tensor) -> Tensor:
 def _negative_sounds(
     negatives: Negatives, noisy: Tensor, clean: Tensor | None, generator: torch.Generator
 ) -> list[Tensor]:
-    """Return sounds that do not belong to the texts of the same rows, (B, A) each."""
+    """Return audio features that do not belong to the texts of the same rows, (B, A) each."""
     sounds = []
     if negatives != "shuffle":
         if clean is None:
@@ -414,8 +416,8 @@ def _negative_sounds(
 
 
 def _derangement(count: int, generator: torch.Generator) -> Tensor:
-    """Return (count,) int64, a random order that leaves nothing in its place."""
+    """Return (count,) int64, a random permutation without fixed points."""
     order = torch.randperm(count, generator=generator)
-    found = torch.empty_like(order)
-    found[order] = order.roll(1)
-    return found
+    result = torch.empty_like(order)
+    result[order] = order.roll(1)
+    return result

@@ -1,4 +1,4 @@
-"""Recordings, with noise at given SNRs, to the project's own recognisers' lists and what is known of their sound."""
+"""Recognition of recordings, with noise at given SNRs: N-best lists of our recognizers, with noise features."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from speech_sets import Recording
 from audio_llm import audio
 from audio_llm.align import count_edits
 from audio_llm.ger.data import ListData, from_lists
-from audio_llm.ger.sound import NoiseStatistics
+from audio_llm.ger.noise_features import NoiseStatistics
 from audio_llm.nbest import NBest, nbest_from_dict, nbest_to_dict
 from audio_llm.simulation.mono import add_noise
 from audio_llm.text import DEFAULT_NORMALIZER
 
 CLEAN = "clean"
-SNRS_DB = {"ctc": (20, 10, 5, 0), "sphinx": (30, 20, 10)}  # of the reported sets
+SNRS_DB = {"ctc": (20, 10, 5, 0), "sphinx": (30, 20, 10)}  # conditions of the reported sets
 TRAIN_SNR_DB = {"ctc": (0.0, 20.0), "sphinx": (15.0, 40.0)}  # drawn for each recording of the training sets
-TEST_NOISE_SHARE = 0.3  # of the noise recordings; the others are for training and tuning
-DEPTH = 20  # hypotheses asked for
-MOST_WRONG = 0.6  # of the words of a list that is trained on
+TEST_NOISE_FRACTION = 0.3  # of the noise recordings; the others are for training and validation
+DEPTH = 20  # requested hypotheses
+MOST_WRONG = 0.6  # maximum word error rate of a training list
 
 _state: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Task:
-    """One recording to be heard once.
+    """One recording to recognize in one condition.
 
     Attributes:
-        recording: What.
-        condition: `clean`, or the SNR in dB as text.
-        part: `train` or `test`: which noises may be added.
+        recording: The recording.
+        condition: `clean`, `any`, or the SNR in dB as text.
+        part: `train` or `test`: the part of the noises that may be added.
     """
 
     recording: Recording
@@ -48,26 +48,26 @@ class Task:
 
 
 def plan(recordings: Sequence[Recording], part: str, conditions: Sequence[str]) -> list[Task]:
-    """Return what is to be heard; the condition `any` draws an SNR for each recording."""
+    """Return the tasks; the condition `any` draws an SNR for each recording."""
     return [Task(recording, condition, part) for condition in conditions for recording in recordings]
 
 
-def hear(tasks: Sequence[Task], folder: Path, asr: str, output: Path, workers: int) -> int:
-    """Recognise what the file does not hold yet and append it; return how many lists it holds.
+def recognize(tasks: Sequence[Task], folder: Path, asr: str, output: Path, workers: int) -> int:
+    """Recognize the tasks that are not in the file yet and append them; return the number of lists in it.
 
     Args:
-        tasks: What to hear.
-        folder: The data, for its noises.
-        asr: Name of the recogniser.
-        output: JSON lines, a list with its sound a line.
-        workers: Processes.
+        tasks: Recordings and conditions.
+        folder: The data folder, for its noises.
+        asr: Name of the recognizer.
+        output: JSON lines, one list with its noise features per line.
+        workers: Number of processes.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     done = {row["id"] for row in _rows(output)}
     missing = [task for task in tasks if _name(task) not in done]
     start = (folder, asr)
     with output.open("a", encoding="utf-8") as file, ProcessPoolExecutor(workers, None, _start, start) as pool:
-        for number, row in enumerate(pool.map(_hear_one, missing, chunksize=4), 1):
+        for number, row in enumerate(pool.map(_recognize_one, missing, chunksize=4), 1):
             file.write(json.dumps(row) + "\n")
             if number % 50 == 0:
                 file.flush()
@@ -76,39 +76,39 @@ def hear(tasks: Sequence[Task], folder: Path, asr: str, output: Path, workers: i
 
 
 def read(path: Path, condition: str | None = None) -> list[NBest]:
-    """Return the lists of a file, normalised, those without a word left out.
+    """Return the lists of a file, normalized, without those that have no words.
 
     Args:
-        path: As `hear` wrote it.
-        condition: Only these.
+        path: Output of `recognize`.
+        condition: Only lists of this condition; None: all.
     """
     return [nbest for nbest, _ in _read(path, condition)]
 
 
 def read_data(path: Path, condition: str | None = None, most_wrong: float = MOST_WRONG) -> ListData:
-    """Return the lists of a file with their sounds, as training data.
+    """Return the lists of a file with their noise features, as training data.
 
     Args:
-        path: As `hear` wrote it.
-        condition: Only these.
-        most_wrong: Share of wrong words in the best hypothesis, at most: what is nearly all wrong teaches to invent.
+        path: Output of `recognize`.
+        condition: Only lists of this condition; None: all.
+        most_wrong: Maximum word error rate of the best hypothesis: lists that are nearly all wrong teach hallucination.
     """
-    found = [one for one in _read(path, condition) if _share_wrong(one[0]) <= most_wrong]
-    data = from_lists([nbest for nbest, _ in found], DEFAULT_NORMALIZER.name)
-    sounds = {name: np.array([row[name] for _, row in found], dtype=np.float32) for name in ("noisy", "clean")}
+    selected = [one for one in _read(path, condition) if _word_error_rate(one[0]) <= most_wrong]
+    data = from_lists([nbest for nbest, _ in selected], DEFAULT_NORMALIZER.name)
+    sounds = {name: np.array([row[name] for _, row in selected], dtype=np.float32) for name in ("noisy", "clean")}
     return ListData(data.references, data.hypotheses, **sounds)
 
 
 def _read(path: Path, condition: str | None) -> list[tuple[NBest, dict[str, Any]]]:
-    found = []
+    pairs = []
     for number, row in enumerate(_rows(path), 1):
         nbest = nbest_from_dict(row, str(path), number)
         if nbest.best and (condition is None or row["condition"] == condition):
-            found.append((nbest, row))
-    return found
+            pairs.append((nbest, row))
+    return pairs
 
 
-def _share_wrong(nbest: NBest) -> float:
+def _word_error_rate(nbest: NBest) -> float:
     return count_edits((nbest.reference or "").split(), nbest.best.split()).error_rate
 
 
@@ -134,18 +134,18 @@ def _start(folder: Path, asr: str) -> None:
 
 
 def noises(folder: Path, part: str) -> list[np.ndarray]:
-    """Return the noises of a part, each (T,) float32; which part a recording is in depends on its name alone."""
-    found = []
+    """Return the noises of a part, each (T,) float32; the part of a recording depends on its name only."""
+    waveforms = []
     for manifest in sorted((folder / "audio" / "noise").glob("*/manifest.jsonl")):
         for line in manifest.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            for_test = zlib.crc32(row["id"].encode()) % 100 < 100 * TEST_NOISE_SHARE
+            for_test = zlib.crc32(row["id"].encode()) % 100 < 100 * TEST_NOISE_FRACTION
             if for_test == (part == "test"):
-                found.append(audio.read(folder / "audio" / row["path"]))
-    return found
+                waveforms.append(audio.read(folder / "audio" / row["path"]))
+    return waveforms
 
 
-def _hear_one(task: Task) -> dict[str, Any]:
+def _recognize_one(task: Task) -> dict[str, Any]:
     rng = np.random.default_rng(zlib.crc32(_name(task).encode()))
     clean = audio.read(task.recording.path)
     waveform, condition = clean, task.condition

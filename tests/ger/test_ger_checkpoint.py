@@ -16,10 +16,10 @@ from torch import Tensor
 from audio_llm import hub
 from audio_llm.errors import AudioLLMError, ConfigError, ModelFormatError, ModelNotFoundError
 from audio_llm.ger.adapter import AdapterSettings
+from audio_llm.ger.checkpoint import GerCheckpoint, build, llm_fingerprint, load, save
 from audio_llm.ger.data import ListData, split_by_reference
 from audio_llm.ger.decode import greedy
-from audio_llm.ger.files import Built, build, llm_fingerprint, load, save
-from audio_llm.ger.mine import DistillationSettings
+from audio_llm.ger.distillation import DistillationSettings
 from audio_llm.ger.model import GerSettings, LoraSettings
 from audio_llm.ger.noise import NoiseSettings
 from audio_llm.ger.prompt import PromptSettings
@@ -60,27 +60,27 @@ def llm_folder(tmp_path: Path, make_llm: MakeLlm, tokenizer: Any) -> Folder:
     return make
 
 
-def shaken(built: Built, seed: int = 0) -> Built:
+def shaken(checkpoint: GerCheckpoint, seed: int = 0) -> GerCheckpoint:
     """Move every trained weight, as a training does."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in built.model.parameters():
+        for parameter in checkpoint.model.parameters():
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-    built.model.set_noise_size(torch.tensor([0.5, 2.0]))
-    built.model.eval()
-    return built
+    checkpoint.model.set_noise_size(torch.tensor([0.5, 2.0]))
+    checkpoint.model.eval()
+    return checkpoint
 
 
 @torch.no_grad()
-def logits(built: Built) -> Tensor:
-    batch = built.collator.batch(LISTS, ["the cat", "we"])
-    with built.model.eval().condition(batch.noise, batch.noise_valid):
-        return built.model(batch.ids, batch.positions, batch.segments, batch.valid)
+def logits(checkpoint: GerCheckpoint) -> Tensor:
+    batch = checkpoint.collator.batch(LISTS, ["the cat", "we"])
+    with checkpoint.model.eval().condition(batch.noise, batch.noise_valid):
+        return checkpoint.model(batch.ids, batch.positions, batch.segments, batch.valid)
 
 
-def saved(built: Built, folder: Path) -> Path:
-    return save(folder, replace(built, normalizer="raw"), {"seed": 0})
+def saved(checkpoint: GerCheckpoint, folder: Path) -> Path:
+    return save(folder, replace(checkpoint, normalizer="raw"), {"seed": 0})
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -94,13 +94,13 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 def test_adapters_come_back_bit_equal_on_their_language_model(llm_folder: Folder, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("peft")
     llm = llm_folder(kind)
-    built = shaken(build(llm, ADAPTERS))
+    checkpoint = shaken(build(llm, ADAPTERS))
     fresh = logits(build(llm, ADAPTERS))
-    folder = saved(built, tmp_path / "made")
+    folder = saved(checkpoint, tmp_path / "made")
     back = load(folder)
-    assert torch.equal(logits(back), logits(built))
+    assert torch.equal(logits(back), logits(checkpoint))
     assert not torch.equal(logits(back), fresh)
-    assert (back.normalizer, back.llm, back.fingerprint) == ("raw", str(llm), built.fingerprint)
+    assert (back.normalizer, back.llm, back.fingerprint) == ("raw", str(llm), checkpoint.fingerprint)
     assert back.model.settings == ADAPTERS
     own = hub.load_model(folder).tensors
     assert all("lora_" in name for name in own if name.startswith("llm."))  # the language model is not in it
@@ -112,11 +112,11 @@ def test_a_model_trained_as_a_whole_comes_back_bit_equal_and_needs_nothing_else(
     llm_folder: Folder, tmp_path: Path, kind: str, tied: bool
 ) -> None:
     llm = llm_folder(kind, tie_word_embeddings=tied)
-    built = shaken(build(llm, WHOLE))
-    folder = saved(built, tmp_path / "made")
+    checkpoint = shaken(build(llm, WHOLE))
+    folder = saved(checkpoint, tmp_path / "made")
     shutil.rmtree(llm)
     back = load(folder)
-    assert torch.equal(logits(back), logits(built))
+    assert torch.equal(logits(back), logits(checkpoint))
     assert back.llm == ""
     assert back.model.settings == WHOLE
     assert not back.model.training
@@ -126,21 +126,21 @@ def test_a_model_trained_as_a_whole_comes_back_bit_equal_and_needs_nothing_else(
 def test_a_language_model_in_half_precision_stays_so(llm_folder: Folder, tmp_path: Path, settings: GerSettings) -> None:
     pytest.importorskip("peft")
     llm = llm_folder(half=True, tie_word_embeddings=True)
-    built = shaken(build(llm, replace(settings, number_hypotheses=False)))
-    back = load(saved(built, tmp_path / "made"))
-    assert logits(back).dtype == logits(built).dtype == torch.bfloat16
-    assert torch.equal(logits(back), logits(built))
+    checkpoint = shaken(build(llm, replace(settings, number_hypotheses=False)))
+    back = load(saved(checkpoint, tmp_path / "made"))
+    assert logits(back).dtype == logits(checkpoint).dtype == torch.bfloat16
+    assert torch.equal(logits(back), logits(checkpoint))
 
 
 def test_another_language_model_is_refused_and_the_option_named(llm_folder: Folder, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     llm, other, smaller = llm_folder(), llm_folder(seed=1), llm_folder("qwen2", hidden_size=16)
-    built = shaken(build(llm, ADAPTERS))
-    folder = saved(built, tmp_path / "made")
+    checkpoint = shaken(build(llm, ADAPTERS))
+    folder = saved(checkpoint, tmp_path / "made")
     moved = llm.rename(tmp_path / "moved")
     with pytest.raises(ModelNotFoundError, match="--llm"):
         load(folder)
-    assert torch.equal(logits(load(folder, llm=moved)), logits(built))
+    assert torch.equal(logits(load(folder, llm=moved)), logits(checkpoint))
     for wrong in (other, smaller):
         with pytest.raises(ModelFormatError, match=r"another language model.*--llm"):
             load(folder, llm=wrong)
@@ -169,7 +169,7 @@ def test_damaged_weights_of_a_language_model_are_named(llm_folder: Folder) -> No
         build(broken, WHOLE)
 
 
-def test_where_downloads_are_forbidden_nothing_is_asked_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_makes_no_network_request(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def look_up(host: str, *_: Any, **__: Any) -> Any:
@@ -197,8 +197,8 @@ def test_an_encoder_is_refused(tmp_path: Path, tokenizer: Any) -> None:
 def test_a_tokenizer_in_one_file_comes_along(llm_folder: Folder, tmp_path: Path) -> None:
     llm = llm_folder(tie_word_embeddings=True)
     (llm / "tokenizer_config.json").unlink()
-    built = build(llm, WHOLE)
-    assert torch.equal(logits(load(saved(built, tmp_path / "made"))), logits(built))
+    checkpoint = build(llm, WHOLE)
+    assert torch.equal(logits(load(saved(checkpoint, tmp_path / "made"))), logits(checkpoint))
 
 
 def test_a_tokenizer_in_the_two_files_of_gpt2_comes_along(llm_folder: Folder, tmp_path: Path) -> None:
@@ -210,15 +210,15 @@ def test_a_tokenizer_in_the_two_files_of_gpt2_comes_along(llm_folder: Folder, tm
     special = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<end>", "pad_token": "<pad>"}
     (llm / "tokenizer_config.json").write_text(json.dumps(special))
     (llm / "tokenizer.json").unlink()
-    built = build(llm, WHOLE)
-    assert torch.equal(logits(load(saved(built, tmp_path / "made"))), logits(built))
+    checkpoint = build(llm, WHOLE)
+    assert torch.equal(logits(load(saved(checkpoint, tmp_path / "made"))), logits(checkpoint))
 
 
 BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], type[AudioLLMError], str]] = {
     "no settings": (lambda c: c.pop("settings"), ModelFormatError, "settings"),
     "no fingerprint": (lambda c: c.pop("llm_fingerprint"), ModelFormatError, "llm_fingerprint"),
     "settings are text": (lambda c: c.update(settings="x"), AudioLLMError, "made"),
-    "unknown setting": (lambda c: c["settings"].update(colour=1), ConfigError, "colour"),
+    "unknown setting": (lambda c: c["settings"].update(color=1), ConfigError, "color"),
     "wrong value": (lambda c: c["settings"].update(tune="some"), ConfigError, "tune"),
     "another width": (lambda c: c["settings"]["noise"].update(width=16), ModelFormatError, "do not fit"),
     "another list": (lambda c: c["settings"]["noise"].update(hypotheses=4), ModelFormatError, "do not fit"),
@@ -254,29 +254,29 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "other")
 
 
-def test_going_on_from_a_model_keeps_its_weights(small_folder: Path, tmp_path: Path) -> None:
-    built = shaken(build(small_folder, WHOLE))
-    folder = saved(built, tmp_path / "made")
+def test_building_from_a_model_keeps_its_weights(small_folder: Path, tmp_path: Path) -> None:
+    checkpoint = shaken(build(small_folder, WHOLE))
+    folder = saved(checkpoint, tmp_path / "made")
     again = build(folder, WHOLE)
     assert again.llm == ""
     assert not again.fresh_adapter
     assert torch.equal(again.model.noise_size, torch.tensor([0.5, 2.0]))
-    assert torch.equal(logits(again), logits(built))
+    assert torch.equal(logits(again), logits(checkpoint))
     back = load(saved(shaken(again, seed=1), tmp_path / "more"))
     assert torch.equal(logits(back), logits(again))
-    assert not torch.equal(logits(back), logits(built))
+    assert not torch.equal(logits(back), logits(checkpoint))
 
 
-def test_going_on_with_another_adapter_begins_that_one_anew(small_folder: Path, tmp_path: Path) -> None:
-    built = shaken(build(small_folder, WHOLE))
-    plain = build(saved(built, tmp_path / "made"), replace(WHOLE, use_noise=False))
+def test_building_with_another_adapter_initializes_it(small_folder: Path, tmp_path: Path) -> None:
+    checkpoint = shaken(build(small_folder, WHOLE))
+    plain = build(saved(checkpoint, tmp_path / "made"), replace(WHOLE, use_noise=False))
     for form in (AdapterSettings("reference-code"), AdapterSettings(width=32)):
         other = build(tmp_path / "made", replace(WHOLE, adapter=form))
         assert torch.equal(logits(other), logits(plain))  # a fresh adapter changes nothing
     assert build(small_folder, WHOLE).fresh_adapter
 
 
-def test_adapters_on_a_model_of_ones_own_hold_it_and_can_be_gone_on_from(small_folder: Path, tmp_path: Path) -> None:
+def test_adapters_on_a_ger_model_include_it_and_can_be_built_on(small_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     first = saved(shaken(build(small_folder, WHOLE)), tmp_path / "first")
     settings = replace(ADAPTERS, number_hypotheses=True)
@@ -290,12 +290,12 @@ def test_adapters_on_a_model_of_ones_own_hold_it_and_can_be_gone_on_from(small_f
     assert torch.equal(logits(third), logits(second))
 
 
-def llm_weights(built: Built) -> dict[str, Tensor]:
+def llm_weights(checkpoint: GerCheckpoint) -> dict[str, Tensor]:
     """Return the language model's own weights, LoRA left out."""
-    return {name: tensor for name, tensor in built.model.llm.state_dict().items() if "lora_" not in name}
+    return {name: tensor for name, tensor in checkpoint.model.llm.state_dict().items() if "lora_" not in name}
 
 
-def test_lora_of_other_settings_is_merged_when_going_on(small_folder: Path, tmp_path: Path) -> None:
+def test_lora_of_other_settings_is_merged_when_building_from_a_model(small_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     settings = replace(ADAPTERS, number_hypotheses=True)
     first = saved(shaken(build(small_folder, WHOLE)), tmp_path / "first")
@@ -311,7 +311,7 @@ def test_lora_of_other_settings_is_merged_when_going_on(small_folder: Path, tmp_
         assert torch.equal(logits(back), logits(third))
 
 
-def test_adapters_alone_cannot_be_gone_on_from(small_folder: Path, tmp_path: Path) -> None:
+def test_adapters_alone_cannot_be_built_on(small_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     folder = saved(build(small_folder, ADAPTERS), tmp_path / "made")
     with pytest.raises(ModelFormatError, match="name the language model itself"):
@@ -323,18 +323,18 @@ def test_noise_is_not_measured_by_embeddings_that_are_trained(small_folder: Path
         build(small_folder, replace(WHOLE, noise=NoiseSettings(hypotheses=3, encoder="llm")))
 
 
-def test_the_language_models_own_embeddings_measure_the_noise_the_same_after_training(
+def test_the_language_models_embeddings_encode_the_noise_the_same_after_training(
     small_folder: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("peft")
-    built = build(small_folder, replace(ADAPTERS, noise=NoiseSettings(hypotheses=3, encoder="llm")))
-    before = built.collator.noises(LISTS)[0].clone()
+    checkpoint = build(small_folder, replace(ADAPTERS, noise=NoiseSettings(hypotheses=3, encoder="llm")))
+    before = checkpoint.collator.noises(LISTS)[0].clone()
     assert before.abs().max() > 0
-    shaken(built)
-    assert torch.equal(built.collator.noises(LISTS)[0], before)
-    back = load(saved(built, tmp_path / "made"))
+    shaken(checkpoint)
+    assert torch.equal(checkpoint.collator.noises(LISTS)[0], before)
+    back = load(saved(checkpoint, tmp_path / "made"))
     assert torch.equal(back.collator.noises(LISTS)[0], before)
-    assert torch.equal(logits(back), logits(built))
+    assert torch.equal(logits(back), logits(checkpoint))
 
 
 def test_fingerprints_tell_models_apart(make_llm: MakeLlm) -> None:
@@ -353,8 +353,8 @@ def test_a_small_language_model_is_the_same_for_the_same_texts_and_seed(tmp_path
 
 
 @pytest.fixture
-def data(memorised: list[tuple[tuple[str, ...], str]]) -> ListData:
-    return ListData(tuple(true for _, true in memorised), tuple(heard for heard, _ in memorised))
+def data(memorized: list[tuple[tuple[str, ...], str]]) -> ListData:
+    return ListData(tuple(true for _, true in memorized), tuple(hypotheses for hypotheses, _ in memorized))
 
 
 def config(steps: int, **changes: Any) -> GerTrainConfig:
@@ -368,7 +368,7 @@ def log_rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
 
 
-def test_a_training_learns_goes_on_and_leaves_a_model(small_folder: Path, tmp_path: Path, data: ListData) -> None:
+def test_a_training_learns_resumes_and_writes_a_model(small_folder: Path, tmp_path: Path, data: ListData) -> None:
     pytest.importorskip("accelerate")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train_ger(data, small_folder, whole, config(60), tuning=data, device="cpu")
@@ -390,7 +390,7 @@ def test_a_training_learns_goes_on_and_leaves_a_model(small_folder: Path, tmp_pa
     assert (provenance["seed"], provenance["lists"]) == (0, len(data))
 
 
-def test_distillation_goes_on_where_it_stopped_and_says_what_it_reads(
+def test_distillation_resumes_and_reports_whether_it_uses_the_text(
     small_folder: Path, tmp_path: Path, data: ListData
 ) -> None:
     pytest.importorskip("accelerate")
@@ -412,7 +412,7 @@ def test_distillation_goes_on_where_it_stopped_and_says_what_it_reads(
     assert {"mine", "mine_shuffled", "mine_reads_sound_only"} < set(seen)
 
 
-def test_validation_says_what_the_model_changes(small_folder: Path, tmp_path: Path, data: ListData) -> None:
+def test_validation_reports_what_the_model_changes(small_folder: Path, tmp_path: Path, data: ListData) -> None:
     pytest.importorskip("accelerate")
     train_ger(data, small_folder, tmp_path / "run", config(1), tuning=data, device="cpu")
     (seen,) = (row["validation"] for row in log_rows(tmp_path / "run") if "validation" in row)
@@ -421,7 +421,7 @@ def test_validation_says_what_the_model_changes(small_folder: Path, tmp_path: Pa
     assert seen["wer"] > seen["wer_before"]  # after one step
 
 
-def test_training_adapters_leaves_the_language_model_and_goes_on_from_a_model(
+def test_training_adapters_leaves_the_language_model_and_can_start_from_a_model(
     small_folder: Path, tmp_path: Path, data: ListData
 ) -> None:
     pytest.importorskip("accelerate")

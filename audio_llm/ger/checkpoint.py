@@ -1,4 +1,4 @@
-"""Neural correctors on disk: what was trained, and the language model it belongs to."""
+"""Checkpoints of neural correctors: the trained weights, and the language model they belong to."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _SAFE_DOWNLOADS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
 @dataclass(frozen=True)
-class Built:
-    """A corrector in memory.
+class GerCheckpoint:
+    """A neural corrector in memory.
 
     Attributes:
         model: The network.
-        collator: Makes its batches.
-        llm: Name or folder of the language model; empty where its weights lie in the model directory.
+        collator: Builds its batches.
+        llm: Name or folder of the language model; empty if its weights are in the model directory.
         fingerprint: See `llm_fingerprint`.
         llm_config: The language model's configuration, plain JSON values.
-        tokenizer: The transformers tokenizer and its files' texts by name.
-        fresh_adapter: The adapter has not been trained yet.
-        normalizer: Name of the normaliser of what comes in.
-        decoding: How it decodes.
+        tokenizer: The transformers tokenizer and the contents of its files by name.
+        fresh_adapter: Whether the adapter is still untrained.
+        normalizer: Name of the normalizer of the hypotheses.
+        decoding: Decoding settings.
     """
 
     model: RobustGer
@@ -53,16 +53,16 @@ class Built:
     decoding: GerDecoding = field(default_factory=GerDecoding)
 
 
-def build(llm: str | Path, settings: GerSettings) -> Built:
-    """Put a corrector on a language model.
+def build(llm: str | Path, settings: GerSettings) -> GerCheckpoint:
+    """Build a corrector on a language model.
 
     Args:
         llm: A transformers folder, a name on the hub, or a `ger` model directory that holds its language model.
-        settings: What is put on it.
+        settings: Prompt, adapter and LoRA that are added to it.
 
     Raises:
         ModelNotFoundError: There is no such language model.
-        ModelFormatError: It has no tokenizer, or is no decoder.
+        ModelFormatError: It has no tokenizer, or is not a decoder.
     """
     folder = _find_llm(str(llm))
     if _is_ger(folder):
@@ -71,19 +71,19 @@ def build(llm: str | Path, settings: GerSettings) -> Built:
     return _put_together(network, tokenizer, files, settings, str(llm), llm_fingerprint(network))
 
 
-def save(folder: Path, built: Built, provenance: Mapping[str, Any], card: str = "") -> Path:
-    """Write a model directory; it holds the language model itself only where that was trained too, or lay inside."""
-    config, tensors, assets = to_parts(built)
+def save(folder: Path, checkpoint: GerCheckpoint, provenance: Mapping[str, Any], card: str = "") -> Path:
+    """Write a model directory; it holds the language model only if that was trained too or already inside."""
+    config, tensors, assets = to_parts(checkpoint)
     return hub.save_model(folder, config, tensors, KIND, card or _CARD, provenance, assets)
 
 
-def load(name_or_dir: str | Path, llm: str | Path | None = None, device: str = "cpu") -> Built:
+def load(name_or_dir: str | Path, llm: str | Path | None = None, device: str = "cpu") -> GerCheckpoint:
     """Read a model directory that `save` wrote.
 
     Args:
         name_or_dir: See `hub.find_model`.
-        llm: The language model, where it lies elsewhere than when the model was trained.
-        device: Where it runs.
+        llm: The language model, if it was moved since the training.
+        device: Device of the network.
 
     Raises:
         ModelNotFoundError: It or its language model is missing.
@@ -93,21 +93,21 @@ def load(name_or_dir: str | Path, llm: str | Path | None = None, device: str = "
     return from_parts(loaded.config, loaded.tensors, loaded.path, device, llm)
 
 
-def to_parts(built: Built) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, str]]:
-    """Return configuration, weights and text files of a corrector, for a model directory of any kind."""
-    model = built.model
-    inside = model.settings.tune == "all" or not built.llm
-    tensors = dict(model.state_dict()) if inside else model.own_tensors()
-    if inside and built.llm_config.get("tie_word_embeddings"):  # the output layer is the input's once more
+def to_parts(checkpoint: GerCheckpoint) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, str]]:
+    """Return configuration, weights and text files of a corrector, to store in a model directory of any kind."""
+    model = checkpoint.model
+    inside = model.settings.tune == "all" or not checkpoint.llm
+    tensors = dict(model.state_dict()) if inside else model.adapter_tensors()
+    if inside and checkpoint.llm_config.get("tie_word_embeddings"):  # the output layer is the input's once more
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("lm_head.weight")}
     config = {
         "settings": config_to_dict(model.settings),
-        "llm": "" if inside else built.llm,
-        "llm_fingerprint": built.fingerprint,
-        "normalizer": built.normalizer,
-        "decoding": config_to_dict(built.decoding),
+        "llm": "" if inside else checkpoint.llm,
+        "llm_fingerprint": checkpoint.fingerprint,
+        "normalizer": checkpoint.normalizer,
+        "decoding": config_to_dict(checkpoint.decoding),
     }
-    assets = dict(built.tokenizer[1]) | {INSIDE: json.dumps(built.llm_config)} if inside else {}
+    assets = dict(checkpoint.tokenizer[1]) | {INSIDE: json.dumps(checkpoint.llm_config)} if inside else {}
     return config, tensors, assets
 
 
@@ -117,14 +117,14 @@ def from_parts(
     folder: Path,
     device: str = "cpu",
     llm: str | Path | None = None,
-) -> Built:
-    """Build a corrector from what `to_parts` gave; arguments and errors as `load`.
+) -> GerCheckpoint:
+    """Build a corrector from the parts that `to_parts` returned; errors as for `load`.
 
     Args:
         config: Its configuration.
-        tensors: Its weights.
+        tensors: Its weights by name.
         folder: The model directory that holds its text files.
-        device: Where it runs.
+        device: Device of the network.
         llm: See `load`.
     """
     try:
@@ -135,16 +135,16 @@ def from_parts(
         raise ModelFormatError(f"its config.json lacks {error}", path=folder, remedy="train it again") from None
     if name:
         network, tokenizer, files = load_causal_lm(_find_llm(str(llm or name)))
-        found = llm_fingerprint(network)
-        if found != expected:
+        fingerprint = llm_fingerprint(network)
+        if fingerprint != expected:
             message = f"was trained on another language model than {llm or name}"
-            raise ModelFormatError(message, path=folder, remedy="name its own with --llm")
+            raise ModelFormatError(message, path=folder, remedy="give its own with --llm")
     else:
         network, tokenizer, files = build_inside(folder)
-    built = _put_together(network, tokenizer, files, settings, name, expected, normalizer)
-    _fill(built.model, {name: torch.as_tensor(tensor).float() for name, tensor in tensors.items()}, folder)
-    built.model.to(device).eval()
-    return replace(built, decoding=decoding)
+    checkpoint = _put_together(network, tokenizer, files, settings, name, expected, normalizer)
+    _fill(checkpoint.model, {name: torch.as_tensor(tensor).float() for name, tensor in tensors.items()}, folder)
+    checkpoint.model.to(device).eval()
+    return replace(checkpoint, decoding=decoding)
 
 
 def llm_fingerprint(network: Any) -> str:
@@ -165,8 +165,8 @@ def _is_ger(folder: Path) -> bool:
         return False
 
 
-def _go_on_from(folder: Path, settings: GerSettings) -> Built:
-    """Return a corrector on the language model inside a model directory, what was trained there kept where it fits.
+def _go_on_from(folder: Path, settings: GerSettings) -> GerCheckpoint:
+    """Return a corrector on the language model inside a model directory, with the trained weights that still fit.
 
     LoRA of other settings is merged into the language model's weights.
     """
@@ -177,8 +177,8 @@ def _go_on_from(folder: Path, settings: GerSettings) -> Built:
     same_lora = (before.lora, before.tune) == (settings.lora, settings.tune)
     old.model.detach()
     network, tokenizer, files = build_inside(folder) if same_lora else (_merged(old.model.llm), *old.tokenizer)
-    built = _put_together(network, tokenizer, files, settings, "", llm_fingerprint(network))
-    state = built.model.state_dict()
+    checkpoint = _put_together(network, tokenizer, files, settings, "", llm_fingerprint(network))
+    state = checkpoint.model.state_dict()
     same_adapter = (before.adapter, before.noise) == (settings.adapter, settings.noise)
     fitting = {
         name: tensor
@@ -187,9 +187,9 @@ def _go_on_from(folder: Path, settings: GerSettings) -> Built:
         and state[name].shape == tensor.shape
         and (same_lora if name.startswith("llm.") else same_adapter or name.startswith("segments."))
     }
-    built.model.load_state_dict(fitting, strict=False)
+    checkpoint.model.load_state_dict(fitting, strict=False)
     fresh = not any(name.startswith("adapter.") for name in fitting)
-    return replace(built, fresh_adapter=fresh)
+    return replace(checkpoint, fresh_adapter=fresh)
 
 
 def _merged(llm: Any) -> Any:
@@ -204,15 +204,15 @@ def _put_together(
     llm: str,
     fingerprint: str,
     normalizer: str = "spoken",
-) -> Built:
+) -> GerCheckpoint:
     if settings.use_noise and settings.noise.encoder == "llm" and settings.tune == "all":
         remedy = "use noise.encoder=hash, or tune=adapters"
-        raise ConfigError("the embeddings that the noise is measured by would change in training", remedy=remedy)
+        raise ConfigError("the embeddings that encode the noise would change in training", remedy=remedy)
     encoder = _encoder(settings, tokenizer, network) if settings.use_noise else None
     llm_config = CausalLm(network, tokenizer, files).config()
     model = RobustGer(network, encoder.width if encoder else 1, settings)
     collator = Collator(PromptEncoder(tokenizer, settings.prompt), encoder, settings.noise)
-    return Built(model, collator, llm, fingerprint, llm_config, (tokenizer, files), True, normalizer)
+    return GerCheckpoint(model, collator, llm, fingerprint, llm_config, (tokenizer, files), True, normalizer)
 
 
 def _encoder(settings: GerSettings, tokenizer: Any, network: Any) -> TextEncoder:
@@ -249,14 +249,14 @@ def _fill(model: RobustGer, tensors: Mapping[str, torch.Tensor], path: Path) -> 
     )
     wrong = [name for name, tensor in tensors.items() if name not in state or state[name].shape != tensor.shape]
     inside = any(name.startswith("llm.") and "lora_" not in name for name in tensors)
-    own = set(state if inside else model.own_tensors()) - set(tensors) - tied
-    if wrong or own:
-        raise ModelFormatError(f"its weights do not fit its settings: {sorted([*wrong, *own])[:3]}", path=path)
+    missing = set(state if inside else model.adapter_tensors()) - set(tensors) - tied
+    if wrong or missing:
+        raise ModelFormatError(f"its weights do not fit its settings: {sorted([*wrong, *missing])[:3]}", path=path)
     model.load_state_dict(dict(tensors), strict=False)
 
 
 _CARD = """# Neural corrector of N-best lists
 
-Made by `audio-llm train ger`; use it with `audio-llm correct LISTS --with ger --model FOLDER`. Its config.json names
-the language model it belongs to and what it was trained on.
+Trained by `audio-llm train ger`; use it with `audio-llm correct LISTS --with ger --model FOLDER`. Its config.json names
+the language model it belongs to and the data it was trained on.
 """

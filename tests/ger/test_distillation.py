@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audio_llm.errors import AudioLLMError, ConfigError, ModelFormatError, UsageError
 from audio_llm.ger.adapter import AdapterSettings, NoiseAdapter
-from audio_llm.ger.mine import (
+from audio_llm.ger.distillation import (
     DistillationSettings,
     Distiller,
     difference,
@@ -56,7 +56,7 @@ def gaussians(rho: float, size: int, draw: torch.Generator) -> tuple[Tensor, Ten
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
-def test_mutual_information_of_gaussians_is_found(rho):
+def test_mutual_information_of_gaussians_is_estimated(rho):
     settings = DistillationSettings(negatives="shuffle", output="raw", hidden=64, learning_rate_factor=1.0)
     distiller = Distiller(1, 8, 1, 1e-2, settings)
     draw = generator(1)
@@ -64,11 +64,11 @@ def test_mutual_information_of_gaussians_is_found(rho):
         for group in distiller.optimizer.param_groups:
             group["lr"] = 1e-2 * min(1.0, 2 * (1 - step / 300))
         distiller.update(*gaussians(rho, 256, draw))
-    found = language_probe(distiller, *gaussians(rho, 10_000, draw), generator=draw, shuffles=5)
+    probe = language_probe(distiller, *gaussians(rho, 10_000, draw), generator=draw, shuffles=5)
     truth = -0.5 * math.log(1 - rho**2)
-    assert abs(found.true_text - truth) < (0.15 * truth if rho else 0.05)
-    assert found.shuffled_text < 0.05
-    assert found.reads_audio_only == (rho == 0)
+    assert abs(probe.true_text - truth) < (0.15 * truth if rho else 0.05)
+    assert probe.shuffled_text < 0.05
+    assert probe.reads_audio_only == (rho == 0)
 
 
 def sounds_of(noise: Tensor, valid: Tensor, draw: torch.Generator, tied: bool, shift: float) -> tuple[Tensor, Tensor]:
@@ -142,19 +142,19 @@ def test_step_g_moves_the_adapter_and_not_the_network(form):
     everything = [*adapter.parameters(), *distiller.network.parameters()]
     optimizer = torch.optim.SGD(everything, lr=1.0)
     theta = {name: tensor.clone() for name, tensor in distiller.state_dict().items()}
-    rewards = []
+    terms = []
     for _ in range(5):
-        reward = distiller.reward(adapter.tuned(noise), valid, noisy)
+        term = distiller.loss_term(adapter.tuned(noise), valid, noisy)
         optimizer.zero_grad()
-        (-reward).backward()
+        (-term).backward()
         optimizer.step()
-        rewards.append(reward.item())
+        terms.append(term.item())
     assert all(parameter.grad is None for parameter in distiller.network.parameters())
     assert all(torch.equal(tensor, theta[name]) for name, tensor in distiller.state_dict().items())
     tuned = [parameter for name, parameter in adapter.named_parameters() if "map" in name or "noise_" in name]
     assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in tuned)
-    assert rewards == sorted(rewards)
-    assert rewards[-1] > rewards[0]
+    assert terms == sorted(terms)
+    assert terms[-1] > terms[0]
 
 
 def test_gradients_of_an_earlier_step_are_not_added():
@@ -173,9 +173,9 @@ def test_invalid_rows_do_not_matter(garbage):
     assert one.update(noise, valid, noisy, clean) == two.update(other, valid, noisy, clean)
     first = torch.randn(len(noise), ROWS, TUNED, generator=generator(1))
     second = first.masked_fill(~valid[:, :, None], garbage).requires_grad_()
-    reward = two.reward([second], valid, noisy)
-    reward.backward()
-    assert reward.item() == one.reward([first], valid, noisy).item()
+    term = two.loss_term([second], valid, noisy)
+    term.backward()
+    assert term.item() == one.loss_term([first], valid, noisy).item()
     assert not second.grad[~valid].any()
     assert second.grad[valid].any()
 
@@ -187,12 +187,12 @@ def test_the_reward_stays_within_0_and_1_and_no_batch_changes_another(output):
     distiller.update(noise, valid, noisy, clean)
     for scale in (1.0, 1e4):
         tuned = scale * torch.randn(len(noise), ROWS, TUNED, generator=generator(1))
-        reward = distiller.reward([tuned, -tuned], valid, noisy)
-        assert 0 <= reward <= 1
+        term = distiller.loss_term([tuned, -tuned], valid, noisy)
+        assert 0 <= term <= 1
         parts = [
-            distiller.reward([x[rows]], valid[rows], noisy[rows]) for x in (tuned, -tuned) for rows in parts_of(40)
+            distiller.loss_term([x[rows]], valid[rows], noisy[rows]) for x in (tuned, -tuned) for rows in parts_of(40)
         ]
-        assert torch.allclose(torch.stack(parts).mean(), reward, atol=1e-6)
+        assert torch.allclose(torch.stack(parts).mean(), term, atol=1e-6)
 
 
 def parts_of(size: int) -> list[slice]:
@@ -200,7 +200,7 @@ def parts_of(size: int) -> list[slice]:
 
 
 @pytest.mark.parametrize("negatives", ["clean", "shuffle", "both"])
-def test_a_state_goes_on_where_it_stopped(negatives):
+def test_training_resumes_from_a_state(negatives):
     settings = DistillationSettings(negatives=negatives, hidden=32)
     whole, resumed = make(settings), make(settings, seed=9)
     whole.network.fit_audio(batch(seed=7)[2] + 4)
@@ -260,7 +260,7 @@ def test_donsker_varadhan_is_stable_and_its_average_stands_in_the_gradient_alone
     assert torch.allclose(negative.grad, -torch.tensor([0.5, 1.5]) / 8)
 
 
-def test_audio_is_standardised_so_that_its_unit_does_not_matter():
+def test_audio_is_standardized_so_that_its_unit_does_not_matter():
     one, two, (noise, valid, noisy, clean) = make(), make(), batch()
     one.network.fit_audio(noisy)
     two.network.fit_audio(100 * noisy - 7)
@@ -276,7 +276,7 @@ def test_psi_is_float32_under_autocast():
     assert torch.equal(psi, distiller.network(noise.bfloat16().float(), valid, noisy))
 
 
-def test_the_rate_is_a_share_of_the_correctors():
+def test_the_learning_rate_is_a_fraction_of_the_correctors():
     distiller = make(rate=1e-3)
     assert {group["lr"] for group in distiller.optimizer.param_groups} == {1e-4}
 

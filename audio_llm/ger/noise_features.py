@@ -1,8 +1,7 @@
-"""Waveform -> one vector that says how noisy it is, for distillation: log-mel statistics, or a Whisper encoder's mean.
+"""Noise features of a waveform for distillation: log-mel statistics, or the mean of a Whisper encoder's output.
 
-Only `WhisperEncoderFeatures` is what RobustGER used. `NoiseStatistics` needs no model and is no substitute for it in
-a comparison with the paper. Both are meant to be computed once and kept; noisy and clean recordings of an utterance
-are to be cut alike.
+RobustGER used the latter, `WhisperEncoderFeatures`. `NoiseStatistics` needs no model, but does not replace it in a
+comparison with the paper. Compute both once and store them; cut noisy and clean recordings of an utterance alike.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from audio_llm.errors import DataError
 from audio_llm.features import N_MELS, SAMPLE_RATE, WIN_LENGTH, log_mel
 
 _QUANTILES = (0.1, 0.5, 0.9)
-_QUIET_SHARE = 0.1  # of the frames; in speech about as many lie in pauses
+_QUIET_FRACTION = 0.1  # of the frames; about as many of speech are pauses
 _FRAME_SAMPLES = 320  # 20 ms, one frame of Whisper's encoder
 
 
@@ -37,7 +36,7 @@ class SoundEncoder(Protocol):
 
 
 class NoiseStatistics:
-    """Statistics of the log-mel energies over time; nothing to download.
+    """Statistics of the log-mel energies over time; nothing is downloaded.
 
     In order, 80 bands each: mean, standard deviation, the 10, 50 and 90 % quantiles; last the noise floor, which is
     the energy of the mean band in the quietest tenth of the frames. All are natural logs of mel energy (the
@@ -47,21 +46,21 @@ class NoiseStatistics:
     width = (2 + len(_QUANTILES)) * N_MELS + 1
 
     def encode(self, waveform: np.ndarray) -> np.ndarray:
-        """Return (401,) float32; less than 25 ms count as 25 ms with silence behind, nothing at all as silence.
+        """Return (401,) float32; less than 25 ms are padded with silence to 25 ms.
 
         Args:
             waveform: (T,) float32 at 16 kHz in -1..1.
 
         Raises:
-            DataError: It is no such waveform.
+            DataError: The waveform has another shape or is not finite.
         """
         _check(waveform)
         padded = np.zeros(max(WIN_LENGTH, len(waveform)), dtype=np.float32)
         padded[: len(waveform)] = waveform
-        found, _ = log_mel(torch.from_numpy(padded)[None], torch.tensor([len(padded)]))
-        energies = found[0].double().numpy()
+        log_mels, _ = log_mel(torch.from_numpy(padded)[None], torch.tensor([len(padded)]))
+        energies = log_mels[0].double().numpy()
         loudness = np.sort(np.exp(energies).mean(axis=1))
-        floor = np.log(loudness[: max(1, round(_QUIET_SHARE * len(loudness)))].mean(keepdims=True))
+        floor = np.log(loudness[: max(1, round(_QUIET_FRACTION * len(loudness)))].mean(keepdims=True))
         quantiles = np.quantile(energies, _QUANTILES, axis=0)
         return np.concatenate([energies.mean(axis=0), energies.std(axis=0), *quantiles, floor]).astype(np.float32)
 
@@ -69,21 +68,21 @@ class NoiseStatistics:
 class WhisperEncoderFeatures:
     """The mean of a Whisper encoder's output over the frames of the recording, not over the padding to 30 s.
 
-    The encoder does hear the padding, as it was trained to; averaged with it, the length of a recording would
-    outweigh its noise. Longer recordings are heard in windows of 30 s.
+    The encoder still processes the padding, as in its training; averaging over it would make the length of a
+    recording outweigh its noise. Longer recordings are processed in windows of 30 s.
 
     Args:
-        folder: Of a transformers model, or the name of one that was downloaded before.
+        folder: Folder of a transformers model, or the name of one that was downloaded before.
         device: `cpu` (float32) or `cuda` (float16).
 
     Raises:
-        ModelNotFoundError: There is no such model here.
+        ModelNotFoundError: There is no such model on this machine.
         ModelFormatError: It is not a Whisper model, or its weights are not in safetensors.
     """
 
     def __init__(self, folder: str | os.PathLike[str], device: str = "cpu") -> None:
         model = load_model(folder, device, offline=True)
-        self._encoder = model.network.get_encoder()  # the decoder is let go
+        self._encoder = model.network.get_encoder()  # the decoder is dropped
         self._extractor = model.feature_extractor
         self.width = int(model.network.config.d_model)
 
@@ -95,7 +94,7 @@ class WhisperEncoderFeatures:
             waveform: (T,) float32 at 16 kHz in -1..1.
 
         Raises:
-            DataError: It is no such waveform.
+            DataError: The waveform has another shape or is not finite.
         """
         _check(waveform)
         window = int(self._extractor.n_samples)
@@ -110,9 +109,9 @@ class WhisperEncoderFeatures:
     def _frames(self, piece: np.ndarray) -> torch.Tensor:
         """Return the encoder's output for one window, padding included: (frames, width)."""
         piece = piece if len(piece) else np.zeros(1, dtype=np.float32)
-        heard = self._extractor(piece, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        features = self._extractor(piece, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
         parameter = next(self._encoder.parameters())
-        output: torch.Tensor = self._encoder(heard.to(parameter.device, parameter.dtype)).last_hidden_state[0]
+        output: torch.Tensor = self._encoder(features.to(parameter.device, parameter.dtype)).last_hidden_state[0]
         return output
 
 

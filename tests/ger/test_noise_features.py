@@ -1,4 +1,4 @@
-"""Tests of the vectors that stand for a recording in distillation."""
+"""Tests of the noise features of distillation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 
 from audio_llm.errors import DataError, ModelFormatError, ModelNotFoundError
 from audio_llm.features import LOG_FLOOR, N_MELS, SAMPLE_RATE
-from audio_llm.ger.sound import NoiseStatistics, WhisperEncoderFeatures
+from audio_llm.ger.noise_features import NoiseStatistics, WhisperEncoderFeatures
 
 
 def speech(duration_s: float = 2.0) -> np.ndarray:
