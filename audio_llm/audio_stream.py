@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 
-def through_rate(
+def process_at_rate(
     blocks: Iterable[np.ndarray],
     sample_rate: int,
     model_rate: int,
@@ -43,7 +43,7 @@ def through_rate(
         yield mix * rest
 
 
-def in_chunks(
+def process_in_chunks(
     blocks: Iterable[np.ndarray], chunk: int, delay: int, step: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[np.ndarray]:
     """Feed whole chunks to a step whose output comes late.
@@ -59,7 +59,7 @@ def in_chunks(
     """
     skip, came, gone = delay, 0, 0
     waiting: np.ndarray | None = None
-    for block in with_end(blocks):
+    for block in with_sentinel(blocks):
         last = block is None
         if block is None:  # what the delay still holds, and a whole chunk
             if waiting is None:
@@ -89,7 +89,7 @@ def resampled(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Ite
 
     stream = None
     rest = None
-    for block in with_end(blocks):
+    for block in with_sentinel(blocks):
         if block is not None and stream is None:
             stream = soxr.ResampleStream(from_rate, to_rate, block.shape[1], dtype="float32")
             rest = block[:0]
@@ -100,7 +100,7 @@ def resampled(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Ite
             yield found
 
 
-def with_end(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:
+def with_sentinel(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:
     """Yield the blocks, then None."""
     yield from blocks
     yield None

@@ -150,14 +150,14 @@ def load_recognizer(
 
 
 @dataclass(frozen=True)
-class Choice:
+class ResolvedRecognizer:
     """A recognizer that a name stands for: one of `ENGINES`, and the name or folder of its model, or None."""
 
     engine: str
     model: str | None
 
 
-def resolve_recognizer(name: str, model: str | None = None, options: WhisperOptions | None = None) -> Choice:
+def resolve_recognizer(name: str, model: str | None = None, options: WhisperOptions | None = None) -> ResolvedRecognizer:
     """Return which engine and model a name of `load_recognizer` stands for.
 
     Raises:
@@ -179,17 +179,17 @@ def resolve_recognizer(name: str, model: str | None = None, options: WhisperOpti
     raise UsageError(f"unknown recognizer {name!r}", remedy=hint)
 
 
-def _best_installed(options: WhisperOptions | None) -> Choice:
+def _best_installed(options: WhisperOptions | None) -> ResolvedRecognizer:
     """Return the Whisper that is installed, else pocketsphinx."""
     english = options is None or (
         options.language in (None, "en") and not options.multilingual and options.task == "transcribe"
     )
     for name in DEFAULT_MODELS if english else DEFAULT_MODELS[:1]:
         if _is_installed(name):
-            return Choice("whisper", name)
+            return ResolvedRecognizer("whisper", name)
     if _beyond(ENGINES["sphinx"], options):
         hub.find_model(DEFAULT_MODELS[0])  # pocketsphinx cannot do that: the error names the command
-    return Choice("sphinx", None)
+    return ResolvedRecognizer("sphinx", None)
 
 
 def _warn_of_sphinx() -> None:
@@ -200,7 +200,7 @@ def _warn_of_sphinx() -> None:
     )
 
 
-def _with_model(name: str, model: str | None) -> Choice:
+def _with_model(name: str, model: str | None) -> ResolvedRecognizer:
     engine = ENGINES[name]
     model = model or engine.default_model
     if model is None and engine.model_needed:
@@ -211,8 +211,8 @@ def _with_model(name: str, model: str | None) -> Choice:
     if name == "whisper" and model is not None:
         folder = _whisper_folder(model)
         if foreign_kind(folder) != CTRANSLATE2_WHISPER and (folder / "model.safetensors").is_file():
-            return Choice("whisper-torch", str(folder))
-    return Choice(name, model)
+            return ResolvedRecognizer("whisper-torch", str(folder))
+    return ResolvedRecognizer(name, model)
 
 
 def _whisper_folder(model: str) -> Path:

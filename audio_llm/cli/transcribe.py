@@ -17,12 +17,12 @@ from audio_llm.cli.subtitles import add_subtitle_options, subtitle_options, subt
 from audio_llm.errors import UsageError
 
 if TYPE_CHECKING:
-    from audio_llm.asr.engines import Choice
+    from audio_llm.asr.engines import ResolvedRecognizer
     from audio_llm.asr.whisper import WhisperOptions
     from audio_llm.audio_channels import Excerpt
     from audio_llm.cli.console import Progress
     from audio_llm.pipeline.formats import Transcript
-    from audio_llm.pipeline.front import Front
+    from audio_llm.pipeline.preprocess import Preprocessor
     from audio_llm.pipeline.subtitles import SubtitleOptions
     from audio_llm.pipeline.transcribe import Transcriber
     from audio_llm.pipeline.unfinished import UnfinishedFolder
@@ -197,15 +197,15 @@ def _load(
     return transcriber
 
 
-def _front(arguments: argparse.Namespace) -> Front | None:
-    from audio_llm.pipeline.front import EnhancedFront, ExtractedFront
+def _front(arguments: argparse.Namespace) -> Preprocessor | None:
+    from audio_llm.pipeline.preprocess import EnhancePreprocessor, ExtractPreprocessor
 
     if arguments.enhance:
-        return EnhancedFront(arguments.enhance, arguments.device)
-    return ExtractedFront(arguments.extract, device=arguments.device) if arguments.extract else None
+        return EnhancePreprocessor(arguments.enhance, arguments.device)
+    return ExtractPreprocessor(arguments.extract, device=arguments.device) if arguments.extract else None
 
 
-def _choice(arguments: argparse.Namespace, options: WhisperOptions) -> Choice:
+def _choice(arguments: argparse.Namespace, options: WhisperOptions) -> ResolvedRecognizer:
     """Return the recognizer that will be loaded."""
     from audio_llm.asr.engines import AUTO, resolve_recognizer
 

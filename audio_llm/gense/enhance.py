@@ -14,7 +14,7 @@ import torch
 
 from audio_llm import hub
 from audio_llm.audio import BlockReader, write_blocks
-from audio_llm.audio_stream import in_chunks, through_rate
+from audio_llm.audio_stream import process_in_chunks, process_at_rate
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
 from audio_llm.gense.chunks import ChunkedEnhancement, ChunkReport, Mode, Policy
@@ -173,7 +173,7 @@ class Enhancer:
             (T', C) float32: in all as many samples as came, aligned with them.
         """
         chunked = ChunkedEnhancement(self.policy, self.generator, report or (lambda chunk: None))
-        return through_rate(blocks, sample_rate, SAMPLE_RATE, lambda own: chunked.run(self._pairs(own)), mix)
+        return process_at_rate(blocks, sample_rate, SAMPLE_RATE, lambda own: chunked.run(self._pairs(own)), mix)
 
     def _pairs(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield blocks of the recording with the mask network's sound of them."""
@@ -200,7 +200,7 @@ class Enhancer:
                 sound, state = self.network.step(torch.from_numpy(chunk.T.copy()).to(device), state)
             return np.ascontiguousarray(sound.cpu().numpy().T)
 
-        return in_chunks(blocks, HOP_LENGTH, _DELAY, step)
+        return process_in_chunks(blocks, HOP_LENGTH, _DELAY, step)
 
 
 class _Meter:

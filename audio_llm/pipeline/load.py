@@ -14,9 +14,9 @@ from audio_llm.correction import Corrector
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import ModelFormatError
 from audio_llm.installed import foreign_kind
-from audio_llm.pipeline.beside import load_beside
+from audio_llm.pipeline.worker import load_in_process
 from audio_llm.pipeline.correct import CORRECTORS, list_length, load_corrector
-from audio_llm.pipeline.front import Front
+from audio_llm.pipeline.preprocess import Preprocessor
 from audio_llm.pipeline.transcribe import Transcriber
 from audio_llm.registry import CTRANSLATE2_WHISPER
 
@@ -35,7 +35,7 @@ def load_transcriber(
     device: str = "cpu",
     offline: bool = False,
     beside: bool = False,
-    front: Front | None = None,
+    front: Preprocessor | None = None,
     options: WhisperOptions | None = None,
     compute: Compute = "auto",
 ) -> Transcriber:
@@ -70,7 +70,7 @@ def load_transcriber(
     corrector: Corrector | None = None
     if correct != "none" and beside and recognizer == "sphinx" and (os.cpu_count() or 1) > 1:
         hypotheses = list_length(correct, correct_model, loaded, decode)
-        corrector = load_beside(recognizer, words, correct, correct_model, decode, device, hypotheses)
+        corrector = load_in_process(recognizer, words, correct, correct_model, decode, device, hypotheses)
     elif correct != "none":
         corrector = load_corrector(correct, correct_model, loaded, decode, device)
     refused = tuple(loaded.prefer(words)) if words else ()

@@ -17,9 +17,9 @@ from audio_llm.audio_channels import EACH, Excerpt, channel_name
 from audio_llm.correction import Correction, Corrector, protect
 from audio_llm.errors import UsageError
 from audio_llm.nbest import NBest, Word
-from audio_llm.pipeline.beside import CorrectorBeside
+from audio_llm.pipeline.worker import CorrectorProcess
 from audio_llm.pipeline.formats import RejectedText, Transcript, TranscriptSegment, align_words
-from audio_llm.pipeline.front import Front
+from audio_llm.pipeline.preprocess import Preprocessor
 from audio_llm.pipeline.unfinished import UnfinishedFolder, UnfinishedRecording
 
 _AHEAD = 8  # recordings
@@ -52,7 +52,7 @@ class Transcriber:
         nbest: int = 5,
         protected: Iterable[str] = (),
         refused: Sequence[str] = (),
-        front: Front | None = None,
+        front: Preprocessor | None = None,
     ) -> None:
         self.refused = tuple(refused)
         self.excerpt = Excerpt()
@@ -68,7 +68,7 @@ class Transcriber:
     @property
     def ahead(self) -> int:
         """How many recordings may be begun before the first of them is finished."""
-        return _AHEAD if isinstance(self._corrector, CorrectorBeside) else 0
+        return _AHEAD if isinstance(self._corrector, CorrectorProcess) else 0
 
     def ready(self) -> None:
         """Wait until all models are loaded; where one is loaded beside, its error comes from here.
@@ -76,12 +76,12 @@ class Transcriber:
         Raises:
             AudioLLMError: A model could not be loaded.
         """
-        if isinstance(self._corrector, CorrectorBeside):
+        if isinstance(self._corrector, CorrectorProcess):
             self._corrector.ready()
 
     def close(self) -> None:
         """End what runs beside."""
-        if isinstance(self._corrector, CorrectorBeside):
+        if isinstance(self._corrector, CorrectorProcess):
             self._corrector.close()
 
     def transcribe(
@@ -272,7 +272,7 @@ class Transcriber:
         return _Part(stretch, correction)
 
     def _correct(self, heard: NBest, waveform: np.ndarray) -> Future[Correction] | None:
-        if self._corrector is None or isinstance(self._corrector, CorrectorBeside):
+        if self._corrector is None or isinstance(self._corrector, CorrectorProcess):
             return self._corrector.submit(heard, waveform) if self._corrector else None
         correction: Future[Correction] = Future()
         correction.set_result(self._corrector.correct([heard], [waveform])[0])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from audio_llm.audio import BlockReader, write_blocks
-from audio_llm.audio_stream import in_chunks, through_rate
+from audio_llm.audio_stream import process_in_chunks, process_at_rate
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
 from audio_llm.tse.enrolment import LEAST_S, MOST_S
@@ -222,8 +222,8 @@ def hear(
         found: np.ndarray = sound[0].T.cpu().numpy()
         return found
 
-    return through_rate(
-        blocks, sample_rate, SAMPLE_RATE, lambda at_model: in_chunks(at_model, CHUNK, OVERLAP, step), mix
+    return process_at_rate(
+        blocks, sample_rate, SAMPLE_RATE, lambda at_model: process_in_chunks(at_model, CHUNK, OVERLAP, step), mix
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from audio_llm.audio import SAMPLE_RATE
 
 
-class Front(Protocol):
+class Preprocessor(Protocol):
     """Changes sound on its way to a recogniser.
 
     Attributes:
@@ -27,7 +27,7 @@ class Front(Protocol):
         ...
 
 
-class EnhancedFront:
+class EnhancePreprocessor:
     """Takes the noise out first. Recognisers often hear more in the recording as it was: measure before you rely on it.
 
     Args:
@@ -48,7 +48,7 @@ class EnhancedFront:
         return (block[:, 0] for block in self._enhancer.stream(blocks, SAMPLE_RATE))
 
 
-class ExtractedFront:
+class ExtractPreprocessor:
     """Keeps one person only, known from a look; the mean of both ears is recognised.
 
     Args:

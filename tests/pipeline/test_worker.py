@@ -14,7 +14,7 @@ from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.correction import Correction
 from audio_llm.errors import AudioLLMError, ModelNotFoundError, UsageError
 from audio_llm.nbest import Hypothesis, NBest
-from audio_llm.pipeline.beside import CorrectorBeside
+from audio_llm.pipeline.worker import CorrectorProcess
 from audio_llm.pipeline.transcribe import Transcriber
 
 
@@ -56,8 +56,8 @@ def _tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def beside() -> Iterator[CorrectorBeside]:
-    corrector = CorrectorBeside(Measurer, "measurer", 2)
+def beside() -> Iterator[CorrectorProcess]:
+    corrector = CorrectorProcess(Measurer, "measurer", 2)
     yield corrector
     corrector.close()
 
@@ -66,7 +66,7 @@ def make_list(text: str) -> NBest:
     return NBest(text, (Hypothesis(text),))
 
 
-def test_answers_come_in_order_more_than_fit_at_once_and_errors_with_them(beside: CorrectorBeside) -> None:
+def test_answers_come_in_order_more_than_fit_at_once_and_errors_with_them(beside: CorrectorProcess) -> None:
     texts = [f"t{number}" for number in range(100)]
     sounds = [np.zeros(number * 300, np.float32) for number in range(100)]
     lists = [make_list(text) for text in texts]
@@ -85,7 +85,7 @@ def test_answers_come_in_order_more_than_fit_at_once_and_errors_with_them(beside
 
 
 def test_what_loading_raises_comes_across() -> None:
-    corrector = CorrectorBeside(no_model, "none", 1)
+    corrector = CorrectorProcess(no_model, "none", 1)
     with pytest.raises(ModelNotFoundError, match=r"no model is named 'x' \(name another\)") as caught:
         corrector.ready()
     assert caught.value.exit_status == 3
@@ -94,7 +94,7 @@ def test_what_loading_raises_comes_across() -> None:
     corrector.close()
 
 
-def test_a_transcriber_gives_the_same_with_it(beside: CorrectorBeside) -> None:
+def test_a_transcriber_gives_the_same_with_it(beside: CorrectorProcess) -> None:
     rng = np.random.default_rng(0)
     speech = np.concatenate([np.zeros(16_000), 0.2 * rng.standard_normal(20_000), np.zeros(16_000)] * 2)
     blocks = [speech.astype(np.float32)]

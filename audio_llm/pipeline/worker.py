@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _MOST_WAITING = 64  # lists; with more on their way the recogniser waits
 
 
-class CorrectorBeside:
+class CorrectorProcess:
     """A corrector that runs in another process (see `Corrector`); what it returns is the same.
 
     Args:
@@ -99,7 +99,7 @@ class CorrectorBeside:
         return AudioLLMError(f"the corrector's process ended with status {self._process.exitcode}", remedy=remedy)
 
 
-def load_beside(
+def load_in_process(
     asr: str,
     words: Sequence[str],
     name: str,
@@ -107,14 +107,14 @@ def load_beside(
     decode: str | None,
     device: str,
     hypotheses: int,
-) -> CorrectorBeside:
+) -> CorrectorProcess:
     """Start a corrector beside a recogniser without a model of its own; arguments as for `load_transcriber`.
 
     Args:
         hypotheses: What `list_length` of the corrector said.
     """
     load = functools.partial(_load, asr, tuple(words), name, model, decode, device)
-    return CorrectorBeside(load, name, hypotheses)
+    return CorrectorProcess(load, name, hypotheses)
 
 
 def _load(asr: str, words: tuple[str, ...], name: str, model: str | None, decode: str | None, device: str) -> Corrector:
