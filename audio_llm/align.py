@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 Kind = Literal["equal", "replace", "delete", "insert"]
-_MAX_CELLS = 16_000_000  # above it the full table is too much memory and rapidfuzz does the work
+_MAX_TABLE_SIZE = 16_000_000  # above it the full table is too much memory and rapidfuzz does the work
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def _align_core(source: Sequence[str], target: Sequence[str]) -> list[Op]:
         return [Op("insert", 0, 0, j, j + 1) for j in range(len(target))]
     if not target:
         return [Op("delete", i, i + 1, 0, 0) for i in range(len(source))]
-    if len(source) * len(target) > _MAX_CELLS:
+    if len(source) * len(target) > _MAX_TABLE_SIZE:
         return _align_long(source, target)
     ids: dict[str, int] = {}
     source_ids = np.array([ids.setdefault(word, len(ids)) for word in source])

@@ -341,12 +341,12 @@ def write_blocks(
         raise AudioFileError("no format for this suffix", path=path, remedy=f"use one of {', '.join(_WRITERS)}")
     kind, subtype = _WRITERS[path.suffix.lower()]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    made, written = _Making(blocks), 0
+    monitored, written = _MonitoredBlocks(blocks), 0
     try:
         with soundfile.SoundFile(str(temporary), "w", sample_rate, channels, subtype, format=kind) as file:
             if comment:
                 file.comment = comment
-            for block in made:
+            for block in monitored:
                 if not np.isfinite(block).all():
                     raise AudioFileError(
                         "NaN or infinite samples are not written", path=path, remedy="mend the waveform"
@@ -356,7 +356,7 @@ def write_blocks(
                     written = file.frames
         os.replace(temporary, path)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
-        if made.failed and not isinstance(error, OSError):
+        if monitored.failed and not isinstance(error, OSError):
             raise  # no matter of the file
         raise AudioFileError(
             f"cannot be written: {error}".replace(str(temporary), path.name),
@@ -371,7 +371,7 @@ def write_blocks(
         temporary.unlink(missing_ok=True)
 
 
-class _Making:
+class _MonitoredBlocks:
     """Blocks as they are made; tells afterwards whether their making failed."""
 
     def __init__(self, blocks: Iterable[np.ndarray]) -> None:

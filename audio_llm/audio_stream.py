@@ -28,12 +28,12 @@ def process_at_rate(
     """
     dry: list[np.ndarray] = []
 
-    def kept() -> Iterator[np.ndarray]:
+    def remembered() -> Iterator[np.ndarray]:
         for block in blocks:
             dry.append(block)
             yield block
 
-    at_model = resampled(kept(), sample_rate, model_rate)
+    at_model = resampled(remembered(), sample_rate, model_rate)
     for wet in resampled(process(at_model), model_rate, sample_rate):
         waiting = np.concatenate(dry) if dry else wet[:0]
         count = min(len(wet), len(waiting))  # rates that do not divide give a sample more at the end
@@ -71,13 +71,13 @@ def process_in_chunks(
         whole = len(waiting) // chunk * chunk
         if not whole:
             continue
-        found = step(waiting[:whole])
+        output = step(waiting[:whole])
         waiting = waiting[whole:]
-        found, skip = found[skip:], max(0, skip - len(found))
-        found = found[: came - gone] if last else found
-        gone += len(found)
-        if len(found):
-            yield found
+        output, skip = output[skip:], max(0, skip - len(output))
+        output = output[: came - gone] if last else output
+        gone += len(output)
+        if len(output):
+            yield output
 
 
 def resampled(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
@@ -95,9 +95,9 @@ def resampled(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Ite
             rest = block[:0]
         if stream is None:
             return
-        found = stream.resample_chunk(np.ascontiguousarray(rest if block is None else block), last=block is None)
-        if len(found):
-            yield found
+        output = stream.resample_chunk(np.ascontiguousarray(rest if block is None else block), last=block is None)
+        if len(output):
+            yield output
 
 
 def with_sentinel(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:

@@ -41,7 +41,7 @@ class Correction:
         id: The list's id.
         text: The text to use.
         input: The recogniser's best text.
-        kept: True where the recogniser's text was kept.
+        unchanged: True where the recogniser's text was kept.
         reason: Why it was kept or changed, in a few words.
         edits: The differences, left to right, on normalised words.
         confidence: 0 to 1, the share of probability that the corrector gives to `text`; None where unknown.
@@ -50,7 +50,7 @@ class Correction:
     id: str
     text: str
     input: str
-    kept: bool
+    unchanged: bool
     reason: str
     edits: tuple[Edit, ...]
     confidence: float | None
@@ -65,11 +65,11 @@ def describe_edits(hypotheses: Sequence[tuple[str, ...]], words: tuple[str, ...]
         name: Source of words that no hypothesis has in that place.
     """
     first = hypotheses[0]
-    others = [Alongside.of(first, other) for other in hypotheses[1:]]
+    aligned = [AlignedHypothesis.of(first, other) for other in hypotheses[1:]]
     described = []
     for op in edits(first, words):
         before, after = first[op.source_start : op.source_end], words[op.target_start : op.target_end]
-        sources = (n for n, other in enumerate(others, 2) if other.has(op.source_start, op.source_end, after))
+        sources = (n for n, other in enumerate(aligned, 2) if other.has(op.source_start, op.source_end, after))
         number = next(sources, None)
         source = name if number is None else f"hypothesis {number}"
         described.append(Edit(op.source_start, op.source_end, " ".join(before), " ".join(after), source))
@@ -77,35 +77,38 @@ def describe_edits(hypotheses: Sequence[tuple[str, ...]], words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Alongside:
+class AlignedHypothesis:
     """One hypothesis laid along the first.
 
     Attributes:
-        own: What it has for each word of the first.
+        replacements: What it has for each word of the first.
         between: What it puts before each word, and behind the last.
     """
 
-    own: tuple[tuple[str, ...], ...]
+    replacements: tuple[tuple[str, ...], ...]
     between: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def of(cls, first: tuple[str, ...], other: tuple[str, ...]) -> Alongside:
+    def of(cls, first: tuple[str, ...], other: tuple[str, ...]) -> AlignedHypothesis:
         """Align two texts."""
-        own: list[tuple[str, ...]] = [()] * len(first)
+        replacements: list[tuple[str, ...]] = [()] * len(first)
         between: list[tuple[str, ...]] = [()] * (len(first) + 1)
         for op in align(first, other):
             new = other[op.target_start : op.target_end]
             if op.kind == "insert":
                 between[op.source_start] = (*between[op.source_start], *new)
             else:
-                own[op.source_start] = new
-        return cls(tuple(own), tuple(between))
+                replacements[op.source_start] = new
+        return cls(tuple(replacements), tuple(between))
 
     def has(self, start: int, end: int, words: tuple[str, ...]) -> bool:
         """Tell whether the hypothesis has these words for the words [start, end) of the first."""
         if start == end:
             return self.between[start] == words
-        inner = [*self.own[start], *(w for i in range(start + 1, end) for w in (*self.between[i], *self.own[i]))]
+        inner = [
+            *self.replacements[start],
+            *(w for i in range(start + 1, end) for w in (*self.between[i], *self.replacements[i])),
+        ]
         before, after = self.between[start], self.between[end]
         return any(words == (*b, *inner, *a) for b in {(), before} for a in {(), after})
 
@@ -146,11 +149,11 @@ def protect(correction: Correction, terms: Iterable[str]) -> Correction:
     Returns:
         The correction itself where it removes no term.
     """
-    wanted = [term for term in (DEFAULT_NORMALIZER(term).split() for term in terms) if term]
+    protected = [term for term in (DEFAULT_NORMALIZER(term).split() for term in terms) if term]
     source = DEFAULT_NORMALIZER(correction.input).split()
     result = DEFAULT_NORMALIZER(correction.text).split()
-    lost = [term for term in wanted if _count(term, result) < _count(term, source)]
-    if correction.kept or not lost:
+    lost = [term for term in protected if _count(term, result) < _count(term, source)]
+    if correction.unchanged or not lost:
         return correction
     reason = f"kept for {', '.join(sorted(' '.join(term) for term in lost))}"
     if _apply(source, correction.edits) == result:
@@ -163,12 +166,12 @@ def protect(correction: Correction, terms: Iterable[str]) -> Correction:
         if harmless and not any(_count(term, text) < _count(term, source) for term in lost):
             text_reason = f"{correction.reason}, {reason}"
             return replace(correction, text=" ".join(text), edits=harmless, reason=text_reason)
-    return replace(correction, text=correction.input, kept=True, reason=reason, edits=())
+    return replace(correction, text=correction.input, unchanged=True, reason=reason, edits=())
 
 
-def _apply(words: Sequence[str], made: Iterable[Edit]) -> list[str]:
+def _apply(words: Sequence[str], changes: Iterable[Edit]) -> list[str]:
     out = list(words)
-    for edit in sorted(made, key=lambda edit: edit.start, reverse=True):
+    for edit in sorted(changes, key=lambda edit: edit.start, reverse=True):
         out[edit.start : edit.end] = edit.after.split()
     return out
 

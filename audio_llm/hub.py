@@ -329,14 +329,14 @@ def find_companion(name_or_dir: str | os.PathLike[str], name: str, sha256: str |
         ModelFormatError: There is another model of that name.
     """
     folder = find_model(name_or_dir)
-    beside = folder.parent / name
-    found = find_model(beside if beside.is_dir() else name)
-    if sha256 is not None and fingerprint(found) != sha256:
+    sibling = folder.parent / name
+    companion = find_model(sibling if sibling.is_dir() else name)
+    if sha256 is not None and fingerprint(companion) != sha256:
         remedy = "tune it again, or get both again"
         raise ModelFormatError(
             f"its settings belong to another model than the {name!r} that is here", path=folder, remedy=remedy
         )
-    return found
+    return companion
 
 
 def find_model(name_or_dir: str | os.PathLike[str]) -> Path:

@@ -75,7 +75,7 @@ class CorrectionScores:
     def relative_change(self) -> float | None:
         """Change of the word error rate over that of the first hypotheses; below 0 is a gain."""
         before = self.lists.first.counts.errors
-        return _share(self.output.counts.errors - before, before)
+        return _ratio(self.output.counts.errors - before, before)
 
     @property
     def recovered(self) -> float | None:
@@ -85,7 +85,7 @@ class CorrectionScores:
         where the oracle is no better than the first hypotheses.
         """
         before = self.lists.first.counts.errors
-        return _share(before - self.output.counts.errors, before - self.lists.oracle.counts.errors)
+        return _ratio(before - self.output.counts.errors, before - self.lists.oracle.counts.errors)
 
     @property
     def changed_rate(self) -> float:
@@ -95,17 +95,17 @@ class CorrectionScores:
     @property
     def keep_correct_rate(self) -> float | None:
         """Share of the right first hypotheses that are right afterwards."""
-        return _share(self.changes.right_before - self.changes.broken, self.changes.right_before)
+        return _ratio(self.changes.right_before - self.changes.broken, self.changes.right_before)
 
     @property
     def fix_wrong_rate(self) -> float | None:
         """Share of the wrong first hypotheses that are right afterwards."""
-        return _share(self.changes.fixed, self.changes.utterances - self.changes.right_before)
+        return _ratio(self.changes.fixed, self.changes.utterances - self.changes.right_before)
 
     @property
     def improve_wrong_rate(self) -> float | None:
         """Share of the wrong first hypotheses that have fewer errors afterwards, the wholly right ones included."""
-        return _share(self.changes.better, self.changes.utterances - self.changes.right_before)
+        return _ratio(self.changes.better, self.changes.utterances - self.changes.right_before)
 
     @property
     def broken_rate(self) -> float:
@@ -121,7 +121,7 @@ class CorrectionScores:
         figures of the two are close and not equal. None without an edit that helped or harmed.
         """
         harmful = self.changes.harmful_edits
-        return _share(harmful, harmful + self.changes.helpful_edits)
+        return _ratio(harmful, harmful + self.changes.helpful_edits)
 
     @property
     def hallucinated_rate(self) -> float | None:
@@ -130,7 +130,7 @@ class CorrectionScores:
         After agwer's word hallucination rate, which asks an alignment where this asks how often the reference has
         the word.
         """
-        return _share(self.changes.novel_words + self.changes.repeated_words, self.changes.output_words)
+        return _ratio(self.changes.novel_words + self.changes.repeated_words, self.changes.output_words)
 
     @property
     def length_ratio(self) -> float:
@@ -212,5 +212,5 @@ def _references(lists: Sequence[NBest]) -> list[str]:
     return [nbest.reference or "" for nbest in lists]
 
 
-def _share(part: int, whole: int) -> float | None:
+def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None

@@ -232,7 +232,7 @@ def count_changes(
             raise DataError(f"list {nbest.id!r} has no reference")
         reference, before, after = (normalizer(t).split() for t in (nbest.reference, nbest.best, output))
         old, new = count_edits(reference, before), count_edits(reference, after)
-        made_up = _made_up(after, [reference, *(normalizer(text).split() for text in nbest.texts)])
+        added = _added_words(after, [reference, *(normalizer(text).split() for text in nbest.texts)])
         effects = _edit_effects(reference, before, after)
         row = {
             "utterances": 1,
@@ -244,8 +244,8 @@ def count_changes(
             "fixed": new.errors == 0 < old.errors,
             "harmed_words": _harmed(reference, before, after) if before != after else 0,
             "right_words": old.hits,
-            "novel_words": made_up.novel,
-            "repeated_words": made_up.repeated,
+            "novel_words": added.novel,
+            "repeated_words": added.repeated,
             "output_words": len(after),
             "edits": len(effects),
             "helpful_edits": sum(effect < 0 for effect in effects),
@@ -267,25 +267,25 @@ def compositional_oracle_errors(lists: Iterable[NBest], normalizer: Normalizer =
     """Count reference words that occur in no hypothesis of their list (HyPoradise's o_cp, over occurrences)."""
     missing = 0
     for nbest in lists:
-        heard = {word for text in nbest.texts for word in normalizer(text).split()}
-        missing += sum(word not in heard for word in normalizer(nbest.reference or "").split())
+        recognized = {word for text in nbest.texts for word in normalizer(text).split()}
+        missing += sum(word not in recognized for word in normalizer(nbest.reference or "").split())
     return missing
 
 
 @dataclass(frozen=True)
-class _MadeUp:
+class _AddedWords:
     novel: int
     repeated: int
 
 
-def _made_up(output: Sequence[str], sources: Sequence[Sequence[str]]) -> _MadeUp:
+def _added_words(output: Sequence[str], sources: Sequence[Sequence[str]]) -> _AddedWords:
     """Count output words beyond the most that any one source has of them: of words in no source, and of others."""
     most: Counter[str] = Counter()
     for source in sources:
         most |= Counter(source)
     beyond = Counter(output) - most
     novel = sum(count for word, count in beyond.items() if word not in most)
-    return _MadeUp(novel, beyond.total() - novel)
+    return _AddedWords(novel, beyond.total() - novel)
 
 
 def _edit_effects(reference: Sequence[str], before: Sequence[str], after: Sequence[str]) -> list[int]:
@@ -300,15 +300,15 @@ def _edit_effects(reference: Sequence[str], before: Sequence[str], after: Sequen
 
 
 def _harmed(reference: Sequence[str], before: Sequence[str], after: Sequence[str]) -> int:
-    return len(_right_places(reference, before) - _right_places(reference, after))
+    return len(_correct_positions(reference, before) - _correct_positions(reference, after))
 
 
-def _right_places(reference: Sequence[str], hypothesis: Sequence[str]) -> set[int]:
+def _correct_positions(reference: Sequence[str], hypothesis: Sequence[str]) -> set[int]:
     return {
-        place
+        index
         for op in align(reference, hypothesis)
         if op.kind == "equal"
-        for place in range(op.source_start, op.source_end)
+        for index in range(op.source_start, op.source_end)
     }
 
 

@@ -148,7 +148,7 @@ def nbest_from_dict(row: Any, where: str, number: int, unit: str = "entry") -> N
             raise ValueError(f"it is {_kind(row)}, not an object")
         identity = _identity(row.get("id"), number)
         if "hypotheses" in row:
-            return _from_own_form(row, identity)
+            return _from_json_form(row, identity)
         if "input" in row:
             return _from_hyporadise(row, identity)
         raise ValueError("neither 'hypotheses' nor 'input' is in it")
@@ -156,7 +156,7 @@ def nbest_from_dict(row: Any, where: str, number: int, unit: str = "entry") -> N
         raise DataError(f"{unit} {number} is not an N-best list: {error}", path=where, remedy=_REMEDY) from None
 
 
-def _from_own_form(row: dict[str, Any], identity: str) -> NBest:
+def _from_json_form(row: dict[str, Any], identity: str) -> NBest:
     hypotheses = []
     for number, item in enumerate(_array(row["hypotheses"], "'hypotheses'"), 1):
         item = _object(item, f"hypothesis {number}")
@@ -297,14 +297,14 @@ def _read_nemo_beams(file: TextIO, path: Path, on_error: OnError) -> Iterator[NB
     number = 0
     beam: list[Hypothesis] = []
     broken: DataError | None = None
-    for place, line in enumerate([*file, ""], 1):
+    for line_number, line in enumerate([*file, ""], 1):
         text, _, score = line.rstrip("\n").partition("\t")
         if text or score:
             try:
                 beam.append(Hypothesis(_text(text, "the text"), _number(score, "what is behind the tab")))
             except ValueError as error:
                 remedy = "give text, tab, score, and an empty line between utterances"
-                broken = broken or DataError(f"line {place} is no hypothesis: {error}", path=path, remedy=remedy)
+                broken = broken or DataError(f"line {line_number} is no hypothesis: {error}", path=path, remedy=remedy)
         elif beam or broken:
             number += 1
             if broken:  # its utterance with it: a list without one of its hypotheses would pass for whole

@@ -40,9 +40,9 @@ def open_session(path: Path, what: str) -> Any:
         raise ModelFormatError(f"onnxruntime cannot read it: {error}", path=path, remedy="check the file") from None
 
 
-def takes(part: Any, shape: tuple[int | None, ...]) -> bool:
+def accepts_shape(part: Any, shape: tuple[int | None, ...]) -> bool:
     """Return whether a session's input takes a shape, in which None is a size that it has to leave open."""
     sizes = part.shape
     if len(sizes) != len(shape):
         return False
-    return all(not isinstance(size, int) or size == wanted for size, wanted in zip(sizes, shape, strict=True))
+    return all(not isinstance(size, int) or size == expected for size, expected in zip(sizes, shape, strict=True))

@@ -44,9 +44,9 @@ def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
     estimate = estimate - estimate.mean(-1, keepdim=True)
     target = target - target.mean(-1, keepdim=True)
     scale = (estimate * target).sum(-1, keepdim=True) / (target.square().sum(-1, keepdim=True) + _FLOOR)
-    wanted = scale * target
-    error = (estimate - wanted).square().sum(-1)
-    return 10.0 * torch.log10((wanted.square().sum(-1) + _FLOOR) / (error + _FLOOR))
+    projection = scale * target
+    error = (estimate - projection).square().sum(-1)
+    return 10.0 * torch.log10((projection.square().sum(-1) + _FLOOR) / (error + _FLOOR))
 
 
 def pesq_wb(clean: np.ndarray, estimate: np.ndarray) -> float:

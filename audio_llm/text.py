@@ -98,10 +98,10 @@ def _basic(text: str) -> str:
     return " ".join(_OUTER_APOSTROPHE.sub(" ", text).split())
 
 
-def _spoken(text: str) -> str:
+def _numbers_as_words(text: str) -> str:
     """As `basic`, with numbers, titles and the ampersand written as they are said."""
     text = _SAINT.sub("saint", _plain_characters(text)).replace("&", " and ")
-    text = _NUMBER.sub(lambda match: f" {_say_number(match.group())} ", text)
+    text = _NUMBER.sub(lambda match: f" {_number_words(match.group())} ", text)
     return " ".join(_TITLES.get(word, word) for word in _basic(text).split())
 
 
@@ -109,7 +109,7 @@ def _plain_characters(text: str) -> str:
     return unicodedata.normalize("NFKC", text.translate(_QUOTES)).translate(_QUOTES)
 
 
-def _say_number(digits: str) -> str:
+def _number_words(digits: str) -> str:
     from num2words import num2words
 
     ordinal = digits[-2:] in {"st", "nd", "rd", "th"}
@@ -126,12 +126,10 @@ def _say_number(digits: str) -> str:
 
 def _letters(text: str) -> str:
     """As `spoken`, with runs of spelled letters joined: `n e c` becomes `nec`."""
-    joined = _SPELLED.sub(lambda match: match.group().replace(" ", ""), _spoken(text))
-    return _spoken(joined)  # `d r` has become an abbreviation
+    joined = _SPELLED.sub(lambda match: match.group().replace(" ", ""), _numbers_as_words(text))
+    return _numbers_as_words(joined)  # `d r` has become an abbreviation
 
 
-NORMALIZERS: dict[str, Normalizer] = {
-    function.__name__.lstrip("_"): Normalizer(function.__name__.lstrip("_"), function)
-    for function in (_raw, _basic, _spoken, _letters)
-}
+_FUNCTIONS = {"raw": _raw, "basic": _basic, "spoken": _numbers_as_words, "letters": _letters}
+NORMALIZERS = {name: Normalizer(name, function) for name, function in _FUNCTIONS.items()}
 DEFAULT_NORMALIZER = NORMALIZERS["spoken"]

@@ -51,11 +51,11 @@ def recordings(data: Path) -> dict[str, list[Recording]]:
         "speechocean": [r for r in ocean if r.split == "dev"],
         "tune-dev-clean": [r for r in dev_clean if r.speaker in TUNE_SPEAKERS],
     }
-    own = [r for r in kathleen if r.split == "train"]
-    order = np.random.default_rng(SEED).permutation(len(own))
-    sets["tune-kathleen"] = [own[i] for i in order[:TUNE_PROMPTS]]
+    kathleen_train = [r for r in kathleen if r.split == "train"]
+    order = np.random.default_rng(SEED).permutation(len(kathleen_train))
+    sets["tune-kathleen"] = [kathleen_train[i] for i in order[:TUNE_PROMPTS]]
     first_speakers = {r.speaker for r in sets["dev-clean-60"]}
-    candidates = [own[i] for i in order[TUNE_PROMPTS:]]
+    candidates = [kathleen_train[i] for i in order[TUNE_PROMPTS:]]
     candidates += [r for r in dev_clean if r.split == "train" and r.speaker not in first_speakers | set(TUNE_SPEAKERS)]
     candidates += [r for r in ocean if r.split == "train"][:OCEAN_UTTERANCES]
     scored = {DEFAULT_NORMALIZER(r.text) for name, rows in sets.items() for r in rows}

@@ -92,7 +92,7 @@ def test_empty_sides() -> None:
 
 
 def test_long_texts_take_the_other_path_and_agree_on_the_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(align_module, "_MAX_CELLS", 0)
+    monkeypatch.setattr(align_module, "_MAX_TABLE_SIZE", 0)
     for source, target in random_pairs(300, seed=2):
         ops = align(source, target)
         assert sum(op.kind != "equal" for op in ops) == slow_distance(source, target)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audio_llm.audio_stream import process_in_chunks, resampled, process_at_rate, with_sentinel
+from audio_llm.audio_stream import process_at_rate, process_in_chunks, resampled, with_sentinel
 
 
 def noise(samples: int, channels: int = 1, seed: int = 0) -> np.ndarray:

@@ -44,7 +44,7 @@ def output_lengths(lengths: torch.Tensor) -> torch.Tensor:
     return (lengths + 3) // 4
 
 
-class ConformerFront(nn.Module):
+class ConvSubsampling(nn.Module):
     """Two strided convolutions over time and frequency, then `fold` of their 40 ms frames become one of `width`."""
 
     def __init__(self, config: ConformerConfig, fold: int = 1) -> None:

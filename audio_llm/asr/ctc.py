@@ -105,8 +105,8 @@ class CtcRecognizer(SegmentRecognizer):
         settings = read_search(Path(hub.find_model(folder)))
         if not (search and settings.language_model):
             return cls(model, version, settings.beam)
-        found = hub.find_companion(folder, settings.language_model, settings.language_model_sha256)
-        prior = WordPrior(load_ngram(found), settings)
+        lm_folder = hub.find_companion(folder, settings.language_model, settings.language_model_sha256)
+        prior = WordPrior(load_ngram(lm_folder), settings)
         return cls(model, f"{version}-{settings.language_model_sha256[:8]}", settings.beam, prior)
 
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
@@ -117,12 +117,12 @@ class CtcRecognizer(SegmentRecognizer):
             nbest: How many distinct hypotheses at most.
             id: Name for the result.
         """
-        hearing = self.listen(waveform)
-        found = hearing.search(max(self._beam, 2 * nbest), self._prior)
-        if not found or not found[0][0]:
+        posteriors = self.posteriors(waveform)
+        ranked = posteriors.search(max(self._beam, 2 * nbest), self._prior)
+        if not ranked or not ranked[0][0]:
             return NBest(id, ())
-        hypotheses = tuple(Hypothesis(text, score) for text, score in found if text)[:nbest]
-        return NBest(id, hypotheses, words=align_words(hearing.log_probs, hypotheses[0].text))
+        hypotheses = tuple(Hypothesis(text, score) for text, score in ranked if text)[:nbest]
+        return NBest(id, hypotheses, words=align_words(posteriors.log_probs, hypotheses[0].text))
 
     def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
         """Return log p(text | waveform) of each text.
@@ -133,12 +133,12 @@ class CtcRecognizer(SegmentRecognizer):
             waveform: (T,) float32 at 16 kHz.
             texts: Normalised texts.
         """
-        return self.listen(waveform).score(texts)
+        return self.posteriors(waveform).score(texts)
 
-    def listen(self, waveform: np.ndarray) -> CtcHearing:
+    def posteriors(self, waveform: np.ndarray) -> CtcPosteriors:
         """Hear one utterance, (T,) float32 at 16 kHz, to be asked about it more than once."""
         (log_probs,) = self.log_probs([waveform])
-        return CtcHearing(log_probs)
+        return CtcPosteriors(log_probs)
 
     def prefer(self, words: Sequence[str]) -> list[str]:
         """Return all the words: this engine has no words to prefer, only letters."""
@@ -151,17 +151,17 @@ class CtcRecognizer(SegmentRecognizer):
             waveforms: Each (T,) float32 at 16 kHz.
             distortion: Make it err on purpose, to generate data.
         """
-        return [CtcHearing(log_probs).spell() for log_probs in self.log_probs(waveforms, distortion)]
+        return [CtcPosteriors(log_probs).greedy_text() for log_probs in self.log_probs(waveforms, distortion)]
 
     def log_probs(self, waveforms: Sequence[np.ndarray], distortion: Distortion | None = None) -> list[np.ndarray]:
         """Return (N, 29) float64 log-probabilities of the symbols every 40 ms; N is 0 for silence."""
         results = [np.zeros((0, len(SYMBOLS)))] * len(waveforms)
-        heard = [i for i, w in enumerate(waveforms) if w.size >= _MIN_SAMPLES and np.abs(w).max() >= _SILENCE_PEAK]
-        heard.sort(key=lambda i: waveforms[i].size)
+        audible = [i for i, w in enumerate(waveforms) if w.size >= _MIN_SAMPLES and np.abs(w).max() >= _SILENCE_PEAK]
+        audible.sort(key=lambda i: waveforms[i].size)
         with torch.inference_mode(), torch.random.fork_rng(enabled=distortion is not None):
             if distortion is not None:
                 torch.manual_seed(distortion.seed)
-            for batch in _batches(heard, [waveform.size for waveform in waveforms]):
+            for batch in _batches(audible, [waveform.size for waveform in waveforms]):
                 for i, log_probs in zip(batch, self._run([waveforms[i] for i in batch], distortion), strict=True):
                     results[i] = log_probs
         return results
@@ -180,7 +180,7 @@ class CtcRecognizer(SegmentRecognizer):
 
 
 @dataclass(frozen=True)
-class CtcHearing:
+class CtcPosteriors:
     """What the network made of one utterance.
 
     Attributes:
@@ -189,11 +189,11 @@ class CtcHearing:
 
     log_probs: np.ndarray
 
-    def spell(self) -> str:
+    def greedy_text(self) -> str:
         """Return the text of the best alignment."""
         best = self.log_probs.argmax(axis=1)
-        kept = best[np.diff(best, prepend=BLANK - 1) != 0]
-        return decode_symbols([int(number) for number in kept if number != BLANK])
+        collapsed = best[np.diff(best, prepend=BLANK - 1) != 0]
+        return decode_symbols([int(number) for number in collapsed if number != BLANK])
 
     def search(self, beam: int, prior: WordPrior | None = None) -> list[tuple[str, float]]:
         """Return up to `beam` distinct texts, best first, each with log p(text | audio) plus what the prior gives."""
@@ -202,8 +202,8 @@ class CtcHearing:
         )
         gains = [prior.text(text) if prior else 0.0 for text in texts]
         scored = zip(texts, self.score(texts), gains, strict=True)
-        found = [(text, score + gain) for text, score, gain in scored if score is not None]
-        return sorted(found, key=lambda pair: (-pair[1], pair[0]))
+        results = [(text, score + gain) for text, score, gain in scored if score is not None]
+        return sorted(results, key=lambda pair: (-pair[1], pair[0]))
 
     def score(self, texts: Sequence[str]) -> list[float | None]:
         """Return log p(text | audio) of each text (see `CtcRecognizer.score`)."""
@@ -297,9 +297,9 @@ def _viterbi(log_probs: np.ndarray, states: np.ndarray) -> np.ndarray:
     for n in range(1, len(emitted)):
         one, two = np.full_like(score, -np.inf), np.full_like(score, -np.inf)
         one[1:], two[2:] = score[:-1], score[:-2]
-        choices = np.stack([score, one, np.where(may_skip, two, -np.inf)])
-        back[n] = choices.argmax(axis=0)
-        score = choices.max(axis=0) + emitted[n]
+        candidates = np.stack([score, one, np.where(may_skip, two, -np.inf)])
+        back[n] = candidates.argmax(axis=0)
+        score = candidates.max(axis=0) + emitted[n]
     path = np.zeros(len(emitted), dtype=np.int64)
     path[-1] = len(states) - 1 - int(score[-1] < score[-2])
     for n in range(len(emitted) - 1, 0, -1):
@@ -351,10 +351,10 @@ def _forward(log_probs: np.ndarray, texts: Sequence[Sequence[int]]) -> np.ndarra
     rows = np.arange(len(texts))
     last = alpha[rows, 2 * lengths + 2] + alpha[rows, 2 * lengths + 1]
     with np.errstate(divide="ignore"):
-        found = np.log(last) + scale
+        scores = np.log(last) + scale
     for i in np.flatnonzero(last < 1e-290).tolist():
-        found[i] = _log_likelihood(log_probs, texts[i])
-    return np.asarray(found)
+        scores[i] = _log_likelihood(log_probs, texts[i])
+    return np.asarray(scores)
 
 
 def _log_likelihood(log_probs: np.ndarray, numbers: Sequence[int]) -> float:

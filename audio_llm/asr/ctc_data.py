@@ -54,7 +54,7 @@ class SpeechItem:
     seed: int = 0
 
 
-_SPOKEN = Augmentation(
+_SYNTHESIZED = Augmentation(
     speed=(0.85, 1.15), voice_shift=(0.9, 1.12), noisy_share=0.5, snr_db=(8.0, 40.0), room_share=0.3, rt60_s=(0.1, 0.5)
 )
 _RECORDED = Augmentation(voice_shift=(0.9, 1.12), noisy_share=0.2, snr_db=(8.0, 40.0), room_share=0.0)
@@ -65,13 +65,13 @@ class PackConfig:
     """How sound is varied and packed.
 
     Attributes:
-        spoken: Variation of spoken texts.
-        recorded: Variation of recordings; their speed is not asked of a voice, so it does not count.
+        synthesized: Variation of texts that a TTS voice speaks.
+        recorded: Variation of recordings; its speed is not used.
         max_seconds: Longer utterances are left out, and counted.
         shard_items: Utterances in a shard.
     """
 
-    spoken: Augmentation = field(default_factory=lambda: _SPOKEN)
+    synthesized: Augmentation = field(default_factory=lambda: _SYNTHESIZED)
     recorded: Augmentation = field(default_factory=lambda: _RECORDED)
     max_seconds: float = 20.0
     shard_items: int = 200
@@ -205,19 +205,19 @@ def make_waveform(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndar
 def make_sound(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndarray] = ()) -> Spoken:
     """Do as `make_waveform`; the phones of a spoken text come along, with their times in the result."""
     rng = np.random.default_rng(item.seed)
-    variation = config.recorded if item.audio else config.spoken
+    variation = config.recorded if item.audio else config.synthesized
     voice = draw_voice(variation, rng)
     shift = voice["voice_shift"]
     if item.audio:
         from audio_llm import audio
 
-        spoken = Spoken(audio.read(item.audio))
+        speech = Spoken(audio.read(item.audio))
         if item.seed == 0:
-            return spoken
+            return speech
     else:
-        spoken = speak(item.text, item.voice, voice["speed"] / shift)
-    waveform = harden(mono.shift_voice(spoken.waveform, shift), variation, rng, noises)[0]
-    return Spoken(waveform, tuple(Phone(phone.symbol, phone.end_s / shift) for phone in spoken.phones))
+        speech = speak(item.text, item.voice, voice["speed"] / shift)
+    waveform = harden(mono.shift_voice(speech.waveform, shift), variation, rng, noises)[0]
+    return Spoken(waveform, tuple(Phone(phone.symbol, phone.end_s / shift) for phone in speech.phones))
 
 
 def phone_labels(phones: Sequence[Phone], frames: int) -> np.ndarray:
@@ -317,7 +317,9 @@ def _finish(folder: Path, paths: list[Path]) -> PackReport:
 
 
 def _check_plan(items: Sequence[SpeechItem], config: PackConfig, noises: Sequence[np.ndarray], folder: Path) -> None:
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    settings = asdict(config)
+    settings["spoken"] = settings.pop("synthesized")  # the key under which plans of earlier packs were hashed
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for item in items:
         digest.update(repr(item).encode())
     for noise in noises:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from audio_llm.asr.conformer import SUBSAMPLING, ConformerBlock, ConformerFront, output_lengths, rotation
+from audio_llm.asr.conformer import SUBSAMPLING, ConformerBlock, ConvSubsampling, output_lengths, rotation
 from audio_llm.errors import ConfigError
 from audio_llm.features import FRAME_RATE, valid_mask
 
@@ -88,7 +88,7 @@ class CtcModel(nn.Module):
     def __init__(self, config: CtcConfig) -> None:
         super().__init__()
         self.config = config
-        self.front = ConformerFront(config, config.fold)
+        self.front = ConvSubsampling(config, config.fold)
         self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.layers))
         self.output = nn.Linear(config.width, config.fold * len(SYMBOLS))
         if config.phones:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from audio_llm import features
-from audio_llm.asr.ctc import CtcHearing, load_network, save_ctc
+from audio_llm.asr.ctc import CtcPosteriors, load_network, save_ctc
 from audio_llm.asr.ctc_model import BLANK, SUBSAMPLING, CtcConfig, CtcModel, CtcOutput, encode_symbols
 from audio_llm.errors import DataError
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
@@ -156,11 +156,11 @@ def phone_loss(output: CtcOutput, batch: CtcBatch) -> torch.Tensor:
     """Return the cross-entropy per output frame whose phone is known; 0 where the network tells none apart."""
     if output.phones is None:
         return output.log_probs.new_zeros(())
-    wanted = batch.phones[:, SUBSAMPLING // 2 :: SUBSAMPLING]
-    frames = min(wanted.shape[1], output.phones.shape[1])
-    wanted = wanted[:, :frames] - 1
-    total = functional.nll_loss(output.phones[:, :frames].transpose(1, 2), wanted, ignore_index=-1, reduction="sum")
-    return total / (wanted >= 0).sum().clamp_min(1)
+    targets = batch.phones[:, SUBSAMPLING // 2 :: SUBSAMPLING]
+    frames = min(targets.shape[1], output.phones.shape[1])
+    targets = targets[:, :frames] - 1
+    total = functional.nll_loss(output.phones[:, :frames].transpose(1, 2), targets, ignore_index=-1, reduction="sum")
+    return total / (targets >= 0).sum().clamp_min(1)
 
 
 def evaluate(model: nn.Module, data: Utterances, config: CtcTrainingConfig) -> dict[str, float]:
@@ -183,11 +183,13 @@ def evaluate(model: nn.Module, data: Utterances, config: CtcTrainingConfig) -> d
 def greedy_texts(output: CtcOutput) -> list[str]:
     """Return the text of each utterance's best alignment."""
     rows = output.log_probs.cpu().numpy()
-    return [CtcHearing(row[: int(length)]).spell() for row, length in zip(rows, output.lengths, strict=True)]
+    return [CtcPosteriors(row[: int(length)]).greedy_text() for row, length in zip(rows, output.lengths, strict=True)]
 
 
 @torch.inference_mode()
-def hear_packed(model: CtcModel, pack: Path, passes: int, dropout: float, seed: int) -> list[tuple[str, list[str]]]:
+def recognize_packed(
+    model: CtcModel, pack: Path, passes: int, dropout: float, seed: int
+) -> list[tuple[str, list[str]]]:
     """Return (reference, texts heard) of every utterance of a pack: pairs for a Denoising LM.
 
     The first pass hears the sound as it is, each further one with masks, another speed and dropout drawn anew, so that
@@ -202,16 +204,18 @@ def hear_packed(model: CtcModel, pack: Path, passes: int, dropout: float, seed: 
     """
     config = CtcTrainingConfig(model=model.config)
     data = Utterances([pack], config.max_seconds)
-    heard: list[list[str]] = [[] for _ in range(len(data))]
+    hypotheses: list[list[str]] = [[] for _ in range(len(data))]
     for number in range(passes):
         torch.manual_seed(seed + number)
-        for place, chosen in enumerate(data.in_order(len(data), config.batch_seconds)):
-            batch = data.collate(Batch(chosen, (seed << 40) + (number << 32) + place if number else None), config)
+        for batch_number, chosen in enumerate(data.in_order(len(data), config.batch_seconds)):
+            batch = data.collate(
+                Batch(chosen, (seed << 40) + (number << 32) + batch_number if number else None), config
+            )
             output = model.eval()(batch.mel, batch.lengths, dropout if number else 0.0)
             for i, text in zip(chosen, greedy_texts(output), strict=True):
-                heard[i].append(text)
+                hypotheses[i].append(text)
         logger.info("%s, pass %d of %d: %d utterances heard", pack.name, number + 1, passes, len(data))
-    return list(zip(data.texts, heard, strict=True))
+    return list(zip(data.texts, hypotheses, strict=True))
 
 
 @torch.inference_mode()
@@ -219,13 +223,13 @@ def log_probs_packed(model: CtcModel, pack: Path) -> list[tuple[str, np.ndarray]
     """Return (reference, (N, 29) float64 log-probabilities) of every utterance of a pack, to tune a search on."""
     config = CtcTrainingConfig(model=model.config)
     data = Utterances([pack], config.max_seconds)
-    heard: list[tuple[str, np.ndarray]] = []
+    results: list[tuple[str, np.ndarray]] = []
     for chosen in data.in_order(len(data), config.batch_seconds):
         batch = data.collate(Batch(chosen, None), config)
         output = model.eval()(batch.mel, batch.lengths)
         for i, log_probs, length in zip(chosen, output.log_probs.double().numpy(), output.lengths, strict=True):
-            heard.append((data.texts[i], log_probs[: int(length)]))
-    return heard
+            results.append((data.texts[i], log_probs[: int(length)]))
+    return results
 
 
 @dataclass(frozen=True)
@@ -254,7 +258,7 @@ class Utterances:
 
     def __init__(self, folders: Sequence[Path], max_seconds: float) -> None:
         self._readers = [ShardReader(folder) for folder in folders]
-        self._places: list[tuple[int, int]] = []
+        self._positions: list[tuple[int, int]] = []
         self.texts: list[str] = []
         self.frames: list[int] = []
         self._symbols: list[list[int]] = []
@@ -263,15 +267,15 @@ class Utterances:
             for row, (frames, text) in enumerate(rows):
                 symbols = encode_symbols(decode_text(text))
                 if symbols and 0 < frames <= max_seconds * features.FRAME_RATE:
-                    self._places.append((number, row))
+                    self._positions.append((number, row))
                     self.frames.append(frames)
                     self.texts.append(decode_text(text))
                     self._symbols.append(symbols)
-        if not self._places:
+        if not self._positions:
             raise DataError(f"no utterance of at most {max_seconds:g} s", path=folders[0] if folders else None)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     @property
     def hours(self) -> float:
@@ -301,7 +305,7 @@ class Utterances:
         rng = None if batch.seed is None else np.random.default_rng(batch.seed)
         mels, phones = [], []
         for i in batch.items:
-            number, row = self._places[i]
+            number, row = self._positions[i]
             arrays = self._readers[number][row]
             mel = features.from_uint8(torch.from_numpy(arrays["mel"]))
             known = torch.from_numpy(arrays["phones"]).long() if "phones" in arrays else torch.zeros(len(mel)).long()
@@ -353,5 +357,5 @@ def _mask(mel: torch.Tensor, frames: int, rng: np.random.Generator, config: CtcT
 
 def _save(model: nn.Module, folder: Path, config: CtcTrainingConfig, provenance: dict[str, Any] | None) -> None:
     assert isinstance(model, CtcModel)
-    made_by = {**(provenance or {}), "training": asdict(config)}
-    save_ctc(model, folder, "# A CTC recogniser\n\nCharacters of English speech at 16 kHz.\n", made_by)
+    full_provenance = {**(provenance or {}), "training": asdict(config)}
+    save_ctc(model, folder, "# A CTC recogniser\n\nCharacters of English speech at 16 kHz.\n", full_provenance)

@@ -157,7 +157,9 @@ class ResolvedRecognizer:
     model: str | None
 
 
-def resolve_recognizer(name: str, model: str | None = None, options: WhisperOptions | None = None) -> ResolvedRecognizer:
+def resolve_recognizer(
+    name: str, model: str | None = None, options: WhisperOptions | None = None
+) -> ResolvedRecognizer:
     """Return which engine and model a name of `load_recognizer` stands for.
 
     Raises:
@@ -305,7 +307,7 @@ def _whisper_source(model: str, offline: bool) -> str:
     try:
         return str(hub.find_model(model))
     except ModelNotFoundError:
-        looks_like_path = model.count("/") != 1 or model.startswith((".", "/", "~"))
-        if looks_like_path and "/" in model:
+        is_path = model.count("/") != 1 or model.startswith((".", "/", "~"))
+        if is_path and "/" in model:
             raise
         return model

@@ -198,12 +198,12 @@ def import_espnet() -> Any:
     if importlib.util.find_spec("espnet2") is None:
         raise MissingDependencyError("the package espnet is not installed", remedy=remedy)
     try:
-        with _stand_ins(), _ignored_warnings(), contextlib.redirect_stdout(io.StringIO()) as said:
+        with _stand_ins(), _ignored_warnings(), contextlib.redirect_stdout(io.StringIO()) as stdout:
             from espnet2.bin.asr_inference import Speech2Text
     except (ImportError, OSError) as error:
         raise MissingDependencyError(f"the package espnet cannot be imported: {error}", remedy=remedy) from error
-    if said.getvalue():
-        logger.debug("espnet said at import: %s", said.getvalue().strip())
+    if stdout.getvalue():
+        logger.debug("espnet printed at import: %s", stdout.getvalue().strip())
     return Speech2Text
 
 
@@ -238,11 +238,11 @@ def _ignored_warnings() -> Iterator[None]:
         yield
 
 
-def _usable_ctc_weight(config: dict[str, Any], wanted: float) -> float:
+def _usable_ctc_weight(config: dict[str, Any], requested: float) -> float:
     trained_with = (config.get("model_conf") or {}).get("ctc_weight", 0.5)
     if config.get("decoder") is None or trained_with == 1.0:
         return 1.0
-    return 0.0 if trained_with == 0.0 else wanted
+    return 0.0 if trained_with == 0.0 else requested
 
 
 def _build(

@@ -176,11 +176,13 @@ def _weights_in(folder: Path) -> Path:
     for name in _PREFERRED_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    others = sorted(path for path in folder.glob("*.pth") if path.name != "checkpoint.pth")
-    if len(others) == 1:
-        return others[0]
-    if others:
-        message = f"{len(others)} weight files and no telling which: {', '.join(path.name for path in others[:5])}"
+    candidates = sorted(path for path in folder.glob("*.pth") if path.name != "checkpoint.pth")
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        message = (
+            f"{len(candidates)} weight files and no telling which: {', '.join(path.name for path in candidates[:5])}"
+        )
         raise ModelNotFoundError(message, path=folder, remedy="name the right one model.pth")
     return folder / "model.pth"
 
@@ -204,7 +206,7 @@ def _locate(named: Any, files: EspnetFiles) -> Path:
         for base in (Path(), files.folder, files.config.parent, recipe):
             if (base / named).is_file():
                 return (base / named).resolve()
-        found = sorted(files.folder.rglob(Path(named).name))
-        if len(found) == 1:
-            return found[0].resolve()
+        matches = sorted(files.folder.rglob(Path(named).name))
+        if len(matches) == 1:
+            return matches[0].resolve()
     raise ModelFormatError(f"names {named!r}, which is not there", path=files.config, remedy="copy it into the folder")

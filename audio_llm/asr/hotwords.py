@@ -25,17 +25,17 @@ def listed_spelling(words: Sequence[str], terms: Sequence[str]) -> list[str]:
     written = list(words)
     parts = [_parts(word) for word in words]
     for term in sorted(terms, key=lambda term: -len(term.split())):
-        wanted = [_parts(word)[1] for word in term.split()]
-        plain = [word.lower() for word in wanted]
-        if not all(wanted):
+        listed = [_parts(word)[1] for word in term.split()]
+        plain = [word.lower() for word in listed]
+        if not all(listed):
             continue
-        for start in range(len(words) - len(wanted) + 1):
-            own = [part[1] for part in parts[start : start + len(wanted)]]
-            if [word.lower() for word in own] != plain or own == wanted:
+        for start in range(len(words) - len(listed) + 1):
+            recognized = [part[1] for part in parts[start : start + len(listed)]]
+            if [word.lower() for word in recognized] != plain or recognized == listed:
                 continue
             first = start == 0 or words[start - 1].rstrip("\"')]").endswith(_SENTENCE_ENDS)
-            if len(wanted) > 1 or _may_take(own[0], wanted[0], first):
-                for index, word in enumerate(wanted, start):
+            if len(listed) > 1 or _may_take(recognized[0], listed[0], first):
+                for index, word in enumerate(listed, start):
                     before, _, after = parts[index]
                     written[index] = before + word + after
     return written
@@ -49,9 +49,9 @@ def _parts(word: str) -> tuple[str, str, str]:
     return before, core, after
 
 
-def _may_take(own: str, wanted: str, first: bool) -> bool:
-    inner = any(one.islower() and other.isupper() for one, other in itertools.pairwise(wanted))
+def _may_take(recognized: str, listed: str, first: bool) -> bool:
+    inner = any(one.islower() and other.isupper() for one, other in itertools.pairwise(listed))
     if inner:
         return True
-    short = wanted.isupper() and len(wanted) <= _SHORT
-    return own != own.lower() and not (first and short)
+    short = listed.isupper() and len(listed) <= _SHORT
+    return recognized != recognized.lower() and not (first and short)

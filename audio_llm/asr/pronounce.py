@@ -49,10 +49,10 @@ def read_dictionary() -> dict[str, tuple[str, ...]]:
 def phones_of(word: str) -> tuple[str, ...]:
     """Return the phones of a word: the dictionary's, else guessed; where there is no guess, its letters."""
     known = _known_words()
-    found = known.get(word)
-    if found is None:
-        found = tuple(pronounce(word, lambda part: " ".join(known[part]) if part in known else None).split())
-    return found or tuple(word)
+    phones = known.get(word)
+    if phones is None:
+        phones = tuple(pronounce(word, lambda part: " ".join(known[part]) if part in known else None).split())
+    return phones or tuple(word)
 
 
 def is_known(word: str) -> bool:
@@ -85,7 +85,7 @@ def pronounce(word: str, lookup: Callable[[str], str | None] | None = None) -> s
     if not letters or not set(letters) <= set(_LETTERS):
         return ""
     pieces = _PIECE.findall(re.sub(r"\.(?![a-z])", "", plain))
-    return " ".join(phone for piece in pieces for phone in _say(piece, lookup))
+    return " ".join(phone for piece in pieces for phone in _pronounce_piece(piece, lookup))
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class LetterRules:
         numbers[_WIDEST : _WIDEST + len(word)] = [_LETTERS.index(letter) + 1 for letter in word]
         codes = [_context_codes(numbers[None], *context)[0] for context in _CONTEXTS]
         phones: list[str] = []
-        for place in range(len(word)):
-            phones += self._decode(self._choose([int(code[place]) for code in codes]))
+        for index in range(len(word)):
+            phones += self._decode(self._choose([int(code[index]) for code in codes]))
         return phones
 
     def _choose(self, contexts: Sequence[int]) -> int:
@@ -156,18 +156,18 @@ def learn_rules(entries: Mapping[str, Sequence[str]]) -> LetterRules:
 @functools.cache
 def _rules() -> LetterRules:
     entries = read_dictionary()
-    spoken = [word for word in entries if _VOWELS & set(word)]
-    return learn_rules({word: entries[word] for word in spoken[::_LEARN_EVERY]})
+    with_vowels = [word for word in entries if _VOWELS & set(word)]
+    return learn_rules({word: entries[word] for word in with_vowels[::_LEARN_EVERY]})
 
 
-def _say(piece: str, lookup: Callable[[str], str | None] | None) -> list[str]:
+def _pronounce_piece(piece: str, lookup: Callable[[str], str | None] | None) -> list[str]:
     """Return the phones of one digit, or of letters and apostrophes, of which an ending 's is one."""
     if piece in _NAMES:
         return _NAMES[piece].split()
     if lookup is not None and (known := lookup(piece)):
         return known.split()
     if piece.endswith("'s") and len(piece) > 2:
-        stem = _say(piece[:-2], lookup)
+        stem = _pronounce_piece(piece[:-2], lookup)
         return [*stem, *_ending_s(stem)]
     letters = piece.replace("'", "")
     if not _VOWELS & set(letters):
@@ -201,10 +201,10 @@ def _first_scores(letters: np.ndarray, phones: np.ndarray, symbols: int) -> np.n
         (27, symbols, symbols) float32: log score of a letter giving these two phones, 0 for none.
     """
     near = np.full((len(_LETTERS) + 1, symbols), _SMOOTHING)
-    place_of_letter = (np.arange(letters.shape[1]) + 0.5) / np.maximum((letters > 0).sum(1), 1)[:, None]
-    place_of_phone = (np.arange(phones.shape[1]) + 0.5) / np.maximum((phones > 0).sum(1), 1)[:, None]
+    letter_position = (np.arange(letters.shape[1]) + 0.5) / np.maximum((letters > 0).sum(1), 1)[:, None]
+    phone_position = (np.arange(phones.shape[1]) + 0.5) / np.maximum((phones > 0).sum(1), 1)[:, None]
     for column in range(letters.shape[1]):
-        distance = np.abs(place_of_phone - place_of_letter[:, column, None])
+        distance = np.abs(phone_position - letter_position[:, column, None])
         np.add.at(near, (letters[:, column, None], phones), np.exp(-8.0 * distance))
     near = near / near.sum(1, keepdims=True) / near[1:].sum(0)  # what is frequent beside every letter says little
     one = np.log(near / near[1:].max())
@@ -228,13 +228,13 @@ def _count_scores(letters: np.ndarray, outputs: np.ndarray, symbols: int) -> np.
 def _align(letters: np.ndarray, phones: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Return (N, L) int64: code of the phones each letter gives on the best path, all words at once."""
     words, longest = letters.shape
-    places = phones.shape[1] + 1
-    best = np.full((words, places), -np.inf, np.float32)
+    positions = phones.shape[1] + 1
+    best = np.full((words, positions), -np.inf, np.float32)
     best[:, 0] = 0.0
-    taken = np.zeros((longest, words, places), np.int8)
+    taken = np.zeros((longest, words, positions), np.int8)
     for step in range(longest):
         letter = letters[:, step, None]
-        options = np.full((3, words, places), -np.inf, np.float32)
+        options = np.full((3, words, positions), -np.inf, np.float32)
         options[0] = best + np.where(letter > 0, scores[letter, 0, 0], 0.0)
         options[1, :, 1:] = best[:, :-1] + np.where(letter > 0, scores[letter, phones, 0], -np.inf)
         options[2, :, 2:] = best[:, :-2] + np.where(letter > 0, scores[letter, phones[:, :-1], phones[:, 1:]], -np.inf)
@@ -247,13 +247,13 @@ def _trace_back(taken: np.ndarray, phones: np.ndarray, symbols: int) -> np.ndarr
     steps, words, _ = taken.shape
     outputs = np.zeros((words, steps), np.int64)
     everyone = np.arange(words)
-    place = (phones > 0).sum(1)
+    position = (phones > 0).sum(1)
     for step in reversed(range(steps)):
-        count = taken[step, everyone, place]
-        first = np.where(count > 0, phones[everyone, place - count], 0)
-        second = np.where(count > 1, phones[everyone, place - 1], 0)
+        count = taken[step, everyone, position]
+        first = np.where(count > 0, phones[everyone, position - count], 0)
+        second = np.where(count > 1, phones[everyone, position - 1], 0)
         outputs[:, step] = first * symbols + second
-        place = place - count
+        position = position - count
     return outputs
 
 

@@ -71,13 +71,13 @@ def recognize_segments(
 ) -> Iterator[Stretch]:
     """Recognize stretch by stretch (see `Recognizer.recognize_stream`) with what takes one stretch at a time."""
     for number, segment in enumerate(segments(blocks)):
-        found = recognize(segment.waveform, nbest, f"{id}#{number}")
+        result = recognize(segment.waveform, nbest, f"{id}#{number}")
         words = tuple(
             replace(word, start_s=word.start_s + segment.start_s, end_s=word.end_s + segment.start_s)
-            for word in found.words
+            for word in result.words
         )
         end_s = segment.start_s + len(segment.waveform) / SAMPLE_RATE
-        nbest_list = replace(found, words=words)
+        nbest_list = replace(result, words=words)
         yield Stretch(start_s=segment.start_s, end_s=end_s, nbest=nbest_list, waveform=segment.waveform)
 
 

@@ -74,8 +74,8 @@ class SphinxRecognizer(SegmentRecognizer):
         best = decoder.hyp()
         if best is None or not _text(best.hypstr):
             return NBest(id, ())
-        wanted = nbest if not self._preferred else max(nbest, 50)
-        entries = _distinct(decoder, _text(best.hypstr), wanted)
+        count = nbest if not self._preferred else max(nbest, 50)
+        entries = _distinct(decoder, _text(best.hypstr), count)
         words = tuple(_words(decoder))
         ranked = self._with_preference(entries)
         if ranked[0].text != entries[0].text:
@@ -223,7 +223,7 @@ def _nats(linear: float) -> float:
     return math.log(linear) * _SCORE_SCALE if linear > 0.0 else -math.inf
 
 
-def _distinct(decoder: Any, best: str, wanted: int) -> list[_Entry]:
+def _distinct(decoder: Any, best: str, count: int) -> list[_Entry]:
     """Return distinct texts, the engine's own best first, the others by score.
 
     The engine's best path takes pauses for nothing and sees the words on both sides of them as neighbours. In its
@@ -234,16 +234,16 @@ def _distinct(decoder: Any, best: str, wanted: int) -> list[_Entry]:
     """
     scores: dict[str, float] = {}
     entries = decoder.nbest()
-    for _, entry in zip(range(wanted * _ENTRIES_PER_HYPOTHESIS), entries or (), strict=False):
+    for _, entry in zip(range(count * _ENTRIES_PER_HYPOTHESIS), entries or (), strict=False):
         text = _text(entry.hypstr) if entry is not None and entry.hypstr else ""
         if text:
             scores[text] = max(scores.get(text, -math.inf), _nats(entry.score))
-        if len(scores) >= 2 * wanted:
+        if len(scores) >= 2 * count:
             break
     top = max(scores.values(), default=_nats(decoder.hyp().score))
     first = _Entry(best, max(scores.pop(best, top), top))
-    others = sorted((_Entry(text, score) for text, score in scores.items()), key=lambda e: -e.score)
-    return [first, *others][:wanted]
+    rest = sorted((_Entry(text, score) for text, score in scores.items()), key=lambda e: -e.score)
+    return [first, *rest][:count]
 
 
 def _text(words: str) -> str:

@@ -211,7 +211,7 @@ class WhisperRecognizer:
         """
         scores: list[float | None] = [None] * len(texts)
         ids = [self._tokens.encode(text) for text in texts]
-        usable = [number for number, own in enumerate(ids) if 0 < len(own) <= _MAX_TEXT_TOKENS]
+        usable = [number for number, tokens in enumerate(ids) if 0 < len(tokens) <= _MAX_TEXT_TOKENS]
         if not usable or waveform.size < _MIN_SAMPLES:
             return scores
         encoded = self._windows.encode([waveform])
@@ -260,14 +260,14 @@ def _open(folder: Path, device: str, compute: Compute, workers: int) -> Any:
             remedy = "give a folder in CTranslate2's format, or get a model with `audio-llm models get whisper-base`"
             raise ModelNotFoundError(f"{name} is missing", path=folder, remedy=remedy)
     checked_files(folder)
-    wanted = {"auto": "int8" if device == "cpu" else "float16"}.get(compute, compute)
+    resolved = {"auto": "int8" if device == "cpu" else "float16"}.get(compute, compute)
     known = ctranslate2.get_supported_compute_types(device)
-    if wanted not in known:
+    if resolved not in known:
         remedy = f"use --compute with one of {', '.join(sorted(known & {'int8', 'float32', 'float16'}))}"
-        raise UsageError(f"this {device} does not compute in {wanted}", remedy=remedy)
+        raise UsageError(f"this {device} does not compute in {resolved}", remedy=remedy)
     try:
         return ctranslate2.models.Whisper(
-            str(folder), device=device, compute_type=wanted, inter_threads=workers, intra_threads=1
+            str(folder), device=device, compute_type=resolved, inter_threads=workers, intra_threads=1
         )
     except (RuntimeError, ValueError) as error:
         remedy = "get the model again"

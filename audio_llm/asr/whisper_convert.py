@@ -91,10 +91,10 @@ class _Variables:
 
     def shape(self, name: str, rank: int) -> tuple[int, ...]:
         """Return the shape of a variable that stays; every dimension is at least 1."""
-        found = self._left.get(name, np.zeros(())).shape
-        if len(found) != rank or 0 in found:
-            raise self.unfit(f"{name} is missing or has the shape {found}")
-        return found
+        dimensions = self._left.get(name, np.zeros(())).shape
+        if len(dimensions) != rank or 0 in dimensions:
+            raise self.unfit(f"{name} is missing or has the shape {dimensions}")
+        return dimensions
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Return a variable and forget it."""

@@ -1,7 +1,7 @@
 """Decoding of Whisper windows on CTranslate2: beam search, and what guards against invented text.
 
 A text that repeats itself is decoded again, with repetition forbidden; one that keeps repeating a phrase is cut to its
-first occurrence, and an unlikely text of a window in which the model expects no speech is rejected. Every guard that
+first occurrence, and an unlikely text of a window in which the model expects no speech is rejected. Every check that
 acted is named in the result. Nothing is sampled, so that the same sound gives the same text.
 """
 
@@ -36,11 +36,11 @@ class DecodeOptions:
 
     Attributes:
         beam_size: Hypotheses kept by the beam search; 1 is greedy.
-        guards: Check texts, decode again those that fail, and reject those that cannot be speech.
+        checks: Check texts, decode again those that fail, and reject those that cannot be speech.
     """
 
     beam_size: int = 5
-    guards: bool = True
+    checks: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Decoded:
     Attributes:
         candidates: Distinct texts, best first; empty where there is no text.
         no_speech: Probability of no speech, 0 to 1.
-        notes: The guards that acted, in words.
+        notes: The checks that acted, in words.
         rejected: Why the window was rejected, or an empty string; `candidates` then hold the rejected text.
     """
 
@@ -110,7 +110,7 @@ class WhisperDecoder:
             speech: How sure the detector of speech was of each window, 0 to 1; None where it is not known.
         """
         decoded = self._search(encoded, prompts, nbest)
-        if not self._options.guards:
+        if not self._options.checks:
             return decoded
         for number, first in enumerate(decoded):
             plain = self._without_context(prompts[number]) if contexts else prompts[number]
@@ -118,7 +118,7 @@ class WhisperDecoder:
                 again = self._search(encoded[number : number + 1], [plain], nbest)[0]
                 first = replace(again, notes=("decoded again: the text repeated the prompt",))
             sure = speech is not None and (speech[number] or 0.0) >= _SURE
-            decoded[number] = self._guarded(encoded[number : number + 1], plain, first, nbest, sure)
+            decoded[number] = self._checked(encoded[number : number + 1], plain, first, nbest, sure)
         return decoded
 
     def _search(self, encoded: np.ndarray, prompts: Sequence[list[int]], nbest: int, **more: Any) -> list[Decoded]:
@@ -140,16 +140,16 @@ class WhisperDecoder:
 
     def _collect(self, result: Any, nbest: int) -> Decoded:
         """Return distinct texts of a native result, whose scores are means over the tokens."""
-        found: dict[str, Candidate] = {}
+        candidates: dict[str, Candidate] = {}
         for ids, mean in zip(result.sequences_ids, result.scores, strict=True):
             ids = [number for number in ids if number < self._tokens.end]
             text = " ".join(self._tokens.decode(ids).split())
-            if text and text not in found:
-                found[text] = Candidate(tuple(ids), text, float(mean) * max(1, len(ids)))
-        ranked = sorted(found.values(), key=lambda candidate: -candidate.mean)
+            if text and text not in candidates:
+                candidates[text] = Candidate(tuple(ids), text, float(mean) * max(1, len(ids)))
+        ranked = sorted(candidates.values(), key=lambda candidate: -candidate.mean)
         return Decoded(tuple(ranked[:nbest]), float(result.no_speech_prob))
 
-    def _guarded(self, encoded: np.ndarray, prompt: list[int], first: Decoded, nbest: int, sure: bool) -> Decoded:
+    def _checked(self, encoded: np.ndarray, prompt: list[int], first: Decoded, nbest: int, sure: bool) -> Decoded:
         """Return a result that passes the checks, or what is left of it."""
         if not first.candidates:
             return first

@@ -89,8 +89,8 @@ def _hann_window() -> np.ndarray:
 def _checked(waveform: np.ndarray) -> np.ndarray:
     """Return the waveform as (T,) float32, or refuse it."""
     if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
-        found = f"{'x'.join(map(str, waveform.shape))} of {waveform.dtype}"
-        raise UsageError(f"a waveform of one channel in floating point is needed, not {found}", remedy="convert it")
+        actual = f"{'x'.join(map(str, waveform.shape))} of {waveform.dtype}"
+        raise UsageError(f"a waveform of one channel in floating point is needed, not {actual}", remedy="convert it")
     if len(waveform) > WINDOW_SAMPLES:
         message = f"{len(waveform) / SAMPLE_RATE:.2f} s of sound do not fit into a window of {WINDOW_S} s"
         raise UsageError(message, remedy="cut it into windows first")

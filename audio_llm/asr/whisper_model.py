@@ -69,7 +69,7 @@ def load_model(name_or_dir: str | os.PathLike[str], device: str, offline: bool) 
         feature_extractor = WhisperFeatureExtractor.from_pretrained(source, local_files_only=offline)
         tokenizer = WhisperTokenizer.from_pretrained(source, local_files_only=offline)
     except OSError as error:
-        raise _not_found(source, offline, error) from None
+        raise _missing_model(source, offline, error) from None
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         message = f"not a Whisper model that can be read: {error}"
         raise ModelFormatError(message, path=source, remedy="get the model again") from None
@@ -157,11 +157,11 @@ def _check_source(source: str, offline: bool) -> None:
     try:
         settings, _ = PreTrainedConfig.get_config_dict(source, local_files_only=offline)
     except OSError as error:
-        raise _not_found(source, offline, error) from None
+        raise _missing_model(source, offline, error) from None
     if settings.get("model_type") != "whisper":
-        found = settings.get("model_type") or "unknown"
+        model_type = settings.get("model_type") or "unknown"
         remedy = "use a model such as openai/whisper-tiny.en"
-        raise ModelFormatError(f"a model of the type {found}, not whisper", path=source, remedy=remedy)
+        raise ModelFormatError(f"a model of the type {model_type}, not whisper", path=source, remedy=remedy)
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
             message = "weights in pickles, which can run code, instead of safetensors"
@@ -171,7 +171,7 @@ def _check_source(source: str, offline: bool) -> None:
         raise ModelNotFoundError("no weights in the folder", path=source, remedy="add model.safetensors")
 
 
-def _not_found(source: str, offline: bool, error: Exception) -> ModelNotFoundError:
+def _missing_model(source: str, offline: bool, error: Exception) -> ModelNotFoundError:
     logger.debug("loading %s: %s", source, error)
     if Path(source).is_dir():
         first_line = (str(error).strip().splitlines() or ["unreadable"])[0]

@@ -47,9 +47,9 @@ def warp(cost: np.ndarray) -> np.ndarray:
         n = np.arange(max(1, diagonal - frames), min(tokens, diagonal - 1) + 1)
         m = diagonal - n
         before = np.stack([total[n - 1, m - 1], total[n - 1, m], total[n, m - 1]])
-        choice = before.argmin(axis=0)
-        total[n, m] = cost[n - 1, m - 1] + before[choice, np.arange(len(n))]
-        came_from[n, m] = choice
+        cheapest = before.argmin(axis=0)
+        total[n, m] = cost[n - 1, m - 1] + before[cheapest, np.arange(len(n))]
+        came_from[n, m] = cheapest
     starts = np.zeros(tokens, dtype=np.int64)
     n, m = tokens, frames
     while n > 0 and m > 0:
@@ -77,11 +77,11 @@ def words_of_tokens(
     owners = [max(len(prefix.split()), 1) - 1 for prefix in prefixes]
     words = []
     for index, text in enumerate(texts):
-        own = [token for token, owner in enumerate(owners) if owner == index]
-        first = own[0] if own else 0
-        last = own[-1] if own else first
+        indices = [token for token, owner in enumerate(owners) if owner == index]
+        first = indices[0] if indices else 0
+        last = indices[-1] if indices else first
         start_s, end_s = min(starts_s[first], duration_s), min(starts_s[last + 1], duration_s)
-        confidence = float(np.exp(np.mean([log_probs[token] for token in own]))) if own else None
+        confidence = float(np.exp(np.mean([log_probs[token] for token in indices]))) if indices else None
         words.append(Word(text, float(start_s), float(max(start_s, end_s)), confidence))
     return tuple(words)
 

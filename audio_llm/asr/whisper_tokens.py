@@ -42,12 +42,12 @@ class WhisperTokens:
         self.no_timestamps = self._id("<|notimestamps|>")
         self._previous = self._id("<|startofprev|>")
         self._tasks = {task: self._id(f"<|{task}|>") for task in TASKS} if multilingual else {}
-        found = {
+        languages = {
             match[1]: number
             for token, number in tokenizer.get_vocab().items()
             if number > self.start and (match := _LANGUAGE.fullmatch(token))
         }
-        self.languages: dict[str, int] = found if multilingual else {}
+        self.languages: dict[str, int] = languages if multilingual else {}
 
     @classmethod
     def load(cls, folder: Path, multilingual: bool) -> WhisperTokens:

@@ -175,8 +175,8 @@ class WhisperRecognizer(SegmentRecognizer):
             log_probs = self._token_log_probs(encoded, [tokens[index] for index in unfinished])
             for index, values in zip(unfinished, log_probs, strict=True):
                 scores[index] = float(values.sum())
-        found = [_Beam(self._text(ids), score, ids) for ids, score in zip(tokens, scores, strict=True)]
-        return _distinct(found)[:nbest]
+        results = [_Beam(self._text(ids), score, ids) for ids, score in zip(tokens, scores, strict=True)]
+        return _distinct(results)[:nbest]
 
     def _is_silence(self, encoded: torch.Tensor, best: _Beam) -> bool:
         if self._prompt.no_speech is None or best.score / (len(best.tokens) + 1) >= _DOUBT:
@@ -197,11 +197,11 @@ class WhisperRecognizer(SegmentRecognizer):
             [output.cross_attentions[layer][0, head, :, :frames].float().cpu() for layer, head in self._alignment_heads]
         )
         starts = token_starts(attention, len(self._prompt.tokens)) * _FRAME_S
-        places = slice(len(self._prompt.tokens) - 1, len(sequence) - 2)
-        log_probs = output.logits[0, places].float().log_softmax(dim=-1).cpu().numpy()
-        own = log_probs[np.arange(len(tokens)), tokens]
+        positions = slice(len(self._prompt.tokens) - 1, len(sequence) - 2)
+        log_probs = output.logits[0, positions].float().log_softmax(dim=-1).cpu().numpy()
+        token_log_probs = log_probs[np.arange(len(tokens)), tokens]
         prefixes = [self._text(tokens[: end + 1]) for end in range(len(tokens))]
-        return words_of_tokens(prefixes, starts.tolist(), own.tolist(), duration_s)
+        return words_of_tokens(prefixes, starts.tolist(), token_log_probs.tolist(), duration_s)
 
     def _token_log_probs(self, encoded: torch.Tensor, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Return for each text the log-probabilities of its tokens and of the end mark, (tokens + 1,) float32."""
@@ -240,10 +240,10 @@ class _Beam:
 
 def _distinct(beams: Sequence[_Beam]) -> list[_Beam]:
     """Return the beams without repeated texts, best first; an empty best text means that nothing was said."""
-    found: dict[str, _Beam] = {}
+    distinct: dict[str, _Beam] = {}
     for beam in sorted(beams, key=lambda beam: beam.score, reverse=True):
-        if not beam.text and not found:
+        if not beam.text and not distinct:
             return []
         if beam.text:
-            found.setdefault(beam.text, beam)
-    return list(found.values())
+            distinct.setdefault(beam.text, beam)
+    return list(distinct.values())

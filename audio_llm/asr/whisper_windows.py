@@ -42,7 +42,7 @@ class WhisperOptions:
         task: `transcribe`, or `translate` into English.
         prompt: Text that the model takes for what was said before every window: style, spelling, topic.
         hotwords: Names and terms to prefer.
-        decode: Beam size and guards.
+        decode: Beam size and checks of the text.
         batch_size: Windows decoded together by each worker.
         vad: Recognize stretches with speech only; otherwise everything, cut every 30 s.
         vad_options: Thresholds of the detection.
@@ -116,11 +116,11 @@ class WindowRecognizer:
         aligned = self._align(windows, encoded, decoded, [code for code, _ in languages])
         stretches: list[Stretch] = []
         for window, language, result, text in zip(windows, languages, decoded, aligned, strict=True):
-            own = list(_stretches(window, language, result, text))
+            recognized = list(_stretches(window, language, result, text))
             if again and self._options.vad and not result.rejected:
                 for start_s, end_s in left_out(window, text.words if text else ()):
-                    own += self.recognize([window.part(start_s, end_s)], language, nbest, again=False)
-            stretches += _apart(sorted(own, key=lambda stretch: stretch.start_s))
+                    recognized += self.recognize([window.part(start_s, end_s)], language, nbest, again=False)
+            stretches += _apart(sorted(recognized, key=lambda stretch: stretch.start_s))
         return [_spelled(stretch, self._options.hotwords) for stretch in stretches]
 
     def _align(
@@ -136,7 +136,7 @@ class WindowRecognizer:
             ]
             if not chosen:
                 continue
-            found = align_texts(
+            alignments = align_texts(
                 self._model,
                 self._tokens,
                 encoded[chosen],
@@ -145,7 +145,7 @@ class WindowRecognizer:
                 [windows[number].waveform.size / SAMPLE_RATE for number in chosen],
                 language,
             )
-            for number, text in zip(chosen, found, strict=True):
+            for number, text in zip(chosen, alignments, strict=True):
                 texts[number] = text
         return texts
 
@@ -165,11 +165,11 @@ def left_out(window: Window, words: Sequence[Word]) -> list[tuple[float, float]]
     spans: list[tuple[float, float]] = []
     for index, piece in enumerate(window.pieces):
         end_s = piece.offset_s + piece.duration_s
-        said_s = ends_s.get(index)
-        if said_s is None and piece.duration_s >= _LEAST_PIECE_S:
+        last_word_s = ends_s.get(index)
+        if last_word_s is None and piece.duration_s >= _LEAST_PIECE_S:
             spans.append((piece.offset_s, end_s))
-        elif said_s is not None and end_s - said_s >= _LEAST_REST_S:
-            spans.append((said_s, end_s))
+        elif last_word_s is not None and end_s - last_word_s >= _LEAST_REST_S:
+            spans.append((last_word_s, end_s))
     return _joined(spans, window)
 
 
@@ -220,7 +220,7 @@ def by_piece(window: Window, candidates: Sequence[Candidate], text: AlignedText,
     for number, word in enumerate(text.words):
         index = max([window.piece_at((word.start_s + word.end_s) / 2), *of_piece])
         of_piece.setdefault(index, []).append(number)
-    parts = _divided(candidates[0].text, [[text.words[number] for number in own] for own in of_piece.values()])
+    parts = _divided(candidates[0].text, [[text.words[number] for number in indices] for indices in of_piece.values()])
     for (index, numbers), part in zip(of_piece.items(), parts, strict=True):
         piece = window.pieces[index]
         hypotheses = about.nbest.hypotheses
@@ -239,12 +239,12 @@ def _divided(text: str, groups: Sequence[Sequence[Word]]) -> list[str]:
     at = 0
     for words in groups:
         for number, word in enumerate(words):
-            found = text.find(word.text, at)
-            if found < 0:  # bytes that are no character
-                return [" ".join(each.text for each in own) for own in groups]
+            position = text.find(word.text, at)
+            if position < 0:  # bytes that are no character
+                return [" ".join(each.text for each in group) for group in groups]
             if number == 0:
-                starts.append(found)
-            at = found + len(word.text)
+                starts.append(position)
+            at = position + len(word.text)
     ends = [*starts[1:], len(text)]
     return [text[start:end].strip() for start, end in zip([0, *starts[1:]], ends, strict=True)]
 

@@ -159,24 +159,24 @@ class _Packer:
     def __init__(self, longest: int) -> None:
         self._longest = longest
         self._parts: list[np.ndarray] = []
-        self._places: list[tuple[int, int, int, float | None]] = []  # of each piece: offset, start, length, speech
+        self._spans: list[tuple[int, int, int, float | None]] = []  # of each piece: offset, start, length, speech
         self._length = 0
 
     def add(self, start: int, waveform: np.ndarray, speech_probability: float | None) -> Iterator[Window]:
         """Append a piece; give out the window before it where it does not fit."""
         gap = self._gap(start)
-        if self._places and self._length + gap + len(waveform) > self._longest:
+        if self._spans and self._length + gap + len(waveform) > self._longest:
             yield from self.flush()
             gap = 0
         if gap:
             self._parts.append(np.zeros(gap, np.float32))
         self._parts.append(waveform)
-        self._places.append((self._length + gap, start, len(waveform), speech_probability))
+        self._spans.append((self._length + gap, start, len(waveform), speech_probability))
         self._length += gap + len(waveform)
 
     def flush(self) -> Iterator[Window]:
         """Give out what is there."""
-        if self._places:
+        if self._spans:
             pieces = (
                 Piece(
                     offset_s=offset / SAMPLE_RATE,
@@ -184,13 +184,13 @@ class _Packer:
                     duration_s=length / SAMPLE_RATE,
                     speech_probability=speech,
                 )
-                for offset, start, length, speech in self._places
+                for offset, start, length, speech in self._spans
             )
             yield Window(np.concatenate(self._parts, dtype=np.float32), tuple(pieces))
-        self._parts, self._places, self._length = [], [], 0
+        self._parts, self._spans, self._length = [], [], 0
 
     def _gap(self, start: int) -> int:
-        if not self._places:
+        if not self._spans:
             return 0
-        _, before, length, _ = self._places[-1]
+        _, before, length, _ = self._spans[-1]
         return min(max(0, start - before - length), round(GAP_S * SAMPLE_RATE))

@@ -113,29 +113,29 @@ class Progress:
         self._count += 1
         if self._bar is not None:
             self._bar.set_description_str(f"{self._count}/{self._files}")
-        place = f"[{self._count}/{self._files}] {result.path}"
+        prefix = f"[{self._count}/{self._files}] {result.path}"
         if result.status == "failed":
             if self._verbose and result.error is not None:
-                self.say("".join(traceback.format_exception(result.error)).rstrip())
+                self.report("".join(traceback.format_exception(result.error)).rstrip())
             named = result.reason.startswith((str(result.path), "standard input"))
-            self.say(f"audio-llm: error: {result.reason if named else f'{result.path}: {result.reason}'}")
+            self.report(f"audio-llm: error: {result.reason if named else f'{result.path}: {result.reason}'}")
             return
         if self._quiet:
             return
         if result.status == "skipped":
             if self._verbose:
-                self.say(f"{place}: done by an earlier run")
+                self.report(f"{prefix}: done by an earlier run")
             return
         transcript = result.transcript
         for warning in transcript.warnings if transcript else ():
-            self.say(f"audio-llm: warning: {result.path}: {warning}")
+            self.report(f"audio-llm: warning: {result.path}: {warning}")
         if transcript and self._lines and self._bar is None:
             factor = (
                 f", real-time factor {result.elapsed_s / transcript.duration_s:.2f}" if transcript.duration_s else ""
             )
-            self.say(f"{place}: {transcript.duration_s:.1f} s of sound in {result.elapsed_s:.1f} s{factor}")
+            self.report(f"{prefix}: {transcript.duration_s:.1f} s of sound in {result.elapsed_s:.1f} s{factor}")
 
-    def say(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """Print a line to stderr above the bar."""
         self._print(line, sys.stderr)
 
@@ -166,7 +166,7 @@ class Progress:
         parts += [f"{skipped} done by an earlier run"] if skipped else []
         parts += [f"{failed} failed"] if failed else []
         speed = f"; {self._sound_s:.1f} s of sound in {elapsed:.1f} s, real-time factor {self._factor()}"
-        self.say(", ".join(parts) + (speed if self._sound_s else ""))
+        self.report(", ".join(parts) + (speed if self._sound_s else ""))
 
     def _factor(self) -> str:
         return f"{(time.monotonic() - self._began) / self._sound_s:.2f}" if self._sound_s else "-"

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audio_llm.cli.options import share, whole_number
+from audio_llm.cli.options import fraction, whole_number
 from audio_llm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of what is drawn (0)")
     parser.add_argument(
         "--mix",
-        type=share,
+        type=fraction,
         default=0.0,
         metavar="0..1",
         help="0 (default): only the enhanced sound; 1: the recording as it was; between: both blended",

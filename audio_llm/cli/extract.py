@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from audio_llm.cli.options import share
+from audio_llm.cli.options import fraction
 from audio_llm.errors import UsageError
 
 _DESCRIPTION = """Write what one person says in a binaural recording, with both ears' cues, as long as the recording and
@@ -27,7 +27,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="sound file to write")
     parser.add_argument(
         "--mix",
-        type=share,
+        type=fraction,
         default=0.0,
         metavar="0..1",
         help="0 (default): only the person; 1: the mixture as it was; between: both blended",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from audio_llm.touchtts.prepare import PrepareConfig, Recording
     from audio_llm.touchtts.prepare_judge import TwoOpinions
 
-FIRST, SECOND, JUDGE = "ctc", "sphinx", "ctc"
+FIRST, SECOND, VERIFIER = "ctc", "sphinx", "ctc"
 _LONGEST_NAME = 100  # characters
 _DESCRIPTION = """Cut recordings at silence into clips, and keep those on whose text two opinions agree. A text is given
 as NAME.txt beside the sound file or in a manifest (JSON lines with audio_filepath and text); its recording becomes one
@@ -41,7 +41,9 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", metavar="FILE", help="write where every second went, as .html or .json")
     parser.add_argument("--asr", metavar="NAME", help=f"first opinion where no text is given ({FIRST})")
     parser.add_argument("--model", metavar="NAME|DIR", help="its model (default: its own)")
-    parser.add_argument("--second-asr", metavar="NAME", help=f"second opinion ({JUDGE} on a given text, else {SECOND})")
+    parser.add_argument(
+        "--second-asr", metavar="NAME", help=f"second opinion ({VERIFIER} on a given text, else {SECOND})"
+    )
     parser.add_argument("--second-model", metavar="NAME|DIR", help="its model (default: its own)")
     parser.add_argument(
         "--max-disagreement",
@@ -76,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         stamp = json.dumps(settings, sort_keys=True)
         for result in prepare(
             recordings,
-            _opinions(engines, arguments),
+            _verification(engines, arguments),
             arguments.output,
             config,
             stamp,
@@ -103,15 +105,15 @@ def _recordings(inputs: Sequence[str], output: Path) -> list[Recording]:
 
     manifests = [name for name in inputs if name.endswith(".jsonl")]
     sounds = [name for name in inputs if not name.endswith(".jsonl")]
-    found: list[tuple[AudioInput, Recording]] = []
-    own = os.path.realpath(output) + os.sep
+    items: list[tuple[AudioInput, Recording]] = []
+    output_prefix = os.path.realpath(output) + os.sep
     for item in find_audio(sounds) if sounds else ():
-        if not os.path.realpath(item.path).startswith(own):
-            found.append((item, _with_sidecar(item)))
+        if not os.path.realpath(item.path).startswith(output_prefix):
+            items.append((item, _with_sidecar(item)))
     for name in manifests:
-        found += _of_manifest(Path(name))
-    stems = output_stems([AudioInput(item.path, _flat(item.relative)) for item, _ in found])
-    return [replace(recording, name=stem) for (_, recording), stem in zip(found, stems, strict=True)]
+        items += _of_manifest(Path(name))
+    stems = output_stems([AudioInput(item.path, _flat(item.relative)) for item, _ in items])
+    return [replace(recording, name=stem) for (_, recording), stem in zip(items, stems, strict=True)]
 
 
 def _flat(relative: Path) -> Path:
@@ -137,22 +139,22 @@ def _of_manifest(path: Path) -> list[tuple[AudioInput, Recording]]:
     from audio_llm.pipeline.files import AudioInput
     from audio_llm.touchtts.prepare import Recording
 
-    found = []
+    items = []
     for utterance in read_manifest(path):
         sound = utterance.audio_filepath
         if utterance.extra.get("offset"):
             remedy = "cut the sound first, or give whole files"
             raise DataError(f"{sound.name} begins at an offset, which is not supported", path=path, remedy=remedy)
         relative = sound.relative_to(path.parent) if sound.is_relative_to(path.parent) else Path(sound.name)
-        found.append((AudioInput(sound, relative), Recording(sound, "", utterance.text, utterance.speaker)))
-    return found
+        items.append((AudioInput(sound, relative), Recording(sound, "", utterance.text, utterance.speaker)))
+    return items
 
 
 @dataclass(frozen=True)
 class _Engines:
     """Recognisers by name and model; None where nothing asks for them."""
 
-    judge: tuple[str, str | None] | None
+    verifier: tuple[str, str | None] | None
     first: tuple[str, str | None] | None
     second: tuple[str, str | None] | None
 
@@ -168,23 +170,25 @@ def _engines(arguments: argparse.Namespace, recordings: Sequence[Recording]) -> 
     for name in (arguments.asr, arguments.second_asr):
         if name is not None and name not in ENGINES:
             raise UsageError(f"no recogniser is named {name!r}", remedy=f"use one of {', '.join(ENGINES)}")
-    given = any(recording.text is not None for recording in recordings)
-    heard = any(recording.text is None and not recording.problem for recording in recordings)
-    if not heard and (arguments.asr or arguments.model):
+    transcribed = any(recording.text is not None for recording in recordings)
+    untranscribed = any(recording.text is None and not recording.problem for recording in recordings)
+    if not untranscribed and (arguments.asr or arguments.model):
         remedy = "leave out --asr and --model; --second-asr judges the texts"
         raise UsageError("every recording has its text, so nothing is written by a recogniser", remedy=remedy)
     first = (arguments.asr or FIRST, arguments.model)
     second = (arguments.second_asr or (SECOND if first[0] != SECOND else FIRST), arguments.second_model)
-    judge = (arguments.second_asr or JUDGE, arguments.second_model)
-    if heard and first == second:
+    verifier = (arguments.second_asr or VERIFIER, arguments.second_model)
+    if untranscribed and first == second:
         remedy = "name another with --asr or --second-asr"
         raise UsageError(f"the same recogniser twice, {first[0]}, is one opinion", remedy=remedy)
     if arguments.second_model and not arguments.second_asr:
         raise UsageError("--second-model needs a recogniser", remedy="name it with --second-asr")
-    if given and heard and judge[0] == JUDGE and arguments.max_disagreement is not None:
+    if transcribed and untranscribed and verifier[0] == VERIFIER and arguments.max_disagreement is not None:
         remedy = "prepare recordings with and without texts apart, or leave out --max-disagreement"
         raise UsageError("one limit does not fit two measures", remedy=remedy)
-    return _Engines(judge if given else None, first if heard else None, second if heard else None)
+    return _Engines(
+        verifier if transcribed else None, first if untranscribed else None, second if untranscribed else None
+    )
 
 
 def _settings(engines: _Engines, config: PrepareConfig) -> dict[str, Any]:
@@ -192,7 +196,7 @@ def _settings(engines: _Engines, config: PrepareConfig) -> dict[str, Any]:
     from audio_llm.asr.engines import ENGINES
     from audio_llm.hub import model_stamp
 
-    chosen = {"judge": engines.judge, "first": engines.first, "second": engines.second}
+    chosen = {"judge": engines.verifier, "first": engines.first, "second": engines.second}
     named = {
         who: " ".join(filter(None, (pair[0], model_stamp(pair[1] or ENGINES[pair[0]].default_model))))
         for who, pair in chosen.items()
@@ -201,7 +205,7 @@ def _settings(engines: _Engines, config: PrepareConfig) -> dict[str, Any]:
     return {**named, **asdict(config)}
 
 
-def _opinions(engines: _Engines, arguments: argparse.Namespace) -> TwoOpinions:
+def _verification(engines: _Engines, arguments: argparse.Namespace) -> TwoOpinions:
     from audio_llm.asr.engines import load_recognizer
     from audio_llm.touchtts.prepare_judge import TwoOpinions
 
@@ -212,7 +216,7 @@ def _opinions(engines: _Engines, arguments: argparse.Namespace) -> TwoOpinions:
     def loader(pair: tuple[str, str | None] | None) -> Callable[[], Recognizer]:
         return partial(load, *(pair or (FIRST, None)))  # nobody asks one that is None
 
-    return TwoOpinions(loader(engines.first), loader(engines.second), loader(engines.judge))
+    return TwoOpinions(loader(engines.first), loader(engines.second), loader(engines.verifier))
 
 
 def _total_seconds(recordings: Sequence[Recording]) -> float | None:

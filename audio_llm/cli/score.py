@@ -124,8 +124,8 @@ def _change_lines(scores: CorrectionScores) -> list[str]:
     ]
 
 
-def _percent(share: float | None, sign: str = "") -> str:
-    return "-" if share is None else f"{100 * share:{sign}.2f} %"
+def _percent(fraction: float | None, sign: str = "") -> str:
+    return "-" if fraction is None else f"{100 * fraction:{sign}.2f} %"
 
 
 def _to_json(scores: TextScores | ListScores | CorrectionScores) -> dict[str, Any]:
@@ -230,19 +230,19 @@ def _read_corrections(path: str, lists: Sequence[NBest], lists_path: str) -> lis
             message = f"has {len(texts)} lines, {lists_path} has {len(lists)} lists"
             raise DataError(message, path=path, remedy="give one text a line, in the order of the lists")
         return texts
-    found: defaultdict[str, deque[str]] = defaultdict(deque)  # lists may share an id: the first takes the first
+    texts_by_id: defaultdict[str, deque[str]] = defaultdict(deque)  # lists may share an id: the first takes the first
     for number, line in enumerate(_read_lines(path), 1):
         if line.strip():
             correction = _parse_correction(line, path, number)
-            found[str(correction["id"])].append(correction["text"])
+            texts_by_id[str(correction["id"])].append(correction["text"])
     outputs: list[str] = []
     missing: list[str] = []
     for nbest in lists:
-        if found[nbest.id]:
-            outputs.append(found[nbest.id].popleft())
+        if texts_by_id[nbest.id]:
+            outputs.append(texts_by_id[nbest.id].popleft())
         else:
             missing.append(nbest.id)
-    unknown = [identity for identity, texts in found.items() for _ in texts]
+    unknown = [identity for identity, texts in texts_by_id.items() for _ in texts]
     if missing or unknown:
         reasons = [f"{len(missing)} lists of {lists_path} are not in it, first {missing[0]!r}"] if missing else []
         reasons += [f"{len(unknown)} of its lines belong to no list, first {unknown[0]!r}"] if unknown else []

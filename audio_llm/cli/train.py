@@ -124,21 +124,21 @@ def run_mask(arguments: argparse.Namespace) -> int:
     """Train the mask network; return the exit status."""
     from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
 
-    return _run_on_pack(arguments, MaskTrainingConfig, train_mask, listener=_listener(arguments))
+    return _run_on_pack(arguments, MaskTrainingConfig, train_mask, listener=_perceptual_loss(arguments))
 
 
 def run_codec(arguments: argparse.Namespace) -> int:
     """Train the codec; return the exit status."""
     from audio_llm.codec.train import CodecTrainingConfig, train_codec
 
-    return _run_on_pack(arguments, CodecTrainingConfig, train_codec, listener=_listener(arguments))
+    return _run_on_pack(arguments, CodecTrainingConfig, train_codec, listener=_perceptual_loss(arguments))
 
 
 def run_vocoder(arguments: argparse.Namespace) -> int:
     """Train the vocoder; return the exit status."""
     from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
 
-    return _run_on_pack(arguments, VocoderTrainingConfig, train_vocoder, listener=_listener(arguments))
+    return _run_on_pack(arguments, VocoderTrainingConfig, train_vocoder, listener=_perceptual_loss(arguments))
 
 
 def run_touchtts(arguments: argparse.Namespace) -> int:
@@ -158,16 +158,16 @@ def run_touchtts(arguments: argparse.Namespace) -> int:
     provenance = {"audio_llm": __version__, "data": [path.name for path in folders]}
     options = {**_loop_options(arguments), "provenance": provenance}
     if arguments.part == "lm":
-        talk = load_config(TalkTrainingConfig, arguments.config, overrides)
+        lm_config = load_config(TalkTrainingConfig, arguments.config, overrides)
         options["llm"] = arguments.llm
-        return _finish(arguments, lambda: train_talk_lm(folders, tuning, *parts, output, talk, **options))
+        return _finish(arguments, lambda: train_talk_lm(folders, tuning, *parts, output, lm_config, **options))
     if arguments.llm:
         raise UsageError("--llm is for --part lm", remedy="leave it out")
-    flow = load_config(FlowTrainingConfig, arguments.config, overrides)
-    return _finish(arguments, lambda: train_flow(folders, tuning, *parts, output, flow, **options))
+    flow_config = load_config(FlowTrainingConfig, arguments.config, overrides)
+    return _finish(arguments, lambda: train_flow(folders, tuning, *parts, output, flow_config, **options))
 
 
-def _listener(arguments: argparse.Namespace) -> Listener | None:
+def _perceptual_loss(arguments: argparse.Namespace) -> Listener | None:
     """Return what hears the sounds that a model learns to make."""
     from audio_llm.tokenizer.s3 import load_listener
 
@@ -202,7 +202,7 @@ def _fit_ssl(arguments: argparse.Namespace) -> int:
     if output.exists() and not arguments.overwrite:
         raise UsageError("there is a model already", path=output, remedy="give --overwrite or another folder")
     pack = SpeechPack(folder)
-    found = fit_ssl_kmeans(
+    clustering = fit_ssl_kmeans(
         (pack.pcm(number).astype("float32") / 32768.0 for number in range(len(pack))),
         arguments.ssl,
         output,
@@ -211,9 +211,9 @@ def _fit_ssl(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         provenance={"audio_llm": __version__, "data": [folder.name]},
     )
-    used = arguments.clusters - found.unused
-    print(f"{output}: {used} of {arguments.clusters} clusters in use, {found.frames} frames")
-    print(f"{found.skipped} sounds too short", file=sys.stderr)
+    used = arguments.clusters - clustering.unused
+    print(f"{output}: {used} of {arguments.clusters} clusters in use, {clustering.frames} frames")
+    print(f"{clustering.skipped} sounds too short", file=sys.stderr)
     return 0
 
 

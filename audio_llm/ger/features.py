@@ -12,7 +12,7 @@ import numpy as np
 
 from audio_llm.align import edits
 from audio_llm.asr.pronounce import phones_of
-from audio_llm.correction import Alongside
+from audio_llm.correction import AlignedHypothesis
 from audio_llm.ger.candidates import Candidate, LanguageModel
 from audio_llm.ger.phrase_table import PhraseTable, Words
 from audio_llm.lm.mixture import MixedLm
@@ -129,7 +129,7 @@ def measure(view: ListView, candidates: Sequence[Candidate], knowledge: Knowledg
     reference_lm = references.log_probs(texts)
     general_lm = general.log_probs(texts) if general is not None else [0.0] * len(texts)
     recognizer_lm = knowledge.recognizer.log_probs(texts) if knowledge.recognizer is not None else [0.0] * len(texts)
-    others = [Alongside.of(view.hypotheses[0], text) for text in view.hypotheses[1:]]
+    others = [AlignedHypothesis.of(view.hypotheses[0], text) for text in view.hypotheses[1:]]
     sounds = [[phone for word in text for phone in phones_of(word)] for text in texts]
     rows = np.empty((len(candidates), len(FEATURES)))
     for number, candidate in enumerate(candidates):
@@ -171,7 +171,9 @@ def measure(view: ListView, candidates: Sequence[Candidate], knowledge: Knowledg
     return rows
 
 
-def _changes(first: Words, words: Words, others: Sequence[Alongside], table: PhraseTable) -> tuple[int, int, int, int]:
+def _changes(
+    first: Words, words: Words, others: Sequence[AlignedHypothesis], table: PhraseTable
+) -> tuple[int, int, int, int]:
     """Return `changes`, `changes_seen`, `changes_seen_again` and `changes_listed` of a candidate."""
     ops = edits(first, words) if words != first else []
     balances, listed = [], 0

@@ -37,12 +37,12 @@ class FileWorker(Protocol):
 
     def begin(
         self, source: str | Path, name: str = "", progress: Callable[[float], None] | None = None
-    ) -> FinishesLater:
+    ) -> PendingResult:
         """Begin with one file."""
         ...
 
 
-class FinishesLater(Protocol):
+class PendingResult(Protocol):
     """What `FileWorker.begin` returns."""
 
     def done(self) -> bool:
@@ -210,7 +210,7 @@ class _Job:
         self._write_outputs = write
         self._journal = journal
         self._result: FileResult | None = FileResult(path, "skipped", outputs=outputs)
-        self._begun: FinishesLater | None = None
+        self._pending: PendingResult | None = None
         self._seconds = 0.0
 
     def begin(self, worker: FileWorker, overwrite: bool, progress: Callable[[float], None] | None) -> None:
@@ -220,23 +220,23 @@ class _Job:
         try:
             if self._journal:
                 self._journal.claim(self._path, self._outputs, overwrite)
-            self._begun = worker.begin(self._path, progress=progress)
+            self._pending = worker.begin(self._path, progress=progress)
         except Exception as error:  # whatever goes wrong in one file must not end the batch
             self._fail(error)
         self._seconds = time.monotonic() - began
 
     def done(self) -> bool:
         """Return whether `finish` need not wait."""
-        return self._result is not None or (self._begun is not None and self._begun.done())
+        return self._result is not None or (self._pending is not None and self._pending.done())
 
     def finish(self) -> FileResult:
         """Write the outputs; return what became of the file."""
         if self._result is None:
-            assert self._begun is not None
+            assert self._pending is not None
             self._worker.ready()  # where the models are missing no file will do
             began = time.monotonic()
             try:
-                self._result = self._write(self._begun.finish())
+                self._result = self._write(self._pending.finish())
             except Exception as error:
                 self._fail(error)
             self._seconds += time.monotonic() - began

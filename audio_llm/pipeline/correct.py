@@ -109,8 +109,8 @@ def list_length(
         ModelNotFoundError, ModelFormatError: The model is missing, or its settings are damaged.
     """
     folder = _find(name, model, decode)
-    wanted: int = importlib.import_module(CORRECTORS[name].settings).list_length(folder, decode, recognizer)
-    return wanted
+    length: int = importlib.import_module(CORRECTORS[name].settings).list_length(folder, decode, recognizer)
+    return length
 
 
 def _find(name: str, model: str | None, decode: str | None) -> Path:
@@ -119,8 +119,8 @@ def _find(name: str, model: str | None, decode: str | None) -> Path:
         raise UsageError(f"no corrector is named {name!r}", remedy=f"use one of {', '.join(CORRECTORS)}")
     kind = CORRECTORS[name]
     if decode is not None and decode not in kind.decodings:
-        choice = f"use one of {', '.join(kind.decodings)}" if kind.decodings else "leave it out"
-        raise UsageError(f"{name} knows no decoding named {decode!r}", remedy=choice)
+        remedy = f"use one of {', '.join(kind.decodings)}" if kind.decodings else "leave it out"
+        raise UsageError(f"{name} knows no decoding named {decode!r}", remedy=remedy)
     return hub.find_model(model or kind.default_model)
 
 
@@ -158,7 +158,7 @@ def correction_to_dict(correction: Correction) -> dict[str, Any]:
         "id": correction.id,
         "text": correction.text,
         "input": correction.input,
-        "kept": correction.kept,
+        "kept": correction.unchanged,
         "reason": correction.reason,
         "edits": [_edit_to_dict(edit) for edit in map(asdict, correction.edits)],
         "confidence": correction.confidence,

@@ -28,13 +28,15 @@ class EnhanceWorker:
     def ready(self) -> None:
         """Everything is loaded."""
 
-    def begin(self, source: str | Path, name: str = "", progress: Callable[[float], None] | None = None) -> Planned:
+    def begin(
+        self, source: str | Path, name: str = "", progress: Callable[[float], None] | None = None
+    ) -> PendingEnhancement:
         """Plan one file; the work is done as its output is written."""
-        return Planned(self._enhancer, Path(source), self._mix, progress)
+        return PendingEnhancement(self._enhancer, Path(source), self._mix, progress)
 
 
 @dataclass(frozen=True)
-class Planned:
+class PendingEnhancement:
     """One file to enhance.
 
     Attributes:
@@ -53,16 +55,16 @@ class Planned:
         """The work waits for nothing."""
         return True
 
-    def finish(self) -> Planned:
+    def finish(self) -> PendingEnhancement:
         """Return itself, for `write_enhanced`."""
         return self
 
 
-def write_enhanced(planned: Planned, outputs: Sequence[Path]) -> Enhancement:
+def write_enhanced(pending: PendingEnhancement, outputs: Sequence[Path]) -> Enhancement:
     """Enhance a file into its output."""
     (output,) = outputs
     output.parent.mkdir(parents=True, exist_ok=True)
-    return planned.enhancer.enhance(planned.source, output, planned.mix, planned.progress)
+    return pending.enhancer.enhance(pending.source, output, pending.mix, pending.progress)
 
 
 def formats_of(item: AudioInput) -> tuple[str]:

@@ -45,16 +45,16 @@ def find_audio(inputs: Sequence[str]) -> list[AudioInput]:
     Raises:
         NoAudioFoundError: There is not one sound file.
     """
-    found: dict[str, AudioInput] = {}
+    by_path: dict[str, AudioInput] = {}
     for name in inputs:
         for item in _expand(name):
-            found.setdefault(os.path.realpath(item.path) if str(item.path) != STDIN else STDIN, item)
-    if not found:
+            by_path.setdefault(os.path.realpath(item.path) if str(item.path) != STDIN else STDIN, item)
+    if not by_path:
         raise NoAudioFoundError(
             f"no sound file in {', '.join(inputs) or 'the inputs'}",
             remedy="give files, or folders that hold .wav, .flac, .mp3, .m4a, .mp4 or other sound and video files",
         )
-    return list(found.values())
+    return list(by_path.values())
 
 
 def _expand(name: str) -> Iterator[AudioInput]:

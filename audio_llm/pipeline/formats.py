@@ -106,13 +106,13 @@ class Transcript:
     @property
     def languages(self) -> dict[str, float | None]:
         """Languages that the recognizer took the recording for, with the highest probability where detected."""
-        found: dict[str, float | None] = {}
+        probabilities: dict[str, float | None] = {}
         for segment in self.segments:
             if segment.language:
-                known = found.get(segment.language)
+                known = probabilities.get(segment.language)
                 given = segment.language_probability
-                found[segment.language] = given if known is None else max(known, given or 0.0)
-        return found
+                probabilities[segment.language] = given if known is None else max(known, given or 0.0)
+        return probabilities
 
 
 def render(transcript: Transcript, format: str, subtitles: SubtitleOptions = DEFAULT_SUBTITLES) -> str:
@@ -155,15 +155,15 @@ def align_words(recognized: Sequence[Word], corrected_text: str) -> tuple[Word, 
     words: list[Word] = []
     source = 0  # the words before it are done
     for step in edits([_key(word.text) for word in recognized], [_key(text) for text in texts]):
-        words += _kept(recognized[source : step.source_start], texts[len(words) :])
+        words += _with_times(recognized[source : step.source_start], texts[len(words) :])
         new = texts[step.target_start : step.target_end]
         if step.source_start < step.source_end:
             start_s, end_s = recognized[step.source_start].start_s, recognized[step.source_end - 1].end_s
         else:
             start_s, end_s = _gap(recognized, step.source_start, len(new))
-        words += _share(new, start_s, end_s)
+        words += _divide_time(new, start_s, end_s)
         source = step.source_end
-    words += _kept(recognized[source:], texts[len(words) :])
+    words += _with_times(recognized[source:], texts[len(words) :])
     return tuple(words)
 
 
@@ -207,7 +207,7 @@ def _key(text: str) -> str:
     return NORMALIZERS["basic"](text) or text
 
 
-def _kept(old: Sequence[Word], texts: Sequence[str]) -> list[Word]:
+def _with_times(old: Sequence[Word], texts: Sequence[str]) -> list[Word]:
     return [Word(text, word.start_s, word.end_s, word.confidence) for word, text in zip(old, texts, strict=False)]
 
 
@@ -222,7 +222,7 @@ def _gap(words: Sequence[Word], index: int, count: int) -> tuple[float, float]:
     return before_s, max(before_s, words[index].start_s)
 
 
-def _share(texts: Sequence[str], start_s: float, end_s: float) -> Iterator[Word]:
+def _divide_time(texts: Sequence[str], start_s: float, end_s: float) -> Iterator[Word]:
     """Divide a stretch of time among words in proportion to their letters."""
     total = sum(map(len, texts))
     letters = 0
@@ -238,8 +238,8 @@ def _timed_words(segment: TranscriptSegment) -> Sequence[Word]:
         return segment.words
     texts = segment.text.split()
     if len(segment.words) == len(texts):
-        return _kept(segment.words, texts)
-    return align_words(segment.words, segment.text) or list(_share(texts, segment.start_s, segment.end_s))
+        return _with_times(segment.words, texts)
+    return align_words(segment.words, segment.text) or list(_divide_time(texts, segment.start_s, segment.end_s))
 
 
 def _ms(seconds: float) -> int:
@@ -268,7 +268,7 @@ def _json(transcript: Transcript) -> str:
             "text": segment.text,
             "words": [asdict(word) for word in segment.words],
             "nbest": nbest_to_dict(segment.nbest),
-            "correction": asdict(segment.correction) if segment.correction else None,
+            "correction": _correction_values(segment.correction) if segment.correction else None,
             **({"language": segment.language} if segment.language else {}),
             **({"notes": list(segment.notes)} if segment.notes else {}),
             "channel": segment.channel,
@@ -282,7 +282,7 @@ def _json(transcript: Transcript) -> str:
         "text": transcript.text,
         "recognized": transcript.recognized,
         "segments": segments,
-        "corrections": [asdict(correction) for correction in transcript.corrections],
+        "corrections": [_correction_values(correction) for correction in transcript.corrections],
         "warnings": list(transcript.warnings),
         "rejected": [asdict(text) for text in transcript.rejected],
         "about": dict(transcript.about),
@@ -290,6 +290,11 @@ def _json(transcript: Transcript) -> str:
     if languages := transcript.languages:
         content["languages"] = languages
     return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _correction_values(correction: Correction) -> dict[str, Any]:
+    """Return a correction as plain values; `unchanged` has the key `kept` in the JSON form."""
+    return {"kept" if key == "unchanged" else key: value for key, value in asdict(correction).items()}
 
 
 def _nbest(transcript: Transcript) -> str:

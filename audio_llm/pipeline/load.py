@@ -14,10 +14,10 @@ from audio_llm.correction import Corrector
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import ModelFormatError
 from audio_llm.installed import foreign_kind
-from audio_llm.pipeline.worker import load_in_process
 from audio_llm.pipeline.correct import CORRECTORS, list_length, load_corrector
 from audio_llm.pipeline.preprocess import Preprocessor
 from audio_llm.pipeline.transcribe import Transcriber
+from audio_llm.pipeline.worker import load_in_process
 from audio_llm.registry import CTRANSLATE2_WHISPER
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def load_transcriber(
     words: Iterable[str] = (),
     device: str = "cpu",
     offline: bool = False,
-    beside: bool = False,
-    front: Preprocessor | None = None,
+    separate_process: bool = False,
+    preprocessor: Preprocessor | None = None,
     options: WhisperOptions | None = None,
     compute: Compute = "auto",
 ) -> Transcriber:
@@ -53,9 +53,9 @@ def load_transcriber(
         words: Names and terms to prefer; corrections do not take them away.
         device: `cpu`, `cuda` or `auto`.
         offline: Download nothing.
-        beside: Correct in a process of its own where that saves time: beside pocketsphinx, with two cores or more. A
+        separate_process: Correct in a process of its own where that saves time: beside pocketsphinx, with two cores or more. A
             program that asks for it must guard its main module (see `multiprocessing`).
-        front: Changes the sound before it is recognised.
+        preprocessor: Changes the sound before it is recognised.
         options: How Whisper recognizes.
         compute: Format in which Whisper computes.
 
@@ -68,14 +68,14 @@ def load_transcriber(
         recognizer = "sphinx"
     loaded = engines.load_recognizer(recognizer, model, device, offline, options, compute)
     corrector: Corrector | None = None
-    if correct != "none" and beside and recognizer == "sphinx" and (os.cpu_count() or 1) > 1:
+    if correct != "none" and separate_process and recognizer == "sphinx" and (os.cpu_count() or 1) > 1:
         hypotheses = list_length(correct, correct_model, loaded, decode)
         corrector = load_in_process(recognizer, words, correct, correct_model, decode, device, hypotheses)
     elif correct != "none":
         corrector = load_corrector(correct, correct_model, loaded, decode, device)
     refused = tuple(loaded.prefer(words)) if words else ()
     count = nbest or (5 if corrector is not None else 1)
-    transcriber = Transcriber(loaded, corrector, count, protected=words, refused=refused, front=front)
+    transcriber = Transcriber(loaded, corrector, count, protected=words, refused=refused, preprocessor=preprocessor)
     transcriber.about = _about(loaded, corrector, words, options)
     return transcriber
 

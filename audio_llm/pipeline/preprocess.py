@@ -22,7 +22,7 @@ class Preprocessor(Protocol):
     mono: bool
     warnings: tuple[str, ...]
 
-    def through(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def process(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Return (T,) float32 blocks of (T, C) float32 blocks, both at 16 kHz, as many samples in all."""
         ...
 
@@ -43,7 +43,7 @@ class EnhancePreprocessor:
 
         self._enhancer = Enhancer.load(model, device=device)
 
-    def through(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def process(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the enhanced sound."""
         return (block[:, 0] for block in self._enhancer.stream(blocks, SAMPLE_RATE))
 
@@ -60,13 +60,13 @@ class ExtractPreprocessor:
     mono = False
 
     def __init__(
-        self, look: str | os.PathLike[str], model: str | os.PathLike[str] = "tse-small", device: str = "cpu"
+        self, enrollment: str | os.PathLike[str], model: str | os.PathLike[str] = "tse-small", device: str = "cpu"
     ) -> None:
         from audio_llm.tse.extract import Person
 
-        self._person = Person.from_look(look, model, device)
-        self.warnings = tuple(f"{os.fspath(look)}: {line}" for line in self._person.warnings)
+        self._speaker = Person.from_look(enrollment, model, device)
+        self.warnings = tuple(f"{os.fspath(enrollment)}: {line}" for line in self._speaker.warnings)
 
-    def through(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def process(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the person's sound."""
-        return (block.mean(axis=1) for block in self._person.hear(blocks, SAMPLE_RATE))
+        return (block.mean(axis=1) for block in self._speaker.hear(blocks, SAMPLE_RATE))

@@ -296,8 +296,8 @@ def _wrap(units: Sequence[_Unit], width: int) -> list[list[_Unit]]:
 def _times(groups: Sequence[list[_Unit]], limit_s: float, options: SubtitleOptions) -> list[tuple[int, int]]:
     """Return start and end of each cue in milliseconds: in order, apart, of some length, within the recording."""
     limit = max(_ms(limit_s), len(groups))
-    wanted = _LEAST_WORD_MS if options.style == "words" else _LEAST_MS
-    least = max(1, min(wanted, limit // max(1, len(groups))))
+    shortest = _LEAST_WORD_MS if options.style == "words" else _LEAST_MS
+    least = max(1, min(shortest, limit // max(1, len(groups))))
     spans: list[tuple[int, int]] = []
     for group in groups:
         start = max(_ms(group[0].start_s), spans[-1][1] if spans else 0)

@@ -78,8 +78,8 @@ def tokenize(
         for window in _windows(source, model.frame_rate):
             waveform = torch.from_numpy(window.waveform * np.float32(gain))[None]
             lengths = torch.tensor([waveform.shape[1]])
-            found = model.encode(waveform, lengths)
-            row = found[0][0, : int(found[1][0])].tolist()
+            encoded = model.encode(waveform, lengths)
+            row = encoded[0][0, : int(encoded[1][0])].tolist()
             end = len(row) if window.last else window.skip + window.keep
             tokens += row[window.skip : end]
             samples = window.start + waveform.shape[1]

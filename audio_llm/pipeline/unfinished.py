@@ -81,9 +81,9 @@ class UnfinishedRecording:
         self._file: IO[str] | None = None
         self.stretches: list[Stretch] = []
         self.start_s = start_s
-        kept = _read(path, key)
-        if len(kept) > 1:
-            *self.stretches, last = kept
+        earlier = _read(path, key)
+        if len(earlier) > 1:
+            *self.stretches, last = earlier
             self.start_s = max(self.stretches[-1].end_s, last.start_s - _LEAD_S)
         self._write({"key": key}, "w")
         for stretch in self.stretches:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from audio_llm import hub
-from audio_llm.asr.ctc import CtcHearing
+from audio_llm.asr.ctc import CtcPosteriors
 from audio_llm.features import valid_mask
 from audio_llm.tokenizer.base import Tokens
 from audio_llm.tokenizer.s3_model import TOKEN_RATE, S3Config, S3Network, log_mel
@@ -87,7 +87,7 @@ class S3Tokenizer:
         if not tokens.tokens.shape[1]:
             return [""] * len(tokens.lengths)
         rows = self.network.write(tokens.tokens, tokens.lengths.clamp_min(1)).double().cpu().numpy()
-        return [CtcHearing(row[: int(count)]).spell() for row, count in zip(rows, tokens.lengths, strict=True)]
+        return [CtcPosteriors(row[: int(count)]).greedy_text() for row, count in zip(rows, tokens.lengths, strict=True)]
 
 
 def load_listener(name_or_dir: str | os.PathLike[str]) -> Listener:

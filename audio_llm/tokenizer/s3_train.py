@@ -21,7 +21,7 @@ from torch.nn import functional
 from audio_llm import hub
 from audio_llm.asr.conformer import output_lengths
 from audio_llm.asr.ctc import KIND as CTC
-from audio_llm.asr.ctc import CtcHearing, CtcRecognizer, load_network
+from audio_llm.asr.ctc import CtcPosteriors, CtcRecognizer, load_network
 from audio_llm.asr.ctc_model import BLANK, SYMBOLS, CtcModel, encode_symbols, frames_needed
 from audio_llm.errors import ConfigError, DataError
 from audio_llm.features import frame_lengths, valid_mask
@@ -291,7 +291,7 @@ def _validate(
         tokens.append(clean[mask])
         for place, log_probs in enumerate(output.log_probs.split(len(chosen))):
             rows = zip(log_probs.double().cpu().numpy(), output.lengths, strict=False)
-            texts[place] += [CtcHearing(row[: int(size)]).spell() for row, size in rows]
+            texts[place] += [CtcPosteriors(row[: int(size)]).greedy_text() for row, size in rows]
     shares = torch.bincount(torch.cat(tokens)).float()
     shares = shares[shares > 0] / shares.sum()
     return {

@@ -84,8 +84,8 @@ class TwoOpinions:
         judge = self._judge()
         if not isinstance(judge, CtcRecognizer):
             return _compared(text, judge.recognize(waveform, 1).best)
-        hearing = judge.listen(waveform)
-        own = hearing.spell()
+        hearing = judge.posteriors(waveform)
+        own = hearing.greedy_text()
         of_text, of_own = hearing.score([text, own])
         if of_own is None:  # it hears nothing at all
             of_own = float(hearing.log_probs.max(axis=1).sum())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from audio_llm.audio import BlockReader, write_blocks
-from audio_llm.audio_stream import process_in_chunks, process_at_rate
+from audio_llm.audio_stream import process_at_rate, process_in_chunks
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
 from audio_llm.tse.enrolment import LEAST_S, MOST_S

@@ -27,10 +27,12 @@ def draw(rates: Mapping[str, Mapping[str, float]], speed: Path, path: Path) -> N
     height = 0.8 / max(1, len(rates))
     for number, (system, by_set) in enumerate(rates.items()):
         color = next((COLORS[name] for name in COLORS if system.startswith(name)), "C2")
-        places = [index + number * height for index in range(len(names))]
+        positions = [index + number * height for index in range(len(names))]
         values = [100 * by_set.get(name, 0.0) for name in names]
         hatch = "//" if "base" in system else None
-        left.barh(places, values, height, label=system.replace("-whisper-", ", "), color=color, hatch=hatch, alpha=0.8)
+        left.barh(
+            positions, values, height, label=system.replace("-whisper-", ", "), color=color, hatch=hatch, alpha=0.8
+        )
     left.set_yticks([index + 0.4 - height / 2 for index in range(len(names))], names)
     left.invert_yaxis()
     left.set(xlabel="word error rate, %")

@@ -68,16 +68,16 @@ def print_noise(data: Path, part: str, options: VadOptions, detector: SpeechDete
     seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     files: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for row, waveform in noises(data, part):
-        found = sum(len(segment.waveform) for segment in speech_segments([waveform], options, detector)) / RATE
+        detected_s = sum(len(segment.waveform) for segment in speech_segments([waveform], options, detector)) / RATE
         kind = APART.get(row["label"]) or APART.get(row["id"]) or ("human" if row["label"] in HUMAN else "other")
         kind = "instrumental music" if kind == "other" and row["label"] == "music" else kind
-        seconds[kind][0] += found
+        seconds[kind][0] += detected_s
         seconds[kind][1] += len(waveform) / RATE
-        files[kind][0] += found > 0
+        files[kind][0] += detected_s > 0
         files[kind][1] += 1
     print("\n| noise | recordings | minutes | with a detection | s of false alarm per minute |\n|---|---|---|---|---|")
-    for kind, (found, total) in sorted(seconds.items()):
-        print(f"| {kind} | {files[kind][1]} | {total / 60:.1f} | {files[kind][0]} | {60 * found / total:.2f} |")
+    for kind, (detected_s, total) in sorted(seconds.items()):
+        print(f"| {kind} | {files[kind][1]} | {total / 60:.1f} | {files[kind][0]} | {60 * detected_s / total:.2f} |")
 
 
 def print_speech(data: Path, part: str, options: VadOptions, detector: SpeechDetector) -> None:
@@ -100,14 +100,14 @@ def print_speech(data: Path, part: str, options: VadOptions, detector: SpeechDet
                 scene = add_noise(clean, sound, snr_db + padding_db)
             scene = scene / np.abs(scene).max() * 10 ** (peak_db / 20)
             scene = (np.round(scene * 32768) / 32768).astype(np.float32)  # as a 16-bit file has it
-            found = compared(reference, list(speech_segments([scene], options, detector)))
-            counts[name].append(found)
+            counted = compared(reference, list(speech_segments([scene], options, detector)))
+            counts[name].append(counted)
             if name == "as recorded":
-                counts[f"of these {corpus}"].append(found)
+                counts[f"of these {corpus}"].append(counted)
         for title, rows in counts.items():
             speech, missed, other, included, first, last = np.sum(rows, axis=0)
-            share = f"{100 * missed / speech:.2f} | {first:.0f} / {last:.0f} | {100 * included / other:.0f}"
-            print(f"| {title} | {len(rows)} | {speech / RATE:.0f} | {share} |", flush=True)
+            columns = f"{100 * missed / speech:.2f} | {first:.0f} / {last:.0f} | {100 * included / other:.0f}"
+            print(f"| {title} | {len(rows)} | {speech / RATE:.0f} | {columns} |", flush=True)
 
 
 def compared(reference: np.ndarray, segments: list[Segment]) -> np.ndarray:

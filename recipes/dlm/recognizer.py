@@ -15,10 +15,10 @@ from speech_sets import Recording
 
 from audio_llm import hub, metrics
 from audio_llm.align import count_edits
-from audio_llm.asr.ctc import CtcHearing, CtcRecognizer, load_network, save_ctc
+from audio_llm.asr.ctc import CtcPosteriors, CtcRecognizer, load_network, save_ctc
 from audio_llm.asr.ctc_data import CLEAN, SpeechItem, items_from_rows, items_from_texts, make_waveform, pack
 from audio_llm.asr.ctc_search import SearchSettings, WordPrior
-from audio_llm.asr.ctc_train import hear_packed, log_probs_packed
+from audio_llm.asr.ctc_train import log_probs_packed, recognize_packed
 from audio_llm.lm.ngram import load_ngram
 from audio_llm.nbest import NBest
 from audio_llm.text import DEFAULT_NORMALIZER
@@ -57,7 +57,7 @@ def tune_search(packs: Path, model_dir: Path, language_model: Path, finished: Pa
 
     def errors(settings: SearchSettings) -> float:
         prior = WordPrior(ngram, settings)
-        found = [CtcHearing(log_probs).search(settings.beam, prior) for _, log_probs in heard]
+        found = [CtcPosteriors(log_probs).search(settings.beam, prior) for _, log_probs in heard]
         rate = metrics.word_errors([said for said, _ in heard], [texts[0][0] if texts else "" for texts in found]).rate
         logging.info("%s: WER %.4f", settings, rate)
         return rate
@@ -85,7 +85,7 @@ def write_pairs(packs: Path, model_dir: Path, output: Path) -> None:
     network = load_network(model_dir)
     rows = []
     for name in (name for name in ("spoken", "recorded") if (packs / name).exists()):
-        for reference, texts in hear_packed(network, packs / name, HEARING_PASSES, HEARING_DROPOUT, data.SEED):
+        for reference, texts in recognize_packed(network, packs / name, HEARING_PASSES, HEARING_DROPOUT, data.SEED):
             words = reference.split()
             near = [t for t in texts if count_edits(words, t.split()).errors <= MOST_WRONG * len(words)]
             if near:
@@ -109,7 +109,7 @@ def report(folder: Path, model_dir: Path, limit: int) -> str:
         spelled, found = [], []
         for item in items:
             waveform = make_waveform(item, CLEAN)
-            spelled.append(recognizer.listen(waveform).spell())
+            spelled.append(recognizer.posteriors(waveform).greedy_text())
             found.append(recognizer.recognize(waveform).best)
         counts = metrics.word_errors(references, found)
         shuffled = metrics.word_errors(references, [*found[1:], found[0]])

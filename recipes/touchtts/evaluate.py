@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from closed_set import SENTENCES, ClosedSet
+from sentence_id import SENTENCES, SentenceIdentifier
 
 from audio_llm.asr.ctc import CtcRecognizer
 from audio_llm.codec.codec import SpeechCodec
@@ -47,14 +47,14 @@ class Heard:
     words: str
 
 
-def held_out(pack: TalkPack, voice: str, count: int) -> tuple[list[Heard], ClosedSet]:
+def held_out(pack: TalkPack, voice: str, count: int) -> tuple[list[Heard], SentenceIdentifier]:
     """Return sentences of a voice, each text once, with words that pocketsphinx knows, and who picks them."""
     rows = [row for row, name in enumerate(pack.voices) if name == voice and pack.samples[row]]
     first = {DEFAULT_NORMALIZER(pack.texts[row]): row for row in reversed(rows)}
-    closed_set = ClosedSet(list(first))
-    usable = sorted(words for words in first if closed_set.usable(words))
+    sentence_id = SentenceIdentifier(list(first))
+    usable = sorted(words for words in first if sentence_id.usable(words))
     chosen = np.random.default_rng(0).permutation(usable)[:count]
-    return [Heard(first[words], pack.texts[first[words]], words) for words in map(str, chosen)], closed_set
+    return [Heard(first[words], pack.texts[first[words]], words) for words in map(str, chosen)], sentence_id
 
 
 def systems(speech: TouchTTS, pack: TalkPack, voice: str, heard: Sequence[Heard]) -> dict[str, Callable[[int], Any]]:
@@ -100,7 +100,7 @@ def ladder(
     speech: TouchTTS, pack: TalkPack, voice: str, count: int, output: Path, made_by: str, names: Sequence[str] = ()
 ) -> Iterator[str]:
     """Yield the table of how well each system is understood; what was measured before is not measured again."""
-    heard, closed_set = held_out(pack, voice, count)
+    heard, sentence_id = held_out(pack, voice, count)
     judge = CtcRecognizer.load(JUDGE)
     rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()] if output.exists() else []
     known = {(row["system"], row["words"]): row for row in rows if row["made_by"] == made_by}
@@ -117,7 +117,7 @@ def ladder(
                 row = known.get((name, sentence.words))
                 if row is None:
                     row = {"system": name, "words": sentence.words, "made_by": made_by}
-                    row |= _judged(make(number), sentence, number, closed_set, judge)
+                    row |= _judged(make(number), sentence, number, sentence_id, judge)
                     file.write(json.dumps(row) + "\n")
                     file.flush()
                 found.append(row)
@@ -125,12 +125,12 @@ def ladder(
 
 
 def _judged(
-    waveform: np.ndarray, sentence: Heard, number: int, closed_set: ClosedSet, judge: CtcRecognizer
+    waveform: np.ndarray, sentence: Heard, number: int, sentence_id: SentenceIdentifier, judge: CtcRecognizer
 ) -> dict[str, Any]:
     waveform = np.pad(waveform, 1600)  # a recogniser wants a little silence around speech
     text = DEFAULT_NORMALIZER(judge.recognize(waveform, 1).best)
     return {
-        "picked": closed_set.picks(waveform, sentence.words, number),
+        "picked": sentence_id.identifies(waveform, sentence.words, number),
         "text": text,
         "ovrl": dnsmos(waveform).ovrl,
         "seconds": waveform.size / 16_000 - 0.2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -154,7 +155,7 @@ def test_search_with_a_language_model_against_brute_force(seed: int) -> None:
     for text, total in brute_force(log_probs, "ab ").items():
         if text == " ".join(text.split()):
             sums[text] = math.log(total) + prior.text(text)
-    found = ctc.CtcHearing(log_probs).search(400, prior)
+    found = ctc.CtcPosteriors(log_probs).search(400, prior)
     assert [text for text, _ in found[:8]] == sorted(sums, key=lambda text: -sums[text])[:8]
     for text, score in found[:8]:
         assert score == pytest.approx(sums[text], abs=1e-6)
@@ -183,7 +184,7 @@ def test_the_settings_of_the_search_travel_with_the_model(tmp_path: Path) -> Non
     (best, *_), (log_probs,) = loaded.recognize(waveform).hypotheses, plain.log_probs([waveform])
     prior = WordPrior(train_ngram(texts), search)
     assert best.score == pytest.approx(plain.score(waveform, [best.text])[0] + prior.text(best.text), abs=0.05)
-    assert best.text == ctc.CtcHearing(log_probs).search(30, prior)[0][0]
+    assert best.text == ctc.CtcPosteriors(log_probs).search(30, prior)[0][0]
     save_ngram(train_ngram(["other"]), tmp_path / "words", "# words\n")
     with pytest.raises(ModelFormatError, match="another model than the 'words'"):
         ctc.CtcRecognizer.load(folder)
@@ -304,8 +305,8 @@ def test_trained_on_toy_speech_it_hears_new_words(trained: Path) -> None:
 
 def test_a_pack_is_heard_again_each_time_worse(trained: Path) -> None:
     network = ctc.load_network(trained / "best")
-    heard = ctc_train.hear_packed(network, trained.parent / "tune", passes=2, dropout=0.3, seed=1)
-    again = ctc_train.hear_packed(network, trained.parent / "tune", passes=2, dropout=0.3, seed=1)
+    heard = ctc_train.recognize_packed(network, trained.parent / "tune", passes=2, dropout=0.3, seed=1)
+    again = ctc_train.recognize_packed(network, trained.parent / "tune", passes=2, dropout=0.3, seed=1)
     assert heard == again
     assert all(len(texts) == 2 for _, texts in heard)
     errors = [sum(count_edits(r.split(), t[n].split()).errors for r, t in heard) for n in (0, 1)]
@@ -445,6 +446,15 @@ def test_pack_is_resumable_and_the_same_every_time(tmp_path: Path) -> None:
     assert not np.array_equal(reader[0]["mel"], reader[1]["mel"])  # the copy has another voice
     with pytest.raises(DataError, match="other items or settings"):
         ctc_data.pack(items, tmp_path / "a", ctc_data.PackConfig(shard_items=5))
+
+
+def test_plans_are_hashed_under_the_keys_of_earlier_versions(tmp_path: Path) -> None:
+    item = ctc_data.SpeechItem("x", "")
+    ctc_data.pack([item], tmp_path, ctc_data.CLEAN)
+    clean = dataclasses.asdict(ctc_data.CLEAN.recorded)
+    settings = {"max_seconds": 20.0, "recorded": clean, "shard_items": 200, "spoken": clean}
+    digest = hashlib.sha256((json.dumps(settings, sort_keys=True) + repr(item)).encode()).hexdigest()
+    assert (tmp_path / "plan.txt").read_text() == digest
 
 
 def test_pack_counts_what_it_leaves_out(tmp_path: Path) -> None:

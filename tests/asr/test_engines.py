@@ -53,7 +53,9 @@ def test_auto_takes_no_english_only_model_for_other_languages(
     cache: Path, tiny_whisper: Path, tiny_whisper_en: Path, options: WhisperOptions
 ) -> None:
     install(cache, tiny_whisper_en, "whisper-tiny.en")
-    assert resolve_recognizer("auto", options=WhisperOptions(language="en")) == ResolvedRecognizer("whisper", "whisper-tiny.en")
+    assert resolve_recognizer("auto", options=WhisperOptions(language="en")) == ResolvedRecognizer(
+        "whisper", "whisper-tiny.en"
+    )
     with pytest.raises(ModelNotFoundError, match="`audio-llm models get whisper-base`"):
         resolve_recognizer("auto", options=options)
     install(cache, tiny_whisper, "whisper-base")
@@ -81,7 +83,9 @@ def test_every_alias_of_an_installed_model_loads_it(cache: Path, tiny_whisper_en
     assert resolve_recognizer(name) == ResolvedRecognizer("whisper", name)
     recognizer = load_recognizer(name)
     assert (recognizer.name, recognizer.version) == ("whisper", "whisper-tiny.en")
-    assert resolve_recognizer("whisper", name) == resolve_recognizer("auto", name) == ResolvedRecognizer("whisper", name)
+    assert (
+        resolve_recognizer("whisper", name) == resolve_recognizer("auto", name) == ResolvedRecognizer("whisper", name)
+    )
 
 
 def test_the_folder_of_a_ctranslate2_model_is_whisper(cache: Path, tiny_whisper: Path) -> None:

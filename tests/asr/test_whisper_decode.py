@@ -181,7 +181,7 @@ def test_few_unlikely_words_count_where_the_detector_of_speech_was_sure(
 
 
 def test_without_checks_every_text_is_taken_as_it_is(tiny_whisper: Path) -> None:
-    options = DecodeOptions(beam_size=2, guards=False)
+    options = DecodeOptions(beam_size=2, checks=False)
     recognizer, model = fake_recognizer(tiny_whisper, always("ba " * 60, -9.0, 1.0), vad=False, decode=options)
     (stretch,) = stretches(recognizer)
     assert len(stretch.nbest.best.split()) == 60

@@ -19,8 +19,10 @@ from audio_llm.asr.engines import ENGINES
 from audio_llm.asr.vad import VadOptions
 from audio_llm.asr.whisper import WhisperOptions
 from audio_llm.asr.whisper_decode import DecodeOptions
+from audio_llm.cli import transcribe as command
 from audio_llm.cli.console import mark_changes
 from audio_llm.cli.options import clock
+from audio_llm.cli.recognition import whisper_options
 from audio_llm.pipeline import transcribe
 
 Talk = Callable[..., Path]
@@ -103,6 +105,12 @@ def test_finished_batch_is_not_done_again(
     assert cli.main([*command, "--correct", "dlm"]) == 0
     assert len(fakes.recognizer_asked) == 3
     assert (tmp_path / "out/talk.txt").read_text().strip() == "the cat sat on the mat"
+
+
+def test_the_journal_hashes_settings_under_the_keys_of_earlier_versions(fakes: Any) -> None:
+    arguments = cli.build_parser().parse_args(["transcribe", "x.wav"])
+    recognition, _ = command._settings(arguments, whisper_options(arguments), [])["recognition"]
+    assert recognition["decode"] == {"beam_size": DecodeOptions().beam_size, "guards": True}
 
 
 def test_options_reach_the_engines(fakes: Any, talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ def test_the_table_model_is_a_model() -> None:
 def test_greedy_corrects_with_edits_gain_and_confidence() -> None:
     settings = replace(SETTINGS, gates={**SETTINGS.gates, "greedy": Gate(1.0)})
     (found,) = corrector(settings=settings).correct([nbest("The bat sat.", "the mat sat", "a cat sat")])
-    assert (found.id, found.text, found.input, found.kept) == ("u1", "the cat sat", "The bat sat.", False)
+    assert (found.id, found.text, found.input, found.unchanged) == ("u1", "the cat sat", "The bat sat.", False)
     assert found.edits == (Edit(1, 2, "bat", "cat", "hypothesis 3"),)
     assert found.reason == "gain 1.8"  # log(0.6 / 0.1)
     assert found.confidence == pytest.approx(0.6 / 0.7, abs=1e-3)
@@ -158,11 +158,11 @@ def test_words_of_no_hypothesis_are_the_models() -> None:
 
 def test_a_small_gain_keeps_the_recognisers_text_as_it_wrote_it() -> None:
     (found,) = corrector().correct([nbest("The bat sat.")])
-    assert (found.text, found.input, found.kept, found.edits) == ("The bat sat.", "The bat sat.", True, ())
+    assert (found.text, found.input, found.unchanged, found.edits) == ("The bat sat.", "The bat sat.", True, ())
     assert found.reason == "gain 1.8 below the margin of 2"
     assert found.confidence == pytest.approx(0.1 / 0.7, abs=1e-3)
     (same,) = corrector().correct([nbest("a mat")])
-    assert (same.text, same.kept, same.reason) == ("a mat", True, "no change proposed")
+    assert (same.text, same.unchanged, same.reason) == ("a mat", True, "no change proposed")
 
 
 @pytest.mark.parametrize("decoding", ["greedy", "dlm-sum", "dsr"])
@@ -179,7 +179,7 @@ def test_empty_lists_and_unheard_texts_stay_empty_and_in_their_place(decoding: s
     assert [c.id for c in found] == ["none", "heard", "empty best", "no word", "right"]
     assert [c.text for c in found] == ["", "the cat sat", "", "...", "a mat"]
     assert [c.reason for c in found if c.id in ("none", "empty best", "no word")] == ["nothing was heard"] * 3
-    assert [c.kept for c in found] == [True, False, True, True, True]
+    assert [c.unchanged for c in found] == [True, False, True, True, True]
     assert corrector(decoding, **more).correct([], [] if decoding == "dsr" else None) == []
 
 
@@ -295,7 +295,7 @@ def test_another_recogniser_may_compare_with_the_sound() -> None:
 def test_a_text_that_the_recogniser_cannot_score_itself_is_kept() -> None:
     recognizer = FakeRecognizer(unknown=["the bat sat"])
     (found,) = corrector("dsr", gate=False, recognizer=recognizer).correct([nbest("the bat sat")], [CAT_SOUND])
-    assert (found.text, found.kept) == ("the bat sat", True)
+    assert (found.text, found.unchanged) == ("the bat sat", True)
 
 
 def test_the_sum_weighs_several_hypotheses() -> None:

@@ -44,11 +44,11 @@ def test_what_was_learned_is_corrected_and_told(trained: Any, memorised: Memoris
     corrections = GerCorrector(open_gate(trained)).correct(as_lists(memorised))
     assert [correction.text for correction in corrections] == [true for _, true in memorised]
     first = corrections[0]
-    assert (first.input, first.kept) == ("the hat sat on the mat", False)
+    assert (first.input, first.unchanged) == ("the hat sat on the mat", False)
     assert [(e.before, e.after, e.source) for e in first.edits] == [("hat", "cat", "hypothesis 2")]
     assert first.confidence is not None
     assert first.confidence > 0.9
-    assert corrections[-1].kept
+    assert corrections[-1].unchanged
     assert corrections[-1].reason == "no change proposed"
 
 
@@ -69,7 +69,7 @@ def test_gate_keeps_and_says_why(trained: Any) -> None:
     ):
         built = replace(trained, decoding=GerDecoding(gates={"free": gate}))
         (correction,) = GerCorrector(built).correct([nbest])
-        assert correction.kept
+        assert correction.unchanged
         assert correction.text == "i sea you there"
         assert reason in correction.reason
     (correction,) = GerCorrector(built, gate=False).correct([nbest])
@@ -82,7 +82,7 @@ def test_lists_of_every_kind_are_answered(trained: Any, texts: list[str]) -> Non
     (correction,) = GerCorrector(trained).correct([nbest])
     assert correction.id == "x"
     assert bool(correction.text) == any(texts)
-    assert correction.input == nbest.best if any(texts) else correction.kept
+    assert correction.input == nbest.best if any(texts) else correction.unchanged
 
 
 def test_too_little_memory_is_told_with_a_remedy(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:

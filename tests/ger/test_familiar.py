@@ -50,7 +50,7 @@ def test_a_corrector_keeps_what_it_does_not_know_until_the_gate_is_off(tmp_path:
     corrector = PhraseCorrector.train(lists(300.0), settings=settings)
     assert all(c.text == n.reference for c, n in zip(corrector.correct(lists(300.0)), lists(300.0), strict=True))
     strangers = corrector.correct(lists(0.2))
-    assert all(c.kept and "another recogniser" in c.reason for c in strangers)
+    assert all(c.unchanged and "another recogniser" in c.reason for c in strangers)
     folder = corrector.save(f"{tmp_path}/model")
     loaded = PhraseCorrector.load(folder)
     assert loaded.kind == corrector.kind

@@ -205,6 +205,7 @@ def test_json_holds_everything() -> None:
     assert part["nbest"]["hypotheses"] == [{"text": "hallo", "score": None}, {"text": "hello", "score": None}]
     assert part["correction"] == document["corrections"][0]
     assert part["correction"]["edits"][0]["source"] == "hypothesis 2"
+    assert part["correction"]["kept"] is False
     assert document["name"] == "ü.wav"
 
 

@@ -228,7 +228,7 @@ def test_protect(before: str, after: str, terms: list[str], expected: str) -> No
     if expected == after:
         assert result == made
     if expected == before:
-        assert (result.kept, result.edits) == (True, ())
+        assert (result.unchanged, result.edits) == (True, ())
 
 
 def test_protect_takes_all_back_where_edits_do_not_explain_the_text() -> None:

@@ -14,8 +14,8 @@ from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.correction import Correction
 from audio_llm.errors import AudioLLMError, ModelNotFoundError, UsageError
 from audio_llm.nbest import Hypothesis, NBest
-from audio_llm.pipeline.worker import CorrectorProcess
 from audio_llm.pipeline.transcribe import Transcriber
+from audio_llm.pipeline.worker import CorrectorProcess
 
 
 class Measurer:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from audio_llm import hub
-from audio_llm.asr.ctc import CtcHearing
+from audio_llm.asr.ctc import CtcPosteriors
 from audio_llm.asr.ctc_model import SYMBOLS
 from audio_llm.errors import ConfigError, ModelFormatError
 from audio_llm.tokenizer.base import Tokens
@@ -122,7 +122,7 @@ def test_words_are_read_off_the_tokens_alone(make_network: MakeNetwork) -> None:
     for row, count in enumerate(tokens.lengths.tolist()):
         torch.testing.assert_close(written[row, :count], output.log_probs[row, :count], atol=1e-4, rtol=1e-4)
     rows = zip(output.log_probs.double().numpy(), tokens.lengths, strict=True)
-    expected = [CtcHearing(row[: int(count)]).spell() for row, count in rows]
+    expected = [CtcPosteriors(row[: int(count)]).greedy_text() for row, count in rows]
     assert tokenizer.words(tokens) == expected
     assert any(expected)
     other = Tokens((tokens.tokens + 37) % 80, tokens.lengths)

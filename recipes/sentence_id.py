@@ -9,7 +9,7 @@ import numpy as np
 SENTENCES = 20  # in a grammar, the true one among them
 
 
-class ClosedSet:
+class SentenceIdentifier:
     """Picks one of some sentences.
 
     Args:
@@ -26,12 +26,12 @@ class ClosedSet:
         """Return whether the recogniser knows every word."""
         return bool(text) and self._known(text)
 
-    def picks(self, waveform: np.ndarray, text: str, seed: int) -> bool:
+    def identifies(self, waveform: np.ndarray, text: str, seed: int) -> bool:
         """Return whether the true sentence is heard in (T,) float32 at 16 kHz."""
         size = len(text)
-        others = sorted((t for t in self._texts if t != text), key=lambda t: abs(len(t) - size))[: 3 * SENTENCES]
-        chosen = np.random.default_rng(seed).permutation(len(others))[: SENTENCES - 1]
-        sentences = [text, *(others[i] for i in chosen)]
+        alternatives = sorted((t for t in self._texts if t != text), key=lambda t: abs(len(t) - size))[: 3 * SENTENCES]
+        chosen = np.random.default_rng(seed).permutation(len(alternatives))[: SENTENCES - 1]
+        sentences = [text, *(alternatives[i] for i in chosen)]
         rules = " | ".join(f"( {sentence} )" for sentence in sentences)
         self._decoder.add_jsgf_string("closed", f"#JSGF V1.0; grammar closed; public <s> = {rules} ;")
         self._decoder.activate_search("closed")
@@ -39,8 +39,8 @@ class ClosedSet:
         pcm = (np.clip(waveform, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
         self._decoder.process_raw(pcm, full_utt=True)
         self._decoder.end_utt()
-        found = self._decoder.hyp()
-        return found is not None and found.hypstr == text
+        hypothesis = self._decoder.hyp()
+        return hypothesis is not None and hypothesis.hypstr == text
 
     def _known(self, text: str) -> bool:
         return all(self._decoder.lookup_word(word) for word in text.split())
