@@ -100,7 +100,7 @@ def extract(
 
 
 def load(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
-    """Return the ready object of a model directory: a corrector, a recogniser, an enhancer, a codec or a tokenizer.
+    """Return the ready object of a model directory: a corrector, a recognizer, an enhancer, a codec or a tokenizer.
 
     Args:
         name_or_dir: A folder, or the name of a model shipped with the package or downloaded before.
@@ -129,8 +129,8 @@ def transcribe(
     Args:
         path: The file, or `-` for standard input.
         recognizer: `auto` for the best one installed, `whisper-base`, another Whisper, `sphinx`, `ctc` or `espnet`.
-        correct: `dlm` to correct the text, None to leave it as recognised.
-        model: The recogniser's model; None takes its own.
+        correct: `dlm` to correct the text, None to leave it as recognized.
+        model: The recognizer's model; None takes its own.
         nbest: Hypotheses to ask for; None: 5 where a corrector runs, else 1.
         device: `cpu`, `cuda` or `auto`.
         language: Code of the spoken language; None lets Whisper detect it.

@@ -95,7 +95,7 @@ def align(source: Sequence[str], target: Sequence[str]) -> list[Op]:
 
 
 def edits(source: Sequence[str], target: Sequence[str]) -> list[Op]:
-    """Return the differing stretches of `align`, neighbours merged.
+    """Return the differing stretches of `align`, neighbors merged.
 
     Returns:
         Left to right, never touching: between two of them is at least one equal word. A stretch with words on

@@ -22,7 +22,7 @@ from audio_llm.audio_containers import NOT_SOUND, ContainerTrack
 from audio_llm.audio_soundfile import SoundFileTrack
 from audio_llm.errors import AudioFileError, MissingDependencyError
 
-SAMPLE_RATE = 16_000  # Hz, what the recognisers take
+SAMPLE_RATE = 16_000  # Hz, what the recognizers take
 STDIN = "-"  # the name that stands for standard input
 
 _PIECE = 16_384  # frames written at a time

@@ -40,10 +40,10 @@ class Correction:
     Attributes:
         id: The list's id.
         text: The text to use.
-        input: The recogniser's best text.
-        unchanged: True where the recogniser's text was kept.
+        input: The recognizer's best text.
+        unchanged: True where the recognizer's text was kept.
         reason: Why it was kept or changed, in a few words.
-        edits: The differences, left to right, on normalised words.
+        edits: The differences, left to right, on normalized words.
         confidence: 0 to 1, the share of probability that the corrector gives to `text`; None where unknown.
     """
 
@@ -133,7 +133,7 @@ class Corrector(Protocol):
 
         Args:
             lists: N-best lists; an empty list gives an empty text.
-            waveforms: For decodings that ask the recogniser again, the sound of each list:
+            waveforms: For decodings that ask the recognizer again, the sound of each list:
                 (T,) float32 at 16 kHz.
         """
         ...

@@ -58,9 +58,9 @@ def normalize(features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """
     mask = valid_mask(lengths, features.shape[1])[:, :, None]
     count = lengths.clamp_min(1)[:, None, None]
-    centred = features - (features * mask).sum(dim=1, keepdim=True) / count
-    variance = (centred.square() * mask).sum(dim=1, keepdim=True) / count
-    return centred / (variance + 1e-2).sqrt() * mask  # 1e-2: an empty band stays small
+    centered = features - (features * mask).sum(dim=1, keepdim=True) / count
+    variance = (centered.square() * mask).sum(dim=1, keepdim=True) / count
+    return centered / (variance + 1e-2).sqrt() * mask  # 1e-2: an empty band stays small
 
 
 def valid_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
@@ -103,8 +103,8 @@ def triangular_filters(
     """
     edges = _to_hz(torch.linspace(_to_mel(lowest_hz), _to_mel(highest_hz), count + 2, dtype=torch.float64))
     bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * SAMPLE_RATE / n_fft
-    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
+    left, center, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    rising, falling = (bins - left) / (center - left), (right - bins) / (right - center)
     filters = torch.minimum(rising, falling).clamp_min(0.0)
     return (filters * (2.0 / (right - left)) if unit_area else filters).float()
 

@@ -30,8 +30,8 @@ class ListScores:
         missing_words: Reference words that are in no hypothesis of their list.
         right: Lists whose first hypothesis has no error.
         hypotheses: Hypotheses of all lists.
-        distinct_hypotheses: Hypotheses that differ from all others of their list after normalising.
-        normalizer: Name of the normaliser that everything went through.
+        distinct_hypotheses: Hypotheses that differ from all others of their list after normalizing.
+        normalizer: Name of the normalizer that everything went through.
     """
 
     first: TextScores
@@ -193,7 +193,7 @@ def _score_lists(lists: Sequence[NBest], normalizer: Normalizer) -> ListScores:
 
 
 def _normalize(lists: Sequence[NBest], normalizer: Normalizer) -> list[NBest]:
-    """Return the lists with normalised words, so that each text goes through the normaliser once, not once a figure."""
+    """Return the lists with normalized words, so that each text goes through the normalizer once, not once a figure."""
     normalized = []
     for nbest in lists:
         if nbest.reference is None:
@@ -204,7 +204,7 @@ def _normalize(lists: Sequence[NBest], normalizer: Normalizer) -> list[NBest]:
 
 
 def _applied(normalizer: Normalizer) -> Normalizer:
-    """Return what leaves normalised texts as they are, under the normaliser's name."""
+    """Return what leaves normalized texts as they are, under the normalizer's name."""
     return Normalizer(normalizer.name, str)
 
 

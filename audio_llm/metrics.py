@@ -27,7 +27,7 @@ class ErrorCounts:
         insertions: Words too many.
         words: Words of the references.
         utterances: How many were compared.
-        normalizer: Name of the normaliser both sides went through.
+        normalizer: Name of the normalizer both sides went through.
     """
 
     substitutions: int
@@ -82,13 +82,13 @@ class TextScores:
 class ChangeCounts:
     """What a corrector did to a set of utterances.
 
-    An edit is one stretch in which the output differs from the recogniser's text, with at least one equal word
+    An edit is one stretch in which the output differs from the recognizer's text, with at least one equal word
     between two of them (`align.edits`). It is harmful if undoing it alone lowers the errors of the output, helpful if
     that raises them, else neither.
 
     Attributes:
         utterances: How many.
-        changed: Whose words differ from the recogniser's.
+        changed: Whose words differ from the recognizer's.
         better: With fewer errors than before.
         worse: With more errors than before.
         right_before: Without error before.
@@ -139,7 +139,7 @@ def word_errors(
 
 
 def sum_errors(counts: np.ndarray, normalizer: Normalizer) -> ErrorCounts:
-    """Add up utterances: (N, 4) int64 from `utterance_errors`, with the normaliser that they went through."""
+    """Add up utterances: (N, 4) int64 from `utterance_errors`, with the normalizer that they went through."""
     s, d, i, n = (int(column) for column in counts.sum(axis=0))
     return ErrorCounts(s, d, i, n, len(counts), normalizer.name)
 
@@ -225,7 +225,7 @@ def paired_p_value(before: np.ndarray, after: np.ndarray, resamples: int = RESAM
 def count_changes(
     lists: Sequence[NBest], outputs: Sequence[str], normalizer: Normalizer = DEFAULT_NORMALIZER
 ) -> ChangeCounts:
-    """Compare a corrector's outputs with the recogniser's best texts; every list needs a reference."""
+    """Compare a corrector's outputs with the recognizer's best texts; every list needs a reference."""
     totals = dict.fromkeys(ChangeCounts.__dataclass_fields__, 0)
     for nbest, output in zip(lists, outputs, strict=True):
         if nbest.reference is None:

@@ -21,10 +21,10 @@ OnError = Callable[[DataError], None]
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One text a recogniser considered.
+    """One text a recognizer considered.
 
     Attributes:
-        text: The words as the recogniser wrote them.
+        text: The words as the recognizer wrote them.
         score: Natural-log score of the whole hypothesis, higher is better; None where the engine gives none.
     """
 

@@ -1,4 +1,4 @@
-"""Named text normalisers: one object for training and for scoring, its name printed with every figure; sentences."""
+"""Named text normalizers: one object for training and for scoring, its name printed with every figure; sentences."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ class Normalizer:
 
 
 def get_normalizer(name: str) -> Normalizer:
-    """Return the normaliser of that name.
+    """Return the normalizer of that name.
 
     Args:
         name: One of `NORMALIZERS`.
 
     Raises:
-        UsageError: No normaliser has that name.
+        UsageError: No normalizer has that name.
     """
     if name not in NORMALIZERS:
-        raise UsageError(f"no text normaliser is named {name!r}", remedy=f"use one of {', '.join(NORMALIZERS)}")
+        raise UsageError(f"no text normalizer is named {name!r}", remedy=f"use one of {', '.join(NORMALIZERS)}")
     return NORMALIZERS[name]
 
 

@@ -88,7 +88,7 @@ def row_part(row: dict[str, Any]) -> str:
 
 
 def words(row: dict[str, Any]) -> str:
-    """Return the normalised text of a manifest's row, empty where it has none."""
+    """Return the normalized text of a manifest's row, empty where it has none."""
     return DEFAULT_NORMALIZER(row.get("text") or "")
 
 

@@ -13,7 +13,7 @@ class SentenceIdentifier:
     """Picks one of some sentences.
 
     Args:
-        texts: Normalised sentences to draw distractors from; those with unknown words are left out.
+        texts: Normalized sentences to draw distractors from; those with unknown words are left out.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -23,7 +23,7 @@ class SentenceIdentifier:
         self._texts = sorted({text for text in texts if text and self._known(text)})
 
     def usable(self, text: str) -> bool:
-        """Return whether the recogniser knows every word."""
+        """Return whether the recognizer knows every word."""
         return bool(text) and self._known(text)
 
     def identifies(self, waveform: np.ndarray, text: str, seed: int) -> bool:

@@ -1,4 +1,4 @@
-"""The labelled recordings that recipes train, tune and report on, and the rules that keep them apart."""
+"""The labeled recordings that recipes train, tune and report on, and the rules that keep them apart."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from audio_llm.text import DEFAULT_NORMALIZER
 FIRST_DEV_CLEAN = 60  # utterances of dev-clean, by id, that are reported and so never trained on
 TUNE_SPEAKERS = ("ls-1673", "ls-2035")  # of dev-clean, for tuning
 TUNE_PROMPTS = 100  # of Kathleen's training prompts, for tuning
-OCEAN_UTTERANCES = 300  # of speechocean762; little of it is recognised, so that much of it teaches to invent
+OCEAN_UTTERANCES = 300  # of speechocean762; little of it is recognized, so that much of it teaches to invent
 SEED = 20
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A labelled recording.
+    """A labeled recording.
 
     Attributes:
         id: As in its manifest.
@@ -38,7 +38,7 @@ class Recording:
 
 
 def recordings(data: Path) -> dict[str, list[Recording]]:
-    """Return the labelled recordings: `train`, `tune-kathleen`, `tune-dev-clean`, and the reported sets."""
+    """Return the labeled recordings: `train`, `tune-kathleen`, `tune-dev-clean`, and the reported sets."""
     kathleen = _manifest(data, "kathleen")
     dev_clean = sorted(_manifest(data, "librispeech_dev_clean_mp3"), key=lambda r: r.id)
     ocean = _manifest(data, "speechocean762")

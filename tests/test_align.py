@@ -59,7 +59,7 @@ def test_ties_substitute_then_delete_then_insert_from_the_right() -> None:
     assert [op.kind for op in align(["a", "b"], ["b", "a"])] == ["replace", "replace"]
 
 
-def test_edits_merge_neighbours_and_never_touch() -> None:
+def test_edits_merge_neighbors_and_never_touch() -> None:
     source, target = _words("show me flights from new ark please"), _words("show me all flights from newark")
     assert edits(source, target) == [Op("insert", 2, 2, 2, 3), Op("replace", 4, 7, 5, 6)]
     for left, right in random_pairs(300, seed=1):

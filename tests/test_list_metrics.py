@@ -59,7 +59,7 @@ def test_what_hand_made_lists_hold() -> None:
     assert scores.first.interval.low <= first.rate <= scores.first.interval.high
 
 
-def test_every_figure_depends_on_the_normaliser() -> None:
+def test_every_figure_depends_on_the_normalizer() -> None:
     assert score_lists(LISTS).distinct_hypotheses == 10  # `All right` is `all right`
     spelled = [nbest("fly n e c", "fly nec", "fly n. e. c.")]
     for name, errors, missing, right in (("spoken", 3, 0, 0), ("letters", 0, 0, 1)):

@@ -44,7 +44,7 @@ def test_counts_of_each_kind() -> None:
     assert counts.rate == pytest.approx(5 / 7)
 
 
-def test_both_sides_go_through_the_normaliser() -> None:
+def test_both_sides_go_through_the_normalizer() -> None:
     assert word_errors(["Mr. Smith paid 3."], ["mister smith paid three"]).errors == 0
     assert word_errors(["Mr. Smith paid 3."], ["mister smith paid three"], RAW).errors > 0
 

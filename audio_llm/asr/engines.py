@@ -1,4 +1,4 @@
-"""Recognizers by name: which there are, what each can give, and how to load one."""
+"""Recognizers by name: which exist, what each supports, and how to load one."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ DEFAULT_MODELS = ("whisper-base", "whisper-tiny.en")  # of `auto`, the first tha
 
 @dataclass(frozen=True)
 class Engine:
-    """How one recognizer is reached.
+    """Registry entry of a recognizer.
 
     Attributes:
         name: Name for `load_recognizer` and `--recognizer`.
-        summary: What it is, in a few words.
+        summary: Short description.
         module: Module that holds the class; imported when it is used.
         class_name: Name of the class in it.
-        default_model: Model taken when none is named; None where there is none.
-        model_needed: What `--model` has to name where there is no default.
+        default_model: Model that is used when none is named; None where there is none.
+        model_needed: What `--model` must name where there is no default.
     """
 
     name: str
@@ -50,13 +50,13 @@ class Engine:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """One engine as it stands on this machine.
+    """State of a recognizer on this machine.
 
     Attributes:
         name: Name for `--recognizer`.
-        summary: What it is.
-        default_model: Model taken when none is named.
-        capabilities: What it can give; None where the engine cannot be imported.
+        summary: Short description.
+        default_model: Model that is used when none is named.
+        capabilities: What it supports; None where the engine cannot be imported.
         problem: Why it cannot be used here, or None.
     """
 
@@ -119,9 +119,9 @@ def load_recognizer(
             `whisper-base`, `tiny.en`, `openai/whisper-small`, a CTranslate2 or transformers folder.
         model: Name or folder of the engine's model; None takes the engine's own.
         device: `cpu`, `cuda`, or `auto` for CUDA where there is one; pocketsphinx always runs on the CPU.
-        offline: Download nothing; also in force where `hub.is_offline()`.
-        options: How Whisper recognizes; other engines refuse what they cannot do.
-        compute: Format in which Whisper computes.
+        offline: Download nothing; implied by `hub.is_offline()`.
+        options: Options of Whisper; other engines refuse those that they do not support.
+        compute: Number format of Whisper.
 
     Raises:
         UsageError: No engine has that name, the engine takes no model, or needs one, or cannot do what `options` asks.
@@ -151,7 +151,7 @@ def load_recognizer(
 
 @dataclass(frozen=True)
 class ResolvedRecognizer:
-    """A recognizer that a name stands for: one of `ENGINES`, and the name or folder of its model, or None."""
+    """Engine, one of `ENGINES`, and the name or folder of its model, if any, for a recognizer's name."""
 
     engine: str
     model: str | None
@@ -160,7 +160,7 @@ class ResolvedRecognizer:
 def resolve_recognizer(
     name: str, model: str | None = None, options: WhisperOptions | None = None
 ) -> ResolvedRecognizer:
-    """Return which engine and model a name of `load_recognizer` stands for.
+    """Return the engine and model of a name of `load_recognizer`.
 
     Raises:
         UsageError: No recognizer has that name, or the engine takes no model, or needs one.
@@ -182,7 +182,7 @@ def resolve_recognizer(
 
 
 def _best_installed(options: WhisperOptions | None) -> ResolvedRecognizer:
-    """Return the Whisper that is installed, else pocketsphinx."""
+    """Return the installed Whisper, else pocketsphinx."""
     english = options is None or (
         options.language in (None, "en") and not options.multilingual and options.task == "transcribe"
     )
@@ -240,7 +240,7 @@ def _refuse(engine: Engine, options: WhisperOptions | None, compute: Compute) ->
 
 
 def _beyond(engine: Engine, options: WhisperOptions | None) -> str:
-    """Return an option that is set and that the engine has not, or an empty string."""
+    """Return a given option that the engine does not support, or an empty string."""
     if options is None:
         return ""
     plain = type(options)()
@@ -254,7 +254,7 @@ def _beyond(engine: Engine, options: WhisperOptions | None) -> str:
 
 
 def _ctranslate2_device(device: str) -> str:
-    """Return `cpu` or `cuda`, as CTranslate2 sees the machine."""
+    """Return `cpu` or `cuda` according to CTranslate2."""
     if device == "cpu":
         return device
     import ctranslate2
@@ -303,7 +303,7 @@ def _espnet_folder(model: str) -> Path:
 
 
 def _whisper_source(model: str, offline: bool) -> str:
-    """Return a folder where the model is already here, else the hub name as it is."""
+    """Return the folder of a local model, else the hub name unchanged."""
     try:
         return str(hub.find_model(model))
     except ModelNotFoundError:

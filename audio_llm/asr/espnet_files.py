@@ -1,4 +1,4 @@
-"""The files of a trained ESPnet model: finding them, and reading them without running anything they name."""
+"""The files of a trained ESPnet model: finding them, and reading them without executing code."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ _PREFERRED_WEIGHTS = (
 
 @dataclass(frozen=True)
 class EspnetFiles:
-    """Where the parts of one model lie.
+    """Paths of the parts of one model.
 
     Attributes:
-        folder: The folder that was named.
-        config: Its config.yaml, the arguments of the training.
+        folder: The model folder.
+        config: Its config.yaml with the arguments of the training.
         weights: Its .safetensors or .pth file.
     """
 
@@ -90,7 +90,7 @@ def find_files(model_dir: str | os.PathLike[str]) -> EspnetFiles:
 
 
 def read_config(files: EspnetFiles) -> dict[str, Any]:
-    """Read config.yaml, with its token list inside and the files it names found again where the model was moved.
+    """Read config.yaml; the files that it names are located even if the model was moved.
 
     Raises:
         ModelFormatError: It is no mapping, or a file that it names is not there.
@@ -180,9 +180,7 @@ def _weights_in(folder: Path) -> Path:
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
-        message = (
-            f"{len(candidates)} weight files and no telling which: {', '.join(path.name for path in candidates[:5])}"
-        )
+        message = f"{len(candidates)} ambiguous weight files: {', '.join(path.name for path in candidates[:5])}"
         raise ModelNotFoundError(message, path=folder, remedy="name the right one model.pth")
     return folder / "model.pth"
 

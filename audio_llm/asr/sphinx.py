@@ -1,4 +1,4 @@
-"""The embedded default recogniser: pocketsphinx with the US English model inside its package."""
+"""The embedded default recognizer: pocketsphinx with the US English model inside its package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 FRAMES_PER_SECOND = 100  # of the acoustic model
 _SCORE_SCALE = 1024.0  # pocketsphinx shifts its log scores right by 10 bits; this undoes it, giving nats
-_MIN_SAMPLES = SAMPLE_RATE // 10  # below 0.1 s there is nothing to recognise
+_MIN_SAMPLES = SAMPLE_RATE // 10  # below 0.1 s there is nothing to recognize
 _SILENCE_PEAK = 1e-4  # quieter than -80 dBFS counts as silence
 _ENTRIES_PER_HYPOTHESIS = 15  # the engine's list repeats texts that differ only in pronunciation or fillers
 _ALIGNMENT_BEAM = 1e-300  # so wide that a text far from what was said is aligned too; the engine's own gives up
@@ -39,7 +39,7 @@ class _Entry:
 
 
 class SphinxRecognizer(SegmentRecognizer):
-    """Recognise US English with pocketsphinx; needs no download.
+    """Recognize US English with pocketsphinx; needs no download.
 
     Scores are natural logarithms of pocketsphinx's own path scores (acoustic, plus language model where a whole
     hypothesis is scored). They compare texts of one utterance, not different utterances.
@@ -57,7 +57,7 @@ class SphinxRecognizer(SegmentRecognizer):
         self._pronunciations: dict[str, str] = {}
 
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
-        """Recognise one utterance (see `Recognizer.recognize`).
+        """Recognize one utterance (see `Recognizer.recognize`).
 
         Args:
             waveform: (T,) float32 at 16 kHz in -1..1.
@@ -86,7 +86,7 @@ class SphinxRecognizer(SegmentRecognizer):
         """Return the acoustic log score of each text by forced alignment (see `Recognizer.score`).
 
         A text with a word outside the pronunciation dictionary, or one too long for the recording, gives None.
-        All senones are computed for every frame, so that each frame is normalised alike for every text.
+        All senones are computed for every frame, so that each frame is normalized alike for every text.
 
         Args:
             waveform: (T,) float32 at 16 kHz.
@@ -210,7 +210,7 @@ def _make_pauses_free(decoder: Any) -> None:
 
 
 def _forget_past(decoder: Any) -> None:
-    """Reset noise removal and mean normalisation, which else carry over from one utterance to the next."""
+    """Reset noise removal and mean normalization, which else carry over from one utterance to the next."""
     decoder.reinit_feat()
 
 
@@ -226,7 +226,7 @@ def _nats(linear: float) -> float:
 def _distinct(decoder: Any, best: str, count: int) -> list[_Entry]:
     """Return distinct texts, the engine's own best first, the others by score.
 
-    The engine's best path takes pauses for nothing and sees the words on both sides of them as neighbours. In its
+    The engine's best path takes pauses for nothing and sees the words on both sides of them as neighbors. In its
     search for further texts a pause hides the word before it from the language model. So the two scores are on
     different scales, and the best text is at times missing among the entries, or there with a needlessly poor path
     (in a fifth to two fifths of the lists of real speech). By the engine's own comparison it is no worse than any

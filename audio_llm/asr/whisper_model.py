@@ -1,4 +1,4 @@
-"""A Whisper model in the transformers form: reading it safely, and the marks its decoder wants around a text."""
+"""A Whisper model in the transformers form: safe loading, and the special tokens of its prompts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WhisperModel:
     Attributes:
         name: Last part of its hub name or folder.
         network: WhisperForConditionalGeneration, ready for inference.
-        feature_extractor: Waveform to log-mel of a window.
+        feature_extractor: Waveform of a window to log-mel features.
         tokenizer: Text to tokens.
     """
 
@@ -34,14 +34,14 @@ class WhisperModel:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token numbers that frame a text.
+    """Special token ids around a text.
 
     Attributes:
-        tokens: What the decoder starts from, by hand: start, language and task where multilingual, no time stamps.
-        end: The end mark.
-        no_speech: The mark for silence, None where the vocabulary has none.
-        never: Tokens that no text may contain.
-        never_first: Tokens that no text may begin with.
+        tokens: Prompt of the decoder: start, language and task where multilingual, no timestamps.
+        end: The end token.
+        no_speech: The no-speech token, None where the vocabulary has none.
+        never: Suppressed tokens.
+        never_first: Tokens that are suppressed at the beginning.
     """
 
     tokens: list[int]
@@ -80,7 +80,7 @@ def load_model(name_or_dir: str | os.PathLike[str], device: str, offline: bool) 
 
 
 def make_prompt(model: WhisperModel, language: str) -> Prompt:
-    """Put together what frames a text in this model.
+    """Return the prompt of a model.
 
     Args:
         model: English-only or multilingual.
@@ -110,7 +110,9 @@ def make_prompt(model: WhisperModel, language: str) -> Prompt:
             raise UsageError(f"this Whisper model knows no language {language!r}", remedy="give a code such as en")
         tokens += [vocabulary[f"<|{language}|>"], vocabulary["<|transcribe|>"]]
     elif language != "en":
-        raise UsageError(f"an English-only Whisper cannot hear {language!r}", remedy="use one without .en in its name")
+        raise UsageError(
+            f"an English-only Whisper does not know {language!r}", remedy="use one without .en in its name"
+        )
     never = {*(settings.suppress_tokens or ()), *tokenizer.all_special_ids, *range(no_timestamps, size)}
     never |= {number for name, number in vocabulary.items() if name.startswith("<|") and name.endswith("|>")}
     return Prompt(
@@ -123,7 +125,7 @@ def make_prompt(model: WhisperModel, language: str) -> Prompt:
 
 
 def alignment_heads(network: Any) -> list[tuple[int, int]]:
-    """Return (layer, head) of the heads that follow the sound; where they are not known, the upper half of layers."""
+    """Return (layer, head) of the alignment heads; where they are unknown, those of the upper half of the layers."""
     named = getattr(network.generation_config, "alignment_heads", None)
     if named:
         return [(int(layer), int(head)) for layer, head in named]
@@ -133,7 +135,7 @@ def alignment_heads(network: Any) -> list[tuple[int, int]]:
 
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers from drawing on standard error while it reads weights."""
+    """Disable the progress bar of transformers while it reads weights."""
     from transformers.utils import logging as transformers_logging
 
     enabled = transformers_logging.is_progress_bar_enabled()
@@ -146,7 +148,7 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def _check_source(source: str, offline: bool) -> None:
-    """Refuse a folder or hub name that is no Whisper model, or whose weights are pickles."""
+    """Refuse a folder or hub name that is not a Whisper model, or whose weights are pickles."""
     from transformers import PreTrainedConfig
 
     folder = Path(source)

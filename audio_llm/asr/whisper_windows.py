@@ -66,7 +66,7 @@ class WindowRecognizer:
         model: A `ctranslate2.models.Whisper`.
         tokens: Its tokenizer.
         bands: Mel bands that it takes, 80 or 128.
-        options: How to recognize.
+        options: Recognition options.
     """
 
     def __init__(self, model: Any, tokens: WhisperTokens, bands: int, options: WhisperOptions) -> None:

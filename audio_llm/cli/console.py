@@ -1,4 +1,4 @@
-"""What commands show: progress on stderr, changed words marked, one line per failure."""
+"""Console output of the commands: progress on stderr, marked word changes, one line per failure."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PLAIN = "\x1b[0m"
 
 
 def mark_changes(before: str, after: str, colors: bool) -> str:
-    """Return the new text with what it replaced: `he [sat -> said] that`, or in colours.
+    """Return the new text with what it replaced: `he [sat -> said] that`, or in colors.
 
     Args:
-        before: The recogniser's text.
+        before: The recognizer's text.
         after: The corrected text.
-        colors: Use a terminal's colours instead of brackets.
+        colors: Use a terminal's colors instead of brackets.
     """
     old, new = before.split(), after.split()
     parts: list[str] = []
@@ -49,7 +49,7 @@ def use_colors(stream: IO[str]) -> bool:
 
 
 def total_seconds(inputs: list[AudioInput]) -> float | None:
-    """Return the seconds of sound in all inputs as their headers claim them; None where one does not say."""
+    """Return the total duration of all inputs in seconds, from their headers; None where one is unknown."""
     from audio_llm.audio import STDIN, probe
     from audio_llm.errors import AudioFileError
 
@@ -60,19 +60,19 @@ def total_seconds(inputs: list[AudioInput]) -> float | None:
         try:
             total += probe(item.path).duration_s
         except AudioFileError:
-            continue  # it will be reported when its turn comes
+            continue  # reported when the file is processed
     return total if total != float("inf") else None
 
 
 class Progress:
-    """Shows how a batch goes on stderr: a bar with the real-time factor on a terminal, else a line per file.
+    """Shows the progress of a batch on stderr: a bar with the real-time factor on a terminal, else a line per file.
 
     Args:
         files: Number of files.
-        total_s: Seconds of sound in all, for the bar; None where it is not known.
+        total_s: Total duration in seconds, for the bar; None where it is unknown.
         quiet: Show errors only.
         verbose: Show tracebacks of failures too.
-        lines: Without a terminal, show a line per finished file.
+        lines: Print a line per finished file where stderr is no terminal.
     """
 
     def __init__(self, files: int, total_s: float | None, quiet: bool, verbose: bool, lines: bool) -> None:
@@ -81,7 +81,7 @@ class Progress:
         self._verbose = verbose
         self._lines = lines
         self._count = 0
-        self._within = False  # a line of parts
+        self._within = False  # a line that `show_part` has begun
         self._sound_s = 0.0
         self._began = time.monotonic()
         self._bar: Any = None
@@ -152,13 +152,13 @@ class Progress:
             self._within = True
 
     def end_parts(self, failed: bool) -> None:
-        """End the line that `show_part` printed, or print an empty one where nothing was said."""
+        """End the line that `show_part` printed; print an empty line where nothing was recognized."""
         if not sys.stdout.isatty() and (self._within or not failed):
             print(flush=True)
         self._within = False
 
     def summary(self, done: int, skipped: int, failed: int) -> None:
-        """Say on stderr how it went."""
+        """Print the counts and the speed to stderr."""
         if self._quiet:
             return
         elapsed = time.monotonic() - self._began

@@ -214,7 +214,7 @@ class _Job:
         self._seconds = 0.0
 
     def begin(self, worker: FileWorker, overwrite: bool, progress: Callable[[float], None] | None) -> None:
-        """Recognise the file; it is `skipped` where this is not called."""
+        """Recognize the file; it is `skipped` where this is not called."""
         began = time.monotonic()
         self._worker, self._result = worker, None
         try:

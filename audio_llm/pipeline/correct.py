@@ -76,9 +76,9 @@ def load_corrector(
         model: Name or folder of its model; None takes its own. `phrase` leaves out what neural corrector is inside.
         recognizer: Asked again by decodings that weigh the sound.
         decode: One of the corrector's `decodings`; None: `ger` as its model was tuned; `dlm` with `dsr` where the
-            recogniser is the one that its model was tuned for, else with `dlm-sum`.
+            recognizer is the one that its model was tuned for, else with `dlm-sum`.
         device: `cpu`, `cuda` or `auto`.
-        gate: Keep the recogniser's text where the gain is small.
+        gate: Keep the recognizer's text where the gain is small.
         llm: For `ger`: the language model, where it lies elsewhere than when the corrector was trained.
 
     Raises:

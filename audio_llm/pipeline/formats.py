@@ -39,8 +39,8 @@ class TranscriptSegment:
         start_s: Start in seconds from the beginning of the recording.
         end_s: End in seconds.
         text: What was said, corrected where a corrector ran.
-        words: The words of `text` with times in the recording; empty where the recogniser gives none.
-        nbest: What the recogniser considered.
+        words: The words of `text` with times in the recording; empty where the recognizer gives none.
+        nbest: What the recognizer considered.
         correction: How `text` came out of it; None where no corrector ran.
         channel: Name of its channel, where each channel was transcribed for itself: `left`, `channel 3`.
         language: Code of the language the recognizer took it for; empty where it knows none.
@@ -85,7 +85,7 @@ class Transcript:
         name: Name of the recording, most often its path.
         duration_s: Seconds that were read.
         text: What was said, corrected where a corrector ran; empty for silence.
-        recognized: The recogniser's own text.
+        recognized: The recognizer's own text.
         segments: Stretches of speech in order of time.
         corrections: What the corrector did, in the same order; empty where none ran.
         warnings: What was amiss with the sound.
@@ -139,11 +139,11 @@ def align_words(recognized: Sequence[Word], corrected_text: str) -> tuple[Word, 
     """Give the words of a corrected text the times of the words that they replace.
 
     A word that stays (letter case and punctuation aside) keeps its time and confidence. Words that replace others
-    share their time in proportion to letters. Inserted words take the gap between their neighbours, and no time
+    share their time in proportion to letters. Inserted words take the gap between their neighbors, and no time
     at all where there is none; before the first word and behind the last they take a sliver.
 
     Args:
-        recognized: The recogniser's words in order of time.
+        recognized: The recognizer's words in order of time.
         corrected_text: The text that was made of them.
 
     Returns:

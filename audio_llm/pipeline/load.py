@@ -53,9 +53,9 @@ def load_transcriber(
         words: Names and terms to prefer; corrections do not take them away.
         device: `cpu`, `cuda` or `auto`.
         offline: Download nothing.
-        separate_process: Correct in a process of its own where that saves time: beside pocketsphinx, with two cores or more. A
-            program that asks for it must guard its main module (see `multiprocessing`).
-        preprocessor: Changes the sound before it is recognised.
+        separate_process: Correct in a process of its own where that saves time: beside pocketsphinx, with two cores or
+            more. A program that asks for it must guard its main module (see `multiprocessing`).
+        preprocessor: Changes the sound before it is recognized.
         options: How Whisper recognizes.
         compute: Format in which Whisper computes.
 
@@ -106,7 +106,7 @@ def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") 
     name = {"ger-phrase": "phrase"}.get(kind, kind)
     if name in CORRECTORS:
         return load_corrector(name, str(folder), device=device)
-    if kind == "touchtts":  # which is a recogniser too, and more than that
+    if kind == "touchtts":  # which is a recognizer too, and more than that
         from audio_llm.touchtts.speech import TouchTTS
 
         return TouchTTS.load(folder, resolve_device(device))

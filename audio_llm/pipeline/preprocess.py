@@ -1,4 +1,4 @@
-"""What a recording goes through before it is recognised: an enhancer, or the hearing of one person."""
+"""What a recording goes through before it is recognized: an enhancer, or the hearing of one person."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from audio_llm.audio import SAMPLE_RATE
 
 
 class Preprocessor(Protocol):
-    """Changes sound on its way to a recogniser.
+    """Changes sound on its way to a recognizer.
 
     Attributes:
         mono: Whether it takes one channel, (T, 1), or all of a recording.
@@ -28,7 +28,7 @@ class Preprocessor(Protocol):
 
 
 class EnhancePreprocessor:
-    """Takes the noise out first. Recognisers often hear more in the recording as it was: measure before you rely on it.
+    """Takes the noise out first. Recognizers often hear more in the recording as it was: measure before you rely on it.
 
     Args:
         model: A mask network, or GenSE's language models.
@@ -49,7 +49,7 @@ class EnhancePreprocessor:
 
 
 class ExtractPreprocessor:
-    """Keeps one person only, known from a look; the mean of both ears is recognised.
+    """Keeps one person only, known from a look; the mean of both ears is recognized.
 
     Args:
         look: Sound file of 1 to 10 s, facing that person.

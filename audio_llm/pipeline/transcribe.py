@@ -31,11 +31,11 @@ class Transcriber:
 
     Args:
         recognizer: Speech to N-best lists.
-        corrector: N-best lists to corrected texts; None leaves the recogniser's best.
+        corrector: N-best lists to corrected texts; None leaves the recognizer's best.
         nbest: Hypotheses to ask for.
         protected: Words and terms that a correction must not take away.
-        refused: Those of them that the recogniser could not take, for the record.
-        preprocessor: Changes the sound before it is recognised.
+        refused: Those of them that the recognizer could not take, for the record.
+        preprocessor: Changes the sound before it is recognized.
 
     Attributes:
         excerpt: What is read of a file where a call does not say.
@@ -141,7 +141,7 @@ class Transcriber:
         progress: Callable[[float], None] | None = None,
         excerpt: Excerpt | None = None,
     ) -> PendingTranscript:
-        """Recognise one recording, and have it corrected; arguments and errors as for `transcribe`."""
+        """Recognize one recording, and have it corrected; arguments and errors as for `transcribe`."""
         excerpt = excerpt or self.excerpt
         if not isinstance(source, str | os.PathLike):
             if excerpt != Excerpt():
@@ -210,7 +210,7 @@ class Transcriber:
         progress: Callable[[float], None] | None,
         excerpt: Excerpt,
     ) -> PendingTranscript:
-        """Recognise the channels one after another: reading again costs little, holding a silent one may cost all."""
+        """Recognize the channels one after another: reading again costs little, holding a silent one may cost all."""
         with readable_twice(source) as path:
             count = max(1, probe(path).channels)
             advance = None if progress is None else lambda seconds: progress(seconds / count)
@@ -293,7 +293,7 @@ class _Segment:
 
 @dataclasses.dataclass
 class PendingTranscript:
-    """A recording that is recognised, its corrections perhaps still under way.
+    """A recording that is recognized, its corrections perhaps still under way.
 
     Attributes:
         name: Name of the transcript.

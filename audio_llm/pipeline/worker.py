@@ -1,4 +1,4 @@
-"""A corrector in a process of its own: it works while the recogniser hears what comes next.
+"""A corrector in a process of its own: it works while the recognizer hears what comes next.
 
 pocketsphinx holds Python's lock while it decodes, so a thread would wait for it all the time.
 """
@@ -25,7 +25,7 @@ from audio_llm.nbest import NBest
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-_MOST_WAITING = 64  # lists; with more on their way the recogniser waits
+_MOST_WAITING = 64  # lists; with more on their way the recognizer waits
 
 
 class CorrectorProcess:
@@ -108,7 +108,7 @@ def load_in_process(
     device: str,
     hypotheses: int,
 ) -> CorrectorProcess:
-    """Start a corrector beside a recogniser without a model of its own; arguments as for `load_transcriber`.
+    """Start a corrector beside a recognizer without a model of its own; arguments as for `load_transcriber`.
 
     Args:
         hypotheses: What `list_length` of the corrector said.
@@ -118,7 +118,7 @@ def load_in_process(
 
 
 def _load(asr: str, words: tuple[str, ...], name: str, model: str | None, decode: str | None, device: str) -> Corrector:
-    """Load the corrector, and the recogniser that it may ask again."""
+    """Load the corrector, and the recognizer that it may ask again."""
     from audio_llm.asr.engines import load_recognizer
     from audio_llm.pipeline.correct import load_corrector
 
@@ -131,7 +131,7 @@ def _load(asr: str, words: tuple[str, ...], name: str, model: str | None, decode
 def _serve(connection: Connection, load: Callable[[], Corrector]) -> None:
     """Answer, in order, what comes; first None, or the error that loading raised."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process hears it too, and ends this one
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - 1)))  # one core is the recogniser's
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - 1)))  # one core is the recognizer's
     inbox: queue.SimpleQueue[tuple[NBest, np.ndarray] | None] = queue.SimpleQueue()
     threading.Thread(target=_drain, args=(connection, inbox), daemon=True).start()
     with contextlib.suppress(BrokenPipeError):  # nobody waits any more

@@ -1,4 +1,4 @@
-"""The CTC recogniser: exact scores, search and alignment against brute force, training on toy speech."""
+"""The CTC recognizer: exact scores, search and alignment against brute force, training on toy speech."""
 
 from __future__ import annotations
 
@@ -393,7 +393,7 @@ def write_recordings(folder: Path, count: int) -> list[dict[str, str]]:
     return rows
 
 
-def test_phones_are_labelled_at_the_middle_of_each_frame() -> None:
+def test_phones_are_labeled_at_the_middle_of_each_frame() -> None:
     phones = [Phone("pau", 0.05), Phone("sh", 0.08), Phone("strange", 0.1)]
     labels = ctc_data.phone_labels(phones, 12).tolist()
     pause, hiss = 1 + PHONES.index("pau"), 1 + PHONES.index("sh")

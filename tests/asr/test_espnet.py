@@ -219,7 +219,7 @@ def write_manifest(folder: Path, count: int = 8) -> Path:
 
 
 def _sample_rows() -> list[tuple[Path, str, float]]:
-    """Return (file, normalised text, seconds) of the sample recordings."""
+    """Return (file, normalized text, seconds) of the sample recordings."""
     samples = ROOT / "samples" / "speech"
     return [
         (row.audio_filepath, " ".join(re.findall("[a-z']+", (row.text or "").lower())), row.duration or 0.0)

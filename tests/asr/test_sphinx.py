@@ -1,4 +1,4 @@
-"""The embedded recogniser on the sample recordings: repeatable lists, comparable scores, preferred names."""
+"""The embedded recognizer on the sample recordings: repeatable lists, comparable scores, preferred names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recognizer and a corrector that need no model, for the command line's own behaviour."""
+"""A recognizer and a corrector that need no model, for the command line's own behavior."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def record(path: Path) -> None:
 
 
 class Heard:
-    """What stands for each recogniser: which were loaded, and what they hear."""
+    """What stands for each recognizer: which were loaded, and what they hear."""
 
     def __init__(self, fakes: Any) -> None:
         self.fakes = fakes
@@ -162,10 +162,10 @@ def test_the_report_is_written(raw: Path, tmp_path: Path, heard: Heard, suffix: 
     ("options", "message"),
     [
         (["--report", "report.txt"], "no report of that kind"),
-        (["--asr", "siri"], "no recogniser is named 'siri'"),
-        (["--second-asr", "ctc"], "is one opinion"),
-        (["--second-model", "x"], "needs a recogniser"),
-        (["--max-disagreement", "0.5"], "one limit does not fit two measures"),
+        (["--asr", "siri"], "no recognizer is named 'siri'"),
+        (["--second-asr", "ctc"], "ctc cannot verify its own transcripts"),
+        (["--second-model", "x"], "needs a recognizer"),
+        (["--max-disagreement", "0.5"], "would limit two different measures"),
         (["--min-s", "9", "--max-s", "8"], "no clip has 9 to 8 s"),
     ],
 )

@@ -174,9 +174,9 @@ def test_standard_input_that_is_not_utf_8_is_named(
     ("words", "message"),
     [
         ((), "there is no text"),
-        ((TEXT,), "no place for the sound"),
-        ((TEXT, "--raw", "-o", "out.wav"), "no place for the sound, or two"),
-        ((TEXT, "-o", "there.wav"), "there.wav: is there already (add --overwrite"),
+        ((TEXT,), "no output is named"),
+        ((TEXT, "--raw", "-o", "out.wav"), "no output is named, or two"),
+        ((TEXT, "-o", "there.wav"), "there.wav: already exists (add --overwrite"),
         ((TEXT, "-o", "out.wav", "--speed", "3"), "3 is not 0.5 to 2"),
         ((TEXT, "-o", "out.wav", "--speed", "fast"), "'fast' is not a number"),
         ((TEXT, "-o", "out.wav", "--speed", "nan"), "nan is not 0.5 to 2"),
@@ -334,7 +334,7 @@ def test_settings_may_stand_behind_the_tuning_data(home: Path, packs: Path, tmp_
     ("words", "status", "message"),
     [
         (("--part", "vocoder"), 2, "vocoder"),
-        (("--part", "lm", "colour=red"), 2, "colour"),
+        (("--part", "lm", "color=red"), 2, "color"),
         (("--part", "flow", "batch=0"), 2, "1 or more"),
         (("--part", "lm", "--start-from", "nothing"), 3, "nothing"),
         (("--part", "lm", "--tuning", "nowhere"), 1, "nowhere"),

@@ -48,7 +48,7 @@ def test_correction_shows_both_texts_with_the_change_marked(
     assert cli.main(["transcribe", str(path), "--correct", "dlm"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         str(path),
-        "  recognised: the cat sad on the mat",
+        "  recognized: the cat sad on the mat",
         "  corrected:  the cat [sad -> sat] on the mat",
     ]
 

@@ -144,7 +144,7 @@ def test_corrected_words_keep_monotone_times() -> None:
     assert len(corrector.waveforms[0]) / SAMPLE_RATE == pytest.approx(segment.end_s - segment.start_s)
 
 
-def test_silence_and_unrecognised_speech_give_an_empty_transcript() -> None:
+def test_silence_and_unrecognized_speech_give_an_empty_transcript() -> None:
     for recognizer, sound in ((FakeRecognizer(), silence(3)), (FakeRecognizer(""), talk(2))):
         transcript = Transcriber(recognizer, FakeCorrector()).transcribe([sound])
         assert (transcript.text, transcript.segments, transcript.corrections) == ("", (), ())
