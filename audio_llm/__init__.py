@@ -1,4 +1,4 @@
-"""Better words and better sound out of recordings and hearing devices."""
+"""Speech recognition, error correction, speech enhancement, target speaker extraction and text-to-speech."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["Recognizer", "__version__", "enhance", "extract", "load", "transcrib
 
 
 class Recognizer:
-    """Recognizers of speech, by name."""
+    """Speech recognizers by name."""
 
     @staticmethod
     def load(name: str = "auto", device: str = "cpu", language: str | None = None) -> base.Recognizer:
         """Load a recognizer.
 
         Args:
-            name: `auto` for the best one installed, `whisper-base`, another Whisper or its folder, `sphinx`, ...
+            name: `auto` for the best installed one, `whisper-base`, another Whisper or its folder, `sphinx`, ...
             device: `cpu`, `cuda` or `auto`.
-            language: Code of the spoken language; None lets Whisper detect it.
+            language: Language code; None lets Whisper detect it.
 
         Returns:
-            What turns (T,) float32 at 16 kHz into an N-best list, `recognize(waveform, nbest=5)`, and into
-            log p(text | audio) of given texts, `score(waveform, texts)`.
+            A recognizer of (T,) float32 waveforms at 16 kHz: `recognize(waveform, nbest=5)` returns an N-best list,
+            `score(waveform, texts)` returns log p(text | audio) of given texts.
 
         Raises:
             ModelNotFoundError: There is no such model.
@@ -48,17 +48,17 @@ def enhance(
     model: str | os.PathLike[str] = "mask-small",
     device: str = "cpu",
 ) -> Enhancement:
-    """Write a recording without its noise; for many, build one `gense.enhance.Enhancer` and keep it.
+    """Remove the noise from a recording; for many recordings, reuse one `gense.enhance.Enhancer`.
 
     Args:
-        path: The recording; each channel is enhanced by itself.
-        output: The sound file to write: as long, at the same rate, of as many channels.
-        mix: 0 is only the enhanced sound, 1 the recording as it was.
+        path: The recording; channels are enhanced separately.
+        output: The sound file to write, with the same duration, sample rate and channels.
+        mix: Fraction of the original recording in the output, 0 to 1.
         model: A model directory or a name.
         device: `cpu`, `cuda` or `auto`.
 
     Returns:
-        What was done, stretch by stretch, and warnings.
+        Report of every chunk, and warnings.
 
     Raises:
         AudioFileError: A file cannot be read or written, or holds no sound.
@@ -77,13 +77,13 @@ def extract(
     model: str | os.PathLike[str] = "tse-small",
     device: str = "cpu",
 ) -> Extraction:
-    """Write what one person says in a binaural recording, known from a few seconds recorded while facing them.
+    """Isolate one speaker in a binaural recording, enrolled by a few seconds recorded while facing the speaker.
 
     Args:
         mixture: The recording, left ear first.
-        enroll: The look: 1 to 10 s of the person in front.
-        output: The sound file to write, as long as the recording, at its rate, of two channels.
-        mix: 0 is only the person, 1 the recording as it was.
+        enroll: The enrollment: binaural sound file of 1 to 10 s recorded while facing the speaker.
+        output: The two-channel sound file to write, with the same duration and sample rate.
+        mix: Fraction of the original recording in the output, 0 to 1.
         model: A model directory or a name.
         device: `cpu`, `cuda` or `auto`.
 
@@ -91,7 +91,7 @@ def extract(
         Counts and warnings.
 
     Raises:
-        AudioFileError: A file cannot be read or written, or the look is too short or silent.
+        AudioFileError: A file cannot be read or written, or the enrollment is too short or silent.
         ModelNotFoundError: There is no such model.
     """
     from audio_llm.tse.extract import extract as extract_file
@@ -100,7 +100,7 @@ def extract(
 
 
 def load(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
-    """Return the ready object of a model directory: a corrector, a recognizer, an enhancer, a codec or a tokenizer.
+    """Return the object of a model directory: a corrector, a recognizer, an enhancer, a codec or a tokenizer.
 
     Args:
         name_or_dir: A folder, or the name of a model shipped with the package or downloaded before.
@@ -108,7 +108,7 @@ def load(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
 
     Raises:
         ModelNotFoundError: There is no such model.
-        ModelFormatError: It is damaged, or of a kind that has no ready object.
+        ModelFormatError: It is damaged, or of a kind that has no object.
     """
     from audio_llm.pipeline.load import load_model_object
 
@@ -124,16 +124,16 @@ def transcribe(
     device: str = "cpu",
     language: str | None = None,
 ) -> Transcript:
-    """Transcribe one sound file; for many, build one `pipeline.transcribe.Transcriber` and keep it.
+    """Transcribe one sound file; for many files, reuse one `pipeline.transcribe.Transcriber`.
 
     Args:
         path: The file, or `-` for standard input.
-        recognizer: `auto` for the best one installed, `whisper-base`, another Whisper, `sphinx`, `ctc` or `espnet`.
-        correct: `dlm` to correct the text, None to leave it as recognized.
-        model: The recognizer's model; None takes its own.
-        nbest: Hypotheses to ask for; None: 5 where a corrector runs, else 1.
+        recognizer: `auto` for the best installed one, `whisper-base`, another Whisper, `sphinx`, `ctc` or `espnet`.
+        correct: `dlm` to correct the text, None for no correction.
+        model: The recognizer's model; None uses its default.
+        nbest: Number of hypotheses; None: 5 with a corrector, else 1.
         device: `cpu`, `cuda` or `auto`.
-        language: Code of the spoken language; None lets Whisper detect it.
+        language: Language code; None lets Whisper detect it.
 
     Returns:
         Text, word times, hypotheses and corrections.

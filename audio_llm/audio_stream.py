@@ -1,4 +1,4 @@
-"""Blocks of a recording through what works at its own rate, in whole chunks and with a delay; aligned again."""
+"""Streaming helpers: process blocks at another sample rate, or in whole chunks with a delay, aligned to the input."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def process_at_rate(
 
     Args:
         blocks: (T, C) float32 of any lengths.
-        sample_rate: Of the blocks, Hz.
-        model_rate: Of what `process` takes and gives, Hz.
-        process: Blocks (T, C) to blocks (T', C), in all as many samples, aligned with them.
-        mix: 0 is only what was processed, 1 the recording as it was.
+        sample_rate: Sample rate of the blocks, Hz.
+        model_rate: Sample rate of the input and output of `process`, Hz.
+        process: Blocks (T, C) to blocks (T', C) with the same total length, aligned with the input.
+        mix: Fraction of the input in the output: 0 only the processed sound, 1 only the input.
 
     Yields:
-        (T', C) float32: in all as many samples as came, aligned with them.
+        (T', C) float32 with the same total length, aligned with the input.
     """
     dry: list[np.ndarray] = []
 
@@ -36,32 +36,32 @@ def process_at_rate(
     at_model = resampled(remembered(), sample_rate, model_rate)
     for wet in resampled(process(at_model), model_rate, sample_rate):
         waiting = np.concatenate(dry) if dry else wet[:0]
-        count = min(len(wet), len(waiting))  # rates that do not divide give a sample more at the end
+        count = min(len(wet), len(waiting))  # other rates can give one more sample at the end
         dry[:] = [waiting[count:]]
         yield (1.0 - mix) * wet[:count] + mix * waiting[:count]
-    if dry and len(rest := np.concatenate(dry)):  # or a sample less
+    if dry and len(rest := np.concatenate(dry)):  # or one less
         yield mix * rest
 
 
 def process_in_chunks(
     blocks: Iterable[np.ndarray], chunk: int, delay: int, step: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[np.ndarray]:
-    """Feed whole chunks to a step whose output comes late.
+    """Process whole chunks with a step whose output is delayed.
 
     Args:
         blocks: (T, C) float32 of any lengths.
-        chunk: Samples that a step takes a multiple of.
-        delay: Samples by which its output is late.
-        step: (T, C) -> (T, C), remembering what came before.
+        chunk: Chunk size in samples; the input of a step is a multiple of it.
+        delay: Delay of the output in samples.
+        step: Stateful (T, C) -> (T, C).
 
     Yields:
-        (T', C) float32: in all as many samples as came, aligned with them.
+        (T', C) float32 with the same total length, aligned with the input.
     """
     skip, came, gone = delay, 0, 0
     waiting: np.ndarray | None = None
     for block in with_sentinel(blocks):
         last = block is None
-        if block is None:  # what the delay still holds, and a whole chunk
+        if block is None:  # flush the delay, up to a whole chunk
             if waiting is None:
                 return
             block = np.zeros((-(came + delay) % chunk + delay, waiting.shape[1]), np.float32)

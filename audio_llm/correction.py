@@ -1,4 +1,4 @@
-"""What a corrector returns, where its changes come from, and the protocol that every corrector follows."""
+"""Corrections, the sources of their edits, and the protocol of correctors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from audio_llm.text import DEFAULT_NORMALIZER
 
 @dataclass(frozen=True)
 class Edit:
-    """One place where a correction differs from its input.
+    """One edit of a correction.
 
     Attributes:
         start: Index of the first replaced word of the input.
         end: Index after the last replaced word; equal to `start` for an insertion.
         before: The replaced words, empty for an insertion.
         after: The new words, empty for a deletion.
-        source: Where the new words come from: `hypothesis 3`, the third of the list's different ones, or the
-            corrector's name for words that none has in that place.
+        source: Source of the new words: `hypothesis 3`, the third distinct one of the list, or the
+            corrector's name for words that no hypothesis has at that position.
     """
 
     start: int
@@ -35,16 +35,16 @@ class Edit:
 
 @dataclass(frozen=True)
 class Correction:
-    """The outcome for one N-best list.
+    """Correction of one N-best list.
 
     Attributes:
         id: The list's id.
-        text: The text to use.
+        text: Corrected text.
         input: The recognizer's best text.
         unchanged: True where the recognizer's text was kept.
-        reason: Why it was kept or changed, in a few words.
-        edits: The differences, left to right, on normalized words.
-        confidence: 0 to 1, the share of probability that the corrector gives to `text`; None where unknown.
+        reason: Why it was kept or changed.
+        edits: Edits from left to right, in normalized words.
+        confidence: Probability of `text` according to the corrector, 0 to 1; None where unknown.
     """
 
     id: str
@@ -57,12 +57,12 @@ class Correction:
 
 
 def describe_edits(hypotheses: Sequence[tuple[str, ...]], words: tuple[str, ...], name: str) -> tuple[Edit, ...]:
-    """Return where `words` differs from the first hypothesis, and which hypothesis has the new words there.
+    """Return the edits from the first hypothesis to `words`, with the hypothesis that has the new words.
 
     Args:
         hypotheses: Hypotheses as words, best first.
         words: The corrected text.
-        name: Source of words that no hypothesis has in that place.
+        name: Source of words that no hypothesis has at that position.
     """
     first = hypotheses[0]
     aligned = [AlignedHypothesis.of(first, other) for other in hypotheses[1:]]
@@ -78,11 +78,11 @@ def describe_edits(hypotheses: Sequence[tuple[str, ...]], words: tuple[str, ...]
 
 @dataclass(frozen=True)
 class AlignedHypothesis:
-    """One hypothesis laid along the first.
+    """A hypothesis that is aligned with the first one.
 
     Attributes:
-        replacements: What it has for each word of the first.
-        between: What it puts before each word, and behind the last.
+        replacements: Its words for each word of the first hypothesis.
+        between: Its insertions before each word, and after the last.
     """
 
     replacements: tuple[tuple[str, ...], ...]
@@ -102,7 +102,7 @@ class AlignedHypothesis:
         return cls(tuple(replacements), tuple(between))
 
     def has(self, start: int, end: int, words: tuple[str, ...]) -> bool:
-        """Tell whether the hypothesis has these words for the words [start, end) of the first."""
+        """Return whether the hypothesis has these words for the words [start, end) of the first."""
         if start == end:
             return self.between[start] == words
         inner = [
@@ -114,11 +114,11 @@ class AlignedHypothesis:
 
 
 class Corrector(Protocol):
-    """Turns N-best lists into corrected texts.
+    """Corrects N-best lists.
 
     Attributes:
         name: Its name, as in `--correct`.
-        hypotheses: How many hypotheses of a list it can make use of.
+        hypotheses: Number of hypotheses per list that it uses.
     """
 
     name: str
@@ -133,21 +133,21 @@ class Corrector(Protocol):
 
         Args:
             lists: N-best lists; an empty list gives an empty text.
-            waveforms: For decodings that ask the recognizer again, the sound of each list:
+            waveforms: Waveform of each list, for decodings that score texts against the sound:
                 (T,) float32 at 16 kHz.
         """
         ...
 
 
 def protect(correction: Correction, terms: Iterable[str]) -> Correction:
-    """Take back the edits that remove a listed term; all of them where they cannot be told apart.
+    """Revert the edits that remove a listed term; all edits where they cannot be separated.
 
     Args:
-        correction: What a corrector returned.
+        correction: The correction.
         terms: Words or sequences of words, compared without case and punctuation.
 
     Returns:
-        The correction itself where it removes no term.
+        The correction itself if it removes no term.
     """
     protected = [term for term in (DEFAULT_NORMALIZER(term).split() for term in terms) if term]
     source = DEFAULT_NORMALIZER(correction.input).split()

@@ -1,4 +1,4 @@
-"""Named text normalizers: one object for training and for scoring, its name printed with every figure; sentences."""
+"""Named text normalizers, the same for training and scoring; splitting of text into sentences."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _ABBREVIATIONS = (
 )
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _MARKS = re.compile(r"[_*\[\]{}|<>=~^]|--+")
-_STOP = "\u2024"  # stands for a full stop that ends no sentence
+_STOP = "\u2024"  # replaces a full stop that does not end a sentence
 _ABBREVIATION = re.compile(r"\b(" + "|".join(_ABBREVIATIONS) + r"|[A-Z])\.")
 _END = re.compile(r"(?<=[.!?;])[\"')”’]*\s+(?=[\"'(“‘]*[A-Z])|(?<=;)\s+")  # noqa: RUF001
 _SPELLED = re.compile(r"\b(?:[a-z] )+[a-z]\b")
@@ -53,7 +53,7 @@ _SPELLED = re.compile(r"\b(?:[a-z] )+[a-z]\b")
 class Normalizer:
     """A named mapping from written text to the words that are compared.
 
-    Calling it twice changes nothing more: `n(n(text)) == n(text)`.
+    It is idempotent: `n(n(text)) == n(text)`.
     """
 
     name: str
@@ -99,7 +99,7 @@ def _basic(text: str) -> str:
 
 
 def _numbers_as_words(text: str) -> str:
-    """As `basic`, with numbers, titles and the ampersand written as they are said."""
+    """As `basic`, with numbers, titles and the ampersand as spoken words."""
     text = _SAINT.sub("saint", _plain_characters(text)).replace("&", " and ")
     text = _NUMBER.sub(lambda match: f" {_number_words(match.group())} ", text)
     return " ".join(_TITLES.get(word, word) for word in _basic(text).split())
@@ -127,7 +127,7 @@ def _number_words(digits: str) -> str:
 def _letters(text: str) -> str:
     """As `spoken`, with runs of spelled letters joined: `n e c` becomes `nec`."""
     joined = _SPELLED.sub(lambda match: match.group().replace(" ", ""), _numbers_as_words(text))
-    return _numbers_as_words(joined)  # `d r` has become an abbreviation
+    return _numbers_as_words(joined)  # `d r` is now an abbreviation
 
 
 _FUNCTIONS = {"raw": _raw, "basic": _basic, "spoken": _numbers_as_words, "letters": _letters}

@@ -1,6 +1,6 @@
-"""Which speech and noise is in training, tuning and test.
+"""Split of speech and noise into training, tuning and test.
 
-No noise recording is in two of them, and of the people Kathleen alone, whose prompts are divided.
+No noise recording is in two of them, and of the speakers only Kathleen, whose prompts are divided.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from audio_llm.simulation.speech_pack import FULL_BAND_HZ, Utterance, write_spee
 from audio_llm.text import DEFAULT_NORMALIZER
 
 PARTS = ("train", "tune", "test")
-CORPORA = (  # all but voicebank_demand_few, which is for reporting alone
+CORPORA = (  # all but voicebank_demand_few, which is only for reporting
     "librispeech_tc100",
     "librispeech_dev_clean_mp3",
     "librispeech_test_other",
@@ -29,7 +29,7 @@ CORPORA = (  # all but voicebank_demand_few, which is for reporting alone
     "kathleen",
     "cmu_arctic_few",
 )
-ONE_VOICE = "kathleen"  # divided by prompt: she is in training, and her reported prompts in test
+ONE_VOICE = "kathleen"  # divided by prompt: she is in training, her reported prompts are in test
 TUNE_FRACTION = 0.06  # of the training speakers, of Kathleen's training prompts, and of the noises
 TEST_NOISE_FRACTION = 0.15
 LEAST_S = 0.8  # of an utterance
@@ -40,7 +40,7 @@ def pack(folder: Path, output: Path) -> None:
 
     Args:
         folder: The data: `audio/speech` and `audio/noise` with their manifests.
-        output: Where the packs go.
+        output: Output folder of the packs.
     """
     missing = [corpus for corpus in CORPORA if not (folder / "audio" / "speech" / corpus / "manifest.jsonl").exists()]
     if missing:
@@ -80,7 +80,7 @@ def noises(folder: Path, part: str) -> Iterator[np.ndarray]:
 
 
 def row_part(row: dict[str, Any]) -> str:
-    """Return the part of a manifest's row: its `dev` is the test, tuning is carved out of `train`."""
+    """Return the part of a manifest's row: its `dev` is the test, tuning is split off from `train`."""
     if row["split"] != "train":
         return "test"
     by = row.get("prompt") or row["id"] if row["speaker"] == ONE_VOICE else row["speaker"]

@@ -1,4 +1,4 @@
-"""The weights of Resemblyzer's speaker encoder, which teaches and judges. Only they are read; none of its code runs.
+"""The weights of Resemblyzer's speaker encoder, used as teacher and for evaluation; none of its code is run.
 
 Install it with `pip install --no-deps -r recipes/tse/requirements-teacher.txt`.
 """

@@ -1,4 +1,4 @@
-"""Which of a few sentences was said: pocketsphinx with a grammar of the true one and distractors of like length."""
+"""Sentence identification: pocketsphinx with a grammar of the true sentence and distractors of similar length."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SENTENCES = 20  # in a grammar, the true one among them
+SENTENCES = 20  # in a grammar, including the true one
 
 
 class SentenceIdentifier:
-    """Picks one of some sentences.
+    """Identifies one of several sentences.
 
     Args:
-        texts: Normalized sentences to draw distractors from; those with unknown words are left out.
+        texts: Normalized sentences to draw distractors from; those with unknown words are skipped.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ class SentenceIdentifier:
         return bool(text) and self._known(text)
 
     def identifies(self, waveform: np.ndarray, text: str, seed: int) -> bool:
-        """Return whether the true sentence is heard in (T,) float32 at 16 kHz."""
+        """Return whether the true sentence is recognized in (T,) float32 at 16 kHz."""
         size = len(text)
         alternatives = sorted((t for t in self._texts if t != text), key=lambda t: abs(len(t) - size))[: 3 * SENTENCES]
         chosen = np.random.default_rng(seed).permutation(len(alternatives))[: SENTENCES - 1]

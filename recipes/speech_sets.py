@@ -1,4 +1,4 @@
-"""The labeled recordings that recipes train, tune and report on, and the rules that keep them apart."""
+"""The labeled recordings for training, tuning and evaluation, and the rules of the split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from audio_llm.text import DEFAULT_NORMALIZER
 FIRST_DEV_CLEAN = 60  # utterances of dev-clean, by id, that are reported and so never trained on
 TUNE_SPEAKERS = ("ls-1673", "ls-2035")  # of dev-clean, for tuning
 TUNE_PROMPTS = 100  # of Kathleen's training prompts, for tuning
-OCEAN_UTTERANCES = 300  # of speechocean762; little of it is recognized, so that much of it teaches to invent
+OCEAN_UTTERANCES = 300  # of speechocean762; few of its words are recognized, so more of it would teach hallucination
 SEED = 20
 
 

@@ -283,7 +283,7 @@ class Utterances:
         return sum(self.frames) / features.FRAME_RATE / 3600
 
     def batches(self, epoch: int, config: CtcTrainingConfig) -> list[Batch]:
-        """Return the batches of an epoch, each of similar lengths, in random order; short ones first in the first epoch."""
+        """Return batches of similar lengths in random order; short ones first in the first epoch."""
         rng = np.random.default_rng([config.training.seed, epoch])
         lengths = np.array(self.frames)
         order = np.argsort(lengths * rng.uniform(0.9, 1.1, len(lengths)), kind="stable")

@@ -1,4 +1,4 @@
-"""Names and terms of a list, written as the list writes them."""
+"""Spelling of names and terms as in a list."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 _AROUND = re.compile(r"^(\W*)(.*?)((?:['\N{RIGHT SINGLE QUOTATION MARK}]s)?\W*)$", re.DOTALL)
 _SENTENCE_ENDS = (".", "!", "?", "...", "\N{HORIZONTAL ELLIPSIS}")
-_SHORT = 4  # letters: all capitals at the start of a sentence, "IT" may be the pronoun
+_SHORT = 4  # letters: at the start of a sentence "IT" may be the pronoun
 
 
 def listed_spelling(words: Sequence[str], terms: Sequence[str]) -> list[str]:
@@ -20,7 +20,7 @@ def listed_spelling(words: Sequence[str], terms: Sequence[str]) -> list[str]:
 
     Args:
         words: Words of one text in order, with their punctuation.
-        terms: Of one word or several, as they should be written.
+        terms: Terms of one or several words in their correct spelling.
     """
     written = list(words)
     parts = [_parts(word) for word in words]
@@ -42,7 +42,7 @@ def listed_spelling(words: Sequence[str], terms: Sequence[str]) -> list[str]:
 
 
 def _parts(word: str) -> tuple[str, str, str]:
-    """Divide a word from the punctuation around it and from a possessive."""
+    """Return punctuation before a word, the word, and a possessive with punctuation after it."""
     match = _AROUND.match(word)
     assert match is not None  # every part may be empty
     before, core, after = match.groups()

@@ -22,15 +22,15 @@ _NAMES_IN_ORDER = (
 _NAMES = dict(zip(_LETTERS + "0123456789", _NAMES_IN_ORDER.split("|"), strict=True))
 _PIECE = re.compile(r"[a-z']+|[0-9]")
 
-_LEARN_EVERY = 4  # one dictionary word in four is learned from: 31,000 words, two seconds
-_LONGEST = 14  # letters of a word to learn from
-_ROUNDS = 5  # of aligning and counting again
-_CONTEXTS = ((0, 0), (0, 1), (1, 1), (1, 2), (2, 2), (3, 3))  # letters to the left and right, in order of back-off
-_TRUST = 2.0  # how many observations the next shorter context weighs
+_LEARN_EVERY = 4  # every fourth dictionary word is used for training: 31,000 words, two seconds
+_LONGEST = 14  # longest word of the training, letters
+_ROUNDS = 5  # iterations of the alignment
+_CONTEXTS = ((0, 0), (0, 1), (1, 1), (1, 2), (2, 2), (3, 3))  # letters to the left and right, from the shortest context
+_TRUST = 2.0  # weight of the next shorter context, in observations
 _WIDEST = 3
-_EDGE = 0  # number of the place outside a word; letters count from 1
+_EDGE = 0  # number outside a word; letters are numbered from 1
 _SMOOTHING = 0.1  # added to every count of the alignment
-_START_PENALTY = 4.0  # nats, for no phone and for a second phone, before anything was counted
+_START_PENALTY = 4.0  # nats, initial cost of no phone and of a second phone
 _OUTPUTS = 2048  # above the number of codes for 0, 1 and 2 phones
 
 
@@ -47,7 +47,7 @@ def read_dictionary() -> dict[str, tuple[str, ...]]:
 
 @functools.lru_cache(maxsize=100_000)
 def phones_of(word: str) -> tuple[str, ...]:
-    """Return the phones of a word: the dictionary's, else guessed; where there is no guess, its letters."""
+    """Return the phones of a word from the dictionary, else from the rules, else its letters."""
     known = _known_words()
     phones = known.get(word)
     if phones is None:
@@ -56,7 +56,7 @@ def phones_of(word: str) -> tuple[str, ...]:
 
 
 def is_known(word: str) -> bool:
-    """Return whether the dictionary has a word, in small letters."""
+    """Return whether the dictionary has a word in lower case."""
     return word in _known_words()
 
 
@@ -66,14 +66,14 @@ def _known_words() -> dict[str, tuple[str, ...]]:
 
 
 def pronounce(word: str, lookup: Callable[[str], str | None] | None = None) -> str:
-    """Guess how an English speaker says a word that no dictionary has: a name, a term, an acronym.
+    """Return a likely English pronunciation of a word that no dictionary has: a name, a term, an acronym.
 
-    Parts between hyphens and digits are said one after another; an ending 's as in "Gregson's"; a part without a
+    Parts between hyphens and digits are pronounced one after another; an ending 's as in "Gregson's"; a part without a
     vowel ("NEC" has one, "BBC" has none) or with a point behind each letter is spelled. Accents are dropped.
 
     Args:
-        word: One word as it is written; case makes no difference.
-        lookup: Gives the phones of a known word, or None; asked for every part before the rules are used.
+        word: One written word in any letter case.
+        lookup: Returns the phones of a known word, or None; called for every part before the rules are used.
 
     Returns:
         Phones of the pocketsphinx dictionary, separated by spaces; empty where the word has no letter, or one that
@@ -90,12 +90,12 @@ def pronounce(word: str, lookup: Callable[[str], str | None] | None = None) -> s
 
 @dataclass(frozen=True)
 class LetterRules:
-    """What each letter sounds like, counted for the letters around it.
+    """Letter-to-sound rules: counts of the phones of each letter in its context.
 
     Attributes:
         phones: Names of the phones.
         keys: For each of `_CONTEXTS`, (K,) int64, sorted: code of context times `_OUTPUTS`, plus code of output.
-        counts: For each of `_CONTEXTS`, (K,) int64: how often the output was seen in the context.
+        counts: For each of `_CONTEXTS`, (K,) int64: number of observations of the output in the context.
     """
 
     phones: tuple[str, ...]
@@ -113,7 +113,7 @@ class LetterRules:
         return phones
 
     def _choose(self, contexts: Sequence[int]) -> int:
-        """Return the most probable output; a longer context takes over as far as it has been seen."""
+        """Return the most probable output; longer contexts have more weight the more observations they have."""
         chances: dict[int, float] = {}
         for context, keys, counts in zip(contexts, self.keys, self.counts, strict=True):
             start, end = np.searchsorted(keys, (context * _OUTPUTS, (context + 1) * _OUTPUTS))
@@ -130,7 +130,7 @@ class LetterRules:
 
 
 def learn_rules(entries: Mapping[str, Sequence[str]]) -> LetterRules:
-    """Learn from words with their phones; words with other signs than a to z, or very long ones, are left out.
+    """Learn rules from words and their phones; words with characters other than a to z, or very long ones, are skipped.
 
     The letters of each word are aligned with 0 to 2 phones each, as Viterbi training does: align with the present
     probabilities, count, repeat.
@@ -182,7 +182,7 @@ def _ending_s(stem: Sequence[str]) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return (N, longest) int64, rows filled up with 0."""
+    """Return (N, longest) int64, rows padded with 0."""
     table = np.zeros((len(rows), max(map(len, rows), default=0)), np.int64)
     for row, values in zip(table, rows, strict=True):
         row[: len(values)] = values
@@ -190,12 +190,12 @@ def _table(rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _first_scores(letters: np.ndarray, phones: np.ndarray, symbols: int) -> np.ndarray:
-    """Return scores from how often letter and phone stand at a like place of a word.
+    """Return initial scores from how often a letter and a phone have similar relative positions in a word.
 
     Args:
-        letters: (N, L) int64, 0 behind the end.
-        phones: (N, P) int64, 0 behind the end.
-        symbols: Phones and 1 for none.
+        letters: (N, L) int64, padded with 0.
+        phones: (N, P) int64, padded with 0.
+        symbols: Number of phones, plus 1 for none.
 
     Returns:
         (27, symbols, symbols) float32: log score of a letter giving these two phones, 0 for none.
@@ -206,7 +206,9 @@ def _first_scores(letters: np.ndarray, phones: np.ndarray, symbols: int) -> np.n
     for column in range(letters.shape[1]):
         distance = np.abs(phone_position - letter_position[:, column, None])
         np.add.at(near, (letters[:, column, None], phones), np.exp(-8.0 * distance))
-    near = near / near.sum(1, keepdims=True) / near[1:].sum(0)  # what is frequent beside every letter says little
+    near = (
+        near / near.sum(1, keepdims=True) / near[1:].sum(0)
+    )  # a phone that is frequent with every letter has little weight
     one = np.log(near / near[1:].max())
     scores = one[:, :, None] + one[:, None, :] - _START_PENALTY
     scores[:, :, 0] = one
@@ -226,7 +228,7 @@ def _count_scores(letters: np.ndarray, outputs: np.ndarray, symbols: int) -> np.
 
 
 def _align(letters: np.ndarray, phones: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return (N, L) int64: code of the phones each letter gives on the best path, all words at once."""
+    """Return (N, L) int64: code of the phones of each letter on the best path, for all words."""
     words, longest = letters.shape
     positions = phones.shape[1] + 1
     best = np.full((words, positions), -np.inf, np.float32)
@@ -270,7 +272,7 @@ def _collect(names: tuple[str, ...], letters: np.ndarray, outputs: np.ndarray) -
 
 
 def _context_codes(padded: np.ndarray, left: int, right: int) -> np.ndarray:
-    """Return (N, L) int64: the letters around each place as one number; `padded` is (N, L + 2 * _WIDEST)."""
+    """Return (N, L) int64: code of the letters around each position; `padded` is (N, L + 2 * _WIDEST)."""
     length = padded.shape[1] - 2 * _WIDEST
     codes = np.zeros((len(padded), length), np.int64)
     for offset in range(-left, right + 1):

@@ -240,9 +240,9 @@ def _gain(batch: np.ndarray, before: np.ndarray, levels_db: np.ndarray, after: n
 class _Segmenter:
     """Decides frame by frame where stretches of speech begin and end.
 
-        `_held` are the frames that may still be needed, the first of them being frame number `_first` of the recording.
+    `_held` are the frames that may still be needed, the first of them being frame number `_first` of the recording.
     During speech they begin with the stretch, its padding included; otherwise they are the padding that the
-        next one may need.
+    next one may need.
     """
 
     def __init__(self, options: VadOptions) -> None:

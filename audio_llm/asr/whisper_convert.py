@@ -39,21 +39,21 @@ def to_transformers(folder: str | os.PathLike[str], output: str | os.PathLike[st
     """Write a CTranslate2 Whisper as a folder that `WhisperForConditionalGeneration.from_pretrained` reads.
 
     Weights keep their precision where all are float16, else they are float32 (int8 is dequantized, and so carries
-        the rounding of its quantization). Give `from_pretrained` the dtype to compute in: its default is that of the file,
-        and float16 is slow on CPUs. The SHA-256 of `model.bin` is recorded in the metadata of the weights.
+    the rounding of its quantization). Give `from_pretrained` the dtype to compute in: its default is that of the file,
+    and float16 is slow on CPUs. The SHA-256 of `model.bin` is recorded in the metadata of the weights.
 
-        Args:
-            folder: Holds `model.bin`, `config.json`, `tokenizer.json` and `vocabulary.txt` or `vocabulary.json`.
-            output: The folder to create; it is written completely or not at all.
+    Args:
+        folder: Holds `model.bin`, `config.json`, `tokenizer.json` and `vocabulary.txt` or `vocabulary.json`.
+        output: The folder to create; it is written completely or not at all.
 
-        Returns:
-            The output folder, with weights in safetensors, tokenizer, and the settings of network, decoding and features.
+    Returns:
+        The output folder, with weights in safetensors, tokenizer, and the settings of network, decoding and features.
 
-        Raises:
-            ModelNotFoundError: A file is missing.
-            ModelFormatError: A file is damaged, or the files do not belong to one Whisper model.
-            UsageError: The output exists.
-            AudioLLMError: The output cannot be written.
+    Raises:
+        ModelNotFoundError: A file is missing.
+        ModelFormatError: A file is damaged, or the files do not belong to one Whisper model.
+        UsageError: The output exists.
+        AudioLLMError: The output cannot be written.
     """
     from safetensors.numpy import save_file
 

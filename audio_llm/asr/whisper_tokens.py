@@ -134,7 +134,7 @@ class WhisperTokens:
         return [(text.strip(), positions) for text, positions in words if text.strip()]
 
     def _whole_characters(self, ids: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
-        """Yield groups of ids that decode to whole characters; incomplete ones come last, with replacement characters."""
+        """Yield groups of ids that decode to whole characters; incomplete characters come last, replaced."""
         group: list[int] = []
         for position, _ in enumerate(ids):
             group.append(position)

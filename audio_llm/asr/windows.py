@@ -159,9 +159,7 @@ class _Packer:
     def __init__(self, longest: int) -> None:
         self._longest = longest
         self._parts: list[np.ndarray] = []
-        self._spans: list[
-            tuple[int, int, int, float | None]
-        ] = []  # offset, start, length, speech probability of each piece
+        self._spans: list[tuple[int, int, int, float | None]] = []  # offset, start, length, probability
         self._length = 0
 
     def add(self, start: int, waveform: np.ndarray, speech_probability: float | None) -> Iterator[Window]:

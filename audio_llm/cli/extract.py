@@ -14,7 +14,7 @@ from audio_llm.cli.options import fraction
 from audio_llm.errors import UsageError
 
 _DESCRIPTION = """Isolate one enrolled speaker in a binaural recording; interaural cues, duration and sample rate stay
-the same. LOOK is the enrollment: a few seconds recorded while facing the speaker, which may hold noise and
+the same. ENROLLMENT is a few seconds recorded while facing the speaker, which may hold noise and
 interferers."""
 
 
@@ -24,7 +24,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "extract", parents=[common], help="one enrolled speaker out of a binaural mixture", description=_DESCRIPTION
     )
     parser.add_argument("mixture", metavar="MIX", help="binaural sound file, left ear first")
-    parser.add_argument("--enroll", metavar="LOOK", required=True, help="enrollment: binaural sound file of 1 to 10 s")
+    parser.add_argument("--enroll", metavar="ENROLLMENT", required=True, help="binaural sound file of 1 to 10 s")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="sound file to write")
     parser.add_argument(
         "--mix",

@@ -179,7 +179,7 @@ def run_touchtts(arguments: argparse.Namespace) -> int:
 
 
 def _perceptual_loss(arguments: argparse.Namespace) -> Listener | None:
-    """Return the perceptual loss of `--listener`, if it is given."""
+    """Return the perceptual loss, if one is given."""
     from audio_llm.tokenizer.s3 import load_listener
 
     return load_listener(arguments.listener) if arguments.listener else None

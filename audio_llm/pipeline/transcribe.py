@@ -22,27 +22,27 @@ from audio_llm.pipeline.preprocess import Preprocessor
 from audio_llm.pipeline.unfinished import UnfinishedFolder, UnfinishedRecording
 from audio_llm.pipeline.worker import CorrectorProcess
 
-_AHEAD = 8  # recordings
+_AHEAD = 8  # recordings that may wait for a corrector
 _NO_SOUND = np.zeros(0, np.float32)
 
 
 class Transcriber:
-    """Turns recordings into transcripts; keeps text only, so memory does not grow with the sound's length.
+    """Transcribes recordings; stores text only, so memory does not grow with the duration of the sound.
 
     Args:
-        recognizer: Speech to N-best lists.
-        corrector: N-best lists to corrected texts; None leaves the recognizer's best.
-        nbest: Hypotheses to ask for.
-        protected: Words and terms that a correction must not take away.
-        refused: Those of them that the recognizer could not take, for the record.
-        preprocessor: Changes the sound before it is recognized.
+        recognizer: The recognizer.
+        corrector: The corrector; None keeps the recognizer's best text.
+        nbest: Number of hypotheses.
+        protected: Words and terms that a correction must not remove.
+        refused: Those of them that the recognizer cannot prefer, for the record.
+        preprocessor: Processes the sound before it is recognized.
 
     Attributes:
-        excerpt: What is read of a file where a call does not say.
-        about: What a transcript is made with, for its JSON form.
-        on_segment: Called with each stretch of speech as soon as it is recognized, where no corrector runs.
-        unfinished: Where recordings are gone on with whose transcription a crash ended; where neither a corrector nor a
-            preprocessor runs, whose state would be lost.
+        excerpt: Default excerpt of files.
+        about: Recognizer, options, corrector and version, for the JSON form of transcripts.
+        on_segment: Called with each stretch of speech as soon as it is recognized, if no corrector runs.
+        unfinished: Partial results, with which a transcription resumes after a crash; not used with a corrector or a
+            preprocessor, whose state would be lost.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Transcriber:
 
     @property
     def ahead(self) -> int:
-        """How many recordings may be begun before the first of them is finished."""
+        """How many recordings may be started before the first of them is finished."""
         return _AHEAD if isinstance(self._corrector, CorrectorProcess) else 0
 
     def ready(self) -> None:
-        """Wait until all models are loaded; where one is loaded beside, its error comes from here.
+        """Wait until all models are loaded; errors of a corrector in a separate process are raised here.
 
         Raises:
             AudioLLMError: A model could not be loaded.
@@ -80,7 +80,7 @@ class Transcriber:
             self._corrector.ready()
 
     def close(self) -> None:
-        """End what runs beside."""
+        """End the process of the corrector, if there is one."""
         if isinstance(self._corrector, CorrectorProcess):
             self._corrector.close()
 
@@ -98,11 +98,11 @@ class Transcriber:
             name: Name of the transcript; empty takes the path.
             progress: Called with the seconds of sound just finished.
             excerpt: What is read of a file; times in the transcript are those of the file. With the channel `each`
-                every channel is transcribed for itself, and its segments carry its name. None takes `self.excerpt`.
+                every channel is transcribed separately, and its segments have its name. None uses `self.excerpt`.
 
         Raises:
             AudioFileError: The file cannot be read as sound, has no such channel, or ends before the excerpt.
-            UsageError: An excerpt of what is no file, or one channel for a `preprocessor` that needs all.
+            UsageError: An excerpt of something other than a file, or one channel for a `preprocessor` that needs all.
         """
         return self.begin(source, name, progress, excerpt).finish()
 
@@ -117,7 +117,7 @@ class Transcriber:
 
         Raises:
             AudioFileError: The file cannot be read as sound, has no such channel, or ends before the excerpt.
-            UsageError: `each` channel, or an excerpt of what is no file.
+            UsageError: `each` channel, or an excerpt of something other than a file.
         """
         excerpt = excerpt or self.excerpt
         if excerpt.channel == EACH or (excerpt != Excerpt() and not isinstance(source, str | os.PathLike)):
@@ -141,11 +141,11 @@ class Transcriber:
         progress: Callable[[float], None] | None = None,
         excerpt: Excerpt | None = None,
     ) -> PendingTranscript:
-        """Recognize one recording, and have it corrected; arguments and errors as for `transcribe`."""
+        """Recognize one recording and start its correction; arguments and errors as for `transcribe`."""
         excerpt = excerpt or self.excerpt
         if not isinstance(source, str | os.PathLike):
             if excerpt != Excerpt():
-                raise UsageError("an excerpt is taken of files only", remedy="cut the waveform before")
+                raise UsageError("an excerpt can be read of files only", remedy="cut the waveform before")
             return self._begin_blocks(self._preprocess(source), name, progress)
         name = name or os.fspath(source)
         if self._preprocessor is not None and not self._preprocessor.mono:
@@ -182,7 +182,7 @@ class Transcriber:
         excerpt: Excerpt,
         unfinished: UnfinishedRecording,
     ) -> PendingTranscript:
-        """Recognize what an earlier run did not, and keep every stretch in case that this one ends early too."""
+        """Recognize what an earlier run did not, and store every stretch in case this run is interrupted too."""
         earlier = [
             dataclasses.replace(stretch, nbest=_numbered(stretch.nbest, name, number))
             for number, stretch in enumerate(unfinished.stretches)
@@ -200,7 +200,7 @@ class Transcriber:
         pending.rejected[:0] = [_rejected(stretch) for stretch in earlier if stretch.rejected]
         pending.segments[:0] = [_Segment(stretch, None) for stretch in earlier if _counts(stretch)]
         if earlier:
-            pending.warnings += (f"an earlier run ended early: went on at {unfinished.start_s:.1f} s",)
+            pending.warnings += (f"an earlier run was interrupted: resumed at {unfinished.start_s:.1f} s",)
         return pending
 
     def _begin_each(
@@ -210,7 +210,7 @@ class Transcriber:
         progress: Callable[[float], None] | None,
         excerpt: Excerpt,
     ) -> PendingTranscript:
-        """Recognize the channels one after another: reading again costs little, holding a silent one may cost all."""
+        """Recognize the channels one after another: reading again is cheap, holding long channels in memory is not."""
         with readable_twice(source) as path:
             count = max(1, probe(path).channels)
             advance = None if progress is None else lambda seconds: progress(seconds / count)
@@ -242,7 +242,7 @@ class Transcriber:
         keep: Callable[[Stretch], None] | None = None,
         before: int = 0,
     ) -> PendingTranscript:
-        """Recognize; `keep` is called with every stretch, `before` counts those that were recognized before."""
+        """Recognize; `keep` is called with every stretch, `before` is the number of those of an earlier run."""
         meter = _Meter(progress)
         segments: list[_Segment] = []
         rejected: list[RejectedText] = []
@@ -284,7 +284,7 @@ class Transcriber:
 
 @dataclasses.dataclass(frozen=True)
 class _Segment:
-    """One stretch of speech without its sound, and what the corrector will return."""
+    """One stretch of speech without its waveform, and its future correction."""
 
     stretch: Stretch
     correction: Future[Correction] | None
@@ -293,16 +293,16 @@ class _Segment:
 
 @dataclasses.dataclass
 class PendingTranscript:
-    """A recording that is recognized, its corrections perhaps still under way.
+    """Transcript of a recognized recording whose corrections may be pending.
 
     Attributes:
         name: Name of the transcript.
         duration_s: Seconds of sound.
         segments: Stretches of speech.
-        protected: Terms that a correction must not take away.
-        warnings: What was odd about the file.
-        rejected: Recognized text that does not count.
-        about: What the transcript is made with.
+        protected: Terms that a correction must not remove.
+        warnings: Problems of the sound file.
+        rejected: Rejected text.
+        about: Recognizer, options, corrector and version.
     """
 
     name: str
@@ -314,7 +314,7 @@ class PendingTranscript:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def shift_times(self, start_s: float) -> None:
-        """Move all times, of what was read from `start_s` on, to those of the file."""
+        """Add `start_s`, the start of the excerpt, to all times."""
         if start_s:
             self.segments = [
                 dataclasses.replace(segment, stretch=_moved(segment.stretch, start_s)) for segment in self.segments
@@ -325,7 +325,7 @@ class PendingTranscript:
             ]
 
     def done(self) -> bool:
-        """Return whether `finish` need not wait."""
+        """Return whether `finish` returns without waiting."""
         return all(segment.correction is None or segment.correction.done() for segment in self.segments)
 
     def finish(self) -> Transcript:
@@ -345,7 +345,7 @@ class PendingTranscript:
 
 
 def _finish_segment(segment: _Segment, protected: Iterable[str]) -> TranscriptSegment:
-    """Wait for the correction of a segment; return it as a segment."""
+    """Wait for the correction of a segment; return the segment of the transcript."""
     stretch, correction = segment.stretch, None
     text, words = stretch.nbest.best, stretch.nbest.words
     if segment.correction is not None:
@@ -367,7 +367,7 @@ def _finish_segment(segment: _Segment, protected: Iterable[str]) -> TranscriptSe
 
 
 class _Meter:
-    """Counts the sound that went in and reports what is finished."""
+    """Counts the sound that was read and reports the progress."""
 
     def __init__(self, progress: Callable[[float], None] | None) -> None:
         self._progress = progress
@@ -376,7 +376,7 @@ class _Meter:
 
     @property
     def seconds(self) -> float:
-        """Seconds of sound so far."""
+        """Seconds of sound that were read."""
         return self._samples / SAMPLE_RATE
 
     def count(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -395,7 +395,7 @@ def _shifted(word: Word, seconds: float) -> Word:
 
 
 def _moved(stretch: Stretch, seconds: float) -> Stretch:
-    """Return a stretch of an excerpt with the times of the file."""
+    """Return a stretch with all times shifted by the start of the excerpt."""
     nbest = dataclasses.replace(stretch.nbest, words=tuple(_shifted(word, seconds) for word in stretch.nbest.words))
     return dataclasses.replace(stretch, start_s=stretch.start_s + seconds, end_s=stretch.end_s + seconds, nbest=nbest)
 

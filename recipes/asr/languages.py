@@ -1,4 +1,4 @@
-"""Language detection on synthetic speech: five sentences in each of five languages, spoken by espeak-ng."""
+"""Language detection on synthetic speech: five sentences in each of five languages by espeak-ng."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(recognizer: WhisperRecognizer) -> None:
 
 
 def speak(code: str, text: str) -> np.ndarray:
-    """Return a text as espeak-ng speaks it, (T,) float32 at 16 kHz."""
+    """Return a text synthesized by espeak-ng, (T,) float32 at 16 kHz."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "speech.wav"
         subprocess.run(["espeak-ng", "-v", code, "-s", "140", "-w", str(path), text], check=True)

@@ -1,4 +1,4 @@
-"""Names in texts of Kathleen: how many are right with and without a word list, and what it does to all other words."""
+"""Names in texts of Kathleen: accuracy with and without a word list, and the effect on all other words."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAMES = {
 
 
 def count(references: Sequence[str], hypotheses: Sequence[str], names: Iterable[str]) -> dict[str, int]:
-    """Return words of names and how many are right, other words and errors among them, and names nobody said."""
+    """Return counts of words of names, correct and inserted ones, and of other words and their errors."""
     listed = {word for name in names for word in DEFAULT_NORMALIZER(name).split()}
     listed |= {f"{word}'s" for word in listed}
     total: Counter[str] = Counter()

@@ -13,9 +13,9 @@ def draw(rates: Mapping[str, Mapping[str, float]], speed: Path, path: Path) -> N
     """Draw two panels: word error rates set by set, and time against word errors for 20 minutes of speech.
 
     Args:
-        rates: System and model, `audio-llm-whisper-base`, say -> set -> word error rate, 0 to 1.
+        rates: System and model, such as `audio-llm-whisper-base` -> set -> word error rate, 0 to 1.
         speed: `speed.jsonl`, or a file that does not exist.
-        path: The picture; its ending says the form.
+        path: The picture; its suffix decides the format.
     """
     import matplotlib
 

@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with audio/speech and audio/noise")
     parser.add_argument("--part", choices=["tune", "report"], default="report")
-    parser.add_argument("--hours", type=float, default=0.0, help="also stream this many hours with speech now and then")
+    parser.add_argument("--hours", type=float, default=0.0, help="also stream this many hours with occasional speech")
     for field in dataclasses.fields(VadOptions):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=float, default=field.default)
     arguments = vars(parser.parse_args())
@@ -81,7 +81,7 @@ def print_noise(data: Path, part: str, options: VadOptions, detector: SpeechDete
 
 
 def print_speech(data: Path, part: str, options: VadOptions, detector: SpeechDetector) -> None:
-    """Print how much of the speech is missed and how much else is included, by corpus, level and noise."""
+    """Print how much speech is missed and how much other sound is included, by corpus, level and noise."""
     sounds = [waveform for row, waveform in noises(data, part) if not is_speech(row) and len(waveform) >= 4 * RATE]
     print(
         "\n| condition | utterances | s of speech | missed % | first / last 100 ms missed | other sound included % |"
@@ -124,7 +124,7 @@ def compared(reference: np.ndarray, segments: list[Segment]) -> np.ndarray:
 
 
 def print_speed(data: Path, options: VadOptions, detector: SpeechDetector) -> None:
-    """Print how many seconds of sound a second of computing takes."""
+    """Print how many seconds of sound are processed per second."""
     joined = np.concatenate([waveform for _, waveform in utterances(data, "report")])
     begin, begin_cpu = time.perf_counter(), time.process_time()
     count = sum(1 for _ in speech_segments([joined], options, detector))
@@ -184,7 +184,7 @@ def dynamics_db(waveform: np.ndarray) -> float:
 def speech_mask(waveform: np.ndarray) -> np.ndarray:
     """Return (T,) bool: at most 35 dB below the loudest 10 ms, from the first to the last such place of 30 ms or more.
 
-    Pauses inside are left out where they are longer than 0.2 s.
+    Pauses of more than 0.2 s are excluded.
     """
     step = RATE // 100
     frames = np.square(waveform[: len(waveform) // step * step], dtype=np.float64).reshape(-1, step).mean(axis=1)

@@ -178,7 +178,7 @@ def test_a_killed_process_costs_the_windows_it_was_at(whisper_tiny_en: Path, tal
     again = subprocess.run(
         [*command, str(tmp_path / "killed")], cwd=PROJECT, capture_output=True, text=True, check=True
     )
-    assert "went on at" in again.stderr
+    assert "resumed at" in again.stderr
     whole, both = ((tmp_path / name / "long.txt").read_text().split() for name in ("whole", "killed"))
     assert len(both) == pytest.approx(len(whole), rel=0.02)
     assert both[:10] == whole[:10]

@@ -211,7 +211,7 @@ def test_a_file_that_is_missing_or_no_tokens_is_one_line(
     assert "cannot be read" in line
     Path(files["tokens"]).write_text("hello\n")
     assert detokenize(files) == 1
-    assert "line 1 is no row of tokens" in error_line(capsys)
+    assert "line 1 is not a row of tokens" in error_line(capsys)
     assert not Path(files["out"]).exists()
 
 

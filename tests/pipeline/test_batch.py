@@ -179,7 +179,7 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "out/a.txt").write_text("my notes")
     results, _ = run(inputs, tmp_path / "out")
     assert [result.status for result in results] == ["failed", "done"]
-    assert "was not made by an earlier run (give --overwrite" in results[0].reason
+    assert "was not written by an earlier run (give --overwrite" in results[0].reason
     assert (tmp_path / "out/a.txt").read_text() == "my notes"
     results, _ = run(inputs, tmp_path / "out", overwrite=True)
     assert [result.status for result in results] == ["done", "done"]

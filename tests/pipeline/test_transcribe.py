@@ -259,7 +259,7 @@ def test_names_that_do_not_exist_are_usage_errors() -> None:
 
 def test_load_refuses_kinds_without_an_object(tmp_path: Path) -> None:
     folder = hub.save_model(tmp_path / "lm", {}, {"w": torch.zeros(1)}, "lm", "")
-    with pytest.raises(ModelFormatError, match="no ready object for the kind 'lm'"):
+    with pytest.raises(ModelFormatError, match="no object can be loaded for the kind 'lm'"):
         audio_llm.load(folder)
 
 
