@@ -1,4 +1,4 @@
-"""Audio tracks of containers and codecs that libsndfile does not know (MP4, WebM, WMA, AMR ...), through FFmpeg."""
+"""Audio tracks of containers and codecs beyond libsndfile (MP4, WebM, WMA, AMR ...), decoded by FFmpeg."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class SoundFileTrack:
         except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: the suffix .raw
             self.close()
             reason = getattr(error, "error_string", "").rstrip(". ")
-            if not reason or "possibly a pipe" in reason:  # what libsndfile says of every MP3 it cannot read
+            if not reason or "possibly a pipe" in reason:  # libsndfile's message for every unreadable MP3
                 reason = "no sound in a known format"
             reason = reason.replace("Internal error : SF_INFO struct incomplete", "the sample rate is 0 or no number")
             raise AudioFileError(

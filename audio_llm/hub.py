@@ -49,7 +49,7 @@ class LoadedModel:
     """One model directory in memory.
 
     Attributes:
-        path: The folder; further .json and .txt files of the model lie in it, their hashes checked.
+        path: The folder, with further .json and .txt files of the model, whose hashes are checked.
         kind: What the model is, such as `dlm` or `ctc`.
         config: The settings the network is built from.
         tensors: Weights by name; half precision is widened to float32.
@@ -280,7 +280,7 @@ def _read_weights(folder: Path, read: Callable[[Path], dict[str, Any]]) -> dict[
 
     try:
         return read(folder / WEIGHTS_NAME)
-    except (SafetensorError, OSError, ValueError, TypeError) as error:  # numpy knows no bfloat16
+    except (SafetensorError, OSError, ValueError, TypeError) as error:  # numpy has no bfloat16
         raise _damaged(folder / WEIGHTS_NAME, f"not readable as safetensors: {error}") from None
 
 

@@ -45,7 +45,7 @@ def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
         root: Base folder of relative paths of sound files; None uses that of the manifest.
 
     Raises:
-        DataError: No such file, no text, or a line that is not such an object; the message names file and line.
+        DataError: The file is missing, not text, or has an invalid line; the message names file and line.
     """
     path = Path(path)
     folder = Path(root) if root is not None else path.parent
@@ -68,7 +68,7 @@ def write_manifest(
     Args:
         utterances: Utterances, one per line.
         path: The file.
-        root: Names of sound files below this folder are written relative to it, others as they are;
+        root: Paths of sound files below this folder are written relative to it, others unchanged;
             None uses the folder of `path`. Give `read_manifest` the same.
 
     Raises:

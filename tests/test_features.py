@@ -1,4 +1,4 @@
-"""Log-mel features: lengths, masks, and what a tone looks like."""
+"""Log-mel features: lengths, masks, and the features of a tone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Parts of a Conformer (Gulati et al. 2020) with rotary positions, and layer instead of batch normalization.
 
-So an utterance comes out alike alone and in a batch.
+So the output of an utterance does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ConformerConfig(Protocol):
         width: Model width of every block.
         heads: Attention heads.
         feedforward: Inner width of the feed-forward layers.
-        kernel: Frames that a block's convolution sees; odd.
+        kernel: Kernel size of the convolution of a block, frames; odd.
     """
 
     @property

@@ -30,7 +30,7 @@ from audio_llm.tts.engines import PHONES
 
 logger = logging.getLogger(__name__)
 
-_MOST_FAILED = 0.05  # of a shard; more means that something is broken, not that a sentence is odd
+_MOST_FAILED = 0.05  # of a shard; more means a systematic error rather than single unusual sentences
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ def pack(
 ) -> PackReport:
     """Write the shards of a pack that do not exist yet; the last one completes it for `ShardReader`.
 
-    A shard depends on its items, the configuration and the noises alone: a pack that was killed goes on where it
-    stopped and comes out the same. Rows hold `mel` (F, 80) uint8, `phones` (F,) uint8 (see
+    A shard depends on its items, the configuration and the noises alone: an interrupted run resumes where it
+    stopped, with the same result. Rows hold `mel` (F, 80) uint8, `phones` (F,) uint8 (see
     `phone_labels`), `text` and `id` (UTF-8).
 
     Args:
@@ -221,7 +221,7 @@ def make_sound(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndarray
 
 
 def phone_labels(phones: Sequence[Phone], frames: int) -> np.ndarray:
-    """Return the phone at the middle of each feature frame: (frames,) uint8, 1 + its place in `PHONES`, 0 unknown."""
+    """Return the phone at the middle of each feature frame: (frames,) uint8, 1 + its index in `PHONES`, 0 unknown."""
     numbers = {symbol: number for number, symbol in enumerate(PHONES, 1)}
     ends = np.array([phone.end_s for phone in phones])
     middles = (np.arange(frames) * features.HOP_LENGTH + features.WIN_LENGTH / 2) / features.SAMPLE_RATE

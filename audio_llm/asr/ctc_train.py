@@ -192,7 +192,7 @@ def recognize_packed(
 ) -> list[tuple[str, list[str]]]:
     """Return (reference, hypotheses) of every utterance of a pack: training pairs of a Denoising LM.
 
-    The first pass leaves the sound as it is. Each further pass draws other masks, another speed and other dropout, so
+    In the first pass the sound is unchanged. Each further pass draws other masks, another speed and other dropout, so
     that training utterances are misrecognized as unseen ones are.
 
     Args:

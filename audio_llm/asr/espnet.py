@@ -290,7 +290,7 @@ def _fill(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) 
 
 
 def _distinct(results: Sequence[Any], tokenizer: Any) -> list[Hypothesis]:
-    """Return the texts without repeats and marks, best first; an empty best text means that nothing was said."""
+    """Return the texts without repeats and marks, best first; an empty best text gives no hypotheses."""
     possible = [result for result in results if float(result[3].score) > _IMPOSSIBLE]
     ranked = sorted(possible, key=lambda result: float(result[3].score), reverse=True)
     hypotheses: dict[str, Hypothesis] = {}

@@ -69,7 +69,7 @@ def pronounce(word: str, lookup: Callable[[str], str | None] | None = None) -> s
     """Return a likely English pronunciation of a word that no dictionary has: a name, a term, an acronym.
 
     Parts between hyphens and digits are pronounced one after another; an ending 's as in "Gregson's"; a part without a
-    vowel ("NEC" has one, "BBC" has none) or with a point behind each letter is spelled. Accents are dropped.
+    vowel ("NEC" has one, "BBC" has none) or with a point after each letter is spelled. Accents are dropped.
 
     Args:
         word: One written word in any letter case.

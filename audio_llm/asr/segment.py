@@ -20,7 +20,7 @@ _DECAY_DB = 0.03  # decay of the loudest level per frame: 1 dB/s
 _WINDOW = 10  # frames over which voiced ones are counted
 _OPEN = 6  # voiced frames in the window that begin speech: a click or a step in level gives 4
 _STAY = 3  # voiced frames in the window that keep it going
-_CONTEXT = 9  # frames kept on either side of speech: 0.27 s
+_CONTEXT = 9  # frames of context on either side of speech: 0.27 s
 _PAUSE = 20  # frames without voice that end a segment: 0.6 s, more than twice the context
 _SMOOTH = 5  # frames over which levels are averaged: 0.15 s
 _BAND = slice(9, 103)  # bins of a frame's spectrum from 300 to 3,400 Hz
@@ -157,7 +157,7 @@ class _Cutter:
         self._forget(first_voiced - _CONTEXT)
 
     def _end(self) -> Iterator[Segment]:
-        if self._last_voiced >= self._first:  # not where a cut fell behind the last word
+        if self._last_voiced >= self._first:  # False where a cut was after the last word
             yield from self._take(min(len(self._held), self._last_voiced + 1 + _CONTEXT - self._first))
         self._open = False
 

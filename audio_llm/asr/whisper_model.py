@@ -96,7 +96,7 @@ def make_prompt(model: WhisperModel, language: str) -> Prompt:
     size = int(network.config.vocab_size)
     multilingual = getattr(settings, "is_multilingual", None)
     if multilingual is None:
-        multilingual = size >= 51865  # as openai/whisper tells the two apart
+        multilingual = size >= 51865  # as in openai/whisper
     start = vocabulary.get("<|startoftranscript|>", settings.decoder_start_token_id)
     no_timestamps, end = vocabulary.get("<|notimestamps|>"), vocabulary.get("<|endoftext|>", settings.eos_token_id)
     if start is None or end is None or no_timestamps is None:
@@ -107,7 +107,9 @@ def make_prompt(model: WhisperModel, language: str) -> Prompt:
     tokens = [start]
     if multilingual:
         if f"<|{language}|>" not in vocabulary:
-            raise UsageError(f"this Whisper model knows no language {language!r}", remedy="give a code such as en")
+            raise UsageError(
+                f"this Whisper model does not know the language {language!r}", remedy="give a code such as en"
+            )
         tokens += [vocabulary[f"<|{language}|>"], vocabulary["<|transcribe|>"]]
     elif language != "en":
         raise UsageError(

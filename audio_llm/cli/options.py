@@ -1,4 +1,4 @@
-"""Kinds of option values that several commands share."""
+"""Types of option values of several commands."""
 
 from __future__ import annotations
 

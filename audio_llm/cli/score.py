@@ -257,5 +257,5 @@ def _parse_correction(line: str, path: str, number: int) -> dict[str, Any]:
         row = None
     if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not isinstance(row.get("id"), str | int):
         remedy = "give objects with 'id' and 'text', as audio-llm correct writes them"
-        raise DataError(f"line {number} is no correction", path=path, remedy=remedy)
+        raise DataError(f"line {number} is not a correction", path=path, remedy=remedy)
     return row

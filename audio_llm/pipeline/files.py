@@ -34,7 +34,7 @@ def find_audio(inputs: Sequence[str]) -> list[AudioInput]:
     Files are accepted with any suffix, since their content decides how they are read; a file that does not exist is
     accepted too, so that a batch reports it and continues. Folders are searched recursively for the suffixes in
     `audio.READABLE`, in either case, without hidden files and folders. Globs (`*`, `?`, `[`; `**` for any depth) are
-    expanded where the shell has not done it. A file found twice counts once.
+    expanded if the shell has not done so. Duplicates are removed.
 
     Args:
         inputs: Paths and globs; `-` for standard input.

@@ -159,7 +159,7 @@ class _Window:
 
 
 def _windows(path: str | os.PathLike[str], frame_rate: float) -> Iterator[_Window]:
-    """Yield windows of 30 s and margins of 2 s on both sides, so that no token is made next to a cut."""
+    """Yield windows of 30 s with 2 s of context on both sides, so that all tokens have context."""
     size, margin = round(WINDOW_S * SAMPLE_RATE), round(MARGIN_S * SAMPLE_RATE)
     with BlockReader(path) as reader:
         waiting, start, skip = np.zeros(0, np.float32), 0, 0

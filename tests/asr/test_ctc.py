@@ -281,7 +281,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_trained_on_toy_speech_it_hears_new_words(trained: Path) -> None:
+def test_trained_on_toy_speech_it_recognizes_new_words(trained: Path) -> None:
     recognizer = ctc.CtcRecognizer.load(trained / "best")
     rng = np.random.default_rng(9)
     texts = ["abc de", "dead bee", "cab ace"]
@@ -303,14 +303,14 @@ def test_trained_on_toy_speech_it_hears_new_words(trained: Path) -> None:
         assert int(np.argmax(np.array(scores, dtype=float))) == row  # the true text fits its own sound best
 
 
-def test_a_pack_is_heard_again_each_time_worse(trained: Path) -> None:
+def test_a_pack_is_recognized_repeatedly_with_more_errors(trained: Path) -> None:
     network = ctc.load_network(trained / "best")
-    heard = ctc_train.recognize_packed(network, trained.parent / "tune", passes=2, dropout=0.3, seed=1)
+    rows = ctc_train.recognize_packed(network, trained.parent / "tune", passes=2, dropout=0.3, seed=1)
     again = ctc_train.recognize_packed(network, trained.parent / "tune", passes=2, dropout=0.3, seed=1)
-    assert heard == again
-    assert all(len(texts) == 2 for _, texts in heard)
-    errors = [sum(count_edits(r.split(), t[n].split()).errors for r, t in heard) for n in (0, 1)]
-    words = sum(len(reference.split()) for reference, _ in heard)
+    assert rows == again
+    assert all(len(texts) == 2 for _, texts in rows)
+    errors = [sum(count_edits(r.split(), t[n].split()).errors for r, t in rows) for n in (0, 1)]
+    words = sum(len(reference.split()) for reference, _ in rows)
     assert errors[0] < errors[1]
     assert errors[0] / words < 0.4
 

@@ -181,8 +181,8 @@ def test_the_public_page_loads_a_recognizer_by_name_or_folder(
         audio_llm.Recognizer.load(str(tiny_whisper), language="en"),
         audio_llm.load(tiny_whisper),
     ):
-        heard = recognizer.recognize(waveform, nbest=5)
-        assert 0 <= len(heard.hypotheses) <= 5
+        result = recognizer.recognize(waveform, nbest=5)
+        assert 0 <= len(result.hypotheses) <= 5
         likely, unlikely = recognizer.score(waveform, ["ba be", "ba be bi"])
         assert likely is not None
         assert likely > unlikely

@@ -391,7 +391,7 @@ def test_the_language_is_detected_from_the_first_windows_with_its_probability(
     assert f"language: {language} (probability {probability:.2f})" in caplog.text
 
 
-def test_silence_in_front_of_speech_does_not_change_the_language(recognizer: WhisperRecognizer, talk: Talk) -> None:
+def test_leading_silence_does_not_change_the_language(recognizer: WhisperRecognizer, talk: Talk) -> None:
     waveform = talk((0, 1, 2))
     late = np.concatenate([np.zeros(40 * RATE + 5, np.float32), waveform])
     one, two = run(recognizer, waveform), run(recognizer, late)
@@ -438,7 +438,7 @@ def contexts(model: FakeWhisper) -> list[str]:
     return [model.tokens.decode(prompt[1 : prompt.index(model.tokens.start)]) for prompt in model.prompts]
 
 
-def test_the_prompt_is_in_front_of_every_window(tiny_whisper: Path, hiss: Hiss) -> None:
+def test_the_prompt_precedes_every_window(tiny_whisper: Path, hiss: Hiss) -> None:
     for batch_size in (1, 4):
         recognizer, model = fake_recognizer(
             tiny_whisper, always("du da"), vad=False, prompt="ba be", hotwords=("gogo", "gaga"), batch_size=batch_size
@@ -485,6 +485,6 @@ def test_words_that_do_not_fit_into_the_prompt_are_returned(tiny_whisper: Path, 
     assert len(model.prompts[0]) <= 1 + CONTEXT_TOKENS + 4
 
 
-def test_a_prompt_that_is_too_long_is_said(tiny_whisper: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_prompt_that_is_too_long_is_a_warning(tiny_whisper: Path, caplog: pytest.LogCaptureFixture) -> None:
     fake_recognizer(tiny_whisper, always(""), prompt="ba " * 300)
     assert "prompt and hotwords have 300 tokens, of which the last 223 count" in caplog.text

@@ -145,7 +145,7 @@ def test_corrections_as_a_reader_sees_them(lists: Path, corrections: Path, capsy
     assert lines[11].startswith("hallucinated words 16.67 %: 1 novel, 0 repeated of 6; length ratio 1.000;")
 
 
-def test_share_of_nothing_is_a_dash_and_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rate_without_items_is_a_dash_and_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lists = write(tmp_path / "lists.jsonl", LISTS[1:2])
     (tmp_path / "same.txt").write_text("all right\n")
     row = run_json(capsys, lists, tmp_path / "same.txt")["spoken"]
@@ -156,7 +156,7 @@ def test_share_of_nothing_is_a_dash_and_null(tmp_path: Path, capsys: pytest.Capt
 
 def test_corrections_as_plain_text_and_lists_as_an_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     array, texts = tmp_path / "lists", tmp_path / "texts"
-    array.write_text(json.dumps(LISTS, indent=2))  # told from a text by what is in it
+    array.write_text(json.dumps(LISTS, indent=2))  # distinguished from a text by its content
     texts.write_text("he said it\n\nhello\n")
     row = run_json(capsys, array, texts)["spoken"]
     assert row["output"]["wer"] == pytest.approx(2 / 6)
@@ -198,7 +198,7 @@ def test_broken_line_of_corrections(
     lists: Path, corrections: Path, capsys: pytest.CaptureFixture[str], bad: str
 ) -> None:
     corrections.write_text(corrections.read_text() + bad)
-    assert f"{corrections}: line 4 is no correction" in fail(capsys, lists, corrections)
+    assert f"{corrections}: line 4 is not a correction" in fail(capsys, lists, corrections)
 
 
 def test_broken_line_of_lists_is_named_and_the_others_are_scored(

@@ -273,7 +273,9 @@ def test_an_error_of_the_model_leaves_what_was_finished(
     assert soundfile.info("out.part.wav").frames > 0
 
 
-def test_what_is_not_said_is_a_warning(speak: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_that_is_not_synthesized_is_a_warning(
+    speak: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert speak("Hello 😀.", "-o", "out.wav") == 0
     assert "not said: grinning face" in capsys.readouterr().err
     assert speak("Hello 😀.", "-o", "quiet.wav", "-q") == 0
@@ -323,7 +325,7 @@ def test_a_part_is_trained(
     assert "2 steps" in capsys.readouterr().out
 
 
-def test_settings_may_stand_behind_the_tuning_data(home: Path, packs: Path, tmp_path: Path) -> None:
+def test_settings_may_follow_the_tuning_data(home: Path, packs: Path, tmp_path: Path) -> None:
 
     words = ["train", "touchtts", str(packs / "talks"), "--part", "flow", "--tokenizer", str(home / "s3")]
     words += ["-o", str(tmp_path / "out"), "--device", "cpu", "-q", "--tuning", str(packs / "tuning")]
@@ -368,7 +370,7 @@ def test_a_vocoder_is_trained(speech_pack: Path, tmp_path: Path, capsys: pytest.
     assert hub.load_model(out / "best").kind == "vocoder"
 
 
-def test_a_vocoder_hears_by_a_tokenizer(home: Path, speech_pack: Path, tmp_path: Path) -> None:
+def test_a_vocoder_is_trained_with_a_perceptual_loss(home: Path, speech_pack: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = [
         "train",

@@ -272,7 +272,7 @@ def test_interrupt_is_status_130(
     monkeypatch.undo()
 
 
-def test_a_recording_that_was_under_way_is_gone_on_with(
+def test_an_interrupted_recording_is_resumed(
     fakes: Any, talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = audio.read(talk())

@@ -104,7 +104,7 @@ def talk(*seconds: float) -> np.ndarray:
     return np.concatenate([silence(1), *(part for s in seconds for part in (speech(s), silence(1)))])
 
 
-def test_words_take_their_place_in_the_recording() -> None:
+def test_word_times_are_those_of_the_recording() -> None:
     transcript = Transcriber(FakeRecognizer()).transcribe([talk(2, 3)], "talk")
     assert transcript.duration_s == pytest.approx(8.0)
     assert transcript.text == transcript.recognized == "the cat sad on the mat the cat sad on the mat"
