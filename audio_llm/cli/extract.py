@@ -14,8 +14,7 @@ from audio_llm.cli.options import fraction
 from audio_llm.errors import UsageError
 
 _DESCRIPTION = """Isolate one enrolled speaker in a binaural recording; interaural cues, duration and sample rate stay
-the same. ENROLLMENT is a few seconds recorded while facing the speaker, which may hold noise and
-interferers."""
+the same. ENROLLMENT is a few seconds recorded while facing the speaker; noise and other speakers may be in it."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:

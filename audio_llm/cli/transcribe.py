@@ -56,7 +56,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decode",
         choices=("greedy", "dsr", "dlm-sum", "free", "list", "slots"),
-        help="dlm: greedy, dsr, dlm-sum (default: dsr with sphinx, else dlm-sum); ger: free, list, slots",
+        help="decoding; dlm: greedy, dsr, dlm-sum (default: dsr with sphinx, else dlm-sum); ger: free, list, slots",
     )
     preprocessing = parser.add_mutually_exclusive_group()
     preprocessing.add_argument(
