@@ -109,7 +109,7 @@ def test_lists_as_a_reader_sees_them(lists: Path, capsys: pytest.CaptureFixture[
             "oracle  WER 16.67 % (95 % interval ",
             "compositional oracle 16.67 %: 1 of 6 words are in no hypothesis of their list;",
             "already correct 33.33 %: 1 of 3 lists;",
-            "distinct hypotheses 3 of 3: 1.00 of 1.00 a list;",
+            "distinct hypotheses 3 of 3: 1.00 of 1.00 per list;",
         ],
         strict=False,
     ):
@@ -137,7 +137,7 @@ def test_corrections_as_a_reader_sees_them(lists: Path, corrections: Path, capsy
     assert [line.rpartition(" ")[2] for line in lines] == ["basic"] * 12 + ["raw"] * 12
     assert lines[5].startswith("output  WER 33.33 % (95 % interval ")
     assert lines[6].startswith("change +0.00 % relative (p ")
-    assert "of the way to the oracle (RIR) 0.000;" in lines[6]
+    assert "fraction of the oracle gap closed (RIR) 0.000;" in lines[6]
     assert lines[7].startswith("lists changed 66.67 %: 2 of 3, 1 better, 1 worse;")
     assert lines[8].startswith("correct kept 0.00 %: 0 of 1; newly wrong 33.33 % of all lists;")
     assert lines[9].startswith("fully corrected 50.00 %, improved 50.00 %: 1 and 1 of 2 wrong lists;")

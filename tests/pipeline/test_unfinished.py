@@ -108,7 +108,7 @@ def test_a_killed_run_costs_the_stretch_it_was_at_and_the_one_before(run: Run, k
     assert_same(again, whole)
     assert recognizer.made == min(6, 7 - killed_after)
     assert again is not None
-    expected = ["an earlier run ended early"] if killed_after > 1 else []
+    expected = ["an earlier run was interrupted"] if killed_after > 1 else []
     assert [warning.split(":")[0] for warning in again.warnings] == expected
 
 
