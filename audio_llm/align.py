@@ -1,4 +1,4 @@
-"""Word alignment: the cheapest way from one sequence of words to another, the same way every time."""
+"""Word alignment: the cheapest edits between two word sequences, with deterministic ties."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 Kind = Literal["equal", "replace", "delete", "insert"]
-_MAX_CELLS = 16_000_000  # above it the full table is too much memory and rapidfuzz does the work
+_MAX_TABLE_SIZE = 16_000_000  # cells; larger tables need too much memory and are left to rapidfuzz
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class EditCounts:
-    """How many words of each kind an alignment has.
+    """Number of words of each kind in an alignment.
 
     With the reference as source and the hypothesis as target these are the counts of a word error rate.
     """
@@ -70,14 +70,14 @@ class EditCounts:
 
 
 def align(source: Sequence[str], target: Sequence[str]) -> list[Op]:
-    """Return a cheapest alignment, one word a step.
+    """Return a cheapest alignment, one word per step.
 
     Common words at both ends are matched first. Between them ties are broken from the right end:
     a match or substitution before a deletion, a deletion before an insertion. (Sequences whose lengths multiply
     to more than 16 million are aligned by rapidfuzz: just as cheap, ties broken its way.)
 
     Args:
-        source: Words (or any strings) of the one side, for an error rate the reference.
+        source: Words (or any strings) of one side; the reference of an error rate.
         target: Words of the other side.
 
     Returns:
@@ -95,7 +95,7 @@ def align(source: Sequence[str], target: Sequence[str]) -> list[Op]:
 
 
 def edits(source: Sequence[str], target: Sequence[str]) -> list[Op]:
-    """Return the differing stretches of `align`, neighbours merged.
+    """Return the edits of `align`, with neighbors merged.
 
     Returns:
         Left to right, never touching: between two of them is at least one equal word. A stretch with words on
@@ -119,8 +119,8 @@ def count_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCoun
     """Return the counts of a word error rate.
 
     Args:
-        reference: True words.
-        hypothesis: Words to judge.
+        reference: Reference words.
+        hypothesis: Words to score.
     """
     kinds = [op.kind for op in align(reference, hypothesis)]
     return EditCounts(kinds.count("equal"), kinds.count("replace"), kinds.count("delete"), kinds.count("insert"))
@@ -149,7 +149,7 @@ def _align_core(source: Sequence[str], target: Sequence[str]) -> list[Op]:
         return [Op("insert", 0, 0, j, j + 1) for j in range(len(target))]
     if not target:
         return [Op("delete", i, i + 1, 0, 0) for i in range(len(source))]
-    if len(source) * len(target) > _MAX_CELLS:
+    if len(source) * len(target) > _MAX_TABLE_SIZE:
         return _align_long(source, target)
     ids: dict[str, int] = {}
     source_ids = np.array([ids.setdefault(word, len(ids)) for word in source])

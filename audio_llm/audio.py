@@ -1,4 +1,4 @@
-"""The one door for sound files: probe, read, stream in blocks, write, resample."""
+"""Sound files: probe, read, stream in blocks, write, resample."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from audio_llm.audio_containers import NOT_SOUND, ContainerTrack
 from audio_llm.audio_soundfile import SoundFileTrack
 from audio_llm.errors import AudioFileError, MissingDependencyError, UsageError
 
-SAMPLE_RATE = 16_000  # Hz, what the recognisers take
-STDIN = "-"  # the name that stands for standard input
+SAMPLE_RATE = 16_000  # Hz, the input rate of the recognizers
+STDIN = "-"  # the name of standard input
 
 _PIECE = 16_384  # frames written at a time
-_RATES = (1_000, 1_000_000)  # Hz, outside of which a header is not believed
+_RATES = (1_000, 1_000_000)  # Hz, the plausible range of a header
 _LEAST_ALIGNED_S = 0.5
-_CONTAINERS = (  # that libsndfile does not know: place, mark, name
+_CONTAINERS = (  # that libsndfile does not know: offset, magic bytes, name
     (4, b"ftyp", "MP4 (m4a)"),
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA"),
     (0, b"\x1a\x45\xdf\xa3", "WebM (Matroska)"),
@@ -44,7 +44,7 @@ _WRITERS = {
 }
 
 WRITABLE = tuple(_WRITERS)  # suffixes
-READABLE = (  # suffixes of what is read; whether a file really is sound, its content tells
+READABLE = (  # suffixes of sound files; the content decides how a file is read
     *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".mpga"),
     *(".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".sph", ".voc", ".wv", ".ape", ".tta"),
     *(".m4a", ".m4b", ".m4p", ".m4r", ".aac", ".aax", ".ac3", ".eac3", ".dts", ".amr", ".awb", ".3ga", ".wma", ".mka"),
@@ -57,13 +57,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a sound file says about itself.
+    """Header of a sound file.
 
     Attributes:
         path: The file; `-` for standard input.
         sample_rate: Hz.
         channels: Count.
-        duration_s: Seconds as the header claims them; infinite where it does not say.
+        duration_s: Duration in seconds according to the header; infinite where it is unknown.
         format: `WAV PCM_16`, `OGG OPUS` and so on; `empty` for a file of 0 bytes.
     """
 
@@ -148,7 +148,7 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
     """Read the header of a sound file; a file of 0 bytes counts as a sound of 0 s.
 
     Raises:
-        AudioFileError: The file is missing, unreadable or no sound.
+        AudioFileError: The file is missing, unreadable or not a sound file.
     """
     with BlockReader(path) as reader:
         return reader.info
@@ -165,13 +165,13 @@ def read(
 
     Args:
         path: The file, or `-` for standard input.
-        sample_rate: Wanted rate in Hz.
+        sample_rate: Target rate in Hz.
         channel: As in `Excerpt`.
         start_s: As in `Excerpt`.
         end_s: As in `Excerpt`.
 
     Returns:
-        (T,) float32 within -1..1, the mean of the channels or the one chosen, or (T, C) for `each`; empty for an
+        (T,) float32 within -1..1, the mean of the channels or the chosen one, or (T, C) for `each`; empty for an
         empty file.
 
     Raises:
@@ -190,13 +190,13 @@ def read(
 class BlockReader:
     """Reads a sound file once, block by block, in memory that does not depend on its length.
 
-    libsndfile reads what it knows; other containers (MP4, WebM, WMA, AMR, video files ...) go through FFmpeg, on the
-    time line of a player. Samples are never scaled: channels are averaged, the rate is converted, and what lies
-    beyond -1..1 is clipped (with a warning where a file of floating-point samples really holds such values).
+    libsndfile reads the formats it knows; other containers (MP4, WebM, WMA, AMR, video ...) are decoded by FFmpeg, on
+    the time line of a player. Samples are never scaled: channels are averaged, the rate is converted, and samples
+    beyond -1..1 are clipped (with a warning where a floating-point file has such samples).
 
     Args:
-        path: The file, or `-` for standard input, which is first copied to a temporary file. So is a pipe.
-        sample_rate: Wanted rate in Hz; None takes the file's own.
+        path: The file, or `-` for standard input, which is copied to a temporary file first, as are pipes.
+        sample_rate: Target rate in Hz; None keeps that of the file.
         block_s: Length of the blocks in seconds; the last may be shorter.
         channel: As in `Excerpt`; blocks are (T, C) for `each`, else (T,).
         start_s: As in `Excerpt`.
@@ -248,7 +248,7 @@ class BlockReader:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was amiss with the sound, one line each; complete once the last block was read."""
+        """Problems of the sound file, one line each; complete once the last block was read."""
         return (*(self._track.warnings if self._track else ()), *self._warnings)
 
     def __enter__(self) -> BlockReader:
@@ -264,7 +264,7 @@ class BlockReader:
                 thing.close()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield (T,) or (T, C) float32 blocks at `sample_rate`; once only, the reader is used up afterwards."""
+        """Yield (T,) or (T, C) float32 blocks at `sample_rate`; can be iterated only once."""
         waiting: list[np.ndarray] = []
         count = 0
         for piece in self._resampled():
@@ -279,7 +279,7 @@ class BlockReader:
             yield np.concatenate(waiting)
 
     def _open(self, source: Path, size: int, container: str | None) -> SoundFileTrack | ContainerTrack:
-        """Open the file with libsndfile, or with FFmpeg where it is a container, or libsndfile cannot read it."""
+        """Open the file with libsndfile, or with FFmpeg if it is a container or libsndfile cannot read it."""
         try:
             track: SoundFileTrack | ContainerTrack = (
                 self._open_container(source, container) if container else SoundFileTrack(source, size, self._name)
@@ -324,7 +324,7 @@ class BlockReader:
         yield stream.resample_chunk(np.zeros((0, *channels), np.float32), last=True)
 
     def _pieces(self, track: SoundFileTrack | ContainerTrack) -> Iterator[np.ndarray]:
-        """Yield the channels that are read, or their mean, at the file's own rate."""
+        """Yield the selected channels, or their mean, at the rate of the file."""
         rate, mixer, peak = track.sample_rate, Mixer(track.channels, track.sample_rate), 0.0
         start, end_s = round(self._excerpt.start_s * rate), self._excerpt.end_s
         end = round(end_s * rate) if end_s is not None and end_s < float("inf") else None
@@ -372,15 +372,15 @@ class BlockReader:
 
 
 def write(path: str | os.PathLike[str], waveform: np.ndarray, sample_rate: int) -> None:
-    """Write a sound file whole or not at all, in the format its suffix names.
+    """Write a sound file atomically, in the format of its suffix.
 
     Args:
         path: Ends in .wav, .flac (both 16-bit), .ogg, .oga (Vorbis), .opus or .mp3.
-        waveform: (T,) or (T, C) float in -1..1; what lies beyond is clipped.
+        waveform: (T,) or (T, C) float in -1..1; samples beyond are clipped.
         sample_rate: Hz.
 
     Raises:
-        AudioFileError: Unknown suffix, NaN or infinite samples, a rate the format has not, or no place to write to.
+        AudioFileError: Unknown suffix, NaN or infinite samples, a rate that the format lacks, or an unwritable path.
     """
     waveform = np.asarray(waveform, dtype=np.float32)
     write_blocks(path, [waveform], sample_rate, 1 if waveform.ndim == 1 else waveform.shape[1])
@@ -394,15 +394,15 @@ def write_blocks(
     comment: str = "",
     keep_part: bool = False,
 ) -> None:
-    """Write a sound file as `write` does, of blocks (T,) or (T, C) as they come.
+    """Write blocks (T,) or (T, C) to a sound file (see `write`) as they are generated.
 
     Args:
         path: As for `write`.
-        blocks: Their making may take long, and may fail.
+        blocks: The blocks; generating them may raise an error.
         sample_rate: Hz.
-        channels: Of every block.
-        comment: Kept in the file's metadata.
-        keep_part: Keep what was written when something fails, as `NAME.part.SUFFIX`; the log says so.
+        channels: Channels of every block.
+        comment: Comment in the metadata of the file.
+        keep_part: After an error, keep the written part as `NAME.part.SUFFIX` and log a warning.
     """
     import soundfile
 
@@ -411,23 +411,25 @@ def write_blocks(
         raise AudioFileError("no format for this suffix", path=path, remedy=f"use one of {', '.join(_WRITERS)}")
     kind, subtype = _WRITERS[path.suffix.lower()]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    made, written = _Making(blocks), 0
+    monitored, written = _MonitoredBlocks(blocks), 0
     try:
         with soundfile.SoundFile(str(temporary), "w", sample_rate, channels, subtype, format=kind) as file:
             if comment:
                 file.comment = comment
-            for block in made:
+            for block in monitored:
                 if not np.isfinite(block).all():
                     raise AudioFileError(
                         "NaN or infinite samples are not written", path=path, remedy="mend the waveform"
                     )
-                for start in range(0, len(block), _PIECE):  # whole at once, libsndfile's Vorbis overflows the stack
+                for start in range(
+                    0, len(block), _PIECE
+                ):  # in one call, libsndfile's Vorbis encoder would overflow the stack
                     file.write(np.clip(block[start : start + _PIECE], -1.0, 1.0))
                     written = file.frames
         os.replace(temporary, path)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
-        if made.failed and not isinstance(error, OSError):
-            raise  # no matter of the file
+        if monitored.failed and not isinstance(error, OSError):
+            raise  # not an error of the file
         raise AudioFileError(
             f"cannot be written: {error}".replace(str(temporary), path.name),
             path=path,
@@ -437,20 +439,20 @@ def write_blocks(
         if keep_part and written and temporary.exists():
             part = path.with_suffix(f".part{path.suffix}")
             os.replace(temporary, part)
-            _log.warning("what was finished is kept in %s", part)
+            _log.warning("the finished part is kept in %s", part)
         temporary.unlink(missing_ok=True)
 
 
-class _Making:
-    """Blocks as they are made; tells afterwards whether their making failed."""
+class _MonitoredBlocks:
+    """Passes blocks on and records whether generating them failed."""
 
     def __init__(self, blocks: Iterable[np.ndarray]) -> None:
         self._blocks, self.failed = blocks, False
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        self.failed = True  # until all have come
+        self.failed = True  # until all are generated
         for block in self._blocks:
-            self.failed = False  # while it is written
+            self.failed = False  # while the block is written
             yield block
             self.failed = True
         self.failed = False
@@ -461,8 +463,8 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
     Args:
         waveform: (T,) or (T, C) float32.
-        from_rate: Its rate in Hz.
-        to_rate: Wanted rate in Hz.
+        from_rate: Sample rate of the waveform in Hz.
+        to_rate: Target rate in Hz.
 
     Returns:
         (T',) or (T', C) float32; the input itself where the rates are equal.
@@ -483,7 +485,7 @@ def readable_twice(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _spool(path: str | os.PathLike[str]) -> Any:
-    """Copy standard input or a pipe to a temporary file, for libsndfile must seek; None for other files."""
+    """Copy standard input or a pipe to a temporary file, since libsndfile must seek; None for other files."""
     if str(path) == STDIN:
         source: IO[bytes] = sys.stdin.buffer
     elif os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
@@ -497,7 +499,7 @@ def _spool(path: str | os.PathLike[str]) -> Any:
 
 
 def _check(source: Path, name: str) -> tuple[int, str | None]:
-    """Return the size in bytes and the container's name (see `_container_name`), or raise where it is no file."""
+    """Return the size in bytes and the name of the container (see `_container_name`), or raise if it is not a file."""
     try:
         if not source.is_dir() and source.exists() and not source.is_file():
             raise AudioFileError("a device, not a file", path=name, remedy="record from it to a file first")
@@ -518,7 +520,7 @@ def _check(source: Path, name: str) -> tuple[int, str | None]:
 
 
 def _container_name(head: bytes) -> str | None:
-    """Name the container by its first bytes where libsndfile does not know it."""
+    """Return the name of a container that libsndfile does not know, from its first bytes."""
     if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
         return "AAC"
     return next((name for at, mark, name in _CONTAINERS if head.startswith(mark, at)), None)

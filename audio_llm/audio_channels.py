@@ -1,4 +1,4 @@
-"""Channels of a recording: which of them are read, what they are called, and how they are mixed."""
+"""Channels of a recording: selection, names and mixing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Channel = str | int  # "mix", "left", "right", "each", or a number from 1 on
 MIX, EACH = "mix", "each"
 
 _NUMBERS = {"left": 1, "right": 2}
-_CANCELED = 0.1  # energy of the mean, relative to that of uncorrelated channels, below which it has canceled out
-_FADE_S = 0.01  # over which the weights of the mix change
+_CANCELED = 0.1  # relative to uncorrelated channels, energy of the mean below which channels cancel out
+_FADE_S = 0.01  # cross-fade of the mixing weights
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """What is read of a recording.
+    """Part of a recording that is read.
 
     Attributes:
         channel: `mix` (the mean; channels that are inverted copies are aligned first), `left` (channel 1), `right`
-            (channel 2), the number of a channel from 1 on, or `each` (all of them, side by side).
-        start_s: Where reading begins, in seconds of the recording.
-        end_s: Where it ends; None reads to the end, and so does a time after the end.
+            (channel 2), the number of a channel from 1, or `each` (all channels).
+        start_s: Start in seconds of the recording.
+        end_s: End in seconds; None, or a time after the end, reads to the end.
 
     Raises:
         UsageError: The channel has no such name or number, or `end_s` is not after `start_s`.
@@ -59,12 +59,12 @@ def parse_channel(text: str) -> Channel:
 
 
 def channel_index(channel: Channel, channels: int, name: str) -> int | None:
-    """Return the index from 0 on of one channel of a file; None for `mix` and `each`.
+    """Return the index from 0 of one channel of a file; None for `mix` and `each`.
 
     Args:
         channel: As in `Excerpt`.
-        channels: How many the file has.
-        name: Of the file, for the error.
+        channels: Number of channels of the file.
+        name: Name of the file, for the error.
 
     Raises:
         AudioFileError: The file has no such channel.
@@ -83,7 +83,7 @@ def channel_index(channel: Channel, channels: int, name: str) -> int | None:
 
 
 def channel_name(index: int, channels: int) -> str:
-    """Return what a channel is called in a transcript: `left` and `right` of two, else `channel 3`."""
+    """Return the name of a channel in a transcript: `left` and `right` of two, else `channel 3`."""
     return ("left", "right")[index] if channels == 2 else f"channel {index + 1}"
 
 
@@ -105,7 +105,7 @@ class Mixer:
 
     @property
     def aligned_s(self) -> float:
-        """Seconds so far in which channels were inverted."""
+        """Seconds in which channels were inverted."""
         return self._aligned / self._rate
 
     def mix(self, piece: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Audio tracks of containers and codecs that libsndfile does not know (MP4, WebM, WMA, AMR ...), through FFmpeg."""
+"""Audio tracks of containers and codecs beyond libsndfile (MP4, WebM, WMA, AMR ...), decoded by FFmpeg."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from audio_llm.errors import AudioFileError, MissingDependencyError
 if TYPE_CHECKING:
     import av
 
-NOT_SOUND = "cannot be read as sound"  # how the error begins where the format is not known
-PIECE = 16_384  # frames that are handed on at a time
+NOT_SOUND = "cannot be read as sound"  # beginning of FFmpeg's error for unknown formats
+PIECE = 16_384  # frames per piece
 
-# FFmpeg's demuxers that are let at a file. Those of playlists (hls, concat, dash) would open what a file names.
+# Allowed demuxers of FFmpeg. Those of playlists (hls, concat, dash) would open other files.
 _DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,avi,flv,mpegts,mpeg,mxf,rm,nut,ogg,mp3,aac,amr,amrnb,amrwb,ac3,eac3,dts,"
     "flac,wav,w64,aiff,au,caf,wv,ape,tta,tak,mpc,mpc8,loas,voc,nistsphere,dsf,iff,truehd,mlp,gsm,qcp"
 )
 _NAMES = {"mov": "MP4", "matroska": "Matroska", "asf": "WMA"}
-_EXACT_END = ("mov",)  # the length is that of the audio track, to the sample
-_CLAIMED_END = ("mov", "matroska", "asf", "flv")  # the length stands in the file, it is not estimated
-_FROM_ZERO = ("mov", "matroska")  # times of the file count from 0, whatever comes first
-_LIVE_S = 10.0  # a later first time is the clock of a live stream: players set it to 0
-_GAP_S = 0.1  # jumps of the time stamps that are smaller are jitter
-_DAMAGE_S = 0.005  # but not where something could not be decoded
+_EXACT_END = ("mov",)  # their length is exact to the sample
+_CLAIMED_END = ("mov", "matroska", "asf", "flv")  # their length is stored, not estimated
+_FROM_ZERO = ("mov", "matroska")  # their time line begins at 0
+_LIVE_S = 10.0  # a later first time is the clock of a live stream, which players set to 0
+_GAP_S = 0.1  # smaller jumps of the time stamps are jitter
+_DAMAGE_S = 0.005  # the same where packets could not be decoded
 _LONGEST_GAP_S = 3600.0  # a longer one is a wrong time stamp
-_PADDING = 8_192  # samples after the end of the track at the most, which the encoder added
+_PADDING = 8_192  # maximum encoder padding after the end of the track, samples
 _LEAST_LOSS_S = 0.25
 _PROTECTED = (b"drms", b"enca", b"drmi", b"aavd")  # sample entries of encrypted audio in MP4
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
@@ -39,18 +39,18 @@ _MOST_BOXES = 100_000
 
 
 class ContainerTrack:
-    """The first audio track of a container that can be decoded.
+    """First decodable audio track of a container.
 
-    What comes out is on the time line of a player: delays of the encoder are left out, a later start and gaps are
+    The output is on the time line of a player: encoder delays are removed, a later start and gaps are
     silence.
 
     Args:
         stream: The file, opened for reading; closed by the caller.
-        name: Of the file, for errors.
-        kind: What its first bytes say it is, for errors.
+        name: Name of the file, for errors.
+        kind: Format according to the first bytes, for errors.
 
     Raises:
-        AudioFileError: There is no audio track, it is encrypted or damaged, or this is no such container.
+        AudioFileError: There is no audio track, it is encrypted or damaged, or the file is not such a container.
     """
 
     def __init__(self, stream: IO[bytes], name: str, kind: str = "") -> None:
@@ -62,7 +62,7 @@ class ContainerTrack:
             self._track = self._choose()
             self._frames = self._decoded()
             self._broken_s = self._pending_s = self._broken_at_s = 0.0
-            self._last_s = -math.inf  # the end of the last packet, on the clock of the file
+            self._last_s = -math.inf  # end of the last packet on the clock of the file
             self._first = next(self._frames, None)
             if self._first is None:
                 codec = self._track.codec_context.codec.canonical_name.upper()
@@ -84,11 +84,11 @@ class ContainerTrack:
         self._container.close()
 
     def seek(self, frame: int) -> int:
-        """Go to a frame; returns where the next piece begins: 0, for no container is sought in exactly."""
+        """Go to a frame; returns where the next piece begins: 0, since seeking in containers is not exact."""
         return 0
 
     def pieces(self) -> Iterator[np.ndarray]:
-        """Yield (T, C) float32 in pieces of equal length, the last one shorter; once only."""
+        """Yield (T, C) float32 pieces of equal length, the last one shorter; can be iterated only once."""
         waiting: list[np.ndarray] = []
         count = 0
         for chunk in self._trimmed(self._timed()):
@@ -138,7 +138,7 @@ class ContainerTrack:
         return self._container.format.name.split(",")[0]
 
     def _choose(self) -> av.AudioStream:
-        """Return the first audio track with a decoder; say so where it is not the only one."""
+        """Return the first audio track with a decoder; warn if it is not the only one."""
         tracks = self._container.streams.audio
         if not tracks:
             what = "pictures but no sound" if self._container.streams.video else "no sound"
@@ -154,14 +154,14 @@ class ContainerTrack:
         return tracks[index]
 
     def _decoded(self) -> Iterator[av.AudioFrame]:
-        """Yield the frames of the track; damaged ones are left out and counted."""
+        """Yield the frames of the track; damaged ones are skipped and counted."""
         import av
 
         packets = self._container.demux(*self._timed_streams())
         while True:
             try:
                 packet = next(packets, None)
-            except (av.FFmpegError, OSError):  # the file is cut off
+            except (av.FFmpegError, OSError):  # the file is truncated
                 packet = None
             try:
                 if packet is None:
@@ -174,7 +174,7 @@ class ContainerTrack:
                         self._broken_s, self._pending_s = self._broken_s + self._pending_s, 0.0
                         yield frame
             except av.EOFError:
-                return  # the end was reached, and the decoder is empty
+                return  # end of file, the decoder is flushed
             except av.FFmpegError:
                 if packet is None:
                     return
@@ -187,13 +187,13 @@ class ContainerTrack:
         self._pending_s += length_s
 
     def _timed_streams(self) -> list[Any]:
-        """Return the track, and those beside it whose last packet tells how far a cut-off file goes."""
+        """Return the track, and other tracks whose last packet shows the end of a truncated file."""
         if self._kind in _EXACT_END:
             return [self._track]
         return [self._track, *(s for s in self._container.streams.video if s.codec_context is not None)]
 
     def _time_zero(self) -> float:
-        """Return the time in the file that a player calls 0."""
+        """Return the time in the file at which a player starts."""
         import av
 
         starts = [self._first.time or 0.0] if self._first is not None else [0.0]
@@ -205,7 +205,7 @@ class ContainerTrack:
         return 0.0 if self._kind in _FROM_ZERO and 0 <= first_s <= _LIVE_S else first_s
 
     def _claimed_end(self) -> float:
-        """Return where the sound ends by the file's own count, on the player's time line; infinite if not known."""
+        """Return the end of the sound according to the file, on the player's time line; infinite if unknown."""
         track, container = self._track, self._container
         if self._kind in _EXACT_END and track.duration and track.time_base:
             return float(((track.start_time or 0) + track.duration) * track.time_base) - self._origin_s
@@ -215,7 +215,7 @@ class ContainerTrack:
         return math.inf
 
     def _timed(self) -> Iterator[np.ndarray]:
-        """Yield (T, C) float32 at `sample_rate`, gaps in time as silence."""
+        """Yield (T, C) float32 at `sample_rate`, with silence in gaps."""
         fit = _Fitter(self.sample_rate, self.channels)
         position_s = gaps_s = gap_at_s = damage_s = 0.0
         frame, started = self._first, False
@@ -224,7 +224,7 @@ class ContainerTrack:
                 gap_s = frame.time - self._origin_s - position_s
                 least_s = _GAP_S if started and self._broken_s == damage_s else _DAMAGE_S
                 if abs(gap_s) > _GAP_S and (gap_s < 0 or not self._plausible(position_s + gap_s, gap_s)):
-                    self._origin_s += gap_s  # the clock was set
+                    self._origin_s += gap_s  # the clock of the stream was reset
                 elif gap_s > least_s:
                     yield from fit.silence(gap_s)
                     if started and self._broken_s == damage_s:
@@ -246,7 +246,7 @@ class ContainerTrack:
         return time_s <= self._end_s + 1 if math.isfinite(self._end_s) else gap_s <= _LONGEST_GAP_S
 
     def _trimmed(self, chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Leave out the padding after the end; where more follows than padding the end was a wrong one."""
+        """Remove the padding after the end; if more than padding follows, the end was wrong."""
         limit: int | None = None
         if self._kind in _EXACT_END and math.isfinite(self._end_s):
             limit = round(self._end_s * self.sample_rate)
@@ -265,7 +265,7 @@ class ContainerTrack:
                 limit, held, count = None, [], 0
 
     def _note_losses(self) -> None:
-        """Compare what was decoded with what the file claims."""
+        """Compare the decoded duration with that of the file."""
         exact = self._kind in _EXACT_END
         reached_s = self._position_s if exact else max(self._position_s, self._last_s - self._origin_s)
         lost_s = self._end_s - reached_s if math.isfinite(self._end_s) else 0.0
@@ -282,7 +282,7 @@ class ContainerTrack:
 
 
 class _Fitter:
-    """Brings decoded frames to (T, C) float32 at one rate, though a stream may change its rate and channels."""
+    """Converts decoded frames, whose rate and channels may change, to (T, C) float32 at one rate."""
 
     def __init__(self, sample_rate: int, channels: int) -> None:
         self._rate, self._channels = sample_rate, channels
@@ -305,7 +305,7 @@ class _Fitter:
         return samples if tail is None or not len(tail) else np.concatenate([tail, samples])
 
     def end(self) -> np.ndarray:
-        """Return what the resampler still holds."""
+        """Return the rest of the resampler."""
         none = np.zeros((0, self._channels), np.float32)
         rest = none if self._resampler is None else self._resampler.resample_chunk(none, last=True)
         self._resampler, self._from_rate = None, self._rate

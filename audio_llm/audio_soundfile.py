@@ -1,4 +1,4 @@
-"""Sound files that libsndfile reads: WAV, FLAC, Ogg, MP3, AIFF, AU, CAF and their like."""
+"""Sound files that libsndfile reads: WAV, FLAC, Ogg, MP3, AIFF, AU, CAF and similar."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from audio_llm.errors import AudioFileError
 if TYPE_CHECKING:
     import soundfile
 
-PIECE = 16_384  # frames read at a time, whatever the block length
+PIECE = 16_384  # frames read at a time, independent of the block length
 
 _UNKNOWN_BYTES = (range(0x7FFF_0000, 0x8000_0001), range(0xFFFF_0000, 0x1_0000_0000))  # as written to a pipe
-_UNKNOWN_FRAMES = 1 << 60  # libsndfile's count where the file does not say
+_UNKNOWN_FRAMES = 1 << 60  # libsndfile's count where it is unknown
 _LEAST_LOSS_S = {"MP3": 0.1}  # encoder padding makes the count of frames in an MP3 inexact
 _CLAIMED_BYTES = re.compile(r"(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
 _NO_END_MARK = re.compile(r"lacks an end-of-stream|without an End-Of-Stream", re.IGNORECASE)
-_EXACT_SEEK = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC"}  # where the samples lie in a row
+_EXACT_SEEK = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC"}  # uncompressed formats
 
 
 class SoundFileTrack:
@@ -30,11 +30,11 @@ class SoundFileTrack:
 
     Args:
         source: The file.
-        size: Its bytes.
-        name: For errors.
+        size: Size in bytes.
+        name: Name of the file, for errors.
 
     Raises:
-        AudioFileError: It is no sound that libsndfile knows.
+        AudioFileError: libsndfile cannot read it.
     """
 
     def __init__(self, source: Path, size: int, name: str) -> None:
@@ -49,7 +49,7 @@ class SoundFileTrack:
 
     @property
     def duration_s(self) -> float:
-        """Seconds as the header claims them; infinite where it does not say."""
+        """Duration in seconds according to the header; infinite where it is unknown."""
         return self._file.frames / self.sample_rate if self._file.frames < _UNKNOWN_FRAMES else float("inf")
 
     def close(self) -> None:
@@ -73,14 +73,14 @@ class SoundFileTrack:
         return self._start
 
     def pieces(self) -> Iterator[np.ndarray]:
-        """Yield (T, C) float32, each valid until the next, and note what is missing at the end."""
+        """Yield (T, C) float32, each valid until the next, and record what is missing at the end."""
         import soundfile
 
         file = self._file
         buffer = np.empty((PIECE, file.channels), np.float32)
         done, broken = self._start, False
         while not broken:
-            buffer.fill(np.nan)  # what libsndfile did decode before it raised an error is found by this mark
+            buffer.fill(np.nan)  # marks the samples that libsndfile decoded before an error
             try:
                 count = len(file.read(out=buffer))
             except soundfile.SoundFileError:
@@ -100,13 +100,13 @@ class SoundFileTrack:
             file = _open_forward(str(self._source))
             if file.format == "MP3":
                 file.close()
-                self._stream = self._source.open("rb")  # so that it can be told how far the decoder came
+                self._stream = self._source.open("rb")  # to find how far the decoder came
                 file = _open_forward(self._stream)
             return file
         except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: the suffix .raw
             self.close()
             reason = getattr(error, "error_string", "").rstrip(". ")
-            if not reason or "possibly a pipe" in reason:  # what libsndfile says of every MP3 it cannot read
+            if not reason or "possibly a pipe" in reason:  # libsndfile's message for every unreadable MP3
                 reason = "no sound in a known format"
             reason = reason.replace("Internal error : SF_INFO struct incomplete", "the sample rate is 0 or no number")
             raise AudioFileError(
@@ -143,14 +143,14 @@ class SoundFileTrack:
 
 
 def ffmpeg_line(name: str) -> str:
-    """Return the command that turns a file into one that is read here."""
+    """Return the command that converts a file to a readable one."""
     path = Path(name)
     out = path.with_name(f"{path.stem}_16k.wav" if path.suffix.lower() == ".wav" else f"{path.stem}.wav")
     return f"ffmpeg -i {shlex.quote(name)} -ar 16000 -ac 1 {shlex.quote(str(out))}"
 
 
 def _mp3_knows_length(name: str) -> bool:
-    """True where an encoder left the count of frames in the first frame (behind an ID3 tag of any length)."""
+    """Return whether the first frame, after an ID3 tag of any length, holds the number of frames."""
     with open(name, "rb") as file:
         head = file.read(10)
         tag = 0
@@ -162,10 +162,10 @@ def _mp3_knows_length(name: str) -> bool:
 
 
 def _open_forward(source: str | IO[bytes]) -> soundfile.SoundFile:
-    """Open a file to be read once from start to end.
+    """Open a file for reading once from start to end.
 
-    soundfile seeks to where it already is after every read of a seekable file. In an MP3 that throws away the bits
-    that a frame borrows from those before it: the next samples come out wrong and mpg123 prints an error.
+    soundfile seeks to the current position after every read of a seekable file. In an MP3 that discards the bits
+    that a frame borrows from previous ones: the next samples are wrong and mpg123 prints an error.
     """
     import soundfile
 
@@ -177,7 +177,7 @@ def _open_forward(source: str | IO[bytes]) -> soundfile.SoundFile:
 
 
 def _claimed_frames(file: soundfile.SoundFile, done: int) -> int:
-    """Return the frames the header promises; libsndfile corrects the count of WAV and its like, but logs it."""
+    """Return the number of frames in the header; libsndfile corrects that of WAV and similar formats, but logs it."""
     match = _CLAIMED_BYTES.search(file.extra_info)
     if not match:
         return file.frames

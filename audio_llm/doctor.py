@@ -1,4 +1,4 @@
-"""What this machine offers: versions, devices, programs, and which extras are missing."""
+"""Diagnosis of the installation: versions, devices, programs and missing extras."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CORE_REQUIREMENTS = (
     "tokenizers>=0.20",
     "filelock>=3.12",
 )
-EXTRAS: dict[str, tuple[str, ...]] = {  # as in pyproject.toml, without those that only this project's tests need
+EXTRAS: dict[str, tuple[str, ...]] = {  # as in pyproject.toml, without those of the tests
     "train": ("accelerate>=1.10,<2", "peft>=0.18,<1"),
     "plot": ("matplotlib>=3.10",),
     "ray": ("ray[data]>=2.50,<3",),
@@ -54,12 +54,12 @@ PROGRAMS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Package:
-    """A package that is needed.
+    """A required package.
 
     Attributes:
         name: Its name.
         version: None where it is not installed.
-        remedy: The pip line that installs it.
+        remedy: The pip command that installs it.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Extra:
     Attributes:
         name: Name of the extra.
         missing: Its packages that are not installed.
-        remedy: The pip line that installs them.
+        remedy: The pip command that installs them.
     """
 
     name: str
@@ -88,9 +88,9 @@ class Program:
 
     Attributes:
         name: Name of the command.
-        path: Where it is, or None.
+        path: Its path, or None.
         purpose: What it is for.
-        remedy: The line that installs it on Debian or Ubuntu.
+        remedy: The command that installs it on Debian or Ubuntu.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Device:
-    """A device that networks can run on, with what it is."""
+    """A device for neural networks and its description."""
 
     name: str
     description: str
@@ -109,15 +109,15 @@ class Device:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found.
+    """Result of `diagnose`.
 
     Attributes:
         python: Version and platform.
-        packages: This package and those it needs.
+        packages: This package and its requirements.
         extras: Optional groups.
         programs: Optional programs.
         devices: Devices, the CPU first.
-        notes: Known troubles of this combination, each with what to do.
+        notes: Known problems of this combination, with remedies.
     """
 
     python: str
@@ -129,7 +129,7 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """True where everything that the package needs is installed."""
+        """Whether all requirements are installed."""
         return all(package.version is not None for package in self.packages)
 
 
@@ -154,7 +154,7 @@ def resolve_device(device: str) -> str:
 
 
 def diagnose() -> Diagnosis:
-    """Look at the installation and the machine."""
+    """Diagnose the installation and the machine."""
     packages = [Package("audio-llm", __version__, "pip install .")]
     packages += [Package(_name(line), _version(line), _pip((line,))) for line in CORE_REQUIREMENTS]
     extras = []

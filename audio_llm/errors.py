@@ -1,4 +1,4 @@
-"""The errors a user can meet: what went wrong, with which file, and what to do about it."""
+"""Errors for users: what went wrong, with which file, and what to do about it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class AudioFileError(AudioLLMError):
 
 
 class DataError(AudioLLMError):
-    """A manifest, N-best list, text or configuration whose content is not what it should be."""
+    """A manifest, N-best list, text or configuration with invalid content."""
 
 
 class ConfigError(DataError):

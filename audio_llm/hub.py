@@ -1,4 +1,4 @@
-"""Model directories: config.json + model.safetensors + README.md card, saved, found by name or path, and verified."""
+"""Model directories (config.json, model.safetensors, README.md): saving, lookup by name or path, verification."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class LoadedModel:
     """One model directory in memory.
 
     Attributes:
-        path: The folder; further .json and .txt files of the model lie in it, their hashes checked.
+        path: The folder, with further .json and .txt files of the model, whose hashes are checked.
         kind: What the model is, such as `dlm` or `ctc`.
         config: The settings the network is built from.
         tensors: Weights by name; half precision is widened to float32.
-        provenance: What made it: recipe, seed, commit, data, versions.
+        provenance: How it was made: recipe, seed, commit, data, versions.
     """
 
     path: Path
@@ -80,15 +80,15 @@ class LoadedArrays:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One line of a list of models.
+    """Summary of a model directory.
 
     Attributes:
-        name: Name to load it by.
+        name: Name of the model.
         path: Its folder.
         kind: `dlm`, `ctc`, ...; `transformers:TYPE` for a folder in the transformers form; empty if unreadable.
         size_bytes: Size of all its files.
-        provenance: What made it.
-        problem: Why it cannot be used, or None; hashes are looked at by `verify_model` only.
+        provenance: How it was made.
+        problem: Why it cannot be used, or None; hashes are checked by `verify_model` only.
     """
 
     name: str
@@ -145,16 +145,16 @@ def save_model(
     provenance: Mapping[str, Any] | None = None,
     assets: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a model directory; a new one appears whole or not at all.
+    """Write a model directory; a new one is written completely or not at all.
 
     In a folder that exists the files are replaced one by one, config.json with the hashes last, so that a
     kill in between is noticed when the model is loaded; other files in it stay.
 
     Args:
-        folder: The directory to make.
+        folder: The directory to create.
         config: Settings of the network, plain JSON values.
         tensors: Weights by name, any shape; stored in the dtype given (`tensor.half()` halves the file).
-        kind: What it is, such as `dlm`.
+        kind: Kind of the model, such as `dlm`.
         card: Text of README.md.
         provenance: Recipe, seed, commit, data, versions, fingerprints of models it depends on.
         assets: Further text files by name (.json or .txt).
@@ -195,7 +195,7 @@ def save_model(
 
 
 def write_card(folder: str | os.PathLike[str], card: str) -> None:
-    """Replace the README.md of a model directory, and its hash with it."""
+    """Replace the README.md of a model directory and its hash."""
     folder = Path(folder)
     document = _read_config(folder)
     temporary = folder / f".{CARD_NAME}.tmp"
@@ -210,8 +210,8 @@ def load_model(name_or_dir: str | os.PathLike[str], kind: str | None = None, dev
 
     Args:
         name_or_dir: See `find_model`.
-        kind: The kind it must have; None takes any.
-        device: Where the tensors go.
+        kind: The expected kind; None accepts any.
+        device: Device of the tensors.
 
     Raises:
         ModelNotFoundError: There is no such model.
@@ -234,10 +234,10 @@ def load_network(
 
     Args:
         name_or_dir: See `find_model`.
-        kind: The kind it must have.
-        settings: Dataclass of its settings.
-        build: Settings -> network, a torch module.
-        device: Where it goes.
+        kind: The expected kind.
+        settings: Dataclass of the settings.
+        build: Function from settings to network.
+        device: Device of the network.
 
     Raises:
         ModelNotFoundError, ModelFormatError: As `load_model`, or the weights do not fit the settings.
@@ -280,7 +280,7 @@ def _read_weights(folder: Path, read: Callable[[Path], dict[str, Any]]) -> dict[
 
     try:
         return read(folder / WEIGHTS_NAME)
-    except (SafetensorError, OSError, ValueError, TypeError) as error:  # numpy knows no bfloat16
+    except (SafetensorError, OSError, ValueError, TypeError) as error:  # numpy has no bfloat16
         raise _damaged(folder / WEIGHTS_NAME, f"not readable as safetensors: {error}") from None
 
 
@@ -295,7 +295,7 @@ def model_settings(name_or_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def fingerprint(name_or_dir: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a model's weights as its directory states it, for models that depend on it."""
+    """Return the recorded SHA-256 of a model's weights, for models that depend on it."""
     folder = find_model(name_or_dir)
     manifest = read_manifest(folder)
     if manifest is not None and manifest.files and WEIGHTS_NAME not in manifest.files:
@@ -304,39 +304,39 @@ def fingerprint(name_or_dir: str | os.PathLike[str]) -> str:
 
 
 def model_stamp(name: str | None) -> str | None:
-    """Return the name and, for a model that lies here, a hash of its config with the hashes of its weights."""
+    """Return the name and, for a local model, a hash of its config, which holds the hashes of its weights."""
     if name is None:
         return None
     try:
         folder = find_model(name)
         manifest = folder / MANIFEST_NAME
         config = (manifest if manifest.is_file() else folder / CONFIG_NAME).read_bytes()
-    except (AudioLLMError, OSError):  # whoever loads it says what is wrong
+    except (AudioLLMError, OSError):  # the error is raised where the model is loaded
         return name
     return f"{name}:{hashlib.sha256(config).hexdigest()[:16]}"
 
 
 def find_companion(name_or_dir: str | os.PathLike[str], name: str, sha256: str | None = None) -> Path:
-    """Return the folder of a model that another one needs: beside that one's folder, or by name.
+    """Return the folder of a model that another one needs: a sibling of that one's folder, or by name.
 
     Args:
         name_or_dir: The model that needs it.
-        name: What it needs.
-        sha256: The fingerprint that this must have; None: the caller looks at it otherwise.
+        name: Name of the needed model.
+        sha256: Expected fingerprint; None leaves the check to the caller.
 
     Raises:
         ModelNotFoundError: It is not there.
-        ModelFormatError: There is another model of that name.
+        ModelFormatError: The model of that name has another fingerprint.
     """
     folder = find_model(name_or_dir)
-    beside = folder.parent / name
-    found = find_model(beside if beside.is_dir() else name)
-    if sha256 is not None and fingerprint(found) != sha256:
+    sibling = folder.parent / name
+    companion = find_model(sibling if sibling.is_dir() else name)
+    if sha256 is not None and fingerprint(companion) != sha256:
         remedy = "tune it again, or get both again"
         raise ModelFormatError(
             f"its settings belong to another model than the {name!r} that is here", path=folder, remedy=remedy
         )
-    return found
+    return companion
 
 
 def find_model(name_or_dir: str | os.PathLike[str]) -> Path:
@@ -389,7 +389,7 @@ def list_models() -> list[ModelInfo]:
 
 
 def model_info(name_or_dir: str | os.PathLike[str], name: str | None = None) -> ModelInfo:
-    """Describe a model without reading its weights; what is wrong with it goes to `problem`."""
+    """Describe a model without reading its weights; defects are described in `problem`."""
     folder = find_model(name_or_dir)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     name = name or folder.resolve().name.replace("--", "/")
@@ -409,7 +409,7 @@ def model_info(name_or_dir: str | os.PathLike[str], name: str | None = None) -> 
 
 
 def _origin(manifest: Manifest) -> dict[str, Any]:
-    """Return what the record of an installed model says about where it came from."""
+    """Return the origin of an installed model from its record."""
     verified = "by this project" if manifest.verified_by_project else "not verified by the project"
     return {"source": manifest.source, "license": manifest.license, "files verified": verified, **manifest.origin}
 

@@ -1,4 +1,4 @@
-"""The record of an installed model: the files of its folder, where they came from, whether they are unchanged."""
+"""Records of installed models: their files, their origin, and the check that they are unchanged."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def weights_sha256(manifest: Manifest) -> str:
 
 
 def is_ctranslate2(path: Path) -> bool:
-    """Return whether a file begins as CTranslate2's own format does: a version and the name of a network, no pickle."""
+    """Return whether a file begins like CTranslate2's format: a version and the name of a network, not a pickle."""
     try:
         with path.open("rb") as file:
             start = file.read(_SPEC_BYTES)
@@ -157,7 +157,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _compare_with_registry(folder: Path, manifest: Manifest) -> None:
-    """Refuse a record that claims pinned files but states other hashes than this package pins."""
+    """Refuse a record that claims pinned files but has other hashes than this package pins."""
     model = MODELS.get(manifest.name)
     if model is None or model.index is None or manifest.source != "index" or not manifest.verified_by_project:
         return
@@ -171,7 +171,7 @@ def _compare_with_registry(folder: Path, manifest: Manifest) -> None:
 
 
 def _state(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Return what a stamp holds: the record's SHA-256, and size and times of every file, sizes compared."""
+    """Return the content of a stamp, the record's SHA-256 with size and times of every file, after checking sizes."""
     files = {}
     for name, recorded in manifest.files.items():
         try:

@@ -1,4 +1,4 @@
-"""Figures for N-best lists and for what a corrector made of them, as people who correct such lists report them."""
+"""Metrics of N-best lists and of their corrections, as the literature reports them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from audio_llm.text import DEFAULT_NORMALIZER, Normalizer
 
 @dataclass(frozen=True)
 class ListScores:
-    """What a set of N-best lists holds (HyPoradise, NeurIPS 2023, for both oracles).
+    """Metrics of a set of N-best lists (both oracles after HyPoradise, NeurIPS 2023).
 
     Attributes:
         first: Errors of the first hypotheses.
-        oracle: Errors of the best hypothesis of each list, o_nb: the bound of choosing.
+        oracle: Errors of the best hypothesis of each list, o_nb: the bound of reranking.
         missing_words: Reference words that are in no hypothesis of their list.
         right: Lists whose first hypothesis has no error.
         hypotheses: Hypotheses of all lists.
-        distinct_hypotheses: Hypotheses that differ from all others of their list after normalising.
-        normalizer: Name of the normaliser that everything went through.
+        distinct_hypotheses: Hypotheses that differ from all others of their list after normalizing.
+        normalizer: Name of the normalizer.
     """
 
     first: TextScores
@@ -44,26 +44,26 @@ class ListScores:
 
     @property
     def compositional_oracle_rate(self) -> float:
-        """Missing over all reference words, o_cp: the bound of putting words of a list together in any way."""
+        """Missing over all reference words, o_cp: the bound of any combination of the words of a list."""
         return self.missing_words / self.first.counts.words
 
     @property
     def right_rate(self) -> float:
-        """Share of lists that are right as they are."""
+        """Fraction of lists whose first hypothesis is correct."""
         return self.right / self.first.counts.utterances
 
 
 @dataclass(frozen=True)
 class CorrectionScores:
-    """What a corrector made of N-best lists.
+    """Metrics of the corrections of N-best lists.
 
-    A share of nothing is None: what a corrector keeps right is not known where nothing was right.
+    A fraction of no items is None: the rate of kept correct lists is unknown where no list was correct.
 
     Attributes:
-        lists: Figures of the lists themselves.
+        lists: Metrics of the lists.
         output: Errors of the corrector's texts.
-        p_value: Share of resamples in which the output has no fewer errors than the first hypotheses.
-        changes: What was changed, in counts.
+        p_value: Fraction of resamples in which the output has no fewer errors than the first hypotheses.
+        changes: Counts of the changes.
     """
 
     lists: ListScores
@@ -73,43 +73,43 @@ class CorrectionScores:
 
     @property
     def relative_change(self) -> float | None:
-        """Change of the word error rate over that of the first hypotheses; below 0 is a gain."""
+        """Relative change of the word error rate; below 0 is a gain."""
         before = self.lists.first.counts.errors
-        return _share(self.output.counts.errors - before, before)
+        return _ratio(self.output.counts.errors - before, before)
 
     @property
     def recovered(self) -> float | None:
-        """RIR (agwer): the part of the way from the first hypotheses to the oracle of choosing that was gone.
+        """RIR (agwer): fraction of the gap between first hypotheses and oracle that is closed.
 
-        Below 0 the output is worse than the first hypotheses, above 1 better than any choice from the lists. None
+        Below 0 the output is worse than the first hypotheses, above 1 better than the oracle. None
         where the oracle is no better than the first hypotheses.
         """
         before = self.lists.first.counts.errors
-        return _share(before - self.output.counts.errors, before - self.lists.oracle.counts.errors)
+        return _ratio(before - self.output.counts.errors, before - self.lists.oracle.counts.errors)
 
     @property
     def changed_rate(self) -> float:
-        """Share of lists whose output differs from the first hypothesis."""
+        """Fraction of lists whose output differs from the first hypothesis."""
         return self.changes.changed / self.changes.utterances
 
     @property
     def keep_correct_rate(self) -> float | None:
-        """Share of the right first hypotheses that are right afterwards."""
-        return _share(self.changes.right_before - self.changes.broken, self.changes.right_before)
+        """Fraction of the correct first hypotheses that stay correct."""
+        return _ratio(self.changes.right_before - self.changes.broken, self.changes.right_before)
 
     @property
     def fix_wrong_rate(self) -> float | None:
-        """Share of the wrong first hypotheses that are right afterwards."""
-        return _share(self.changes.fixed, self.changes.utterances - self.changes.right_before)
+        """Fraction of the wrong first hypotheses that become correct."""
+        return _ratio(self.changes.fixed, self.changes.utterances - self.changes.right_before)
 
     @property
     def improve_wrong_rate(self) -> float | None:
-        """Share of the wrong first hypotheses that have fewer errors afterwards, the wholly right ones included."""
-        return _share(self.changes.better, self.changes.utterances - self.changes.right_before)
+        """Fraction of the wrong first hypotheses with fewer errors afterwards, correct ones included."""
+        return _ratio(self.changes.better, self.changes.utterances - self.changes.right_before)
 
     @property
     def broken_rate(self) -> float:
-        """Share of all lists that were right before and are not afterwards."""
+        """Fraction of all lists that were correct and become wrong."""
         return self.changes.broken / self.changes.utterances
 
     @property
@@ -117,20 +117,20 @@ class CorrectionScores:
         """HER: harmful edits over harmful and helpful ones.
 
         The name and the quotient are those of agwer, the package of a HyPoradise author, which labels whole
-        utterances, or reference words. Here an edit is a differing stretch, see `ChangeCounts`, so that the
+        utterances, or reference words. Here an edit is a differing span (see `ChangeCounts`), so the
         figures of the two are close and not equal. None without an edit that helped or harmed.
         """
         harmful = self.changes.harmful_edits
-        return _share(harmful, harmful + self.changes.helpful_edits)
+        return _ratio(harmful, harmful + self.changes.helpful_edits)
 
     @property
     def hallucinated_rate(self) -> float | None:
-        """Share of output words that nobody said and no hypothesis has: novel ones, and repeated too often.
+        """Fraction of output words that are neither in the reference nor in a hypothesis: novel or repeated too often.
 
-        After agwer's word hallucination rate, which asks an alignment where this asks how often the reference has
+        After agwer's word hallucination rate, which uses an alignment where this counts how often the reference has
         the word.
         """
-        return _share(self.changes.novel_words + self.changes.repeated_words, self.changes.output_words)
+        return _ratio(self.changes.novel_words + self.changes.repeated_words, self.changes.output_words)
 
     @property
     def length_ratio(self) -> float:
@@ -139,7 +139,7 @@ class CorrectionScores:
 
 
 def score_lists(lists: Sequence[NBest], normalizer: Normalizer = DEFAULT_NORMALIZER) -> ListScores:
-    """Return what lists hold.
+    """Return the metrics of lists.
 
     Args:
         lists: N-best lists with references.
@@ -154,11 +154,11 @@ def score_lists(lists: Sequence[NBest], normalizer: Normalizer = DEFAULT_NORMALI
 def score_corrections(
     lists: Sequence[NBest], outputs: Sequence[str], normalizer: Normalizer = DEFAULT_NORMALIZER
 ) -> CorrectionScores:
-    """Return what a corrector made of lists.
+    """Return the metrics of corrections.
 
     Args:
         lists: N-best lists with references.
-        outputs: Its text for each list, in the same order.
+        outputs: Corrected text of each list, in the same order.
         normalizer: Applied to references, hypotheses and outputs.
 
     Raises:
@@ -193,7 +193,7 @@ def _score_lists(lists: Sequence[NBest], normalizer: Normalizer) -> ListScores:
 
 
 def _normalize(lists: Sequence[NBest], normalizer: Normalizer) -> list[NBest]:
-    """Return the lists with normalised words, so that each text goes through the normaliser once, not once a figure."""
+    """Return the lists with normalized words, so that each text is normalized only once."""
     normalized = []
     for nbest in lists:
         if nbest.reference is None:
@@ -204,7 +204,7 @@ def _normalize(lists: Sequence[NBest], normalizer: Normalizer) -> list[NBest]:
 
 
 def _applied(normalizer: Normalizer) -> Normalizer:
-    """Return what leaves normalised texts as they are, under the normaliser's name."""
+    """Return an identity normalizer with the same name, for normalized texts."""
     return Normalizer(normalizer.name, str)
 
 
@@ -212,5 +212,5 @@ def _references(lists: Sequence[NBest]) -> list[str]:
     return [nbest.reference or "" for nbest in lists]
 
 
-def _share(part: int, whole: int) -> float | None:
+def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None

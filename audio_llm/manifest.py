@@ -1,4 +1,4 @@
-"""JSONL manifests in NeMo's form: one utterance a line, read lazily and checked."""
+"""JSONL manifests in NeMo's form: one utterance per line, read lazily and checked."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Utterance:
 
     Attributes:
         audio_filepath: The sound file.
-        duration: Its length in seconds, or None where the manifest does not say.
-        text: What is said in it, or None where nobody knows.
-        speaker: A name of the speaker, or None.
+        duration: Duration in seconds, or None where it is not given.
+        text: Transcript, or None where it is unknown.
+        speaker: Name of the speaker, or None.
         split: The part of the data it belongs to (`train`, `dev`, `test`), or None.
         extra: Every other key of the manifest.
     """
@@ -42,10 +42,10 @@ def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
     Args:
         path: A JSONL file whose objects have `audio_filepath` (or `path`) and, if known, `duration`, `text`,
             `speaker`, `split` and anything else. Empty lines are skipped.
-        root: The folder that relative names of sound files start from; None takes the manifest's own.
+        root: Base folder of relative paths of sound files; None uses that of the manifest.
 
     Raises:
-        DataError: No such file, no text, or a line that is not such an object; the message names file and line.
+        DataError: The file is missing, not text, or has an invalid line; the message names file and line.
     """
     path = Path(path)
     folder = Path(root) if root is not None else path.parent
@@ -63,13 +63,13 @@ def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
 def write_manifest(
     utterances: Iterable[Utterance], path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
 ) -> int:
-    """Write a manifest whole or not at all; return how many lines it has.
+    """Write a manifest atomically; return the number of its lines.
 
     Args:
-        utterances: What to write, one line each.
+        utterances: Utterances, one per line.
         path: The file.
-        root: Names of sound files below this folder are written relative to it, others as they are;
-            None takes the folder of `path`. Give `read_manifest` the same.
+        root: Paths of sound files below this folder are written relative to it, others unchanged;
+            None uses the folder of `path`. Give `read_manifest` the same.
 
     Raises:
         DataError: The file cannot be written.
@@ -111,7 +111,7 @@ def _utterance(line: str, folder: Path, path: Path, number: int) -> Utterance:
         raise DataError(
             f"line {number}: {error}",
             path=path,
-            remedy='give one object a line: {"audio_filepath": "a.wav", "duration": 1.5, "text": "..."}',
+            remedy='give one object per line: {"audio_filepath": "a.wav", "duration": 1.5, "text": "..."}',
         ) from None
 
 

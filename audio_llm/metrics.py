@@ -1,4 +1,4 @@
-"""Figures for words: error rates with every count, over-correction, intervals, paired tests."""
+"""Word-level metrics: error rates with all counts, over-correction, intervals, paired tests."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class ErrorCounts:
 
     Attributes:
         substitutions: Words replaced.
-        deletions: Reference words missing.
-        insertions: Words too many.
-        words: Words of the references.
-        utterances: How many were compared.
-        normalizer: Name of the normaliser both sides went through.
+        deletions: Missing reference words.
+        insertions: Inserted words.
+        words: Reference words.
+        utterances: Number of utterances.
+        normalizer: Name of the normalizer of both sides.
     """
 
     substitutions: int
@@ -67,7 +67,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class TextScores:
-    """How many words of a set are wrong, and how sure that is.
+    """Word errors of a set with the interval of their rate.
 
     Attributes:
         counts: Word errors of the whole set.
@@ -80,29 +80,29 @@ class TextScores:
 
 @dataclass(frozen=True)
 class ChangeCounts:
-    """What a corrector did to a set of utterances.
+    """Counts of the changes of a corrector to a set of utterances.
 
-    An edit is one stretch in which the output differs from the recogniser's text, with at least one equal word
+    An edit is one span in which the output differs from the recognizer's text, with at least one equal word
     between two of them (`align.edits`). It is harmful if undoing it alone lowers the errors of the output, helpful if
     that raises them, else neither.
 
     Attributes:
-        utterances: How many.
-        changed: Whose words differ from the recogniser's.
-        better: With fewer errors than before.
-        worse: With more errors than before.
-        right_before: Without error before.
-        broken: Without error before, with errors after.
-        fixed: With errors before, without after.
-        harmed_words: Words that were right before and are wrong after.
-        right_words: Words that were right before.
+        utterances: Number of utterances.
+        changed: Utterances whose words differ from the recognizer's.
+        better: Utterances with fewer errors than before.
+        worse: Utterances with more errors than before.
+        right_before: Utterances without errors before.
+        broken: Utterances without errors before and with errors after.
+        fixed: Utterances with errors before and without errors after.
+        harmed_words: Words that were correct before and are wrong after.
+        right_words: Words that were correct before.
         novel_words: Output words that are in no hypothesis and not in the reference.
         repeated_words: Output words beyond the most that the reference or any one hypothesis has of them, without
             the novel ones.
         output_words: Words of the output.
-        edits: Differing stretches.
-        helpful_edits: Those that took errors away.
-        harmful_edits: Those that brought errors.
+        edits: Edits.
+        helpful_edits: Edits that removed errors.
+        harmful_edits: Edits that added errors.
     """
 
     utterances: int
@@ -128,8 +128,8 @@ def word_errors(
     """Count word errors over a set.
 
     Args:
-        references: True texts.
-        hypotheses: Texts to judge, in the same order.
+        references: Reference texts.
+        hypotheses: Texts to score, in the same order.
         normalizer: Applied to both.
 
     Raises:
@@ -139,7 +139,7 @@ def word_errors(
 
 
 def sum_errors(counts: np.ndarray, normalizer: Normalizer) -> ErrorCounts:
-    """Add up utterances: (N, 4) int64 from `utterance_errors`, with the normaliser that they went through."""
+    """Sum the counts of utterances, (N, 4) int64 from `utterance_errors`, for the named normalizer."""
     s, d, i, n = (int(column) for column in counts.sum(axis=0))
     return ErrorCounts(s, d, i, n, len(counts), normalizer.name)
 
@@ -150,8 +150,8 @@ def score_texts(
     """Count word errors over a set, with the interval of their rate.
 
     Args:
-        references: True texts.
-        hypotheses: Texts to judge, in the same order.
+        references: Reference texts.
+        hypotheses: Texts to score, in the same order.
         normalizer: Applied to both.
 
     Raises:
@@ -199,9 +199,9 @@ def bootstrap_interval(
 
     Args:
         counts: (N, 4) int64 from `utterance_errors`.
-        level: Probability to cover.
-        resamples: How many.
-        seed: Of the resampling.
+        level: Coverage probability.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
     """
     rates = _resampled_rates(counts, resamples, seed)
     low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
@@ -209,13 +209,13 @@ def bootstrap_interval(
 
 
 def paired_p_value(before: np.ndarray, after: np.ndarray, resamples: int = RESAMPLES, seed: int = _SEED) -> float:
-    """Return the share of resamples in which `after` has no fewer errors than `before` (one-sided paired bootstrap).
+    """Return the fraction of resamples in which `after` has no fewer errors than `before` (one-sided paired bootstrap).
 
     Args:
         before: (N, 4) int64 from `utterance_errors`.
         after: The same utterances under the other system.
-        resamples: How many.
-        seed: Of the resampling.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
     """
     difference = after[:, :3].sum(axis=1) - before[:, :3].sum(axis=1)
     weights = _weights(len(difference), resamples, seed)
@@ -225,14 +225,14 @@ def paired_p_value(before: np.ndarray, after: np.ndarray, resamples: int = RESAM
 def count_changes(
     lists: Sequence[NBest], outputs: Sequence[str], normalizer: Normalizer = DEFAULT_NORMALIZER
 ) -> ChangeCounts:
-    """Compare a corrector's outputs with the recogniser's best texts; every list needs a reference."""
+    """Compare a corrector's outputs with the recognizer's best texts; every list needs a reference."""
     totals = dict.fromkeys(ChangeCounts.__dataclass_fields__, 0)
     for nbest, output in zip(lists, outputs, strict=True):
         if nbest.reference is None:
             raise DataError(f"list {nbest.id!r} has no reference")
         reference, before, after = (normalizer(t).split() for t in (nbest.reference, nbest.best, output))
         old, new = count_edits(reference, before), count_edits(reference, after)
-        made_up = _made_up(after, [reference, *(normalizer(text).split() for text in nbest.texts)])
+        added = _added_words(after, [reference, *(normalizer(text).split() for text in nbest.texts)])
         effects = _edit_effects(reference, before, after)
         row = {
             "utterances": 1,
@@ -244,8 +244,8 @@ def count_changes(
             "fixed": new.errors == 0 < old.errors,
             "harmed_words": _harmed(reference, before, after) if before != after else 0,
             "right_words": old.hits,
-            "novel_words": made_up.novel,
-            "repeated_words": made_up.repeated,
+            "novel_words": added.novel,
+            "repeated_words": added.repeated,
             "output_words": len(after),
             "edits": len(effects),
             "helpful_edits": sum(effect < 0 for effect in effects),
@@ -257,7 +257,7 @@ def count_changes(
 
 
 def oracle(nbest: NBest, normalizer: Normalizer = DEFAULT_NORMALIZER, depth: int | None = None) -> str:
-    """Return the hypothesis with the fewest errors, the first of equals; depth limits how many are looked at."""
+    """Return the hypothesis with the fewest errors, the first of equals; depth limits their number."""
     reference = normalizer(nbest.reference or "").split()
     texts = nbest.texts[:depth] or ("",)
     return min(texts, key=lambda text: edit_distance(reference, normalizer(text).split()))
@@ -267,29 +267,29 @@ def compositional_oracle_errors(lists: Iterable[NBest], normalizer: Normalizer =
     """Count reference words that occur in no hypothesis of their list (HyPoradise's o_cp, over occurrences)."""
     missing = 0
     for nbest in lists:
-        heard = {word for text in nbest.texts for word in normalizer(text).split()}
-        missing += sum(word not in heard for word in normalizer(nbest.reference or "").split())
+        recognized = {word for text in nbest.texts for word in normalizer(text).split()}
+        missing += sum(word not in recognized for word in normalizer(nbest.reference or "").split())
     return missing
 
 
 @dataclass(frozen=True)
-class _MadeUp:
+class _AddedWords:
     novel: int
     repeated: int
 
 
-def _made_up(output: Sequence[str], sources: Sequence[Sequence[str]]) -> _MadeUp:
-    """Count output words beyond the most that any one source has of them: of words in no source, and of others."""
+def _added_words(output: Sequence[str], sources: Sequence[Sequence[str]]) -> _AddedWords:
+    """Count output words beyond the maximum of any source: words in no source, and repeated ones."""
     most: Counter[str] = Counter()
     for source in sources:
         most |= Counter(source)
     beyond = Counter(output) - most
     novel = sum(count for word, count in beyond.items() if word not in most)
-    return _MadeUp(novel, beyond.total() - novel)
+    return _AddedWords(novel, beyond.total() - novel)
 
 
 def _edit_effects(reference: Sequence[str], before: Sequence[str], after: Sequence[str]) -> list[int]:
-    """Return for every edit how many errors the output has more than with that edit alone undone."""
+    """Return for every edit the number of errors that it adds: those of the output less those without the edit."""
     errors = edit_distance(reference, after)
     effects = []
     for edit in edits(before, after):
@@ -300,15 +300,15 @@ def _edit_effects(reference: Sequence[str], before: Sequence[str], after: Sequen
 
 
 def _harmed(reference: Sequence[str], before: Sequence[str], after: Sequence[str]) -> int:
-    return len(_right_places(reference, before) - _right_places(reference, after))
+    return len(_correct_positions(reference, before) - _correct_positions(reference, after))
 
 
-def _right_places(reference: Sequence[str], hypothesis: Sequence[str]) -> set[int]:
+def _correct_positions(reference: Sequence[str], hypothesis: Sequence[str]) -> set[int]:
     return {
-        place
+        index
         for op in align(reference, hypothesis)
         if op.kind == "equal"
-        for place in range(op.source_start, op.source_end)
+        for index in range(op.source_start, op.source_end)
     }
 
 

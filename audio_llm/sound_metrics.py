@@ -1,4 +1,4 @@
-"""Figures for sound: ratios in dB, PESQ, STOI, DNSMOS; the last three with the packages of the extra `metrics`."""
+"""Metrics of speech quality: ratios in dB, PESQ, STOI, DNSMOS; the last three need the extra `metrics`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from audio_llm.errors import DataError, MissingDependencyError
 
 SAMPLE_RATE = 16_000  # Hz
 _FLOOR = 1e-8  # of an energy
-_DNSMOS_SAMPLES = 144_160  # 9.01 s, what the P.835 network takes
+_DNSMOS_SAMPLES = 144_160  # 9.01 s, the input of the P.835 network
 
 
 @dataclass(frozen=True)
 class Dnsmos:
-    """Predicted opinion scores of P.835, 1 to 5.
+    """Predicted mean ratings of P.835 (DNSMOS), 1 to 5.
 
     Attributes:
-        sig: Of the speech.
-        bak: Of the background.
-        ovrl: Of everything.
+        sig: Rating of the speech signal.
+        bak: Rating of the background noise.
+        ovrl: Overall rating.
     """
 
     sig: float
@@ -34,7 +34,7 @@ class Dnsmos:
 
 
 def snr_db(estimate: Tensor, target: Tensor) -> Tensor:
-    """Return the target's energy over that of the error: (...,) for (..., T); level counts."""
+    """Return the energy ratio of target and error in dB: (...,) for (..., T); it depends on the level."""
     error = (estimate - target).square().sum(-1)
     return 10.0 * torch.log10((target.square().sum(-1) + _FLOOR) / (error + _FLOOR))
 
@@ -44,9 +44,9 @@ def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
     estimate = estimate - estimate.mean(-1, keepdim=True)
     target = target - target.mean(-1, keepdim=True)
     scale = (estimate * target).sum(-1, keepdim=True) / (target.square().sum(-1, keepdim=True) + _FLOOR)
-    wanted = scale * target
-    error = (estimate - wanted).square().sum(-1)
-    return 10.0 * torch.log10((wanted.square().sum(-1) + _FLOOR) / (error + _FLOOR))
+    projection = scale * target
+    error = (estimate - projection).square().sum(-1)
+    return 10.0 * torch.log10((projection.square().sum(-1) + _FLOOR) / (error + _FLOOR))
 
 
 def pesq_wb(clean: np.ndarray, estimate: np.ndarray) -> float:
@@ -80,7 +80,7 @@ def dnsmos(waveform: np.ndarray) -> Dnsmos:
         DataError: The waveform is empty.
     """
     if not waveform.size:
-        raise DataError("there is no sound to judge")
+        raise DataError("there is no sound to rate")
     repeats = -(-_DNSMOS_SAMPLES // waveform.size)
     waveform = np.tile(waveform, repeats) if waveform.size < _DNSMOS_SAMPLES else waveform
     starts = range(0, waveform.size - _DNSMOS_SAMPLES + 1, SAMPLE_RATE)
@@ -94,7 +94,7 @@ def dnsmos(waveform: np.ndarray) -> Dnsmos:
     return Dnsmos(sig, bak, ovrl)
 
 
-# The published network's outputs become opinion scores by these quadratics.
+# Quadratic mapping of the published network's outputs to ratings.
 _DNSMOS_CURVES = (
     (-0.08397278, 1.22083953, 0.0052439),
     (-0.13166888, 1.60915514, -0.39604546),
@@ -108,7 +108,7 @@ def _dnsmos_session() -> Any:
     from pathlib import Path
 
     onnxruntime = _import("onnxruntime")
-    spec = find_spec("speechmos")  # not imported: that would want librosa
+    spec = find_spec("speechmos")  # not imported, since that requires librosa
     if spec is None or not spec.submodule_search_locations:
         raise _missing("speechmos")
     path = Path(spec.submodule_search_locations[0]) / "dnsmos_models" / "sig_bak_ovr.onnx"

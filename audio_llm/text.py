@@ -1,4 +1,4 @@
-"""Named text normalisers: one object for training and for scoring, its name printed with every figure; sentences."""
+"""Named text normalizers, the same for training and scoring; splitting of text into sentences."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _ABBREVIATIONS = (
 )
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _MARKS = re.compile(r"[_*\[\]{}|<>=~^]|--+")
-_STOP = "\u2024"  # stands for a full stop that ends no sentence
+_STOP = "\u2024"  # replaces a full stop that does not end a sentence
 _ABBREVIATION = re.compile(r"\b(" + "|".join(_ABBREVIATIONS) + r"|[A-Z])\.")
 _END = re.compile(r"(?<=[.!?;])[\"')”’]*\s+(?=[\"'(“‘]*[A-Z])|(?<=;)\s+")  # noqa: RUF001
 _SPELLED = re.compile(r"\b(?:[a-z] )+[a-z]\b")
@@ -53,7 +53,7 @@ _SPELLED = re.compile(r"\b(?:[a-z] )+[a-z]\b")
 class Normalizer:
     """A named mapping from written text to the words that are compared.
 
-    Calling it twice changes nothing more: `n(n(text)) == n(text)`.
+    It is idempotent: `n(n(text)) == n(text)`.
     """
 
     name: str
@@ -64,16 +64,16 @@ class Normalizer:
 
 
 def get_normalizer(name: str) -> Normalizer:
-    """Return the normaliser of that name.
+    """Return the normalizer of that name.
 
     Args:
         name: One of `NORMALIZERS`.
 
     Raises:
-        UsageError: No normaliser has that name.
+        UsageError: No normalizer has that name.
     """
     if name not in NORMALIZERS:
-        raise UsageError(f"no text normaliser is named {name!r}", remedy=f"use one of {', '.join(NORMALIZERS)}")
+        raise UsageError(f"no text normalizer is named {name!r}", remedy=f"use one of {', '.join(NORMALIZERS)}")
     return NORMALIZERS[name]
 
 
@@ -98,10 +98,10 @@ def _basic(text: str) -> str:
     return " ".join(_OUTER_APOSTROPHE.sub(" ", text).split())
 
 
-def _spoken(text: str) -> str:
-    """As `basic`, with numbers, titles and the ampersand written as they are said."""
+def _numbers_as_words(text: str) -> str:
+    """As `basic`, with numbers, titles and the ampersand as spoken words."""
     text = _SAINT.sub("saint", _plain_characters(text)).replace("&", " and ")
-    text = _NUMBER.sub(lambda match: f" {_say_number(match.group())} ", text)
+    text = _NUMBER.sub(lambda match: f" {_number_words(match.group())} ", text)
     return " ".join(_TITLES.get(word, word) for word in _basic(text).split())
 
 
@@ -109,7 +109,7 @@ def _plain_characters(text: str) -> str:
     return unicodedata.normalize("NFKC", text.translate(_QUOTES)).translate(_QUOTES)
 
 
-def _say_number(digits: str) -> str:
+def _number_words(digits: str) -> str:
     from num2words import num2words
 
     ordinal = digits[-2:] in {"st", "nd", "rd", "th"}
@@ -126,12 +126,10 @@ def _say_number(digits: str) -> str:
 
 def _letters(text: str) -> str:
     """As `spoken`, with runs of spelled letters joined: `n e c` becomes `nec`."""
-    joined = _SPELLED.sub(lambda match: match.group().replace(" ", ""), _spoken(text))
-    return _spoken(joined)  # `d r` has become an abbreviation
+    joined = _SPELLED.sub(lambda match: match.group().replace(" ", ""), _numbers_as_words(text))
+    return _numbers_as_words(joined)  # `d r` is now an abbreviation
 
 
-NORMALIZERS: dict[str, Normalizer] = {
-    function.__name__.lstrip("_"): Normalizer(function.__name__.lstrip("_"), function)
-    for function in (_raw, _basic, _spoken, _letters)
-}
+_FUNCTIONS = {"raw": _raw, "basic": _basic, "spoken": _numbers_as_words, "letters": _letters}
+NORMALIZERS = {name: Normalizer(name, function) for name, function in _FUNCTIONS.items()}
 DEFAULT_NORMALIZER = NORMALIZERS["spoken"]

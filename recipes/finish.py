@@ -1,4 +1,4 @@
-"""A trained model to one that ships: half precision, with its card."""
+"""Package a trained model: half precision, with its card."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def finish(trained: Path, folder: Path, card: Path, recipe: str, settings: Mappi
     """Write the model directory `folder`.
 
     Args:
-        trained: As a training left it.
-        folder: The model to make.
-        card: Its text.
-        recipe: Where it was made, such as `recipes/codec`.
-        settings: That were found since, and go with it.
+        trained: Model directory of a training.
+        folder: Model directory to write.
+        card: Text of the card.
+        recipe: Folder of the recipe, such as `recipes/codec`.
+        settings: Settings to add, such as tuned thresholds.
     """
     loaded = hub.load_model(trained)
     provenance = {"recipe": recipe, "training": loaded.provenance}

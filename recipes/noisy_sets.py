@@ -1,6 +1,6 @@
-"""Which speech and noise is in training, tuning and test.
+"""Split of speech and noise into training, tuning and test.
 
-No noise recording is in two of them, and of the people Kathleen alone, whose prompts are divided.
+No noise recording is in two of them, and of the speakers only Kathleen, whose prompts are divided.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from audio_llm.simulation.speech_pack import FULL_BAND_HZ, Utterance, write_spee
 from audio_llm.text import DEFAULT_NORMALIZER
 
 PARTS = ("train", "tune", "test")
-CORPORA = (  # all but voicebank_demand_few, which is for reporting alone
+CORPORA = (  # all but voicebank_demand_few, which is only for reporting
     "librispeech_tc100",
     "librispeech_dev_clean_mp3",
     "librispeech_test_other",
@@ -29,9 +29,9 @@ CORPORA = (  # all but voicebank_demand_few, which is for reporting alone
     "kathleen",
     "cmu_arctic_few",
 )
-ONE_VOICE = "kathleen"  # divided by prompt: she is in training, and her reported prompts in test
-TUNE_SHARE = 0.06  # of the training speakers, of Kathleen's training prompts, and of the noises
-TEST_NOISE_SHARE = 0.15
+ONE_VOICE = "kathleen"  # divided by prompt: she is in training, her reported prompts are in test
+TUNE_FRACTION = 0.06  # of the training speakers, of Kathleen's training prompts, and of the noises
+TEST_NOISE_FRACTION = 0.15
 LEAST_S = 0.8  # of an utterance
 
 
@@ -40,14 +40,14 @@ def pack(folder: Path, output: Path) -> None:
 
     Args:
         folder: The data: `audio/speech` and `audio/noise` with their manifests.
-        output: Where the packs go.
+        output: Output folder of the packs.
     """
     missing = [corpus for corpus in CORPORA if not (folder / "audio" / "speech" / corpus / "manifest.jsonl").exists()]
     if missing:
         logging.warning("without %s", ", ".join(missing))
     for part in PARTS:
-        found = write_speech_pack(output / part, utterances(folder, part), noises(folder, part))
-        logging.info("%s: %s", part, found)
+        counts = write_speech_pack(output / part, utterances(folder, part), noises(folder, part))
+        logging.info("%s: %s", part, counts)
 
 
 def utterances(folder: Path, part: str) -> Iterator[Utterance]:
@@ -67,32 +67,38 @@ def noises(folder: Path, part: str) -> Iterator[np.ndarray]:
     """Yield the noise recordings of a part."""
     for path in sorted((folder / "audio" / "noise").glob("*/manifest.jsonl")):
         for row in _manifest(path):
-            share = _share(row.get("source") or row["id"])
-            own = "test" if share < TEST_NOISE_SHARE else "tune" if share < TEST_NOISE_SHARE + TUNE_SHARE else "train"
-            if own == part:
+            fraction = _fraction(row.get("source") or row["id"])
+            assigned = (
+                "test"
+                if fraction < TEST_NOISE_FRACTION
+                else "tune"
+                if fraction < TEST_NOISE_FRACTION + TUNE_FRACTION
+                else "train"
+            )
+            if assigned == part:
                 yield audio.read(folder / "audio" / row["path"])
 
 
 def row_part(row: dict[str, Any]) -> str:
-    """Return the part of a manifest's row: its `dev` is the test, tuning is carved out of `train`."""
+    """Return the part of a manifest's row: its `dev` is the test, tuning is split off from `train`."""
     if row["split"] != "train":
         return "test"
     by = row.get("prompt") or row["id"] if row["speaker"] == ONE_VOICE else row["speaker"]
-    return "tune" if _share(str(by)) < TUNE_SHARE else "train"
+    return "tune" if _fraction(str(by)) < TUNE_FRACTION else "train"
 
 
 def words(row: dict[str, Any]) -> str:
-    """Return the normalised text of a manifest's row, empty where it has none."""
+    """Return the normalized text of a manifest's row, empty where it has none."""
     return DEFAULT_NORMALIZER(row.get("text") or "")
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
     paths = {corpus: folder / "audio" / "speech" / corpus / "manifest.jsonl" for corpus in CORPORA}
-    found = {corpus: path for corpus, path in paths.items() if path.exists()}
-    if not found:
+    present = {corpus: path for corpus, path in paths.items() if path.exists()}
+    if not present:
         remedy = "see the recipe's README for the layout of a data folder"
         raise DataError(f"none of {', '.join(CORPORA)} is here", path=folder / "audio" / "speech", remedy=remedy)
-    for corpus, path in found.items():
+    for corpus, path in present.items():
         for row in _manifest(path):
             yield {**row, "corpus": corpus}
 
@@ -101,7 +107,7 @@ def _manifest(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _share(name: str) -> float:
+def _fraction(name: str) -> float:
     """Return a number in 0..1 that depends on the name alone."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2.0**64

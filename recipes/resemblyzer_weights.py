@@ -1,4 +1,4 @@
-"""The weights of Resemblyzer's speaker encoder, which teaches and judges. Only they are read; none of its code runs.
+"""The weights of Resemblyzer's speaker encoder, used as teacher and for evaluation; none of its code is run.
 
 Install it with `pip install --no-deps -r recipes/tse/requirements-teacher.txt`.
 """
@@ -34,8 +34,8 @@ def read_resemblyzer(weights: Path | None = None) -> SpeakerEncoder:
 
 
 def _installed() -> Path:
-    found = importlib.util.find_spec("resemblyzer")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("resemblyzer")
+    if spec is None or spec.origin is None:
         remedy = "pip install --no-deps -r recipes/tse/requirements-teacher.txt, or give its file"
         raise MissingDependencyError("Resemblyzer is not installed", remedy=remedy)
-    return Path(found.origin).parent / "pretrained.pt"
+    return Path(spec.origin).parent / "pretrained.pt"

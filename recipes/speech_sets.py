@@ -1,4 +1,4 @@
-"""The labelled recordings that recipes train, tune and report on, and the rules that keep them apart."""
+"""The labeled recordings for training, tuning and evaluation, and the rules of the split."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from audio_llm.text import DEFAULT_NORMALIZER
 FIRST_DEV_CLEAN = 60  # utterances of dev-clean, by id, that are reported and so never trained on
 TUNE_SPEAKERS = ("ls-1673", "ls-2035")  # of dev-clean, for tuning
 TUNE_PROMPTS = 100  # of Kathleen's training prompts, for tuning
-OCEAN_UTTERANCES = 300  # of speechocean762; little of it is recognised, so that much of it teaches to invent
+OCEAN_UTTERANCES = 300  # of speechocean762; few of its words are recognized, so more of it would teach hallucination
 SEED = 20
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A labelled recording.
+    """A labeled recording.
 
     Attributes:
         id: As in its manifest.
@@ -38,7 +38,7 @@ class Recording:
 
 
 def recordings(data: Path) -> dict[str, list[Recording]]:
-    """Return the labelled recordings: `train`, `tune-kathleen`, `tune-dev-clean`, and the reported sets."""
+    """Return the labeled recordings: `train`, `tune-kathleen`, `tune-dev-clean`, and the reported sets."""
     kathleen = _manifest(data, "kathleen")
     dev_clean = sorted(_manifest(data, "librispeech_dev_clean_mp3"), key=lambda r: r.id)
     ocean = _manifest(data, "speechocean762")
@@ -51,11 +51,11 @@ def recordings(data: Path) -> dict[str, list[Recording]]:
         "speechocean": [r for r in ocean if r.split == "dev"],
         "tune-dev-clean": [r for r in dev_clean if r.speaker in TUNE_SPEAKERS],
     }
-    own = [r for r in kathleen if r.split == "train"]
-    order = np.random.default_rng(SEED).permutation(len(own))
-    sets["tune-kathleen"] = [own[i] for i in order[:TUNE_PROMPTS]]
+    kathleen_train = [r for r in kathleen if r.split == "train"]
+    order = np.random.default_rng(SEED).permutation(len(kathleen_train))
+    sets["tune-kathleen"] = [kathleen_train[i] for i in order[:TUNE_PROMPTS]]
     first_speakers = {r.speaker for r in sets["dev-clean-60"]}
-    candidates = [own[i] for i in order[TUNE_PROMPTS:]]
+    candidates = [kathleen_train[i] for i in order[TUNE_PROMPTS:]]
     candidates += [r for r in dev_clean if r.split == "train" and r.speaker not in first_speakers | set(TUNE_SPEAKERS)]
     candidates += [r for r in ocean if r.split == "train"][:OCEAN_UTTERANCES]
     scored = {DEFAULT_NORMALIZER(r.text) for name, rows in sets.items() for r in rows}

@@ -59,7 +59,7 @@ def test_ties_substitute_then_delete_then_insert_from_the_right() -> None:
     assert [op.kind for op in align(["a", "b"], ["b", "a"])] == ["replace", "replace"]
 
 
-def test_edits_merge_neighbours_and_never_touch() -> None:
+def test_edits_merge_neighbors_and_never_touch() -> None:
     source, target = _words("show me flights from new ark please"), _words("show me all flights from newark")
     assert edits(source, target) == [Op("insert", 2, 2, 2, 3), Op("replace", 4, 7, 5, 6)]
     for left, right in random_pairs(300, seed=1):
@@ -92,7 +92,7 @@ def test_empty_sides() -> None:
 
 
 def test_long_texts_take_the_other_path_and_agree_on_the_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(align_module, "_MAX_CELLS", 0)
+    monkeypatch.setattr(align_module, "_MAX_TABLE_SIZE", 0)
     for source, target in random_pairs(300, seed=2):
         ops = align(source, target)
         assert sum(op.kind != "equal" for op in ops) == slow_distance(source, target)

@@ -141,7 +141,7 @@ def test_cut_off_ogg_says_that_the_end_is_missing(tmp_path: Path, kind: str) -> 
     assert f"after {len(sound) / RATE:.2f} s" in warning
 
 
-def test_cut_off_behind_the_header(tmp_path: Path) -> None:
+def test_truncated_after_the_header(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", tone(2), RATE)
     (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:44])
     sound, warnings = read_all(tmp_path / "a.wav")
@@ -159,7 +159,7 @@ def test_wav_written_to_a_pipe_is_whole(tmp_path: Path, size: int) -> None:
     assert (len(sound), warnings) == (2 * RATE, ())
 
 
-def test_recording_that_was_not_finished_is_told(tmp_path: Path) -> None:
+def test_unfinished_recording_is_a_warning(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", tone(2), RATE)
     data = bytearray((tmp_path / "a.wav").read_bytes())
     data[40:44] = b"\0\0\0\0"
@@ -178,7 +178,7 @@ def test_flac_that_does_not_tell_its_length(tmp_path: Path) -> None:
     assert (len(sound), warnings) == (2 * RATE, ())
 
 
-def test_mp3_that_does_not_tell_its_length_is_read_or_the_rest_is_told(tmp_path: Path) -> None:
+def test_mp3_without_a_length_is_read_or_the_rest_is_reported(tmp_path: Path) -> None:
     """libsndfile guesses the length of an MP3 without a header of its own, and reads no further."""
     loud, quiet = 0.5 * np.random.default_rng(0).standard_normal(5 * RATE), np.zeros(30 * RATE)
     audio.write(tmp_path / "a.mp3", np.concatenate([loud, quiet]), RATE)
@@ -200,7 +200,7 @@ def test_not_finite_samples_are_refused(tmp_path: Path, value: float, channels: 
         audio.read(path)
 
 
-def test_too_loud_float_samples_are_clipped_and_told(tmp_path: Path) -> None:
+def test_too_loud_float_samples_are_clipped_with_a_warning(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.array([0.5, 1.5, -2.0, 1.0], np.float32), RATE, subtype="FLOAT")
     sound, warnings = read_all(tmp_path / "a.wav")
     np.testing.assert_array_equal(sound, [0.5, 1.0, -1.0, 1.0])
@@ -342,7 +342,7 @@ def test_a_comment_is_kept_in_the_file(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("oh")])
-def test_what_was_finished_is_kept_where_that_is_wanted(
+def test_the_finished_part_is_kept_on_request(
     tmp_path: Path, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     wanted = AudioFileError if isinstance(error, OSError) else type(error)

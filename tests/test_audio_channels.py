@@ -152,7 +152,7 @@ def test_a_start_after_the_end_is_one_line(tmp_path: Path, speech: np.ndarray) -
             Excerpt("mix", start_s, end_s)
 
 
-def test_losses_after_the_excerpt_are_not_told(tmp_path: Path, speech: np.ndarray) -> None:
+def test_losses_after_the_excerpt_are_not_reported(tmp_path: Path, speech: np.ndarray) -> None:
     path = write(tmp_path / "a.flac", speech)
     path.write_bytes(path.read_bytes()[: int(0.7 * path.stat().st_size)])
     with audio.BlockReader(path, end_s=1.0) as reader:

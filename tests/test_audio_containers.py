@@ -170,7 +170,7 @@ def test_cut_off_file_gives_what_is_there_and_the_seconds_lost(tmp_path: Path, s
         assert lag_s(sound, speech) == pytest.approx(0.0, abs=0.002)
 
 
-def test_damaged_part_is_told_and_does_not_shift_what_follows(tmp_path: Path, speech: np.ndarray) -> None:
+def test_damaged_part_is_reported_and_does_not_shift_the_rest(tmp_path: Path, speech: np.ndarray) -> None:
     path = encode(tmp_path / "a.m4a", speech)
     data = bytearray(path.read_bytes())
     middle = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 3
@@ -182,7 +182,7 @@ def test_damaged_part_is_told_and_does_not_shift_what_follows(tmp_path: Path, sp
     assert len(sound) == len(speech)
 
 
-def test_the_first_of_several_tracks_is_read_and_that_is_told(tmp_path: Path, speech: np.ndarray) -> None:
+def test_the_first_of_several_tracks_is_read_with_a_warning(tmp_path: Path, speech: np.ndarray) -> None:
     sound, warnings = read_all(encode(tmp_path / "two.mka", speech, tracks=2))
     assert len(sound) / RATE == pytest.approx(3.0, abs=0.1)
     assert warnings[0].startswith("it has 2 audio tracks, number 1 is read")
@@ -243,7 +243,7 @@ def test_what_holds_no_sound_to_read_is_one_line_with_file_and_remedy(tmp_path: 
         assert caught.value.remedy
 
 
-def test_file_of_no_bytes_is_empty_sound_and_that_is_told(tmp_path: Path) -> None:
+def test_file_of_no_bytes_is_empty_sound_with_a_warning(tmp_path: Path) -> None:
     (tmp_path / "a.m4a").write_bytes(b"")
     sound, warnings = read_all(tmp_path / "a.m4a")
     assert (len(sound), warnings) == (0, ("the file is empty (0 bytes)",))

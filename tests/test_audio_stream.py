@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audio_llm.audio_stream import in_chunks, resampled, through_rate, with_end
+from audio_llm.audio_stream import process_at_rate, process_in_chunks, resampled, with_sentinel
 
 
 def noise(samples: int, channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -56,7 +56,7 @@ def delaying(delay: int, channels: int, chunk: int) -> Callable[[np.ndarray], np
 )
 def test_a_delay_is_taken_back_whatever_the_sizes(samples: int, sizes: list[int], chunk: int, delay: int) -> None:
     sound = noise(samples, 2)
-    found = list(in_chunks(cut(sound, sizes), chunk, delay, delaying(delay, 2, chunk)))
+    found = list(process_in_chunks(cut(sound, sizes), chunk, delay, delaying(delay, 2, chunk)))
     assert all(len(block) for block in found)
     np.testing.assert_array_equal(np.concatenate(found), sound)
 
@@ -71,16 +71,16 @@ def test_samples_come_out_as_soon_as_they_can() -> None:
             yield block
 
     given_back = 0
-    for block in in_chunks(blocks(), 20, 60, delaying(60, 1, 20)):
+    for block in process_in_chunks(blocks(), 20, 60, delaying(60, 1, 20)):
         given_back += len(block)
         assert taken - given_back < 60 + 20 + 50 or given_back == 1000
     assert given_back == 1000
 
 
 def test_nothing_in_is_nothing_out() -> None:
-    assert list(in_chunks([], 20, 60, delaying(60, 1, 20))) == []
+    assert list(process_in_chunks([], 20, 60, delaying(60, 1, 20))) == []
     assert list(resampled([], 8000, 16_000)) == []
-    assert list(through_rate([], 8000, 16_000, lambda blocks: blocks)) == []
+    assert list(process_at_rate([], 8000, 16_000, lambda blocks: blocks)) == []
 
 
 @pytest.mark.parametrize("rates", [(8000, 16_000), (44_100, 16_000), (16_000, 48_000), (16_000, 16_000)])
@@ -108,7 +108,7 @@ def test_resampling_keeps_channels_apart() -> None:
 @pytest.mark.parametrize("sizes", [[7, 500], [100_000]])
 def test_as_many_samples_come_out_as_went_in(rate: int, samples: int, sizes: list[int]) -> None:
     sound = noise(samples, 2)
-    blocks = list(through_rate(cut(sound, sizes), rate, 16_000, lambda own: own, 0.5))
+    blocks = list(process_at_rate(cut(sound, sizes), rate, 16_000, lambda own: own, 0.5))
     assert sum(len(block) for block in blocks) == samples
     assert all(block.shape[1] == 2 for block in blocks)
     assert np.isfinite(np.concatenate(blocks)).all()
@@ -119,9 +119,9 @@ def test_what_is_processed_is_aligned_with_what_came(rate: int) -> None:
     sound = tone(rate, 0.5)
 
     def halved(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        return (0.5 * block for block in in_chunks(blocks, 256, 512, delaying(512, 1, 256)))
+        return (0.5 * block for block in process_in_chunks(blocks, 256, 512, delaying(512, 1, 256)))
 
-    found = np.concatenate(list(through_rate(cut(sound, [1000, 3]), rate, 16_000, halved)))
+    found = np.concatenate(list(process_at_rate(cut(sound, [1000, 3]), rate, 16_000, halved)))
     np.testing.assert_allclose(found, 0.5 * sound, atol=2e-3)
 
 
@@ -129,14 +129,14 @@ def test_what_is_processed_is_aligned_with_what_came(rate: int) -> None:
 def test_a_mix_of_one_is_what_came_to_the_last_bit(rate: int) -> None:
     sound = noise(3333, 2)
     found = np.concatenate(
-        list(through_rate(cut(sound, [100, 999]), rate, 16_000, lambda own: (0 * b for b in own), 1))
+        list(process_at_rate(cut(sound, [100, 999]), rate, 16_000, lambda own: (0 * b for b in own), 1))
     )
     np.testing.assert_array_equal(found, sound)
 
 
 def test_a_mix_blends_both() -> None:
     sound = tone(8000, 0.5)
-    found = np.concatenate(list(through_rate(cut(sound, [700]), 8000, 16_000, lambda own: (-b for b in own), 0.25)))
+    found = np.concatenate(list(process_at_rate(cut(sound, [700]), 8000, 16_000, lambda own: (-b for b in own), 0.25)))
     np.testing.assert_allclose(found, -0.5 * sound, atol=2e-3)
 
 
@@ -149,14 +149,14 @@ def test_the_rate_of_the_model_needs_no_resampling() -> None:
             seen.append(block)
             yield block
 
-    found = np.concatenate(list(through_rate(cut(sound, [100]), 16_000, 16_000, process)))
+    found = np.concatenate(list(process_at_rate(cut(sound, [100]), 16_000, 16_000, process)))
     np.testing.assert_array_equal(found, sound)
     np.testing.assert_array_equal(np.concatenate(seen), sound)
 
 
 def test_the_end_is_marked_once() -> None:
     blocks = [noise(1), noise(2)]
-    found = list(with_end(blocks))
+    found = list(with_sentinel(blocks))
     assert found[:2] == blocks
     assert found[2:] == [None]
-    assert list(with_end([])) == [None]
+    assert list(with_sentinel([])) == [None]

@@ -8,7 +8,7 @@ from audio_llm.correction import Edit, describe_edits
 
 
 @pytest.mark.parametrize(
-    "heard, corrected, edits",
+    "first, corrected, edits",
     [
         ("a b c", "a b c", []),
         ("a b c", "a x c", [Edit(1, 2, "b", "x", "hypothesis 2")]),
@@ -21,12 +21,12 @@ from audio_llm.correction import Edit, describe_edits
     ],
 )
 def test_edits_rebuild_the_text_and_name_the_first_hypothesis_that_has_them_there(
-    heard: str, corrected: str, edits: list[Edit]
+    first: str, corrected: str, edits: list[Edit]
 ) -> None:
-    hypotheses = [tuple(text.split()) for text in (heard, "a x c", "a x d")]
+    hypotheses = [tuple(text.split()) for text in (first, "a x c", "a x d")]
     found = describe_edits(hypotheses, tuple(corrected.split()), "name")
     assert list(found) == edits
-    words = heard.split()
+    words = first.split()
     for edit in reversed(found):
         words[edit.start : edit.end] = edit.after.split()
     assert words == corrected.split()

@@ -1,4 +1,4 @@
-"""Log-mel features: lengths, masks, and what a tone looks like."""
+"""Log-mel features: lengths, masks, and the features of a tone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_tone_lights_the_band_at_its_frequency() -> None:
         assert int(mel[0, 50].argmax()) == int(filters[:, round(hz / 31.25)].argmax())
 
 
-def test_level_moves_all_bands_alike_and_normalising_removes_it() -> None:
+def test_level_moves_all_bands_alike_and_normalizing_removes_it() -> None:
     waveform = sounds()[0][None]
     length = torch.tensor([16_000])
     loud, frames = features.log_mel(waveform, length)

@@ -37,7 +37,7 @@ OUTPUTS = [
     "we went home",  # right now: helpful
     "a big dog dog barks",  # broken: one harmful stretch with a repeated and a novel word
     "so it his not hair",  # better in part: one edit helpful, one neither, with a novel word
-    "",  # a word that nobody said is gone: helpful
+    "",  # a hallucinated word is removed: helpful
     "yes",  # in no hypothesis, and right: helpful and not made up
     "all right",  # kept
     "now",  # wrong before and after, and novel: neither
@@ -59,7 +59,7 @@ def test_what_hand_made_lists_hold() -> None:
     assert scores.first.interval.low <= first.rate <= scores.first.interval.high
 
 
-def test_every_figure_depends_on_the_normaliser() -> None:
+def test_every_figure_depends_on_the_normalizer() -> None:
     assert score_lists(LISTS).distinct_hypotheses == 10  # `All right` is `all right`
     spelled = [nbest("fly n e c", "fly nec", "fly n. e. c.")]
     for name, errors, missing, right in (("spoken", 3, 0, 0), ("letters", 0, 0, 1)):
@@ -99,7 +99,7 @@ def test_rate_of_the_set_is_not_the_mean_of_the_rates() -> None:
     assert scores.relative_change == pytest.approx(1.0)
 
 
-def test_share_of_nothing_is_none() -> None:
+def test_a_rate_without_items_is_none() -> None:
     scores = score_corrections([nbest("a b", "a b")], ["a b"], RAW)
     assert scores.relative_change is None
     assert scores.recovered is None

@@ -64,7 +64,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
 def test_bad_line_names_file_line_and_remedy(tmp_path: Path, line: str) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text('{"path": "a.wav"}\n\n' + line + "\n")
-    with pytest.raises(DataError, match=r"m\.jsonl: line 3: .*\(give one object a line"):
+    with pytest.raises(DataError, match=r"m\.jsonl: line 3: .*\(give one object per line"):
         list(read_manifest(path))
 
 

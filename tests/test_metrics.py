@@ -44,7 +44,7 @@ def test_counts_of_each_kind() -> None:
     assert counts.rate == pytest.approx(5 / 7)
 
 
-def test_both_sides_go_through_the_normaliser() -> None:
+def test_both_sides_go_through_the_normalizer() -> None:
     assert word_errors(["Mr. Smith paid 3."], ["mister smith paid three"]).errors == 0
     assert word_errors(["Mr. Smith paid 3."], ["mister smith paid three"], RAW).errors > 0
 
@@ -159,7 +159,7 @@ def test_changes_of_a_hand_example() -> None:
     )
 
 
-def test_an_edit_is_judged_by_undoing_it_alone() -> None:
+def test_an_edit_is_classified_by_undoing_it_alone() -> None:
     # Of four edits two help, one harms, one does neither; the errors of the whole fall by one only.
     before, after = "it were a gold and windy day on way", "it was a cold and windy night on say"
     changes = count_changes([nbest("it was a cold and windy day in may", before)], [after], RAW)
@@ -167,7 +167,7 @@ def test_an_edit_is_judged_by_undoing_it_alone() -> None:
     assert changes.better == 1
 
 
-def test_words_beyond_what_was_heard_or_said_are_made_up() -> None:
+def test_words_beyond_reference_and_hypotheses_are_hallucinated() -> None:
     lists = [nbest("no no more", "oh no", "no oh")]
     changes = count_changes(lists, ["no no no oh oh my my"], RAW)
     assert changes.novel_words == 2  # my, twice

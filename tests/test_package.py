@@ -65,7 +65,7 @@ def part(name: str) -> str:
     return second if (ROOT / second).is_dir() or (ROOT / f"{second}.py").is_file() else "__init__"
 
 
-def test_every_module_has_its_place_in_the_architecture() -> None:
+def test_every_module_has_a_layer_in_the_architecture() -> None:
     assert {part(name) for name, _ in modules()} <= RANKS.keys()
 
 

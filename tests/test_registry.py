@@ -1,4 +1,4 @@
-"""The registry: every pin is complete, and the names that people type lead to it."""
+"""The registry: every pin is complete, and the names that users type lead to it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from audio_llm.registry import MODELS, canonical_name
         ("dlm-small", None),
     ],
 )
-def test_names_that_people_type_lead_to_the_model(text: str, name: str | None) -> None:
+def test_names_that_users_type_lead_to_the_model(text: str, name: str | None) -> None:
     assert canonical_name(text) == name
 
 

@@ -87,7 +87,7 @@ def test_si_sdr_does_not_hear_scale_or_offset(scale: float) -> None:
     torch.testing.assert_close(si_sdr_db(estimate + 5.0, target - 2.0), found, atol=1e-5, rtol=0)
 
 
-def test_snr_hears_scale() -> None:
+def test_snr_depends_on_scale() -> None:
     target, _ = target_and_noise()
     assert snr_db(0.9 * target, target).tolist() == pytest.approx([20.0, 20.0])
     assert snr_db(-target, target).tolist() == pytest.approx([-6.0206] * 2, abs=1e-3)
@@ -164,7 +164,7 @@ def test_dnsmos_takes_any_length() -> None:
 
 
 @pytest.mark.parametrize("name", ["pesq", "pystoi", "onnxruntime", "speechmos"])
-def test_what_is_not_installed_is_said(missing: list[str], name: str) -> None:
+def test_a_missing_package_is_an_error_with_a_remedy(missing: list[str], name: str) -> None:
     if name == "speechmos":
         pytest.importorskip("onnxruntime")
     missing.append(name)

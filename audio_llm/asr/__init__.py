@@ -1,1 +1,1 @@
-"""Waveform to N-best list: pocketsphinx, transformers, ESPnet and our own small CTC network behind one protocol."""
+"""Waveform to N-best list: Whisper, pocketsphinx, ESPnet and a small CTC network with one protocol."""

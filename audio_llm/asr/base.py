@@ -1,4 +1,4 @@
-"""The protocol every recogniser follows."""
+"""The protocol of all recognizers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from audio_llm.nbest import NBest
 
-SAMPLE_RATE = 16_000  # Hz, what every recogniser takes
+SAMPLE_RATE = 16_000  # Hz, the input rate of every recognizer
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can give; what it cannot give is None in its results.
+    """What an engine supports; a result that it does not support is None.
 
     Attributes:
         scores: Every hypothesis of an N-best list has a score.
@@ -35,14 +35,14 @@ class Stretch:
     """What was recognized in a stretch of a recording.
 
     Attributes:
-        start_s: Where it begins in the recording, seconds.
-        end_s: Where it ends.
+        start_s: Start in the recording, seconds.
+        end_s: End in the recording, seconds.
         nbest: The hypotheses, word times in seconds of the recording.
-        waveform: (T,) float32 at 16 kHz, its sound.
-        language: Code of the language where the recognizer knows it, else empty.
-        language_probability: Of that language where it was detected, 0 to 1.
-        notes: What checks did to the text, in words.
-        rejected: Why the text does not count, or empty.
+        waveform: Its sound, (T,) float32 at 16 kHz.
+        language: Language code; empty where the recognizer does not know it.
+        language_probability: Probability of the detected language, 0 to 1; None where it was not detected.
+        notes: What the recognizer's checks changed, one line each.
+        rejected: Reason why the text is not part of the transcript; empty where it is.
     """
 
     start_s: float
@@ -63,12 +63,12 @@ class Recognizer(Protocol):
     capabilities: Capabilities
 
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
-        """Recognise one utterance.
+        """Recognize one utterance.
 
         Args:
             waveform: (T,) float32 at 16 kHz in -1..1; may be empty or silent, which gives an empty list.
-            nbest: How many distinct hypotheses at most.
-            id: Name for the result.
+            nbest: Maximum number of distinct hypotheses.
+            id: Name of the result.
 
         Returns:
             The list, best first, word times in seconds from the start of the waveform.
@@ -82,9 +82,9 @@ class Recognizer(Protocol):
 
         Args:
             blocks: (T,) float32 at 16 kHz in -1..1, one after another.
-            nbest: How many distinct hypotheses at most for every stretch.
-            id: Begins the name of every list: `id#0`, `id#1`, ...
-            sound: Whether the sound of every stretch is needed, by a corrector, say.
+            nbest: Maximum number of distinct hypotheses per stretch.
+            id: Prefix of the name of every list: `id#0`, `id#1`, ...
+            sound: Whether the waveform of every stretch is needed, for example by a corrector.
         """
         ...
 

@@ -1,6 +1,6 @@
-"""Parts of a Conformer (Gulati et al. 2020) with rotary positions, and layer instead of batch normalisation.
+"""Parts of a Conformer (Gulati et al. 2020) with rotary positions, and layer instead of batch normalization.
 
-So an utterance comes out alike alone and in a batch.
+So the output of an utterance does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from torch.nn import functional
 
 from audio_llm.features import N_MELS, valid_mask
 
-SUBSAMPLING = 4  # feature frames per output frame of the front
+SUBSAMPLING = 4  # feature frames per output frame of the convolutions
 
 
 class ConformerConfig(Protocol):
     """Sizes that the parts ask for.
 
     Attributes:
-        channels: Of the two convolutions of the front.
-        width: Of every block.
-        heads: Of attention.
-        feedforward: Inner width.
-        kernel: Frames that a block's convolution sees; odd.
+        channels: Channels of the two subsampling convolutions.
+        width: Model width of every block.
+        heads: Attention heads.
+        feedforward: Inner width of the feed-forward layers.
+        kernel: Kernel size of the convolution of a block, frames; odd.
     """
 
     @property
@@ -40,11 +40,11 @@ class ConformerConfig(Protocol):
 
 
 def output_lengths(lengths: torch.Tensor) -> torch.Tensor:
-    """Return frames behind the front for so many feature frames; (B,) int64 both."""
+    """Return the number of output frames of the subsampling for feature frames; both (B,) int64."""
     return (lengths + 3) // 4
 
 
-class ConformerFront(nn.Module):
+class ConvSubsampling(nn.Module):
     """Two strided convolutions over time and frequency, then `fold` of their 40 ms frames become one of `width`."""
 
     def __init__(self, config: ConformerConfig, fold: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Our own character CTC recogniser: N-best lists with exact scores, word times, and noisy hearing on demand."""
+"""Our own character CTC recognizer: N-best lists with exact scores, word times, and distortion for data generation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from audio_llm.training.config import config_from_dict, config_to_dict
 
 KIND = "ctc"
 SETTINGS_NAME = "decoding.json"
-_MIN_SAMPLES = SAMPLE_RATE // 10  # below 0.1 s there is nothing to recognise
+_MIN_SAMPLES = SAMPLE_RATE // 10  # shorter waveforms give an empty list
 _SILENCE_PEAK = 1e-4  # quieter than -80 dBFS counts as silence
 _SCALED_EVERY = 8  # frames
 _BATCH_FRAMES = 12_000  # feature frames run through the network at once, two minutes
@@ -43,7 +43,7 @@ _BATCH_FRAMES = 12_000  # feature frames run through the network at once, two mi
 
 @dataclass(frozen=True)
 class Distortion:
-    """How a recogniser is made to err while data are generated; every random draw follows from `seed`.
+    """Distortion that makes a recognizer err while data are generated; every random draw follows from `seed`.
 
     Attributes:
         dropout: Rate of dropout inside the network.
@@ -51,7 +51,7 @@ class Distortion:
         time_mask_s: Longest such stretch in seconds.
         band_masks: Stretches of mel bands blanked out.
         band_mask: Widest such stretch in bands.
-        seed: Of all draws.
+        seed: Seed of all random draws.
     """
 
     dropout: float = 0.0
@@ -63,16 +63,16 @@ class Distortion:
 
 
 class CtcRecognizer(SegmentRecognizer):
-    """Recognise English with our own CTC network.
+    """Recognizes English with this project's CTC network.
 
     `score` gives exact natural-log probabilities log p(text | audio), summed over all alignments. The scores of a list
-    have what the language model gives added (see `WordPrior`), where there is one.
+    include the weighted language model score (see `WordPrior`), where there is one.
 
     Args:
-        model: The network, in eval mode from here on.
+        model: The network; it is put into eval mode.
         version: Name of network and weights.
-        beam: Prefixes kept in the search.
-        prior: Helps to find and rank the texts of a list; None: the network alone does.
+        beam: Beam size of the prefix search.
+        prior: Language model of the search and of the ranking; None for none.
     """
 
     name = "ctc"
@@ -91,7 +91,7 @@ class CtcRecognizer(SegmentRecognizer):
         Args:
             folder: The directory.
             device: `cpu` or `cuda`.
-            search: Load the language model of the settings too; False: lists are the network's alone.
+            search: Load the language model that the settings name; False searches with the network alone.
 
         Raises:
             ModelNotFoundError: There is no such model.
@@ -105,63 +105,63 @@ class CtcRecognizer(SegmentRecognizer):
         settings = read_search(Path(hub.find_model(folder)))
         if not (search and settings.language_model):
             return cls(model, version, settings.beam)
-        found = hub.find_companion(folder, settings.language_model, settings.language_model_sha256)
-        prior = WordPrior(load_ngram(found), settings)
+        lm_folder = hub.find_companion(folder, settings.language_model, settings.language_model_sha256)
+        prior = WordPrior(load_ngram(lm_folder), settings)
         return cls(model, f"{version}-{settings.language_model_sha256[:8]}", settings.beam, prior)
 
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
-        """Recognise one utterance (see `Recognizer.recognize`).
+        """Recognize one utterance (see `Recognizer.recognize`).
 
         Args:
             waveform: (T,) float32 at 16 kHz in -1..1.
-            nbest: How many distinct hypotheses at most.
-            id: Name for the result.
+            nbest: Maximum number of distinct hypotheses.
+            id: Name of the result.
         """
-        hearing = self.listen(waveform)
-        found = hearing.search(max(self._beam, 2 * nbest), self._prior)
-        if not found or not found[0][0]:
+        posteriors = self.posteriors(waveform)
+        ranked = posteriors.search(max(self._beam, 2 * nbest), self._prior)
+        if not ranked or not ranked[0][0]:
             return NBest(id, ())
-        hypotheses = tuple(Hypothesis(text, score) for text, score in found if text)[:nbest]
-        return NBest(id, hypotheses, words=align_words(hearing.log_probs, hypotheses[0].text))
+        hypotheses = tuple(Hypothesis(text, score) for text, score in ranked if text)[:nbest]
+        return NBest(id, hypotheses, words=align_words(posteriors.log_probs, hypotheses[0].text))
 
     def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
         """Return log p(text | waveform) of each text.
 
-        None for a text with other symbols than letters, apostrophe and space, and for one too long for the sound.
+        A text with symbols other than letters, apostrophe and space gives None, and so does one too long for the sound.
 
         Args:
             waveform: (T,) float32 at 16 kHz.
-            texts: Normalised texts.
+            texts: Normalized texts.
         """
-        return self.listen(waveform).score(texts)
+        return self.posteriors(waveform).score(texts)
 
-    def listen(self, waveform: np.ndarray) -> CtcPosteriors:
-        """Hear one utterance, (T,) float32 at 16 kHz, to be asked about it more than once."""
+    def posteriors(self, waveform: np.ndarray) -> CtcPosteriors:
+        """Return the symbol posteriors of one utterance, (T,) float32 at 16 kHz, for several searches or scores."""
         (log_probs,) = self.log_probs([waveform])
         return CtcPosteriors(log_probs)
 
     def prefer(self, words: Sequence[str]) -> list[str]:
-        """Return all the words: this engine has no words to prefer, only letters."""
+        """Return all words: an engine of characters cannot prefer words."""
         return list(words)
 
     def greedy_batch(self, waveforms: Sequence[np.ndarray], distortion: Distortion | None = None) -> list[str]:
-        """Return the text of the best alignment of each waveform, fast.
+        """Return the greedy text of each waveform.
 
         Args:
             waveforms: Each (T,) float32 at 16 kHz.
-            distortion: Make it err on purpose, to generate data.
+            distortion: Distortion that provokes errors, to generate data.
         """
-        return [CtcPosteriors(log_probs).spell() for log_probs in self.log_probs(waveforms, distortion)]
+        return [CtcPosteriors(log_probs).greedy_text() for log_probs in self.log_probs(waveforms, distortion)]
 
     def log_probs(self, waveforms: Sequence[np.ndarray], distortion: Distortion | None = None) -> list[np.ndarray]:
         """Return (N, 29) float64 log-probabilities of the symbols every 40 ms; N is 0 for silence."""
         results = [np.zeros((0, len(SYMBOLS)))] * len(waveforms)
-        heard = [i for i, w in enumerate(waveforms) if w.size >= _MIN_SAMPLES and np.abs(w).max() >= _SILENCE_PEAK]
-        heard.sort(key=lambda i: waveforms[i].size)
+        audible = [i for i, w in enumerate(waveforms) if w.size >= _MIN_SAMPLES and np.abs(w).max() >= _SILENCE_PEAK]
+        audible.sort(key=lambda i: waveforms[i].size)
         with torch.inference_mode(), torch.random.fork_rng(enabled=distortion is not None):
             if distortion is not None:
                 torch.manual_seed(distortion.seed)
-            for batch in _batches(heard, [waveform.size for waveform in waveforms]):
+            for batch in _batches(audible, [waveform.size for waveform in waveforms]):
                 for i, log_probs in zip(batch, self._run([waveforms[i] for i in batch], distortion), strict=True):
                     results[i] = log_probs
         return results
@@ -181,7 +181,7 @@ class CtcRecognizer(SegmentRecognizer):
 
 @dataclass(frozen=True)
 class CtcPosteriors:
-    """What the network made of one utterance.
+    """Symbol posteriors of one utterance.
 
     Attributes:
         log_probs: (N, 29) float64 log-probabilities of the symbols every 40 ms.
@@ -189,21 +189,21 @@ class CtcPosteriors:
 
     log_probs: np.ndarray
 
-    def spell(self) -> str:
+    def greedy_text(self) -> str:
         """Return the text of the best alignment."""
         best = self.log_probs.argmax(axis=1)
-        kept = best[np.diff(best, prepend=BLANK - 1) != 0]
-        return decode_symbols([int(number) for number in kept if number != BLANK])
+        collapsed = best[np.diff(best, prepend=BLANK - 1) != 0]
+        return decode_symbols([int(number) for number in collapsed if number != BLANK])
 
     def search(self, beam: int, prior: WordPrior | None = None) -> list[tuple[str, float]]:
-        """Return up to `beam` distinct texts, best first, each with log p(text | audio) plus what the prior gives."""
+        """Return up to `beam` distinct texts, best first, each with log p(text | audio) plus the score of the prior."""
         texts = list(
             dict.fromkeys(decode_symbols(numbers) for numbers in prefix_beam(self.log_probs, beam, prior=prior))
         )
         gains = [prior.text(text) if prior else 0.0 for text in texts]
         scored = zip(texts, self.score(texts), gains, strict=True)
-        found = [(text, score + gain) for text, score, gain in scored if score is not None]
-        return sorted(found, key=lambda pair: (-pair[1], pair[0]))
+        results = [(text, score + gain) for text, score, gain in scored if score is not None]
+        return sorted(results, key=lambda pair: (-pair[1], pair[0]))
 
     def score(self, texts: Sequence[str]) -> list[float | None]:
         """Return log p(text | audio) of each text (see `CtcRecognizer.score`)."""
@@ -233,9 +233,9 @@ def save_ctc(
         model: The network.
         folder: The directory.
         card: Text of its README.md.
-        provenance: What made it.
+        provenance: How the model was made: recipe, seed, data, versions.
         half: Store the weights in half precision.
-        search: How its output is searched; None: by the network alone.
+        search: Settings of the search; None for none.
     """
     tensors = {name: tensor.half() if half else tensor for name, tensor in model.state_dict().items()}
     assets = {} if search is None else {SETTINGS_NAME: json.dumps(config_to_dict(search), indent=1) + "\n"}
@@ -243,7 +243,7 @@ def save_ctc(
 
 
 def read_search(folder: Path) -> SearchSettings:
-    """Read how the output of a model directory's network is searched; the defaults where it does not say.
+    """Read the search settings of a model directory; the defaults where it has none.
 
     Raises:
         ModelFormatError: The settings are damaged.
@@ -287,7 +287,7 @@ def align_words(log_probs: np.ndarray, text: str) -> tuple[Word, ...]:
 
 
 def _viterbi(log_probs: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """Return the best path: (N,) index into `states` (S,), blanks at even places, for (N, 29) log-probabilities."""
+    """Return the best path: (N,) indices into `states` (S,), blanks at even indices, for (N, 29) log-probabilities."""
     may_skip = np.zeros(len(states), dtype=bool)
     may_skip[3::2] = states[3::2] != states[1:-2:2]
     emitted = log_probs[:, states]
@@ -297,9 +297,9 @@ def _viterbi(log_probs: np.ndarray, states: np.ndarray) -> np.ndarray:
     for n in range(1, len(emitted)):
         one, two = np.full_like(score, -np.inf), np.full_like(score, -np.inf)
         one[1:], two[2:] = score[:-1], score[:-2]
-        choices = np.stack([score, one, np.where(may_skip, two, -np.inf)])
-        back[n] = choices.argmax(axis=0)
-        score = choices.max(axis=0) + emitted[n]
+        candidates = np.stack([score, one, np.where(may_skip, two, -np.inf)])
+        back[n] = candidates.argmax(axis=0)
+        score = candidates.max(axis=0) + emitted[n]
     path = np.zeros(len(emitted), dtype=np.int64)
     path[-1] = len(states) - 1 - int(score[-1] < score[-2])
     for n in range(len(emitted) - 1, 0, -1):
@@ -308,7 +308,7 @@ def _viterbi(log_probs: np.ndarray, states: np.ndarray) -> np.ndarray:
 
 
 def _exact_scores(log_probs: np.ndarray, texts: Sequence[str]) -> list[float | None]:
-    """Return the CTC log-likelihood of each text, None for a text that cannot be spelt."""
+    """Return the CTC log-likelihood of each text, None for a text that cannot be spelled."""
     scores: list[float | None] = [None] * len(texts)
     encoded = {i: numbers for i, text in enumerate(texts) if (numbers := encode_symbols(text)) is not None}
     possible = {i: numbers for i, numbers in encoded.items() if frames_needed(numbers) <= len(log_probs)}
@@ -323,7 +323,7 @@ def _forward(log_probs: np.ndarray, texts: Sequence[Sequence[int]]) -> np.ndarra
     """Return (K,) log-likelihoods of K texts by the forward algorithm, all texts at once.
 
     Probabilities, not their logarithms, are added, and scaled every few frames: several times as fast as PyTorch's
-    loss on one recording and many texts. A text so unlikely that it underflows goes to that loss.
+    loss on one recording and many texts. A text that underflows is scored by PyTorch's loss.
 
     Args:
         log_probs: (N, 29) log-probabilities of the symbols.
@@ -336,7 +336,7 @@ def _forward(log_probs: np.ndarray, texts: Sequence[Sequence[int]]) -> np.ndarra
     may_skip = np.zeros(states.shape)
     may_skip[:, 3::2] = states[:, 3::2] != states[:, 1:-2:2]
     probs = np.exp(log_probs)
-    alpha = np.zeros((len(texts), states.shape[1] + 2))  # two places on the left, where nothing comes from
+    alpha = np.zeros((len(texts), states.shape[1] + 2))  # two empty states on the left
     alpha[:, 2], alpha[:, 3] = probs[0, BLANK], probs[0, states[:, 1]]
     scale = np.zeros(len(texts))
     for n in range(1, len(probs)):
@@ -351,10 +351,10 @@ def _forward(log_probs: np.ndarray, texts: Sequence[Sequence[int]]) -> np.ndarra
     rows = np.arange(len(texts))
     last = alpha[rows, 2 * lengths + 2] + alpha[rows, 2 * lengths + 1]
     with np.errstate(divide="ignore"):
-        found = np.log(last) + scale
+        scores = np.log(last) + scale
     for i in np.flatnonzero(last < 1e-290).tolist():
-        found[i] = _log_likelihood(log_probs, texts[i])
-    return np.asarray(found)
+        scores[i] = _log_likelihood(log_probs, texts[i])
+    return np.asarray(scores)
 
 
 def _log_likelihood(log_probs: np.ndarray, numbers: Sequence[int]) -> float:
@@ -376,7 +376,7 @@ def _batches(order: list[int], samples: list[int]) -> list[list[int]]:
 
 
 def _mask(mel: torch.Tensor, frames: torch.Tensor, distortion: Distortion) -> None:
-    """Blank out stretches of time and of bands in normalised features (B, F, 80), in place."""
+    """Blank out stretches of time and of bands in normalized features (B, F, 80), in place."""
     longest = round(distortion.time_mask_s * features.FRAME_RATE)
     for row, count in zip(mel, frames.tolist(), strict=True):
         for _ in range(distortion.time_masks):

@@ -1,7 +1,7 @@
-"""Training data of the CTC recogniser: recordings and spoken texts to packed log-mel features and letters.
+"""Training data of the CTC recognizer: recordings and synthetic speech as shards of log-mel features and text.
 
 Features are kept in 8 bits (`features.to_uint8`, an error of at most 0.22 dB): 29 MB for an hour of sound, a quarter
-of the waveform's size, and training needs neither an audio library nor a voice.
+of the size of the waveform, and training needs neither an audio library nor a TTS engine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from audio_llm.tts.engines import PHONES
 
 logger = logging.getLogger(__name__)
 
-_MOST_FAILED = 0.05  # of a shard; more means that something is broken, not that a sentence is odd
+_MOST_FAILED = 0.05  # of a shard; more means a systematic error rather than single unusual sentences
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class SpeechItem:
 
     Attributes:
         id: Its name.
-        words: Normalised text: what the network learns to write.
-        text: What a voice is given to say; empty for a recording.
+        words: Normalized text, the target of the network.
+        text: Text to synthesize; empty for a recording.
         voice: Name of a TTS voice; empty for a recording.
-        audio: Path of a recording; empty for a spoken text.
-        seed: Decides every random draw of this item.
+        audio: Path of a recording; empty for synthetic speech.
+        seed: Seed of all random draws of this item.
     """
 
     id: str
@@ -54,7 +54,7 @@ class SpeechItem:
     seed: int = 0
 
 
-_SPOKEN = Augmentation(
+_SYNTHESIZED = Augmentation(
     speed=(0.85, 1.15), voice_shift=(0.9, 1.12), noisy_share=0.5, snr_db=(8.0, 40.0), room_share=0.3, rt60_s=(0.1, 0.5)
 )
 _RECORDED = Augmentation(voice_shift=(0.9, 1.12), noisy_share=0.2, snr_db=(8.0, 40.0), room_share=0.0)
@@ -62,16 +62,16 @@ _RECORDED = Augmentation(voice_shift=(0.9, 1.12), noisy_share=0.2, snr_db=(8.0, 
 
 @dataclass(frozen=True)
 class PackConfig:
-    """How sound is varied and packed.
+    """How sound is augmented and packed.
 
     Attributes:
-        spoken: Variation of spoken texts.
-        recorded: Variation of recordings; their speed is not asked of a voice, so it does not count.
-        max_seconds: Longer utterances are left out, and counted.
+        synthesized: Augmentation of synthetic speech.
+        recorded: Augmentation of recordings; its speed is not used.
+        max_seconds: Longest utterance in seconds; longer ones are skipped and counted.
         shard_items: Utterances in a shard.
     """
 
-    spoken: Augmentation = field(default_factory=lambda: _SPOKEN)
+    synthesized: Augmentation = field(default_factory=lambda: _SYNTHESIZED)
     recorded: Augmentation = field(default_factory=lambda: _RECORDED)
     max_seconds: float = 20.0
     shard_items: int = 200
@@ -85,10 +85,10 @@ class PackReport:
     """Counts of one run of `pack`.
 
     Attributes:
-        items: Utterances packed in all.
-        hours: Their sound in hours.
-        skipped: Utterances left out in all, by reason.
-        left: Shards not made because time ran out; 0 where the pack is complete.
+        items: Number of packed utterances.
+        hours: Their duration in hours.
+        skipped: Number of skipped utterances by reason.
+        left: Shards not yet written because of the time limit; 0 where the pack is complete.
     """
 
     items: int
@@ -111,11 +111,11 @@ def items_from_rows(
     """Return recordings to pack from rows of a manifest.
 
     Args:
-        rows: Each with `audio_filepath` (or `path`), `text` and optionally `id`; rows without text are left out.
+        rows: Each with `audio_filepath` (or `path`), `text` and optionally `id`; rows without text are skipped.
         root: Folder that the paths are relative to.
-        copies: How often each recording is packed: once as it is, then with other voices, levels and noises.
-        seed: Base of the draws.
-        normalizer: Name of the normaliser of the texts.
+        copies: How often each recording is packed: once unchanged, then with augmentation.
+        seed: Base seed.
+        normalizer: Name of the text normalizer.
     """
     from audio_llm.text import get_normalizer
 
@@ -132,12 +132,12 @@ def items_from_rows(
 
 
 def items_from_texts(texts: Iterable[tuple[str, str, str]], voices: Sequence[str], seed: int = 0) -> list[SpeechItem]:
-    """Return texts to be spoken, each by a voice drawn evenly.
+    """Return texts to synthesize, each with a uniformly drawn voice.
 
     Args:
-        texts: (id, text as printed, normalised words).
+        texts: (id, written text, normalized words).
         voices: Names of TTS voices.
-        seed: Base of the draws.
+        seed: Base seed.
     """
     items = []
     for name, text, words in texts:
@@ -154,19 +154,19 @@ def pack(
     max_minutes: float | None = None,
     noises: Sequence[np.ndarray] = (),
 ) -> PackReport:
-    """Make the shards of a pack that are not there yet; the last one made completes it for `ShardReader`.
+    """Write the shards of a pack that do not exist yet; the last one completes it for `ShardReader`.
 
-    A shard depends on its items, the configuration and the noises alone: a pack that was killed goes on where it
-    stopped and comes out the same. Rows hold `mel` (F, 80) uint8, `phones` (F,) uint8 (see
+    A shard depends on its items, the configuration and the noises alone: an interrupted run resumes where it
+    stopped, with the same result. Rows hold `mel` (F, 80) uint8, `phones` (F,) uint8 (see
     `phone_labels`), `text` and `id` (UTF-8).
 
     Args:
-        items: Packed in this order.
+        items: Utterances in the order of packing.
         folder: Folder of the pack.
-        config: How sound is varied; `CLEAN` leaves it as it is.
+        config: How sound is augmented; `CLEAN` leaves it unchanged.
         workers: Processes.
-        max_minutes: Start no further shard after so many minutes.
-        noises: Recordings of noise, each (N,) float32 at 16 kHz; without any, coloured noise is made.
+        max_minutes: Time limit for starting another shard.
+        noises: Noise recordings, each (N,) float32 at 16 kHz; without any, colored noise is generated.
 
     Raises:
         DataError: No items, or the folder was made from other items or another configuration.
@@ -194,7 +194,7 @@ def pack(
 
 
 def make_waveform(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """Read or speak an item and vary it; a recording with seed 0 stays as it is.
+    """Read or synthesize an item and augment it; a recording with seed 0 stays unchanged.
 
     Returns:
         (T,) float32 at 16 kHz in -1..1.
@@ -203,25 +203,25 @@ def make_waveform(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndar
 
 
 def make_sound(item: SpeechItem, config: PackConfig, noises: Sequence[np.ndarray] = ()) -> SynthesizedSpeech:
-    """Do as `make_waveform`; the phones of a spoken text come along, with their times in the result."""
+    """Do as `make_waveform`; synthetic speech also has its phones with their times."""
     rng = np.random.default_rng(item.seed)
-    variation = config.recorded if item.audio else config.spoken
+    variation = config.recorded if item.audio else config.synthesized
     voice = draw_voice(variation, rng)
     shift = voice["voice_shift"]
     if item.audio:
         from audio_llm import audio
 
-        spoken = SynthesizedSpeech(audio.read(item.audio))
+        speech = SynthesizedSpeech(audio.read(item.audio))
         if item.seed == 0:
-            return spoken
+            return speech
     else:
-        spoken = speak(item.text, item.voice, voice["speed"] / shift)
-    waveform = degrade(mono.shift_voice(spoken.waveform, shift), variation, rng, noises)[0]
-    return SynthesizedSpeech(waveform, tuple(Phone(phone.symbol, phone.end_s / shift) for phone in spoken.phones))
+        speech = speak(item.text, item.voice, voice["speed"] / shift)
+    waveform = degrade(mono.shift_voice(speech.waveform, shift), variation, rng, noises)[0]
+    return SynthesizedSpeech(waveform, tuple(Phone(phone.symbol, phone.end_s / shift) for phone in speech.phones))
 
 
 def phone_labels(phones: Sequence[Phone], frames: int) -> np.ndarray:
-    """Return the phone at the middle of each feature frame: (frames,) uint8, 1 + its place in `PHONES`, 0 unknown."""
+    """Return the phone at the middle of each feature frame: (frames,) uint8, 1 + its index in `PHONES`, 0 unknown."""
     numbers = {symbol: number for number, symbol in enumerate(PHONES, 1)}
     ends = np.array([phone.end_s for phone in phones])
     middles = (np.arange(frames) * features.HOP_LENGTH + features.WIN_LENGTH / 2) / features.SAMPLE_RATE
@@ -247,7 +247,7 @@ def _make_in_parallel(jobs: list[_Job], workers: int, end: float) -> None:
 
 
 def _make_shard(job: _Job) -> None:
-    """Write one shard, then its `.json` of counts, which says that it is done."""
+    """Write one shard, then its `.json` of counts, which marks it as done."""
     import torch
 
     torch.set_num_threads(1)
@@ -276,7 +276,7 @@ def _make_shard(job: _Job) -> None:
 
 
 def _make_row(item: SpeechItem, job: _Job) -> dict[str, np.ndarray] | str:
-    """Return the row of an item, or why there is none."""
+    """Return the row of an item, or the reason why it is skipped."""
     import torch
 
     from audio_llm.asr.ctc_model import encode_symbols, frames_needed, output_lengths
@@ -300,7 +300,7 @@ def _make_row(item: SpeechItem, job: _Job) -> dict[str, np.ndarray] | str:
 
 
 def _finish(folder: Path, paths: list[Path]) -> PackReport:
-    """Count what is there; write the index once all is there."""
+    """Count the utterances of all shards; write the index once all shards exist."""
     skipped: dict[str, int] = {}
     items = frames = left = 0
     for path in paths:
@@ -317,7 +317,9 @@ def _finish(folder: Path, paths: list[Path]) -> PackReport:
 
 
 def _check_plan(items: Sequence[SpeechItem], config: PackConfig, noises: Sequence[np.ndarray], folder: Path) -> None:
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    settings = asdict(config)
+    settings["spoken"] = settings.pop("synthesized")  # the key under which plans of earlier packs were hashed
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for item in items:
         digest.update(repr(item).encode())
     for noise in noises:
@@ -338,6 +340,6 @@ def _write(path: Path, text: str) -> None:
 
 
 def _seed(*parts: object) -> int:
-    """Return a 63-bit seed above 0 that depends on the parts alone."""
+    """Return a positive 63-bit seed that depends on the parts alone."""
     digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 1) or 1

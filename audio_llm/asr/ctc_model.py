@@ -1,6 +1,6 @@
 """The character CTC network: log-mel features to symbol log-probabilities every 40 ms.
 
-A Conformer. Half-way predictions (Lee and Watanabe 2021) help it to learn from little data.
+A Conformer with intermediate CTC (Lee and Watanabe 2021), which helps with little data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from audio_llm.asr.conformer import SUBSAMPLING, ConformerBlock, ConformerFront, output_lengths, rotation
+from audio_llm.asr.conformer import SUBSAMPLING, ConformerBlock, ConvSubsampling, output_lengths, rotation
 from audio_llm.errors import ConfigError
 from audio_llm.features import FRAME_RATE, valid_mask
 
@@ -29,15 +29,15 @@ class CtcConfig:
     """Size of the network.
 
     Attributes:
-        channels: Of the two convolutions that shorten the features.
-        width: Of every layer.
+        channels: Channels of the two subsampling convolutions.
+        width: Model width.
         layers: Conformer blocks.
-        heads: Of attention.
-        feedforward: Inner width.
-        kernel: Frames that a block's convolution sees.
-        fold: Output frames that the blocks handle as one: 2 halves the work, each then predicts two symbols.
-        dropout: While training.
-        phones: Kinds of phones that the middle layer is taught to tell apart in every output frame; 0: none.
+        heads: Attention heads.
+        feedforward: Inner width of the feed-forward layers.
+        kernel: Kernel size of the convolution of a block, frames.
+        fold: Output frames that the blocks process as one; 2 halves the work, and each then predicts two symbols.
+        dropout: Dropout rate in training.
+        phones: Phone classes that the middle layer predicts in every output frame; 0 for no phone output.
     """
 
     channels: int = 32
@@ -67,13 +67,13 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class CtcOutput:
-    """What the network says.
+    """Output of the network.
 
     Attributes:
         log_probs: (B, N, 29) float32, log-probability of each symbol in each 40 ms frame.
         lengths: (B,) int64, output frames of each utterance.
-        halfway: (B, N, 29) float32, the same read off the middle of the network; None unless asked for.
-        phones: (B, N, phones) float32, log-probability of each phone off the middle; None unless asked for.
+        halfway: (B, N, 29) float32, the same of the middle layer; None unless requested.
+        phones: (B, N, phones) float32, log-probability of each phone at the middle layer; None unless requested.
     """
 
     log_probs: torch.Tensor
@@ -88,7 +88,7 @@ class CtcModel(nn.Module):
     def __init__(self, config: CtcConfig) -> None:
         super().__init__()
         self.config = config
-        self.front = ConformerFront(config, config.fold)
+        self.front = ConvSubsampling(config, config.fold)
         self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.layers))
         self.output = nn.Linear(config.width, config.fold * len(SYMBOLS))
         if config.phones:
@@ -97,12 +97,12 @@ class CtcModel(nn.Module):
     def forward(
         self, features: torch.Tensor, lengths: torch.Tensor, dropout: float | None = None, halfway: bool = False
     ) -> CtcOutput:
-        """Recognise a batch.
+        """Recognize a batch.
 
         Args:
-            features: (B, F, 80) float32, normalised, zeros behind each end.
-            lengths: (B,) int64, at least 1.
-            dropout: Rate to use now, also in eval mode; None: the configured one in training, 0 in eval mode.
+            features: (B, F, 80) float32, normalized, zero-padded.
+            lengths: (B,) int64, feature frames of each, at least 1.
+            dropout: Dropout rate, also in eval mode; None: the configured rate in training, 0 in eval mode.
             halfway: Also return the predictions of the middle layer.
         """
         rate = (self.config.dropout if self.training else 0.0) if dropout is None else dropout
@@ -136,5 +136,5 @@ def decode_symbols(numbers: list[int]) -> str:
 
 
 def frames_needed(numbers: list[int]) -> int:
-    """Return the fewest output frames that can spell this: equal neighbours need a blank between them."""
+    """Return the fewest output frames that can spell this: equal neighbors need a blank between them."""
     return len(numbers) + sum(a == b for a, b in itertools.pairwise(numbers))

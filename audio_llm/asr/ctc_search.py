@@ -12,21 +12,21 @@ from audio_llm.asr.ctc_model import BLANK, SYMBOLS
 from audio_llm.lm.ngram import END, NgramLm
 
 _SPACE = " "
-_NEVER_SEEN = "\0"  # stands for any word outside a vocabulary
+_NEVER_SEEN = "\0"  # any word outside the vocabulary
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How the network's output is searched; tuned on tuning data and stored beside the weights.
+    """Settings of the search, tuned on development data and stored in the model directory.
 
     Attributes:
-        beam: Prefixes kept after each frame.
-        language_model: Name of the word n-gram model, a folder beside the network's or any that `hub.find_model` knows;
-            empty for none.
-        language_model_sha256: Its fingerprint.
-        language_weight: What its natural-log probabilities are multiplied by.
+        beam: Beam size: prefixes kept after each frame.
+        language_model: Name of the word n-gram model, a sibling of the network's folder or any that `hub.find_model`
+            knows; empty for none.
+        language_model_sha256: Fingerprint of that model.
+        language_weight: Factor of its natural-log probabilities.
         word_reward: Nats added for each word.
-        unknown_reward: Nats added for each word that the language model does not know; less than 0.
+        unknown_reward: Nats added for each word outside the vocabulary; negative.
     """
 
     beam: int = 24
@@ -38,14 +38,14 @@ class SearchSettings:
 
 
 class WordPrior:
-    """What a language model adds to the log-probability of a text (shallow fusion), word by word.
+    """Score that a language model adds to the log-probability of a text (shallow fusion), word by word.
 
-    A word outside the vocabulary is charged as soon as its first letters begin no known word, so that it does not
+    A word outside the vocabulary is penalized as soon as its first letters begin no known word, so that it does not
     crowd out others until it ends.
 
     Args:
         model: The word n-gram model.
-        settings: With the weights.
+        settings: Weights of the language model, of words and of unknown words.
     """
 
     def __init__(self, model: NgramLm, settings: SearchSettings) -> None:
@@ -56,26 +56,26 @@ class WordPrior:
         self._beginnings = {word[:size] for word in model.vocabulary for size in range(1, len(word) + 1)}
 
     def text(self, text: str) -> float:
-        """Return what a whole text gets, its end included."""
+        """Return the score of a whole text, its end included."""
         words = text.split()
         log_prob = self._weight * self._model.log_prob(words)
         return log_prob + self._reward * len(words) + self._unknown_reward * self.unknown(words)
 
     def unknown(self, words: Sequence[str]) -> int:
-        """Return how many of the words the model does not know."""
+        """Return the number of words outside the vocabulary."""
         return sum(word not in self._model for word in words)
 
     def word(self, before: Sequence[str], word: str) -> float:
-        """Return what a word gets after the words before it."""
+        """Return the score of a word after the previous words."""
         reward = self._reward + self._unknown_reward * self.unknown([word])
         return self._weight * self._model.score(before, word) + reward
 
     def end(self, words: Sequence[str]) -> float:
-        """Return what the end of the text gets."""
+        """Return the score of the end of the text."""
         return self._weight * self._model.score(words, END)
 
     def beginning(self, letters: str) -> float:
-        """Return what the first letters of a word get until the word is known."""
+        """Return the provisional score of the first letters of a word."""
         return 0.0 if not letters or letters in self._beginnings else self.word((), _NEVER_SEEN)
 
 
@@ -86,9 +86,9 @@ def prefix_beam(
 
     Args:
         log_probs: (N, 29) log-probabilities of the symbols.
-        beam: Prefixes kept after each frame.
-        least: Symbols less probable than this (natural log) in a frame are not tried in it.
-        prior: Adds to the log-probability of each word; without it, of the sound alone.
+        beam: Beam size: prefixes kept after each frame.
+        least: Natural-log probability below which a symbol is not tried in a frame.
+        prior: Language model whose scores are added per word; None for none.
     """
     beams: dict[str, tuple[float, float]] = {"": (0.0, -math.inf)}  # prefix -> ending in a blank, ending in a symbol
     known: dict[str, tuple[float, float]] = {"": (0.0, 0.0)}  # prefix -> prior of its whole words, of its last letters

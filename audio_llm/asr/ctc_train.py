@@ -1,4 +1,4 @@
-"""Training of the CTC recogniser: batches of packed features, masks, the CTC loss, word error rate by greedy text."""
+"""Training of the CTC recognizer: batches of packed features, masks, the CTC loss, word error rate by greedy text."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CtcTrainingConfig:
-    """How to train the recogniser.
+    """Configuration of the training of the recognizer.
 
     Attributes:
         model: Size of the network.
-        training: The loop's settings.
-        batch_seconds: Sound in a batch, padding included.
-        max_seconds: Longer utterances are left out.
+        training: Settings of the training loop.
+        batch_seconds: Seconds of sound in a batch, padding included.
+        max_seconds: Longest utterance in seconds; longer ones are skipped.
         time_masks: Stretches of frames blanked out (SpecAugment).
         time_mask_s: Longest stretch in seconds.
         band_masks: Stretches of mel bands blanked out.
         band_mask: Widest stretch in bands.
-        stretch: Utterances are made longer or shorter by up to this share.
-        halfway: Weight of the loss in the middle of the network.
-        phone_weight: Weight of telling phones apart in the middle, where the pack knows them (spoken texts).
-        short_first: The first epoch goes from short to long utterances, which CTC learns from sooner.
-        validation_items: Utterances of the tuning part that are recognised at each validation.
+        stretch: Largest relative change of an utterance's length.
+        halfway: Weight of the intermediate CTC loss.
+        phone_weight: Weight of the phone loss at the middle layer, for synthetic utterances, whose phones are known.
+        short_first: Order the first epoch from short to long utterances, with which CTC converges sooner.
+        validation_items: Utterances recognized at each validation.
     """
 
     model: CtcConfig = field(default_factory=CtcConfig)
@@ -60,14 +60,14 @@ class CtcTrainingConfig:
 
 @dataclass(frozen=True)
 class CtcBatch:
-    """Utterances ready for the network.
+    """Batch of utterances.
 
     Attributes:
-        mel: (B, F, 80) float32, normalised, zeros behind each end.
-        lengths: (B,) int64, frames of each.
-        targets: (sum of symbols,) int64, one text after another.
-        target_lengths: (B,) int64, symbols of each.
-        phones: (B, F) int64, phone of each feature frame, 0 where none is known.
+        mel: (B, F, 80) float32, normalized, zero-padded.
+        lengths: (B,) int64, feature frames of each.
+        targets: (sum of symbols,) int64, concatenated texts.
+        target_lengths: (B,) int64, symbols of each text.
+        phones: (B, F) int64, phone of each feature frame, 0 where it is unknown.
     """
 
     mel: torch.Tensor
@@ -94,21 +94,21 @@ def train_ctc(
     provenance: dict[str, Any] | None = None,
     start_from: str | Path | None = None,
 ) -> TrainingResult:
-    """Train a recogniser; `output/best` becomes a model directory with the lowest word error rate.
+    """Train a recognizer; `output/best` becomes a model directory with the lowest word error rate.
 
     Args:
-        packs: Folders of packed utterances to learn from; a folder given twice counts twice.
-        tuning: Folder of packed utterances that decide which model is the best.
-        output: Folder of the training.
-        config: How to train.
-        max_minutes: Stop after this time.
-        resume: Go on from `output/last`.
+        packs: Folders of training shards; a folder given twice counts twice.
+        tuning: Folder of validation shards.
+        output: Output folder of the training.
+        config: Configuration of the training.
+        max_minutes: Time limit.
+        resume: Continue from `output/last`.
         device: `auto`, `cpu` or `cuda`.
-        provenance: What made the model, for its directory.
-        start_from: A model to start from instead of random weights; its size counts, not the configuration's.
+        provenance: Provenance to store in the model directory.
+        start_from: Model to initialize from; its size replaces that of the configuration.
 
     Raises:
-        DataError: A pack is missing or has nothing short enough.
+        DataError: A pack is missing or has no utterance that is short enough.
     """
     data = Utterances(packs, config.max_seconds)
     held_out = Utterances([tuning], config.max_seconds)
@@ -140,7 +140,7 @@ def train_ctc(
 
 
 def ctc_loss(output: CtcOutput, batch: CtcBatch, halfway: float) -> torch.Tensor:
-    """Return the CTC loss per symbol, the middle layer's mixed in with weight `halfway`; a scalar."""
+    """Return the scalar CTC loss per symbol, in which the loss of the middle layer has the weight `halfway`."""
 
     def one(log_probs: torch.Tensor) -> torch.Tensor:
         args = (log_probs.transpose(0, 1), batch.targets, output.lengths, batch.target_lengths)
@@ -153,14 +153,14 @@ def ctc_loss(output: CtcOutput, batch: CtcBatch, halfway: float) -> torch.Tensor
 
 
 def phone_loss(output: CtcOutput, batch: CtcBatch) -> torch.Tensor:
-    """Return the cross-entropy per output frame whose phone is known; 0 where the network tells none apart."""
+    """Return the phone cross-entropy per output frame with a known phone; 0 where the network has no phone output."""
     if output.phones is None:
         return output.log_probs.new_zeros(())
-    wanted = batch.phones[:, SUBSAMPLING // 2 :: SUBSAMPLING]
-    frames = min(wanted.shape[1], output.phones.shape[1])
-    wanted = wanted[:, :frames] - 1
-    total = functional.nll_loss(output.phones[:, :frames].transpose(1, 2), wanted, ignore_index=-1, reduction="sum")
-    return total / (wanted >= 0).sum().clamp_min(1)
+    targets = batch.phones[:, SUBSAMPLING // 2 :: SUBSAMPLING]
+    frames = min(targets.shape[1], output.phones.shape[1])
+    targets = targets[:, :frames] - 1
+    total = functional.nll_loss(output.phones[:, :frames].transpose(1, 2), targets, ignore_index=-1, reduction="sum")
+    return total / (targets >= 0).sum().clamp_min(1)
 
 
 def evaluate(model: nn.Module, data: Utterances, config: CtcTrainingConfig) -> dict[str, float]:
@@ -176,42 +176,46 @@ def evaluate(model: nn.Module, data: Utterances, config: CtcTrainingConfig) -> d
         texts += greedy_texts(output)
         references += [data.texts[i] for i in chosen]
     loss = sum(value * count for value, count in losses) / sum(count for _, count in losses)
-    logger.info("heard: %s | said: %s", texts[0], references[0])
+    logger.info("hypothesis: %s | reference: %s", texts[0], references[0])
     return {"loss": loss, "wer": float(jiwer.wer(references, texts)), "cer": float(jiwer.cer(references, texts))}
 
 
 def greedy_texts(output: CtcOutput) -> list[str]:
-    """Return the text of each utterance's best alignment."""
+    """Return the greedy text of each utterance."""
     rows = output.log_probs.cpu().numpy()
-    return [CtcPosteriors(row[: int(length)]).spell() for row, length in zip(rows, output.lengths, strict=True)]
+    return [CtcPosteriors(row[: int(length)]).greedy_text() for row, length in zip(rows, output.lengths, strict=True)]
 
 
 @torch.inference_mode()
-def hear_packed(model: CtcModel, pack: Path, passes: int, dropout: float, seed: int) -> list[tuple[str, list[str]]]:
-    """Return (reference, texts heard) of every utterance of a pack: pairs for a Denoising LM.
+def recognize_packed(
+    model: CtcModel, pack: Path, passes: int, dropout: float, seed: int
+) -> list[tuple[str, list[str]]]:
+    """Return (reference, hypotheses) of every utterance of a pack: training pairs of a Denoising LM.
 
-    The first pass hears the sound as it is, each further one with masks, another speed and dropout drawn anew, so that
-    utterances that the network was trained on are misheard as new ones are.
+    In the first pass the sound is unchanged. Each further pass draws other masks, another speed and other dropout, so
+    that training utterances are misrecognized as unseen ones are.
 
     Args:
         model: The network.
         pack: Folder that `ctc_data.pack` wrote.
-        passes: How often each utterance is heard.
-        dropout: Rate in the further passes.
-        seed: Of all draws.
+        passes: How often each utterance is recognized.
+        dropout: Dropout rate of the further passes.
+        seed: Seed of all random draws.
     """
     config = CtcTrainingConfig(model=model.config)
     data = Utterances([pack], config.max_seconds)
-    heard: list[list[str]] = [[] for _ in range(len(data))]
+    hypotheses: list[list[str]] = [[] for _ in range(len(data))]
     for number in range(passes):
         torch.manual_seed(seed + number)
-        for place, chosen in enumerate(data.in_order(len(data), config.batch_seconds)):
-            batch = data.collate(Batch(chosen, (seed << 40) + (number << 32) + place if number else None), config)
+        for batch_number, chosen in enumerate(data.in_order(len(data), config.batch_seconds)):
+            batch = data.collate(
+                Batch(chosen, (seed << 40) + (number << 32) + batch_number if number else None), config
+            )
             output = model.eval()(batch.mel, batch.lengths, dropout if number else 0.0)
             for i, text in zip(chosen, greedy_texts(output), strict=True):
-                heard[i].append(text)
-        logger.info("%s, pass %d of %d: %d utterances heard", pack.name, number + 1, passes, len(data))
-    return list(zip(data.texts, heard, strict=True))
+                hypotheses[i].append(text)
+        logger.info("%s, pass %d of %d: %d utterances recognized", pack.name, number + 1, passes, len(data))
+    return list(zip(data.texts, hypotheses, strict=True))
 
 
 @torch.inference_mode()
@@ -219,13 +223,13 @@ def log_probs_packed(model: CtcModel, pack: Path) -> list[tuple[str, np.ndarray]
     """Return (reference, (N, 29) float64 log-probabilities) of every utterance of a pack, to tune a search on."""
     config = CtcTrainingConfig(model=model.config)
     data = Utterances([pack], config.max_seconds)
-    heard: list[tuple[str, np.ndarray]] = []
+    results: list[tuple[str, np.ndarray]] = []
     for chosen in data.in_order(len(data), config.batch_seconds):
         batch = data.collate(Batch(chosen, None), config)
         output = model.eval()(batch.mel, batch.lengths)
         for i, log_probs, length in zip(chosen, output.log_probs.double().numpy(), output.lengths, strict=True):
-            heard.append((data.texts[i], log_probs[: int(length)]))
-    return heard
+            results.append((data.texts[i], log_probs[: int(length)]))
+    return results
 
 
 @dataclass(frozen=True)
@@ -233,8 +237,8 @@ class Batch:
     """Utterances chosen for a batch.
 
     Attributes:
-        items: Their numbers.
-        seed: Of masks and stretching; None for neither.
+        items: Indices of the utterances.
+        seed: Seed of masks and stretching; None for neither.
     """
 
     items: list[int]
@@ -246,15 +250,15 @@ class Utterances:
 
     Args:
         folders: Packs, as written by `ctc_data.pack`.
-        max_seconds: Longer utterances are left out.
+        max_seconds: Longest utterance in seconds; longer ones are skipped.
 
     Raises:
-        DataError: A pack is missing, or nothing in them is short enough.
+        DataError: A pack is missing, or has no utterance that is short enough.
     """
 
     def __init__(self, folders: Sequence[Path], max_seconds: float) -> None:
         self._readers = [ShardReader(folder) for folder in folders]
-        self._places: list[tuple[int, int]] = []
+        self._positions: list[tuple[int, int]] = []
         self.texts: list[str] = []
         self.frames: list[int] = []
         self._symbols: list[list[int]] = []
@@ -263,15 +267,15 @@ class Utterances:
             for row, (frames, text) in enumerate(rows):
                 symbols = encode_symbols(decode_text(text))
                 if symbols and 0 < frames <= max_seconds * features.FRAME_RATE:
-                    self._places.append((number, row))
+                    self._positions.append((number, row))
                     self.frames.append(frames)
                     self.texts.append(decode_text(text))
                     self._symbols.append(symbols)
-        if not self._places:
+        if not self._positions:
             raise DataError(f"no utterance of at most {max_seconds:g} s", path=folders[0] if folders else None)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     @property
     def hours(self) -> float:
@@ -279,7 +283,7 @@ class Utterances:
         return sum(self.frames) / features.FRAME_RATE / 3600
 
     def batches(self, epoch: int, config: CtcTrainingConfig) -> list[Batch]:
-        """Return the batches of an epoch: of like lengths, in random order; the first epoch short ones first."""
+        """Return batches of similar lengths in random order; short ones first in the first epoch."""
         rng = np.random.default_rng([config.training.seed, epoch])
         lengths = np.array(self.frames)
         order = np.argsort(lengths * rng.uniform(0.9, 1.1, len(lengths)), kind="stable")
@@ -292,7 +296,7 @@ class Utterances:
         ]
 
     def in_order(self, count: int, batch_seconds: float) -> list[list[int]]:
-        """Return the first `count` utterances in batches of like lengths."""
+        """Return the first `count` utterances in batches of similar lengths."""
         order = sorted(range(min(count, len(self))), key=lambda i: self.frames[i])
         return self._cut(order, batch_seconds)
 
@@ -301,7 +305,7 @@ class Utterances:
         rng = None if batch.seed is None else np.random.default_rng(batch.seed)
         mels, phones = [], []
         for i in batch.items:
-            number, row = self._places[i]
+            number, row = self._positions[i]
             arrays = self._readers[number][row]
             mel = features.from_uint8(torch.from_numpy(arrays["mel"]))
             known = torch.from_numpy(arrays["phones"]).long() if "phones" in arrays else torch.zeros(len(mel)).long()
@@ -333,7 +337,7 @@ class Utterances:
         return batches
 
     def _stretched(self, frames: int, symbols: int, rng: np.random.Generator, config: CtcTrainingConfig) -> int:
-        """Draw a new length; an utterance spoken fast must keep a frame for each letter."""
+        """Draw a new length that leaves enough frames for the letters."""
         size = round(frames * (1 + float(rng.uniform(-config.stretch, config.stretch))))
         return frames if size < 5 * symbols else size
 
@@ -353,5 +357,5 @@ def _mask(mel: torch.Tensor, frames: int, rng: np.random.Generator, config: CtcT
 
 def _save(model: nn.Module, folder: Path, config: CtcTrainingConfig, provenance: dict[str, Any] | None) -> None:
     assert isinstance(model, CtcModel)
-    made_by = {**(provenance or {}), "training": asdict(config)}
-    save_ctc(model, folder, "# A CTC recogniser\n\nCharacters of English speech at 16 kHz.\n", made_by)
+    full_provenance = {**(provenance or {}), "training": asdict(config)}
+    save_ctc(model, folder, "# A CTC recognizer\n\nCharacters of English speech at 16 kHz.\n", full_provenance)

@@ -37,7 +37,7 @@ def read_ctranslate2(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Returns:
         Variables by CTranslate2's names, such as `encoder/layer_0/self_attention/linear_0/weight`, scalars with shape
-        (). Weights in int8 or int16 are multiplied out to float32 and their scales left out; bfloat16 is widened to
+        (). Weights in int8 or int16 are dequantized to float32, without their scales; bfloat16 is widened to
         float32; float16 and float32 stay. An alias has the same array as the variable it names.
 
     Raises:
@@ -64,7 +64,7 @@ def read_ctranslate2(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 class _Reader:
-    """A binary file that is never read beyond its end."""
+    """Reads a binary file, never beyond its end."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file = file
@@ -100,7 +100,7 @@ class _Reader:
         return array
 
     def damaged(self, what: str) -> ModelFormatError:
-        """Return the error of a file that is not what it should be."""
+        """Return the error of an invalid file."""
         return ModelFormatError(what, path=self.path, remedy=_REMEDY)
 
     def _bytes(self, count: int) -> bytes:
@@ -155,7 +155,7 @@ def _read_aliases(reader: _Reader, variables: dict[str, np.ndarray]) -> dict[str
 
 
 def _without_scales(stored: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """Multiply out quantized weights: the stored integers are value times scale, one scale a row or one in all."""
+    """Dequantize weights: stored integers are value times scale, with one scale per row or one in total."""
     variables = {name: array for name, array in stored.items() if not name.endswith("_scale")}
     for name, array in variables.items():
         if array.ndim == 0 or array.dtype.kind == "f":

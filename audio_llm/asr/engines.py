@@ -1,4 +1,4 @@
-"""Recognizers by name: which there are, what each can give, and how to load one."""
+"""Recognizers by name: which exist, what each supports, and how to load one."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ DEFAULT_MODELS = ("whisper-base", "whisper-tiny.en")  # of `auto`, the first tha
 
 @dataclass(frozen=True)
 class Engine:
-    """How one recognizer is reached.
+    """Registry entry of a recognizer.
 
     Attributes:
         name: Name for `load_recognizer` and `--recognizer`.
-        summary: What it is, in a few words.
+        summary: Short description.
         module: Module that holds the class; imported when it is used.
         class_name: Name of the class in it.
-        default_model: Model taken when none is named; None where there is none.
-        model_needed: What `--model` has to name where there is no default.
+        default_model: Model that is used when none is named; None where there is none.
+        model_needed: What `--model` must name where there is no default.
     """
 
     name: str
@@ -50,13 +50,13 @@ class Engine:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """One engine as it stands on this machine.
+    """State of a recognizer on this machine.
 
     Attributes:
         name: Name for `--recognizer`.
-        summary: What it is.
-        default_model: Model taken when none is named.
-        capabilities: What it can give; None where the engine cannot be imported.
+        summary: Short description.
+        default_model: Model that is used when none is named.
+        capabilities: What it supports; None where the engine cannot be imported.
         problem: Why it cannot be used here, or None.
     """
 
@@ -119,9 +119,9 @@ def load_recognizer(
             `whisper-base`, `tiny.en`, `openai/whisper-small`, a CTranslate2 or transformers folder.
         model: Name or folder of the engine's model; None takes the engine's own.
         device: `cpu`, `cuda`, or `auto` for CUDA where there is one; pocketsphinx always runs on the CPU.
-        offline: Download nothing; also in force where `hub.is_offline()`.
-        options: How Whisper recognizes; other engines refuse what they cannot do.
-        compute: Format in which Whisper computes.
+        offline: Download nothing; implied by `hub.is_offline()`.
+        options: Options of Whisper; other engines refuse those that they do not support.
+        compute: Number format of Whisper.
 
     Raises:
         UsageError: No engine has that name, the engine takes no model, or needs one, or cannot do what `options` asks.
@@ -150,15 +150,17 @@ def load_recognizer(
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A recognizer that a name stands for: one of `ENGINES`, and the name or folder of its model, or None."""
+class ResolvedRecognizer:
+    """Engine, one of `ENGINES`, and the name or folder of its model, if any, for a recognizer's name."""
 
     engine: str
     model: str | None
 
 
-def resolve_recognizer(name: str, model: str | None = None, options: WhisperOptions | None = None) -> Choice:
-    """Return which engine and model a name of `load_recognizer` stands for.
+def resolve_recognizer(
+    name: str, model: str | None = None, options: WhisperOptions | None = None
+) -> ResolvedRecognizer:
+    """Return the engine and model of a name of `load_recognizer`.
 
     Raises:
         UsageError: No recognizer has that name, or the engine takes no model, or needs one.
@@ -179,17 +181,17 @@ def resolve_recognizer(name: str, model: str | None = None, options: WhisperOpti
     raise UsageError(f"unknown recognizer {name!r}", remedy=hint)
 
 
-def _best_installed(options: WhisperOptions | None) -> Choice:
-    """Return the Whisper that is installed, else pocketsphinx."""
+def _best_installed(options: WhisperOptions | None) -> ResolvedRecognizer:
+    """Return the installed Whisper, else pocketsphinx."""
     english = options is None or (
         options.language in (None, "en") and not options.multilingual and options.task == "transcribe"
     )
     for name in DEFAULT_MODELS if english else DEFAULT_MODELS[:1]:
         if _is_installed(name):
-            return Choice("whisper", name)
+            return ResolvedRecognizer("whisper", name)
     if _beyond(ENGINES["sphinx"], options):
         hub.find_model(DEFAULT_MODELS[0])  # pocketsphinx cannot do that: the error names the command
-    return Choice("sphinx", None)
+    return ResolvedRecognizer("sphinx", None)
 
 
 def _warn_of_sphinx() -> None:
@@ -200,7 +202,7 @@ def _warn_of_sphinx() -> None:
     )
 
 
-def _with_model(name: str, model: str | None) -> Choice:
+def _with_model(name: str, model: str | None) -> ResolvedRecognizer:
     engine = ENGINES[name]
     model = model or engine.default_model
     if model is None and engine.model_needed:
@@ -211,8 +213,8 @@ def _with_model(name: str, model: str | None) -> Choice:
     if name == "whisper" and model is not None:
         folder = _whisper_folder(model)
         if foreign_kind(folder) != CTRANSLATE2_WHISPER and (folder / "model.safetensors").is_file():
-            return Choice("whisper-torch", str(folder))
-    return Choice(name, model)
+            return ResolvedRecognizer("whisper-torch", str(folder))
+    return ResolvedRecognizer(name, model)
 
 
 def _whisper_folder(model: str) -> Path:
@@ -238,7 +240,7 @@ def _refuse(engine: Engine, options: WhisperOptions | None, compute: Compute) ->
 
 
 def _beyond(engine: Engine, options: WhisperOptions | None) -> str:
-    """Return an option that is set and that the engine has not, or an empty string."""
+    """Return a given option that the engine does not support, or an empty string."""
     if options is None:
         return ""
     plain = type(options)()
@@ -252,7 +254,7 @@ def _beyond(engine: Engine, options: WhisperOptions | None) -> str:
 
 
 def _ctranslate2_device(device: str) -> str:
-    """Return `cpu` or `cuda`, as CTranslate2 sees the machine."""
+    """Return `cpu` or `cuda` according to CTranslate2."""
     if device == "cpu":
         return device
     import ctranslate2
@@ -301,11 +303,11 @@ def _espnet_folder(model: str) -> Path:
 
 
 def _whisper_source(model: str, offline: bool) -> str:
-    """Return a folder where the model is already here, else the hub name as it is."""
+    """Return the folder of a local model, else the hub name unchanged."""
     try:
         return str(hub.find_model(model))
     except ModelNotFoundError:
-        looks_like_path = model.count("/") != 1 or model.startswith((".", "/", "~"))
-        if looks_like_path and "/" in model:
+        is_path = model.count("/") != 1 or model.startswith((".", "/", "~"))
+        if is_path and "/" in model:
             raise
         return model

@@ -1,4 +1,4 @@
-"""ESPnet2's Speech2Text as a recogniser; needs an environment of its own (requirements/espnet.txt)."""
+"""ESPnet2's Speech2Text as a recognizer; needs a separate environment (requirements/espnet.txt)."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BEAM_SIZE = 20  # hypotheses kept while decoding; also the most that one list can hold without fail
-CTC_WEIGHT = 0.3  # of the CTC score in the sum with the decoder's; ESPnet's recipes decode with this
-_MIN_SAMPLES = SAMPLE_RATE // 10  # below 0.1 s there is nothing to recognise
+BEAM_SIZE = 20  # beam size; also the largest list that is always filled
+CTC_WEIGHT = 0.3  # weight of the CTC score against the decoder's, as in ESPnet's recipes
+_MIN_SAMPLES = SAMPLE_RATE // 10  # shorter waveforms give an empty list
 _SILENCE_PEAK = 1e-4  # quieter than -80 dBFS counts as silence
-_IMPOSSIBLE = -1e8  # ESPnet's CTC gives texts that cannot fit the sound -1e10 times its weight
-_MARKS = frozenset({"<blank>", "<unk>", "<sos/eos>", "<sos>", "<eos>"})  # tokens that are no text
+_IMPOSSIBLE = -1e8  # ESPnet's CTC scores impossible texts with -1e10 times its weight
+_MARKS = frozenset({"<blank>", "<unk>", "<sos/eos>", "<sos>", "<eos>"})  # tokens that are not text
 
 # ESPnet imports these at its top for enhancement, synthesis and networks that `check_config` refuses. They cannot be
-# installed beside every torch (torchaudio, ci_sdr) or reach for the network when imported (g2p_en).
+# installed with every torch (torchaudio, ci_sdr), or open a connection when imported (g2p_en).
 _UNUSED_MODULES = (
     "ci_sdr",
     "fast_bss_eval",
@@ -53,7 +53,7 @@ _UNUSED_MODULES = (
 
 
 class EspnetRecognizer(SegmentRecognizer):
-    """Recognise with a trained ESPnet2 model: an encoder with CTC, an attention decoder, or both.
+    """Recognize with a trained ESPnet2 model: an encoder with CTC, an attention decoder, or both.
 
     A score is the sum that ESPnet ranks by, in nats: `(1 - w) log p_decoder + w log p_ctc` with w the CTC weight.
     """
@@ -84,7 +84,7 @@ class EspnetRecognizer(SegmentRecognizer):
             model_dir: Folder with config.yaml and the weights (or meta.yaml naming both).
             device: `cpu` or `cuda`.
             ctc_weight: Weight of the CTC score, 0 to 1; a model with only one of the two parts uses that one.
-            beam_size: Hypotheses kept while decoding; fewer where the model has fewer tokens.
+            beam_size: Beam size; limited by the number of tokens.
 
         Raises:
             MissingDependencyError: ESPnet is not installed here.
@@ -101,12 +101,12 @@ class EspnetRecognizer(SegmentRecognizer):
         return cls(speech2text, ctc_weight, f"espnet-{_espnet_version()}-{Path(model_dir).name}")
 
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
-        """Recognise one utterance (see `Recognizer.recognize`); ESPnet gives no word times.
+        """Recognize one utterance (see `Recognizer.recognize`); ESPnet gives no word times.
 
         Args:
             waveform: (T,) float32 at 16 kHz in -1..1.
-            nbest: How many distinct hypotheses at most; a model may find fewer.
-            id: Name for the result.
+            nbest: Maximum number of distinct hypotheses.
+            id: Name of the result.
         """
         from espnet.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
@@ -149,7 +149,7 @@ class EspnetRecognizer(SegmentRecognizer):
         return scores
 
     def prefer(self, words: Sequence[str]) -> list[str]:
-        """Return all words: nothing in here can prefer them."""
+        """Return all words: this engine cannot prefer words."""
         return list(words)
 
     def _token_ids(self, text: str) -> list[int] | None:
@@ -198,18 +198,18 @@ def import_espnet() -> Any:
     if importlib.util.find_spec("espnet2") is None:
         raise MissingDependencyError("the package espnet is not installed", remedy=remedy)
     try:
-        with _stand_ins(), _ignored_warnings(), contextlib.redirect_stdout(io.StringIO()) as said:
+        with _stand_ins(), _ignored_warnings(), contextlib.redirect_stdout(io.StringIO()) as stdout:
             from espnet2.bin.asr_inference import Speech2Text
     except (ImportError, OSError) as error:
         raise MissingDependencyError(f"the package espnet cannot be imported: {error}", remedy=remedy) from error
-    if said.getvalue():
-        logger.debug("espnet said at import: %s", said.getvalue().strip())
+    if stdout.getvalue():
+        logger.debug("espnet printed at import: %s", stdout.getvalue().strip())
     return Speech2Text
 
 
 @contextlib.contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Put empty modules where ESPnet asks for packages that recognition never uses, for the time of its import."""
+    """Provide empty modules, during ESPnet's import, for packages that recognition never uses."""
     placed = []
     for name in _UNUSED_MODULES:
         if name in sys.modules:
@@ -231,18 +231,18 @@ def _stand_ins() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ignored_warnings() -> Iterator[None]:
-    """Keep ESPnet's uses of old torch functions to itself."""
+    """Suppress the deprecation warnings of ESPnet."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
 
 
-def _usable_ctc_weight(config: dict[str, Any], wanted: float) -> float:
+def _usable_ctc_weight(config: dict[str, Any], requested: float) -> float:
     trained_with = (config.get("model_conf") or {}).get("ctc_weight", 0.5)
     if config.get("decoder") is None or trained_with == 1.0:
         return 1.0
-    return 0.0 if trained_with == 0.0 else wanted
+    return 0.0 if trained_with == 0.0 else requested
 
 
 def _build(
@@ -286,11 +286,11 @@ def _fill(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) 
         message = f"{len(outcome.missing_keys)} weights are missing, first {outcome.missing_keys[0]}"
         raise ModelFormatError(message, path=path, remedy=remedy)
     if outcome.unexpected_keys:
-        logger.warning("%s: %d weights have no place in the model", path, len(outcome.unexpected_keys))
+        logger.warning("%s: %d weights do not belong to the model", path, len(outcome.unexpected_keys))
 
 
 def _distinct(results: Sequence[Any], tokenizer: Any) -> list[Hypothesis]:
-    """Return the texts without repeats and marks, best first; an empty best text means that nothing was said."""
+    """Return the texts without repeats and marks, best first; an empty best text gives no hypotheses."""
     possible = [result for result in results if float(result[3].score) > _IMPOSSIBLE]
     ranked = sorted(possible, key=lambda result: float(result[3].score), reverse=True)
     hypotheses: dict[str, Hypothesis] = {}

@@ -1,4 +1,4 @@
-"""The files of a trained ESPnet model: finding them, and reading them without running anything they name."""
+"""The files of a trained ESPnet model: finding them, and reading them without executing code."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ _PREFERRED_WEIGHTS = (
 
 @dataclass(frozen=True)
 class EspnetFiles:
-    """Where the parts of one model lie.
+    """Paths of the parts of one model.
 
     Attributes:
-        folder: The folder that was named.
-        config: Its config.yaml, the arguments of the training.
+        folder: The model folder.
+        config: Its config.yaml with the arguments of the training.
         weights: Its .safetensors or .pth file.
     """
 
@@ -90,7 +90,7 @@ def find_files(model_dir: str | os.PathLike[str]) -> EspnetFiles:
 
 
 def read_config(files: EspnetFiles) -> dict[str, Any]:
-    """Read config.yaml, with its token list inside and the files it names found again where the model was moved.
+    """Read config.yaml; the files that it names are located even if the model was moved.
 
     Raises:
         ModelFormatError: It is no mapping, or a file that it names is not there.
@@ -176,11 +176,11 @@ def _weights_in(folder: Path) -> Path:
     for name in _PREFERRED_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    others = sorted(path for path in folder.glob("*.pth") if path.name != "checkpoint.pth")
-    if len(others) == 1:
-        return others[0]
-    if others:
-        message = f"{len(others)} weight files and no telling which: {', '.join(path.name for path in others[:5])}"
+    candidates = sorted(path for path in folder.glob("*.pth") if path.name != "checkpoint.pth")
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        message = f"{len(candidates)} ambiguous weight files: {', '.join(path.name for path in candidates[:5])}"
         raise ModelNotFoundError(message, path=folder, remedy="name the right one model.pth")
     return folder / "model.pth"
 
@@ -204,7 +204,7 @@ def _locate(named: Any, files: EspnetFiles) -> Path:
         for base in (Path(), files.folder, files.config.parent, recipe):
             if (base / named).is_file():
                 return (base / named).resolve()
-        found = sorted(files.folder.rglob(Path(named).name))
-        if len(found) == 1:
-            return found[0].resolve()
+        matches = sorted(files.folder.rglob(Path(named).name))
+        if len(matches) == 1:
+            return matches[0].resolve()
     raise ModelFormatError(f"names {named!r}, which is not there", path=files.config, remedy="copy it into the folder")

@@ -22,15 +22,15 @@ _NAMES_IN_ORDER = (
 _NAMES = dict(zip(_LETTERS + "0123456789", _NAMES_IN_ORDER.split("|"), strict=True))
 _PIECE = re.compile(r"[a-z']+|[0-9]")
 
-_LEARN_EVERY = 4  # one dictionary word in four is learned from: 31,000 words, two seconds
-_LONGEST = 14  # letters of a word to learn from
-_ROUNDS = 5  # of aligning and counting again
-_CONTEXTS = ((0, 0), (0, 1), (1, 1), (1, 2), (2, 2), (3, 3))  # letters to the left and right, in order of back-off
-_TRUST = 2.0  # how many observations the next shorter context weighs
+_LEARN_EVERY = 4  # every fourth dictionary word is used for training: 31,000 words, two seconds
+_LONGEST = 14  # longest word of the training, letters
+_ROUNDS = 5  # iterations of the alignment
+_CONTEXTS = ((0, 0), (0, 1), (1, 1), (1, 2), (2, 2), (3, 3))  # letters to the left and right, from the shortest context
+_TRUST = 2.0  # weight of the next shorter context, in observations
 _WIDEST = 3
-_EDGE = 0  # number of the place outside a word; letters count from 1
+_EDGE = 0  # number outside a word; letters are numbered from 1
 _SMOOTHING = 0.1  # added to every count of the alignment
-_START_PENALTY = 4.0  # nats, for no phone and for a second phone, before anything was counted
+_START_PENALTY = 4.0  # nats, initial cost of no phone and of a second phone
 _OUTPUTS = 2048  # above the number of codes for 0, 1 and 2 phones
 
 
@@ -47,16 +47,16 @@ def read_dictionary() -> dict[str, tuple[str, ...]]:
 
 @functools.lru_cache(maxsize=100_000)
 def phones_of(word: str) -> tuple[str, ...]:
-    """Return the phones of a word: the dictionary's, else guessed; where there is no guess, its letters."""
+    """Return the phones of a word from the dictionary, else from the rules, else its letters."""
     known = _known_words()
-    found = known.get(word)
-    if found is None:
-        found = tuple(pronounce(word, lambda part: " ".join(known[part]) if part in known else None).split())
-    return found or tuple(word)
+    phones = known.get(word)
+    if phones is None:
+        phones = tuple(pronounce(word, lambda part: " ".join(known[part]) if part in known else None).split())
+    return phones or tuple(word)
 
 
 def is_known(word: str) -> bool:
-    """Return whether the dictionary has a word, in small letters."""
+    """Return whether the dictionary has a word in lower case."""
     return word in _known_words()
 
 
@@ -66,14 +66,14 @@ def _known_words() -> dict[str, tuple[str, ...]]:
 
 
 def pronounce(word: str, lookup: Callable[[str], str | None] | None = None) -> str:
-    """Guess how an English speaker says a word that no dictionary has: a name, a term, an acronym.
+    """Return a likely English pronunciation of a word that no dictionary has: a name, a term, an acronym.
 
-    Parts between hyphens and digits are said one after another; an ending 's as in "Gregson's"; a part without a
-    vowel ("NEC" has one, "BBC" has none) or with a point behind each letter is spelled. Accents are dropped.
+    Parts between hyphens and digits are pronounced one after another; an ending 's as in "Gregson's"; a part without a
+    vowel ("NEC" has one, "BBC" has none) or with a point after each letter is spelled. Accents are dropped.
 
     Args:
-        word: One word as it is written; case makes no difference.
-        lookup: Gives the phones of a known word, or None; asked for every part before the rules are used.
+        word: One written word in any letter case.
+        lookup: Returns the phones of a known word, or None; called for every part before the rules are used.
 
     Returns:
         Phones of the pocketsphinx dictionary, separated by spaces; empty where the word has no letter, or one that
@@ -85,17 +85,17 @@ def pronounce(word: str, lookup: Callable[[str], str | None] | None = None) -> s
     if not letters or not set(letters) <= set(_LETTERS):
         return ""
     pieces = _PIECE.findall(re.sub(r"\.(?![a-z])", "", plain))
-    return " ".join(phone for piece in pieces for phone in _say(piece, lookup))
+    return " ".join(phone for piece in pieces for phone in _pronounce_piece(piece, lookup))
 
 
 @dataclass(frozen=True)
 class LetterRules:
-    """What each letter sounds like, counted for the letters around it.
+    """Letter-to-sound rules: counts of the phones of each letter in its context.
 
     Attributes:
         phones: Names of the phones.
         keys: For each of `_CONTEXTS`, (K,) int64, sorted: code of context times `_OUTPUTS`, plus code of output.
-        counts: For each of `_CONTEXTS`, (K,) int64: how often the output was seen in the context.
+        counts: For each of `_CONTEXTS`, (K,) int64: number of observations of the output in the context.
     """
 
     phones: tuple[str, ...]
@@ -108,12 +108,12 @@ class LetterRules:
         numbers[_WIDEST : _WIDEST + len(word)] = [_LETTERS.index(letter) + 1 for letter in word]
         codes = [_context_codes(numbers[None], *context)[0] for context in _CONTEXTS]
         phones: list[str] = []
-        for place in range(len(word)):
-            phones += self._decode(self._choose([int(code[place]) for code in codes]))
+        for index in range(len(word)):
+            phones += self._decode(self._choose([int(code[index]) for code in codes]))
         return phones
 
     def _choose(self, contexts: Sequence[int]) -> int:
-        """Return the most probable output; a longer context takes over as far as it has been seen."""
+        """Return the most probable output; longer contexts have more weight the more observations they have."""
         chances: dict[int, float] = {}
         for context, keys, counts in zip(contexts, self.keys, self.counts, strict=True):
             start, end = np.searchsorted(keys, (context * _OUTPUTS, (context + 1) * _OUTPUTS))
@@ -130,7 +130,7 @@ class LetterRules:
 
 
 def learn_rules(entries: Mapping[str, Sequence[str]]) -> LetterRules:
-    """Learn from words with their phones; words with other signs than a to z, or very long ones, are left out.
+    """Learn rules from words and their phones; words with characters other than a to z, or very long ones, are skipped.
 
     The letters of each word are aligned with 0 to 2 phones each, as Viterbi training does: align with the present
     probabilities, count, repeat.
@@ -156,18 +156,18 @@ def learn_rules(entries: Mapping[str, Sequence[str]]) -> LetterRules:
 @functools.cache
 def _rules() -> LetterRules:
     entries = read_dictionary()
-    spoken = [word for word in entries if _VOWELS & set(word)]
-    return learn_rules({word: entries[word] for word in spoken[::_LEARN_EVERY]})
+    with_vowels = [word for word in entries if _VOWELS & set(word)]
+    return learn_rules({word: entries[word] for word in with_vowels[::_LEARN_EVERY]})
 
 
-def _say(piece: str, lookup: Callable[[str], str | None] | None) -> list[str]:
+def _pronounce_piece(piece: str, lookup: Callable[[str], str | None] | None) -> list[str]:
     """Return the phones of one digit, or of letters and apostrophes, of which an ending 's is one."""
     if piece in _NAMES:
         return _NAMES[piece].split()
     if lookup is not None and (known := lookup(piece)):
         return known.split()
     if piece.endswith("'s") and len(piece) > 2:
-        stem = _say(piece[:-2], lookup)
+        stem = _pronounce_piece(piece[:-2], lookup)
         return [*stem, *_ending_s(stem)]
     letters = piece.replace("'", "")
     if not _VOWELS & set(letters):
@@ -182,7 +182,7 @@ def _ending_s(stem: Sequence[str]) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return (N, longest) int64, rows filled up with 0."""
+    """Return (N, longest) int64, rows padded with 0."""
     table = np.zeros((len(rows), max(map(len, rows), default=0)), np.int64)
     for row, values in zip(table, rows, strict=True):
         row[: len(values)] = values
@@ -190,23 +190,25 @@ def _table(rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _first_scores(letters: np.ndarray, phones: np.ndarray, symbols: int) -> np.ndarray:
-    """Return scores from how often letter and phone stand at a like place of a word.
+    """Return initial scores from how often a letter and a phone have similar relative positions in a word.
 
     Args:
-        letters: (N, L) int64, 0 behind the end.
-        phones: (N, P) int64, 0 behind the end.
-        symbols: Phones and 1 for none.
+        letters: (N, L) int64, padded with 0.
+        phones: (N, P) int64, padded with 0.
+        symbols: Number of phones, plus 1 for none.
 
     Returns:
         (27, symbols, symbols) float32: log score of a letter giving these two phones, 0 for none.
     """
     near = np.full((len(_LETTERS) + 1, symbols), _SMOOTHING)
-    place_of_letter = (np.arange(letters.shape[1]) + 0.5) / np.maximum((letters > 0).sum(1), 1)[:, None]
-    place_of_phone = (np.arange(phones.shape[1]) + 0.5) / np.maximum((phones > 0).sum(1), 1)[:, None]
+    letter_position = (np.arange(letters.shape[1]) + 0.5) / np.maximum((letters > 0).sum(1), 1)[:, None]
+    phone_position = (np.arange(phones.shape[1]) + 0.5) / np.maximum((phones > 0).sum(1), 1)[:, None]
     for column in range(letters.shape[1]):
-        distance = np.abs(place_of_phone - place_of_letter[:, column, None])
+        distance = np.abs(phone_position - letter_position[:, column, None])
         np.add.at(near, (letters[:, column, None], phones), np.exp(-8.0 * distance))
-    near = near / near.sum(1, keepdims=True) / near[1:].sum(0)  # what is frequent beside every letter says little
+    near = (
+        near / near.sum(1, keepdims=True) / near[1:].sum(0)
+    )  # a phone that is frequent with every letter has little weight
     one = np.log(near / near[1:].max())
     scores = one[:, :, None] + one[:, None, :] - _START_PENALTY
     scores[:, :, 0] = one
@@ -226,15 +228,15 @@ def _count_scores(letters: np.ndarray, outputs: np.ndarray, symbols: int) -> np.
 
 
 def _align(letters: np.ndarray, phones: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return (N, L) int64: code of the phones each letter gives on the best path, all words at once."""
+    """Return (N, L) int64: code of the phones of each letter on the best path, for all words."""
     words, longest = letters.shape
-    places = phones.shape[1] + 1
-    best = np.full((words, places), -np.inf, np.float32)
+    positions = phones.shape[1] + 1
+    best = np.full((words, positions), -np.inf, np.float32)
     best[:, 0] = 0.0
-    taken = np.zeros((longest, words, places), np.int8)
+    taken = np.zeros((longest, words, positions), np.int8)
     for step in range(longest):
         letter = letters[:, step, None]
-        options = np.full((3, words, places), -np.inf, np.float32)
+        options = np.full((3, words, positions), -np.inf, np.float32)
         options[0] = best + np.where(letter > 0, scores[letter, 0, 0], 0.0)
         options[1, :, 1:] = best[:, :-1] + np.where(letter > 0, scores[letter, phones, 0], -np.inf)
         options[2, :, 2:] = best[:, :-2] + np.where(letter > 0, scores[letter, phones[:, :-1], phones[:, 1:]], -np.inf)
@@ -247,13 +249,13 @@ def _trace_back(taken: np.ndarray, phones: np.ndarray, symbols: int) -> np.ndarr
     steps, words, _ = taken.shape
     outputs = np.zeros((words, steps), np.int64)
     everyone = np.arange(words)
-    place = (phones > 0).sum(1)
+    position = (phones > 0).sum(1)
     for step in reversed(range(steps)):
-        count = taken[step, everyone, place]
-        first = np.where(count > 0, phones[everyone, place - count], 0)
-        second = np.where(count > 1, phones[everyone, place - 1], 0)
+        count = taken[step, everyone, position]
+        first = np.where(count > 0, phones[everyone, position - count], 0)
+        second = np.where(count > 1, phones[everyone, position - 1], 0)
         outputs[:, step] = first * symbols + second
-        place = place - count
+        position = position - count
     return outputs
 
 
@@ -270,7 +272,7 @@ def _collect(names: tuple[str, ...], letters: np.ndarray, outputs: np.ndarray) -
 
 
 def _context_codes(padded: np.ndarray, left: int, right: int) -> np.ndarray:
-    """Return (N, L) int64: the letters around each place as one number; `padded` is (N, L + 2 * _WIDEST)."""
+    """Return (N, L) int64: code of the letters around each position; `padded` is (N, L + 2 * _WIDEST)."""
     length = padded.shape[1] - 2 * _WIDEST
     codes = np.zeros((len(padded), length), np.int64)
     for offset in range(-left, right + 1):

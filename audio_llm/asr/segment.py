@@ -1,4 +1,4 @@
-"""Cut long sound at pauses into segments that a recogniser takes."""
+"""Cut long recordings at pauses into segments for a recognizer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from audio_llm.nbest import NBest
 
 _FRAME = 480  # samples, the 30 ms at 16 kHz that pocketsphinx's detector takes
 _VAD_MODE = 1  # 0 loose to 3 strict; 2 and 3 miss the ends of words in quiet recordings (peaks under -30 dBFS)
-_RANGE_DB = 40.0  # frames this far below the loudest are not speech, whatever the detector says of the first hiss
+_RANGE_DB = 40.0  # frames this far below the loudest are not speech, even if the detector takes an initial hiss for it
 _FLOOR_DB = -80.0  # nor is anything this faint, relative to full scale: the last bits of a 16-bit file
-_DECAY_DB = 0.03  # what the loudest level loses with every frame: 1 dB/s
+_DECAY_DB = 0.03  # decay of the loudest level per frame: 1 dB/s
 _WINDOW = 10  # frames over which voiced ones are counted
-_OPEN = 6  # voiced frames in the window that begin speech: the detector says 4 at any click or step in level
+_OPEN = 6  # voiced frames in the window that begin speech: a click or a step in level gives 4
 _STAY = 3  # voiced frames in the window that keep it going
-_CONTEXT = 9  # frames kept on either side of speech: 0.27 s
+_CONTEXT = 9  # frames of context on either side of speech: 0.27 s
 _PAUSE = 20  # frames without voice that end a segment: 0.6 s, more than twice the context
 _SMOOTH = 5  # frames over which levels are averaged: 0.15 s
 _BAND = slice(9, 103)  # bins of a frame's spectrum from 300 to 3,400 Hz
@@ -32,9 +32,9 @@ class Segment:
     """A stretch of speech.
 
     Attributes:
-        start_s: Its place in the recording in seconds; times 16,000 it is a whole number of samples.
+        start_s: Start in the recording in seconds, a whole number of samples at 16 kHz.
         waveform: (T,) float32 at 16 kHz.
-        speech_probability: How sure the detector was of its most probable second, 0 to 1; None where none gave it.
+        speech_probability: Speech probability of its most probable second, 0 to 1; None where the detector gives none.
     """
 
     start_s: float
@@ -43,10 +43,10 @@ class Segment:
 
 
 def segments(blocks: Iterable[np.ndarray], max_s: float = 30.0) -> Iterator[Segment]:
-    """Yield the stretches of speech in a sound, each with about 0.27 s of what is around it.
+    """Yield the stretches of speech in a recording, each with about 0.27 s of context.
 
     Pauses of 0.6 s and more divide segments; shorter ones stay inside, so that a sentence stays whole. Speech that
-    runs on past `max_s` is cut at the quietest place in the last third, without overlap or gap. Silence and steady
+    runs on past `max_s` is cut at the quietest point of the last third, without overlap or gap. Silence and steady
     noise give nothing. The result does not depend on how the sound is divided into blocks, and memory is bounded
     by `max_s` and the longest block.
 
@@ -69,15 +69,15 @@ def segments(blocks: Iterable[np.ndarray], max_s: float = 30.0) -> Iterator[Segm
 def recognize_segments(
     recognize: Callable[[np.ndarray, int, str], NBest], blocks: Iterable[np.ndarray], nbest: int, id: str
 ) -> Iterator[Stretch]:
-    """Recognize stretch by stretch (see `Recognizer.recognize_stream`) with what takes one stretch at a time."""
+    """Recognize a recording segment by segment with `recognize` (see `Recognizer.recognize_stream`)."""
     for number, segment in enumerate(segments(blocks)):
-        found = recognize(segment.waveform, nbest, f"{id}#{number}")
+        result = recognize(segment.waveform, nbest, f"{id}#{number}")
         words = tuple(
             replace(word, start_s=word.start_s + segment.start_s, end_s=word.end_s + segment.start_s)
-            for word in found.words
+            for word in result.words
         )
         end_s = segment.start_s + len(segment.waveform) / SAMPLE_RATE
-        nbest_list = replace(found, words=words)
+        nbest_list = replace(result, words=words)
         yield Stretch(start_s=segment.start_s, end_s=end_s, nbest=nbest_list, waveform=segment.waveform)
 
 
@@ -96,7 +96,7 @@ class SegmentRecognizer(ABC):
 
 
 class _Detector:
-    """Tells frames with voice from others: pocketsphinx's detector, held to levels not far below the loudest."""
+    """Classifies frames as voiced: pocketsphinx's detector, limited to levels not far below the loudest."""
 
     def __init__(self) -> None:
         from pocketsphinx import Vad
@@ -105,7 +105,7 @@ class _Detector:
         self._loudest = _FLOOR_DB + _RANGE_DB
 
     def is_voiced(self, frame: np.ndarray) -> bool:
-        """Judge the next frame: (480,) float32, fewer samples only in the last."""
+        """Classify the next frame: (480,) float32, fewer samples only in the last."""
         level = 10 * np.log10(float(np.mean(np.square(frame))) + 1e-10)
         self._loudest = max(level, self._loudest - _DECAY_DB, _FLOOR_DB + _RANGE_DB)
         samples = np.zeros(_FRAME, np.int16)
@@ -114,10 +114,10 @@ class _Detector:
 
 
 class _Cutter:
-    """Decides from one frame after another where segments begin and end.
+    """Decides frame by frame where segments begin and end.
 
     `_held` are the frames that may still be needed, the first of them being frame number `_first` of the recording.
-    While speech goes on they begin with the segment; otherwise they are the last few, for context.
+    During speech they begin with the segment; otherwise they are the last few, for context.
     """
 
     def __init__(self, longest: int) -> None:
@@ -146,7 +146,7 @@ class _Cutter:
             yield from self._take(self._quietest())
 
     def finish(self) -> Iterator[Segment]:
-        """Give out what is left when the sound is over."""
+        """Yield the last segment at the end of the recording."""
         if self._open:
             yield from self._end()
 
@@ -157,7 +157,7 @@ class _Cutter:
         self._forget(first_voiced - _CONTEXT)
 
     def _end(self) -> Iterator[Segment]:
-        if self._last_voiced >= self._first:  # not where a cut fell behind the last word
+        if self._last_voiced >= self._first:  # False where a cut was after the last word
             yield from self._take(min(len(self._held), self._last_voiced + 1 + _CONTEXT - self._first))
         self._open = False
 
@@ -175,7 +175,7 @@ class _Cutter:
             self._first += 1
 
     def _quietest(self) -> int:
-        """Return how many of the held frames to take so as to cut in the quietest place of the last third."""
+        """Return the number of held frames before the quietest point of the last third."""
         power = np.array([np.mean(np.square(frame)) for frame in self._held])
         smooth = np.convolve(power, np.ones(_SMOOTH) / _SMOOTH, mode="same")
         begin, end = 2 * len(power) // 3, len(power) - _SMOOTH // 2
@@ -183,7 +183,7 @@ class _Cutter:
 
 
 def _frames(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Divide the sound into (480,) frames, whatever the blocks are; the last may be shorter."""
+    """Divide the blocks into (480,) frames; the last may be shorter."""
     rest = np.zeros(0, np.float32)
     for block in blocks:
         joined = np.concatenate([rest, np.asarray(block, dtype=np.float32)])

@@ -1,4 +1,4 @@
-"""The embedded default recogniser: pocketsphinx with the US English model inside its package."""
+"""The embedded default recognizer: pocketsphinx with the US English model inside its package."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 FRAMES_PER_SECOND = 100  # of the acoustic model
 _SCORE_SCALE = 1024.0  # pocketsphinx shifts its log scores right by 10 bits; this undoes it, giving nats
-_MIN_SAMPLES = SAMPLE_RATE // 10  # below 0.1 s there is nothing to recognise
+_MIN_SAMPLES = SAMPLE_RATE // 10  # shorter waveforms give an empty list
 _SILENCE_PEAK = 1e-4  # quieter than -80 dBFS counts as silence
 _ENTRIES_PER_HYPOTHESIS = 15  # the engine's list repeats texts that differ only in pronunciation or fillers
-_ALIGNMENT_BEAM = 1e-300  # so wide that a text far from what was said is aligned too; the engine's own gives up
-_TWIN = "#"  # ends the name of a second dictionary entry for a preferred word; never seen outside this module
+_ALIGNMENT_BEAM = 1e-300  # wide enough to align a text that differs much from the speech; the engine's default fails
+_TWIN = "#"  # suffix of a second dictionary entry of a preferred word, internal to this module
 _LOG_BASE = 1.0001  # of the language model's log probabilities
-_FILLERS = ("<sil>", "[NOISE]", "[SPEECH]")  # of the acoustic model; a pause is one of them
-_FILLER_WEIGHT = 72000.0  # makes them cost next to nothing in the language model (0.008 nats)
+_FILLERS = ("<sil>", "[NOISE]", "[SPEECH]")  # of the acoustic model, pauses included
+_FILLER_WEIGHT = 72000.0  # makes their language model cost negligible (0.008 nats)
 _ADDED_WORD_NATS = -11.2  # log probability the engine gives a word that is added to its language model
 _PREFERENCE_NATS = 40.0  # how much worse a hypothesis with a preferred word may score and still be taken
 
@@ -39,7 +39,7 @@ class _Entry:
 
 
 class SphinxRecognizer(SegmentRecognizer):
-    """Recognise US English with pocketsphinx; needs no download.
+    """Recognizes US English with pocketsphinx; needs no download.
 
     Scores are natural logarithms of pocketsphinx's own path scores (acoustic, plus language model where a whole
     hypothesis is scored). They compare texts of one utterance, not different utterances.
@@ -57,12 +57,12 @@ class SphinxRecognizer(SegmentRecognizer):
         self._pronunciations: dict[str, str] = {}
 
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
-        """Recognise one utterance (see `Recognizer.recognize`).
+        """Recognize one utterance (see `Recognizer.recognize`).
 
         Args:
             waveform: (T,) float32 at 16 kHz in -1..1.
-            nbest: How many distinct hypotheses at most.
-            id: Name for the result.
+            nbest: Maximum number of distinct hypotheses.
+            id: Name of the result.
         """
         if waveform.size < _MIN_SAMPLES or float(np.abs(waveform).max()) < _SILENCE_PEAK:
             return NBest(id, ())
@@ -74,8 +74,8 @@ class SphinxRecognizer(SegmentRecognizer):
         best = decoder.hyp()
         if best is None or not _text(best.hypstr):
             return NBest(id, ())
-        wanted = nbest if not self._preferred else max(nbest, 50)
-        entries = _distinct(decoder, _text(best.hypstr), wanted)
+        count = nbest if not self._preferred else max(nbest, 50)
+        entries = _distinct(decoder, _text(best.hypstr), count)
         words = tuple(_words(decoder))
         ranked = self._with_preference(entries)
         if ranked[0].text != entries[0].text:
@@ -86,7 +86,7 @@ class SphinxRecognizer(SegmentRecognizer):
         """Return the acoustic log score of each text by forced alignment (see `Recognizer.score`).
 
         A text with a word outside the pronunciation dictionary, or one too long for the recording, gives None.
-        All senones are computed for every frame, so that each frame is normalised alike for every text.
+        All senones are computed for every frame, so that frames are normalized identically for every text.
 
         Args:
             waveform: (T,) float32 at 16 kHz.
@@ -96,14 +96,14 @@ class SphinxRecognizer(SegmentRecognizer):
         return [self._align(pcm, text) for text in texts]
 
     def prefer(self, words: Sequence[str]) -> list[str]:
-        """Prefer these names and terms from now on; return those, as given, that have no sensible pronunciation.
+        """Prefer names and terms; return those, as given, that have no pronunciation.
 
-        A word that the dictionary lacks is said as `pronounce` guesses. A word that is rarer in the language model
-        than one the engine adds, or absent from it, gets a twin there, for else it would hardly ever be heard.
-        Lists then are ordered by score plus a bonus for each of the terms; the scores themselves stay as they are.
+        A word that the dictionary lacks gets the pronunciation of `pronounce`. A word that is rarer in the language
+        model than one the engine adds, or absent from it, gets a second entry there, or it would hardly ever be
+        recognized. Lists are then ordered by score plus a bonus for each term; the scores themselves do not change.
 
         Args:
-            words: Names and terms as they are written, of one or several words.
+            words: Written names and terms of one or several words.
         """
         refused: list[str] = []
         additions: dict[str, str] = {}
@@ -128,7 +128,7 @@ class SphinxRecognizer(SegmentRecognizer):
         return str(phones) if phones else None
 
     def _entries_for(self, word: str) -> dict[str, str] | None:
-        """Return what the decoder's dictionary lacks to hear the word, name to phones; None if it cannot be said."""
+        """Return the missing dictionary entries of a word, name to phones; None if it has no pronunciation."""
         from audio_llm.asr.pronounce import pronounce
 
         if not self.knows(word):
@@ -184,7 +184,7 @@ class SphinxRecognizer(SegmentRecognizer):
         aligner.start_utt()
         try:
             aligner.process_raw(pcm, full_utt=True)
-        except RuntimeError as error:  # the engine's word for "does not fit"
+        except RuntimeError as error:  # the engine's error for a text that does not fit
             logger.debug("no alignment of %r: %s", text, error)
             return None
         finally:
@@ -199,10 +199,10 @@ def _new_decoder(**options: Any) -> Any:
 
 
 def _make_pauses_free(decoder: Any) -> None:
-    """Add the fillers to the language model, for a list's entry else pays for a pause as for an unknown word.
+    """Add the fillers to the language model; without them a pause costs list entries as much as an unknown word.
 
-    Measured: the best of 20 is 15.7 % instead of 17.6 % on 88 sentences of one speaker, 40.2 % instead of 44.4 % on
-    60 of LibriSpeech; the best path's own errors stay the same.
+    Measured: the oracle WER of 20 is 15.7 % instead of 17.6 % on 88 sentences of one speaker, 40.2 % instead of 44.4 %
+    on 60 of LibriSpeech; the best path's own errors stay the same.
     """
     model = decoder.get_lm()
     for filler in _FILLERS:
@@ -210,7 +210,7 @@ def _make_pauses_free(decoder: Any) -> None:
 
 
 def _forget_past(decoder: Any) -> None:
-    """Reset noise removal and mean normalisation, which else carry over from one utterance to the next."""
+    """Reset noise removal and mean normalization, whose state would otherwise carry over between utterances."""
     decoder.reinit_feat()
 
 
@@ -223,31 +223,31 @@ def _nats(linear: float) -> float:
     return math.log(linear) * _SCORE_SCALE if linear > 0.0 else -math.inf
 
 
-def _distinct(decoder: Any, best: str, wanted: int) -> list[_Entry]:
-    """Return distinct texts, the engine's own best first, the others by score.
+def _distinct(decoder: Any, best: str, count: int) -> list[_Entry]:
+    """Return distinct texts: the best path of the engine first, the others by score.
 
-    The engine's best path takes pauses for nothing and sees the words on both sides of them as neighbours. In its
-    search for further texts a pause hides the word before it from the language model. So the two scores are on
+    The best path ignores pauses, so that the words on both sides of a pause are neighbors. In the engine's
+    N-best search a pause hides the previous word from the language model. So the two scores are on
     different scales, and the best text is at times missing among the entries, or there with a needlessly poor path
-    (in a fifth to two fifths of the lists of real speech). By the engine's own comparison it is no worse than any
+    (in a fifth to two fifths of the lists of real speech). In the engine's comparison it is no worse than any
     entry: it then gets the top entry's score, a lower bound on the entries' scale.
     """
     scores: dict[str, float] = {}
     entries = decoder.nbest()
-    for _, entry in zip(range(wanted * _ENTRIES_PER_HYPOTHESIS), entries or (), strict=False):
+    for _, entry in zip(range(count * _ENTRIES_PER_HYPOTHESIS), entries or (), strict=False):
         text = _text(entry.hypstr) if entry is not None and entry.hypstr else ""
         if text:
             scores[text] = max(scores.get(text, -math.inf), _nats(entry.score))
-        if len(scores) >= 2 * wanted:
+        if len(scores) >= 2 * count:
             break
     top = max(scores.values(), default=_nats(decoder.hyp().score))
     first = _Entry(best, max(scores.pop(best, top), top))
-    others = sorted((_Entry(text, score) for text, score in scores.items()), key=lambda e: -e.score)
-    return [first, *others][:wanted]
+    rest = sorted((_Entry(text, score) for text, score in scores.items()), key=lambda e: -e.score)
+    return [first, *rest][:count]
 
 
 def _text(words: str) -> str:
-    """Return the engine's words without the marks of twins."""
+    """Return the engine's words without the suffix of second entries."""
     return words.replace(_TWIN, "").strip()
 
 

@@ -1,7 +1,7 @@
 """Voice activity detection with Silero VAD: the stretches of speech in a recording of any length, as a stream.
 
 The network gives one probability of speech per 512 samples (32 ms). Recordings are amplified for it, so that quiet
-speech is detected as well; what comes out are the samples of the recording, unchanged. The network, its licence and
+speech is detected as well; the stretches hold the unchanged samples of the recording. The network, its license and
 its figures are described in `pretrained/silero-vad/README.md`.
 """
 
@@ -23,7 +23,7 @@ from audio_llm.errors import MissingDependencyError, ModelFormatError, ModelNotF
 
 FRAME = 512  # samples, 32 ms: what the network takes at a time
 _FRAME_S = FRAME / SAMPLE_RATE
-_CONTEXT = 64  # samples before a frame that the network takes with it
+_CONTEXT = 64  # samples of context before a frame
 _STATE = (1, 1, 128)  # shape of the LSTM's hidden and cell state
 _BATCH = 40  # frames in one run: 1.28 s; larger batches are hardly faster and come later
 _SHA256 = "9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85"
@@ -35,7 +35,7 @@ _FLOOR_DB = -110.0  # level of digital silence
 _NEAR = 32  # frames before and after a frame that count for its level: 1 s
 _QUANTILE = 0.9  # its level is the 90th percentile of theirs, so that a click does not count as speech
 _RAMP = 8  # frames before and after over which the gain is averaged: 0.25 s
-_REACH = _NEAR + _RAMP  # frames before and after that a gain depends on; at most a batch
+_REACH = _NEAR + _RAMP  # frames before and after on which a gain depends; at most a batch
 
 _SECOND = 31  # frames in a second
 _SMOOTH = 5  # frames over which probability and level are averaged when endless speech is cut: 0.16 s
@@ -44,11 +44,11 @@ _PROBABILITY_DB = 40.0  # how many decibels of level one unit of probability cou
 
 @dataclass(frozen=True)
 class VadOptions:
-    """What counts as speech and where it is divided.
+    """Thresholds that decide what is speech and where it is divided.
 
     Attributes:
         threshold: Probability at which speech begins, 0 to 1.
-        neg_threshold: Probability below which it may end, at most `threshold`.
+        neg_threshold: Probability below which speech may end, at most `threshold`.
         min_speech_s: Shorter stretches are dropped, unless they touch the beginning or the end of the recording.
         min_silence_s: Pauses of this length divide stretches; shorter ones stay inside.
         pad_s: Sound included before and after each stretch; where the pause is shorter than two of these, the two
@@ -93,7 +93,7 @@ class SpeechDetector:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what came before."""
+        """Reset the state before a new recording."""
         self._hidden = np.zeros(_STATE, np.float32)
         self._cell = np.zeros(_STATE, np.float32)
         self._context = np.zeros(_CONTEXT, np.float32)
@@ -103,7 +103,7 @@ class SpeechDetector:
 
         Args:
             waveform: (T,) float32 in -1..1 at 16 kHz; T is a multiple of 512 except at the end of a recording, where
-                the last frame is filled up with zeros.
+                the last frame is zero-padded.
             gain: (N,) linear factor for each frame, N = ceil(T / 512); None: 1.
 
         Returns:
@@ -137,7 +137,7 @@ def speech_segments(
     Args:
         blocks: (T,) float32 in -1..1 at 16 kHz each, one after another.
         options: None: the defaults.
-        detector: One to use again for another recording, which saves the time of loading it; None: a new one.
+        detector: A detector to reuse, which saves loading one; None loads a new one.
 
     Yields:
         The stretches; `start_s` times 16,000 is a multiple of 512, the waveform holds the recording's own samples.
@@ -173,7 +173,7 @@ _REINSTALL = "install audio-llm again"
 
 
 def _batches(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Divide the recording into batches of 40 frames, whatever the blocks are; the last may be shorter."""
+    """Divide the blocks into batches of 40 frames; the last may be shorter."""
     size = _BATCH * FRAME
     rest: list[np.ndarray] = []
     held = 0
@@ -190,10 +190,10 @@ def _batches(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _leveled(batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield each batch with the gain (N,) of its frames that brings quiet sound to a level that suits the network.
+    """Yield each batch with the gains (N,) that amplify quiet sound to a level that suits the network.
 
     The gain follows the level of about a second before and after, so that a quiet speaker between loud ones is
-    detected, too. It comes one batch late.
+    detected too. The latency is one batch.
     """
     before = np.zeros(0)
     batch: np.ndarray | None = None
@@ -209,7 +209,7 @@ def _leveled(batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.nda
 
 
 def _frames(batch: np.ndarray) -> np.ndarray:
-    """Return the frames of a batch, (N, 512), the last one filled up with zeros."""
+    """Return the frames of a batch, (N, 512), the last one zero-padded."""
     count = -(-len(batch) // FRAME)
     frames = np.zeros((count, FRAME), np.float32)
     frames.reshape(-1)[: len(batch)] = batch
@@ -238,10 +238,10 @@ def _gain(batch: np.ndarray, before: np.ndarray, levels_db: np.ndarray, after: n
 
 
 class _Segmenter:
-    """Decides from one frame after another where stretches of speech begin and end.
+    """Decides frame by frame where stretches of speech begin and end.
 
     `_held` are the frames that may still be needed, the first of them being frame number `_first` of the recording.
-    While speech goes on they begin with the stretch, its padding included; otherwise they are the padding that the
+    During speech they begin with the stretch, its padding included; otherwise they are the padding that the
     next one may need.
     """
 
@@ -280,7 +280,7 @@ class _Segmenter:
             yield from self._cut()
 
     def finish(self) -> Iterator[Segment]:
-        """Give out what is left when the recording is over."""
+        """Yield the last stretch at the end of the recording."""
         if self._open:
             after = self._first + len(self._held)
             self._unbroken |= after - self._last <= self._pad
@@ -293,7 +293,7 @@ class _Segmenter:
         self._forget(now - self._pad)
 
     def _divide(self, now: int, pause: int) -> Iterator[Segment]:
-        """End the stretch before a new onset that comes before its padding is over: both share the pause."""
+        """End the stretch before an onset within its padding; both stretches share the pause."""
         yield from self._end(min(self._last + 1 + self._pad, now - pause // 2))
 
     def _end(self, before: int) -> Iterator[Segment]:
@@ -305,7 +305,7 @@ class _Segmenter:
         self._forget(self._first + len(self._held) - 1 - self._pad)
 
     def _cut(self) -> Iterator[Segment]:
-        """Give out the part of an endless stretch before the best place to cut it, and go on after it."""
+        """Yield the part of a long stretch before the best point to cut it, and continue after it."""
         yield self._take(self._quietest())
         self._unbroken = True
 
@@ -323,7 +323,7 @@ class _Segmenter:
             self._first += 1
 
     def _quietest(self) -> int:
-        """Return how many of the held frames to take so as to cut where speech is least likely, in the last third."""
+        """Return the number of held frames before the point of the last third where speech is least probable."""
         power = np.array([np.mean(np.square(frame)) for frame, _ in self._held])
         probability = np.array([probability for _, probability in self._held])
         window = np.ones(_SMOOTH) / _SMOOTH

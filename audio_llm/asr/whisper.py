@@ -1,8 +1,8 @@
 """Whisper on CTranslate2: the recognizer of this project; needs neither torch nor transformers.
 
 A recording is divided at pauses by voice activity detection, its stretches are packed into windows of up to 30 s, and
-windows are decoded in batches. Where lists of hypotheses are asked for, every stretch is a window of its own, since ten
-hypotheses of 30 s hold hardly more than one or two variants of each sentence.
+windows are decoded in batches. For N-best lists every stretch is a window of its own, since ten
+hypotheses of 30 s contain hardly more than one or two variants of each sentence.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MIN_SAMPLES = SAMPLE_RATE // 50  # below 20 ms there is nothing to recognize
+_MIN_SAMPLES = SAMPLE_RATE // 50  # shorter waveforms give an empty list
 _SILENCE_PEAK = 1e-5  # quieter than -100 dBFS counts as silence
-_DETECTION_WINDOWS = 3  # whose languages are averaged
+_DETECTION_WINDOWS = 3  # windows whose language probabilities are averaged
 Compute = Literal["auto", "int8", "float32", "float16"]
 __all__ = ["Compute", "WhisperOptions", "WhisperRecognizer"]
 
 
 class WhisperRecognizer:
-    """Recognize with a Whisper model in CTranslate2's format.
+    """Recognizes with a Whisper model in CTranslate2's format.
 
     A hypothesis' score is log p(text, end mark | window) in nats, summed over its tokens; lists are ranked by the score
     per token, as Whisper's beam search does.
 
     Args:
         model: A `ctranslate2.models.Whisper`.
-        tokens: Its tokenizer.
-        bands: Mel bands that it takes, 80 or 128.
-        version: Name of the model with a part of its weights' hash.
-        options: How to recognize.
-        workers: Batches that the model decodes at a time.
+        tokens: Tokenizer of the model.
+        bands: Mel bands of its features, 80 or 128.
+        version: Name of the model with the beginning of its weights' hash.
+        options: Recognition options.
+        workers: Number of batches that the model decodes concurrently.
     """
 
     name = "whisper"
@@ -80,7 +80,7 @@ class WhisperRecognizer:
         self.version = version
         self._workers = workers
         self._model, self._tokens, self._bands = model, tokens, bands
-        self._detectors: list[SpeechDetector] = []  # loaded, and not in use
+        self._detectors: list[SpeechDetector] = []  # loaded and not in use
         self.configure(options)
 
     @classmethod
@@ -95,12 +95,12 @@ class WhisperRecognizer:
         """Load a model from a folder with `model.bin` and `tokenizer.json`.
 
         Args:
-            folder: Of a model in CTranslate2's format; files that `audio-llm models get` installed are checked.
+            folder: Model folder in CTranslate2's format; files that `audio-llm models get` installed are checked.
             device: `cpu` or `cuda`.
-            compute: Format of the computation; `auto`: int8 on a CPU, float16 on a GPU.
-            threads: Of the CPU, each of which decodes windows of its own: two decode 1.5 to 3 times as fast as one
-                window on both (measured). None: OMP_NUM_THREADS, or as many as there are cores.
-            options: How to recognize.
+            compute: Number format; `auto`: int8 on a CPU, float16 on a GPU.
+            threads: CPU threads, each decoding its own windows: two of them are 1.5 to 3 times as fast as two for one
+                window (measured). None: OMP_NUM_THREADS, else the number of cores.
+            options: Recognition options.
 
         Raises:
             ModelNotFoundError: A file is missing.
@@ -116,11 +116,11 @@ class WhisperRecognizer:
 
     @property
     def options(self) -> WhisperOptions:
-        """How recordings are recognized."""
+        """Recognition options."""
         return self._options
 
     def configure(self, options: WhisperOptions) -> None:
-        """Recognize in another way from now on.
+        """Change the recognition options.
 
         Raises:
             UsageError: The model does not know the language, does not translate, or cannot detect languages, or the
@@ -142,7 +142,7 @@ class WhisperRecognizer:
         self._windows = WindowRecognizer(self._model, self._tokens, self._bands, self._options)
 
     def prefer(self, words: Sequence[str]) -> list[str]:
-        """Prefer these names and terms from now on (see `Recognizer.prefer`), as many as fit into the prompt."""
+        """Prefer names and terms (see `Recognizer.prefer`), as many as fit into the prompt."""
         taken: list[str] = []
         refused: list[str] = []
         for word in words:
@@ -157,8 +157,8 @@ class WhisperRecognizer:
 
         Args:
             waveform: (T,) float32 at 16 kHz in -1..1, at most 30 s.
-            nbest: Distinct hypotheses, at most.
-            id: Name for the result.
+            nbest: Maximum number of distinct hypotheses.
+            id: Name of the result.
 
         Raises:
             UsageError: The waveform is longer than 30 s.
@@ -167,7 +167,7 @@ class WhisperRecognizer:
             return NBest(id, ())
         piece = Piece(
             offset_s=0.0, start_s=0.0, duration_s=waveform.size / SAMPLE_RATE, speech_probability=1.0
-        )  # who asks for one utterance knows that it is one
+        )  # the caller has already cut one utterance
         stretches = self._windows.recognize([Window(waveform, (piece,))], self._known(), nbest, again=False)
         return next((replace(stretch.nbest, id=id) for stretch in stretches if not stretch.rejected), NBest(id, ()))
 
@@ -201,8 +201,8 @@ class WhisperRecognizer:
     def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
         """Return log p(text | audio) of the tokens of each text (see `Recognizer.score`).
 
-        Each token's probability is that among all text tokens: the end mark and timestamps, between which and text the
-        model would also have to decide, do not count.
+        Token probabilities are normalized over text tokens only: the end mark and timestamps, between which and text
+        the model would also have to decide, do not count.
 
         Args:
             waveform: (T,) float32 at 16 kHz, at most 30 s.
@@ -211,7 +211,7 @@ class WhisperRecognizer:
         """
         scores: list[float | None] = [None] * len(texts)
         ids = [self._tokens.encode(text) for text in texts]
-        usable = [number for number, own in enumerate(ids) if 0 < len(own) <= _MAX_TEXT_TOKENS]
+        usable = [number for number, tokens in enumerate(ids) if 0 < len(tokens) <= _MAX_TEXT_TOKENS]
         if not usable or waveform.size < _MIN_SAMPLES:
             return scores
         encoded = self._windows.encode([waveform])
@@ -228,7 +228,7 @@ class WhisperRecognizer:
         return scores
 
     def _cut(self, blocks: Iterable[np.ndarray], apart: bool) -> Iterator[Window]:
-        """Return what is decoded at a time: packed windows, or a window for each stretch."""
+        """Return the windows to decode: packed ones, or one for each stretch."""
         segments = self._speech(blocks) if self._options.vad else cut_segments(blocks)
         segments = (segment for segment in segments if not _is_silent(segment.waveform))
         if not apart:
@@ -236,18 +236,18 @@ class WhisperRecognizer:
         return (window for segment in segments for window in pack_windows([segment]))
 
     def _speech(self, blocks: Iterable[np.ndarray]) -> Iterator[Segment]:
-        """Yield stretches of speech; every recording that is under way has a detector of its own."""
+        """Yield stretches of speech; recordings that are recognized concurrently have separate detectors."""
         detector = self._detectors.pop() if self._detectors else SpeechDetector()
         yield from speech_segments(blocks, self._options.vad_options, detector)
         self._detectors.append(detector)
 
 
 def _is_silent(waveform: np.ndarray) -> bool:
-    """Return whether there is nothing to recognize."""
+    """Return whether a waveform is too short or too quiet to recognize."""
     return waveform.size < _MIN_SAMPLES or float(np.abs(waveform).max()) < _SILENCE_PEAK
 
 
-_MAX_TEXT_TOKENS = 440  # of a text that is scored: the decoder's positions less those of the prompt
+_MAX_TEXT_TOKENS = 440  # longest scored text: the decoder's positions less those of the prompt
 
 
 def _open(folder: Path, device: str, compute: Compute, workers: int) -> Any:
@@ -260,14 +260,14 @@ def _open(folder: Path, device: str, compute: Compute, workers: int) -> Any:
             remedy = "give a folder in CTranslate2's format, or get a model with `audio-llm models get whisper-base`"
             raise ModelNotFoundError(f"{name} is missing", path=folder, remedy=remedy)
     checked_files(folder)
-    wanted = {"auto": "int8" if device == "cpu" else "float16"}.get(compute, compute)
+    resolved = {"auto": "int8" if device == "cpu" else "float16"}.get(compute, compute)
     known = ctranslate2.get_supported_compute_types(device)
-    if wanted not in known:
+    if resolved not in known:
         remedy = f"use --compute with one of {', '.join(sorted(known & {'int8', 'float32', 'float16'}))}"
-        raise UsageError(f"this {device} does not compute in {wanted}", remedy=remedy)
+        raise UsageError(f"this {device} does not compute in {resolved}", remedy=remedy)
     try:
         return ctranslate2.models.Whisper(
-            str(folder), device=device, compute_type=wanted, inter_threads=workers, intra_threads=1
+            str(folder), device=device, compute_type=resolved, inter_threads=workers, intra_threads=1
         )
     except (RuntimeError, ValueError) as error:
         remedy = "get the model again"
@@ -275,7 +275,7 @@ def _open(folder: Path, device: str, compute: Compute, workers: int) -> Any:
 
 
 def _cores() -> int:
-    """Return how many threads to use: $OMP_NUM_THREADS, or as many as there are cores."""
+    """Return the number of threads: $OMP_NUM_THREADS, else the number of cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
@@ -283,7 +283,7 @@ def _cores() -> int:
 
 
 def _in_order(jobs: Iterator[Callable[[], T]], workers: int) -> Iterator[T]:
-    """Run jobs in threads, one more than there are workers under way; yield their results in order.
+    """Run jobs in threads, one more at a time than there are workers; yield their results in order.
 
     Where `jobs` raises, the results of those before come first.
     """
@@ -299,7 +299,7 @@ def _in_order(jobs: Iterator[Callable[[], T]], workers: int) -> Iterator[T]:
                     waiting.append(pool.submit(next(jobs)))
                 except StopIteration:
                     break
-                except Exception as error:  # of who reads the recording: what was read before is not lost
+                except Exception as error:  # from reading the recording: earlier results are not lost
                     failure = error
                 if len(waiting) > workers:
                     yield waiting.popleft().result()
@@ -307,13 +307,13 @@ def _in_order(jobs: Iterator[Callable[[], T]], workers: int) -> Iterator[T]:
                 yield waiting.popleft().result()
             if failure is not None:
                 raise failure
-        finally:  # also where the reader of the results goes away
+        finally:  # also if the consumer of the results stops
             for future in waiting:
                 future.cancel()
 
 
 def _version(folder: Path) -> str:
-    """Return the name of a model and the beginning of its weights' SHA-256 where it is recorded."""
+    """Return the name of a model with the beginning of its weights' SHA-256, if that is recorded."""
     from audio_llm.installed import read_manifest, weights_sha256
 
     manifest = read_manifest(folder)

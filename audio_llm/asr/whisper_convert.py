@@ -38,13 +38,13 @@ _REMEDY = "get the model again"
 def to_transformers(folder: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
     """Write a CTranslate2 Whisper as a folder that `WhisperForConditionalGeneration.from_pretrained` reads.
 
-    Weights keep their precision where all are float16, else they are float32 (int8 is multiplied out, and so carries
+    Weights keep their precision where all are float16, else they are float32 (int8 is dequantized, and so carries
     the rounding of its quantization). Give `from_pretrained` the dtype to compute in: its default is that of the file,
     and float16 is slow on CPUs. The SHA-256 of `model.bin` is recorded in the metadata of the weights.
 
     Args:
         folder: Holds `model.bin`, `config.json`, `tokenizer.json` and `vocabulary.txt` or `vocabulary.json`.
-        output: The folder to make; it appears whole or not at all.
+        output: The folder to create; it is written completely or not at all.
 
     Returns:
         The output folder, with weights in safetensors, tokenizer, and the settings of network, decoding and features.
@@ -80,7 +80,7 @@ def to_transformers(folder: str | os.PathLike[str], output: str | os.PathLike[st
 
 
 class _Variables:
-    """The variables of a CTranslate2 model, each taken once with the shape it must have."""
+    """The variables of a CTranslate2 model, each taken once with its expected shape."""
 
     def __init__(self, folder: Path, variables: dict[str, np.ndarray]) -> None:
         self._folder = folder
@@ -90,14 +90,14 @@ class _Variables:
         return name in self._left
 
     def shape(self, name: str, rank: int) -> tuple[int, ...]:
-        """Return the shape of a variable that stays; every dimension is at least 1."""
-        found = self._left.get(name, np.zeros(())).shape
-        if len(found) != rank or 0 in found:
-            raise self.unfit(f"{name} is missing or has the shape {found}")
-        return found
+        """Return the shape of a variable without taking it; every dimension is at least 1."""
+        dimensions = self._left.get(name, np.zeros(())).shape
+        if len(dimensions) != rank or 0 in dimensions:
+            raise self.unfit(f"{name} is missing or has the shape {dimensions}")
+        return dimensions
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return a variable and forget it."""
+        """Take a variable and return it."""
         array = self._left.pop(name, None)
         if array is None:
             raise self.unfit(f"{name} is missing")
@@ -106,12 +106,12 @@ class _Variables:
         return array
 
     def count(self, prefix: str) -> int:
-        """Return how many of prefix0, prefix1, ... there are."""
+        """Return the number of variables prefix0, prefix1, ..."""
         names = {name[len(prefix) :].split("/")[0] for name in self._left if name.startswith(prefix)}
         return next(number for number in range(len(names) + 1) if str(number) not in names)
 
     def check_nothing_is_left(self) -> None:
-        """Refuse weights that a Whisper does not have; further scalars must be off."""
+        """Refuse weights that Whisper does not have; further scalars must be 0."""
         for name, array in sorted(self._left.items()):
             is_alignment = name in ("decoder/alignment_heads", "decoder/alignment_layer")  # of other kinds of models
             if not is_alignment and (array.ndim or array != 0):
@@ -123,7 +123,7 @@ class _Variables:
 
 
 def _convert_weights(variables: _Variables) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return weights by transformers' names, and the network's settings as their shapes give them."""
+    """Return weights by transformers' names, and the network's settings derived from their shapes."""
     for name, expected in _FLAGS.items():
         if int(variables.take(name, ())) != expected:
             raise variables.unfit(f"{name} is not {expected}, as Whisper has it")
@@ -203,7 +203,7 @@ def _attention(
 
 
 def _linear(variables: _Variables, source: str, targets: list[str], inputs: int, outputs: int) -> dict[str, np.ndarray]:
-    """Return the matrices of `outputs` rows each that one CTranslate2 matrix holds below each other."""
+    """Return the matrices of `outputs` rows each that are stacked in one CTranslate2 matrix."""
     rows = len(targets) * outputs
     matrices = np.split(variables.take(f"{source}/weight", (rows, inputs)), len(targets))
     biases = np.split(variables.take(f"{source}/bias", (rows,)), len(targets))
@@ -242,7 +242,7 @@ def _read_tokens(folder: Path, size: int) -> dict[str, int]:
 
 
 def _read_vocabulary(folder: Path) -> list[str]:
-    """Return the tokens by number, of vocabulary.json or of the older vocabulary.txt with one a line."""
+    """Return the tokens by number from vocabulary.json, or from the older vocabulary.txt with one token per line."""
     if (folder / "vocabulary.json").is_file():
         document = _read_json(folder / "vocabulary.json", list)
         if not all(isinstance(token, str) for token in document):
@@ -258,7 +258,7 @@ def _read_vocabulary(folder: Path) -> list[str]:
 
 
 def _generation_settings(folder: Path, tokens: dict[str, int], config: dict[str, Any]) -> dict[str, Any]:
-    """Return how transformers decodes: the settings of CTranslate2's config.json and the numbers of the marks."""
+    """Return the generation settings of transformers from CTranslate2's config.json and the special tokens."""
     path = folder / "config.json"
     stored = _read_json(path)
     layers, heads = config["decoder_layers"], config["decoder_attention_heads"]
@@ -341,7 +341,7 @@ def _check_output(output: Path) -> None:
 
 @contextlib.contextmanager
 def _appears_whole(output: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes the output at the end, or vanishes after an error."""
+    """Yield a temporary folder that is renamed to the output at the end, or removed after an error."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))

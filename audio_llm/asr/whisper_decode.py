@@ -1,8 +1,8 @@
-"""Decoding of Whisper windows on CTranslate2: beam search, and what guards against invented text.
+"""Decoding of Whisper windows on CTranslate2: beam search, and checks against hallucinated text.
 
 A text that repeats itself is decoded again, with repetition forbidden; one that keeps repeating a phrase is cut to its
-first occurrence, and an unlikely text of a window in which the model expects no speech is rejected. Every guard that
-acted is named in the result. Nothing is sampled, so that the same sound gives the same text.
+first occurrence, and an unlikely text of a window in which the model expects no speech is rejected. Every check that
+took effect is named in the result. Nothing is sampled, so the same sound gives the same text.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ import numpy as np
 from audio_llm.asr.whisper_tokens import WhisperTokens
 
 MAX_LENGTH = 448  # positions of the decoder
-_NO_REPEAT = (6, 3)  # tokens of a phrase that may come only once, tried in turn
-_EXTRA_BEAMS = 3  # some hypotheses differ in tokens and not in text
-_NO_SPEECH = 0.6  # above this probability of its own mark, and with an unlikely text, a window holds no speech
-_PERHAPS_NO_SPEECH = 0.05  # the same for texts of few words where the detector of speech was not sure: sneezes, barks
+_NO_REPEAT = (6, 3)  # n-gram sizes whose repetition is forbidden, tried in turn
+_EXTRA_BEAMS = 3  # some hypotheses differ in tokens but not in text
+_NO_SPEECH = 0.6  # above this no-speech probability, and with an unlikely text, a window holds no speech
+_PERHAPS_NO_SPEECH = 0.05  # the same for short texts where the voice activity detector was not sure: sneezes, barks
 _FEW_WORDS = 4
 _SURE = 0.75  # the detector's mean probability over a second; sneezes, barks and babies reach 0.65, short words 0.9
 _UNLIKELY = -0.5  # mean log-probability per token below which a text counts as unlikely
-_GARBAGE = -1.0  # the same of a text without repetitions that is better than the loop cut to one
-_COMPRESSION = 2.4  # a text that zlib shrinks more than this repeats itself
-_LOOP_TIMES = 4  # a phrase this often in a row, and over as many tokens as below, is a loop; people say less
+_GARBAGE = -1.0  # the same below which a text without repetitions is worse than a loop cut to one occurrence
+_COMPRESSION = 2.4  # a text with a larger compression ratio (zlib) repeats itself
+_LOOP_TIMES = 4  # a phrase repeated this often, and over as many tokens as below, is a loop; speakers repeat less
 _LOOP_TOKENS = 24
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How windows are decoded.
+    """Options of the decoding of windows.
 
     Attributes:
-        beam_size: Hypotheses kept by the beam search; 1 is greedy.
-        guards: Check texts, decode again those that fail, and reject those that cannot be speech.
+        beam_size: Beam size; 1 is greedy.
+        checks: Check texts, decode those that fail again, and reject those that are not speech.
     """
 
     beam_size: int = 5
-    guards: bool = True
+    checks: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a window was decoded to.
+    """Result of the decoding of a window.
 
     Attributes:
         candidates: Distinct texts, best first; empty where there is no text.
-        no_speech: Probability of no speech, 0 to 1.
-        notes: The guards that acted, in words.
-        rejected: Why the window was rejected, or an empty string; `candidates` then hold the rejected text.
+        no_speech: Probability of the no-speech token, 0 to 1.
+        notes: Checks that took effect, one line each.
+        rejected: Reason why the window was rejected, else empty; `candidates` then hold the rejected text.
     """
 
     candidates: tuple[Candidate, ...]
@@ -85,8 +85,8 @@ class WhisperDecoder:
 
     Args:
         model: A `ctranslate2.models.Whisper`.
-        tokens: Its tokenizer.
-        options: How to decode.
+        tokens: Tokenizer of the model.
+        options: Decoding options.
     """
 
     def __init__(self, model: Any, tokens: WhisperTokens, options: DecodeOptions) -> None:
@@ -105,12 +105,12 @@ class WhisperDecoder:
         Args:
             encoded: (B, 1500, D) float32, the encoder's output.
             prompts: The prompt of each window (see `WhisperTokens.prompt`), all of one length.
-            nbest: Distinct texts of each window, at most.
-            contexts: Ids of the text in front of the prompts, which must not come back as a transcript.
-            speech: How sure the detector of speech was of each window, 0 to 1; None where it is not known.
+            nbest: Maximum number of distinct texts of each window.
+            contexts: Ids of the context text of the prompts, which must not be repeated as a transcript.
+            speech: Speech probability of each window, 0 to 1; None where it is unknown.
         """
         decoded = self._search(encoded, prompts, nbest)
-        if not self._options.guards:
+        if not self._options.checks:
             return decoded
         for number, first in enumerate(decoded):
             plain = self._without_context(prompts[number]) if contexts else prompts[number]
@@ -118,7 +118,7 @@ class WhisperDecoder:
                 again = self._search(encoded[number : number + 1], [plain], nbest)[0]
                 first = replace(again, notes=("decoded again: the text repeated the prompt",))
             sure = speech is not None and (speech[number] or 0.0) >= _SURE
-            decoded[number] = self._guarded(encoded[number : number + 1], plain, first, nbest, sure)
+            decoded[number] = self._checked(encoded[number : number + 1], plain, first, nbest, sure)
         return decoded
 
     def _search(self, encoded: np.ndarray, prompts: Sequence[list[int]], nbest: int, **more: Any) -> list[Decoded]:
@@ -139,18 +139,18 @@ class WhisperDecoder:
         return [self._collect(result, nbest) for result in results]
 
     def _collect(self, result: Any, nbest: int) -> Decoded:
-        """Return distinct texts of a native result, whose scores are means over the tokens."""
-        found: dict[str, Candidate] = {}
+        """Return the distinct texts of a CTranslate2 result, whose scores are means over the tokens."""
+        candidates: dict[str, Candidate] = {}
         for ids, mean in zip(result.sequences_ids, result.scores, strict=True):
             ids = [number for number in ids if number < self._tokens.end]
             text = " ".join(self._tokens.decode(ids).split())
-            if text and text not in found:
-                found[text] = Candidate(tuple(ids), text, float(mean) * max(1, len(ids)))
-        ranked = sorted(found.values(), key=lambda candidate: -candidate.mean)
+            if text and text not in candidates:
+                candidates[text] = Candidate(tuple(ids), text, float(mean) * max(1, len(ids)))
+        ranked = sorted(candidates.values(), key=lambda candidate: -candidate.mean)
         return Decoded(tuple(ranked[:nbest]), float(result.no_speech_prob))
 
-    def _guarded(self, encoded: np.ndarray, prompt: list[int], first: Decoded, nbest: int, sure: bool) -> Decoded:
-        """Return a result that passes the checks, or what is left of it."""
+    def _checked(self, encoded: np.ndarray, prompt: list[int], first: Decoded, nbest: int, sure: bool) -> Decoded:
+        """Return a result that passes the checks, a repaired one, or a rejected one."""
         if not first.candidates:
             return first
         best = first.candidates[0]
@@ -188,7 +188,7 @@ class WhisperDecoder:
 
 
 def _problem(candidate: Candidate) -> str:
-    """Return how a text repeats itself, or an empty string."""
+    """Return the kind of repetition in a text, or an empty string."""
     if _loop(candidate.ids) is not None:
         return "a phrase repeats"
     content = candidate.text.encode()
@@ -197,10 +197,10 @@ def _problem(candidate: Candidate) -> str:
 
 
 def _loop(ids: Sequence[int]) -> tuple[int, int, int] | None:
-    """Return start, length and number of repetitions of a phrase that repeats without end, or None."""
+    """Return start, length and number of repetitions of a looping phrase, or None."""
     ids = list(ids)
     for length in range(1, len(ids) // _LOOP_TIMES + 1):
-        run = 0  # tokens in a row that equal those one length before
+        run = 0  # consecutive tokens that equal the one `length` before
         for index in range(length, len(ids) + 1):
             if index < len(ids) and ids[index] == ids[index - length]:
                 run += 1
@@ -213,7 +213,7 @@ def _loop(ids: Sequence[int]) -> tuple[int, int, int] | None:
 
 
 def _echoes(decoded: Decoded, context: Sequence[int], length: int = 8) -> bool:
-    """Return whether the best text repeats so many tokens of the context in a row, or consists of its tokens alone."""
+    """Return whether the best text repeats `length` consecutive tokens of the context, or only tokens of it."""
     if not decoded.candidates:
         return False
     ids = list(decoded.candidates[0].ids)

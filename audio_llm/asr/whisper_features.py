@@ -9,7 +9,7 @@ import numpy as np
 from audio_llm.asr.base import SAMPLE_RATE
 from audio_llm.errors import UsageError
 
-WINDOW_S = 30  # seconds that the encoder always sees
+WINDOW_S = 30  # seconds, the fixed input of the encoder
 WINDOW_SAMPLES = WINDOW_S * SAMPLE_RATE
 N_FFT = 400  # points of the transform, 25 ms
 HOP_LENGTH = 160  # samples, 10 ms
@@ -17,8 +17,8 @@ WINDOW_FRAMES = WINDOW_SAMPLES // HOP_LENGTH
 BAND_COUNTS = (80, 128)  # 128 since large-v3
 
 _FLOOR = 1e-10  # smallest mel power
-_DYNAMIC_RANGE = 8.0  # in powers of ten below the loudest value; quieter values are raised to that
-_BLOCK_FRAMES = 250  # transformed at once; more leave the cache and take three times as long
+_DYNAMIC_RANGE = 8.0  # dynamic range below the loudest value, in powers of ten
+_BLOCK_FRAMES = 250  # frames transformed at a time; more exceed the cache and take three times as long
 _BREAK_HZ, _BREAK_MEL = 1000.0, 15.0  # Slaney's mel scale is linear below, logarithmic above
 _MEL_STEP = np.log(6.4) / 27.0  # natural log of the ratio of frequencies one mel apart, above the break
 
@@ -31,7 +31,7 @@ def log_mel(waveform: np.ndarray, bands: int = 80) -> np.ndarray:
 
     Args:
         waveform: (T,) floating point at 16 kHz in -1..1, at most 30 s; may be empty.
-        bands: Number of mel bands, 80 or 128, as the model's first convolution has input channels.
+        bands: Number of mel bands, 80 or 128: the input channels of the model's first convolution.
 
     Returns:
         (bands, 3000) float32, contiguous.
@@ -87,10 +87,10 @@ def _hann_window() -> np.ndarray:
 
 
 def _checked(waveform: np.ndarray) -> np.ndarray:
-    """Return the waveform as (T,) float32, or refuse it."""
+    """Return the waveform as (T,) float32, or raise UsageError."""
     if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
-        found = f"{'x'.join(map(str, waveform.shape))} of {waveform.dtype}"
-        raise UsageError(f"a waveform of one channel in floating point is needed, not {found}", remedy="convert it")
+        actual = f"{'x'.join(map(str, waveform.shape))} of {waveform.dtype}"
+        raise UsageError(f"a waveform of one channel in floating point is needed, not {actual}", remedy="convert it")
     if len(waveform) > WINDOW_SAMPLES:
         message = f"{len(waveform) / SAMPLE_RATE:.2f} s of sound do not fit into a window of {WINDOW_S} s"
         raise UsageError(message, remedy="cut it into windows first")

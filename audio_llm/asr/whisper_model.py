@@ -1,4 +1,4 @@
-"""A Whisper model in the transformers form: reading it safely, and the marks its decoder wants around a text."""
+"""A Whisper model in the transformers form: safe loading, and the special tokens of its prompts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WhisperModel:
     Attributes:
         name: Last part of its hub name or folder.
         network: WhisperForConditionalGeneration, ready for inference.
-        feature_extractor: Waveform to log-mel of a window.
+        feature_extractor: Waveform of a window to log-mel features.
         tokenizer: Text to tokens.
     """
 
@@ -34,14 +34,14 @@ class WhisperModel:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token numbers that frame a text.
+    """Special token ids around a text.
 
     Attributes:
-        tokens: What the decoder starts from, by hand: start, language and task where multilingual, no time stamps.
-        end: The end mark.
-        no_speech: The mark for silence, None where the vocabulary has none.
-        never: Tokens that no text may contain.
-        never_first: Tokens that no text may begin with.
+        tokens: Prompt of the decoder: start, language and task where multilingual, no timestamps.
+        end: The end token.
+        no_speech: The no-speech token, None where the vocabulary has none.
+        never: Suppressed tokens.
+        never_first: Tokens that are suppressed at the beginning.
     """
 
     tokens: list[int]
@@ -69,7 +69,7 @@ def load_model(name_or_dir: str | os.PathLike[str], device: str, offline: bool) 
         feature_extractor = WhisperFeatureExtractor.from_pretrained(source, local_files_only=offline)
         tokenizer = WhisperTokenizer.from_pretrained(source, local_files_only=offline)
     except OSError as error:
-        raise _not_found(source, offline, error) from None
+        raise _missing_model(source, offline, error) from None
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         message = f"not a Whisper model that can be read: {error}"
         raise ModelFormatError(message, path=source, remedy="get the model again") from None
@@ -80,7 +80,7 @@ def load_model(name_or_dir: str | os.PathLike[str], device: str, offline: bool) 
 
 
 def make_prompt(model: WhisperModel, language: str) -> Prompt:
-    """Put together what frames a text in this model.
+    """Return the prompt of a model.
 
     Args:
         model: English-only or multilingual.
@@ -96,7 +96,7 @@ def make_prompt(model: WhisperModel, language: str) -> Prompt:
     size = int(network.config.vocab_size)
     multilingual = getattr(settings, "is_multilingual", None)
     if multilingual is None:
-        multilingual = size >= 51865  # as openai/whisper tells the two apart
+        multilingual = size >= 51865  # as in openai/whisper
     start = vocabulary.get("<|startoftranscript|>", settings.decoder_start_token_id)
     no_timestamps, end = vocabulary.get("<|notimestamps|>"), vocabulary.get("<|endoftext|>", settings.eos_token_id)
     if start is None or end is None or no_timestamps is None:
@@ -107,10 +107,14 @@ def make_prompt(model: WhisperModel, language: str) -> Prompt:
     tokens = [start]
     if multilingual:
         if f"<|{language}|>" not in vocabulary:
-            raise UsageError(f"this Whisper model knows no language {language!r}", remedy="give a code such as en")
+            raise UsageError(
+                f"this Whisper model does not know the language {language!r}", remedy="give a code such as en"
+            )
         tokens += [vocabulary[f"<|{language}|>"], vocabulary["<|transcribe|>"]]
     elif language != "en":
-        raise UsageError(f"an English-only Whisper cannot hear {language!r}", remedy="use one without .en in its name")
+        raise UsageError(
+            f"an English-only Whisper does not know {language!r}", remedy="use one without .en in its name"
+        )
     never = {*(settings.suppress_tokens or ()), *tokenizer.all_special_ids, *range(no_timestamps, size)}
     never |= {number for name, number in vocabulary.items() if name.startswith("<|") and name.endswith("|>")}
     return Prompt(
@@ -123,7 +127,7 @@ def make_prompt(model: WhisperModel, language: str) -> Prompt:
 
 
 def alignment_heads(network: Any) -> list[tuple[int, int]]:
-    """Return (layer, head) of the heads that follow the sound; where they are not known, the upper half of layers."""
+    """Return (layer, head) of the alignment heads; where they are unknown, those of the upper half of the layers."""
     named = getattr(network.generation_config, "alignment_heads", None)
     if named:
         return [(int(layer), int(head)) for layer, head in named]
@@ -133,7 +137,7 @@ def alignment_heads(network: Any) -> list[tuple[int, int]]:
 
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers from drawing on standard error while it reads weights."""
+    """Disable the progress bar of transformers while it reads weights."""
     from transformers.utils import logging as transformers_logging
 
     enabled = transformers_logging.is_progress_bar_enabled()
@@ -146,7 +150,7 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def _check_source(source: str, offline: bool) -> None:
-    """Refuse a folder or hub name that is no Whisper model, or whose weights are pickles."""
+    """Refuse a folder or hub name that is not a Whisper model, or whose weights are pickles."""
     from transformers import PreTrainedConfig
 
     folder = Path(source)
@@ -157,11 +161,11 @@ def _check_source(source: str, offline: bool) -> None:
     try:
         settings, _ = PreTrainedConfig.get_config_dict(source, local_files_only=offline)
     except OSError as error:
-        raise _not_found(source, offline, error) from None
+        raise _missing_model(source, offline, error) from None
     if settings.get("model_type") != "whisper":
-        found = settings.get("model_type") or "unknown"
+        model_type = settings.get("model_type") or "unknown"
         remedy = "use a model such as openai/whisper-tiny.en"
-        raise ModelFormatError(f"a model of the type {found}, not whisper", path=source, remedy=remedy)
+        raise ModelFormatError(f"a model of the type {model_type}, not whisper", path=source, remedy=remedy)
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
             message = "weights in pickles, which can run code, instead of safetensors"
@@ -171,7 +175,7 @@ def _check_source(source: str, offline: bool) -> None:
         raise ModelNotFoundError("no weights in the folder", path=source, remedy="add model.safetensors")
 
 
-def _not_found(source: str, offline: bool, error: Exception) -> ModelNotFoundError:
+def _missing_model(source: str, offline: bool, error: Exception) -> ModelNotFoundError:
     logger.debug("loading %s: %s", source, error)
     if Path(source).is_dir():
         first_line = (str(error).strip().splitlines() or ["unreadable"])[0]

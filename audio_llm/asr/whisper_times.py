@@ -1,4 +1,4 @@
-"""Word times from Whisper's cross-attention: the frames each token looks at, made monotone by dynamic time warping."""
+"""Word times from Whisper's cross-attention by dynamic time warping of tokens and frames."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def token_starts(attention: np.ndarray, prompt_length: int) -> np.ndarray:
 
     Args:
         attention: (heads, tokens, frames) float, cross-attention weights of the alignment heads, cropped to the sound.
-        prompt_length: How many of the tokens come before the text.
+        prompt_length: Number of tokens before the text.
 
     Returns:
         (tokens - prompt_length,) int64, non-decreasing.
@@ -32,7 +32,7 @@ def warp(cost: np.ndarray) -> np.ndarray:
     """Return the first frame of each token on the cheapest monotone path through all tokens and frames.
 
     Args:
-        cost: (N, M) float, price of token n at frame m.
+        cost: (N, M) float, cost of token n at frame m.
 
     Returns:
         (N,) int64, non-decreasing, from 0.
@@ -47,9 +47,9 @@ def warp(cost: np.ndarray) -> np.ndarray:
         n = np.arange(max(1, diagonal - frames), min(tokens, diagonal - 1) + 1)
         m = diagonal - n
         before = np.stack([total[n - 1, m - 1], total[n - 1, m], total[n, m - 1]])
-        choice = before.argmin(axis=0)
-        total[n, m] = cost[n - 1, m - 1] + before[choice, np.arange(len(n))]
-        came_from[n, m] = choice
+        cheapest = before.argmin(axis=0)
+        total[n, m] = cost[n - 1, m - 1] + before[cheapest, np.arange(len(n))]
+        came_from[n, m] = cheapest
     starts = np.zeros(tokens, dtype=np.int64)
     n, m = tokens, frames
     while n > 0 and m > 0:
@@ -68,7 +68,7 @@ def words_of_tokens(
         prefixes: For each token, the text up to and with it; words are what spaces separate in the last one.
         starts_s: Start of each token and, as one more, of the end mark; seconds, non-decreasing.
         log_probs: Natural-log probability of each token.
-        duration_s: Length of the sound; no time goes beyond it.
+        duration_s: Duration of the sound, the upper limit of all times.
 
     Returns:
         The words in order; a word's confidence is the geometric mean of its tokens' probabilities.
@@ -77,17 +77,17 @@ def words_of_tokens(
     owners = [max(len(prefix.split()), 1) - 1 for prefix in prefixes]
     words = []
     for index, text in enumerate(texts):
-        own = [token for token, owner in enumerate(owners) if owner == index]
-        first = own[0] if own else 0
-        last = own[-1] if own else first
+        indices = [token for token, owner in enumerate(owners) if owner == index]
+        first = indices[0] if indices else 0
+        last = indices[-1] if indices else first
         start_s, end_s = min(starts_s[first], duration_s), min(starts_s[last + 1], duration_s)
-        confidence = float(np.exp(np.mean([log_probs[token] for token in own]))) if own else None
+        confidence = float(np.exp(np.mean([log_probs[token] for token in indices]))) if indices else None
         words.append(Word(text, float(start_s), float(max(start_s, end_s)), confidence))
     return tuple(words)
 
 
 def _median_filter(values: np.ndarray, width: int) -> np.ndarray:
-    """Smooth along the last axis; too short a signal stays as it is."""
+    """Smooth along the last axis; a signal that is too short stays unchanged."""
     if values.shape[-1] <= width // 2:
         return values
     padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(width // 2, width // 2)], mode="reflect")

@@ -15,7 +15,7 @@ CONTEXT_TOKENS = 223  # most tokens of a prompt before a window: half the decode
 
 _UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "km", "bo", "yue"})  # languages written without spaces
 _LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
-_PARTIAL = "\ufffd"  # what bytes that are no whole character decode to
+_PARTIAL = "\ufffd"  # decoded from bytes that are not a whole character
 
 
 class WhisperTokens:
@@ -23,8 +23,8 @@ class WhisperTokens:
 
     Args:
         tokenizer: A `tokenizers.Tokenizer`.
-        multilingual: Whether the model takes a language and a task.
-        path: Where it comes from, for errors.
+        multilingual: Whether prompts have a language and a task.
+        path: Source file, for errors.
 
     Attributes:
         languages: Token id of each language code; empty for an English-only model.
@@ -42,12 +42,12 @@ class WhisperTokens:
         self.no_timestamps = self._id("<|notimestamps|>")
         self._previous = self._id("<|startofprev|>")
         self._tasks = {task: self._id(f"<|{task}|>") for task in TASKS} if multilingual else {}
-        found = {
+        languages = {
             match[1]: number
             for token, number in tokenizer.get_vocab().items()
             if number > self.start and (match := _LANGUAGE.fullmatch(token))
         }
-        self.languages: dict[str, int] = found if multilingual else {}
+        self.languages: dict[str, int] = languages if multilingual else {}
 
     @classmethod
     def load(cls, folder: Path, multilingual: bool) -> WhisperTokens:
@@ -89,9 +89,9 @@ class WhisperTokens:
         """Return the ids before the text of a window.
 
         Args:
-            language: A code of `languages`; without effect for an English-only model.
-            task: `translate` gives English.
-            context: Ids of a text that the model takes for what was said before; its last `CONTEXT_TOKENS` count.
+            language: A code of `languages`; has no effect for an English-only model.
+            task: `translate` gives English text.
+            context: Ids of the text before the window; only the last `CONTEXT_TOKENS` are used.
             timestamps: Let the model write timestamps between the words.
         """
         before = [self._previous, *context[-CONTEXT_TOKENS:]] if context else []
@@ -99,11 +99,11 @@ class WhisperTokens:
         return [*before, self.start, *marks, *([] if timestamps else [self.no_timestamps])]
 
     def alignment_start(self, language: str, task: Task) -> list[int]:
-        """Return the ids before a text that is aligned: those of `prompt` but for the mark for no timestamps."""
+        """Return the ids before a text that is aligned: those of `prompt` without the no-timestamps token."""
         return self.prompt(language, task, timestamps=True)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, as after other text: with a space in front."""
+        """Return the ids of a text with a leading space, as within running text."""
         stripped = text.strip()
         ids: list[int] = self._tokenizer.encode(f" {stripped}", add_special_tokens=False).ids if stripped else []
         return ids
@@ -117,7 +117,7 @@ class WhisperTokens:
         """Divide text ids into words.
 
         Args:
-            ids: Of the text alone.
+            ids: Ids of the text without special tokens.
             language: A code; some languages are written without spaces.
 
         Returns:
@@ -134,7 +134,7 @@ class WhisperTokens:
         return [(text.strip(), positions) for text, positions in words if text.strip()]
 
     def _whole_characters(self, ids: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
-        """Yield groups of ids that decode to whole characters; what never becomes whole comes last, replaced."""
+        """Yield groups of ids that decode to whole characters; incomplete characters come last, replaced."""
         group: list[int] = []
         for position, _ in enumerate(ids):
             group.append(position)

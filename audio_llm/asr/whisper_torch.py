@@ -1,4 +1,4 @@
-"""Any Whisper of the transformers package as a recogniser: N-best list, word times, log p(text | audio)."""
+"""Any Whisper of the transformers package as a recognizer: N-best list, word times, log p(text | audio)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     import torch
 
 _FRAME_S = 0.02  # one encoder frame: two feature frames of 10 ms
-_MIN_SAMPLES = SAMPLE_RATE // 10  # below 0.1 s there is nothing to recognise
+_MIN_SAMPLES = SAMPLE_RATE // 10  # shorter waveforms give an empty list
 _SILENCE_PEAK = 1e-4  # quieter than -80 dBFS counts as silence
 _EXTRA_BEAMS = 3  # some sequences differ in tokens but not in text
 _SCORE_BATCH = 8  # texts scored in one pass of the decoder; each keeps tokens x vocabulary floats
-_NO_SPEECH = 0.6  # openai/whisper takes a window for silence where its own mark for it is more probable than this
+_NO_SPEECH = 0.6  # openai/whisper takes a window for silence where the no-speech token is more probable than this
 _DOUBT = -1.0  # ... and the text's mean log-probability per token is below this
 
 
 class WhisperRecognizer(SegmentRecognizer):
-    """Recognise with a Whisper model, in windows of up to 30 s.
+    """Recognizes with a Whisper model in windows of up to 30 s.
 
     A score is log p(text, end mark | audio) in nats, summed over the tokens; lists are ranked by it.
     """
@@ -54,7 +54,7 @@ class WhisperRecognizer(SegmentRecognizer):
         Args:
             name_or_dir: Such as `openai/whisper-tiny.en`, or a folder that `save_pretrained` wrote.
             device: `cpu` (float32) or `cuda` (float16).
-            offline: Take only what was downloaded before.
+            offline: Use only models that were downloaded before.
             language: Code of the spoken language, for multilingual models.
 
         Raises:
@@ -66,12 +66,12 @@ class WhisperRecognizer(SegmentRecognizer):
         return cls(model, make_prompt(model, language))
 
     def recognize(self, waveform: np.ndarray, nbest: int = 5, id: str = "") -> NBest:
-        """Recognise one utterance (see `Recognizer.recognize`).
+        """Recognize one utterance (see `Recognizer.recognize`).
 
         Args:
             waveform: (T,) float32 at 16 kHz in -1..1, at most 30 s.
-            nbest: How many distinct hypotheses at most.
-            id: Name for the result.
+            nbest: Maximum number of distinct hypotheses.
+            id: Name of the result.
 
         Raises:
             UsageError: The waveform is longer than the model's window.
@@ -91,7 +91,7 @@ class WhisperRecognizer(SegmentRecognizer):
     def score(self, waveform: np.ndarray, texts: Sequence[str]) -> list[float | None]:
         """Return log p(text | audio) by teacher forcing, the end mark included (see `Recognizer.score`).
 
-        A text with more tokens than the decoder has places gives None.
+        A text with more tokens than the decoder has positions gives None.
 
         Args:
             waveform: (T,) float32 at 16 kHz, at most 30 s.
@@ -114,7 +114,7 @@ class WhisperRecognizer(SegmentRecognizer):
         return scores
 
     def prefer(self, words: Sequence[str]) -> list[str]:
-        """Return all words: nothing in here can prefer them."""
+        """Return all words: this engine cannot prefer words."""
         return list(words)
 
     @property
@@ -138,7 +138,7 @@ class WhisperRecognizer(SegmentRecognizer):
         """Return distinct texts, best first; an empty best text gives none.
 
         `generate` of the Whisper class itself repeats the input and sets num_return_sequences to 1, so that all
-        sequences come out identical; the mixin's own gives a true list, for one window and a prompt made by hand.
+        sequences are identical; that of the mixin gives a true list for one window and an explicit prompt.
         """
         import torch
         from transformers import GenerationConfig, GenerationMixin
@@ -175,8 +175,8 @@ class WhisperRecognizer(SegmentRecognizer):
             log_probs = self._token_log_probs(encoded, [tokens[index] for index in unfinished])
             for index, values in zip(unfinished, log_probs, strict=True):
                 scores[index] = float(values.sum())
-        found = [_Beam(self._text(ids), score, ids) for ids, score in zip(tokens, scores, strict=True)]
-        return _distinct(found)[:nbest]
+        results = [_Beam(self._text(ids), score, ids) for ids, score in zip(tokens, scores, strict=True)]
+        return _distinct(results)[:nbest]
 
     def _is_silence(self, encoded: torch.Tensor, best: _Beam) -> bool:
         if self._prompt.no_speech is None or best.score / (len(best.tokens) + 1) >= _DOUBT:
@@ -197,11 +197,11 @@ class WhisperRecognizer(SegmentRecognizer):
             [output.cross_attentions[layer][0, head, :, :frames].float().cpu() for layer, head in self._alignment_heads]
         )
         starts = token_starts(attention, len(self._prompt.tokens)) * _FRAME_S
-        places = slice(len(self._prompt.tokens) - 1, len(sequence) - 2)
-        log_probs = output.logits[0, places].float().log_softmax(dim=-1).cpu().numpy()
-        own = log_probs[np.arange(len(tokens)), tokens]
+        positions = slice(len(self._prompt.tokens) - 1, len(sequence) - 2)
+        log_probs = output.logits[0, positions].float().log_softmax(dim=-1).cpu().numpy()
+        token_log_probs = log_probs[np.arange(len(tokens)), tokens]
         prefixes = [self._text(tokens[: end + 1]) for end in range(len(tokens))]
-        return words_of_tokens(prefixes, starts.tolist(), own.tolist(), duration_s)
+        return words_of_tokens(prefixes, starts.tolist(), token_log_probs.tolist(), duration_s)
 
     def _token_log_probs(self, encoded: torch.Tensor, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Return for each text the log-probabilities of its tokens and of the end mark, (tokens + 1,) float32."""
@@ -239,11 +239,11 @@ class _Beam:
 
 
 def _distinct(beams: Sequence[_Beam]) -> list[_Beam]:
-    """Return the beams without repeated texts, best first; an empty best text means that nothing was said."""
-    found: dict[str, _Beam] = {}
+    """Return the beams without repeated texts, best first; an empty best text gives no beams."""
+    distinct: dict[str, _Beam] = {}
     for beam in sorted(beams, key=lambda beam: beam.score, reverse=True):
-        if not beam.text and not found:
+        if not beam.text and not distinct:
             return []
         if beam.text:
-            found.setdefault(beam.text, beam)
-    return list(found.values())
+            distinct.setdefault(beam.text, beam)
+    return list(distinct.values())

@@ -1,7 +1,7 @@
-"""Windows of speech to recognized stretches: encoding, languages, decoding, word times, and what was left out.
+"""Windows of speech to recognized stretches: encoding, language detection, decoding, word times, omissions.
 
-The decoder sometimes ends a text before the window does. So words are aligned with the sound, and speech without words
-is decoded once more, as a window of its own.
+The decoder sometimes ends a text before the end of the window. So words are aligned with the sound, and speech without
+words is decoded once more as a separate window.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from audio_llm.nbest import Hypothesis, NBest, Word
 
 logger = logging.getLogger(__name__)
 
-_LEAST_PIECE_S = 1.3  # a shorter piece, its padding included, may hold no word
-_LEAST_REST_S = 3.0  # of a piece after its last word that is more than a pause
+_LEAST_PIECE_S = 1.3  # a shorter piece, padding included, may hold no word
+_LEAST_REST_S = 3.0  # sound after the last word of a piece that is longer than a pause
 
 Language = tuple[str, float | None]  # code, and its probability where it was detected
 
 
 @dataclass(frozen=True)
 class WhisperOptions:
-    """How recordings are recognized.
+    """Recognition options.
 
     Attributes:
-        language: Code of the spoken language; None detects it from the first windows with speech.
+        language: Language code; None detects it from the first windows with speech.
         multilingual: Detect the language of every window.
         task: `transcribe`, or `translate` into English.
-        prompt: Text that the model takes for what was said before every window: style, spelling, topic.
+        prompt: Context text before every window: style, spelling, topic.
         hotwords: Names and terms to prefer.
-        decode: Beam size and guards.
-        batch_size: Windows decoded together by each worker.
-        vad: Recognize stretches with speech only; otherwise everything, cut every 30 s.
-        vad_options: Thresholds of the detection.
+        decode: Beam size and checks of the text.
+        batch_size: Number of windows that each worker decodes together.
+        vad: Recognize detected speech only; otherwise everything, cut every 30 s.
+        vad_options: Thresholds of the voice activity detection.
     """
 
     language: str | None = None
@@ -64,9 +64,9 @@ class WindowRecognizer:
 
     Args:
         model: A `ctranslate2.models.Whisper`.
-        tokens: Its tokenizer.
-        bands: Mel bands that it takes, 80 or 128.
-        options: How to recognize.
+        tokens: Tokenizer of the model.
+        bands: Mel bands of its features, 80 or 128.
+        options: Recognition options.
     """
 
     def __init__(self, model: Any, tokens: WhisperTokens, bands: int, options: WhisperOptions) -> None:
@@ -100,13 +100,13 @@ class WindowRecognizer:
         """Recognize windows.
 
         Args:
-            windows: Of one recording, in order.
-            known: Their language; None detects that of each.
-            nbest: Distinct hypotheses of each window, at most.
-            again: Decode speech that was left out once more; not where windows hold more than detected speech.
+            windows: Windows of one recording, in order.
+            known: Their language; None detects it for each window.
+            nbest: Maximum number of distinct hypotheses per window.
+            again: Decode omitted speech once more; has no effect where windows hold more than detected speech.
 
         Returns:
-            What was recognized, in order of time; rejected text too.
+            Recognized stretches in order of time, rejected ones included.
         """
         encoded = self.encode([window.waveform for window in windows])
         languages = [known] * len(windows) if known is not None else best_languages(self.detect(encoded))
@@ -116,11 +116,11 @@ class WindowRecognizer:
         aligned = self._align(windows, encoded, decoded, [code for code, _ in languages])
         stretches: list[Stretch] = []
         for window, language, result, text in zip(windows, languages, decoded, aligned, strict=True):
-            own = list(_stretches(window, language, result, text))
+            recognized = list(_stretches(window, language, result, text))
             if again and self._options.vad and not result.rejected:
                 for start_s, end_s in left_out(window, text.words if text else ()):
-                    own += self.recognize([window.part(start_s, end_s)], language, nbest, again=False)
-            stretches += _apart(sorted(own, key=lambda stretch: stretch.start_s))
+                    recognized += self.recognize([window.part(start_s, end_s)], language, nbest, again=False)
+            stretches += _apart(sorted(recognized, key=lambda stretch: stretch.start_s))
         return [_spelled(stretch, self._options.hotwords) for stretch in stretches]
 
     def _align(
@@ -136,7 +136,7 @@ class WindowRecognizer:
             ]
             if not chosen:
                 continue
-            found = align_texts(
+            alignments = align_texts(
                 self._model,
                 self._tokens,
                 encoded[chosen],
@@ -145,17 +145,17 @@ class WindowRecognizer:
                 [windows[number].waveform.size / SAMPLE_RATE for number in chosen],
                 language,
             )
-            for number, text in zip(chosen, found, strict=True):
+            for number, text in zip(chosen, alignments, strict=True):
                 texts[number] = text
         return texts
 
 
 def left_out(window: Window, words: Sequence[Word]) -> list[tuple[float, float]]:
-    """Return the parts of a window, in seconds of it, where a text ends before speech does.
+    """Return the spans of a window, in seconds, where the text ends before the speech.
 
     Args:
         window: The window, of pieces with speech.
-        words: Its words, in order, times in the window; none for a window of one piece is an answer, not an omission.
+        words: Its words in order, times in the window; no words in a window of one piece are not an omission.
     """
     if not words and len(window.pieces) == 1:
         return []
@@ -165,16 +165,16 @@ def left_out(window: Window, words: Sequence[Word]) -> list[tuple[float, float]]
     spans: list[tuple[float, float]] = []
     for index, piece in enumerate(window.pieces):
         end_s = piece.offset_s + piece.duration_s
-        said_s = ends_s.get(index)
-        if said_s is None and piece.duration_s >= _LEAST_PIECE_S:
+        last_word_s = ends_s.get(index)
+        if last_word_s is None and piece.duration_s >= _LEAST_PIECE_S:
             spans.append((piece.offset_s, end_s))
-        elif said_s is not None and end_s - said_s >= _LEAST_REST_S:
-            spans.append((said_s, end_s))
+        elif last_word_s is not None and end_s - last_word_s >= _LEAST_REST_S:
+            spans.append((last_word_s, end_s))
     return _joined(spans, window)
 
 
 def _joined(spans: Sequence[tuple[float, float]], window: Window) -> list[tuple[float, float]]:
-    """Join spans between which the window has nothing but inserted silence."""
+    """Join spans that only inserted silence separates."""
     joined: list[tuple[float, float]] = []
     for start_s, end_s in spans:
         follows = joined and window.piece_at(start_s) - window.piece_at(joined[-1][1] - 1e-3) == 1
@@ -187,7 +187,7 @@ def _joined(spans: Sequence[tuple[float, float]], window: Window) -> list[tuple[
 
 
 def _stretches(window: Window, language: Language, result: Decoded, text: AlignedText | None) -> Iterator[Stretch]:
-    """Yield what was recognized in one window."""
+    """Yield the recognized stretches of one window."""
     if not result.candidates:
         return
     hypotheses = tuple(Hypothesis(each.text, each.score) for each in result.candidates)
@@ -208,19 +208,19 @@ def _stretches(window: Window, language: Language, result: Decoded, text: Aligne
 
 
 def by_piece(window: Window, candidates: Sequence[Candidate], text: AlignedText, about: Stretch) -> Iterator[Stretch]:
-    """Divide the text of a window among its pieces by the times of its words, which become those of the recording.
+    """Divide the text of a window among its pieces by word times, which are converted to those of the recording.
 
     Args:
         window: The window.
-        candidates: Its texts, best first; those of a window of several pieces but the best are left out.
+        candidates: Its texts, best first; of a window with several pieces only the best is used.
         text: The best text, aligned.
-        about: What the stretches have in common.
+        about: Fields that all stretches share.
     """
     of_piece: dict[int, list[int]] = {}
     for number, word in enumerate(text.words):
         index = max([window.piece_at((word.start_s + word.end_s) / 2), *of_piece])
         of_piece.setdefault(index, []).append(number)
-    parts = _divided(candidates[0].text, [[text.words[number] for number in own] for own in of_piece.values()])
+    parts = _divided(candidates[0].text, [[text.words[number] for number in indices] for indices in of_piece.values()])
     for (index, numbers), part in zip(of_piece.items(), parts, strict=True):
         piece = window.pieces[index]
         hypotheses = about.nbest.hypotheses
@@ -234,17 +234,17 @@ def by_piece(window: Window, candidates: Sequence[Candidate], text: AlignedText,
 
 
 def _divided(text: str, groups: Sequence[Sequence[Word]]) -> list[str]:
-    """Return the parts of a text that consist of the words of each group, with the text's own spaces or none."""
+    """Return the part of a text for each group of words, with the spaces of the text."""
     starts: list[int] = []
     at = 0
     for words in groups:
         for number, word in enumerate(words):
-            found = text.find(word.text, at)
-            if found < 0:  # bytes that are no character
-                return [" ".join(each.text for each in own) for own in groups]
+            position = text.find(word.text, at)
+            if position < 0:  # bytes that are not a character
+                return [" ".join(each.text for each in group) for group in groups]
             if number == 0:
-                starts.append(found)
-            at = found + len(word.text)
+                starts.append(position)
+            at = position + len(word.text)
     ends = [*starts[1:], len(text)]
     return [text[start:end].strip() for start, end in zip([0, *starts[1:]], ends, strict=True)]
 
@@ -260,13 +260,13 @@ def _placed(words: Sequence[Word], piece: Piece) -> tuple[Word, ...]:
 
 
 def _apart(stretches: Sequence[Stretch]) -> list[Stretch]:
-    """Let no stretch go on after the next one begins."""
+    """End every stretch before the next one begins."""
     ends = [min(one.end_s, following.start_s) for one, following in itertools.pairwise(stretches)]
     return [*(replace(one, end_s=end_s) for one, end_s in zip(stretches, ends, strict=False)), *stretches[-1:]]
 
 
 def _spelled(stretch: Stretch, hotwords: Sequence[str]) -> Stretch:
-    """Return a stretch in whose texts listed names are written as in the list."""
+    """Return a stretch whose texts spell listed names as in the list."""
     if not hotwords:
         return stretch
     hypotheses = tuple(
@@ -278,7 +278,7 @@ def _spelled(stretch: Stretch, hotwords: Sequence[str]) -> Stretch:
 
 
 def context_text(options: WhisperOptions) -> str:
-    """Return the text in front of every window."""
+    """Return the context text of every window."""
     listed = ", ".join(options.hotwords)
     return " ".join(part for part in (options.prompt.strip(), listed and f"Glossary: {listed}.") if part)
 

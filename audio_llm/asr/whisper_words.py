@@ -1,4 +1,4 @@
-"""Word times of Whisper on CTranslate2: attention aligned to the sound, made into words with plausible lengths."""
+"""Word times of Whisper on CTranslate2: aligned attention, converted to words of plausible lengths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_WORD_S = 2.0  # longer ones hold a pause
 
 @dataclass(frozen=True)
 class AlignedText:
-    """A text with its place in a window.
+    """A text that is aligned with a window.
 
     Attributes:
         words: Words in order, times in seconds of the window, confidence the geometric mean of the tokens'.
@@ -45,12 +45,12 @@ def align_texts(
 
     Args:
         model: A `ctranslate2.models.Whisper`.
-        tokens: Its tokenizer.
+        tokens: Tokenizer of the model.
         encoded: (B, 1500, D) float32, the encoder's output.
-        start: Ids before every text, without a context and without the mark for no timestamps, which the aligner adds.
+        start: Ids before every text, without context and without the no-timestamps token, which the aligner adds.
         texts: Text ids of each window, not empty.
-        durations_s: Length of the sound of each window, at most 30.
-        language: Code of the language, for the division into words.
+        durations_s: Duration of each window in seconds, at most 30.
+        language: Language code, for the division into words.
     """
     import ctranslate2
 
@@ -90,7 +90,7 @@ def _token_starts(alignments: Sequence[tuple[int, int]], count: int) -> np.ndarr
 
 
 def in_order(words: Sequence[Word], duration_s: float) -> tuple[Word, ...]:
-    """Let no word begin before the one before it ends, nor end after the sound; crowded words share what is left.
+    """Let every word begin after the previous one and end within the sound; crowded words share the remaining time.
 
     Args:
         words: In the order of the text.
@@ -104,7 +104,7 @@ def in_order(words: Sequence[Word], duration_s: float) -> tuple[Word, ...]:
     for number, word in enumerate(words):
         rest_s = max(0.0, duration_s - at_s)
         least_s = min(_MIN_WORD_S, rest_s / (len(words) - number))
-        later_s = least_s * (len(words) - number - 1)  # what the words after this one need
+        later_s = least_s * (len(words) - number - 1)  # time that the following words need
         start_s = max(at_s, min(word.start_s, duration_s - later_s - least_s))
         end_s = min(max(word.end_s, start_s + least_s), duration_s - later_s)
         result.append(Word(word.text, start_s, end_s, word.confidence))

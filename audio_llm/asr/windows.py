@@ -16,7 +16,7 @@ from audio_llm.asr.base import SAMPLE_RATE
 from audio_llm.asr.segment import Segment
 from audio_llm.errors import UsageError
 
-GAP_S = 0.2  # longest silence inserted between two pieces: their padding already holds the pause that divides sentences
+GAP_S = 0.2  # longest silence inserted between two pieces, whose padding already holds a part of the pause
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Piece:
     """A stretch of the recording in a window.
 
     Attributes:
-        offset_s: Where it begins in the window, seconds.
-        start_s: Where it begins in the recording, seconds.
-        duration_s: Its length in both, seconds.
-        speech_probability: As of its segment.
+        offset_s: Start in the window, seconds.
+        start_s: Start in the recording, seconds.
+        duration_s: Duration, seconds.
+        speech_probability: Speech probability of its segment; None where it is unknown.
     """
 
     offset_s: float
@@ -37,17 +37,17 @@ class Piece:
 
     @property
     def end_s(self) -> float:
-        """Where it ends in the recording, seconds."""
+        """End in the recording, seconds."""
         return round((self.start_s + self.duration_s) * SAMPLE_RATE) / SAMPLE_RATE  # as exact as the duration of a file
 
 
 @dataclass(frozen=True)
 class Window:
-    """What a recognizer takes at a time.
+    """Input of a recognizer.
 
     Attributes:
         waveform: (T,) float32 at 16 kHz.
-        pieces: The stretches it consists of, in order, one per segment; between them lies silence of at most 0.2 s.
+        pieces: Its stretches in order, one per segment, with at most 0.2 s of silence between them.
     """
 
     waveform: np.ndarray
@@ -55,17 +55,17 @@ class Window:
 
     @property
     def start_s(self) -> float:
-        """Where its first piece begins in the recording, seconds."""
+        """Start of its first piece in the recording, seconds."""
         return self.pieces[0].start_s
 
     @property
     def end_s(self) -> float:
-        """Where its last piece ends in the recording, seconds."""
+        """End of its last piece in the recording, seconds."""
         return self.pieces[-1].end_s
 
     @property
     def speech_probability(self) -> float | None:
-        """The highest one of its pieces, None where no piece has one."""
+        """Highest speech probability of its pieces; None where no piece has one."""
         known = [piece.speech_probability for piece in self.pieces if piece.speech_probability is not None]
         return max(known, default=None)
 
@@ -78,7 +78,7 @@ class Window:
         return index
 
     def part(self, start_s: float, end_s: float) -> Window:
-        """Return the window between two times in it, as a window of its own; pieces of less than 10 ms go."""
+        """Return the part of the window between two times as a new window, without pieces of less than 10 ms."""
         first, last = round(start_s * SAMPLE_RATE), round(end_s * SAMPLE_RATE)
         pieces = []
         for piece in self.pieces:
@@ -154,29 +154,29 @@ def _quietest(waveform: np.ndarray) -> int:
 
 
 class _Packer:
-    """The window that is being filled, in samples."""
+    """Collects the pieces of the next window, in samples."""
 
     def __init__(self, longest: int) -> None:
         self._longest = longest
         self._parts: list[np.ndarray] = []
-        self._places: list[tuple[int, int, int, float | None]] = []  # of each piece: offset, start, length, speech
+        self._spans: list[tuple[int, int, int, float | None]] = []  # offset, start, length, probability
         self._length = 0
 
     def add(self, start: int, waveform: np.ndarray, speech_probability: float | None) -> Iterator[Window]:
-        """Append a piece; give out the window before it where it does not fit."""
+        """Append a piece; yield the previous window if the piece does not fit into it."""
         gap = self._gap(start)
-        if self._places and self._length + gap + len(waveform) > self._longest:
+        if self._spans and self._length + gap + len(waveform) > self._longest:
             yield from self.flush()
             gap = 0
         if gap:
             self._parts.append(np.zeros(gap, np.float32))
         self._parts.append(waveform)
-        self._places.append((self._length + gap, start, len(waveform), speech_probability))
+        self._spans.append((self._length + gap, start, len(waveform), speech_probability))
         self._length += gap + len(waveform)
 
     def flush(self) -> Iterator[Window]:
-        """Give out what is there."""
-        if self._places:
+        """Yield the collected window."""
+        if self._spans:
             pieces = (
                 Piece(
                     offset_s=offset / SAMPLE_RATE,
@@ -184,13 +184,13 @@ class _Packer:
                     duration_s=length / SAMPLE_RATE,
                     speech_probability=speech,
                 )
-                for offset, start, length, speech in self._places
+                for offset, start, length, speech in self._spans
             )
             yield Window(np.concatenate(self._parts, dtype=np.float32), tuple(pieces))
-        self._parts, self._places, self._length = [], [], 0
+        self._parts, self._spans, self._length = [], [], 0
 
     def _gap(self, start: int) -> int:
-        if not self._places:
+        if not self._spans:
             return 0
-        _, before, length, _ = self._places[-1]
+        _, before, length, _ = self._spans[-1]
         return min(max(0, start - before - length), round(GAP_S * SAMPLE_RATE))

@@ -39,13 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: The words behind `audio-llm`; None takes those of the process.
+        argv: The words after `audio-llm`; None takes those of the process.
 
     Returns:
         The exit status.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file name that is no text must not end the program
+        if hasattr(stream, "reconfigure"):  # a file name that is not valid Unicode must not end the program
             stream.reconfigure(errors="backslashreplace")
     try:
         arguments = _parse(argv)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except KeyboardInterrupt:
-        print("audio-llm: interrupted; what is finished is kept", file=sys.stderr)
+        print("audio-llm: interrupted; finished outputs are kept", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,10 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; each leaves its function in `run`."""
+    """Return the parser of all commands; each command stores its function in `run`."""
     parser = _Parser(
         prog="audio-llm",
-        description="Sound in; corrected transcripts, clean speech, or one person's voice, out. Text in; speech out.",
+        description="Sound in; corrected transcripts, clean speech, or one speaker's voice, out. Text in; speech out.",
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"audio-llm {__version__}")
@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and hasattr(arguments, "words_anywhere"):  # argparse itself takes them in one place only
+    if rest and hasattr(arguments, "words_anywhere"):  # argparse accepts positional words in one group only
         getattr(arguments, arguments.words_anywhere).extend(word for word in rest if not word.startswith("-"))
         rest = [word for word in rest if word.startswith("-")]
     if rest:
@@ -107,15 +107,15 @@ class _Parser(argparse.ArgumentParser):
 def _common_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     group = options.add_argument_group("options of every command")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where networks run")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device for neural models")
     group.add_argument(
-        "--threads", type=whole_number(1), metavar="N", help="CPU threads of networks (default: torch's own)"
+        "--threads", type=whole_number(1), metavar="N", help="CPU threads for neural models (default: PyTorch's)"
     )
-    group.add_argument("--offline", action="store_true", help="download nothing, open no connection")
-    group.add_argument("--overwrite", action="store_true", help="do again and replace what is already there")
+    group.add_argument("--offline", action="store_true", help="download nothing and open no connection")
+    group.add_argument("--overwrite", action="store_true", help="overwrite existing outputs")
     loudness = group.add_mutually_exclusive_group()
-    loudness.add_argument("-q", "--quiet", action="store_true", help="on stderr errors only")
-    loudness.add_argument("-v", "--verbose", action="count", default=0, help="say more; with errors, a traceback")
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    loudness.add_argument("-v", "--verbose", action="count", default=0, help="verbose; show tracebacks of errors")
     return options
 
 
@@ -136,12 +136,12 @@ def _log_to_stderr(arguments: argparse.Namespace) -> Iterator[None]:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    """Put the options of every command into force."""
+    """Apply the options that every command has."""
     if arguments.offline:
         from audio_llm.hub import set_offline
 
         set_offline(True)
-    if arguments.device == "cuda":  # an error now, not after the first file
+    if arguments.device == "cuda":  # fails before any work rather than at the first file
         from audio_llm.doctor import resolve_device
 
         resolve_device("cuda")
@@ -150,7 +150,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _set_threads(count: int) -> None:
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is imported, which is not yet
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is imported, most often later
         os.environ[variable] = str(count)
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -1,4 +1,4 @@
-"""What commands show: progress on stderr, changed words marked, one line per failure."""
+"""Console output of the commands: progress on stderr, marked word changes, one line per failure."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PLAIN = "\x1b[0m"
 
 
 def mark_changes(before: str, after: str, colors: bool) -> str:
-    """Return the new text with what it replaced: `he [sat -> said] that`, or in colours.
+    """Return the new text with what it replaced: `he [sat -> said] that`, or in colors.
 
     Args:
-        before: The recogniser's text.
+        before: The recognizer's text.
         after: The corrected text.
-        colors: Use a terminal's colours instead of brackets.
+        colors: Use a terminal's colors instead of brackets.
     """
     old, new = before.split(), after.split()
     parts: list[str] = []
@@ -49,7 +49,7 @@ def use_colors(stream: IO[str]) -> bool:
 
 
 def total_seconds(inputs: list[AudioInput]) -> float | None:
-    """Return the seconds of sound in all inputs as their headers claim them; None where one does not say."""
+    """Return the total duration of all inputs in seconds, from their headers; None where one is unknown."""
     from audio_llm.audio import STDIN, probe
     from audio_llm.errors import AudioFileError
 
@@ -60,19 +60,19 @@ def total_seconds(inputs: list[AudioInput]) -> float | None:
         try:
             total += probe(item.path).duration_s
         except AudioFileError:
-            continue  # it will be reported when its turn comes
+            continue  # reported when the file is processed
     return total if total != float("inf") else None
 
 
 class Progress:
-    """Shows how a batch goes on stderr: a bar with the real-time factor on a terminal, else a line per file.
+    """Shows the progress of a batch on stderr: a bar with the real-time factor on a terminal, else a line per file.
 
     Args:
         files: Number of files.
-        total_s: Seconds of sound in all, for the bar; None where it is not known.
+        total_s: Total duration in seconds, for the bar; None where it is unknown.
         quiet: Show errors only.
         verbose: Show tracebacks of failures too.
-        lines: Without a terminal, show a line per finished file.
+        lines: Print a line per finished file where stderr is no terminal.
     """
 
     def __init__(self, files: int, total_s: float | None, quiet: bool, verbose: bool, lines: bool) -> None:
@@ -81,7 +81,7 @@ class Progress:
         self._verbose = verbose
         self._lines = lines
         self._count = 0
-        self._within = False  # a line of parts
+        self._within = False  # a line that `show_part` has begun
         self._sound_s = 0.0
         self._began = time.monotonic()
         self._bar: Any = None
@@ -113,29 +113,29 @@ class Progress:
         self._count += 1
         if self._bar is not None:
             self._bar.set_description_str(f"{self._count}/{self._files}")
-        place = f"[{self._count}/{self._files}] {result.path}"
+        prefix = f"[{self._count}/{self._files}] {result.path}"
         if result.status == "failed":
             if self._verbose and result.error is not None:
-                self.say("".join(traceback.format_exception(result.error)).rstrip())
+                self.report("".join(traceback.format_exception(result.error)).rstrip())
             named = result.reason.startswith((str(result.path), "standard input"))
-            self.say(f"audio-llm: error: {result.reason if named else f'{result.path}: {result.reason}'}")
+            self.report(f"audio-llm: error: {result.reason if named else f'{result.path}: {result.reason}'}")
             return
         if self._quiet:
             return
         if result.status == "skipped":
             if self._verbose:
-                self.say(f"{place}: done by an earlier run")
+                self.report(f"{prefix}: done by an earlier run")
             return
         transcript = result.transcript
         for warning in transcript.warnings if transcript else ():
-            self.say(f"audio-llm: warning: {result.path}: {warning}")
+            self.report(f"audio-llm: warning: {result.path}: {warning}")
         if transcript and self._lines and self._bar is None:
             factor = (
                 f", real-time factor {result.elapsed_s / transcript.duration_s:.2f}" if transcript.duration_s else ""
             )
-            self.say(f"{place}: {transcript.duration_s:.1f} s of sound in {result.elapsed_s:.1f} s{factor}")
+            self.report(f"{prefix}: {transcript.duration_s:.1f} s of sound in {result.elapsed_s:.1f} s{factor}")
 
-    def say(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """Print a line to stderr above the bar."""
         self._print(line, sys.stderr)
 
@@ -144,7 +144,7 @@ class Progress:
         self._print(text, sys.stdout)
 
     def show_part(self, text: str) -> None:
-        """Print the next part of a result to stdout at once: a line of its own on a terminal, else after a space."""
+        """Print the next part of a result to stdout at once: a separate line on a terminal, else after a space."""
         if sys.stdout.isatty():
             self.show(text)
         else:
@@ -152,13 +152,13 @@ class Progress:
             self._within = True
 
     def end_parts(self, failed: bool) -> None:
-        """End the line that `show_part` printed, or print an empty one where nothing was said."""
+        """End the line that `show_part` printed; print an empty line where nothing was recognized."""
         if not sys.stdout.isatty() and (self._within or not failed):
             print(flush=True)
         self._within = False
 
     def summary(self, done: int, skipped: int, failed: int) -> None:
-        """Say on stderr how it went."""
+        """Print the counts and the speed to stderr."""
         if self._quiet:
             return
         elapsed = time.monotonic() - self._began
@@ -166,7 +166,7 @@ class Progress:
         parts += [f"{skipped} done by an earlier run"] if skipped else []
         parts += [f"{failed} failed"] if failed else []
         speed = f"; {self._sound_s:.1f} s of sound in {elapsed:.1f} s, real-time factor {self._factor()}"
-        self.say(", ".join(parts) + (speed if self._sound_s else ""))
+        self.report(", ".join(parts) + (speed if self._sound_s else ""))
 
     def _factor(self) -> str:
         return f"{(time.monotonic() - self._began) / self._sound_s:.2f}" if self._sound_s else "-"

@@ -15,8 +15,8 @@ from audio_llm.errors import DataError, UsageError
 if TYPE_CHECKING:
     from audio_llm.nbest import NBest
 
-_DESCRIPTION = """Correct N-best lists without the sound: HyPoradise JSON, JSON lines, NeMo .tsv, or - for JSON lines on
-standard input. One JSON object a line comes out, in the order of the lists. Broken lines are named and left out."""
+_DESCRIPTION = """Correct N-best lists without audio: HyPoradise JSON, JSON lines, NeMo .tsv, or - for JSON lines on
+standard input. Prints one JSON object per list, in the same order. Invalid lines are reported and skipped."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -27,11 +27,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("lists", metavar="LISTS", help="N-best lists, or - for standard input")
     correctors = ("dlm", "ger", "phrase")
     parser.add_argument("--with", dest="corrector", choices=correctors, default="dlm", help="corrector (default: dlm)")
-    parser.add_argument("--model", metavar="NAME|DIR", help="its model")
-    parser.add_argument("--llm", metavar="NAME|DIR", help="ger: its language model, where that has moved")
-    parser.add_argument("--mode", choices=("free", "list", "slots"), help="ger: any text, or the list's words only")
-    parser.add_argument("--decode", choices=("greedy", "dlm-sum"), help="dlm: how it decodes (default: dlm-sum)")
-    parser.add_argument("-o", "--output", metavar="OUT.jsonl", help="write there instead of stdout")
+    parser.add_argument("--model", metavar="NAME|DIR", help="the corrector's model")
+    parser.add_argument("--llm", metavar="NAME|DIR", help="ger: path of its language model, if that was moved")
+    parser.add_argument(
+        "--mode", choices=("free", "list", "slots"), help="ger: free text, or words of the list only (list, slots)"
+    )
+    parser.add_argument("--decode", choices=("greedy", "dlm-sum"), help="dlm: decoding strategy (default: dlm-sum)")
+    parser.add_argument("-o", "--output", metavar="OUT.jsonl", help="file to write instead of stdout")
     parser.set_defaults(run=run)
 
 
@@ -63,10 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _count(path: str, broken: list[DataError]) -> int:
-    """Count the lists of a file and name its broken lines, before hours of work rather than after.
+    """Count the lists of a file and report its invalid lines before a long run rather than after it.
 
     Raises:
-        DataError: All its lines are broken, so that it is hardly a file of lists.
+        DataError: All lines are invalid, so this is probably not a file of N-best lists.
     """
     from audio_llm.nbest import read_nbest
 
@@ -98,7 +100,7 @@ def _write_file(rows: Iterator[dict[str, Any]], output: Path) -> int:
 
 
 def _decoding(arguments: argparse.Namespace) -> str | None:
-    """Return how the corrector decodes; lists come without sound, which dlm's own default may need."""
+    """Return the decoding strategy; the default of dlm may need audio, which lists do not have."""
     if arguments.mode and arguments.corrector != "ger":
         raise UsageError("--mode belongs to --with ger", remedy="leave it out")
     if arguments.decode and arguments.corrector != "dlm":

@@ -28,8 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  {device.name:<18} {device.description}")
     print("Programs (optional)")
     for program in diagnosis.programs:
-        found = program.path or f"missing; for {program.purpose}: {program.remedy}"
-        print(f"  {program.name:<18} {found}")
+        state = program.path or f"missing; for {program.purpose}: {program.remedy}"
+        print(f"  {program.name:<18} {state}")
     print("Extras (optional)")
     for extra in diagnosis.extras:
         missing = f"missing {', '.join(extra.missing)}: {extra.remedy}" if extra.missing else "complete"

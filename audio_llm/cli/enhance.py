@@ -11,15 +11,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audio_llm.cli.options import share, whole_number
+from audio_llm.cli.options import fraction, whole_number
 from audio_llm.errors import UsageError
 
 if TYPE_CHECKING:
     from audio_llm.gense.chunks import ChunkReport
 
-_DESCRIPTION = """Write recordings without their noise: as long, at their rate, of their channels, in their format where
-that can be written (else wav). Names mirror the input tree. A run that was stopped goes on where it was: give the same
-command again. What is recognised is often better from the recording as it was: see `transcribe --enhance`."""
+_DESCRIPTION = """Remove noise from recordings. Duration, sample rate, channels and, where it can be written, format
+(else wav) stay the same; names mirror the input tree. To resume an interrupted run, give the same command again.
+Enhancement often raises the word error rate of recognizers: see `transcribe --enhance`."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -33,21 +33,21 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode",
         choices=("safe", "balanced", "generative"),
-        help="safe: take noise out; generative: speak anew; balanced: anew only what is too noisy "
-        "(default: balanced where the model can, else safe)",
+        help="safe: mask the noise; generative: resynthesize the speech; balanced: resynthesize only what is too noisy "
+        "(default: balanced where the model supports it, else safe)",
     )
     parser.add_argument(
         "--no-guards", action="store_true", help="output every generated chunk, even if a check rejects it"
     )
-    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of what is drawn (0)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument(
         "--mix",
-        type=share,
+        type=fraction,
         default=0.0,
         metavar="0..1",
-        help="0 (default): only the enhanced sound; 1: the recording as it was; between: both blended",
+        help="fraction of the original recording in the output: 0 (default) none, 1 only the recording",
     )
-    parser.add_argument("--report", metavar="FILE", help="write what was done to each stretch, as JSON lines")
+    parser.add_argument("--report", metavar="FILE", help="write the method and measures of each chunk as JSON lines")
     parser.set_defaults(run=run)
 
 
@@ -89,13 +89,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Report:
-    """The file of `--report`: written as files are finished; what earlier runs did to other files stays in it.
+    """The file of `--report`, written as files are finished; rows of earlier runs about other files stay in it.
 
     Args:
-        path: JSON lines; begun where there is none.
+        path: JSON lines file; created if it does not exist.
 
     Raises:
-        UsageError: It is something else.
+        UsageError: The file is not such a report.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,7 +109,7 @@ class _Report:
         path.touch()
 
     def add(self, source: str, output: str, chunks: Iterable[ChunkReport]) -> None:
-        """Write what was done to a file, in the place of what an earlier run did to it."""
+        """Write the rows of a file; they replace those of an earlier run."""
         from audio_llm.pipeline.batch import write_whole
 
         rows = ({"input": source, "output": output} | dataclasses.asdict(chunk) for chunk in chunks)

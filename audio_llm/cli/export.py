@@ -9,8 +9,9 @@ from typing import Any
 
 from audio_llm.errors import MissingDependencyError
 
-_DESCRIPTION = """Write tse.onnx (one chunk of 8 ms), enrolment.onnx (a look to a vector) and tse.json (names, shapes,
-hashes), compared with the trained network before they are put in place. Needs the package in export/."""
+_DESCRIPTION = """Write tse.onnx (one 8 ms chunk), enrolment.onnx (enrollment recording to speaker vector) and tse.json
+(names, shapes, hashes). The graphs are compared with the trained network before they are moved into the folder. Needs
+the package in export/."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -18,11 +19,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "export", parents=[common], help="a model as ONNX files for a device", description=_DESCRIPTION
     )
-    parser.add_argument("system", choices=("tse",), help="what to export: target-speech hearing")
+    parser.add_argument("system", choices=("tse",), help="what to export: target speaker extraction")
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write to")
     parser.add_argument("--model", metavar="NAME|DIR", default="tse-small", help="model (default: tse-small)")
     parser.add_argument(
-        "--int8", action="store_true", help="write tse.int8.onnx too, which the contract then names: smaller, inexact"
+        "--int8",
+        action="store_true",
+        help="also write tse.int8.onnx, which the contract then names; smaller, less exact",
     )
     parser.set_defaults(run=run)
 
@@ -38,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     done = exporter.export_tse(arguments.model, arguments.output, arguments.int8, arguments.overwrite)
     if not arguments.quiet:
         if not done.lossless:
-            line = "weights were rounded to half precision, and compared so"
+            line = "weights were rounded to half precision before the comparison"
             print(f"audio-llm: warning: {line}", file=sys.stderr)
         print(f"{done.size_bytes / 1e6:.2f} MB of graphs; {_differences(done)}", file=sys.stderr)
     for name in done.files:
@@ -49,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _differences(done: Any) -> str:
     parts = [f"largest difference from the network: sound {done.stream.sound:.1e} in {done.stream.compared} chunks"]
     if done.enrollment is not None:
-        parts.append(f"enrolment {done.enrollment.sound:.1e} in {done.enrollment.compared} looks")
+        parts.append(f"enrollment {done.enrollment.sound:.1e} in {done.enrollment.compared} recordings")
     if done.int8 is not None:
-        parts.append(f"with weights of 8 bits, sound {done.int8.sound:.1e}")
+        parts.append(f"with 8-bit weights, sound {done.int8.sound:.1e}")
     return ", ".join(parts)

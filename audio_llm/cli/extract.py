@@ -1,4 +1,4 @@
-"""`audio-llm extract`: one person out of a binaural mixture."""
+"""`audio-llm extract`: one enrolled speaker out of a binaural mixture."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from audio_llm.cli.options import share
+from audio_llm.cli.options import fraction
 from audio_llm.errors import UsageError
 
-_DESCRIPTION = """Write what one person says in a binaural recording, with both ears' cues, as long as the recording and
-at its rate. LOOK is a few seconds recorded while facing that person; noise and other people may be in it."""
+_DESCRIPTION = """Isolate one enrolled speaker in a binaural recording; interaural cues, duration and sample rate stay
+the same. ENROLLMENT is a few seconds recorded while facing the speaker; noise and other speakers may be in it."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parser's commands."""
     parser = commands.add_parser(
-        "extract", parents=[common], help="one person out of a binaural mixture", description=_DESCRIPTION
+        "extract", parents=[common], help="one enrolled speaker out of a binaural mixture", description=_DESCRIPTION
     )
-    parser.add_argument("mixture", metavar="MIX", help="sound file of two channels, left ear first")
-    parser.add_argument("--enroll", metavar="LOOK", required=True, help="sound file of 1 to 10 s, facing the person")
+    parser.add_argument("mixture", metavar="MIX", help="binaural sound file, left ear first")
+    parser.add_argument("--enroll", metavar="ENROLLMENT", required=True, help="binaural sound file of 1 to 10 s")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="sound file to write")
     parser.add_argument(
         "--mix",
-        type=share,
+        type=fraction,
         default=0.0,
         metavar="0..1",
-        help="0 (default): only the person; 1: the mixture as it was; between: both blended",
+        help="fraction of the original mixture in the output: 0 (default) none, 1 only the mixture",
     )
     parser.add_argument("--model", metavar="NAME|DIR", default="tse-small", help="model (default: tse-small)")
     parser.set_defaults(run=run)
@@ -39,7 +39,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Extract; return the exit status."""
     if Path(arguments.output).exists() and not arguments.overwrite:
-        raise UsageError("is there already", path=arguments.output, remedy="add --overwrite to replace it")
+        raise UsageError("already exists", path=arguments.output, remedy="add --overwrite to replace it")
     from audio_llm.tse.extract import extract
 
     began = time.monotonic()
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"audio-llm: warning: {warning}", file=sys.stderr)
         print(
             f"{done.duration_s:.1f} s of sound in {elapsed_s:.1f} s, real-time factor "
-            f"{elapsed_s / done.duration_s:.2f}; look of {done.enrollment_s:.1f} s",
+            f"{elapsed_s / done.duration_s:.2f}; enrollment of {done.enrollment_s:.1f} s",
             file=sys.stderr,
         )
     print(done.output)
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _bar(quiet: bool) -> Iterator[Callable[[float, float], None]]:
-    """Yield what shows the seconds that are done, on a terminal."""
+    """Yield a function that shows the processed seconds in a bar on a terminal."""
     from tqdm import tqdm
 
     form = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of sound [{elapsed}<{remaining}]"

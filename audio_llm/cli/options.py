@@ -1,4 +1,4 @@
-"""Kinds of option values that several commands share."""
+"""Types of option values of several commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """Read a number from 0 to 1, for argparse's `type`."""
     try:
         value = float(text)

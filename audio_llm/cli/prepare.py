@@ -1,4 +1,4 @@
-"""`audio-llm prepare`: recordings to clips with texts that two agree on, for speech synthesis to learn from."""
+"""`audio-llm prepare`: recordings to clips with verified texts, as training data of speech synthesis."""
 
 from __future__ import annotations
 
@@ -22,33 +22,36 @@ if TYPE_CHECKING:
     from audio_llm.touchtts.prepare import PrepareConfig, Recording
     from audio_llm.touchtts.prepare_filters import AsrAgreement
 
-FIRST, SECOND, JUDGE = "ctc", "sphinx", "ctc"
+FIRST, SECOND, VERIFIER = "ctc", "sphinx", "ctc"
 _LONGEST_NAME = 100  # characters
-_DESCRIPTION = """Cut recordings at silence into clips, and keep those on whose text two opinions agree. A text is given
-as NAME.txt beside the sound file or in a manifest (JSON lines with audio_filepath and text); its recording becomes one
-clip, and the second opinion is how probable the recogniser finds that text. Without a text two recognisers write one.
-Noise is left as it is. DIR gets clips/*.flac at 16 kHz, manifest.jsonl and, with a reason for each, dropped.jsonl.
-A run that was stopped goes on where it was: give the same command again."""
+_DESCRIPTION = """Cut recordings at silence into clips and keep those whose text is verified. A text is given as
+NAME.txt next to the sound file or in a manifest (JSON lines with audio_filepath and text); its recording becomes one
+clip, and a recognizer verifies the text by its probability. Without a text two recognizers transcribe the clip and must
+agree. Noise is not removed. DIR gets clips/*.flac at 16 kHz, manifest.jsonl and dropped.jsonl with the reasons. To
+resume an interrupted run, give the same command again."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parser's commands."""
     parser = commands.add_parser(
-        "prepare", parents=[common], help="recordings to clips to learn from", description=_DESCRIPTION
+        "prepare", parents=[common], help="recordings to training clips", description=_DESCRIPTION
     )
     parser.add_argument("inputs", nargs="+", metavar="RAW", help="sound file, folder, glob, or manifest .jsonl")
-    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder of the clips")
-    parser.add_argument("--report", metavar="FILE", help="write where every second went, as .html or .json")
-    parser.add_argument("--asr", metavar="NAME", help=f"first opinion where no text is given ({FIRST})")
-    parser.add_argument("--model", metavar="NAME|DIR", help="its model (default: its own)")
-    parser.add_argument("--second-asr", metavar="NAME", help=f"second opinion ({JUDGE} on a given text, else {SECOND})")
-    parser.add_argument("--second-model", metavar="NAME|DIR", help="its model (default: its own)")
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="output folder")
+    parser.add_argument(
+        "--report", metavar="FILE", help="write a report that accounts for every second, .html or .json"
+    )
+    parser.add_argument("--asr", metavar="NAME", help=f"first recognizer where no text is given ({FIRST})")
+    parser.add_argument("--model", metavar="NAME|DIR", help="model of --asr (default: its own)")
+    help_ = f"recognizer that verifies the text ({VERIFIER} for a given text, else {SECOND})"
+    parser.add_argument("--second-asr", metavar="NAME", help=help_)
+    parser.add_argument("--second-model", metavar="NAME|DIR", help="model of --second-asr (default: its own)")
     parser.add_argument(
         "--max-disagreement",
         type=float,
         metavar="X",
-        help="keep what differs no more: 2.0 nats a letter where ctc judges a given text, else a character error rate "
-        "of 0.3",
+        help="maximum disagreement to keep a clip (default: 2.0 nats per character if ctc scores a given text, "
+        "otherwise a character error rate of 0.3)",
     )
     parser.add_argument("--min-s", type=float, default=2.0, metavar="S", help="shortest clip in seconds (2)")
     parser.add_argument("--max-s", type=float, default=30.0, metavar="S", help="longest clip in seconds (30)")
@@ -76,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         stamp = json.dumps(settings, sort_keys=True)
         for result in prepare(
             recordings,
-            _opinions(engines, arguments),
+            _verification(engines, arguments),
             arguments.output,
             config,
             stamp,
@@ -97,25 +100,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _recordings(inputs: Sequence[str], output: Path) -> list[Recording]:
-    """Return the recordings that the inputs stand for, each with a name of its own; not the output's own clips."""
+    """Return the recordings of the inputs with unique names, without the clips in the output folder."""
     from audio_llm.pipeline.batch import output_stems
     from audio_llm.pipeline.files import AudioInput, find_audio
 
     manifests = [name for name in inputs if name.endswith(".jsonl")]
     sounds = [name for name in inputs if not name.endswith(".jsonl")]
-    found: list[tuple[AudioInput, Recording]] = []
-    own = os.path.realpath(output) + os.sep
+    items: list[tuple[AudioInput, Recording]] = []
+    output_prefix = os.path.realpath(output) + os.sep
     for item in find_audio(sounds) if sounds else ():
-        if not os.path.realpath(item.path).startswith(own):
-            found.append((item, _with_sidecar(item)))
+        if not os.path.realpath(item.path).startswith(output_prefix):
+            items.append((item, _with_sidecar(item)))
     for name in manifests:
-        found += _of_manifest(Path(name))
-    stems = output_stems([AudioInput(item.path, _flat(item.relative)) for item, _ in found])
-    return [replace(recording, name=stem) for (_, recording), stem in zip(found, stems, strict=True)]
+        items += _of_manifest(Path(name))
+    stems = output_stems([AudioInput(item.path, _flat(item.relative)) for item, _ in items])
+    return [replace(recording, name=stem) for (_, recording), stem in zip(items, stems, strict=True)]
 
 
 def _flat(relative: Path) -> Path:
-    """Return a path without folders, which any file system takes as a name."""
+    """Return a path joined to one name that is valid on any file system."""
     plain = "__".join(part for part in relative.parts if part != "..")
     return Path(os.fsencode(plain).decode("utf-8", errors="replace").lstrip(".")[-_LONGEST_NAME:])
 
@@ -137,62 +140,64 @@ def _of_manifest(path: Path) -> list[tuple[AudioInput, Recording]]:
     from audio_llm.pipeline.files import AudioInput
     from audio_llm.touchtts.prepare import Recording
 
-    found = []
+    items = []
     for utterance in read_manifest(path):
         sound = utterance.audio_filepath
         if utterance.extra.get("offset"):
             remedy = "cut the sound first, or give whole files"
             raise DataError(f"{sound.name} begins at an offset, which is not supported", path=path, remedy=remedy)
         relative = sound.relative_to(path.parent) if sound.is_relative_to(path.parent) else Path(sound.name)
-        found.append((AudioInput(sound, relative), Recording(sound, "", utterance.text, utterance.speaker)))
-    return found
+        items.append((AudioInput(sound, relative), Recording(sound, "", utterance.text, utterance.speaker)))
+    return items
 
 
 @dataclass(frozen=True)
 class _Engines:
-    """Recognisers by name and model; None where nothing asks for them."""
+    """Recognizers by name and model; None where one is not needed."""
 
-    judge: tuple[str, str | None] | None
+    verifier: tuple[str, str | None] | None
     first: tuple[str, str | None] | None
     second: tuple[str, str | None] | None
 
 
 def _engines(arguments: argparse.Namespace, recordings: Sequence[Recording]) -> _Engines:
-    """Return who has an opinion on these recordings.
+    """Return the recognizers that transcribe these recordings or verify their texts.
 
     Raises:
-        UsageError: An unknown name, an option without effect, one recogniser twice, or one limit for two measures.
+        UsageError: An unknown name, an option without effect, one recognizer twice, or one limit for two measures.
     """
     from audio_llm.asr.engines import ENGINES
 
     for name in (arguments.asr, arguments.second_asr):
         if name is not None and name not in ENGINES:
-            raise UsageError(f"no recogniser is named {name!r}", remedy=f"use one of {', '.join(ENGINES)}")
-    given = any(recording.text is not None for recording in recordings)
-    heard = any(recording.text is None and not recording.problem for recording in recordings)
-    if not heard and (arguments.asr or arguments.model):
-        remedy = "leave out --asr and --model; --second-asr judges the texts"
-        raise UsageError("every recording has its text, so nothing is written by a recogniser", remedy=remedy)
+            raise UsageError(f"no recognizer is named {name!r}", remedy=f"use one of {', '.join(ENGINES)}")
+    transcribed = any(recording.text is not None for recording in recordings)
+    untranscribed = any(recording.text is None and not recording.problem for recording in recordings)
+    if not untranscribed and (arguments.asr or arguments.model):
+        remedy = "leave out --asr and --model; --second-asr verifies the texts"
+        raise UsageError("every recording has its text, so there is nothing to transcribe", remedy=remedy)
     first = (arguments.asr or FIRST, arguments.model)
     second = (arguments.second_asr or (SECOND if first[0] != SECOND else FIRST), arguments.second_model)
-    judge = (arguments.second_asr or JUDGE, arguments.second_model)
-    if heard and first == second:
+    verifier = (arguments.second_asr or VERIFIER, arguments.second_model)
+    if untranscribed and first == second:
         remedy = "name another with --asr or --second-asr"
-        raise UsageError(f"the same recogniser twice, {first[0]}, is one opinion", remedy=remedy)
+        raise UsageError(f"{first[0]} cannot verify its own transcripts", remedy=remedy)
     if arguments.second_model and not arguments.second_asr:
-        raise UsageError("--second-model needs a recogniser", remedy="name it with --second-asr")
-    if given and heard and judge[0] == JUDGE and arguments.max_disagreement is not None:
-        remedy = "prepare recordings with and without texts apart, or leave out --max-disagreement"
-        raise UsageError("one limit does not fit two measures", remedy=remedy)
-    return _Engines(judge if given else None, first if heard else None, second if heard else None)
+        raise UsageError("--second-model needs a recognizer", remedy="name it with --second-asr")
+    if transcribed and untranscribed and verifier[0] == VERIFIER and arguments.max_disagreement is not None:
+        remedy = "prepare recordings with and without texts separately, or leave out --max-disagreement"
+        raise UsageError("--max-disagreement would limit two different measures", remedy=remedy)
+    return _Engines(
+        verifier if transcribed else None, first if untranscribed else None, second if untranscribed else None
+    )
 
 
 def _settings(engines: _Engines, config: PrepareConfig) -> dict[str, Any]:
-    """Return what decides the clips: with other settings they are made again."""
+    """Return the settings that decide the clips; with other settings the clips are made again."""
     from audio_llm.asr.engines import ENGINES
     from audio_llm.hub import model_stamp
 
-    chosen = {"judge": engines.judge, "first": engines.first, "second": engines.second}
+    chosen = {"judge": engines.verifier, "first": engines.first, "second": engines.second}
     named = {
         who: " ".join(filter(None, (pair[0], model_stamp(pair[1] or ENGINES[pair[0]].default_model))))
         for who, pair in chosen.items()
@@ -201,7 +206,7 @@ def _settings(engines: _Engines, config: PrepareConfig) -> dict[str, Any]:
     return {**named, **asdict(config)}
 
 
-def _opinions(engines: _Engines, arguments: argparse.Namespace) -> AsrAgreement:
+def _verification(engines: _Engines, arguments: argparse.Namespace) -> AsrAgreement:
     from audio_llm.asr.engines import load_recognizer
     from audio_llm.touchtts.prepare_filters import AsrAgreement
 
@@ -210,9 +215,9 @@ def _opinions(engines: _Engines, arguments: argparse.Namespace) -> AsrAgreement:
         return load_recognizer(name, model, arguments.device, arguments.offline)
 
     def loader(pair: tuple[str, str | None] | None) -> Callable[[], Recognizer]:
-        return partial(load, *(pair or (FIRST, None)))  # nobody asks one that is None
+        return partial(load, *(pair or (FIRST, None)))  # never called where the pair is None
 
-    return AsrAgreement(loader(engines.first), loader(engines.second), loader(engines.judge))
+    return AsrAgreement(loader(engines.first), loader(engines.second), loader(engines.verifier))
 
 
 def _total_seconds(recordings: Sequence[Recording]) -> float | None:

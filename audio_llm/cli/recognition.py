@@ -14,7 +14,7 @@ _COMPUTE = ("auto", "int8", "float32", "float16")
 
 
 def add_recognizer_options(parser: Any) -> None:
-    """Add which recognizer, and how it recognizes."""
+    """Add the options that choose and configure the recognizer."""
     group = parser.add_argument_group("recognition")
     group.add_argument(
         "--recognizer",
@@ -28,23 +28,29 @@ def add_recognizer_options(parser: Any) -> None:
     group.add_argument("--language", default="auto", metavar="CODE", help="spoken language, as en, or auto (default)")
     group.add_argument("--multilingual", action="store_true", help="detect the language of every 30 s of speech")
     group.add_argument(
-        "--task", choices=("transcribe", "translate"), default="transcribe", help="translate gives English text"
+        "--task", choices=("transcribe", "translate"), default="transcribe", help="translate: into English"
     )
-    group.add_argument("--words", "--hotwords", metavar="FILE", help="names and terms to prefer, one a line")
-    group.add_argument("--prompt", default="", metavar="TEXT", help="text before every window: style, spelling, topic")
+    group.add_argument("--words", "--hotwords", metavar="FILE", help="file of names and terms to prefer, one per line")
+    group.add_argument(
+        "--prompt", default="", metavar="TEXT", help="context text for every window: style, spelling, topic"
+    )
     group.add_argument("--beam", type=whole_number(1, 100), default=5, metavar="N", help="beam size (5)")
     group.add_argument("--compute", choices=_COMPUTE, default="auto", help="number format (auto: int8 on a CPU)")
-    group.add_argument("--batch-size", type=whole_number(1, 256), default=1, metavar="N", help="windows at a time (1)")
     group.add_argument(
-        "--vad", action=argparse.BooleanOptionalAction, default=True, help="recognize only where there is speech"
+        "--batch-size", type=whole_number(1, 256), default=1, metavar="N", help="windows decoded together (1)"
+    )
+    group.add_argument(
+        "--vad", action=argparse.BooleanOptionalAction, default=True, help="recognize detected speech only"
     )
     group.add_argument("--vad-threshold", type=float, metavar="P", help="probability at which speech begins (0.5)")
-    group.add_argument("--vad-min-silence", type=float, metavar="S", help="pause that divides stretches, seconds (0.6)")
-    group.add_argument("--vad-pad", type=float, metavar="S", help="sound kept around each stretch, seconds (0.5)")
+    group.add_argument(
+        "--vad-min-silence", type=float, metavar="S", help="pause that ends a stretch of speech, seconds (0.6)"
+    )
+    group.add_argument("--vad-pad", type=float, metavar="S", help="padding around each stretch, seconds (0.5)")
 
 
 def whisper_options(arguments: argparse.Namespace) -> WhisperOptions:
-    """Return how Whisper recognizes.
+    """Return the options of Whisper.
 
     Raises:
         UsageError: A value is out of range.

@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from audio_llm.metrics import TextScores
     from audio_llm.nbest import NBest
 
-NORMALIZERS = ("spoken", "letters")  # a rate under one normaliser alone may be the normaliser's
+NORMALIZERS = ("spoken", "letters")  # with one normalizer alone a difference may come from the normalizer
 _JSON = (".json", ".jsonl")
 _LISTS = re.compile(r"\s*(\[\s*)?\{")
 _DESCRIPTION = """Compare two text files line by line (REF HYP); score N-best lists that hold their references (LISTS):
-the first hypotheses, and the best that could have been chosen or put together; or score what a corrector made of such
-lists (LISTS CORRECTIONS: the JSON lines of `audio-llm correct`, matched by id, or one text a line)."""
+the first hypotheses and the oracles; or score the corrections of such lists (LISTS CORRECTIONS: the JSON lines of
+`audio-llm correct`, matched by id, or one text per line)."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parser's commands."""
     parser = commands.add_parser("score", parents=[common], help="word error rates", description=_DESCRIPTION)
-    parser.add_argument("reference", metavar="REF|LISTS", help="true texts, one a line; or N-best lists")
+    parser.add_argument("reference", metavar="REF|LISTS", help="reference texts, one per line; or N-best lists")
     parser.add_argument("hypothesis", metavar="HYP|CORRECTIONS", nargs="?", help="texts to score")
     parser.add_argument(
         "--normalizer",
         metavar="NAME",
         action="append",
-        help="raw, basic, spoken or letters; may be given again (default: spoken and letters)",
+        help="raw, basic, spoken or letters; can be repeated (default: spoken and letters)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, by normaliser")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with a key per normalizer")
     parser.set_defaults(run=run)
 
 
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         lists = _read_lists(source, broken)
         if broken and not arguments.quiet:
-            print(f"{len(lists)} lists scored, {len(broken)} left out", file=sys.stderr)
+            print(f"{len(lists)} lists scored, {len(broken)} skipped", file=sys.stderr)
         if outputs is None:
             scores = [score_lists(lists, normalizer) for normalizer in normalizers]
         else:
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         for normalizer, row in zip(normalizers, scores, strict=True):
             for line in _to_lines(row):
-                print(f"{line}; normaliser {normalizer.name}")
+                print(f"{line}; normalizer {normalizer.name}")
     return 1 if broken else 0
 
 
@@ -98,9 +98,9 @@ def _list_lines(scores: ListScores) -> list[str]:
         _rate_line("oracle", scores.oracle),
         f"compositional oracle {_percent(scores.compositional_oracle_rate)}: "
         f"{scores.missing_words} of {scores.first.counts.words} words are in no hypothesis of their list",
-        f"right as they are {_percent(scores.right_rate)}: {scores.right} of {lists} lists",
+        f"already correct {_percent(scores.right_rate)}: {scores.right} of {lists} lists",
         f"distinct hypotheses {scores.distinct_hypotheses} of {scores.hypotheses}: "
-        f"{scores.distinct_hypotheses / lists:.2f} of {scores.hypotheses / lists:.2f} a list",
+        f"{scores.distinct_hypotheses / lists:.2f} of {scores.hypotheses / lists:.2f} per list",
     ]
 
 
@@ -110,22 +110,22 @@ def _change_lines(scores: CorrectionScores) -> list[str]:
     ratio = "-" if scores.recovered is None else f"{scores.recovered:.3f}"
     return [
         f"change {_percent(scores.relative_change, '+')} relative (p {scores.p_value:.4f}, paired, one-sided); "
-        f"of the way to the oracle (RIR) {ratio}",
+        f"fraction of the oracle gap closed (RIR) {ratio}",
         f"lists changed {_percent(scores.changed_rate)}: {changes.changed} of {changes.utterances}, "
         f"{changes.better} better, {changes.worse} worse",
-        f"right kept {_percent(scores.keep_correct_rate)}: {changes.right_before - changes.broken} of "
-        f"{changes.right_before}; broken {_percent(scores.broken_rate)} of all lists",
-        f"wrong fixed in full {_percent(scores.fix_wrong_rate)}, at least in part "
-        f"{_percent(scores.improve_wrong_rate)}: {changes.fixed} and {changes.better} of {wrong}",
-        f"harmful edits (HER) {_percent(scores.harmful_edit_rate)}: {changes.harmful_edits} harmful, "
-        f"{changes.helpful_edits} helpful, {changes.edits} in all",
+        f"correct kept {_percent(scores.keep_correct_rate)}: {changes.right_before - changes.broken} of "
+        f"{changes.right_before}; newly wrong {_percent(scores.broken_rate)} of all lists",
+        f"fully corrected {_percent(scores.fix_wrong_rate)}, improved "
+        f"{_percent(scores.improve_wrong_rate)}: {changes.fixed} and {changes.better} of {wrong} wrong lists",
+        f"harmful edit rate (HER) {_percent(scores.harmful_edit_rate)}: {changes.harmful_edits} harmful, "
+        f"{changes.helpful_edits} helpful, {changes.edits} in total",
         f"hallucinated words {_percent(scores.hallucinated_rate)}: {changes.novel_words} novel, "
         f"{changes.repeated_words} repeated of {changes.output_words}; length ratio {scores.length_ratio:.3f}",
     ]
 
 
-def _percent(share: float | None, sign: str = "") -> str:
-    return "-" if share is None else f"{100 * share:{sign}.2f} %"
+def _percent(fraction: float | None, sign: str = "") -> str:
+    return "-" if fraction is None else f"{100 * fraction:{sign}.2f} %"
 
 
 def _to_json(scores: TextScores | ListScores | CorrectionScores) -> dict[str, Any]:
@@ -202,11 +202,11 @@ def _holds_lists(path: str) -> bool:
         with open(path, encoding="utf-8", errors="replace") as file:
             return bool(_LISTS.match(file.read(256)))
     except OSError:
-        return False  # whoever reads it says what is wrong
+        return False  # the error is raised where the file is read
 
 
 def _read_lists(path: str, errors: list[DataError]) -> list[NBest]:
-    """Read the lists; say which of its lines are broken, and add what is wrong to the errors."""
+    """Read the lists; report invalid lines and add their errors to `errors`."""
     from audio_llm.nbest import read_nbest
 
     lists = []
@@ -230,19 +230,19 @@ def _read_corrections(path: str, lists: Sequence[NBest], lists_path: str) -> lis
             message = f"has {len(texts)} lines, {lists_path} has {len(lists)} lists"
             raise DataError(message, path=path, remedy="give one text a line, in the order of the lists")
         return texts
-    found: defaultdict[str, deque[str]] = defaultdict(deque)  # lists may share an id: the first takes the first
+    texts_by_id: defaultdict[str, deque[str]] = defaultdict(deque)  # lists may share an id: the first takes the first
     for number, line in enumerate(_read_lines(path), 1):
         if line.strip():
             correction = _parse_correction(line, path, number)
-            found[str(correction["id"])].append(correction["text"])
+            texts_by_id[str(correction["id"])].append(correction["text"])
     outputs: list[str] = []
     missing: list[str] = []
     for nbest in lists:
-        if found[nbest.id]:
-            outputs.append(found[nbest.id].popleft())
+        if texts_by_id[nbest.id]:
+            outputs.append(texts_by_id[nbest.id].popleft())
         else:
             missing.append(nbest.id)
-    unknown = [identity for identity, texts in found.items() for _ in texts]
+    unknown = [identity for identity, texts in texts_by_id.items() for _ in texts]
     if missing or unknown:
         reasons = [f"{len(missing)} lists of {lists_path} are not in it, first {missing[0]!r}"] if missing else []
         reasons += [f"{len(unknown)} of its lines belong to no list, first {unknown[0]!r}"] if unknown else []
@@ -257,5 +257,5 @@ def _parse_correction(line: str, path: str, number: int) -> dict[str, Any]:
         row = None
     if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not isinstance(row.get("id"), str | int):
         remedy = "give objects with 'id' and 'text', as audio-llm correct writes them"
-        raise DataError(f"line {number} is no correction", path=path, remedy=remedy)
+        raise DataError(f"line {number} is not a correction", path=path, remedy=remedy)
     return row

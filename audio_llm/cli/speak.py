@@ -1,4 +1,4 @@
-"""`audio-llm speak`: text to speech, into a file or as it is being made."""
+"""`audio-llm speak`: text to speech, into a file or as a stream."""
 
 from __future__ import annotations
 
@@ -17,22 +17,27 @@ if TYPE_CHECKING:
     from audio_llm.touchtts.speech import Chunk
 
 DEFAULT_MODEL = "touchtts-small"
-_DESCRIPTION = """Speak English text at 16 kHz; long text is said sentence by sentence. The file's metadata say that it
-is synthetic. A recording as --voice lends its sound, roughly: the model has heard few people and clones nobody."""
+_DESCRIPTION = """Synthesize English speech at 16 kHz, sentence by sentence. The file's metadata mark it as synthetic.
+With a recording as --voice the output resembles it only roughly: the model was trained on few speakers and clones
+none."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parser's commands."""
     parser = commands.add_parser("speak", parents=[common], help="text to speech", description=_DESCRIPTION)
-    parser.add_argument("text", nargs="?", metavar="TEXT|FILE|-", help="what to say, a text file, or - for stdin")
+    parser.add_argument(
+        "text", nargs="?", metavar="TEXT|FILE|-", help="text to synthesize, a text file, or - for stdin"
+    )
     parser.add_argument("-o", "--output", metavar="OUT", help="sound file to write, such as speech.wav")
     parser.add_argument("--model", metavar="NAME|DIR", default=DEFAULT_MODEL, help=f"model (default: {DEFAULT_MODEL})")
-    parser.add_argument("--voice", metavar="NAME|REF", help="a voice of the model, or a recording to sound like")
-    parser.add_argument("--list-voices", action="store_true", help="print the model's voices and stop")
-    parser.add_argument("--speed", type=_speed, default=1.0, metavar="X", help="0.5 to 2 (1)")
-    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of what is drawn (0)")
-    parser.add_argument("--stream", action="store_true", help="make sound while the text is still being said")
-    parser.add_argument("--raw", action="store_true", help="16-bit PCM to standard output as it is made")
+    parser.add_argument("--voice", metavar="NAME|REF", help="a voice of the model, or a recording of the wanted voice")
+    parser.add_argument("--list-voices", action="store_true", help="print the model's voices and exit")
+    parser.add_argument("--speed", type=_speed, default=1.0, metavar="X", help="speaking rate, 0.5 to 2 (default: 1)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="random seed (default: 0)")
+    parser.add_argument(
+        "--stream", action="store_true", help="synthesize in chunks, before the tokens of the sentence are complete"
+    )
+    parser.add_argument("--raw", action="store_true", help="stream 16-bit PCM to standard output")
     parser.set_defaults(run=run)
 
 
@@ -72,12 +77,12 @@ def _checked_output(arguments: argparse.Namespace) -> Path | None:
     if arguments.text is None:
         raise UsageError("there is no text", remedy="give a text, a file, or - for standard input")
     if arguments.raw == (arguments.output is not None):
-        raise UsageError("there is no place for the sound, or two", remedy="give either -o OUT or --raw")
+        raise UsageError("no output is named, or two", remedy="give either -o OUT or --raw")
     if arguments.raw:
         return None
     output = Path(arguments.output)
     if output.exists() and not arguments.overwrite:
-        raise UsageError("is there already", path=output, remedy="add --overwrite to replace it")
+        raise UsageError("already exists", path=output, remedy="add --overwrite to replace it")
     return output
 
 
@@ -102,7 +107,7 @@ def _decoded(data: bytes, name: str) -> str:
 
 
 def _shown(chunks: Iterator[Chunk], quiet: bool) -> Iterator[np.ndarray]:
-    """Yield the sound of chunks; on a terminal, show how far it is."""
+    """Yield the waveforms of chunks; show the progress on a terminal."""
     from tqdm import tqdm
 
     with tqdm(unit="s", desc="speech", disable=quiet or not sys.stderr.isatty()) as bar:

@@ -1,4 +1,4 @@
-"""Options of what srt and vtt look like."""
+"""Options of the layout of srt and vtt subtitles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from audio_llm.errors import UsageError
 if TYPE_CHECKING:
     from audio_llm.pipeline.subtitles import SubtitleOptions
 
-_OPTIONS = {"subtitles": "style", "line_width": "line_width", "max_lines": "max_lines"}  # of a field each
+_OPTIONS = {"subtitles": "style", "line_width": "line_width", "max_lines": "max_lines"}  # option to field
 
 
 def add_subtitle_options(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_subtitle_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--subtitles",
         choices=("lines", "words", "karaoke"),
-        help="whole lines (default), one cue per word, or lines in which vtt marks the time of every word",
+        help="whole lines (default), one cue per word, or lines with a vtt time mark for every word",
     )
     group.add_argument(
         "--line-width",
@@ -33,10 +33,10 @@ def add_subtitle_options(parser: argparse.ArgumentParser) -> None:
 
 
 def subtitle_options(arguments: argparse.Namespace, formats: Sequence[str]) -> SubtitleOptions:
-    """Return what the options ask for.
+    """Return the layout that the options ask for.
 
     Raises:
-        UsageError: An option was given that none of the output formats obeys.
+        UsageError: An option was given that has no effect on any of the output formats.
     """
     from audio_llm.pipeline.subtitles import SubtitleOptions
 
@@ -50,5 +50,5 @@ def subtitle_options(arguments: argparse.Namespace, formats: Sequence[str]) -> S
 
 
 def subtitle_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that were given: a file whose subtitles looked otherwise is done again."""
+    """Return the options that were given; a file with other subtitle options is done again."""
     return {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}

@@ -11,9 +11,9 @@ from typing import Any
 
 from audio_llm.errors import AudioLLMError, UsageError
 
-_TOKENIZE = """Write the tokens of sound files as JSON lines, a file a line: semantic tokens of a tokenizer (what is
-said, 25 a second) or acoustic codes of a codec (how it sounds, 100 a second)."""
-_DETOKENIZE = """Write the sound of acoustic codes, a wav file for each line of TOKENS, at 16 kHz."""
+_TOKENIZE = """Write the tokens of sound files as JSON lines, one line per file: semantic tokens of a tokenizer
+(content, 25 per second) or acoustic codes of a codec (waveform, 100 per second)."""
+_DETOKENIZE = """Decode acoustic codes to 16 kHz wav files, one for each line of TOKENS."""
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +25,16 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="TOKENS", required=True, help="JSON lines to write")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--tokenizer", metavar="NAME|DIR", help="semantic tokens: a model, or an S3Tokenizer .onnx file")
-    which.add_argument("--codec", metavar="NAME|DIR", help="acoustic codes, such as of codec-small")
-    parser.add_argument("--ssl", metavar="DIR", help="speech model that an ssl-kmeans tokenizer stands on")
+    which.add_argument("--codec", metavar="NAME|DIR", help="acoustic codes: a model such as codec-small")
+    parser.add_argument("--ssl", metavar="DIR", help="speech model of an ssl-kmeans tokenizer")
     parser.add_argument("--variant", metavar="NAME", help="which S3Tokenizer an .onnx file is, such as v2_25hz")
     parser.set_defaults(run=run_tokenize)
     parser = commands.add_parser(
         "detokenize", parents=[common], help="acoustic codes to sound", description=_DETOKENIZE
     )
-    parser.add_argument("tokens", metavar="TOKENS", help="what `tokenize --codec` wrote")
+    parser.add_argument("tokens", metavar="TOKENS", help="output of `tokenize --codec`")
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder of the sound files")
-    parser.add_argument("--codec", metavar="NAME|DIR", help="default: the one that the file names")
+    parser.add_argument("--codec", metavar="NAME|DIR", help="codec (default: the one that the file names)")
     parser.set_defaults(run=run_detokenize)
 
 
@@ -51,7 +51,7 @@ def run_tokenize(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     if output.exists() and not arguments.overwrite:
-        raise UsageError("is there already", path=output, remedy="add --overwrite to replace it")
+        raise UsageError("already exists", path=output, remedy="add --overwrite to replace it")
     inputs = find_audio(arguments.inputs)
     name, device = arguments.codec or arguments.tokenizer, resolve_device(arguments.device)
     model: SpeechCodec | SemanticTokenizer

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from audio_llm.training.loop import TrainingResult
     from audio_llm.training.perceptual import PerceptualLoss
 
-_DESCRIPTION = """Train on packed data, as the recipes make it. The best model lies in OUT/best, a model directory that
---model or --correct-model takes. KEY=VALUE words win over the config file: training.max_steps=2000."""
+_DESCRIPTION = """Train on preprocessed shards that the recipes write. OUT/best is the best model, a model directory for
+--model or --correct-model. KEY=VALUE words override the config file: training.max_steps=2000."""
 _GER = """Train a corrector of N-best lists on lists with references: files (HyPoradise JSON, JSON lines) or folders of
 packed lists. By default LoRA and the noise adapter on a causal language model; --kind phrase trains the phrase
-corrector, which needs no language model, in a minute or so for some thousand lists. The model lies in OUT/best."""
-_TOUCHTTS = """Train a part of TouchTTS on packed talks, as the recipe makes them: its language model (lm), which says
-text and writes down speech, or its flow, which makes mel spectra of tokens. The vocoder has a command of its own. With
---llm the language model is grown from one of text, a local folder of the Llama or Qwen kind: give it a low learning
-rate, such as the recipe's talk-llm.yaml has."""
+corrector, which needs no language model, in about a minute for some thousand lists. OUT/best is the model."""
+_TOUCHTTS = """Train a part of TouchTTS on the recipe's shards of utterances: its language model (lm), which does speech
+synthesis and recognition, or its flow, which maps tokens to mel spectra. The vocoder has its own command. With --llm
+the language model extends a pretrained text model, a local folder of the Llama or Qwen kind: use a low learning rate,
+such as that of the recipe's talk-llm.yaml."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -33,66 +33,77 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     train = commands.add_parser("train", help="train a model on packed data")
     models = train.add_subparsers(metavar="MODEL", required=True)
     for name, run, summary in (
-        ("dlm", run_dlm, "the Denoising LM that corrects"),
-        ("ctc", run_ctc, "the character CTC recogniser"),
+        ("dlm", run_dlm, "the Denoising LM, a corrector"),
+        ("ctc", run_ctc, "the character CTC recognizer"),
     ):
         parser = models.add_parser(name, parents=[common], help=summary, description=_DESCRIPTION)
-        parser.add_argument("words", nargs="+", metavar="DATA|KEY=VALUE", help="folders of packed data, and settings")
+        parser.add_argument(
+            "words", nargs="+", metavar="DATA|KEY=VALUE", help="folders of training shards, and settings"
+        )
         _add_loop_options(parser)
-        parser.add_argument("--start-from", metavar="NAME|DIR", help="a model to go on from")
+        parser.add_argument("--start-from", metavar="NAME|DIR", help="model to initialize from")
         if name == "ctc":
-            parser.add_argument("--tuning", metavar="DIR", required=True, help="packed data that choose the best model")
+            parser.add_argument("--tuning", metavar="DIR", required=True, help="validation shards")
         parser.set_defaults(run=run, log_level=logging.INFO, words_anywhere="words")
     for name, run, summary in (
-        ("mask", run_mask, "the mask network that takes noise away"),
+        ("mask", run_mask, "the mask network, which removes noise"),
         ("codec", run_codec, "the codec: speech to one stream of codes and back"),
-        ("vocoder", run_vocoder, "the vocoder: mel spectra to sound"),
+        ("vocoder", run_vocoder, "the vocoder: mel spectra to waveforms"),
         ("tokenizer", run_tokenizer, "the supervised tokenizer of semantic tokens"),
-        ("gense", run_gense, "GenSE's language models, on packed tokens"),
+        ("gense", run_gense, "GenSE's language models, on shards of tokens"),
     ):
         parser = models.add_parser(name, parents=[common], help=summary, description=_DESCRIPTION)
-        parser.add_argument("words", nargs="+", metavar="DATA|KEY=VALUE", help="folder of packed data, and settings")
+        parser.add_argument(
+            "words", nargs="+", metavar="DATA|KEY=VALUE", help="folder of training shards, and settings"
+        )
         _add_loop_options(parser)
-        parser.add_argument("--start-from", metavar="NAME|DIR", help="a model to go on from")
-        help_ = "packed data that choose the best model"
-        parser.add_argument("--tuning", metavar="DIR", required=name != "tokenizer", help=help_)
+        parser.add_argument("--start-from", metavar="NAME|DIR", help="model to initialize from")
+        parser.add_argument("--tuning", metavar="DIR", required=name != "tokenizer", help="validation shards")
         if name in ("mask", "codec", "vocoder"):
-            help_ = "a tokenizer that hears what comes out, so that words stay"
+            help_ = "tokenizer used as a perceptual loss, to preserve content"
             parser.add_argument("--listener", metavar="NAME|DIR", help=help_)
         if name == "tokenizer":
-            parser.add_argument("--teacher", metavar="DIR", help="a recogniser's letters of DATA, packed")
-            parser.add_argument("--ssl", metavar="DIR", help="cluster a layer of this speech model instead (k-means)")
+            parser.add_argument("--teacher", metavar="DIR", help="shards with a recognizer's characters of DATA")
+            parser.add_argument("--ssl", metavar="DIR", help="instead, cluster a layer of this speech model (k-means)")
             parser.add_argument("--layer", type=whole_number(1), default=6, metavar="N", help="with --ssl (6)")
             parser.add_argument("--clusters", type=whole_number(2), default=1024, metavar="K", help="with --ssl (1024)")
         if name == "gense":
-            parser.add_argument("--tokenizer", metavar="NAME|DIR", required=True, help="that made the semantic tokens")
-            parser.add_argument("--codec", metavar="NAME|DIR", required=True, help="that made the acoustic codes")
+            parser.add_argument(
+                "--tokenizer", metavar="NAME|DIR", required=True, help="tokenizer of the semantic tokens"
+            )
+            parser.add_argument("--codec", metavar="NAME|DIR", required=True, help="codec of the acoustic codes")
         parser.set_defaults(run=run, log_level=logging.INFO, words_anywhere="words")
-    touch = models.add_parser("touchtts", parents=[common], help="TouchTTS, on packed talks", description=_TOUCHTTS)
-    touch.add_argument("words", nargs="+", metavar="DATA|KEY=VALUE", help="folders of packed talks, and settings")
+    touch = models.add_parser(
+        "touchtts", parents=[common], help="TouchTTS, on shards of utterances", description=_TOUCHTTS
+    )
+    touch.add_argument("words", nargs="+", metavar="DATA|KEY=VALUE", help="folders of training shards, and settings")
     touch.add_argument("--part", choices=("lm", "flow"), required=True, help="text to tokens, or tokens to mel spectra")
-    touch.add_argument("--tuning", nargs="+", metavar="DIR", required=True, help="packed talks that choose the best")
-    touch.add_argument("--tokenizer", metavar="NAME|DIR", required=True, help="that made the tokens, or its .onnx file")
+    touch.add_argument("--tuning", nargs="+", metavar="DIR", required=True, help="validation shards")
+    touch.add_argument(
+        "--tokenizer", metavar="NAME|DIR", required=True, help="tokenizer of the tokens, or its .onnx file"
+    )
     touch.add_argument("--variant", metavar="NAME", help="which S3Tokenizer an .onnx file is, such as v2_25hz")
-    touch.add_argument("--start-from", metavar="NAME|DIR", help="a model to go on from")
-    touch.add_argument("--llm", metavar="DIR", help="lm: language model of text to grow, a folder of transformers")
+    touch.add_argument("--start-from", metavar="NAME|DIR", help="model to initialize from")
+    touch.add_argument(
+        "--llm", metavar="DIR", help="lm: pretrained text model to extend, a Hugging Face model directory"
+    )
     _add_loop_options(touch)
     touch.set_defaults(run=run_touchtts, log_level=logging.INFO, words_anywhere="words")
     ger = models.add_parser("ger", parents=[common], help="a corrector of N-best lists", description=_GER)
     ger.add_argument("words", nargs="*", metavar="KEY=VALUE", help="settings")
     ger.add_argument("--data", nargs="+", metavar="LISTS", required=True, help="lists with references, packed or not")
-    ger.add_argument("--tuning", nargs="+", metavar="LISTS", help="lists that choose the best model (default: a share)")
-    ger.add_argument("--kind", choices=("neural", "phrase"), default="neural", help="default: neural")
+    ger.add_argument("--tuning", nargs="+", metavar="LISTS", help="validation lists (default: a part of --data)")
+    ger.add_argument("--kind", choices=("neural", "phrase"), default="neural", help="corrector (default: neural)")
     ger.add_argument("--llm", metavar="NAME|DIR", help="language model to train on, or a ger model that holds one")
     _add_loop_options(ger)
     ger.set_defaults(run=run_ger, log_level=logging.INFO, words_anywhere="words")
 
 
 def _add_loop_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="YAML file (default: the default of every setting)")
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="folder of the training")
-    parser.add_argument("--max-minutes", type=_minutes, metavar="N", help="stop after so long; --resume goes on")
-    parser.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint")
+    parser.add_argument("--config", metavar="FILE", help="YAML settings file (default: built-in settings)")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="output folder of the training")
+    parser.add_argument("--max-minutes", type=_minutes, metavar="N", help="time limit; continue with --resume")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUT")
 
 
 def run_dlm(arguments: argparse.Namespace) -> int:
@@ -107,7 +118,7 @@ def run_dlm(arguments: argparse.Namespace) -> int:
 
 
 def run_ctc(arguments: argparse.Namespace) -> int:
-    """Train the CTC recogniser; return the exit status."""
+    """Train the CTC recognizer; return the exit status."""
     from audio_llm import __version__
     from audio_llm.asr.ctc_train import CtcTrainingConfig, train_ctc
     from audio_llm.training.config import load_config
@@ -124,21 +135,21 @@ def run_mask(arguments: argparse.Namespace) -> int:
     """Train the mask network; return the exit status."""
     from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
 
-    return _run_on_pack(arguments, MaskTrainingConfig, train_mask, perceptual_loss=_listener(arguments))
+    return _run_on_pack(arguments, MaskTrainingConfig, train_mask, perceptual_loss=_perceptual_loss(arguments))
 
 
 def run_codec(arguments: argparse.Namespace) -> int:
     """Train the codec; return the exit status."""
     from audio_llm.codec.train import CodecTrainingConfig, train_codec
 
-    return _run_on_pack(arguments, CodecTrainingConfig, train_codec, perceptual_loss=_listener(arguments))
+    return _run_on_pack(arguments, CodecTrainingConfig, train_codec, perceptual_loss=_perceptual_loss(arguments))
 
 
 def run_vocoder(arguments: argparse.Namespace) -> int:
     """Train the vocoder; return the exit status."""
     from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
 
-    return _run_on_pack(arguments, VocoderTrainingConfig, train_vocoder, perceptual_loss=_listener(arguments))
+    return _run_on_pack(arguments, VocoderTrainingConfig, train_vocoder, perceptual_loss=_perceptual_loss(arguments))
 
 
 def run_touchtts(arguments: argparse.Namespace) -> int:
@@ -158,17 +169,17 @@ def run_touchtts(arguments: argparse.Namespace) -> int:
     provenance = {"audio_llm": __version__, "data": [path.name for path in folders]}
     options = {**_loop_options(arguments), "provenance": provenance}
     if arguments.part == "lm":
-        talk = load_config(SpeechTextLmTrainingConfig, arguments.config, overrides)
+        lm_config = load_config(SpeechTextLmTrainingConfig, arguments.config, overrides)
         options["llm"] = arguments.llm
-        return _finish(arguments, lambda: train_speech_text_lm(folders, tuning, *parts, output, talk, **options))
+        return _finish(arguments, lambda: train_speech_text_lm(folders, tuning, *parts, output, lm_config, **options))
     if arguments.llm:
         raise UsageError("--llm is for --part lm", remedy="leave it out")
-    flow = load_config(FlowTrainingConfig, arguments.config, overrides)
-    return _finish(arguments, lambda: train_flow(folders, tuning, *parts, output, flow, **options))
+    flow_config = load_config(FlowTrainingConfig, arguments.config, overrides)
+    return _finish(arguments, lambda: train_flow(folders, tuning, *parts, output, flow_config, **options))
 
 
-def _listener(arguments: argparse.Namespace) -> PerceptualLoss | None:
-    """Return what hears the sounds that a model learns to make."""
+def _perceptual_loss(arguments: argparse.Namespace) -> PerceptualLoss | None:
+    """Return the perceptual loss, if one is given."""
     from audio_llm.tokenizer.s3 import load_perceptual_loss
 
     return load_perceptual_loss(arguments.listener) if arguments.listener else None
@@ -181,7 +192,7 @@ def run_tokenizer(arguments: argparse.Namespace) -> int:
     if arguments.ssl:
         return _fit_ssl(arguments)
     if not arguments.tuning:
-        raise UsageError("no tuning data are named", remedy="give --tuning DIR, or --ssl DIR for k-means")
+        raise UsageError("no validation data are named", remedy="give --tuning DIR, or --ssl DIR for k-means")
     teacher = Path(arguments.teacher) if arguments.teacher else None
     return _run_on_pack(arguments, S3TrainingConfig, train_s3, teacher=teacher)
 
@@ -200,9 +211,9 @@ def _fit_ssl(arguments: argparse.Namespace) -> int:
         raise UsageError(f"k-means has no setting {overrides[0]!r}", remedy="use --layer and --clusters")
     output = Path(arguments.output) / "best"
     if output.exists() and not arguments.overwrite:
-        raise UsageError("there is a model already", path=output, remedy="give --overwrite or another folder")
+        raise UsageError("a model already exists", path=output, remedy="give --overwrite or another folder")
     pack = SpeechPack(folder)
-    found = fit_ssl_kmeans(
+    clustering = fit_ssl_kmeans(
         (pack.pcm(number).astype("float32") / 32768.0 for number in range(len(pack))),
         arguments.ssl,
         output,
@@ -211,9 +222,9 @@ def _fit_ssl(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         provenance={"audio_llm": __version__, "data": [folder.name]},
     )
-    used = arguments.clusters - found.unused
-    print(f"{output}: {used} of {arguments.clusters} clusters in use, {found.frames} frames")
-    print(f"{found.skipped} sounds too short", file=sys.stderr)
+    used = arguments.clusters - clustering.unused
+    print(f"{output}: {used} of {arguments.clusters} clusters in use, {clustering.frames} frames")
+    print(f"{clustering.skipped} sounds were too short", file=sys.stderr)
     return 0
 
 
@@ -229,7 +240,7 @@ def run_gense(arguments: argparse.Namespace) -> int:
 def _run_on_pack(
     arguments: argparse.Namespace, cls: type[Any], train: Callable[..., TrainingResult], **more: Any
 ) -> int:
-    """Call a training function that takes a pack, a tuning pack, an output folder and a configuration."""
+    """Call a training function that takes a pack, a validation pack, an output folder and a configuration."""
     from audio_llm import __version__
     from audio_llm.training.config import load_config
 
@@ -272,7 +283,7 @@ def _train_phrase(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--{name.replace('_', '-')} is not for --kind phrase", remedy="leave it out")
     folder = Path(arguments.output) / "best"
     if folder.exists() and not arguments.overwrite:
-        raise UsageError("there is a model already", path=folder, remedy="give --overwrite or another folder")
+        raise UsageError("a model already exists", path=folder, remedy="give --overwrite or another folder")
     settings = load_config(PhraseSettings, arguments.config, arguments.words)
     lists = [nbest for path in arguments.data for nbest in read_nbest(path)]
     corrector = PhraseCorrector.train(lists, settings=settings)
@@ -292,10 +303,12 @@ def _one_folder_and_settings(arguments: argparse.Namespace) -> tuple[Path, list[
 def _folders_and_settings(arguments: argparse.Namespace) -> tuple[list[Path], list[str]]:
     folders = [Path(word) for word in arguments.words if "=" not in word]
     if not folders:
-        raise UsageError("no folder of packed data is named", remedy="name it behind the model")
+        raise UsageError("no folder of training data is named", remedy="name it after the model")
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError("no such folder of packed data", path=folder, remedy="the recipe's README makes it")
+            raise UsageError(
+                "no such folder of training data", path=folder, remedy="the recipe's README tells how to make it"
+            )
     return folders, [word for word in arguments.words if "=" in word]
 
 
@@ -305,7 +318,7 @@ def _loop_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _finish(arguments: argparse.Namespace, train: Callable[[], TrainingResult]) -> int:
-    """Run the training and say how it ended."""
+    """Run the training and print how it ended."""
     output = Path(arguments.output)
     if arguments.resume and arguments.overwrite:
         raise UsageError("--resume and --overwrite contradict each other", remedy="give one of them")
@@ -315,14 +328,14 @@ def _finish(arguments: argparse.Namespace, train: Callable[[], TrainingResult]) 
         (output / "train.jsonl").unlink(missing_ok=True)
     result = train()
     _leave_other_processes()
-    how = "all steps are done" if result.stopped_by == "steps" else "time is up, --resume goes on"
+    how = "all steps are done" if result.stopped_by == "steps" else "time limit reached; continue with --resume"
     print(f"{output / 'best'}: best at step {result.best_step} with {result.best_value:.4f}")
     print(f"{result.steps} steps in {result.minutes:.1f} minutes: {how}")
     return 0
 
 
 def _leave_other_processes() -> None:
-    """Close the connection to the other processes of a training; an open one can abort the program as it ends."""
+    """Close the process group of a distributed training; an open one can abort the program at exit."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():

@@ -17,21 +17,21 @@ from audio_llm.cli.subtitles import add_subtitle_options, subtitle_options, subt
 from audio_llm.errors import UsageError
 
 if TYPE_CHECKING:
-    from audio_llm.asr.engines import Choice
+    from audio_llm.asr.engines import ResolvedRecognizer
     from audio_llm.asr.whisper import WhisperOptions
     from audio_llm.audio_channels import Excerpt
     from audio_llm.cli.console import Progress
     from audio_llm.pipeline.formats import Transcript
-    from audio_llm.pipeline.front import Front
+    from audio_llm.pipeline.preprocess import Preprocessor
     from audio_llm.pipeline.subtitles import SubtitleOptions
     from audio_llm.pipeline.transcribe import Transcriber
     from audio_llm.pipeline.unfinished import UnfinishedFolder
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json", "nbest")
-_ONE_AFTER_ANOTHER = ("txt", "json", "nbest")  # formats of which several files may follow each other on stdout
+_ONE_AFTER_ANOTHER = ("txt", "json", "nbest")  # formats in which several files can follow each other on stdout
 _DESCRIPTION = """Transcribe files, folders, globs or standard input (-): wav, flac, mp3, ogg, m4a, webm ..., and video.
-Without -o the text goes to stdout. With -o a run that was stopped goes on where it was, within a recording too: give
-the same command again."""
+Without -o the text goes to stdout. To resume an interrupted run with -o, even within a recording, give the same command
+again."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -40,15 +40,15 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "transcribe", parents=[common], help="sound files in, transcripts out", description=_DESCRIPTION
     )
     parser.add_argument("inputs", nargs="+", metavar="IN", help="sound file, folder, glob, or - for standard input")
-    parser.add_argument("-o", "--output", metavar="DIR", help="write <stem>.<format> there, mirroring the input tree")
+    parser.add_argument("-o", "--output", metavar="DIR", help="folder for <stem>.<format>, mirroring the input tree")
     parser.add_argument(
-        "-f", "--format", metavar="LIST", type=_format_list, help=f"of {','.join(FORMATS)} (default: txt)"
+        "-f", "--format", metavar="LIST", type=_format_list, help=f"output formats: {','.join(FORMATS)} (default: txt)"
     )
     parser.add_argument(
         "--nbest",
         type=whole_number(1, 100),
         metavar="N",
-        help="hypotheses per stretch of speech (default: 5 with a corrector or the format nbest, else 1)",
+        help="hypotheses per stretch of speech (default: 5 with a corrector or format nbest, else 1)",
     )
     add_recognizer_options(parser)
     parser.add_argument("--correct", choices=("none", "dlm", "ger", "phrase"), default="none", help="corrector")
@@ -56,21 +56,27 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decode",
         choices=("greedy", "dsr", "dlm-sum", "free", "list", "slots"),
-        help="how it decodes: dlm greedy, dsr, dlm-sum (default: dsr with sphinx, else dlm-sum); ger free, list, slots",
+        help="decoding; dlm: greedy, dsr, dlm-sum (default: dsr with sphinx, else dlm-sum); ger: free, list, slots",
     )
-    front = parser.add_mutually_exclusive_group()
-    front.add_argument(
-        "--enhance", metavar="NAME|DIR", help="take noise out first, by mask-small, say; often costs words: see README"
+    preprocessing = parser.add_mutually_exclusive_group()
+    preprocessing.add_argument(
+        "--enhance", metavar="NAME|DIR", help="denoise first, e.g. with mask-small; usually raises the WER: see README"
     )
-    front.add_argument("--extract", metavar="LOOK", help="keep one person of a binaural recording only, see `extract`")
+    preprocessing.add_argument(
+        "--extract",
+        metavar="ENROLLMENT",
+        help="transcribe only one enrolled speaker of a binaural recording: see `extract`",
+    )
     parser.add_argument(
         "--channel",
         default="mix",
         metavar="C",
-        help="mix (default), left, right, a number from 1 on, or each: a labeled transcript per channel",
+        help="mix (default), left, right, a number from 1, or each: a labeled transcript per channel",
     )
-    parser.add_argument("--start", type=clock, default=0.0, metavar="TIME", help="begin there: seconds or HH:MM:SS")
-    parser.add_argument("--end", type=clock, metavar="TIME", help="stop there; times in the text are the file's")
+    parser.add_argument("--start", type=clock, default=0.0, metavar="TIME", help="where to start: seconds or HH:MM:SS")
+    parser.add_argument(
+        "--end", type=clock, metavar="TIME", help="where to stop; times in the output are those of the file"
+    )
     add_subtitle_options(parser)
     parser.set_defaults(run=run)
 
@@ -129,7 +135,7 @@ def _show(
     subtitles: SubtitleOptions,
     alone: bool,
 ) -> None:
-    """Print one transcript: in the format asked for, or for a reader with the changed words marked."""
+    """Print one transcript in the requested format, or as text with the corrected words marked."""
     from audio_llm.cli.console import mark_changes, use_colors
     from audio_llm.pipeline.formats import labeled_text, render
 
@@ -141,7 +147,7 @@ def _show(
     else:
         colors = use_colors(sys.stdout)
         marked = " ".join(mark_changes(part.nbest.best, part.text, colors) for part in transcript.segments)
-        progress.show(f"{transcript.name}\n  recognised: {transcript.recognized}\n  corrected:  {marked}")
+        progress.show(f"{transcript.name}\n  recognized: {transcript.recognized}\n  corrected:  {marked}")
 
 
 def _excerpt(arguments: argparse.Namespace) -> Excerpt:
@@ -153,8 +159,8 @@ def _excerpt(arguments: argparse.Namespace) -> Excerpt:
 
 
 def _hypotheses(arguments: argparse.Namespace) -> int | None:
-    wanted: int | None = arguments.nbest
-    return 5 if wanted is None and "nbest" in (arguments.format or ()) else wanted
+    count: int | None = arguments.nbest
+    return 5 if count is None and "nbest" in (arguments.format or ()) else count
 
 
 def _load(
@@ -166,12 +172,12 @@ def _load(
     live: bool,
     unfinished: UnfinishedFolder | None,
 ) -> Transcriber:
-    """Load the models; `live` shows every stretch as soon as it is recognized."""
+    """Load the models; with `live` every stretch of speech is printed as soon as it is recognized."""
     from audio_llm.pipeline.load import load_transcriber
 
-    front = _front(arguments)
-    for warning in front.warnings if front is not None and not arguments.quiet else ():
-        progress.say(f"audio-llm: warning: {warning}")
+    preprocessor = _preprocessor(arguments)
+    for warning in preprocessor.warnings if preprocessor is not None and not arguments.quiet else ():
+        progress.report(f"audio-llm: warning: {warning}")
     transcriber = load_transcriber(
         arguments.recognizer,
         arguments.model,
@@ -182,8 +188,8 @@ def _load(
         words,
         arguments.device,
         arguments.offline,
-        beside=True,
-        front=front,
+        separate_process=True,
+        preprocessor=preprocessor,
         options=options,
         compute=arguments.compute,
     )
@@ -192,20 +198,20 @@ def _load(
     if live:
         transcriber.on_segment = lambda segment: progress.show_part(segment.text)
     if transcriber.refused and not arguments.quiet:
-        refused, engine = ", ".join(transcriber.refused), _choice(arguments, options).engine
-        progress.say(f"audio-llm: warning: {arguments.words}: {engine} cannot prefer: {refused}")
+        refused, engine = ", ".join(transcriber.refused), _resolved(arguments, options).engine
+        progress.report(f"audio-llm: warning: {arguments.words}: {engine} cannot prefer: {refused}")
     return transcriber
 
 
-def _front(arguments: argparse.Namespace) -> Front | None:
-    from audio_llm.pipeline.front import EnhancedFront, ExtractedFront
+def _preprocessor(arguments: argparse.Namespace) -> Preprocessor | None:
+    from audio_llm.pipeline.preprocess import EnhancePreprocessor, ExtractPreprocessor
 
     if arguments.enhance:
-        return EnhancedFront(arguments.enhance, arguments.device)
-    return ExtractedFront(arguments.extract, device=arguments.device) if arguments.extract else None
+        return EnhancePreprocessor(arguments.enhance, arguments.device)
+    return ExtractPreprocessor(arguments.extract, device=arguments.device) if arguments.extract else None
 
 
-def _choice(arguments: argparse.Namespace, options: WhisperOptions) -> Choice:
+def _resolved(arguments: argparse.Namespace, options: WhisperOptions) -> ResolvedRecognizer:
     """Return the recognizer that will be loaded."""
     from audio_llm.asr.engines import AUTO, resolve_recognizer
 
@@ -216,14 +222,16 @@ def _choice(arguments: argparse.Namespace, options: WhisperOptions) -> Choice:
 
 
 def _settings(arguments: argparse.Namespace, options: WhisperOptions, words: list[str]) -> dict[str, Any]:
-    """Return what decides the text: a file done with other settings is done again."""
+    """Return the settings that decide the text; a file that was done with other settings is done again."""
     from audio_llm.hub import model_stamp
     from audio_llm.pipeline.correct import CORRECTORS
 
-    choice = _choice(arguments, options)
-    settings: dict[str, Any] = {"asr": choice.engine, "nbest": _hypotheses(arguments), "words": words}
-    settings["model"] = model_stamp(choice.model)
-    settings["recognition"] = [asdict(options), arguments.compute]
+    resolved = _resolved(arguments, options)
+    settings: dict[str, Any] = {"asr": resolved.engine, "nbest": _hypotheses(arguments), "words": words}
+    settings["model"] = model_stamp(resolved.model)
+    recognition = asdict(options)
+    recognition["decode"]["guards"] = recognition["decode"].pop("checks")  # the key that earlier journals hashed
+    settings["recognition"] = [recognition, arguments.compute]
     if arguments.enhance:
         settings["enhance"] = model_stamp(arguments.enhance)
     if arguments.extract:
@@ -251,7 +259,7 @@ def _read_words(path: str) -> list[str]:
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", path=path, remedy="check --words") from None
     except UnicodeDecodeError:
-        raise UsageError("is not UTF-8 text", path=path, remedy="give one word or term a line") from None
+        raise UsageError("is not UTF-8 text", path=path, remedy="give one word or term per line") from None
     words = [" ".join(line.split()) for line in lines]
     return list(dict.fromkeys(word for word in words if word and not word.startswith("#")))
 

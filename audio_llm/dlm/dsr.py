@@ -116,7 +116,7 @@ class DsrCandidates:
         from audio_llm.asr.ctc import CtcRecognizer
 
         if isinstance(self._scorer, CtcRecognizer):
-            return self._scorer.listen(waveform).score
+            return self._scorer.posteriors(waveform).score
         return functools.partial(self._scorer.score, waveform)
 
     def _score(self, nbest: NormalizedNBest, texts: Sequence[str], score: TextScores) -> list[Scored]:

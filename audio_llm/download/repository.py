@@ -15,7 +15,7 @@ from audio_llm.errors import DownloadError, ModelFormatError
 from audio_llm.installed import file_sha256, is_ctranslate2
 from audio_llm.registry import HubSource
 
-_TIMEOUT_S = 5.0  # of the first question to the hub, which shows whether it can be reached
+_TIMEOUT_S = 5.0  # timeout of the first request to the hub
 _TEXT_PATTERNS = ("*.json", "*.txt", "*.md")
 _TRANSFORMERS_PATTERNS = (*_TEXT_PATTERNS, "*.safetensors")
 _CTRANSLATE2_PATTERNS = (*_TEXT_PATTERNS, "model.bin")
@@ -50,7 +50,7 @@ class Repository:
 
 
 def fetch(source: HubSource, staging: Path) -> dict[str, Any]:
-    """Download the files of a model into `staging/files`; those that an earlier attempt left are continued.
+    """Download the files of a model into `staging/files`; partial files of an earlier attempt are continued.
 
     Args:
         source: Repository, revision and names of files.
@@ -66,14 +66,14 @@ def fetch(source: HubSource, staging: Path) -> dict[str, Any]:
     repository = describe(source.repo_id, source.revision)
     chosen = _choose(repository, source.patterns)
     folder = staging / "files"
-    for path in folder.iterdir():  # of an attempt at another revision
+    for path in folder.iterdir():  # of another revision
         if path.is_file() and path.name not in {file.name for file in chosen}:
             path.unlink()
     _require_space(chosen, staging)
     for file in chosen:
         download_file(repository, file.name, folder)
         _compare(file, folder / file.name)
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's own notes
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # metadata of huggingface_hub
     if any(file.name == "model.bin" for file in chosen) and not is_ctranslate2(folder / "model.bin"):
         raise ModelFormatError(f"model.bin of {source.repo_id} is not a CTranslate2 file", remedy=_NO_PICKLES)
     stated = {file.name: file.sha256 for file in chosen if file.sha256}
@@ -82,7 +82,7 @@ def fetch(source: HubSource, staging: Path) -> dict[str, Any]:
 
 
 def describe(repo_id: str, revision: str | None) -> Repository:
-    """Ask the hub what a repository holds.
+    """Return the files of a repository on the hub.
 
     Raises:
         DownloadError: It cannot be reached, or has no such repository or revision.
@@ -91,7 +91,7 @@ def describe(repo_id: str, revision: str | None) -> Repository:
 
     try:
         info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
-    except Exception as error:  # the client's own and those of its network library have no common base
+    except Exception as error:  # errors of the client and of its network library have no common base
         raise _hub_error(repo_id, error) from error
     files = []
     for item in info.siblings or ():
@@ -115,7 +115,7 @@ def download_file(repository: Repository, name: str, folder: Path) -> None:
     try:
         hf_hub_download(repository.repo_id, name, revision=repository.commit, local_dir=folder)
     except OSError as error:
-        if error.errno is not None and not isinstance(error, ConnectionError):  # of the disk
+        if error.errno is not None and not isinstance(error, ConnectionError):  # error of the disk
             raise
         raise _hub_error(repository.repo_id, error) from error
     except Exception as error:
@@ -126,7 +126,7 @@ def download_file(repository: Repository, name: str, folder: Path) -> None:
 
 
 def _choose(repository: Repository, patterns: tuple[str, ...]) -> list[RemoteFile]:
-    """Return the files to download, of the top folder only: text and weights in a form that holds no code."""
+    """Return the files to download, from the top folder only: text, and weights in a form without code."""
     files = [file for file in repository.files if "/" not in file.name and not file.name.startswith(".")]
     names = {file.name for file in files}
     if not patterns:
@@ -165,7 +165,7 @@ def _compare(file: RemoteFile, path: Path) -> None:
 
 
 def _hub_error(repo_id: str, error: Exception) -> DownloadError:
-    """Return what an error of the hub's client means, in one line."""
+    """Return the meaning of an error of the hub's client in one line."""
     kind = type(error).__name__
     known = {
         "RepositoryNotFoundError": ("the hub has no such repository, or it is private", "check the name"),

@@ -31,7 +31,7 @@ def convert(folder: Path) -> None:
         tensors = {str(name): tensor.float() for name, tensor in state.items()}
         bands = tensors["lstm.weight_ih_l0"].shape[1]
         embedding, hidden = tensors["linear.weight"].shape
-    except Exception as error:  # whatever the unpickler meets: it executes nothing with weights_only
+    except Exception as error:  # any error of the unpickler, which executes nothing with weights_only
         remedy = "get it again"
         raise ModelFormatError(f"holds no speaker encoder: {error}", path=path, remedy=remedy) from None
     layers = sum(name.startswith("lstm.weight_hh") for name in tensors)

@@ -14,7 +14,7 @@ import torch
 
 from audio_llm import hub
 from audio_llm.audio import Audio, BlockReader, Source, as_audio, check_mix, write_blocks
-from audio_llm.audio_stream import in_chunks, through_rate
+from audio_llm.audio_stream import process_at_rate, process_in_chunks
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
 from audio_llm.gense.chunks import ChunkedEnhancement, ChunkReport, Mode, Policy
@@ -192,7 +192,7 @@ class Enhancer:
             (T', C) float32, aligned with the input; the total length is that of the input.
         """
         chunked = ChunkedEnhancement(self.policy, self.generator, report or (lambda chunk: None))
-        return through_rate(
+        return process_at_rate(
             blocks, sample_rate, SAMPLE_RATE, lambda resampled: chunked.run(self._pairs(resampled)), mix
         )
 
@@ -221,7 +221,7 @@ class Enhancer:
                 sound, state = self.network.step(torch.from_numpy(chunk.T.copy()).to(device), state)
             return np.ascontiguousarray(sound.cpu().numpy().T)
 
-        return in_chunks(blocks, HOP_LENGTH, _DELAY, step)
+        return process_in_chunks(blocks, HOP_LENGTH, _DELAY, step)
 
 
 class _Meter:

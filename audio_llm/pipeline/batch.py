@@ -1,4 +1,4 @@
-"""Work on many files: finished outputs are safe, a failed file does not stop the rest, a stopped run resumes."""
+"""Batch processing of files: outputs are atomic, failures do not stop the batch, interrupted runs resume."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 class FileWorker(Protocol):
-    """What a batch needs of `pipeline.transcribe.Transcriber`, or of what works on sound."""
+    """Worker of a batch, such as `pipeline.transcribe.Transcriber`."""
 
     @property
     def ahead(self) -> int:
-        """How many files may be begun before the first of them is finished."""
+        """How many files may be started before the first of them is finished."""
         ...
 
     def ready(self) -> None:
@@ -37,25 +37,25 @@ class FileWorker(Protocol):
 
     def begin(
         self, source: str | Path, name: str = "", progress: Callable[[float], None] | None = None
-    ) -> FinishesLater:
-        """Begin with one file."""
+    ) -> PendingResult:
+        """Start one file."""
         ...
 
 
-class FinishesLater(Protocol):
-    """What `FileWorker.begin` returns."""
+class PendingResult(Protocol):
+    """Result of `FileWorker.begin`."""
 
     def done(self) -> bool:
-        """Return whether `finish` need not wait."""
+        """Return whether `finish` returns without waiting."""
         ...
 
     def finish(self) -> Any:
-        """Return what is written then: a transcript, say."""
+        """Return the content to write, such as a transcript."""
         ...
 
 
 class Finished(Protocol):
-    """What is known of a file once its outputs are written."""
+    """Summary of a file whose outputs are written."""
 
     @property
     def duration_s(self) -> float:
@@ -64,11 +64,11 @@ class Finished(Protocol):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was odd about it."""
+        """Problems of the file, one line each."""
         ...
 
 
-Write = Callable[[Any, Sequence[Path]], Finished]  # what was finished and where to -> what is known of it
+Write = Callable[[Any, Sequence[Path]], Finished]  # content and output paths -> summary
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class FileResult:
     Attributes:
         path: The input.
         status: `done`, `skipped` (an earlier run with the same options did it) or `failed`.
-        transcript: What was said, or done to the sound; None unless `done`.
-        outputs: Files that hold it.
-        elapsed_s: Seconds it took.
-        reason: Why it failed, in one line.
+        transcript: Transcript or another summary; None unless `done`.
+        outputs: Output files.
+        elapsed_s: Processing time in seconds.
+        reason: Reason of a failure, in one line.
         error: The exception of a failure, for a traceback.
     """
 
@@ -104,20 +104,20 @@ def run_batch(
     progress: Callable[[float], None] | None = None,
     write: Write | None = None,
 ) -> Iterator[FileResult]:
-    """Transcribe files, or work on their sound, one after another.
+    """Process files one after another.
 
     Each output is written to a temporary name and renamed as its file finishes; a journal in the output folder
-    remembers what is done, so that the same call later goes on where this one stopped.
+    records finished files, so that the same call resumes an interrupted run.
 
     Args:
         inputs: The files.
-        make_worker: Called once, and only if there is work.
-        out_dir: Where the outputs go, mirroring the tree of the inputs; None writes nothing.
-        formats: Names of output formats, one file each, of all inputs or of each.
-        options: Plain values that decide what the text will be; a file done with others is done again.
-        overwrite: Do files again that are done, and replace outputs that no earlier run has made.
+        make_worker: Called at most once, when the first file has to be processed.
+        out_dir: Output folder, which mirrors the tree of the inputs; None writes nothing.
+        formats: Names of the output formats, one file each; a function returns those of one input.
+        options: Plain values that decide the outputs; a file done with other options is done again.
+        overwrite: Process finished files again, and replace outputs that no earlier run has written.
         progress: Called with the seconds of sound just finished, several times per file.
-        write: Writes what a file's work gave to its outputs, each whole or not at all; default: a transcript.
+        write: Writes the outputs of a file, each completely or not at all; default: of a transcript.
 
     Yields:
         One result per input, in order.
@@ -144,7 +144,7 @@ def run_batch(
                 yield begun.popleft().finish()
         while begun:
             yield begun.popleft().finish()
-    except BaseException:  # an interruption too
+    except BaseException:  # interruptions included
         for job in begun:
             if job.done():
                 job.finish()
@@ -152,9 +152,9 @@ def run_batch(
 
 
 def output_stems(inputs: Sequence[AudioInput]) -> list[str]:
-    """Return one output path per input without its ending, all different.
+    """Return one distinct output path per input, without its suffix.
 
-    `talks/a.wav` gives `talks/a`; where `talks/a.flac` is there too both keep their ending: `talks/a.wav`.
+    `audio/a.wav` gives `audio/a`; if `audio/a.flac` exists too, both keep their suffix: `audio/a.wav`.
     """
     plain = [item.relative.with_suffix("").as_posix() for item in inputs]
     count = Counter(plain)
@@ -179,11 +179,11 @@ def write_transcript(
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it, so that it is there whole or not at all."""
+    """Write a text file under a temporary name and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # always the same, so that a resumed run clears it away
+    temporary = path.with_name(f".{path.name}.tmp")  # always the same, so that a resumed run replaces it
     try:
-        # file names may hold bytes that are no text: written as \\udcXX rather than failing
+        # file names may hold bytes that are not text: written as \\udcXX rather than failing
         with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             file.write(text)
         os.replace(temporary, path)
@@ -192,7 +192,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's message as one line; its type comes first where the message alone says too little."""
+    """Return an exception's message as one line, with its type first where the message alone is unclear."""
     message = " ".join(str(error).split())
     if isinstance(error, AudioLLMError):
         return message
@@ -210,33 +210,33 @@ class _Job:
         self._write_outputs = write
         self._journal = journal
         self._result: FileResult | None = FileResult(path, "skipped", outputs=outputs)
-        self._begun: FinishesLater | None = None
+        self._pending: PendingResult | None = None
         self._seconds = 0.0
 
     def begin(self, worker: FileWorker, overwrite: bool, progress: Callable[[float], None] | None) -> None:
-        """Recognise the file; it is `skipped` where this is not called."""
+        """Start the file; without this call it counts as `skipped`."""
         began = time.monotonic()
         self._worker, self._result = worker, None
         try:
             if self._journal:
                 self._journal.claim(self._path, self._outputs, overwrite)
-            self._begun = worker.begin(self._path, progress=progress)
-        except Exception as error:  # whatever goes wrong in one file must not end the batch
+            self._pending = worker.begin(self._path, progress=progress)
+        except Exception as error:  # a failure of one file must not end the batch
             self._fail(error)
         self._seconds = time.monotonic() - began
 
     def done(self) -> bool:
-        """Return whether `finish` need not wait."""
-        return self._result is not None or (self._begun is not None and self._begun.done())
+        """Return whether `finish` returns without waiting."""
+        return self._result is not None or (self._pending is not None and self._pending.done())
 
     def finish(self) -> FileResult:
-        """Write the outputs; return what became of the file."""
+        """Write the outputs; return the result of the file."""
         if self._result is None:
-            assert self._begun is not None
-            self._worker.ready()  # where the models are missing no file will do
+            assert self._pending is not None
+            self._worker.ready()  # a missing model fails every file
             began = time.monotonic()
             try:
-                self._result = self._write(self._begun.finish())
+                self._result = self._write(self._pending.finish())
             except Exception as error:
                 self._fail(error)
             self._seconds += time.monotonic() - began
@@ -258,14 +258,14 @@ class _Job:
 
 
 class _Journal:
-    """What earlier runs did in an output folder: JSON lines, the last one about a file counts."""
+    """Record of earlier runs in an output folder: JSON lines, of which the last one about a file is valid."""
 
     def __init__(self, folder: Path, settings: str) -> None:
         self._folder = folder
         self._settings = settings
         self._path = folder / JOURNAL_NAME
         self._done: dict[str, dict[str, Any]] = {}
-        self._ours: set[str] = set()  # outputs that a run has made or begun
+        self._ours: set[str] = set()  # outputs that a run has written or started
         try:
             folder.mkdir(parents=True, exist_ok=True)
             text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
@@ -278,7 +278,7 @@ class _Journal:
             self._take(line)
 
     def is_done(self, path: Path, outputs: Sequence[Path]) -> bool:
-        """True where the same file gave these outputs with the same settings, and they still exist."""
+        """Return whether the same file gave these outputs with the same settings, and they still exist."""
         row = self._done.get(_key(path))
         return (
             row is not None
@@ -289,11 +289,11 @@ class _Journal:
         )
 
     def claim(self, path: Path, outputs: Sequence[Path], overwrite: bool) -> None:
-        """Note that the outputs are about to be written; refuse to replace files that are not ours."""
+        """Record that the outputs are about to be written; refuse to replace files of no earlier run."""
         for output, name in zip(outputs, self._relative(outputs), strict=True):
             if output.exists() and name not in self._ours and not overwrite:
                 remedy = "give --overwrite, or another folder"
-                raise UsageError("exists and was not made by an earlier run", path=output, remedy=remedy)
+                raise UsageError("exists and was not written by an earlier run", path=output, remedy=remedy)
         self.add(path, outputs, "started")
 
     def add(self, path: Path, outputs: Sequence[Path], status: str, **more: Any) -> None:
@@ -305,7 +305,7 @@ class _Journal:
         self._take(line)
 
     def add_failure(self, path: Path, reason: str) -> None:
-        """Append a failure; a journal that cannot be written any more must not hide the reason itself."""
+        """Append a failure; an error of the journal itself must not hide the reason."""
         try:
             self.add(path, (), "failed", reason=reason)
         except OSError as error:
@@ -320,7 +320,7 @@ class _Journal:
             row = json.loads(line)
             key, status, outputs = str(row["input"]), row["status"], list(row["outputs"])
         except (ValueError, TypeError, KeyError):
-            return  # cut off by a kill: the file counts as not done
+            return  # incomplete line of a killed run: the file counts as not done
         self._ours.update(outputs)
         if status == "done":
             self._done[key] = row

@@ -1,4 +1,4 @@
-"""Correctors by name; N-best lists in, corrections out, in order and in batches."""
+"""Correctors by name, and the correction of N-best lists in batches."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ BATCH_SIZE = 32  # lists
 
 @dataclass(frozen=True)
 class CorrectorKind:
-    """How one corrector is reached.
+    """Registry entry of a corrector.
 
     Attributes:
         module: Module that holds the class; imported when it is used.
         class_name: Name of the class in it.
         settings: Light module with the class's `list_length`.
-        default_model: Model taken when none is named.
-        decodings: Ways to decode that it knows.
-        takes_llm: It stands on a language model that can be named.
+        default_model: Model that is used when none is named.
+        decodings: Names of its decoding strategies.
+        takes_llm: Whether its language model can be named.
     """
 
     module: str
@@ -73,13 +73,13 @@ def load_corrector(
 
     Args:
         name: One of `CORRECTORS`.
-        model: Name or folder of its model; None takes its own. `phrase` leaves out what neural corrector is inside.
-        recognizer: Asked again by decodings that weigh the sound.
+        model: Name or folder of its model; None uses its default. `phrase` ignores a neural corrector inside.
+        recognizer: Recognizer for decodings that score texts against the sound.
         decode: One of the corrector's `decodings`; None: `ger` as its model was tuned; `dlm` with `dsr` where the
-            recogniser is the one that its model was tuned for, else with `dlm-sum`.
+            recognizer is the one that its model was tuned for, else with `dlm-sum`.
         device: `cpu`, `cuda` or `auto`.
-        gate: Keep the recogniser's text where the gain is small.
-        llm: For `ger`: the language model, where it lies elsewhere than when the corrector was trained.
+        gate: Keep the recognizer's text where the expected gain is small.
+        llm: For `ger`: path of the language model, if it was moved after the training.
 
     Raises:
         UsageError: A name is unknown.
@@ -88,7 +88,7 @@ def load_corrector(
     folder = _find(name, model, decode)
     kind = CORRECTORS["phrase" if name == "ger" and hub.model_kind(folder) == "ger-phrase" else name]
     if llm is not None and not kind.takes_llm:
-        raise UsageError(f"{name} stands on no language model", remedy="leave out --llm")
+        raise UsageError(f"{name} has no language model", remedy="leave out --llm")
     options: dict[str, Any] = {"llm": llm} if llm is not None else {}
     if kind is CORRECTORS["phrase"]:
         options["neural"] = name == "ger"
@@ -102,15 +102,15 @@ def load_corrector(
 def list_length(
     name: str = "dlm", model: str | None = None, recognizer: Recognizer | None = None, decode: str | None = None
 ) -> int:
-    """Return how many hypotheses a corrector could use, without loading it; arguments and errors as `load_corrector`.
+    """Return the number of hypotheses that a corrector uses, without loading it; arguments as for `load_corrector`.
 
     Raises:
         UsageError: A name is unknown.
         ModelNotFoundError, ModelFormatError: The model is missing, or its settings are damaged.
     """
     folder = _find(name, model, decode)
-    wanted: int = importlib.import_module(CORRECTORS[name].settings).list_length(folder, decode, recognizer)
-    return wanted
+    length: int = importlib.import_module(CORRECTORS[name].settings).list_length(folder, decode, recognizer)
+    return length
 
 
 def _find(name: str, model: str | None, decode: str | None) -> Path:
@@ -119,8 +119,8 @@ def _find(name: str, model: str | None, decode: str | None) -> Path:
         raise UsageError(f"no corrector is named {name!r}", remedy=f"use one of {', '.join(CORRECTORS)}")
     kind = CORRECTORS[name]
     if decode is not None and decode not in kind.decodings:
-        choice = f"use one of {', '.join(kind.decodings)}" if kind.decodings else "leave it out"
-        raise UsageError(f"{name} knows no decoding named {decode!r}", remedy=choice)
+        remedy = f"use one of {', '.join(kind.decodings)}" if kind.decodings else "leave it out"
+        raise UsageError(f"{name} has no decoding named {decode!r}", remedy=remedy)
     return hub.find_model(model or kind.default_model)
 
 
@@ -130,10 +130,10 @@ def correct_lists(lists: Iterable[NBest], corrector: Corrector, batch_size: int 
     Args:
         lists: N-best lists.
         corrector: What corrects them.
-        batch_size: How many go through the corrector at once.
+        batch_size: Number of lists per batch.
 
     Yields:
-        One correction per list, in order. Where reading the lists fails, those before the failure come first.
+        One correction per list, in order. If reading the lists fails, corrections of the lists before come first.
     """
     source = iter(lists)
     while True:
@@ -141,7 +141,7 @@ def correct_lists(lists: Iterable[NBest], corrector: Corrector, batch_size: int 
         failure: Exception | None = None
         try:
             for nbest in itertools.islice(source, batch_size):
-                batch.append(nbest)  # what was read before a failure is kept
+                batch.append(nbest)  # lists before a failure are still corrected
         except Exception as error:
             failure = error
         if batch:
@@ -158,7 +158,7 @@ def correction_to_dict(correction: Correction) -> dict[str, Any]:
         "id": correction.id,
         "text": correction.text,
         "input": correction.input,
-        "kept": correction.kept,
+        "kept": correction.unchanged,
         "reason": correction.reason,
         "edits": [_edit_to_dict(edit) for edit in map(asdict, correction.edits)],
         "confidence": correction.confidence,

@@ -1,4 +1,4 @@
-"""Many recordings through an enhancer, as a batch."""
+"""Batch enhancement of recordings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from audio_llm.pipeline.files import AudioInput
 
 
 class EnhanceWorker:
-    """What `run_batch` calls for each file.
+    """Enhances files for `run_batch`.
 
     Args:
-        enhancer: Does the work.
-        mix: 0 is only the enhanced sound, 1 the recording as it was.
+        enhancer: The enhancer.
+        mix: Fraction of the original recording in the output, 0 to 1.
     """
 
     ahead = 0
@@ -28,20 +28,22 @@ class EnhanceWorker:
     def ready(self) -> None:
         """Everything is loaded."""
 
-    def begin(self, source: str | Path, name: str = "", progress: Callable[[float], None] | None = None) -> Planned:
-        """Plan one file; the work is done as its output is written."""
-        return Planned(self._enhancer, Path(source), self._mix, progress)
+    def begin(
+        self, source: str | Path, name: str = "", progress: Callable[[float], None] | None = None
+    ) -> PendingEnhancement:
+        """Prepare one file; it is enhanced while its output is written."""
+        return PendingEnhancement(self._enhancer, Path(source), self._mix, progress)
 
 
 @dataclass(frozen=True)
-class Planned:
+class PendingEnhancement:
     """One file to enhance.
 
     Attributes:
-        enhancer: Does the work.
+        enhancer: The enhancer.
         source: The recording.
         mix: As in `EnhanceWorker`.
-        progress: Takes the seconds just finished.
+        progress: Called with the seconds of sound just finished.
     """
 
     enhancer: Enhancer
@@ -50,22 +52,22 @@ class Planned:
     progress: Callable[[float], None] | None
 
     def done(self) -> bool:
-        """The work waits for nothing."""
+        """Return True: nothing has to be waited for."""
         return True
 
-    def finish(self) -> Planned:
+    def finish(self) -> PendingEnhancement:
         """Return itself, for `write_enhanced`."""
         return self
 
 
-def write_enhanced(planned: Planned, outputs: Sequence[Path]) -> Enhancement:
-    """Enhance a file into its output."""
+def write_enhanced(pending: PendingEnhancement, outputs: Sequence[Path]) -> Enhancement:
+    """Enhance a file and write the output."""
     (output,) = outputs
     output.parent.mkdir(parents=True, exist_ok=True)
-    return planned.enhancer.enhance_file(planned.source, output, planned.mix, planned.progress)
+    return pending.enhancer.enhance_file(pending.source, output, pending.mix, pending.progress)
 
 
 def formats_of(item: AudioInput) -> tuple[str]:
-    """Return the format of an input's output: its own where that can be written, else wav."""
+    """Return the output format of an input: that of the input if it can be written, else wav."""
     suffix = os.path.splitext(item.relative.name)[1].lower()
     return (suffix[1:] if suffix in WRITABLE else "wav",)

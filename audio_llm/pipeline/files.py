@@ -11,17 +11,17 @@ from pathlib import Path
 from audio_llm.audio import READABLE, STDIN
 from audio_llm.errors import NoAudioFoundError
 
-STDIN_NAME = Path("stdin")  # what outputs for standard input are named after
+STDIN_NAME = Path("stdin")  # stem of the outputs of standard input
 
 
 @dataclass(frozen=True)
 class AudioInput:
-    """One sound to work on.
+    """One input file.
 
     Attributes:
         path: The file; `-` for standard input.
-        relative: Its place below the folder or glob that the user named, so that outputs can mirror the tree;
-            the bare name for a file named by itself. Two inputs may have the same: who writes keeps them apart.
+        relative: Its path below the folder or glob that the user named, so that outputs can mirror the tree;
+            the bare name for a single file. Two inputs may have the same; `output_stems` makes them distinct.
     """
 
     path: Path
@@ -29,32 +29,32 @@ class AudioInput:
 
 
 def find_audio(inputs: Sequence[str]) -> list[AudioInput]:
-    """Return the sound files that the inputs stand for.
+    """Return the sound files that the inputs name.
 
-    Files are taken whatever their suffix, for it is their content that tells how they are read; a file that does
-    not exist is taken too, so that a batch reports it and goes on. Folders are searched recursively for the suffixes
-    in `audio.READABLE`, in either case (hidden files and folders left out). Globs (`*`, `?`, `[`; `**` for any depth)
-    are expanded where the shell has not done it. A file found twice counts once.
+    Files are accepted with any suffix, since their content decides how they are read; a file that does not exist is
+    accepted too, so that a batch reports it and continues. Folders are searched recursively for the suffixes in
+    `audio.READABLE`, in either case, without hidden files and folders. Globs (`*`, `?`, `[`; `**` for any depth) are
+    expanded if the shell has not done so. Duplicates are removed.
 
     Args:
-        inputs: What the user named, `-` for standard input.
+        inputs: Paths and globs; `-` for standard input.
 
     Returns:
         In the order of the inputs, those of a folder or glob sorted by path.
 
     Raises:
-        NoAudioFoundError: There is not one sound file.
+        NoAudioFoundError: There is no sound file.
     """
-    found: dict[str, AudioInput] = {}
+    by_path: dict[str, AudioInput] = {}
     for name in inputs:
         for item in _expand(name):
-            found.setdefault(os.path.realpath(item.path) if str(item.path) != STDIN else STDIN, item)
-    if not found:
+            by_path.setdefault(os.path.realpath(item.path) if str(item.path) != STDIN else STDIN, item)
+    if not by_path:
         raise NoAudioFoundError(
             f"no sound file in {', '.join(inputs) or 'the inputs'}",
             remedy="give files, or folders that hold .wav, .flac, .mp3, .m4a, .mp4 or other sound and video files",
         )
-    return list(found.values())
+    return list(by_path.values())
 
 
 def _expand(name: str) -> Iterator[AudioInput]:
@@ -74,13 +74,13 @@ def _expand(name: str) -> Iterator[AudioInput]:
 
 
 def _below(folder: Path, root: Path) -> Iterator[AudioInput]:
-    """Yield the sound files in a folder and its folders; links to folders are not followed, they may go round."""
+    """Yield the sound files below a folder; links to folders, which may form cycles, are not followed."""
     names: list[Path] = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         names += [Path(parent, name) for name in files if not name.startswith(".") and name.lower().endswith(READABLE)]
     for path in sorted(names):
-        if path.is_file() or not path.exists():  # pipes and devices would wait for ever
+        if path.is_file() or not path.exists():  # pipes and devices would block
             yield AudioInput(path, path.relative_to(root))
 
 

@@ -25,10 +25,10 @@ from audio_llm.pipeline.subtitles import (
 )
 from audio_llm.text import NORMALIZERS
 
-SCHEMA_VERSION = 1  # of the JSON form; goes up when a key changes its meaning or goes away
+SCHEMA_VERSION = 1  # of the JSON form; raised when a key changes its meaning or is removed
 
-_SLIVER_S = 0.05  # what an inserted word may take in front of the first and behind the last word
-_MOST_SLIVER_S = 0.2  # all of them together: less than the context around a stretch of speech
+_SLIVER_S = 0.05  # duration of an inserted word before the first or after the last word
+_MOST_SLIVER_S = 0.2  # total duration of such words: less than the context of a stretch of speech
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class TranscriptSegment:
     Attributes:
         start_s: Start in seconds from the beginning of the recording.
         end_s: End in seconds.
-        text: What was said, corrected where a corrector ran.
-        words: The words of `text` with times in the recording; empty where the recogniser gives none.
-        nbest: What the recogniser considered.
-        correction: How `text` came out of it; None where no corrector ran.
-        channel: Name of its channel, where each channel was transcribed for itself: `left`, `channel 3`.
-        language: Code of the language the recognizer took it for; empty where it knows none.
-        language_probability: Of that language where it was detected, 0 to 1.
-        notes: What the recognizer's checks did to the text.
+        text: Text, corrected where a corrector ran.
+        words: The words of `text` with times in the recording; empty where the recognizer gives none.
+        nbest: Hypotheses of the recognizer.
+        correction: Correction of the text; None where no corrector ran.
+        channel: Name of its channel, where channels were transcribed separately: `left`, `channel 3`.
+        language: Language code; empty where the recognizer does not detect languages.
+        language_probability: Probability of the detected language, 0 to 1; None where it was not detected.
+        notes: What the recognizer's checks changed, one line each.
     """
 
     start_s: float
@@ -62,13 +62,13 @@ class TranscriptSegment:
 
 @dataclass(frozen=True)
 class RejectedText:
-    """Recognized text that does not count: most likely nobody said it.
+    """Recognized text that is not part of the transcript: most likely there was no speech.
 
     Attributes:
         start_s: Start of its stretch in seconds from the beginning of the recording.
         end_s: End in seconds.
         text: The text.
-        reason: Why it does not count.
+        reason: Reason of the rejection.
     """
 
     start_s: float
@@ -79,18 +79,18 @@ class RejectedText:
 
 @dataclass(frozen=True)
 class Transcript:
-    """All that was said in one recording.
+    """Transcript of one recording.
 
     Attributes:
         name: Name of the recording, most often its path.
         duration_s: Seconds that were read.
-        text: What was said, corrected where a corrector ran; empty for silence.
-        recognized: The recogniser's own text.
+        text: Full text, corrected where a corrector ran; empty for silence.
+        recognized: Text of the recognizer before correction.
         segments: Stretches of speech in order of time.
-        corrections: What the corrector did, in the same order; empty where none ran.
-        warnings: What was amiss with the sound.
-        rejected: Recognized text that does not count, with the reason.
-        about: What the transcript was made with: recognizer, options, corrector, version.
+        corrections: Corrections in the same order; empty where no corrector ran.
+        warnings: Problems of the sound file, one line each.
+        rejected: Rejected text with the reasons.
+        about: Recognizer, options, corrector and version.
     """
 
     name: str
@@ -105,25 +105,25 @@ class Transcript:
 
     @property
     def languages(self) -> dict[str, float | None]:
-        """Languages that the recognizer took the recording for, with the highest probability where detected."""
-        found: dict[str, float | None] = {}
+        """Languages of the segments, with the highest probability where they were detected."""
+        probabilities: dict[str, float | None] = {}
         for segment in self.segments:
             if segment.language:
-                known = found.get(segment.language)
+                known = probabilities.get(segment.language)
                 given = segment.language_probability
-                found[segment.language] = given if known is None else max(known, given or 0.0)
-        return found
+                probabilities[segment.language] = given if known is None else max(known, given or 0.0)
+        return probabilities
 
 
 def render(transcript: Transcript, format: str, subtitles: SubtitleOptions = DEFAULT_SUBTITLES) -> str:
     """Return the transcript as the content of a file; a transcript without words is valid in every format.
 
     Args:
-        transcript: What was said.
+        transcript: The transcript.
         format: `txt` (one line, or nothing; a line per turn of a channel where each was transcribed), `srt`, `vtt`,
             `tsv` (start_ms, end_ms, text, and the channel if there is one; a row per stretch of speech), `json`
             (everything, on one line), `nbest` (JSON lines that `audio_llm.nbest` reads back).
-        subtitles: How `srt` and `vtt` show it; the other formats do not depend on it.
+        subtitles: Layout of `srt` and `vtt`; other formats do not depend on it.
 
     Raises:
         UsageError: No format has that name.
@@ -136,15 +136,15 @@ def render(transcript: Transcript, format: str, subtitles: SubtitleOptions = DEF
 
 
 def align_words(recognized: Sequence[Word], corrected_text: str) -> tuple[Word, ...]:
-    """Give the words of a corrected text the times of the words that they replace.
+    """Return the words of a corrected text with the times of the words that they replace.
 
-    A word that stays (letter case and punctuation aside) keeps its time and confidence. Words that replace others
-    share their time in proportion to letters. Inserted words take the gap between their neighbours, and no time
-    at all where there is none; before the first word and behind the last they take a sliver.
+    An equal word (ignoring case and punctuation) keeps its time and confidence. Words that replace others
+    share their time in proportion to their characters. Inserted words get the gap between their neighbors, and no time
+    where there is none; before the first word and after the last one they get a short time.
 
     Args:
-        recognized: The recogniser's words in order of time.
-        corrected_text: The text that was made of them.
+        recognized: The recognizer's words in order of time.
+        corrected_text: The corrected text.
 
     Returns:
         One word for every word of the text, in order, no time going backwards; empty where `recognized` is empty.
@@ -155,27 +155,27 @@ def align_words(recognized: Sequence[Word], corrected_text: str) -> tuple[Word, 
     words: list[Word] = []
     source = 0  # the words before it are done
     for step in edits([_key(word.text) for word in recognized], [_key(text) for text in texts]):
-        words += _kept(recognized[source : step.source_start], texts[len(words) :])
+        words += _with_times(recognized[source : step.source_start], texts[len(words) :])
         new = texts[step.target_start : step.target_end]
         if step.source_start < step.source_end:
             start_s, end_s = recognized[step.source_start].start_s, recognized[step.source_end - 1].end_s
         else:
             start_s, end_s = _gap(recognized, step.source_start, len(new))
-        words += _share(new, start_s, end_s)
+        words += _divide_time(new, start_s, end_s)
         source = step.source_end
-    words += _kept(recognized[source:], texts[len(words) :])
+    words += _with_times(recognized[source:], texts[len(words) :])
     return tuple(words)
 
 
 def cues(transcript: Transcript, options: SubtitleOptions = DEFAULT_SUBTITLES) -> list[Cue]:
-    """Cut the transcript into subtitles; see `subtitles.cut_cues`. Those of different channels may overlap."""
+    """Cut the transcript into subtitles (see `subtitles.cut_cues`); those of different channels may overlap."""
     channels = dict.fromkeys(segment.channel for segment in transcript.segments)
     each = (cue for channel in channels for cue in _cues(transcript, channel, options))
     return sorted(each, key=lambda cue: cue.start_ms)
 
 
 def labeled_text(transcript: Transcript) -> str:
-    """Return the text, or where each channel was transcribed a line for every turn: `LEFT: good morning`."""
+    """Return the text; of separate channels one line per turn: `LEFT: good morning`."""
     return "\n".join(_turns(transcript))
 
 
@@ -192,7 +192,7 @@ def _label(channel: str | None) -> str:
 
 
 def _cues(transcript: Transcript, channel: str | None, options: SubtitleOptions) -> list[Cue]:
-    """Cut the segments of one channel into subtitles, its name in front of each."""
+    """Cut the segments of one channel into subtitles that begin with its name."""
     segments = [segment for segment in transcript.segments if segment.channel == channel]
     limit_s = max([transcript.duration_s, *(segment.end_s for segment in segments)])
     texts = ((segment.text, _timed_words(segment)) for segment in segments)
@@ -207,12 +207,12 @@ def _key(text: str) -> str:
     return NORMALIZERS["basic"](text) or text
 
 
-def _kept(old: Sequence[Word], texts: Sequence[str]) -> list[Word]:
+def _with_times(old: Sequence[Word], texts: Sequence[str]) -> list[Word]:
     return [Word(text, word.start_s, word.end_s, word.confidence) for word, text in zip(old, texts, strict=False)]
 
 
 def _gap(words: Sequence[Word], index: int, count: int) -> tuple[float, float]:
-    """Return the time free in front of the word of that index for `count` inserted words."""
+    """Return start and end of the gap before the word of an index, for `count` inserted words."""
     sliver_s = min(count * _SLIVER_S, _MOST_SLIVER_S)
     if index == 0:
         return max(0.0, words[0].start_s - sliver_s), words[0].start_s
@@ -222,8 +222,8 @@ def _gap(words: Sequence[Word], index: int, count: int) -> tuple[float, float]:
     return before_s, max(before_s, words[index].start_s)
 
 
-def _share(texts: Sequence[str], start_s: float, end_s: float) -> Iterator[Word]:
-    """Divide a stretch of time among words in proportion to their letters."""
+def _divide_time(texts: Sequence[str], start_s: float, end_s: float) -> Iterator[Word]:
+    """Divide a span of time among words in proportion to their characters."""
     total = sum(map(len, texts))
     letters = 0
     for text in texts:
@@ -233,13 +233,13 @@ def _share(texts: Sequence[str], start_s: float, end_s: float) -> Iterator[Word]
 
 
 def _timed_words(segment: TranscriptSegment) -> Sequence[Word]:
-    """Return words with times that together are the text; scripts without spaces have several between two spaces."""
+    """Return timed words that join to the text; scripts without spaces have several words between two spaces."""
     if "".join("".join(word.text for word in segment.words).split()) == "".join(segment.text.split()):
         return segment.words
     texts = segment.text.split()
     if len(segment.words) == len(texts):
-        return _kept(segment.words, texts)
-    return align_words(segment.words, segment.text) or list(_share(texts, segment.start_s, segment.end_s))
+        return _with_times(segment.words, texts)
+    return align_words(segment.words, segment.text) or list(_divide_time(texts, segment.start_s, segment.end_s))
 
 
 def _ms(seconds: float) -> int:
@@ -268,7 +268,7 @@ def _json(transcript: Transcript) -> str:
             "text": segment.text,
             "words": [asdict(word) for word in segment.words],
             "nbest": nbest_to_dict(segment.nbest),
-            "correction": asdict(segment.correction) if segment.correction else None,
+            "correction": _correction_values(segment.correction) if segment.correction else None,
             **({"language": segment.language} if segment.language else {}),
             **({"notes": list(segment.notes)} if segment.notes else {}),
             "channel": segment.channel,
@@ -282,7 +282,7 @@ def _json(transcript: Transcript) -> str:
         "text": transcript.text,
         "recognized": transcript.recognized,
         "segments": segments,
-        "corrections": [asdict(correction) for correction in transcript.corrections],
+        "corrections": [_correction_values(correction) for correction in transcript.corrections],
         "warnings": list(transcript.warnings),
         "rejected": [asdict(text) for text in transcript.rejected],
         "about": dict(transcript.about),
@@ -290,6 +290,11 @@ def _json(transcript: Transcript) -> str:
     if languages := transcript.languages:
         content["languages"] = languages
     return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _correction_values(correction: Correction) -> dict[str, Any]:
+    """Return a correction as plain values; `unchanged` has the key `kept` in the JSON form."""
+    return {"kept" if key == "unchanged" else key: value for key, value in asdict(correction).items()}
 
 
 def _nbest(transcript: Transcript) -> str:

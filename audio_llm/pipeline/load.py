@@ -1,4 +1,4 @@
-"""Recognizers, correctors and whole transcribers by name; any model directory as its ready object."""
+"""Load recognizers, correctors and transcribers by name, and any model directory as its object."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from audio_llm.correction import Corrector
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import ModelFormatError
 from audio_llm.installed import foreign_kind
-from audio_llm.pipeline.beside import load_beside
 from audio_llm.pipeline.correct import CORRECTORS, list_length, load_corrector
-from audio_llm.pipeline.front import Front
+from audio_llm.pipeline.preprocess import Preprocessor
 from audio_llm.pipeline.transcribe import Transcriber
+from audio_llm.pipeline.worker import load_in_process
 from audio_llm.registry import CTRANSLATE2_WHISPER
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def load_transcriber(
     words: Iterable[str] = (),
     device: str = "cpu",
     offline: bool = False,
-    beside: bool = False,
-    front: Front | None = None,
+    separate_process: bool = False,
+    preprocessor: Preprocessor | None = None,
     options: WhisperOptions | None = None,
     compute: Compute = "auto",
 ) -> Transcriber:
@@ -43,24 +43,24 @@ def load_transcriber(
 
     Args:
         recognizer: As for `asr.engines.load_recognizer`. With a corrector `auto` is pocketsphinx, for which the
-            shipped correctors are trained.
-        model: The recognizer's model; None takes its own.
+            included correctors are trained.
+        model: The recognizer's model; None uses its default.
         correct: `none` or one of `pipeline.correct.CORRECTORS`.
-        correct_model: The corrector's model; None takes its own.
-        decode: How the corrector decodes (see `load_corrector`).
-        nbest: Hypotheses to ask for; None: 5 where a corrector runs, else 1. Whisper decodes every stretch of speech
-            by itself where there are several, which takes longer.
-        words: Names and terms to prefer; corrections do not take them away.
+        correct_model: The corrector's model; None uses its default.
+        decode: Decoding strategy of the corrector (see `load_corrector`).
+        nbest: Number of hypotheses; None: 5 with a corrector, else 1. With more than one, Whisper decodes every stretch
+            of speech separately, which takes longer.
+        words: Names and terms to prefer; corrections do not remove them.
         device: `cpu`, `cuda` or `auto`.
         offline: Download nothing.
-        beside: Correct in a process of its own where that saves time: beside pocketsphinx, with two cores or more. A
-            program that asks for it must guard its main module (see `multiprocessing`).
-        front: Changes the sound before it is recognised.
-        options: How Whisper recognizes.
-        compute: Format in which Whisper computes.
+        separate_process: Correct in a separate process where that saves time: with pocketsphinx, on two or more cores.
+            Programs that set it must guard their main module (see `multiprocessing`).
+        preprocessor: Processes the sound before it is recognized.
+        options: Options of Whisper.
+        compute: Number format of Whisper.
 
     Raises:
-        UsageError: A name is unknown, or the recognizer cannot do what `options` asks.
+        UsageError: A name is unknown, or the recognizer does not support `options`.
         ModelNotFoundError: There is no such model.
     """
     words = tuple(words)
@@ -68,14 +68,14 @@ def load_transcriber(
         recognizer = "sphinx"
     loaded = engines.load_recognizer(recognizer, model, device, offline, options, compute)
     corrector: Corrector | None = None
-    if correct != "none" and beside and recognizer == "sphinx" and (os.cpu_count() or 1) > 1:
+    if correct != "none" and separate_process and recognizer == "sphinx" and (os.cpu_count() or 1) > 1:
         hypotheses = list_length(correct, correct_model, loaded, decode)
-        corrector = load_beside(recognizer, words, correct, correct_model, decode, device, hypotheses)
+        corrector = load_in_process(recognizer, words, correct, correct_model, decode, device, hypotheses)
     elif correct != "none":
         corrector = load_corrector(correct, correct_model, loaded, decode, device)
     refused = tuple(loaded.prefer(words)) if words else ()
     count = nbest or (5 if corrector is not None else 1)
-    transcriber = Transcriber(loaded, corrector, count, protected=words, refused=refused, front=front)
+    transcriber = Transcriber(loaded, corrector, count, protected=words, refused=refused, preprocessor=preprocessor)
     transcriber.about = _about(loaded, corrector, words, options)
     return transcriber
 
@@ -83,7 +83,7 @@ def load_transcriber(
 def _about(
     recognizer: Recognizer, corrector: Corrector | None, words: Sequence[str], options: WhisperOptions | None
 ) -> dict[str, Any]:
-    """Return what a transcript is made with."""
+    """Return the recognizer, options and corrector of a transcript for its JSON form."""
     about: dict[str, Any] = {"recognizer": recognizer.version, "audio_llm": __version__}
     if options is not None:
         about["language"] = options.language or "auto"
@@ -98,7 +98,7 @@ def _about(
 
 
 def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") -> Any:
-    """Return the ready object of a model directory by its kind (see `audio_llm.load`)."""
+    """Return the object of a model directory by its kind (see `audio_llm.load`)."""
     folder = hub.find_model(name_or_dir)
     if foreign_kind(folder) == CTRANSLATE2_WHISPER:
         return engines.load_recognizer(str(folder), device=device)
@@ -106,7 +106,7 @@ def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") 
     name = {"ger-phrase": "phrase"}.get(kind, kind)
     if name in CORRECTORS:
         return load_corrector(name, str(folder), device=device)
-    if kind == "touchtts":  # which is a recogniser too, and more than that
+    if kind == "touchtts":  # also a recognizer
         from audio_llm.touchtts.speech import TouchTTS
 
         return TouchTTS.load(folder, resolve_device(device))
@@ -125,5 +125,5 @@ def load_model_object(name_or_dir: str | os.PathLike[str], device: str = "cpu") 
 
         return S3Tokenizer.load(folder, resolve_device(device))
     kinds = [*CORRECTORS, "ctc", "mask", "gense", "codec", "s3-tokenizer", "touchtts"]
-    remedy = f"kinds with one: {', '.join(kinds)}; hub.load_model reads any"
-    raise ModelFormatError(f"there is no ready object for the kind {kind!r}", path=folder, remedy=remedy)
+    remedy = f"supported kinds: {', '.join(kinds)}; hub.load_model reads any"
+    raise ModelFormatError(f"no object can be loaded for the kind {kind!r}", path=folder, remedy=remedy)

@@ -17,7 +17,7 @@ Style = Literal["lines", "words", "karaoke"]
 
 _CUE_S = 7.0  # longest cue
 _PAUSE_S = 1.0  # silence that ends a cue
-_READABLE_S = 0.3  # a shorter cue is joined to its neighbor or lasts longer, where there is room
+_READABLE_S = 0.3  # shorter cues are joined to a neighbor or extended where possible
 _LEAST_MS = 100  # shortest cue of lines
 _LEAST_WORD_MS = 20  # shortest cue of one word
 NARROWEST = 10  # columns of a line
@@ -41,13 +41,13 @@ _SEAMS = "/?&=_-."  # where a word wider than a line is best divided
 
 @dataclass(frozen=True)
 class SubtitleOptions:
-    """How srt and vtt show a transcript.
+    """Layout of srt and vtt subtitles.
 
     Attributes:
-        style: `lines` (whole lines), `words` (one cue per word) or `karaoke` (lines in which vtt marks the time of
+        style: `lines` (whole lines), `words` (one cue per word) or `karaoke` (lines with a vtt time mark for
             every word; srt shows them as `lines`).
-        line_width: Most columns of a line; East Asian wide characters take two.
-        max_lines: Most lines of a cue.
+        line_width: Maximum columns of a line; East Asian wide characters take two.
+        max_lines: Maximum lines of a cue.
 
     Raises:
         UsageError: A value is out of range.
@@ -59,7 +59,7 @@ class SubtitleOptions:
 
     def __post_init__(self) -> None:
         if self.style not in get_args(Style):
-            raise UsageError(f"no subtitles are named {self.style!r}", remedy=f"use {', '.join(get_args(Style))}")
+            raise UsageError(f"unknown subtitle style {self.style!r}", remedy=f"use {', '.join(get_args(Style))}")
         if self.line_width < NARROWEST:
             raise UsageError(
                 f"a subtitle line of {self.line_width} columns is too narrow",
@@ -77,8 +77,8 @@ class CueWord:
     """A word of a cue, or a part of the text where words are not separated by spaces.
 
     Attributes:
-        text: As the line shows it, with the space before it.
-        start_ms: When it begins, in milliseconds.
+        text: Displayed text, with the space before it.
+        start_ms: Start in milliseconds.
     """
 
     text: str
@@ -92,7 +92,7 @@ class Cue:
     Attributes:
         start_ms: Start in milliseconds.
         end_ms: End, after `start_ms`, not after the start of the next.
-        lines: What is shown.
+        lines: Displayed lines.
         words: The words of each line with the times at which they begin.
     """
 
@@ -102,7 +102,7 @@ class Cue:
     words: tuple[tuple[CueWord, ...], ...] = ()
 
     def labeled(self, label: str) -> Cue:
-        """Return the cue with a label in front of its text."""
+        """Return the cue with a label before its text."""
         first, *rest = self.words or ((),)
         words = ((CueWord(f"{label} ", self.start_ms), *first), *rest)
         return replace(self, lines=(f"{label} {self.lines[0]}", *self.lines[1:]), words=words)
@@ -110,7 +110,7 @@ class Cue:
 
 @dataclass(frozen=True)
 class _Unit:
-    """Text that stays on one line."""
+    """Text that is not divided between lines."""
 
     text: str
     start_s: float
@@ -128,8 +128,8 @@ def cut_cues(
 
     Args:
         segments: Text and words of each, in order of time. Spaces aside, the words joined are the text.
-        limit_s: Where the recording ends; no cue goes on beyond.
-        options: What the subtitles look like.
+        limit_s: End of the recording, the upper limit of all times.
+        options: Layout of the subtitles.
 
     Returns:
         Cues of at most 7 s in order, never overlapping, within the recording. A cue ends with its segment and at
@@ -146,7 +146,7 @@ def cut_cues(
 
 
 def columns(text: str) -> int:
-    """Return how many columns a text takes: two per wide character or emoji, none per combining mark."""
+    """Return the number of columns of a text: two per wide character or emoji, none per combining mark."""
     return sum(map(_columns, _CLUSTER.findall(text)))
 
 
@@ -164,7 +164,7 @@ def render_vtt(cues: Sequence[Cue], word_times: bool = False) -> str:
 
     Args:
         cues: The subtitles.
-        word_times: Mark within the text when every word begins.
+        word_times: Mark the start of every word within the text.
     """
     blocks = ["WEBVTT\n"]
     for cue in cues:
@@ -188,7 +188,7 @@ def _units(text: str, words: Sequence[Word], options: SubtitleOptions) -> list[_
 
 
 def _pieces(token: str, borders: set[int], first: int, options: SubtitleOptions) -> Iterator[str]:
-    """Divide what stands between two spaces; `first` is its place among the characters, `borders` where words end."""
+    """Divide the text between two spaces; `first` is the index of its first character, `borders` are the word ends."""
     parts: list[str] = []
     before = ""
     for cluster in _CLUSTER.findall(token):
@@ -198,7 +198,7 @@ def _pieces(token: str, borders: set[int], first: int, options: SubtitleOptions)
             parts[-1:] = ["".join(parts[-1:]) + cluster]
         before = cluster
     if options.style == "words" and borders.intersection(range(first + 1, first + len(token))):
-        joined: list[str] = []  # into the recognizer's own words, where it has some within the token
+        joined: list[str] = []  # at the recognizer's word boundaries, if the token has any
         for part in parts:
             if joined and first not in borders:
                 joined[-1] += part
@@ -218,7 +218,7 @@ def _may_break(before: str, after: str) -> bool:
 
 
 def _divided(word: str, width: int) -> Iterator[str]:
-    """Divide what is wider than a line: an address, say, after a slash."""
+    """Divide a word wider than a line, for example a URL after a slash."""
     while columns(word) > width:
         clusters = _CLUSTER.findall(word)
         count = sum(total <= width for total in accumulate(map(_columns, clusters)))
@@ -236,7 +236,7 @@ def _columns(cluster: str) -> int:
 
 
 def _character_times(words: Sequence[Word]) -> list[tuple[float, float]]:
-    """Return start and end of every character that is no space: those of a word share its time evenly."""
+    """Return start and end of every character except spaces; the characters of a word share its time evenly."""
     times: list[tuple[float, float]] = []
     for word in words:
         count = len(_squeezed(word.text))
@@ -258,7 +258,7 @@ def _groups(units: Sequence[_Unit], options: SubtitleOptions) -> list[list[_Unit
 
 
 def _merge_short(groups: Sequence[list[_Unit]], limit_s: float, options: SubtitleOptions) -> list[list[_Unit]]:
-    """Join a cue that could be shown for a moment only to its neighbor, where both fit into one."""
+    """Join a cue that would be too short to its neighbor, where both fit into one."""
     merged: list[list[_Unit]] = []
     was_short = False
     ends = [*(group[0].start_s for group in groups[1:]), limit_s]
@@ -294,17 +294,17 @@ def _wrap(units: Sequence[_Unit], width: int) -> list[list[_Unit]]:
 
 
 def _times(groups: Sequence[list[_Unit]], limit_s: float, options: SubtitleOptions) -> list[tuple[int, int]]:
-    """Return start and end of each cue in milliseconds: in order, apart, of some length, within the recording."""
+    """Return start and end of each cue in milliseconds: ordered, disjoint, not too short, within the recording."""
     limit = max(_ms(limit_s), len(groups))
-    wanted = _LEAST_WORD_MS if options.style == "words" else _LEAST_MS
-    least = max(1, min(wanted, limit // max(1, len(groups))))
+    shortest = _LEAST_WORD_MS if options.style == "words" else _LEAST_MS
+    least = max(1, min(shortest, limit // max(1, len(groups))))
     spans: list[tuple[int, int]] = []
     for group in groups:
         start = max(_ms(group[0].start_s), spans[-1][1] if spans else 0)
         end = min(_ms(group[-1].end_s), start + _ms(_CUE_S))
         spans.append((start, max(end, start + least)))
     readable = 0 if options.style == "words" else _ms(_READABLE_S)
-    for index in reversed(range(len(spans))):  # what is pushed beyond the end moves back
+    for index in reversed(range(len(spans))):  # cues pushed beyond the end move back
         start, end = spans[index]
         end = min(max(end, start + readable), limit)
         spans[index] = (min(start, end - least), end)
@@ -322,7 +322,7 @@ def _cue(group: Sequence[_Unit], start_ms: int, end_ms: int, width: int) -> Cue:
 
 
 def _marked(cue: Cue) -> str:
-    """Return the text of a cue with the start of every word but the first within it, where time goes on."""
+    """Return the text of a cue with time marks before the words that start later than the previous one."""
     now_ms = cue.start_ms
     lines = []
     for line in cue.words:

@@ -19,8 +19,8 @@ from audio_llm.errors import DataError, ModelFormatError
 from audio_llm.simulation.mono import active_power
 from audio_llm.tokenizer.base import SemanticTokenizer
 
-WINDOW_S = 30.0  # that is encoded at a time
-MARGIN_S = 2.0  # on each side of a window whose tokens are another window's
+WINDOW_S = 30.0  # length of an encoded window
+MARGIN_S = 2.0  # context on each side of a window
 _SEMANTIC, _ACOUSTIC = "semantic", "acoustic"
 
 
@@ -31,12 +31,12 @@ class TokenFile:
     Attributes:
         audio_filepath: The recording.
         kind: `semantic` of a tokenizer, `acoustic` of a codec.
-        model: Name of what made them.
-        fingerprint: Of its weights.
+        model: Name of the tokenizer or codec.
+        fingerprint: Fingerprint of its weights.
         frame_rate: Tokens per second.
-        samples: Of the recording at 16 kHz.
-        gain_db: That the recording was given before it was encoded; taken back when it is decoded.
-        tokens: The numbers.
+        samples: Length of the recording in samples at 16 kHz.
+        gain_db: Gain applied before encoding, in dB; reverted by decoding.
+        tokens: Token numbers.
     """
 
     audio_filepath: str
@@ -63,8 +63,8 @@ def tokenize(
 
     Args:
         path: The recording; `-` for standard input.
-        model: What cuts it.
-        name: Its name.
+        model: Tokenizer or codec.
+        name: Name of the model.
         progress: Called with the seconds of sound just finished.
 
     Raises:
@@ -78,8 +78,8 @@ def tokenize(
         for window in _windows(source, model.frame_rate):
             waveform = torch.from_numpy(window.waveform * np.float32(gain))[None]
             lengths = torch.tensor([waveform.shape[1]])
-            found = model.encode(waveform, lengths)
-            row = found[0][0, : int(found[1][0])].tolist()
+            encoded = model.encode(waveform, lengths)
+            row = encoded[0][0, : int(encoded[1][0])].tolist()
             end = len(row) if window.last else window.skip + window.keep
             tokens += row[window.skip : end]
             samples = window.start + waveform.shape[1]
@@ -92,15 +92,15 @@ def tokenize(
 
 
 def detokenize(row: TokenFile, codec: SpeechCodec | None) -> np.ndarray:
-    """Return the sound of acoustic codes: (samples,) float32 at 16 kHz.
+    """Return the waveform of acoustic codes: (samples,) float32 at 16 kHz.
 
     Args:
         row: The codes.
-        codec: None for rows of semantic tokens, which it refuses.
+        codec: The codec; None for rows of semantic tokens, which are refused.
 
     Raises:
-        DataError: They are semantic tokens, which say what is said but not how it sounds, or no codes of this codec.
-        ModelFormatError: Another codec made them.
+        DataError: They are semantic tokens, which hold content but not sound, or are not codes of this codec.
+        ModelFormatError: They are codes of another codec.
     """
     if row.kind != _ACOUSTIC or codec is None:
         remedy = "write codes with `audio-llm tokenize --codec`"
@@ -129,7 +129,7 @@ def read_tokens(path: str | os.PathLike[str]) -> list[TokenFile]:
     """Return the rows of a token file.
 
     Raises:
-        DataError: It is missing, or a line is no row of tokens.
+        DataError: It is missing, or a line is not a row of tokens.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -143,13 +143,13 @@ def read_tokens(path: str | os.PathLike[str]) -> list[TokenFile]:
             rows.append(TokenFile(**values))
         except (ValueError, TypeError, KeyError) as error:
             remedy = "give what `audio-llm tokenize` wrote"
-            raise DataError(f"line {number} is no row of tokens: {error}", path=path, remedy=remedy) from None
+            raise DataError(f"line {number} is not a row of tokens: {error}", path=path, remedy=remedy) from None
     return rows
 
 
 @dataclass(frozen=True)
 class _Window:
-    """A stretch to encode: where it starts, which of its tokens count, and whether it is the last."""
+    """A window to encode: its waveform, its start, the range of its tokens that is used, and whether it is the last."""
 
     waveform: np.ndarray
     start: int
@@ -159,7 +159,7 @@ class _Window:
 
 
 def _windows(path: str | os.PathLike[str], frame_rate: float) -> Iterator[_Window]:
-    """Yield windows of 30 s and margins of 2 s on both sides, so that no token is made next to a cut."""
+    """Yield windows of 30 s with 2 s of context on both sides, so that all tokens have context."""
     size, margin = round(WINDOW_S * SAMPLE_RATE), round(MARGIN_S * SAMPLE_RATE)
     with BlockReader(path) as reader:
         waiting, start, skip = np.zeros(0, np.float32), 0, 0
@@ -176,7 +176,7 @@ def _windows(path: str | os.PathLike[str], frame_rate: float) -> Iterator[_Windo
 
 
 def _gain(path: str | os.PathLike[str]) -> float:
-    """Return what brings a recording's speech to `LEVEL_DB`, from its loudest minute; 1 for silence."""
+    """Return the gain that brings the loudest minute of a recording to `LEVEL_DB`; 1 for silence."""
     power = 0.0
     with BlockReader(path, block_s=60.0) as reader:
         for block in reader:
@@ -185,7 +185,7 @@ def _gain(path: str | os.PathLike[str]) -> float:
 
 
 def write_sound(folder: Path, row: TokenFile, sound: np.ndarray, taken: set[str]) -> Path:
-    """Write a decoded recording as `<stem>.wav`, numbered where this run has taken that name; return the path."""
+    """Write a decoded recording as `<stem>.wav`, numbered where this run already used the name; return the path."""
     stem = name = Path(row.audio_filepath).stem or "sound"
     number = 2
     while name in taken:

@@ -17,32 +17,32 @@ from audio_llm.audio_channels import EACH, Excerpt, channel_name
 from audio_llm.correction import Correction, Corrector, protect
 from audio_llm.errors import UsageError
 from audio_llm.nbest import NBest, Word
-from audio_llm.pipeline.beside import CorrectorBeside
 from audio_llm.pipeline.formats import RejectedText, Transcript, TranscriptSegment, align_words
-from audio_llm.pipeline.front import Front
+from audio_llm.pipeline.preprocess import Preprocessor
 from audio_llm.pipeline.unfinished import UnfinishedFolder, UnfinishedRecording
+from audio_llm.pipeline.worker import CorrectorProcess
 
-_AHEAD = 8  # recordings
+_AHEAD = 8  # recordings that may wait for a corrector
 _NO_SOUND = np.zeros(0, np.float32)
 
 
 class Transcriber:
-    """Turns recordings into transcripts; keeps text only, so memory does not grow with the sound's length.
+    """Transcribes recordings; stores text only, so memory does not grow with the duration of the sound.
 
     Args:
-        recognizer: Speech to N-best lists.
-        corrector: N-best lists to corrected texts; None leaves the recogniser's best.
-        nbest: Hypotheses to ask for.
-        protected: Words and terms that a correction must not take away.
-        refused: Those of them that the recogniser could not take, for the record.
-        front: Changes the sound before it is recognised.
+        recognizer: The recognizer.
+        corrector: The corrector; None keeps the recognizer's best text.
+        nbest: Number of hypotheses.
+        protected: Words and terms that a correction must not remove.
+        refused: Those of them that the recognizer cannot prefer, for the record.
+        preprocessor: Processes the sound before it is recognized.
 
     Attributes:
-        excerpt: What is read of a file where a call does not say.
-        about: What a transcript is made with, for its JSON form.
-        on_segment: Called with each stretch of speech as soon as it is recognized, where no corrector runs.
-        unfinished: Where recordings are gone on with whose transcription a crash ended; where neither a corrector nor a
-            front runs, whose state would be lost.
+        excerpt: Default excerpt of files.
+        about: Recognizer, options, corrector and version, for the JSON form of transcripts.
+        on_segment: Called with each stretch of speech as soon as it is recognized, if no corrector runs.
+        unfinished: Partial results, with which a transcription resumes after a crash; not used with a corrector or a
+            preprocessor, whose state would be lost.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Transcriber:
         nbest: int = 5,
         protected: Iterable[str] = (),
         refused: Sequence[str] = (),
-        front: Front | None = None,
+        preprocessor: Preprocessor | None = None,
     ) -> None:
         self.refused = tuple(refused)
         self.excerpt = Excerpt()
@@ -62,26 +62,26 @@ class Transcriber:
         self._recognizer = recognizer
         self._corrector = corrector
         self._nbest = nbest
-        self._front = front
+        self._preprocessor = preprocessor
         self._protected = frozenset(protected)
 
     @property
     def ahead(self) -> int:
-        """How many recordings may be begun before the first of them is finished."""
-        return _AHEAD if isinstance(self._corrector, CorrectorBeside) else 0
+        """How many recordings may be started before the first of them is finished."""
+        return _AHEAD if isinstance(self._corrector, CorrectorProcess) else 0
 
     def ready(self) -> None:
-        """Wait until all models are loaded; where one is loaded beside, its error comes from here.
+        """Wait until all models are loaded; errors of a corrector in a separate process are raised here.
 
         Raises:
             AudioLLMError: A model could not be loaded.
         """
-        if isinstance(self._corrector, CorrectorBeside):
+        if isinstance(self._corrector, CorrectorProcess):
             self._corrector.ready()
 
     def close(self) -> None:
-        """End what runs beside."""
-        if isinstance(self._corrector, CorrectorBeside):
+        """End the process of the corrector, if there is one."""
+        if isinstance(self._corrector, CorrectorProcess):
             self._corrector.close()
 
     def transcribe(
@@ -98,11 +98,11 @@ class Transcriber:
             name: Name of the transcript; empty takes the path.
             progress: Called with the seconds of sound just finished.
             excerpt: What is read of a file; times in the transcript are those of the file. With the channel `each`
-                every channel is transcribed for itself, and its segments carry its name. None takes `self.excerpt`.
+                every channel is transcribed separately, and its segments have its name. None uses `self.excerpt`.
 
         Raises:
             AudioFileError: The file cannot be read as sound, has no such channel, or ends before the excerpt.
-            UsageError: An excerpt of what is no file, or one channel for a `front` that needs all.
+            UsageError: An excerpt of something other than a file, or one channel for a `preprocessor` that needs all.
         """
         return self.begin(source, name, progress, excerpt).finish()
 
@@ -117,7 +117,7 @@ class Transcriber:
 
         Raises:
             AudioFileError: The file cannot be read as sound, has no such channel, or ends before the excerpt.
-            UsageError: `each` channel, or an excerpt of what is no file.
+            UsageError: `each` channel, or an excerpt of something other than a file.
         """
         excerpt = excerpt or self.excerpt
         if excerpt.channel == EACH or (excerpt != Excerpt() and not isinstance(source, str | os.PathLike)):
@@ -125,14 +125,14 @@ class Transcriber:
         if not isinstance(source, str | os.PathLike):
             yield from self._stream_blocks(source, "", 0.0)
             return
-        channel = excerpt.channel if self._front is None or self._front.mono else EACH
+        channel = excerpt.channel if self._preprocessor is None or self._preprocessor.mono else EACH
         with BlockReader(source, channel=channel, start_s=excerpt.start_s, end_s=excerpt.end_s) as reader:
             yield from self._stream_blocks(reader, os.fspath(source), reader.start_s)
 
     def _stream_blocks(self, blocks: Iterable[np.ndarray], name: str, start_s: float) -> Iterator[TranscriptSegment]:
-        for stretch in self._recognize(self._through_front(blocks), name):
+        for stretch in self._recognize(self._preprocess(blocks), name):
             if _counts(stretch):
-                yield _finish_part(self._begin_stretch(_moved(stretch, start_s)), self._protected)
+                yield _finish_segment(self._begin_segment(_moved(stretch, start_s)), self._protected)
 
     def begin(
         self,
@@ -140,15 +140,15 @@ class Transcriber:
         name: str = "",
         progress: Callable[[float], None] | None = None,
         excerpt: Excerpt | None = None,
-    ) -> Begun:
-        """Recognise one recording, and have it corrected; arguments and errors as for `transcribe`."""
+    ) -> PendingTranscript:
+        """Recognize one recording and start its correction; arguments and errors as for `transcribe`."""
         excerpt = excerpt or self.excerpt
         if not isinstance(source, str | os.PathLike):
             if excerpt != Excerpt():
-                raise UsageError("an excerpt is taken of files only", remedy="cut the waveform before")
-            return self._begin_blocks(self._through_front(source), name, progress)
+                raise UsageError("an excerpt can be read of files only", remedy="cut the waveform before")
+            return self._begin_blocks(self._preprocess(source), name, progress)
         name = name or os.fspath(source)
-        if self._front is not None and not self._front.mono:
+        if self._preprocessor is not None and not self._preprocessor.mono:
             if excerpt.channel != Excerpt().channel:
                 raise UsageError("--extract needs all channels", remedy="leave --channel out")
             return self._begin_file(source, name, progress, dataclasses.replace(excerpt, channel=EACH))
@@ -162,17 +162,17 @@ class Transcriber:
         name: str,
         progress: Callable[[float], None] | None,
         excerpt: Excerpt,
-    ) -> Begun:
-        if self.unfinished is not None and self._corrector is None and self._front is None:
-            kept = self.unfinished.begin(source, excerpt)
-            if kept is not None:
-                with kept:
-                    return self._go_on(source, name, progress, excerpt, kept)
+    ) -> PendingTranscript:
+        if self.unfinished is not None and self._corrector is None and self._preprocessor is None:
+            unfinished = self.unfinished.begin(source, excerpt)
+            if unfinished is not None:
+                with unfinished:
+                    return self._go_on(source, name, progress, excerpt, unfinished)
         with BlockReader(source, channel=excerpt.channel, start_s=excerpt.start_s, end_s=excerpt.end_s) as reader:
-            begun = self._begin_blocks(self._through_front(reader), name, progress)
-            begun.place(reader.start_s)
-            begun.warnings = reader.warnings
-            return begun
+            pending = self._begin_blocks(self._preprocess(reader), name, progress)
+            pending.shift_times(reader.start_s)
+            pending.warnings = reader.warnings
+            return pending
 
     def _go_on(
         self,
@@ -180,28 +180,28 @@ class Transcriber:
         name: str,
         progress: Callable[[float], None] | None,
         excerpt: Excerpt,
-        kept: UnfinishedRecording,
-    ) -> Begun:
-        """Recognize what an earlier run did not, and keep every stretch in case that this one ends early too."""
+        unfinished: UnfinishedRecording,
+    ) -> PendingTranscript:
+        """Recognize what an earlier run did not, and store every stretch in case this run is interrupted too."""
         earlier = [
             dataclasses.replace(stretch, nbest=_numbered(stretch.nbest, name, number))
-            for number, stretch in enumerate(kept.stretches)
+            for number, stretch in enumerate(unfinished.stretches)
         ]
-        skipped_s = kept.start_s - excerpt.start_s
+        skipped_s = unfinished.start_s - excerpt.start_s
         if progress is not None and skipped_s:
             progress(skipped_s)
-        with BlockReader(source, channel=excerpt.channel, start_s=kept.start_s, end_s=excerpt.end_s) as reader:
-            begun = self._begin_blocks(
-                reader, name, progress, lambda stretch: kept.add(_moved(stretch, reader.start_s)), len(earlier)
+        with BlockReader(source, channel=excerpt.channel, start_s=unfinished.start_s, end_s=excerpt.end_s) as reader:
+            pending = self._begin_blocks(
+                reader, name, progress, lambda stretch: unfinished.add(_moved(stretch, reader.start_s)), len(earlier)
             )
-            begun.place(reader.start_s)
-            begun.warnings = reader.warnings
-        begun.duration_s += skipped_s
-        begun.rejected[:0] = [_rejected(stretch) for stretch in earlier if stretch.rejected]
-        begun.parts[:0] = [_Part(stretch, None) for stretch in earlier if _counts(stretch)]
+            pending.shift_times(reader.start_s)
+            pending.warnings = reader.warnings
+        pending.duration_s += skipped_s
+        pending.rejected[:0] = [_rejected(stretch) for stretch in earlier if stretch.rejected]
+        pending.segments[:0] = [_Segment(stretch, None) for stretch in earlier if _counts(stretch)]
         if earlier:
-            begun.warnings += (f"an earlier run ended early: went on at {kept.start_s:.1f} s",)
-        return begun
+            pending.warnings += (f"an earlier run was interrupted: resumed at {unfinished.start_s:.1f} s",)
+        return pending
 
     def _begin_each(
         self,
@@ -209,27 +209,30 @@ class Transcriber:
         name: str,
         progress: Callable[[float], None] | None,
         excerpt: Excerpt,
-    ) -> Begun:
-        """Recognise the channels one after another: reading again costs little, holding a silent one may cost all."""
+    ) -> PendingTranscript:
+        """Recognize the channels one after another: reading again is cheap, holding long channels in memory is not."""
         with readable_twice(source) as path:
             count = max(1, probe(path).channels)
-            share = None if progress is None else lambda seconds: progress(seconds / count)
-            begun: list[Begun] = []
+            advance = None if progress is None else lambda seconds: progress(seconds / count)
+            pending: list[PendingTranscript] = []
             for index in range(count):
                 label = channel_name(index, count)
-                one = self._begin_file(path, f"{name}#{label}", share, dataclasses.replace(excerpt, channel=index + 1))
-                one.parts = [dataclasses.replace(part, channel=label) for part in one.parts]
-                begun.append(one)
-        parts = sorted((part for one in begun for part in one.parts), key=lambda part: part.stretch.start_s)
-        rejected = [text for one in begun for text in one.rejected]
-        warnings = tuple(dict.fromkeys(line for one in begun for line in one.warnings))
-        duration_s = max(one.duration_s for one in begun)
-        return Begun(name, duration_s, parts, self._protected, warnings, rejected, self.about)
+                one = self._begin_file(
+                    path, f"{name}#{label}", advance, dataclasses.replace(excerpt, channel=index + 1)
+                )
+                one.segments = [dataclasses.replace(segment, channel=label) for segment in one.segments]
+                pending.append(one)
+        segments = [segment for one in pending for segment in one.segments]
+        segments.sort(key=lambda segment: segment.stretch.start_s)
+        rejected = [text for one in pending for text in one.rejected]
+        warnings = tuple(dict.fromkeys(line for one in pending for line in one.warnings))
+        duration_s = max(one.duration_s for one in pending)
+        return PendingTranscript(name, duration_s, segments, self._protected, warnings, rejected, self.about)
 
-    def _through_front(self, blocks: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
-        if self._front is None:
+    def _preprocess(self, blocks: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+        if self._preprocessor is None:
             return blocks
-        return self._front.through(block if block.ndim == 2 else block[:, None] for block in blocks)
+        return self._preprocessor.process(block if block.ndim == 2 else block[:, None] for block in blocks)
 
     def _begin_blocks(
         self,
@@ -238,10 +241,10 @@ class Transcriber:
         progress: Callable[[float], None] | None,
         keep: Callable[[Stretch], None] | None = None,
         before: int = 0,
-    ) -> Begun:
-        """Recognize; `keep` is called with every stretch, `before` counts those that were recognized before."""
+    ) -> PendingTranscript:
+        """Recognize; `keep` is called with every stretch, `before` is the number of those of an earlier run."""
         meter = _Meter(progress)
-        parts: list[_Part] = []
+        segments: list[_Segment] = []
         rejected: list[RejectedText] = []
         for number, stretch in enumerate(self._recognize(meter.count(blocks), name), before):
             if before:
@@ -251,37 +254,37 @@ class Transcriber:
             if stretch.rejected:
                 rejected.append(_rejected(stretch))
             elif _counts(stretch):
-                parts.append(self._begin_stretch(stretch))
+                segments.append(self._begin_segment(stretch))
                 if self.on_segment is not None and self._corrector is None:
-                    self.on_segment(_finish_part(parts[-1], self._protected))
+                    self.on_segment(_finish_segment(segments[-1], self._protected))
             meter.reached(stretch.end_s)
         meter.reached(meter.seconds)
-        return Begun(name, meter.seconds, parts, self._protected, rejected=rejected, about=self.about)
+        return PendingTranscript(name, meter.seconds, segments, self._protected, rejected=rejected, about=self.about)
 
     def _recognize(self, blocks: Iterable[np.ndarray], name: str) -> Iterator[Stretch]:
         count = max(self._nbest, self._corrector.hypotheses if self._corrector else 1)
         return self._recognizer.recognize_stream(blocks, count, name, sound=self._corrector is not None)
 
-    def _begin_stretch(self, stretch: Stretch) -> _Part:
+    def _begin_segment(self, stretch: Stretch) -> _Segment:
         correction = self._correct(stretch.nbest, stretch.waveform)
         stretch = dataclasses.replace(
             stretch,
             nbest=dataclasses.replace(stretch.nbest, hypotheses=stretch.nbest.hypotheses[: self._nbest]),
             waveform=_NO_SOUND,
         )
-        return _Part(stretch, correction)
+        return _Segment(stretch, correction)
 
-    def _correct(self, heard: NBest, waveform: np.ndarray) -> Future[Correction] | None:
-        if self._corrector is None or isinstance(self._corrector, CorrectorBeside):
-            return self._corrector.submit(heard, waveform) if self._corrector else None
+    def _correct(self, nbest: NBest, waveform: np.ndarray) -> Future[Correction] | None:
+        if self._corrector is None or isinstance(self._corrector, CorrectorProcess):
+            return self._corrector.submit(nbest, waveform) if self._corrector else None
         correction: Future[Correction] = Future()
-        correction.set_result(self._corrector.correct([heard], [waveform])[0])
+        correction.set_result(self._corrector.correct([nbest], [waveform])[0])
         return correction
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
-    """One stretch of speech without its sound, and what the corrector will return."""
+class _Segment:
+    """One stretch of speech without its waveform, and its future correction."""
 
     stretch: Stretch
     correction: Future[Correction] | None
@@ -289,43 +292,45 @@ class _Part:
 
 
 @dataclasses.dataclass
-class Begun:
-    """A recording that is recognised, its corrections perhaps still under way.
+class PendingTranscript:
+    """Transcript of a recognized recording whose corrections may be pending.
 
     Attributes:
         name: Name of the transcript.
         duration_s: Seconds of sound.
-        parts: Stretches of speech.
-        protected: Terms that a correction must not take away.
-        warnings: What was odd about the file.
-        rejected: Recognized text that does not count.
-        about: What the transcript is made with.
+        segments: Stretches of speech.
+        protected: Terms that a correction must not remove.
+        warnings: Problems of the sound file.
+        rejected: Rejected text.
+        about: Recognizer, options, corrector and version.
     """
 
     name: str
     duration_s: float
-    parts: list[_Part]
+    segments: list[_Segment]
     protected: frozenset[str]
     warnings: tuple[str, ...] = ()
     rejected: list[RejectedText] = dataclasses.field(default_factory=list)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def place(self, start_s: float) -> None:
-        """Move all times, of what was read from `start_s` on, to those of the file."""
+    def shift_times(self, start_s: float) -> None:
+        """Add `start_s`, the start of the excerpt, to all times."""
         if start_s:
-            self.parts = [dataclasses.replace(part, stretch=_moved(part.stretch, start_s)) for part in self.parts]
+            self.segments = [
+                dataclasses.replace(segment, stretch=_moved(segment.stretch, start_s)) for segment in self.segments
+            ]
             self.rejected = [
                 dataclasses.replace(text, start_s=text.start_s + start_s, end_s=text.end_s + start_s)
                 for text in self.rejected
             ]
 
     def done(self) -> bool:
-        """Return whether `finish` need not wait."""
-        return all(part.correction is None or part.correction.done() for part in self.parts)
+        """Return whether `finish` returns without waiting."""
+        return all(segment.correction is None or segment.correction.done() for segment in self.segments)
 
     def finish(self) -> Transcript:
         """Wait for the corrections; return the transcript."""
-        segments = tuple(_finish_part(part, self.protected) for part in self.parts)
+        segments = tuple(_finish_segment(segment, self.protected) for segment in self.segments)
         return Transcript(
             name=self.name,
             duration_s=self.duration_s,
@@ -339,12 +344,12 @@ class Begun:
         )
 
 
-def _finish_part(part: _Part, protected: Iterable[str]) -> TranscriptSegment:
-    """Wait for the correction of a part; return it as a segment."""
-    stretch, correction = part.stretch, None
+def _finish_segment(segment: _Segment, protected: Iterable[str]) -> TranscriptSegment:
+    """Wait for the correction of a segment; return the segment of the transcript."""
+    stretch, correction = segment.stretch, None
     text, words = stretch.nbest.best, stretch.nbest.words
-    if part.correction is not None:
-        correction = protect(part.correction.result(), protected)
+    if segment.correction is not None:
+        correction = protect(segment.correction.result(), protected)
         if correction.text != text:
             text, words = correction.text, align_words(words, correction.text)
     return TranscriptSegment(
@@ -354,7 +359,7 @@ def _finish_part(part: _Part, protected: Iterable[str]) -> TranscriptSegment:
         words=words,
         nbest=stretch.nbest,
         correction=correction,
-        channel=part.channel,
+        channel=segment.channel,
         language=stretch.language,
         language_probability=stretch.language_probability,
         notes=stretch.notes,
@@ -362,7 +367,7 @@ def _finish_part(part: _Part, protected: Iterable[str]) -> TranscriptSegment:
 
 
 class _Meter:
-    """Counts the sound that went in and reports what is finished."""
+    """Counts the sound that was read and reports the progress."""
 
     def __init__(self, progress: Callable[[float], None] | None) -> None:
         self._progress = progress
@@ -371,7 +376,7 @@ class _Meter:
 
     @property
     def seconds(self) -> float:
-        """Seconds of sound so far."""
+        """Seconds of sound that were read."""
         return self._samples / SAMPLE_RATE
 
     def count(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -390,7 +395,7 @@ def _shifted(word: Word, seconds: float) -> Word:
 
 
 def _moved(stretch: Stretch, seconds: float) -> Stretch:
-    """Return a stretch of an excerpt with the times of the file."""
+    """Return a stretch with all times shifted by the start of the excerpt."""
     nbest = dataclasses.replace(stretch.nbest, words=tuple(_shifted(word, seconds) for word in stretch.nbest.words))
     return dataclasses.replace(stretch, start_s=stretch.start_s + seconds, end_s=stretch.end_s + seconds, nbest=nbest)
 

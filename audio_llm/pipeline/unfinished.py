@@ -1,4 +1,4 @@
-"""What is recognized of a recording so far, kept on disk: after a crash the same command goes on from there."""
+"""Partial results of a recording on disk, so that the same command resumes after a crash."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from audio_llm.errors import DataError
 from audio_llm.nbest import nbest_from_dict, nbest_to_dict
 
 _PREFIX = ".audio-llm-unfinished-"
-_LEAD_S = 1.0  # before the stretch that is recognized again: detectors of speech look back
+_LEAD_S = 1.0  # before the stretch that is recognized again, as context of the voice activity detector
 _NO_SOUND = np.zeros(0, np.float32)
 
 logger = logging.getLogger(__name__)
 
 
 class UnfinishedFolder:
-    """Recordings whose transcription has begun, a file for each in an output folder.
+    """Partial results of recordings, one file each in an output folder.
 
     Args:
-        folder: The folder; made when something is kept.
-        settings: Plain values that decide what the text will be; with others nothing is gone on with.
+        folder: The folder; created when a result is stored.
+        settings: Plain values that decide the text; results of other settings are not resumed.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -40,21 +40,21 @@ class UnfinishedFolder:
         self._settings = json.dumps(settings, sort_keys=True, ensure_ascii=False, default=str)
 
     def begin(self, source: str | os.PathLike[str], excerpt: Excerpt) -> UnfinishedRecording | None:
-        """Begin with a recording, or go on with it; None for standard input, which cannot be read again."""
+        """Start or resume a recording; return None for standard input, which cannot be read again."""
         if os.fspath(source) == STDIN:
             return None
         try:
             status = os.stat(source)
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError:
-            return None  # the error comes from who reads the recording or writes the transcript
+            return None  # the error is raised where the recording is read or the transcript is written
         about = [self._settings, status.st_size, status.st_mtime_ns, asdict(excerpt)]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
         path = self._folder / f"{self._stem(source)}-{excerpt.channel}.jsonl"
         return UnfinishedRecording(path, key, excerpt.start_s)
 
     def remove(self, source: str | os.PathLike[str]) -> None:
-        """Remove what is kept of a recording whose transcript is written."""
+        """Remove the partial results of a recording whose transcript is written."""
         for path in self._folder.glob(f"{self._stem(source)}-*.jsonl"):
             path.unlink(missing_ok=True)
 
@@ -64,16 +64,16 @@ class UnfinishedFolder:
 
 
 class UnfinishedRecording:
-    """What is recognized of one recording, or of one of its channels.
+    """Partial results of one recording, or of one of its channels.
 
     Args:
         path: The file.
-        key: Of recording and settings; what was kept under another is given up.
-        start_s: Where the transcription begins, seconds of the recording.
+        key: Hash of recording and settings; results with another key are discarded.
+        start_s: Start of the transcription, seconds of the recording.
 
     Attributes:
-        stretches: What an earlier run recognized, but for its last stretch, which is recognized again; no sound.
-        start_s: Where to go on, seconds of the recording.
+        stretches: Results of an earlier run without waveforms and without the last stretch, which is recognized again.
+        start_s: Where to resume, seconds of the recording.
     """
 
     def __init__(self, path: Path, key: str, start_s: float) -> None:
@@ -81,9 +81,9 @@ class UnfinishedRecording:
         self._file: IO[str] | None = None
         self.stretches: list[Stretch] = []
         self.start_s = start_s
-        kept = _read(path, key)
-        if len(kept) > 1:
-            *self.stretches, last = kept
+        earlier = _read(path, key)
+        if len(earlier) > 1:
+            *self.stretches, last = earlier
             self.start_s = max(self.stretches[-1].end_s, last.start_s - _LEAD_S)
         self._write({"key": key}, "w")
         for stretch in self.stretches:
@@ -99,7 +99,7 @@ class UnfinishedRecording:
             self._file.close()
 
     def add(self, stretch: Stretch) -> None:
-        """Keep a stretch, its times those of the recording; it is on disk when this returns."""
+        """Store a stretch, with times of the recording; it is on disk when this returns."""
         row: dict[str, Any] = {
             "start_s": stretch.start_s,
             "end_s": stretch.end_s,
@@ -109,7 +109,7 @@ class UnfinishedRecording:
         self._write({**row, "notes": list(stretch.notes), "rejected": stretch.rejected})
 
     def _write(self, row: Mapping[str, Any], mode: str = "a") -> None:
-        """Write a line; a full disk costs what is kept and not the transcript."""
+        """Write a line; on a full disk the partial results are lost, not the transcript."""
         try:
             if self._file is None and mode == "w":
                 self._file = self._path.open(mode, encoding="utf-8", errors="backslashreplace")
@@ -117,12 +117,14 @@ class UnfinishedRecording:
                 self._file.write(json.dumps(row) + "\n")
                 self._file.flush()
         except OSError as error:
-            logger.warning("%s: %s; if this run is stopped, this recording begins again", self._path, error)
+            logger.warning(
+                "%s: %s; if this run is interrupted, this recording starts from the beginning", self._path, error
+            )
             self._file = None
 
 
 def _read(path: Path, key: str) -> list[Stretch]:
-    """Return the stretches in a file, up to a line that is cut off; none where it belongs to another key."""
+    """Return the stretches in a file up to an incomplete line; none if it belongs to another key."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -134,7 +136,7 @@ def _read(path: Path, key: str) -> list[Stretch]:
         for number, line in enumerate(lines[1:], 2):
             stretches.append(_stretch(json.loads(line), str(path), number))
     except (ValueError, KeyError, TypeError, AttributeError, DataError):
-        return stretches  # the run ended within this line
+        return stretches  # the earlier run ended within this line
     return stretches
 
 

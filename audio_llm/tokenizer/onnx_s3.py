@@ -20,7 +20,7 @@ from torch import Tensor
 from audio_llm.errors import ModelFormatError, UsageError
 from audio_llm.features import triangular_filters
 from audio_llm.hub import file_sha256
-from audio_llm.onnx_file import open_session, takes
+from audio_llm.onnx_file import accepts_shape, open_session
 from audio_llm.tokenizer.base import SAMPLE_RATE, Tokens
 
 N_FFT = 400  # samples, 25 ms
@@ -196,8 +196,8 @@ def _input_names(session: Any, path: Path) -> tuple[str, str]:
         len(inputs) != 2
         or mel is None
         or length is None
-        or not takes(mel, (1, N_MELS, None))
-        or not takes(length, (1,))
+        or not accepts_shape(mel, (1, N_MELS, None))
+        or not accepts_shape(length, (1,))
     ):
         actual = ", ".join(f"{part.name} {part.type} {part.shape}" for part in inputs)
         message = (

@@ -87,7 +87,7 @@ class S3Tokenizer:
         if not tokens.tokens.shape[1]:
             return [""] * len(tokens.lengths)
         rows = self.network.write(tokens.tokens, tokens.lengths.clamp_min(1)).double().cpu().numpy()
-        return [CtcPosteriors(row[: int(count)]).spell() for row, count in zip(rows, tokens.lengths, strict=True)]
+        return [CtcPosteriors(row[: int(count)]).greedy_text() for row, count in zip(rows, tokens.lengths, strict=True)]
 
 
 def load_perceptual_loss(name_or_dir: str | os.PathLike[str]) -> PerceptualLoss:

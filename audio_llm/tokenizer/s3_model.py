@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audio_llm import features
-from audio_llm.asr.conformer import SUBSAMPLING, ConformerBlock, ConformerFront, output_lengths, rotation
+from audio_llm.asr.conformer import SUBSAMPLING, ConformerBlock, ConvSubsampling, output_lengths, rotation
 from audio_llm.asr.ctc_model import SYMBOLS
 from audio_llm.errors import ConfigError
 from audio_llm.features import FRAME_RATE, valid_mask
@@ -75,7 +75,7 @@ class S3Network(nn.Module):
     def __init__(self, config: S3Config) -> None:
         super().__init__()
         self.config = config
-        self.front = ConformerFront(config)
+        self.front = ConvSubsampling(config)
         self.before = nn.ModuleList(ConformerBlock(config) for _ in range(config.before))
         self.quantizer = FSQ(config.levels)
         self.narrow = nn.Linear(config.width, self.quantizer.width)

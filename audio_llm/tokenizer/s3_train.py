@@ -292,7 +292,7 @@ def _validate(
         tokens.append(clean[mask])
         for view, log_probs in enumerate(output.log_probs.split(len(chosen))):
             rows = zip(log_probs.double().cpu().numpy(), output.lengths, strict=False)
-            texts[view] += [CtcPosteriors(row[: int(size)]).spell() for row, size in rows]
+            texts[view] += [CtcPosteriors(row[: int(size)]).greedy_text() for row, size in rows]
     probabilities = torch.bincount(torch.cat(tokens)).float()
     probabilities = probabilities[probabilities > 0] / probabilities.sum()
     return {

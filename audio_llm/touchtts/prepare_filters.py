@@ -85,8 +85,8 @@ class AsrAgreement:
         scorer = self._scorer()
         if not isinstance(scorer, CtcRecognizer):
             return _compared(text, scorer.recognize(waveform, 1).best)
-        posteriors = scorer.listen(waveform)
-        greedy_text = posteriors.spell()
+        posteriors = scorer.posteriors(waveform)
+        greedy_text = posteriors.greedy_text()
         text_score, greedy_score = posteriors.score([text, greedy_text])
         if greedy_score is None:  # its hypothesis is empty
             greedy_score = float(posteriors.log_probs.max(axis=1).sum())

@@ -15,7 +15,7 @@ import numpy as np
 
 from audio_llm.errors import ModelFormatError
 from audio_llm.hub import file_sha256
-from audio_llm.onnx_file import open_session, takes
+from audio_llm.onnx_file import accepts_shape, open_session
 
 SAMPLE_RATE = 16_000  # Hz
 N_MELS = 80  # bands
@@ -42,7 +42,7 @@ class CamPlusPlus:
         self.path = Path(path).expanduser()
         self._session = open_session(self.path, "CAM++")
         inputs = self._session.get_inputs()
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not takes(inputs[0], (1, None, N_MELS)):
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not accepts_shape(inputs[0], (1, None, N_MELS)):
             signature = ", ".join(f"{part.name} {part.type} {part.shape}" for part in inputs)
             raise self._wrong(f"the input should be features tensor(float) [B, T, {N_MELS}], not {signature}")
         self._input = inputs[0].name

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from audio_llm.audio import Audio, BlockReader, Source, as_audio, check_mix, resample, write_blocks
-from audio_llm.audio_stream import in_chunks, through_rate
+from audio_llm.audio_stream import process_at_rate, process_in_chunks
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
 from audio_llm.tse.enrollment import LEAST_S, MOST_S
@@ -271,8 +271,8 @@ def extract_stream(
         extracted: np.ndarray = sound[0].T.cpu().numpy()
         return extracted
 
-    return through_rate(
-        blocks, sample_rate, SAMPLE_RATE, lambda at_model: in_chunks(at_model, CHUNK, OVERLAP, step), mix
+    return process_at_rate(
+        blocks, sample_rate, SAMPLE_RATE, lambda at_model: process_in_chunks(at_model, CHUNK, OVERLAP, step), mix
     )
 
 

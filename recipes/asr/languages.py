@@ -1,4 +1,4 @@
-"""Language detection on synthetic speech: five sentences in each of five languages, spoken by espeak-ng."""
+"""Language detection on synthetic speech: five sentences in each of five languages by espeak-ng."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def run(recognizer: WhisperRecognizer) -> None:
     """Print, for every language, how often it is detected and how probable it is on average."""
     print("| language | detected | mean probability | taken for |\n|---|---|---|---|")
     for code, texts in TEXTS.items():
-        found = [next(iter(recognizer.recognize_stream([speak(code, text)]))) for text in texts]
-        right = [stretch.language_probability or 0.0 for stretch in found if stretch.language == code]
-        others = ", ".join(stretch.language for stretch in found if stretch.language != code)
+        stretches = [next(iter(recognizer.recognize_stream([speak(code, text)]))) for text in texts]
+        right = [stretch.language_probability or 0.0 for stretch in stretches if stretch.language == code]
+        mistaken = ", ".join(stretch.language for stretch in stretches if stretch.language != code)
         mean = sum(right) / max(1, len(right))
-        print(f"| {code} | {len(right)} of {len(texts)} | {mean:.2f} | {others} |", flush=True)
+        print(f"| {code} | {len(right)} of {len(texts)} | {mean:.2f} | {mistaken} |", flush=True)
 
 
 def speak(code: str, text: str) -> np.ndarray:
-    """Return a text as espeak-ng speaks it, (T,) float32 at 16 kHz."""
+    """Return a text synthesized by espeak-ng, (T,) float32 at 16 kHz."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "speech.wav"
         subprocess.run(["espeak-ng", "-v", code, "-s", "140", "-w", str(path), text], check=True)

@@ -40,7 +40,7 @@ def run(data: Path, output: Path, model: str, threads: int) -> None:
 
 
 def sparse(speech: np.ndarray, hours: int) -> Iterator[np.ndarray]:
-    """Yield a recording in which pieces of 10 s of the speech are spread evenly, with noise between."""
+    """Yield a recording with 10 s pieces of the speech at regular intervals, and noise between them."""
     rng = np.random.default_rng(0)
     size = 10 * audio.SAMPLE_RATE
     pieces = [speech[at : at + size] for at in range(0, len(speech), size)]
@@ -51,7 +51,7 @@ def sparse(speech: np.ndarray, hours: int) -> Iterator[np.ndarray]:
 
 
 def dense(speech: np.ndarray, hours: int) -> Iterator[np.ndarray]:
-    """Yield the speech over and over."""
+    """Yield the speech repeatedly."""
     for _ in range(hours * 3600 * audio.SAMPLE_RATE // len(speech) + 1):
         yield speech
 

@@ -1,4 +1,4 @@
-"""Names in texts of Kathleen: how many are right with and without a word list, and what it does to all other words."""
+"""Names in texts of Kathleen: accuracy with and without a word list, and the effect on all other words."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ NAMES = {
 
 
 def count(references: Sequence[str], hypotheses: Sequence[str], names: Iterable[str]) -> dict[str, int]:
-    """Return words of names and how many are right, other words and errors among them, and names nobody said."""
+    """Return counts of words of names, correct and inserted ones, and of other words and their errors."""
     listed = {word for name in names for word in DEFAULT_NORMALIZER(name).split()}
     listed |= {f"{word}'s" for word in listed}
     total: Counter[str] = Counter()
     for reference, hypothesis in zip(references, hypotheses, strict=True):
-        said, written = DEFAULT_NORMALIZER(reference).split(), DEFAULT_NORMALIZER(hypothesis).split()
+        expected, written = DEFAULT_NORMALIZER(reference).split(), DEFAULT_NORMALIZER(hypothesis).split()
         wrong = set()
-        for edit in edits(said, written):
+        for edit in edits(expected, written):
             wrong.update(range(edit.source_start, edit.source_end))
             new = written[edit.target_start : edit.target_end]
-            gone = said[edit.source_start : edit.source_end]
+            gone = expected[edit.source_start : edit.source_end]
             total["names not said"] += max(0, sum(w in listed for w in new) - sum(w in listed for w in gone))
             extra = max(0, len(new) - (edit.source_end - edit.source_start))
             total["other errors"] += extra
-        for place, word in enumerate(said):
+        for index, word in enumerate(expected):
             kind = "names" if word in listed else "others"
             total[kind] += 1
-            total["names right"] += kind == "names" and place not in wrong
-            total["other errors"] += kind == "others" and place in wrong
+            total["names right"] += kind == "names" and index not in wrong
+            total["other errors"] += kind == "others" and index in wrong
     return dict(total)

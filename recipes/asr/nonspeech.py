@@ -1,4 +1,4 @@
-"""Words invented where nobody speaks: noise recordings, silence, white noise and hum."""
+"""Hallucinated words in sound without speech: noise recordings, silence, white noise and hum."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from audio_llm.asr.whisper import WhisperRecognizer
 
 APART = {"babble": "babble", "public address": "announcements", "lets_go_fishin": "song"}  # which are speech
 HUMAN = ("baby_cry", "person_sneeze")
-SECONDS = 60.0  # of each made sound
+SECONDS = 60.0  # of each generated sound
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A recording without speech, or one `kind` of those reported apart."""
+    """A recording without speech, or of a `kind` that is reported separately."""
 
     id: str
     kind: str
@@ -27,7 +27,7 @@ class Sound:
 
 
 def sounds(data: Path) -> Iterator[Sound]:
-    """Yield all noise recordings and the made sounds."""
+    """Yield all noise recordings and the generated sounds."""
     for path in sorted((data / "audio" / "noise").glob("*/manifest.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)

@@ -13,9 +13,9 @@ def draw(rates: Mapping[str, Mapping[str, float]], speed: Path, path: Path) -> N
     """Draw two panels: word error rates set by set, and time against word errors for 20 minutes of speech.
 
     Args:
-        rates: System and model, `audio-llm-whisper-base`, say -> set -> word error rate, 0 to 1.
+        rates: System and model, such as `audio-llm-whisper-base` -> set -> word error rate, 0 to 1.
         speed: `speed.jsonl`, or a file that does not exist.
-        path: The picture; its ending says the form.
+        path: The picture; its suffix decides the format.
     """
     import matplotlib
 
@@ -27,15 +27,21 @@ def draw(rates: Mapping[str, Mapping[str, float]], speed: Path, path: Path) -> N
     height = 0.8 / max(1, len(rates))
     for number, (system, by_set) in enumerate(rates.items()):
         color = next((COLORS[name] for name in COLORS if system.startswith(name)), "C2")
-        places = [index + number * height for index in range(len(names))]
+        positions = [index + number * height for index in range(len(names))]
         values = [100 * by_set.get(name, 0.0) for name in names]
         hatch = "//" if "base" in system else None
         left.barh(
-            places, values, height, label=", ".join(system.rsplit("-whisper-", 1)), color=color, hatch=hatch, alpha=0.8
+            positions,
+            values,
+            height,
+            label=", ".join(system.rsplit("-whisper-", 1)),
+            color=color,
+            hatch=hatch,
+            alpha=0.8,
         )
     left.set_yticks([index + 0.4 - height / 2 for index in range(len(names))], names)
     left.invert_yaxis()
-    left.set(xlabel="word error rate, %")
+    left.set(xlabel="word error rate, %", xlim=(0, 36))
     left.legend(fontsize=8, loc="lower right")
     rows = [json.loads(line) for line in speed.read_text().splitlines()] if speed.exists() else []
     for row in {(row["system"], row["model"]): row for row in rows}.values():  # the last round of each

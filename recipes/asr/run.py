@@ -1,9 +1,9 @@
-"""Figures of the recognizer: word errors, oracles of N-best lists, invented words, speed, word times, languages.
+"""Figures of the recognizer: word errors, oracles of N-best lists, hallucinated words, speed, word times, languages.
 
     python recipes/asr/run.py wer --data data --model whisper-tiny.en
     python recipes/asr/run.py report
 
-Every hypothesis is written as it comes to OUTPUT/SYSTEM-MODEL/SET.jsonl; what is there already is not recognized again.
+Every hypothesis is written as it comes to OUTPUT/SYSTEM-MODEL/SET.jsonl; existing ones are not recognized again.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def recognize(arguments: argparse.Namespace) -> None:
 
 
 def describe(rows: list[dict]) -> str:
-    """Return word error rate, oracle and counts of what was recognized."""
+    """Return word error rate, oracle and counts of hypotheses."""
     words = sum(len(DEFAULT_NORMALIZER(row["reference"]).split()) for row in rows)
     text = f"{100 * word_error_rate(rows):.2f} % of {words} words"
     if any(len(row["hypotheses"]) > 1 for row in rows):
@@ -97,7 +97,7 @@ def word_error_rate(rows: list[dict]) -> float:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Print a table of all that was recognized, and draw it."""
+    """Print a table of all hypotheses, and draw it."""
     folders = sorted(path for path in arguments.output.iterdir() if path.is_dir())
     rates: dict[str, dict[str, float]] = {}
     print(f"Normalizer: {DEFAULT_NORMALIZER.name}; noise of seed {sets.SEED}.\n")
@@ -120,7 +120,7 @@ def read(path: Path) -> list[dict]:
 
 
 def names_right(arguments: argparse.Namespace) -> None:
-    """Print how many names are right without and with a word list, here and by faster-whisper."""
+    """Print how many names are correct without and with a word list, here and with faster-whisper."""
     for set_name in arguments.sets:
         listed = names.NAMES[set_name]
         utterances = list(sets.utterances(arguments.data, set_name))
@@ -134,7 +134,7 @@ def names_right(arguments: argparse.Namespace) -> None:
 
 
 def aligned(arguments: argparse.Namespace) -> None:
-    """Print how far word times are from those of forced alignment."""
+    """Print the differences of word times from forced alignment."""
     recognizer = systems.load_whisper(arguments.model, arguments.threads)
     print("| time | words | median difference | 90th percentile | median, signed |\n|---|---|---|---|---|")
     for name in arguments.sets:
@@ -142,7 +142,7 @@ def aligned(arguments: argparse.Namespace) -> None:
 
 
 def invented(arguments: argparse.Namespace) -> None:
-    """Print the words found where nobody speaks."""
+    """Print the words that are recognized in sound without speech."""
     nonspeech.run(arguments.data, systems.load_whisper(arguments.model, arguments.threads))
 
 

@@ -1,4 +1,4 @@
-"""What the recognizer's figures are measured on: recordings with texts, as they are and with noise."""
+"""Evaluation sets of the recognizer: recordings with texts, clean and with added noise."""
 
 from __future__ import annotations
 

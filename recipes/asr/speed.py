@@ -1,4 +1,4 @@
-"""Speed and memory of whole processes on 20 minutes of speech, in turns, so that all meet the same machine."""
+"""Speed and memory of whole processes on 20 minutes of speech, in turns, so that all run under the same load."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ NBEST = 10
 
 
 def load(system: str, model: str, beam: int, nbest: int, threads: int) -> Recognize:
-    """Return what takes (T,) float32 at 16 kHz of English speech and gives texts."""
+    """Return a function from (T,) float32 at 16 kHz of English speech to texts."""
     if system == "faster-whisper":
         return _faster_whisper(model, beam, threads)
     if system == "sphinx":
@@ -26,7 +26,7 @@ def load(system: str, model: str, beam: int, nbest: int, threads: int) -> Recogn
     recognizer = load_whisper(model, threads)
 
     def recognize(waveform: np.ndarray) -> Hypotheses:
-        if nbest > 1:  # the utterance as one stretch, as the test sets cut them
+        if nbest > 1:  # one stretch per utterance, as cut in the test sets
             return list(recognizer.recognize(waveform, nbest).texts)
         stretches = recognizer.recognize_stream([waveform])
         return [" ".join(stretch.nbest.best for stretch in stretches if not stretch.rejected)]

@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with audio/speech and audio/noise")
     parser.add_argument("--part", choices=["tune", "report"], default="report")
-    parser.add_argument("--hours", type=float, default=0.0, help="also stream this many hours with speech now and then")
+    parser.add_argument("--hours", type=float, default=0.0, help="also stream this many hours with occasional speech")
     for field in dataclasses.fields(VadOptions):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=float, default=field.default)
     arguments = vars(parser.parse_args())
@@ -68,20 +68,20 @@ def print_noise(data: Path, part: str, options: VadOptions, detector: SpeechDete
     seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     files: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for row, waveform in noises(data, part):
-        found = sum(len(segment.waveform) for segment in speech_segments([waveform], options, detector)) / RATE
+        detected_s = sum(len(segment.waveform) for segment in speech_segments([waveform], options, detector)) / RATE
         kind = APART.get(row["label"]) or APART.get(row["id"]) or ("human" if row["label"] in HUMAN else "other")
         kind = "instrumental music" if kind == "other" and row["label"] == "music" else kind
-        seconds[kind][0] += found
+        seconds[kind][0] += detected_s
         seconds[kind][1] += len(waveform) / RATE
-        files[kind][0] += found > 0
+        files[kind][0] += detected_s > 0
         files[kind][1] += 1
     print("\n| noise | recordings | minutes | with a detection | s of false alarm per minute |\n|---|---|---|---|---|")
-    for kind, (found, total) in sorted(seconds.items()):
-        print(f"| {kind} | {files[kind][1]} | {total / 60:.1f} | {files[kind][0]} | {60 * found / total:.2f} |")
+    for kind, (detected_s, total) in sorted(seconds.items()):
+        print(f"| {kind} | {files[kind][1]} | {total / 60:.1f} | {files[kind][0]} | {60 * detected_s / total:.2f} |")
 
 
 def print_speech(data: Path, part: str, options: VadOptions, detector: SpeechDetector) -> None:
-    """Print how much of the speech is missed and how much else is included, by corpus, level and noise."""
+    """Print how much speech is missed and how much other sound is included, by corpus, level and noise."""
     sounds = [waveform for row, waveform in noises(data, part) if not is_speech(row) and len(waveform) >= 4 * RATE]
     print(
         "\n| condition | utterances | s of speech | missed % | first / last 100 ms missed | other sound included % |"
@@ -100,14 +100,14 @@ def print_speech(data: Path, part: str, options: VadOptions, detector: SpeechDet
                 scene = add_noise(clean, sound, snr_db + padding_db)
             scene = scene / np.abs(scene).max() * 10 ** (peak_db / 20)
             scene = (np.round(scene * 32768) / 32768).astype(np.float32)  # as a 16-bit file has it
-            found = compared(reference, list(speech_segments([scene], options, detector)))
-            counts[name].append(found)
+            counted = compared(reference, list(speech_segments([scene], options, detector)))
+            counts[name].append(counted)
             if name == "as recorded":
-                counts[f"of these {corpus}"].append(found)
+                counts[f"of these {corpus}"].append(counted)
         for title, rows in counts.items():
             speech, missed, other, included, first, last = np.sum(rows, axis=0)
-            share = f"{100 * missed / speech:.2f} | {first:.0f} / {last:.0f} | {100 * included / other:.0f}"
-            print(f"| {title} | {len(rows)} | {speech / RATE:.0f} | {share} |", flush=True)
+            columns = f"{100 * missed / speech:.2f} | {first:.0f} / {last:.0f} | {100 * included / other:.0f}"
+            print(f"| {title} | {len(rows)} | {speech / RATE:.0f} | {columns} |", flush=True)
 
 
 def compared(reference: np.ndarray, segments: list[Segment]) -> np.ndarray:
@@ -124,7 +124,7 @@ def compared(reference: np.ndarray, segments: list[Segment]) -> np.ndarray:
 
 
 def print_speed(data: Path, options: VadOptions, detector: SpeechDetector) -> None:
-    """Print how many seconds of sound a second of computing takes."""
+    """Print how many seconds of sound are processed per second."""
     joined = np.concatenate([waveform for _, waveform in utterances(data, "report")])
     begin, begin_cpu = time.perf_counter(), time.process_time()
     count = sum(1 for _ in speech_segments([joined], options, detector))
@@ -184,7 +184,7 @@ def dynamics_db(waveform: np.ndarray) -> float:
 def speech_mask(waveform: np.ndarray) -> np.ndarray:
     """Return (T,) bool: at most 35 dB below the loudest 10 ms, from the first to the last such place of 30 ms or more.
 
-    Pauses inside are left out where they are longer than 0.2 s.
+    Pauses of more than 0.2 s are excluded.
     """
     step = RATE // 100
     frames = np.square(waveform[: len(waveform) // step * step], dtype=np.float64).reshape(-1, step).mean(axis=1)

@@ -1,4 +1,4 @@
-"""Word times against forced alignment: Whisper's words of a text beside pocketsphinx's alignment of the reference."""
+"""Word times of Whisper compared with pocketsphinx's forced alignment of the reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from audio_llm.text import DEFAULT_NORMALIZER
 
 
 def run(data: Path, name: str, recognizer: WhisperRecognizer) -> None:
-    """Print the differences of starts and ends, over the words that both have."""
+    """Print the differences of starts and ends of the common words."""
     sphinx = SphinxRecognizer()
     starts: list[float] = []
     ends: list[float] = []
@@ -44,7 +44,7 @@ def run(data: Path, name: str, recognizer: WhisperRecognizer) -> None:
 
 
 def _same(expected: list[str], written: list[str]) -> list[tuple[int, int]]:
-    """Return the places of words that both lists have, in order."""
+    """Return the indices of words that both lists have, in order."""
     pairs: list[tuple[int, int]] = []
     source = target = 0
     for step in [*edits(expected, written), None]:

@@ -18,7 +18,7 @@ from audio_llm.align import count_edits
 from audio_llm.asr.ctc import CtcPosteriors, CtcRecognizer, load_network, save_ctc
 from audio_llm.asr.ctc_data import CLEAN, SpeechItem, items_from_rows, items_from_texts, make_waveform, pack
 from audio_llm.asr.ctc_search import SearchSettings, WordPrior
-from audio_llm.asr.ctc_train import hear_packed, log_probs_packed
+from audio_llm.asr.ctc_train import log_probs_packed, recognize_packed
 from audio_llm.lm.ngram import load_ngram
 from audio_llm.nbest import NBest
 from audio_llm.text import DEFAULT_NORMALIZER
@@ -91,7 +91,7 @@ def write_pairs(packs: Path, model_dir: Path, output: Path) -> None:
     network = load_network(model_dir)
     rows = []
     for name in (name for name in ("spoken", "recorded") if (packs / name).exists()):
-        for reference, texts in hear_packed(network, packs / name, PAIR_PASSES, PAIR_DROPOUT, data.SEED):
+        for reference, texts in recognize_packed(network, packs / name, PAIR_PASSES, PAIR_DROPOUT, data.SEED):
             words = reference.split()
             near = [t for t in texts if count_edits(words, t.split()).errors <= MAX_ERRORS * len(words)]
             if near:
@@ -115,7 +115,7 @@ def report(folder: Path, model_dir: Path, limit: int) -> str:
         greedy, searched = [], []
         for item in items:
             waveform = make_waveform(item, CLEAN)
-            greedy.append(recognizer.listen(waveform).spell())
+            greedy.append(recognizer.posteriors(waveform).greedy_text())
             searched.append(recognizer.recognize(waveform).best)
         counts = metrics.word_errors(references, searched)
         shuffled = metrics.word_errors(references, [*searched[1:], searched[0]])

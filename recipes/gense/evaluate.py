@@ -12,9 +12,9 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-from closed_set import ClosedSet
 from measure import Pair
 from noisy_sets import ONE_VOICE
+from sentence_id import SentenceIdentifier
 from systems import Report, System
 
 from audio_llm.asr.ctc import CtcRecognizer
@@ -68,7 +68,7 @@ class Evaluator:
     def __init__(self, tokenizer: S3Tokenizer | None, teacher: SpeakerEncoder | None, texts: Sequence[str]) -> None:
         self.tokenizer, self.teacher = tokenizer, teacher
         self.recognizer = CtcRecognizer.load("ctc-small")
-        self.closed_set = ClosedSet(texts)
+        self.sentence_id = SentenceIdentifier(texts)
 
     def evaluate(self, pair: Pair, enhanced: np.ndarray, seed: int) -> dict[str, Any]:
         """Return all figures of one output."""
@@ -78,8 +78,8 @@ class Evaluator:
             "heard": self.recognizer.recognize(enhanced, 1).best,
             "words": words,
         }
-        if self.closed_set.usable(words):
-            row["picked"] = self.closed_set.picks(enhanced, words, seed)
+        if self.sentence_id.usable(words):
+            row["picked"] = self.sentence_id.identifies(enhanced, words, seed)
         if self.tokenizer is not None:
             row["token_distance"], row["token_errors"] = token_errors(self.tokenizer, pair.clean, enhanced)
         if self.teacher is not None:

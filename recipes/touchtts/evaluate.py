@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from closed_set import SENTENCES, ClosedSet
+from sentence_id import SENTENCES, SentenceIdentifier
 
 from audio_llm.asr.ctc import CtcRecognizer
 from audio_llm.codec.codec import SpeechCodec
@@ -47,14 +47,14 @@ class HeldOutSentence:
     words: str
 
 
-def held_out(pack: UtterancePack, voice: str, count: int) -> tuple[list[HeldOutSentence], ClosedSet]:
+def held_out(pack: UtterancePack, voice: str, count: int) -> tuple[list[HeldOutSentence], SentenceIdentifier]:
     """Return sentences of a voice, each text once, in pocketsphinx's vocabulary, and the identification test."""
     rows = [row for row, name in enumerate(pack.voices) if name == voice and pack.samples[row]]
     first = {DEFAULT_NORMALIZER(pack.texts[row]): row for row in reversed(rows)}
-    closed_set = ClosedSet(list(first))
-    usable = sorted(words for words in first if closed_set.usable(words))
+    sentence_id = SentenceIdentifier(list(first))
+    usable = sorted(words for words in first if sentence_id.usable(words))
     chosen = np.random.default_rng(0).permutation(usable)[:count]
-    return [HeldOutSentence(first[words], pack.texts[first[words]], words) for words in map(str, chosen)], closed_set
+    return [HeldOutSentence(first[words], pack.texts[first[words]], words) for words in map(str, chosen)], sentence_id
 
 
 def systems(
@@ -108,7 +108,7 @@ def ladder(
     names: Sequence[str] = (),
 ) -> Iterator[str]:
     """Yield the table of the intelligibility of each system; earlier measurements of the same model are reused."""
-    sentences, closed_set = held_out(pack, voice, count)
+    sentences, sentence_id = held_out(pack, voice, count)
     recognizer = CtcRecognizer.load(RECOGNIZER)
     rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()] if output.exists() else []
     known = {(row["system"], row["words"]): row for row in rows if row["made_by"] == fingerprint}
@@ -125,7 +125,7 @@ def ladder(
                 row = known.get((name, sentence.words))
                 if row is None:
                     row = {"system": name, "words": sentence.words, "made_by": fingerprint}
-                    row |= _measured(make(number), sentence, number, closed_set, recognizer)
+                    row |= _measured(make(number), sentence, number, sentence_id, recognizer)
                     file.write(json.dumps(row) + "\n")
                     file.flush()
                 measured.append(row)
@@ -133,12 +133,16 @@ def ladder(
 
 
 def _measured(
-    waveform: np.ndarray, sentence: HeldOutSentence, number: int, closed_set: ClosedSet, recognizer: CtcRecognizer
+    waveform: np.ndarray,
+    sentence: HeldOutSentence,
+    number: int,
+    sentence_id: SentenceIdentifier,
+    recognizer: CtcRecognizer,
 ) -> dict[str, Any]:
     waveform = np.pad(waveform, 1600)  # recognizers need some silence around speech
     text = DEFAULT_NORMALIZER(recognizer.recognize(waveform, 1).best)
     return {
-        "picked": closed_set.picks(waveform, sentence.words, number),
+        "picked": sentence_id.identifies(waveform, sentence.words, number),
         "text": text,
         "ovrl": dnsmos(waveform).ovrl,
         "seconds": waveform.size / 16_000 - 0.2,

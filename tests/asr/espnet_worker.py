@@ -55,7 +55,7 @@ OPTIONS = {
 
 
 def main(manifest: Path, folder: Path) -> dict[str, object]:
-    """Train, save, load and decode; return what the test looks at."""
+    """Train, save, load and decode; return what the test checks."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     import_espnet()

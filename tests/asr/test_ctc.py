@@ -1,8 +1,9 @@
-"""The CTC recogniser: exact scores, search and alignment against brute force, training on toy speech."""
+"""The CTC recognizer: exact scores, search and alignment against brute force, training on toy speech."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -280,7 +281,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_trained_on_toy_speech_it_hears_new_words(trained: Path) -> None:
+def test_trained_on_toy_speech_it_recognizes_new_words(trained: Path) -> None:
     recognizer = ctc.CtcRecognizer.load(trained / "best")
     rng = np.random.default_rng(9)
     texts = ["abc de", "dead bee", "cab ace"]
@@ -302,14 +303,14 @@ def test_trained_on_toy_speech_it_hears_new_words(trained: Path) -> None:
         assert int(np.argmax(np.array(scores, dtype=float))) == row  # the true text fits its own sound best
 
 
-def test_a_pack_is_heard_again_each_time_worse(trained: Path) -> None:
+def test_a_pack_is_recognized_repeatedly_with_more_errors(trained: Path) -> None:
     network = ctc.load_network(trained / "best")
-    heard = ctc_train.hear_packed(network, trained.parent / "tune", passes=2, dropout=0.3, seed=1)
-    again = ctc_train.hear_packed(network, trained.parent / "tune", passes=2, dropout=0.3, seed=1)
-    assert heard == again
-    assert all(len(texts) == 2 for _, texts in heard)
-    errors = [sum(count_edits(r.split(), t[n].split()).errors for r, t in heard) for n in (0, 1)]
-    words = sum(len(reference.split()) for reference, _ in heard)
+    rows = ctc_train.recognize_packed(network, trained.parent / "tune", passes=2, dropout=0.3, seed=1)
+    again = ctc_train.recognize_packed(network, trained.parent / "tune", passes=2, dropout=0.3, seed=1)
+    assert rows == again
+    assert all(len(texts) == 2 for _, texts in rows)
+    errors = [sum(count_edits(r.split(), t[n].split()).errors for r, t in rows) for n in (0, 1)]
+    words = sum(len(reference.split()) for reference, _ in rows)
     assert errors[0] < errors[1]
     assert errors[0] / words < 0.4
 
@@ -392,7 +393,7 @@ def write_recordings(folder: Path, count: int) -> list[dict[str, str]]:
     return rows
 
 
-def test_phones_are_labelled_at_the_middle_of_each_frame() -> None:
+def test_phones_are_labeled_at_the_middle_of_each_frame() -> None:
     phones = [Phone("pau", 0.05), Phone("sh", 0.08), Phone("strange", 0.1)]
     labels = ctc_data.phone_labels(phones, 12).tolist()
     pause, hiss = 1 + PHONES.index("pau"), 1 + PHONES.index("sh")
@@ -445,6 +446,15 @@ def test_pack_is_resumable_and_the_same_every_time(tmp_path: Path) -> None:
     assert not np.array_equal(reader[0]["mel"], reader[1]["mel"])  # the copy has another voice
     with pytest.raises(DataError, match="other items or settings"):
         ctc_data.pack(items, tmp_path / "a", ctc_data.PackConfig(shard_items=5))
+
+
+def test_plans_are_hashed_under_the_keys_of_earlier_versions(tmp_path: Path) -> None:
+    item = ctc_data.SpeechItem("x", "")
+    ctc_data.pack([item], tmp_path, ctc_data.CLEAN)
+    clean = dataclasses.asdict(ctc_data.CLEAN.recorded)
+    settings = {"max_seconds": 20.0, "recorded": clean, "shard_items": 200, "spoken": clean}
+    digest = hashlib.sha256((json.dumps(settings, sort_keys=True) + repr(item)).encode()).hexdigest()
+    assert (tmp_path / "plan.txt").read_text() == digest
 
 
 def test_pack_counts_what_it_leaves_out(tmp_path: Path) -> None:

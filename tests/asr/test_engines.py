@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import audio_llm
-from audio_llm.asr.engines import Choice, load_recognizer, resolve_recognizer
+from audio_llm.asr.engines import ResolvedRecognizer, load_recognizer, resolve_recognizer
 from audio_llm.asr.vad import VadOptions
 from audio_llm.asr.whisper import WhisperOptions
 from audio_llm.asr.whisper_decode import DecodeOptions
@@ -38,11 +38,11 @@ def transformers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_auto_is_base_before_tiny_en_before_pocketsphinx(
     cache: Path, tiny_whisper: Path, tiny_whisper_en: Path
 ) -> None:
-    assert resolve_recognizer("auto") == Choice("sphinx", None)
+    assert resolve_recognizer("auto") == ResolvedRecognizer("sphinx", None)
     install(cache, tiny_whisper_en, "whisper-tiny.en")
-    assert resolve_recognizer("auto") == Choice("whisper", "whisper-tiny.en")
+    assert resolve_recognizer("auto") == ResolvedRecognizer("whisper", "whisper-tiny.en")
     install(cache, tiny_whisper, "whisper-base")
-    assert resolve_recognizer("auto") == Choice("whisper", "whisper-base")
+    assert resolve_recognizer("auto") == ResolvedRecognizer("whisper", "whisper-base")
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,18 @@ def test_auto_takes_no_english_only_model_for_other_languages(
     cache: Path, tiny_whisper: Path, tiny_whisper_en: Path, options: WhisperOptions
 ) -> None:
     install(cache, tiny_whisper_en, "whisper-tiny.en")
-    assert resolve_recognizer("auto", options=WhisperOptions(language="en")) == Choice("whisper", "whisper-tiny.en")
+    assert resolve_recognizer("auto", options=WhisperOptions(language="en")) == ResolvedRecognizer(
+        "whisper", "whisper-tiny.en"
+    )
     with pytest.raises(ModelNotFoundError, match="`audio-llm models get whisper-base`"):
         resolve_recognizer("auto", options=options)
     install(cache, tiny_whisper, "whisper-base")
-    assert resolve_recognizer("auto", options=options) == Choice("whisper", "whisper-base")
+    assert resolve_recognizer("auto", options=options) == ResolvedRecognizer("whisper", "whisper-base")
 
 
 @pytest.mark.parametrize("options", [WhisperOptions(), WhisperOptions(hotwords=("Whitby",), language="en")])
 def test_auto_is_pocketsphinx_where_that_can_do_what_is_asked(cache: Path, options: WhisperOptions) -> None:
-    assert resolve_recognizer("auto", options=options) == Choice("sphinx", None)
+    assert resolve_recognizer("auto", options=options) == ResolvedRecognizer("sphinx", None)
 
 
 @pytest.mark.parametrize(
@@ -78,28 +80,30 @@ def test_auto_names_the_missing_model_where_pocketsphinx_cannot(cache: Path, opt
 )
 def test_every_alias_of_an_installed_model_loads_it(cache: Path, tiny_whisper_en: Path, name: str) -> None:
     install(cache, tiny_whisper_en, "whisper-tiny.en")
-    assert resolve_recognizer(name) == Choice("whisper", name)
+    assert resolve_recognizer(name) == ResolvedRecognizer("whisper", name)
     recognizer = load_recognizer(name)
     assert (recognizer.name, recognizer.version) == ("whisper", "whisper-tiny.en")
-    assert resolve_recognizer("whisper", name) == resolve_recognizer("auto", name) == Choice("whisper", name)
+    assert (
+        resolve_recognizer("whisper", name) == resolve_recognizer("auto", name) == ResolvedRecognizer("whisper", name)
+    )
 
 
 def test_the_folder_of_a_ctranslate2_model_is_whisper(cache: Path, tiny_whisper: Path) -> None:
-    assert resolve_recognizer(str(tiny_whisper)) == Choice("whisper", str(tiny_whisper))
+    assert resolve_recognizer(str(tiny_whisper)) == ResolvedRecognizer("whisper", str(tiny_whisper))
     assert load_recognizer(str(tiny_whisper)).name == "whisper"
 
 
 def test_the_folder_of_a_transformers_model_is_whisper_torch(cache: Path, transformers_folder: Path) -> None:
-    expected = Choice("whisper-torch", str(transformers_folder))
+    expected = ResolvedRecognizer("whisper-torch", str(transformers_folder))
     assert resolve_recognizer(str(transformers_folder)) == expected
     assert resolve_recognizer("whisper", str(transformers_folder)) == expected
     assert resolve_recognizer("whisper-torch", str(transformers_folder)) == expected
 
 
 def test_an_engine_takes_its_own_model(cache: Path) -> None:
-    assert resolve_recognizer("sphinx") == Choice("sphinx", None)
-    assert resolve_recognizer("ctc") == Choice("ctc", "ctc-small")
-    assert resolve_recognizer("ctc", "mine") == Choice("ctc", "mine")
+    assert resolve_recognizer("sphinx") == ResolvedRecognizer("sphinx", None)
+    assert resolve_recognizer("ctc") == ResolvedRecognizer("ctc", "ctc-small")
+    assert resolve_recognizer("ctc", "mine") == ResolvedRecognizer("ctc", "mine")
 
 
 @pytest.mark.parametrize(
@@ -177,8 +181,8 @@ def test_the_public_page_loads_a_recognizer_by_name_or_folder(
         audio_llm.Recognizer.load(str(tiny_whisper), language="en"),
         audio_llm.load(tiny_whisper),
     ):
-        heard = recognizer.recognize(waveform, nbest=5)
-        assert 0 <= len(heard.hypotheses) <= 5
+        result = recognizer.recognize(waveform, nbest=5)
+        assert 0 <= len(result.hypotheses) <= 5
         likely, unlikely = recognizer.score(waveform, ["ba be", "ba be bi"])
         assert likely is not None
         assert likely > unlikely

@@ -123,7 +123,7 @@ def test_files_are_found_as_espnet_writes_them(tmp_path):
     (folder / "valid.acc.best.pth").unlink()
     assert espnet_files.find_files(folder).weights.name == "3epoch.pth"
     torch.save({}, folder / "4epoch.pth")
-    with pytest.raises(ModelNotFoundError, match="2 weight files"):
+    with pytest.raises(ModelNotFoundError, match="2 ambiguous weight files"):
         espnet_files.find_files(folder)
     save_file({"a": torch.ones(1)}, folder / "model.safetensors")
     assert espnet_files.find_files(folder).weights.name == "model.safetensors"
@@ -219,7 +219,7 @@ def write_manifest(folder: Path, count: int = 8) -> Path:
 
 
 def _sample_rows() -> list[tuple[Path, str, float]]:
-    """Return (file, normalised text, seconds) of the sample recordings."""
+    """Return (file, normalized text, seconds) of the sample recordings."""
     samples = ROOT / "samples" / "speech"
     return [
         (row.audio_filepath, " ".join(re.findall("[a-z']+", (row.text or "").lower())), row.duration or 0.0)

@@ -1,4 +1,4 @@
-"""Listed names and terms keep their capitals, and words that only look like them keep theirs."""
+"""Listed names and terms get their capitals, and other words that resemble them do not."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_the_dictionary_is_read_in_its_first_readings(dictionary: dict[str, tupl
     assert all(module._NAMES[letter].split() == list(dictionary[f"{letter}."]) for letter in LETTERS)
 
 
-def test_phones_of_known_guessed_and_unsayable_words() -> None:
+def test_phones_of_known_guessed_and_unpronounceable_words() -> None:
     assert phones_of("cat") == ("K", "AE", "T")
     assert phones_of("murdoch") == phones_of("murdock")
     assert phones_of("brillig") == tuple(pronounce("brillig").split())

@@ -81,7 +81,7 @@ def test_endless_speech_is_cut_at_the_quietest_place() -> None:
     assert 24.0 <= len(first.waveform) / RATE <= 24.25
 
 
-def test_cut_that_falls_behind_the_last_word() -> None:
+def test_cut_after_the_last_word() -> None:
     """A cut in a pause that then goes on must not leave an empty segment."""
     for length in np.arange(9.2, 10.2, 0.09):
         found = cut(babble(length), np.zeros(3 * RATE, np.float32), babble(1), max_s=10.0)
@@ -146,7 +146,7 @@ def test_a_phrase_in_loud_noise_is_kept() -> None:
     assert any(start_s <= 10 and end_s >= 11 for start_s, end_s in spans(cut(noise)))
 
 
-def test_hiss_that_begins_behind_speech_does_not_join_segments() -> None:
+def test_hiss_that_begins_after_speech_does_not_join_segments() -> None:
     parts = [np.concatenate([babble(3, seed), quiet(1.5, 5e-4, seed)]) for seed in range(4)]
     assert len(cut(*parts)) == 4
 

@@ -1,4 +1,4 @@
-"""The embedded recogniser on the sample recordings: repeatable lists, comparable scores, preferred names."""
+"""The embedded recognizer on the sample recordings: repeatable lists, comparable scores, preferred names."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def check_list(nbest: NBest, count: int, waveform: np.ndarray) -> None:
     ],
     ids=["empty", "one sample", "silence", "below -80 dBFS", "50 ms"],
 )
-def test_nothing_said_gives_an_empty_list(recognizer: SphinxRecognizer, waveform: np.ndarray) -> None:
+def test_silence_gives_an_empty_list_of_sphinx(recognizer: SphinxRecognizer, waveform: np.ndarray) -> None:
     nbest = recognizer.recognize(waveform, 5, "quiet")
     assert (nbest.id, nbest.hypotheses, nbest.words) == ("quiet", (), ())
 
@@ -115,13 +115,13 @@ def left(recognizer: SphinxRecognizer) -> NBest:
     return recognizer.recognize(sound(GREGSON), 20)
 
 
-def test_the_name_is_not_heard_unless_preferred(left: NBest) -> None:
+def test_the_name_is_not_recognized_unless_preferred(left: NBest) -> None:
     assert "left the outer door" in left.best
     assert not any(name in text.split() for text in left.texts for name in ("gregson", "grexen"))
 
 
 @pytest.mark.parametrize("name", ["Gregson", "Grexen"], ids=["rare in the language model", "not in the dictionary"])
-def test_a_preferred_name_is_heard(name: str) -> None:
+def test_a_preferred_name_is_recognized(name: str) -> None:
     recognizer = SphinxRecognizer()
     assert recognizer.prefer([name]) == []
     nbest = recognizer.recognize(sound(GREGSON), 5)
@@ -130,7 +130,7 @@ def test_a_preferred_name_is_heard(name: str) -> None:
     assert not any("#" in text for text in nbest.texts)
     assert len(set(nbest.texts)) == len(nbest.texts) == 5
     assert recognizer.score(sound(GREGSON), [nbest.best])[0] is not None
-    assert "hands of me" in recognizer.recognize(sound(WASH)).best  # and nothing else is heard as the name
+    assert "hands of me" in recognizer.recognize(sound(WASH)).best  # and nothing else is recognized as the name
 
 
 def test_a_preferred_reading_is_taken_from_the_list_with_its_own_times(left: NBest) -> None:
@@ -144,7 +144,7 @@ def test_a_preferred_reading_is_taken_from_the_list_with_its_own_times(left: NBe
     assert 0 <= after.words[0].start_s < after.words[-1].end_s <= len(sound(GREGSON)) / RATE
 
 
-def test_words_that_cannot_be_said_are_returned_as_given() -> None:
+def test_words_without_a_pronunciation_are_returned_as_given() -> None:
     recognizer = SphinxRecognizer()
     words = ["Gregson", "Ελλάς", "", "...", "Dr. Grexen-Smythe", "東京 station", "4", "Gregson"]
     assert recognizer.prefer(words) == ["Ελλάς", "", "...", "東京 station"]
@@ -181,7 +181,7 @@ def test_half_a_minute_has_a_finite_score(recognizer: SphinxRecognizer) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, text", manifest())
-def test_every_sample_gives_a_ranked_list_of_what_was_said(recognizer: SphinxRecognizer, name: str, text: str) -> None:
+def test_every_sample_gives_a_ranked_list(recognizer: SphinxRecognizer, name: str, text: str) -> None:
     nbest = recognizer.recognize(sound(name), 20)
     check_list(nbest, 20, sound(name))
     assert count_edits(text.split(), nbest.best.split()).error_rate < 1

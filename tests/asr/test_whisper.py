@@ -28,7 +28,7 @@ from audio_llm.installed import InstalledFile, Manifest, file_sha256, write_mani
 RATE = 16_000
 SAMPLES = Path(__file__).parents[2] / "samples" / "speech"
 PROJECT = Path(__file__).parents[2]
-UNGUARDED = DecodeOptions(beam_size=2, guards=False)  # the texts of random weights are unlikely
+UNCHECKED = DecodeOptions(beam_size=2, checks=False)  # the texts of random weights are unlikely
 
 Talk = Callable[..., np.ndarray]
 Hiss = Callable[..., np.ndarray]
@@ -48,7 +48,7 @@ def run(
     recognizer: WhisperRecognizer, waveform: np.ndarray, nbest: int = 1, block: int = 0, **options: Any
 ) -> list[Stretch]:
     """Recognize a recording in blocks of so many samples; 0: in one."""
-    recognizer.configure(WhisperOptions(**{"decode": UNGUARDED, **options}))
+    recognizer.configure(WhisperOptions(**{"decode": UNCHECKED, **options}))
     size = block or max(1, len(waveform))
     blocks = (waveform[start : start + size] for start in range(0, len(waveform), size))
     return list(recognizer.recognize_stream(blocks, nbest, "x"))
@@ -183,7 +183,7 @@ def test_more_than_a_window_is_refused_as_one_utterance(recognizer: WhisperRecog
 
 
 def test_hypotheses_are_distinct_and_ranked_by_score_per_token(english: WhisperRecognizer, hiss: Hiss) -> None:
-    english.configure(WhisperOptions(decode=UNGUARDED))
+    english.configure(WhisperOptions(decode=UNCHECKED))
     for seed in range(4):
         result = english.recognize(hiss(2, seed), nbest=10, id="x")
         assert result.id == "x"
@@ -196,7 +196,7 @@ def test_hypotheses_are_distinct_and_ranked_by_score_per_token(english: WhisperR
 
 
 def test_words_are_those_of_the_best_hypothesis(english: WhisperRecognizer, hiss: Hiss) -> None:
-    english.configure(WhisperOptions(decode=UNGUARDED))
+    english.configure(WhisperOptions(decode=UNCHECKED))
     for seconds in (0.02, 0.03, 0.5, 3, 30):
         result = english.recognize(hiss(seconds))
         assert [word.text for word in result.words] == result.best.split()
@@ -205,7 +205,7 @@ def test_words_are_those_of_the_best_hypothesis(english: WhisperRecognizer, hiss
 
 
 def test_texts_are_scored_and_what_cannot_be_scored_is_none(english: WhisperRecognizer, hiss: Hiss) -> None:
-    english.configure(WhisperOptions(decode=UNGUARDED))
+    english.configure(WhisperOptions(decode=UNCHECKED))
     scores = english.score(hiss(1), ["fa be", "", "fa be", "ba " * 441, "fa"])
     assert [score is None for score in scores] == [False, True, False, True, False]
     assert scores[0] == pytest.approx(scores[2], abs=1e-3)
@@ -249,7 +249,7 @@ def test_texts_do_not_depend_on_batches_and_workers(tiny_whisper_en: Path, talk:
 
 
 def test_stretches_come_while_the_recording_goes_on(english: WhisperRecognizer, talk: Talk) -> None:
-    english.configure(WhisperOptions(decode=UNGUARDED))
+    english.configure(WhisperOptions(decode=UNCHECKED))
     read = 0
 
     def blocks() -> Iterator[np.ndarray]:
@@ -327,7 +327,7 @@ def test_words_lie_in_order_within_the_recording(parts: list[tuple[int, float]],
     rng = np.random.default_rng(sum(size for size, _ in parts))
     sounds = [level * rng.standard_normal(size) for size, level in parts]
     waveform = np.concatenate([*sounds, np.zeros(500)]).astype(np.float32)
-    recognizer.configure(WhisperOptions(vad=False, decode=UNGUARDED))
+    recognizer.configure(WhisperOptions(vad=False, decode=UNCHECKED))
     assert_times(list(recognizer.recognize_stream([waveform], 2 if apart else 1)), len(waveform) / RATE)
 
 
@@ -391,7 +391,7 @@ def test_the_language_is_detected_from_the_first_windows_with_its_probability(
     assert f"language: {language} (probability {probability:.2f})" in caplog.text
 
 
-def test_silence_in_front_of_speech_does_not_change_the_language(recognizer: WhisperRecognizer, talk: Talk) -> None:
+def test_leading_silence_does_not_change_the_language(recognizer: WhisperRecognizer, talk: Talk) -> None:
     waveform = talk((0, 1, 2))
     late = np.concatenate([np.zeros(40 * RATE + 5, np.float32), waveform])
     one, two = run(recognizer, waveform), run(recognizer, late)
@@ -438,7 +438,7 @@ def contexts(model: FakeWhisper) -> list[str]:
     return [model.tokens.decode(prompt[1 : prompt.index(model.tokens.start)]) for prompt in model.prompts]
 
 
-def test_the_prompt_is_in_front_of_every_window(tiny_whisper: Path, hiss: Hiss) -> None:
+def test_the_prompt_precedes_every_window(tiny_whisper: Path, hiss: Hiss) -> None:
     for batch_size in (1, 4):
         recognizer, model = fake_recognizer(
             tiny_whisper, always("du da"), vad=False, prompt="ba be", hotwords=("gogo", "gaga"), batch_size=batch_size
@@ -485,6 +485,6 @@ def test_words_that_do_not_fit_into_the_prompt_are_returned(tiny_whisper: Path, 
     assert len(model.prompts[0]) <= 1 + CONTEXT_TOKENS + 4
 
 
-def test_a_prompt_that_is_too_long_is_said(tiny_whisper: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_prompt_that_is_too_long_is_a_warning(tiny_whisper: Path, caplog: pytest.LogCaptureFixture) -> None:
     fake_recognizer(tiny_whisper, always(""), prompt="ba " * 300)
     assert "prompt and hotwords have 300 tokens, of which the last 223 count" in caplog.text

@@ -106,7 +106,7 @@ def test_a_loop_that_the_end_of_the_window_cuts_leaves_nothing_of_it(tiny_whispe
     assert stretch.nbest.best == "fa ba be bi bo bu da"
 
 
-def test_what_follows_a_loop_is_kept(tiny_whisper: Path) -> None:
+def test_text_after_a_loop_is_kept(tiny_whisper: Path) -> None:
     recognizer, _ = fake_recognizer(tiny_whisper, always("ba be " * 20 + "fo fu"), vad=False)
     (stretch,) = stretches(recognizer)
     assert stretch.nbest.best == "ba be fo fu"
@@ -181,7 +181,7 @@ def test_few_unlikely_words_count_where_the_detector_of_speech_was_sure(
 
 
 def test_without_checks_every_text_is_taken_as_it_is(tiny_whisper: Path) -> None:
-    options = DecodeOptions(beam_size=2, guards=False)
+    options = DecodeOptions(beam_size=2, checks=False)
     recognizer, model = fake_recognizer(tiny_whisper, always("ba " * 60, -9.0, 1.0), vad=False, decode=options)
     (stretch,) = stretches(recognizer)
     assert len(stretch.nbest.best.split()) == 60
@@ -215,7 +215,7 @@ def test_nothing_is_left_of_a_prompt_on_a_window_without_speech(tiny_whisper: Pa
     assert stretches(recognizer) == []
 
 
-def test_words_of_the_prompt_that_are_said_among_others_are_kept(tiny_whisper: Path) -> None:
+def test_spoken_words_that_are_also_in_the_prompt_are_kept(tiny_whisper: Path) -> None:
     text = "du ba be fo bi bo fa"
     recognizer, model = fake_recognizer(tiny_whisper, always(text), vad=False, prompt="ba be bi bo")
     (stretch,) = stretches(recognizer)

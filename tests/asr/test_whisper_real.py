@@ -76,7 +76,7 @@ def test_short_utterances_with_pauses_between_all_come_once(real: WhisperRecogni
             assert times == 2, (number, probe, together)
 
 
-def test_a_word_list_prints_no_name_that_is_not_said(real: WhisperRecognizer, talk: Talk, hiss: Hiss) -> None:
+def test_a_word_list_inserts_no_name(real: WhisperRecognizer, talk: Talk, hiss: Hiss) -> None:
     names = ["Szymborska", "Quetzalcoatl", "Thunberg", "Ngugi", "Kierkegaard", "Popocatepetl", "Wojciech", "Reykjavik"]
     real.configure(WhisperOptions())
     assert real.prefer(names) == []
@@ -89,7 +89,7 @@ def test_a_word_list_prints_no_name_that_is_not_said(real: WhisperRecognizer, ta
             assert "glossary" not in found
 
 
-def test_silence_in_front_changes_nothing_in_the_text(real: WhisperRecognizer, talk: Talk) -> None:
+def test_leading_silence_does_not_change_the_text(real: WhisperRecognizer, talk: Talk) -> None:
     waveform = talk((0, 1, 2))
     late = np.concatenate([np.zeros(40 * RATE, np.float32), waveform])
     assert words_of(recognized(real, late)) == words_of(recognized(real, waveform))
@@ -141,7 +141,7 @@ def test_a_speaker_who_repeats_a_word_is_written_so(real: WhisperRecognizer, tal
     assert max(Counter(found).values()) >= 4, found
 
 
-def test_music_and_silence_in_front_do_not_change_the_language(whisper_base: Path) -> None:
+def test_leading_music_and_silence_do_not_change_the_language(whisper_base: Path) -> None:
     recognizer = WhisperRecognizer.load(whisper_base)
     german = audio.read(SAMPLES / "synthetic-german-espeak-ng.opus")
     time_s = np.arange(40 * RATE) / RATE
@@ -153,7 +153,7 @@ def test_music_and_silence_in_front_do_not_change_the_language(whisper_base: Pat
         assert all(0.5 < (stretch.language_probability or 0.0) <= 1.0 for stretch in stretches)
 
 
-def test_two_languages_are_told_apart_where_several_are_expected(whisper_base: Path, talk: Talk) -> None:
+def test_two_languages_are_distinguished_where_several_are_expected(whisper_base: Path, talk: Talk) -> None:
     recognizer = WhisperRecognizer.load(whisper_base)
     german = audio.read(SAMPLES / "synthetic-german-espeak-ng.opus")
     both = np.concatenate([talk(range(6)), np.zeros(5 * RATE, np.float32), german])
@@ -178,7 +178,7 @@ def test_a_killed_process_costs_the_windows_it_was_at(whisper_tiny_en: Path, tal
     again = subprocess.run(
         [*command, str(tmp_path / "killed")], cwd=PROJECT, capture_output=True, text=True, check=True
     )
-    assert "went on at" in again.stderr
+    assert "resumed at" in again.stderr
     whole, both = ((tmp_path / name / "long.txt").read_text().split() for name in ("whole", "killed"))
     assert len(both) == pytest.approx(len(whole), rel=0.02)
     assert both[:10] == whole[:10]

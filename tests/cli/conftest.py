@@ -1,4 +1,4 @@
-"""A recognizer and a corrector that need no model, for the command line's own behaviour."""
+"""A recognizer and a corrector that need no model, for the command line's own behavior."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from audio_llm import audio
 from audio_llm.asr import engines
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
-from audio_llm.asr.engines import Choice, resolve_recognizer
+from audio_llm.asr.engines import ResolvedRecognizer, resolve_recognizer
 from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.correction import Correction
 from audio_llm.nbest import Hypothesis, NBest, Word
@@ -66,9 +66,9 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     """Put fakes in place of every recognizer and corrector; `auto` is pocketsphinx, and models need not exist."""
     both = Fakes()
 
-    def resolve(name: str, model: str | None = None, options: Any = None) -> Choice:
+    def resolve(name: str, model: str | None = None, options: Any = None) -> ResolvedRecognizer:
         if name == engines.AUTO or name in engines.ENGINES:
-            return Choice("sphinx" if name == engines.AUTO else name, model)
+            return ResolvedRecognizer("sphinx" if name == engines.AUTO else name, model)
         return resolve_recognizer(name, model, options)
 
     def load_recognizer(*arguments: Any) -> Fakes:
@@ -93,7 +93,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     monkeypatch.setattr(load, "list_length", lambda *arguments: 1)
     monkeypatch.setattr(
         load,
-        "load_beside",
+        "load_in_process",
         lambda asr, words, name, model, decode, device, hypotheses: load_corrector(name, model, None, decode, device),
     )
     return both

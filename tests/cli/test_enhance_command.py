@@ -49,7 +49,7 @@ def run(model: str, folder: Path, *more: str) -> int:
     return cli.main(["enhance", str(folder), "-o", str(folder.parent / "out"), "--model", model, *more])
 
 
-def test_a_tree_is_enhanced_and_said_on_both_streams(
+def test_a_tree_is_enhanced_with_results_on_stdout_and_progress_on_stderr(
     model: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(model, folder) == 0
@@ -124,7 +124,7 @@ def test_the_report_outlives_a_stop_and_is_whole_after_all_runs(model: str, brok
     names = [Path(json.loads(line)["input"]).name for line in report.read_text().splitlines()]
     assert names == ["a.wav", "b.flac", "b.flac", "broken.wav"]
     assert run(model, broken, "--report", str(report)) == 0  # nothing is done, nothing is lost
-    assert run(model, broken, "--report", str(report), "--mix", "1") == 0  # everything anew, in its place
+    assert run(model, broken, "--report", str(report), "--mix", "1") == 0  # all rows are replaced
     rows = [json.loads(line) for line in report.read_text().splitlines()]
     assert [Path(row["input"]).name for row in rows] == names
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_is_one_line(
     assert line in shown.err
 
 
-def test_no_sound_at_all_is_said(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_input_without_sound_files_is_an_error(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     assert run(model, tmp_path / "in", "-q") == 4
     assert "no sound file" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def run(files: dict[str, str], *more: str, look: str = "look") -> int:
     return cli.main([*command, *more])
 
 
-def test_extract_writes_and_says_what(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_extract_writes_a_file_and_prints_its_name(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(files) == 0
     shown = capsys.readouterr()
     assert shown.out == f"{files['out']}\n"
@@ -69,9 +69,9 @@ def test_extract_refuses_a_wrong_mix(
 
 def test_extract_names_the_file_and_the_remedy(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(files, look="short") == 1
-    told = capsys.readouterr().err
-    assert files["short"] in told
-    assert "record 1 to 10 s" in told
+    message = capsys.readouterr().err
+    assert files["short"] in message
+    assert "record 1 to 10 s" in message
     assert run(files, "--model", "no-such-model") == 3
     assert "no-such-model" in capsys.readouterr().err
     assert not Path(files["out"]).exists()

@@ -12,7 +12,7 @@ from audio_llm import cli
 from audio_llm.registry import NamedModel
 
 
-def test_get_prints_the_folder_and_says_on_stderr_which_source_it_uses(
+def test_get_prints_the_folder_and_the_source_on_stderr(
     tiny_model: NamedModel, model_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["models", "get", "tiny-alias", "--from", "index"]) == 0

@@ -147,7 +147,9 @@ def test_models_are_listed_described_and_verified(model: Path, capsys: pytest.Ca
     assert "tiny: all files are as recorded" in capsys.readouterr().out
 
 
-def test_verify_looks_behind_a_broken_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_checks_models_after_a_broken_one(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = hub.save_model(tmp_path / "cache" / "broken", {}, {"w": torch.zeros(4)}, "dlm", "")
     data = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(data[:-1] + b"\1")
@@ -159,7 +161,9 @@ def test_verify_looks_behind_a_broken_model(model: Path, tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize(("engine", "word_times"), [("sphinx", "yes"), ("espnet", "no")])
-def test_info_says_what_a_recogniser_gives(capsys: pytest.CaptureFixture[str], engine: str, word_times: str) -> None:
+def test_info_prints_what_a_recognizer_supports(
+    capsys: pytest.CaptureFixture[str], engine: str, word_times: str
+) -> None:
     assert cli.main(["models", "info", engine]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "word times" in line]
     assert line.split()[-1] == word_times

@@ -28,8 +28,8 @@ def record(path: Path) -> None:
     audio.write(path, np.pad(0.3 * voice / np.abs(voice).max(), RATE), RATE)
 
 
-class Heard:
-    """What stands for each recogniser: which were loaded, and what they hear."""
+class FakeRecognizers:
+    """What stands for each recognizer: which were loaded, and what they hear."""
 
     def __init__(self, fakes: Any) -> None:
         self.fakes = fakes
@@ -41,8 +41,8 @@ class Heard:
 
 
 @pytest.fixture
-def heard(fakes: Any, monkeypatch: pytest.MonkeyPatch) -> Heard:
-    found = Heard(fakes)
+def fake_recognizers(fakes: Any, monkeypatch: pytest.MonkeyPatch) -> FakeRecognizers:
+    found = FakeRecognizers(fakes)
     fakes.text = TEXT
     monkeypatch.setattr(engines, "load_recognizer", found.load)
     return found
@@ -71,39 +71,45 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_a_folder_becomes_clips(raw: Path, tmp_path: Path, heard: Heard, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_becomes_clips(
+    raw: Path, tmp_path: Path, fake_recognizers: FakeRecognizers, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert prepare(tmp_path, raw, "--second-asr", "whisper", "--second-model", "w") == 0
     shown = capsys.readouterr()
     assert [row["audio_filepath"] for row in rows(tmp_path)] == ["clips/a-0001.flac", "clips/deep__a-0001.flac"]
     assert [row["text"] for row in rows(tmp_path)] == [TEXT, f"{TEXT.capitalize()}."]
     assert [row["measure"] for row in rows(tmp_path)] == [CER, CER]
-    assert {arguments[:2] for arguments in heard.loaded} == {("ctc", None), ("whisper", "w")}
-    assert len(heard.loaded) == 2  # whisper is loaded once for both of its tasks
+    assert {arguments[:2] for arguments in fake_recognizers.loaded} == {("ctc", None), ("whisper", "w")}
+    assert len(fake_recognizers.loaded) == 2  # whisper is loaded once for both of its tasks
     assert any(line.startswith("kept ") and " 2 " in line for line in shown.out.splitlines())
     assert "[2/2]" in shown.err
     assert "2 done" in shown.err
 
 
-def test_the_same_command_goes_on(raw: Path, tmp_path: Path, heard: Heard, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_resumes(
+    raw: Path, tmp_path: Path, fake_recognizers: FakeRecognizers, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert prepare(tmp_path, raw, "--second-asr", "sphinx") == 0
     first = capsys.readouterr().out
-    heard.loaded.clear()
+    fake_recognizers.loaded.clear()
     assert prepare(tmp_path, raw, "--second-asr", "sphinx") == 0
     shown = capsys.readouterr()
-    assert heard.loaded == []
+    assert fake_recognizers.loaded == []
     assert shown.out == first
     assert "2 done by an earlier run" in shown.err
     assert prepare(tmp_path, raw, "--second-asr", "sphinx", "--min-s", "1.5", "-q") == 0
-    assert heard.loaded
+    assert fake_recognizers.loaded
 
 
-def test_its_own_clips_are_no_input(raw: Path, tmp_path: Path, heard: Heard) -> None:
+def test_clips_of_the_output_folder_are_not_inputs(
+    raw: Path, tmp_path: Path, fake_recognizers: FakeRecognizers
+) -> None:
     for _ in range(2):
         assert cli.main(["prepare", str(raw), "-o", str(raw / "out"), "--second-asr", "sphinx", "-q"]) == 0
     assert len((raw / "out" / "manifest.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_manifest_gives_texts_and_speakers(tmp_path: Path, heard: Heard) -> None:
+def test_a_manifest_gives_texts_and_speakers(tmp_path: Path, fake_recognizers: FakeRecognizers) -> None:
     record(tmp_path / "sounds" / "one.wav")
     lines = [{"audio_filepath": "../sounds/one.wav", "text": TEXT, "speaker": "ann", "duration": 4.5}]
     (tmp_path / "lists").mkdir()
@@ -115,14 +121,16 @@ def test_a_manifest_gives_texts_and_speakers(tmp_path: Path, heard: Heard) -> No
     assert audio.probe(tmp_path / "out" / row["audio_filepath"]).duration_s == row["duration"]
 
 
-def test_offsets_in_a_manifest_are_refused(tmp_path: Path, heard: Heard, capsys: pytest.CaptureFixture[str]) -> None:
+def test_offsets_in_a_manifest_are_refused(
+    tmp_path: Path, fake_recognizers: FakeRecognizers, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "all.jsonl").write_text('{"audio_filepath": "one.wav", "text": "x", "offset": 2.5}\n')
     assert prepare(tmp_path, tmp_path / "all.jsonl") == 1
     assert "offset" in error_line(capsys)
 
 
 def test_bad_files_do_not_stop_the_rest(
-    raw: Path, tmp_path: Path, heard: Heard, capsys: pytest.CaptureFixture[str]
+    raw: Path, tmp_path: Path, fake_recognizers: FakeRecognizers, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (raw / "b.wav").write_bytes(b"this is no sound")
     (raw / "c.wav").write_bytes((raw / "a.wav").read_bytes())
@@ -137,7 +145,7 @@ def test_bad_files_do_not_stop_the_rest(
 
 
 @pytest.mark.parametrize("suffix", ["json", "html"])
-def test_the_report_is_written(raw: Path, tmp_path: Path, heard: Heard, suffix: str) -> None:
+def test_the_report_is_written(raw: Path, tmp_path: Path, fake_recognizers: FakeRecognizers, suffix: str) -> None:
     report = tmp_path / "reports" / f"report.{suffix}"
     assert prepare(tmp_path, raw, "--report", report, "-q", "--second-asr", "sphinx", "--max-disagreement", "0.2") == 0
     text = report.read_text(encoding="utf-8")
@@ -162,15 +170,20 @@ def test_the_report_is_written(raw: Path, tmp_path: Path, heard: Heard, suffix: 
     ("options", "message"),
     [
         (["--report", "report.txt"], "no report of that kind"),
-        (["--asr", "siri"], "no recogniser is named 'siri'"),
-        (["--second-asr", "ctc"], "is one opinion"),
-        (["--second-model", "x"], "needs a recogniser"),
-        (["--max-disagreement", "0.5"], "one limit does not fit two measures"),
+        (["--asr", "siri"], "no recognizer is named 'siri'"),
+        (["--second-asr", "ctc"], "ctc cannot verify its own transcripts"),
+        (["--second-model", "x"], "needs a recognizer"),
+        (["--max-disagreement", "0.5"], "would limit two different measures"),
         (["--min-s", "9", "--max-s", "8"], "no clip has 9 to 8 s"),
     ],
 )
-def test_options_that_make_no_sense_are_said_before_any_work(
-    raw: Path, tmp_path: Path, heard: Heard, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+def test_invalid_options_are_reported_before_any_work(
+    raw: Path,
+    tmp_path: Path,
+    fake_recognizers: FakeRecognizers,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
 ) -> None:
     assert prepare(tmp_path, raw, *options) == 2
     assert message in error_line(capsys)
@@ -178,18 +191,18 @@ def test_options_that_make_no_sense_are_said_before_any_work(
 
 
 def test_an_option_without_effect_is_refused(
-    raw: Path, tmp_path: Path, heard: Heard, capsys: pytest.CaptureFixture[str]
+    raw: Path, tmp_path: Path, fake_recognizers: FakeRecognizers, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare(tmp_path, raw / "deep", "--asr", "ctc") == 2
     assert "every recording has its text" in error_line(capsys)
 
 
-def test_the_second_opinion_is_never_the_first(raw: Path, tmp_path: Path, heard: Heard) -> None:
+def test_the_second_recognizer_is_never_the_first(raw: Path, tmp_path: Path, fake_recognizers: FakeRecognizers) -> None:
     assert prepare(tmp_path, raw / "a.wav", "--asr", "sphinx", "-q") == 0
-    assert [arguments[0] for arguments in heard.loaded] == ["sphinx", "ctc"]
+    assert [arguments[0] for arguments in fake_recognizers.loaded] == ["sphinx", "ctc"]
 
 
-def test_no_sound_at_all_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_input_without_sound_files_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "none").mkdir()
     assert prepare(tmp_path, tmp_path / "none") == 4
     assert "no sound file" in error_line(capsys)

@@ -69,8 +69,8 @@ def test_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["score", *map(str, files)]) == 0
     spoken, letters = capsys.readouterr().out.splitlines()
     assert spoken.startswith("text    WER 25.00 % (95 % interval ")
-    assert spoken.endswith("1 substituted, 0 deleted, 1 inserted; normaliser spoken")
-    assert letters.endswith("; normaliser letters")
+    assert spoken.endswith("1 substituted, 0 deleted, 1 inserted; normalizer spoken")
+    assert letters.endswith("; normalizer letters")
 
 
 @pytest.mark.parametrize(
@@ -100,16 +100,16 @@ def test_lists_as_a_reader_sees_them(lists: Path, capsys: pytest.CaptureFixture[
     assert cli.main(["score", str(lists)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * 5
-    assert all(line.endswith("; normaliser spoken") for line in lines[:5])
-    assert all(line.endswith("; normaliser letters") for line in lines[5:])
+    assert all(line.endswith("; normalizer spoken") for line in lines[:5])
+    assert all(line.endswith("; normalizer letters") for line in lines[5:])
     for line, words in zip(
         lines,
         [
             "first   WER 33.33 % (95 % interval ",
             "oracle  WER 16.67 % (95 % interval ",
             "compositional oracle 16.67 %: 1 of 6 words are in no hypothesis of their list;",
-            "right as they are 33.33 %: 1 of 3 lists;",
-            "distinct hypotheses 3 of 3: 1.00 of 1.00 a list;",
+            "already correct 33.33 %: 1 of 3 lists;",
+            "distinct hypotheses 3 of 3: 1.00 of 1.00 per list;",
         ],
         strict=False,
     ):
@@ -137,26 +137,26 @@ def test_corrections_as_a_reader_sees_them(lists: Path, corrections: Path, capsy
     assert [line.rpartition(" ")[2] for line in lines] == ["basic"] * 12 + ["raw"] * 12
     assert lines[5].startswith("output  WER 33.33 % (95 % interval ")
     assert lines[6].startswith("change +0.00 % relative (p ")
-    assert "of the way to the oracle (RIR) 0.000;" in lines[6]
+    assert "fraction of the oracle gap closed (RIR) 0.000;" in lines[6]
     assert lines[7].startswith("lists changed 66.67 %: 2 of 3, 1 better, 1 worse;")
-    assert lines[8].startswith("right kept 0.00 %: 0 of 1; broken 33.33 % of all lists;")
-    assert lines[9].startswith("wrong fixed in full 50.00 %, at least in part 50.00 %: 1 and 1 of 2;")
-    assert lines[10].startswith("harmful edits (HER) 50.00 %: 1 harmful, 1 helpful, 2 in all;")
+    assert lines[8].startswith("correct kept 0.00 %: 0 of 1; newly wrong 33.33 % of all lists;")
+    assert lines[9].startswith("fully corrected 50.00 %, improved 50.00 %: 1 and 1 of 2 wrong lists;")
+    assert lines[10].startswith("harmful edit rate (HER) 50.00 %: 1 harmful, 1 helpful, 2 in total;")
     assert lines[11].startswith("hallucinated words 16.67 %: 1 novel, 0 repeated of 6; length ratio 1.000;")
 
 
-def test_share_of_nothing_is_a_dash_and_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rate_without_items_is_a_dash_and_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lists = write(tmp_path / "lists.jsonl", LISTS[1:2])
     (tmp_path / "same.txt").write_text("all right\n")
     row = run_json(capsys, lists, tmp_path / "same.txt")["spoken"]
     assert (row["harmful_edit_rate"], row["recovered"], row["fix_wrong_rate"]) == (None, None, None)
     assert cli.main(["score", str(lists), str(tmp_path / "same.txt")]) == 0
-    assert "harmful edits (HER) -: 0 harmful" in capsys.readouterr().out
+    assert "harmful edit rate (HER) -: 0 harmful" in capsys.readouterr().out
 
 
 def test_corrections_as_plain_text_and_lists_as_an_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     array, texts = tmp_path / "lists", tmp_path / "texts"
-    array.write_text(json.dumps(LISTS, indent=2))  # told from a text by what is in it
+    array.write_text(json.dumps(LISTS, indent=2))  # distinguished from a text by its content
     texts.write_text("he said it\n\nhello\n")
     row = run_json(capsys, array, texts)["spoken"]
     assert row["output"]["wer"] == pytest.approx(2 / 6)
@@ -198,7 +198,7 @@ def test_broken_line_of_corrections(
     lists: Path, corrections: Path, capsys: pytest.CaptureFixture[str], bad: str
 ) -> None:
     corrections.write_text(corrections.read_text() + bad)
-    assert f"{corrections}: line 4 is no correction" in fail(capsys, lists, corrections)
+    assert f"{corrections}: line 4 is not a correction" in fail(capsys, lists, corrections)
 
 
 def test_broken_line_of_lists_is_named_and_the_others_are_scored(
@@ -215,7 +215,7 @@ def test_broken_line_of_lists_is_named_and_the_others_are_scored(
     assert captured.err.startswith(f"audio-llm: error: {lists}: line 1 is not an N-best list: hypothesis 1 is null")
     assert captured.err.count("\n") == 1
     assert cli.main(["score", str(lists)]) == 1
-    assert capsys.readouterr().err.splitlines()[1] == "3 lists scored, 1 left out"
+    assert capsys.readouterr().err.splitlines()[1] == "3 lists scored, 1 skipped"
     lists.write_text("nonsense\nmore of it\n")
     assert "line 1 is not valid JSON" in fail(capsys, lists)
 

@@ -176,9 +176,9 @@ def test_standard_input_that_is_not_utf_8_is_named(
     ("words", "message"),
     [
         ((), "there is no text"),
-        ((TEXT,), "no place for the sound"),
-        ((TEXT, "--raw", "-o", "out.wav"), "no place for the sound, or two"),
-        ((TEXT, "-o", "there.wav"), "there.wav: is there already (add --overwrite"),
+        ((TEXT,), "no output is named"),
+        ((TEXT, "--raw", "-o", "out.wav"), "no output is named, or two"),
+        ((TEXT, "-o", "there.wav"), "there.wav: already exists (add --overwrite"),
         ((TEXT, "-o", "out.wav", "--speed", "3"), "3 is not 0.5 to 2"),
         ((TEXT, "-o", "out.wav", "--speed", "fast"), "'fast' is not a number"),
         ((TEXT, "-o", "out.wav", "--speed", "nan"), "nan is not 0.5 to 2"),
@@ -325,7 +325,7 @@ def test_a_part_is_trained(
     assert "2 steps" in capsys.readouterr().out
 
 
-def test_settings_may_stand_behind_the_tuning_data(home: Path, packs: Path, tmp_path: Path) -> None:
+def test_settings_may_follow_the_tuning_data(home: Path, packs: Path, tmp_path: Path) -> None:
 
     words = ["train", "touchtts", str(packs / "talks"), "--part", "flow", "--tokenizer", str(home / "s3")]
     words += ["-o", str(tmp_path / "out"), "--device", "cpu", "-q", "--tuning", str(packs / "tuning")]
@@ -336,7 +336,7 @@ def test_settings_may_stand_behind_the_tuning_data(home: Path, packs: Path, tmp_
     ("words", "status", "message"),
     [
         (("--part", "vocoder"), 2, "vocoder"),
-        (("--part", "lm", "colour=red"), 2, "colour"),
+        (("--part", "lm", "color=red"), 2, "color"),
         (("--part", "flow", "batch=0"), 2, "1 or more"),
         (("--part", "lm", "--start-from", "nothing"), 3, "nothing"),
         (("--part", "lm", "--tuning", "nowhere"), 1, "nowhere"),
@@ -370,7 +370,7 @@ def test_a_vocoder_is_trained(speech_pack: Path, tmp_path: Path, capsys: pytest.
     assert hub.load_model(out / "best").kind == "vocoder"
 
 
-def test_a_vocoder_hears_by_a_tokenizer(home: Path, speech_pack: Path, tmp_path: Path) -> None:
+def test_a_vocoder_is_trained_with_a_perceptual_loss(home: Path, speech_pack: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = [
         "train",

@@ -1,4 +1,4 @@
-"""`audio-llm transcribe`: what its subtitles look like."""
+"""`audio-llm transcribe`: the layout of its subtitles."""
 
 from __future__ import annotations
 

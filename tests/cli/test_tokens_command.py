@@ -109,7 +109,7 @@ def test_a_failed_file_does_not_stop_the_others(files: dict[str, str], capsys: p
     assert len(rows(files)) == 3
 
 
-def test_tokens_that_are_there_are_kept(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_tokens_are_not_overwritten(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert tokenize(files, "-q") == 0
     before = Path(files["tokens"]).read_bytes()
     capsys.readouterr()
@@ -143,7 +143,7 @@ def test_codes_become_sound_files(files: dict[str, str], capsys: pytest.CaptureF
         assert audio.read(out / name).any()
 
 
-def test_sound_files_that_are_there_are_kept(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_sound_files_are_not_overwritten(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert tokenize(files, "-q") == 0
     assert detokenize(files, "-q") == 0
     capsys.readouterr()
@@ -211,11 +211,13 @@ def test_a_file_that_is_missing_or_no_tokens_is_one_line(
     assert "cannot be read" in line
     Path(files["tokens"]).write_text("hello\n")
     assert detokenize(files) == 1
-    assert "line 1 is no row of tokens" in error_line(capsys)
+    assert "line 1 is not a row of tokens" in error_line(capsys)
     assert not Path(files["out"]).exists()
 
 
-def test_no_sound_at_all_is_said(files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_input_without_sound_files_is_an_error(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "none").mkdir()
     status = cli.main(["tokenize", str(tmp_path / "none"), "-o", files["tokens"], "--codec", files["codec"]])
     assert status == 4

@@ -19,8 +19,10 @@ from audio_llm.asr.engines import ENGINES
 from audio_llm.asr.vad import VadOptions
 from audio_llm.asr.whisper import WhisperOptions
 from audio_llm.asr.whisper_decode import DecodeOptions
+from audio_llm.cli import transcribe as command
 from audio_llm.cli.console import mark_changes
 from audio_llm.cli.options import clock
+from audio_llm.cli.recognition import whisper_options
 from audio_llm.pipeline import transcribe
 
 Talk = Callable[..., Path]
@@ -46,7 +48,7 @@ def test_correction_shows_both_texts_with_the_change_marked(
     assert cli.main(["transcribe", str(path), "--correct", "dlm"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         str(path),
-        "  recognised: the cat sad on the mat",
+        "  recognized: the cat sad on the mat",
         "  corrected:  the cat [sad -> sat] on the mat",
     ]
 
@@ -103,6 +105,12 @@ def test_finished_batch_is_not_done_again(
     assert cli.main([*command, "--correct", "dlm"]) == 0
     assert len(fakes.recognizer_asked) == 3
     assert (tmp_path / "out/talk.txt").read_text().strip() == "the cat sat on the mat"
+
+
+def test_the_journal_hashes_settings_under_the_keys_of_earlier_versions(fakes: Any) -> None:
+    arguments = cli.build_parser().parse_args(["transcribe", "x.wav"])
+    recognition, _ = command._settings(arguments, whisper_options(arguments), [])["recognition"]
+    assert recognition["decode"] == {"beam_size": DecodeOptions().beam_size, "guards": True}
 
 
 def test_options_reach_the_engines(fakes: Any, talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +272,7 @@ def test_interrupt_is_status_130(
     monkeypatch.undo()
 
 
-def test_a_recording_that_was_under_way_is_gone_on_with(
+def test_an_interrupted_recording_is_resumed(
     fakes: Any, talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = audio.read(talk())

@@ -162,7 +162,7 @@ def test_a_small_gain_keeps_the_recognizers_text_as_it_wrote_it() -> None:
     assert result.reason == "gain 1.8 below the margin of 2"
     assert result.confidence == pytest.approx(0.1 / 0.7, abs=1e-3)
     (same,) = corrector().correct([nbest("a mat")])
-    assert (same.text, same.kept, same.reason) == ("a mat", True, "no change proposed")
+    assert (same.text, same.unchanged, same.reason) == ("a mat", True, "no change proposed")
 
 
 @pytest.mark.parametrize("decoding", ["greedy", "dlm-sum", "dsr"])

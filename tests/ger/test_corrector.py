@@ -45,11 +45,11 @@ def test_memorized_lists_are_corrected_and_edits_reported(trained: Any, memorize
     corrections = GerCorrector(open_gate(trained)).correct(as_lists(memorized))
     assert [correction.text for correction in corrections] == [true for _, true in memorized]
     first = corrections[0]
-    assert (first.input, first.kept) == ("the hat sat on the mat", False)
+    assert (first.input, first.unchanged) == ("the hat sat on the mat", False)
     assert [(e.before, e.after, e.source) for e in first.edits] == [("hat", "cat", "hypothesis 2")]
     assert first.confidence is not None
     assert first.confidence > 0.9
-    assert corrections[-1].kept
+    assert corrections[-1].unchanged
     assert corrections[-1].reason == "no change proposed"
 
 
@@ -83,7 +83,7 @@ def test_lists_of_every_kind_are_answered(trained: Any, texts: list[str]) -> Non
     (correction,) = GerCorrector(trained).correct([nbest])
     assert correction.id == "x"
     assert bool(correction.text) == any(texts)
-    assert correction.input == nbest.best if any(texts) else correction.kept
+    assert correction.input == nbest.best if any(texts) else correction.unchanged
 
 
 def test_too_little_memory_is_an_error_with_a_remedy(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:

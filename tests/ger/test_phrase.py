@@ -79,7 +79,7 @@ def test_most_errors_of_a_learnable_recognizer_are_corrected(corrector: PhraseCo
     assert before.error_rate > 0.1
     assert after.errors < 0.35 * before.errors
     right = [c for c, nbest in zip(corrections, lists, strict=True) if nbest.best == nbest.reference]
-    assert sum(c.kept for c in right) >= 0.97 * len(right)
+    assert sum(c.unchanged for c in right) >= 0.97 * len(right)
 
 
 @pytest.mark.parametrize("size, scores", [(1, True), (5, False), (20, False)])
@@ -107,12 +107,12 @@ def test_perfect_lists_stay_as_they_are(corrector: PhraseCorrector) -> None:
     texts = [sentence(generator) for _ in range(200)]
     lists = [NBest(text, (Hypothesis(text, -1.0),) * 5) for text in texts]
     corrections = corrector.correct(lists)
-    assert sum(c.kept for c in corrections) >= 198
+    assert sum(c.unchanged for c in corrections) >= 198
     assert not any("scores" in c.reason for c in corrections)
 
 
 def test_edits_rebuild_the_text_and_name_their_source(corrector: PhraseCorrector) -> None:
-    changed = [c for c in corrector.correct(make_lists(100, 2)) if not c.kept]
+    changed = [c for c in corrector.correct(make_lists(100, 2)) if not c.unchanged]
     assert len(changed) > 30
     sources = set()
     for correction in changed:
@@ -146,16 +146,17 @@ def test_empty_and_odd_lists(corrector: PhraseCorrector) -> None:
     ]
     corrections = dataclasses.replace(corrector, score_range=None).correct(lists)
     assert [c.id for c in corrections] == [nbest.id for nbest in lists]
-    assert (corrections[0].text, corrections[0].kept, corrections[0].confidence) == ("", True, None)
-    assert corrections[1].kept
-    assert corrections[3].kept
+    assert (corrections[0].text, corrections[0].unchanged, corrections[0].confidence) == ("", True, None)
+    assert corrections[1].unchanged
+    assert corrections[3].unchanged
     assert corrector.correct([]) == []
 
 
 def test_the_gate_only_ever_keeps_more(corrector: PhraseCorrector) -> None:
     lists = make_lists(100, 3)
     kept = [
-        [c.kept for c in dataclasses.replace(corrector, margin=margin).correct(lists)] for margin in (0.0, 2.0, 1e9)
+        [c.unchanged for c in dataclasses.replace(corrector, margin=margin).correct(lists)]
+        for margin in (0.0, 2.0, 1e9)
     ]
     assert all(wide or not narrow for narrow, wide in zip(kept[0], kept[1], strict=True))
     assert all(kept[2])

@@ -43,7 +43,7 @@ def improved(lists: Sequence[NBest], corrections: Sequence[Correction]) -> float
 def test_sample_lists_are_improved_with_a_reason(shipped: Corrector, lists: list[NBest]) -> None:
     corrections = shipped.correct(lists)
     assert improved(lists, corrections) < 0.97
-    changed = [c for c in corrections if not c.kept]
+    changed = [c for c in corrections if not c.unchanged]
     assert len(changed) >= 0.05 * len(lists)
     for correction in changed:
         assert "expected errors -" in correction.reason
@@ -55,7 +55,7 @@ def test_sample_lists_are_improved_with_a_reason(shipped: Corrector, lists: list
 
 def test_lists_of_another_recognizer_are_left_alone(shipped: Corrector) -> None:
     corrections = shipped.correct(list(read_nbest(SAMPLES / "cv.json"))[:20])
-    assert all(c.kept and "lacks scores" in c.reason for c in corrections)
+    assert all(c.unchanged and "lacks scores" in c.reason for c in corrections)
 
 
 def test_phrase_corrector_inside_runs_without_torch(lists: list[NBest]) -> None:

@@ -173,13 +173,13 @@ def test_a_model_that_is_missing_ends_the_batch(tmp_path: Path) -> None:
     assert not (tmp_path / "out/a.txt").exists()
 
 
-def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
+def test_files_of_no_earlier_run_are_not_replaced(tmp_path: Path) -> None:
     inputs = make_inputs(tmp_path / "in", "a.wav", "b.wav")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a.txt").write_text("my notes")
     results, _ = run(inputs, tmp_path / "out")
     assert [result.status for result in results] == ["failed", "done"]
-    assert "was not made by an earlier run (give --overwrite" in results[0].reason
+    assert "was not written by an earlier run (give --overwrite" in results[0].reason
     assert (tmp_path / "out/a.txt").read_text() == "my notes"
     results, _ = run(inputs, tmp_path / "out", overwrite=True)
     assert [result.status for result in results] == ["done", "done"]

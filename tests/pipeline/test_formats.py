@@ -86,8 +86,8 @@ def test_unchanged_words_keep_their_time_and_confidence() -> None:
 
 def test_corrected_words_share_the_time_of_those_they_replace() -> None:
     words = make_words("we wreck a nice beach today")
-    found = align_words(words, "we recognise speech today")
-    assert [w.text for w in found] == ["we", "recognise", "speech", "today"]
+    found = align_words(words, "we recognize speech today")
+    assert [w.text for w in found] == ["we", "recognize", "speech", "today"]
     assert (found[0], found[3]) == (words[0], words[5])
     assert (found[1].start_s, found[2].end_s) == (words[1].start_s, words[4].end_s)
     assert found[1].end_s == found[2].start_s
@@ -205,6 +205,7 @@ def test_json_holds_everything() -> None:
     assert part["nbest"]["hypotheses"] == [{"text": "hallo", "score": None}, {"text": "hello", "score": None}]
     assert part["correction"] == document["corrections"][0]
     assert part["correction"]["edits"][0]["source"] == "hypothesis 2"
+    assert part["correction"]["kept"] is False
     assert document["name"] == "ü.wav"
 
 

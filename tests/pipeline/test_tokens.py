@@ -259,7 +259,7 @@ def test_rows_come_back_from_their_lines(codec: SpeechCodec, tmp_path: Path) -> 
 def test_what_is_no_row_of_tokens_is_named(tmp_path: Path, line: str) -> None:
     good = TokenFile("x.wav", "acoustic", "tiny", "0" * 64, 100.0, 160, 0.0, (1,)).to_line()
     (tmp_path / "tokens").write_text(f"{good}\n{line}\n")
-    with pytest.raises(DataError, match=r"tokens: line 2 is no row of tokens"):
+    with pytest.raises(DataError, match=r"tokens: line 2 is not a row of tokens"):
         read_tokens(tmp_path / "tokens")
 
 

@@ -104,7 +104,7 @@ def talk(*seconds: float) -> np.ndarray:
     return np.concatenate([silence(1), *(part for s in seconds for part in (speech(s), silence(1)))])
 
 
-def test_words_take_their_place_in_the_recording() -> None:
+def test_word_times_are_those_of_the_recording() -> None:
     transcript = Transcriber(FakeRecognizer()).transcribe([talk(2, 3)], "talk")
     assert transcript.duration_s == pytest.approx(8.0)
     assert transcript.text == transcript.recognized == "the cat sad on the mat the cat sad on the mat"
@@ -144,7 +144,7 @@ def test_corrected_words_keep_monotone_times() -> None:
     assert len(corrector.waveforms[0]) / SAMPLE_RATE == pytest.approx(segment.end_s - segment.start_s)
 
 
-def test_silence_and_unrecognised_speech_give_an_empty_transcript() -> None:
+def test_silence_and_unrecognized_speech_give_an_empty_transcript() -> None:
     for recognizer, sound in ((FakeRecognizer(), silence(3)), (FakeRecognizer(""), talk(2))):
         transcript = Transcriber(recognizer, FakeCorrector()).transcribe([sound])
         assert (transcript.text, transcript.segments, transcript.corrections) == ("", (), ())
@@ -228,7 +228,7 @@ def test_protect(before: str, after: str, terms: list[str], expected: str) -> No
     if expected == after:
         assert result == made
     if expected == before:
-        assert (result.kept, result.edits) == (True, ())
+        assert (result.unchanged, result.edits) == (True, ())
 
 
 def test_protect_takes_all_back_where_edits_do_not_explain_the_text() -> None:
@@ -259,7 +259,7 @@ def test_names_that_do_not_exist_are_usage_errors() -> None:
 
 def test_load_refuses_kinds_without_an_object(tmp_path: Path) -> None:
     folder = hub.save_model(tmp_path / "lm", {}, {"w": torch.zeros(1)}, "lm", "")
-    with pytest.raises(ModelFormatError, match="no ready object for the kind 'lm'"):
+    with pytest.raises(ModelFormatError, match="no object can be loaded for the kind 'lm'"):
         audio_llm.load(folder)
 
 

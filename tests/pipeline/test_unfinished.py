@@ -1,4 +1,4 @@
-"""A recording whose transcription ended early is gone on with, and what comes out is as if it had not."""
+"""An interrupted transcription of a recording is resumed with the same result."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Counting(FakeRecognizer):
             self.made += 1
             length = round(2 * (stretch.end_s - stretch.start_s)) / 2
             text = f"{length} seconds"
-            heard = dataclasses.replace(
+            renamed = dataclasses.replace(
                 stretch.nbest, hypotheses=(dataclasses.replace(stretch.nbest.hypotheses[0], text=text),)
             )
             rejected = "no speech" if length == self.rejected else ""
-            yield dataclasses.replace(stretch, nbest=heard, rejected=rejected, notes=("a note",), language="de")
+            yield dataclasses.replace(stretch, nbest=renamed, rejected=rejected, notes=("a note",), language="de")
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_killed_run_costs_the_stretch_it_was_at_and_the_one_before(run: Run, k
     assert_same(again, whole)
     assert recognizer.made == min(6, 7 - killed_after)
     assert again is not None
-    expected = ["an earlier run ended early"] if killed_after > 1 else []
+    expected = ["an earlier run was interrupted"] if killed_after > 1 else []
     assert [warning.split(":")[0] for warning in again.warnings] == expected
 
 
@@ -183,7 +183,7 @@ def test_a_damaged_file_gives_what_comes_before_the_damage(run: Run, tmp_path: P
     assert_same(again, whole)
 
 
-def test_what_is_kept_goes_away_with_the_transcript(run: Run, recording: Path, tmp_path: Path) -> None:
+def test_partial_results_are_removed_after_the_transcript_is_written(run: Run, recording: Path, tmp_path: Path) -> None:
     run(4)
     folder = UnfinishedFolder(tmp_path / "out", SETTINGS)
     folder.remove(tmp_path / "other.wav")
@@ -197,7 +197,7 @@ def test_a_missing_file_is_an_error_as_before(run: Run, tmp_path: Path) -> None:
         run(path=tmp_path / "none.wav")
 
 
-def test_a_full_disk_costs_what_is_kept_and_not_the_transcript(
+def test_a_full_disk_loses_partial_results_but_not_the_transcript(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = Path.open
@@ -214,7 +214,7 @@ def test_a_full_disk_costs_what_is_kept_and_not_the_transcript(
     assert "No space left on device" in caplog.text
 
 
-def test_with_a_corrector_nothing_is_kept(recording: Path, tmp_path: Path) -> None:
+def test_with_a_corrector_no_partial_results_are_stored(recording: Path, tmp_path: Path) -> None:
     transcriber = Transcriber(FakeRecognizer(), FakeCorrector())
     transcriber.unfinished = UnfinishedFolder(tmp_path / "out", SETTINGS)
     transcriber.transcribe(recording)

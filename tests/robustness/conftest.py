@@ -9,7 +9,7 @@ import pytest
 
 from audio_llm.asr import engines
 from audio_llm.asr.base import SAMPLE_RATE, Capabilities
-from audio_llm.asr.engines import Choice
+from audio_llm.asr.engines import ResolvedRecognizer
 from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.nbest import Hypothesis, NBest, Word
 
@@ -40,7 +40,7 @@ class Hearer(SegmentRecognizer):
 @pytest.fixture
 def hearer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "load_recognizer", lambda *arguments: Hearer())
-    monkeypatch.setattr(engines, "resolve_recognizer", lambda *arguments: Choice("sphinx", None))
+    monkeypatch.setattr(engines, "resolve_recognizer", lambda *arguments: ResolvedRecognizer("sphinx", None))
 
 
 def make_speech(seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:

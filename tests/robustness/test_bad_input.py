@@ -331,7 +331,7 @@ class Hearer(SegmentRecognizer):
         return NBest(id, (Hypothesis("speech", -1.0),))
 
 engines.load_recognizer = lambda *arguments: Hearer()
-engines.resolve_recognizer = lambda *arguments: engines.Choice("sphinx", None)
+engines.resolve_recognizer = lambda *arguments: engines.ResolvedRecognizer("sphinx", None)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 status = main(["transcribe", sys.argv[1]])
 print("grown_kb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, file=sys.stderr)

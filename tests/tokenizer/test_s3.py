@@ -122,7 +122,7 @@ def test_words_depend_on_the_tokens_alone(make_network: MakeNetwork) -> None:
     for row, count in enumerate(tokens.lengths.tolist()):
         torch.testing.assert_close(written[row, :count], output.log_probs[row, :count], atol=1e-4, rtol=1e-4)
     rows = zip(output.log_probs.double().numpy(), tokens.lengths, strict=True)
-    expected = [CtcPosteriors(row[: int(count)]).spell() for row, count in rows]
+    expected = [CtcPosteriors(row[: int(count)]).greedy_text() for row, count in rows]
     assert tokenizer.words(tokens) == expected
     assert any(expected)
     other = Tokens((tokens.tokens + 37) % 80, tokens.lengths)

@@ -1,4 +1,4 @@
-"""A corrector in a process of its own gives what it gives here, and its troubles come across."""
+"""A corrector in a separate process gives the same corrections, and its errors are passed on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from audio_llm.asr.segment import SegmentRecognizer
 from audio_llm.correction import Correction
 from audio_llm.errors import AudioLLMError, ModelNotFoundError, UsageError
 from audio_llm.nbest import Hypothesis, NBest
-from audio_llm.pipeline.beside import CorrectorBeside
 from audio_llm.pipeline.transcribe import Transcriber
+from audio_llm.pipeline.worker import CorrectorProcess
 
 
 class Measurer:
@@ -56,8 +56,8 @@ def _tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def beside() -> Iterator[CorrectorBeside]:
-    corrector = CorrectorBeside(Measurer, "measurer", 2)
+def corrector_process() -> Iterator[CorrectorProcess]:
+    corrector = CorrectorProcess(Measurer, "measurer", 2)
     yield corrector
     corrector.close()
 
@@ -66,26 +66,29 @@ def make_list(text: str) -> NBest:
     return NBest(text, (Hypothesis(text),))
 
 
-def test_answers_come_in_order_more_than_fit_at_once_and_errors_with_them(beside: CorrectorBeside) -> None:
+def test_answers_come_in_order_more_than_fit_at_once_and_errors_with_them(corrector_process: CorrectorProcess) -> None:
     texts = [f"t{number}" for number in range(100)]
     sounds = [np.zeros(number * 300, np.float32) for number in range(100)]
     lists = [make_list(text) for text in texts]
-    assert beside.correct(lists, sounds) == Measurer().correct(lists, sounds)
-    bad, good = beside.submit(make_list("bad"), sounds[1]), beside.submit(make_list("good"), sounds[1])
+    assert corrector_process.correct(lists, sounds) == Measurer().correct(lists, sounds)
+    bad, good = (
+        corrector_process.submit(make_list("bad"), sounds[1]),
+        corrector_process.submit(make_list("good"), sounds[1]),
+    )
     with pytest.raises(UsageError, match=r"cannot stand it \(say something else\)"):
         bad.result()
     assert good.result().text == "good 300"
     assert bad.done()
     assert good.done()
-    gone = beside.submit(make_list("die"), sounds[1])
-    after = beside.submit(make_list("after"), sounds[1])
-    for future in (gone, after, beside.submit(make_list("later"), sounds[1])):
+    gone = corrector_process.submit(make_list("die"), sounds[1])
+    after = corrector_process.submit(make_list("after"), sounds[1])
+    for future in (gone, after, corrector_process.submit(make_list("later"), sounds[1])):
         with pytest.raises(AudioLLMError, match="process ended with status -9"):
             future.result(timeout=20)
 
 
 def test_what_loading_raises_comes_across() -> None:
-    corrector = CorrectorBeside(no_model, "none", 1)
+    corrector = CorrectorProcess(no_model, "none", 1)
     with pytest.raises(ModelNotFoundError, match=r"no model is named 'x' \(name another\)") as caught:
         corrector.ready()
     assert caught.value.exit_status == 3
@@ -94,12 +97,12 @@ def test_what_loading_raises_comes_across() -> None:
     corrector.close()
 
 
-def test_a_transcriber_gives_the_same_with_it(beside: CorrectorBeside) -> None:
+def test_a_transcriber_gives_the_same_with_it(corrector_process: CorrectorProcess) -> None:
     rng = np.random.default_rng(0)
     speech = np.concatenate([np.zeros(16_000), 0.2 * rng.standard_normal(20_000), np.zeros(16_000)] * 2)
     blocks = [speech.astype(np.float32)]
     here = Transcriber(Echo(), Measurer())  # type: ignore[arg-type]
-    there = Transcriber(Echo(), beside)  # type: ignore[arg-type]
+    there = Transcriber(Echo(), corrector_process)  # type: ignore[arg-type]
     assert (here.ahead, there.ahead > 0) == (0, True)
     begun = there.begin(iter(blocks), "x")
     there.ready()

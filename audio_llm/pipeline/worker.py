@@ -1,6 +1,6 @@
-"""A corrector in a process of its own: it works while the recogniser hears what comes next.
+"""A corrector in a separate process, which runs concurrently with the recognizer.
 
-pocketsphinx holds Python's lock while it decodes, so a thread would wait for it all the time.
+pocketsphinx holds the GIL while it decodes, so a thread would not run concurrently.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from audio_llm.nbest import NBest
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-_MOST_WAITING = 64  # lists; with more on their way the recogniser waits
+_MOST_WAITING = 64  # lists; with more of them the recognizer waits
 
 
-class CorrectorBeside:
-    """A corrector that runs in another process (see `Corrector`); what it returns is the same.
+class CorrectorProcess:
+    """A corrector (see `Corrector`) that runs in another process, with the same results.
 
     Args:
-        load: Makes the corrector there; must be picklable.
+        load: Creates the corrector in that process; must be picklable.
         name: The corrector's name.
-        hypotheses: How many hypotheses of a list it can make use of.
+        hypotheses: Number of hypotheses per list that it uses.
     """
 
     def __init__(self, load: Callable[[], Corrector], name: str, hypotheses: int) -> None:
@@ -54,16 +54,16 @@ class CorrectorBeside:
         """Wait until the corrector is loaded.
 
         Raises:
-            AudioLLMError: It could not be; the error is the one that loading raised there.
+            AudioLLMError: Loading failed; the error is the one that was raised in the process.
         """
         self._loaded.result()
 
     def submit(self, nbest: NBest, waveform: np.ndarray) -> Future[Correction]:
-        """Hand over one list and its sound, (T,) float32 at 16 kHz; the future holds the correction or its error."""
+        """Submit one list and its waveform, (T,) float32 at 16 kHz; return the future of the correction."""
         future: Future[Correction] = Future()
         self._room.acquire()
         self._waiting.put(future)
-        with contextlib.suppress(OSError):  # the process is gone: the receiver notices, and answers for it
+        with contextlib.suppress(OSError):  # the process has ended: the receiver sets the errors
             self._connection.send((nbest, waveform))
         return future
 
@@ -78,7 +78,7 @@ class CorrectorBeside:
         self._process.join()
 
     def _receive(self) -> None:
-        """Hand on what the process sends, in the order of the questions; its end is the answer to all the others."""
+        """Set the futures in order of submission; if the process ends, the remaining ones get that error."""
         future: Future[Any] = self._loaded
         while True:
             try:
@@ -99,7 +99,7 @@ class CorrectorBeside:
         return AudioLLMError(f"the corrector's process ended with status {self._process.exitcode}", remedy=remedy)
 
 
-def load_beside(
+def load_in_process(
     asr: str,
     words: Sequence[str],
     name: str,
@@ -107,18 +107,18 @@ def load_beside(
     decode: str | None,
     device: str,
     hypotheses: int,
-) -> CorrectorBeside:
-    """Start a corrector beside a recogniser without a model of its own; arguments as for `load_transcriber`.
+) -> CorrectorProcess:
+    """Start a corrector process for a recognizer with its default model; arguments as for `load_transcriber`.
 
     Args:
-        hypotheses: What `list_length` of the corrector said.
+        hypotheses: Result of `list_length`.
     """
     load = functools.partial(_load, asr, tuple(words), name, model, decode, device)
-    return CorrectorBeside(load, name, hypotheses)
+    return CorrectorProcess(load, name, hypotheses)
 
 
 def _load(asr: str, words: tuple[str, ...], name: str, model: str | None, decode: str | None, device: str) -> Corrector:
-    """Load the corrector, and the recogniser that it may ask again."""
+    """Load the corrector and the recognizer that its decoding may need."""
     from audio_llm.asr.engines import load_recognizer
     from audio_llm.pipeline.correct import load_corrector
 
@@ -129,12 +129,14 @@ def _load(asr: str, words: tuple[str, ...], name: str, model: str | None, decode
 
 
 def _serve(connection: Connection, load: Callable[[], Corrector]) -> None:
-    """Answer, in order, what comes; first None, or the error that loading raised."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process hears it too, and ends this one
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - 1)))  # one core is the recogniser's
+    """Send None, or the error of loading; then the correction or error of every received list, in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process receives it too and ends this one
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - 1))
+    )  # one core is left to the recognizer
     inbox: queue.SimpleQueue[tuple[NBest, np.ndarray] | None] = queue.SimpleQueue()
     threading.Thread(target=_drain, args=(connection, inbox), daemon=True).start()
-    with contextlib.suppress(BrokenPipeError):  # nobody waits any more
+    with contextlib.suppress(BrokenPipeError):  # the parent process has closed the connection
         try:
             corrector = load()
         except Exception as error:
@@ -153,7 +155,7 @@ def _answer(corrector: Corrector, nbest: NBest, waveform: np.ndarray) -> Correct
 
 
 def _drain(connection: Connection, inbox: queue.SimpleQueue[tuple[NBest, np.ndarray] | None]) -> None:
-    """Take what comes at once, so that the sender need not wait; end with the sender."""
+    """Receive lists immediately, so that the sender does not wait; end with the sender."""
     try:
         while True:
             inbox.put(connection.recv())
