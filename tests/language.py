@@ -23,13 +23,13 @@ behind nobody spoken say says said talk talks listener opinion opinions judge ju
 whoever sight spoilt likeness familiar mine layout script pace cells guard guards ledger wishes playout
 """
 WORDS = frozenset(_WORDS.split())
-ALLOWED = ("sequence_layout",)  # terms of the field that contain one of the words
+ALLOWED = ("sequence_layout", "not_found")  # terms of the field that contain one of the words
 
 PHRASES = {
     name: re.compile(pattern, re.IGNORECASE)
     for name, pattern in {
         "look (enrollment)": r"\blooks?\b(?! up| like)|\blooked at\b",
-        "heard, hears (recognized, processed)": r"\bheard\b|\bhears\b|\bto hear\b|\bhear (?!about)",
+        "heard, hears (recognized, processed)": r"\bheard\b|\bhears\b|\bto hear\b|(?<!-)\bhear (?!about)",
         "told (distinguished)": r"\btold\b",
         "in front, front (frontal speaker)": r"\bin front\b(?! of)|\bfront (?:talker|head|speaker)",
         "anew": r"\banew\b",
