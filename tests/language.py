@@ -23,7 +23,7 @@ behind nobody spoken say says said talk talks listener opinion opinions judge ju
 whoever sight spoilt likeness familiar mine layout script pace cells guard guards ledger wishes playout
 """
 WORDS = frozenset(_WORDS.split())
-ALLOWED = ("sequence_layout", "not_found")  # terms of the field that contain one of the words
+ALLOWED = ("sequence_layout", "not_found", "no_audio_found")  # terms of the field that contain one of the words
 
 PHRASES = {
     name: re.compile(pattern, re.IGNORECASE)

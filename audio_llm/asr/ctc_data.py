@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from audio_llm import features
 from audio_llm.errors import AudioLLMError, DataError
 from audio_llm.simulation import augment, mono
 from audio_llm.simulation.augment import Augmentation, degrade, draw_voice
+from audio_llm.training.config import renamed, with_former_keys
 from audio_llm.training.shards import encode_text, write_index, write_shard
 from audio_llm.tts import Phone, SynthesizedSpeech, speak
 from audio_llm.tts.engines import PHONES
@@ -55,9 +56,9 @@ class SpeechItem:
 
 
 _SYNTHESIZED = Augmentation(
-    speed=(0.85, 1.15), voice_shift=(0.9, 1.12), noisy_share=0.5, snr_db=(8.0, 40.0), room_share=0.3, rt60_s=(0.1, 0.5)
+    speed=(0.85, 1.15), voice_shift=(0.9, 1.12), noisy_prob=0.5, snr_db=(8.0, 40.0), room_prob=0.3, rt60_s=(0.1, 0.5)
 )
-_RECORDED = Augmentation(voice_shift=(0.9, 1.12), noisy_share=0.2, snr_db=(8.0, 40.0), room_share=0.0)
+_RECORDED = Augmentation(voice_shift=(0.9, 1.12), noisy_prob=0.2, snr_db=(8.0, 40.0), room_prob=0.0)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class PackConfig:
         shard_items: Utterances in a shard.
     """
 
-    synthesized: Augmentation = field(default_factory=lambda: _SYNTHESIZED)
+    synthesized: Augmentation = renamed("spoken", default_factory=lambda: _SYNTHESIZED)  # noqa: RUF009 (a dataclass field)
     recorded: Augmentation = field(default_factory=lambda: _RECORDED)
     max_seconds: float = 20.0
     shard_items: int = 200
@@ -317,9 +318,7 @@ def _finish(folder: Path, paths: list[Path]) -> PackReport:
 
 
 def _check_plan(items: Sequence[SpeechItem], config: PackConfig, noises: Sequence[np.ndarray], folder: Path) -> None:
-    settings = asdict(config)
-    settings["spoken"] = settings.pop("synthesized")  # the key under which plans of earlier packs were hashed
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(with_former_keys(config), sort_keys=True).encode())
     for item in items:
         digest.update(repr(item).encode())
     for noise in noises:

@@ -32,8 +32,8 @@ CARD = "# A codec\n\nSpeech at 16 kHz as one stream of codes.\n"
 
 def _mostly_clean() -> NoisyConfig:
     return NoisyConfig(
-        seconds=1.5, clean_share=0.75, silent_share=0.01, snr_db=(0.0, 25.0), room_share=0.15, clipped_share=0.0,
-        narrow_share=0.05, level_db=(-32.0, -18.0),
+        seconds=1.5, clean_prob=0.75, silent_prob=0.01, snr_db=(0.0, 25.0), room_prob=0.15, clipped_prob=0.0,
+        narrow_prob=0.05, level_db=(-32.0, -18.0),
     )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def train_codec(
         DataError: A pack is missing.
     """
     speech = NoisySpeech(SpeechPack(pack), config.speech)
-    held_out = NoisySpeech(SpeechPack(tuning), replace(config.speech, clean_share=1.0, silent_share=0.0))
+    held_out = NoisySpeech(SpeechPack(tuning), replace(config.speech, clean_prob=1.0, silent_prob=0.0))
     torch.manual_seed(config.training.seed)
     if start_from is None and (config.frozen_codes or config.more_blocks):
         raise ConfigError("there are no codes to freeze and no decoder to extend", remedy="name a codec to start from")

@@ -30,8 +30,8 @@ CARD = "# A vocoder\n\nMel spectra of speech to sound at 16 kHz.\n"
 
 def _speech() -> NoisyConfig:
     return NoisyConfig(
-        seconds=1.28, clean_share=0.95, silent_share=0.01, snr_db=(5.0, 25.0), room_share=0.05, clipped_share=0.0,
-        narrow_share=0.02, level_db=(-32.0, -20.0), tone_db=3.0,
+        seconds=1.28, clean_prob=0.95, silent_prob=0.01, snr_db=(5.0, 25.0), room_prob=0.05, clipped_prob=0.0,
+        narrow_prob=0.02, level_db=(-32.0, -20.0), tone_db=3.0,
     )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def train_vocoder(
         DataError: A pack is missing.
     """
     speech = NoisySpeech(SpeechPack(pack), config.speech)
-    held_out = NoisySpeech(SpeechPack(tuning), replace(config.speech, clean_share=1.0, silent_share=0.0))
+    held_out = NoisySpeech(SpeechPack(tuning), replace(config.speech, clean_prob=1.0, silent_prob=0.0))
     torch.manual_seed(config.training.seed)
     vocoder = Vocoder(config.model) if start_from is None else load_vocoder(start_from).train()
     size = sum(parameter.numel() for parameter in vocoder.parameters())

@@ -21,6 +21,7 @@ from audio_llm.dlm.pairs import PairItem, item_seed, make_pair
 from audio_llm.errors import AudioLLMError, DataError
 from audio_llm.simulation.augment import Augmentation
 from audio_llm.text import get_normalizer
+from audio_llm.training.config import with_former_keys
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ def _throttled(jobs: Iterator[int], workers: int, finished: Sequence[int]) -> It
 
 def _plan(items: Sequence[PairItem], config: GenerationConfig, noises: tuple[np.ndarray, ...] = ()) -> Plan:
     shards = tuple(tuple(items[i : i + config.shard_size]) for i in range(0, len(items), config.shard_size))
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(with_former_keys(config), sort_keys=True).encode())
     for item in items:
         digest.update(f"{item.text_id}|{item.reference}|{item.text}|{item.voice}|{item.seed}\n".encode())
     for noise in noises:

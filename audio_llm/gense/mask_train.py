@@ -44,7 +44,7 @@ class MaskTrainingConfig:
         batch_pairs: Pairs in a batch.
         epoch_batches: Batches in an epoch; every epoch draws new pairs.
         least_dynamics_db: Smallest spread of levels, in dB, of recordings that serve as targets.
-        complex_share: Weight of the complex spectra in the spectral loss; the magnitudes have the rest.
+        complex_fraction: Weight of the complex spectra in the spectral loss; the magnitudes have the rest.
         ratio_weight: Weight of the signal-to-error ratio in dB.
         perceptual_weight: Weight of the perceptual loss.
         validation_pairs: Pairs at each validation.
@@ -56,7 +56,7 @@ class MaskTrainingConfig:
     batch_pairs: int = 8
     epoch_batches: int = 1000
     least_dynamics_db: float = 26.0
-    complex_share: float = 0.3
+    complex_fraction: float = renamed("complex_share", 0.3)
     ratio_weight: float = 0.002
     perceptual_weight: float = renamed("listener_weight", 0.02)
     validation_pairs: int = 64
@@ -157,7 +157,7 @@ def mask_loss(
     enhanced, clean = enhanced.float() / level, batch.clean / level
     loss = enhanced.new_zeros(())
     for size in _SCALES:
-        loss = loss + _spectral_loss(enhanced, clean, size, config.complex_share) / len(_SCALES)
+        loss = loss + _spectral_loss(enhanced, clean, size, config.complex_fraction) / len(_SCALES)
     speech = clean.square().mean(-1) > _LEAST_SPEECH
     if config.ratio_weight and bool(speech.any()):
         loss = loss - config.ratio_weight * snr_db(enhanced[speech], clean[speech]).clamp_max(30.0).mean()

@@ -22,6 +22,7 @@ from audio_llm.gense.network import Chain, GenseConfig, GenseNetwork, History, T
 from audio_llm.simulation.noisy import NoisyConfig, NoisyPair, NoisySpeech
 from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.training.batching import fixed_batches
+from audio_llm.training.config import renamed
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.training.shards import ShardReader, write_shards
 
@@ -42,15 +43,15 @@ class GenseTrainingConfig:
         training: Settings of the training loop.
         batch: Segments in a batch.
         least_tokens: Shortest part of a segment that is trained on, in semantic tokens; the longest is the whole.
-        predicted_share: Fraction of batches with N2S's tokens in the prompt of S2S instead of the true ones.
-        no_hierarchy_share: Fraction of batches with no clean semantic tokens in the prompt of S2S.
-        no_voice_share: Fraction of batches with no acoustic codes in the prompt of S2S.
-        masked_share: Fraction of the other batches, in which these codes are those of the mask network's output.
-        no_noisy_share: Fraction of batches with no noisy semantic tokens in the prompt of S2S.
+        predicted_prob: Fraction of batches with N2S's tokens in the prompt of S2S instead of the true ones.
+        no_hierarchy_prob: Fraction of batches with no clean semantic tokens in the prompt of S2S.
+        no_voice_prob: Fraction of batches with no acoustic codes in the prompt of S2S.
+        masked_prob: Fraction of the other batches, in which these codes are those of the mask network's output.
+        no_noisy_prob: Fraction of batches with no noisy semantic tokens in the prompt of S2S.
         most_wrong_past: Largest fraction of the previous clean tokens that is corrupted, drawn for each batch: replaced
             by the noisy speech's token or by a repetition. This reduces exposure bias: without it a model builds on
             its own errors.
-        identity_share: Fraction of batches with clean speech as input, which has to stay as it is.
+        identity_prob: Fraction of batches with clean speech as input, which has to stay as it is.
         validation: Segments at each validation.
     """
 
@@ -58,13 +59,13 @@ class GenseTrainingConfig:
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=100_000))
     batch: int = 6
     least_tokens: int = 15
-    predicted_share: float = 0.5
-    no_hierarchy_share: float = 0.1
-    no_voice_share: float = 0.1
-    masked_share: float = 0.5
-    no_noisy_share: float = 0.1
+    predicted_prob: float = renamed("predicted_share", 0.5)
+    no_hierarchy_prob: float = renamed("no_hierarchy_share", 0.1)
+    no_voice_prob: float = renamed("no_voice_share", 0.1)
+    masked_prob: float = renamed("masked_share", 0.5)
+    no_noisy_prob: float = renamed("no_noisy_share", 0.1)
     most_wrong_past: float = 0.5
-    identity_share: float = 0.05
+    identity_prob: float = renamed("identity_share", 0.05)
     validation: int = 48
 
 
@@ -80,7 +81,7 @@ class TokenPackConfig:
 
     pairs: NoisyConfig = field(
         default_factory=lambda: NoisyConfig(
-            seconds=PACK_S, early_s=0.0, silent_share=0.03, clipped_share=0.05, narrow_share=0.1, room_share=0.4
+            seconds=PACK_S, early_s=0.0, silent_prob=0.03, clipped_prob=0.05, narrow_prob=0.1, room_prob=0.4
         )
     )
     count: int = 20_000
@@ -222,14 +223,14 @@ def _drawn(
         *(part[:, start : start + count] for part in pairs[:2]),
         *(part[:, start * ratio : (start + count) * ratio] for part in pairs[2:]),
     )
-    if rng.random() < config.identity_share:
+    if rng.random() < config.identity_prob:
         clean = pairs.clean_acoustic
         pairs = TokenPairs(pairs.clean_semantic, pairs.clean_semantic, clean, clean, clean)
     no_hierarchy, no_voice, no_noisy = (
-        rng.random() < prob for prob in (config.no_hierarchy_share, config.no_voice_share, config.no_noisy_share)
+        rng.random() < prob for prob in (config.no_hierarchy_prob, config.no_voice_prob, config.no_noisy_prob)
     )
-    clean_semantic_kind = "none" if no_hierarchy else "predicted" if rng.random() < config.predicted_share else "oracle"
-    acoustic = "none" if no_voice else "masked" if rng.random() < config.masked_share else "noisy"
+    clean_semantic_kind = "none" if no_hierarchy else "predicted" if rng.random() < config.predicted_prob else "oracle"
+    acoustic = "none" if no_voice else "masked" if rng.random() < config.masked_prob else "noisy"
     chain = Chain(not no_noisy or (no_hierarchy and no_voice), clean_semantic_kind, acoustic)
     return pairs, chain, _corrupted_history(pairs, chain, config.most_wrong_past * rng.random(), rng)
 

@@ -21,6 +21,7 @@ from audio_llm.lm.ngram import NgramLm, load_ngram
 from audio_llm.lm.pocketsphinx_lm import PocketsphinxLm
 from audio_llm.nbest import NBest
 from audio_llm.text import get_normalizer
+from audio_llm.training.config import renamed
 
 if TYPE_CHECKING:  # they need torch
     from audio_llm.ger.neural import NeuralScorer
@@ -46,7 +47,7 @@ class PhraseSettings:
         shortlist: Number of candidates that a neural corrector scores.
         margin_cost: The widest margin is chosen that gives up at most this fraction of the corrected errors, or of the
             remaining errors if these are fewer, so that correct texts are not changed.
-        least_kept: Minimum fraction of the correct first hypotheses that must not be changed.
+        min_correct_retained: Minimum fraction of the correct first hypotheses that must not be changed.
         table: Settings of the phrase table.
         beam: Settings of the search for candidates.
     """
@@ -59,7 +60,7 @@ class PhraseSettings:
     reranker_lists: int = 4000
     shortlist: int = 10
     margin_cost: float = 0.01
-    least_kept: float = 0.0
+    min_correct_retained: float = renamed("least_kept", 0.0)
     table: TableSettings = field(default_factory=TableSettings)
     beam: BeamSettings = field(default_factory=BeamSettings)
 

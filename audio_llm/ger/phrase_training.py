@@ -228,7 +228,7 @@ def _choose_margin(folds: Sequence[Sequence[_Scored]], settings: PhraseSettings)
             if one.errors[0] == 0:
                 right += 1
                 broken += changes
-    careful = broken <= (1.0 - settings.least_kept) * right
+    careful = broken <= (1.0 - settings.min_correct_retained) * right
     fewest = errors[careful].min()
     allowed = fewest + settings.margin_cost * min(fewest, errors[-1] - fewest)
     return max(

@@ -24,6 +24,7 @@ from audio_llm.ger.model import Batch, GerSettings, RobustGer
 from audio_llm.metrics import word_errors
 from audio_llm.text import NORMALIZERS
 from audio_llm.training.batching import batches_by_length
+from audio_llm.training.config import renamed
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
@@ -40,9 +41,9 @@ class GerTrainConfig:
         ger: Prompt, noise embedding and adapters.
         training: Steps, learning rate, seed.
         normalizer: Name of the normalizer of hypotheses and references.
-        blind_share: Probability of a list without hypotheses, so that a model from scratch learns a language model.
+        no_audio_prob: Probability of a list without hypotheses, so that a model from scratch learns a language model.
         batch_tokens: Maximum tokens of a batch, padding included.
-        tune_share: Fraction of the lists, by reference, that is held out for validation if no other lists are given.
+        validation_fraction: Fraction of the lists, by reference, held out for validation if no others are given.
         validation_lists: Number of validation lists decoded for the word error rate.
         distillation: Audio noise distillation (see `distillation`); needs data with audio, and a single process.
     """
@@ -50,9 +51,9 @@ class GerTrainConfig:
     ger: GerSettings = field(default_factory=GerSettings)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=2000, learning_rate=5e-4))
     normalizer: str = "spoken"
-    blind_share: float = 0.0
+    no_audio_prob: float = renamed("blind_share", 0.0)
     batch_tokens: int = 6000
-    tune_share: float = 0.1
+    validation_fraction: float = renamed("tune_share", 0.1)
     validation_lists: int = 100
     distillation: DistillationSettings | None = None
 
@@ -86,7 +87,7 @@ def train_ger(
         UsageError: Distillation is configured, but the data has no audio, there is no adapter or more than one process.
     """
     if tuning is None:
-        data, tuning = split_by_reference(data, config.tune_share, config.training.seed)
+        data, tuning = split_by_reference(data, config.validation_fraction, config.training.seed)
     torch.manual_seed(config.training.seed)
     checkpoint = replace(build(llm, config.ger), normalizer=config.normalizer)
     model, collator = checkpoint.model, checkpoint.collator
@@ -211,7 +212,7 @@ def _batches(
 
 def _example(data: ListData, row: int, seed: int, config: GerTrainConfig) -> tuple[tuple[str, ...], str]:
     """Return (hypotheses, reference), drawn from the seed alone."""
-    blind = np.random.default_rng(seed).random() < config.blind_share
+    blind = np.random.default_rng(seed).random() < config.no_audio_prob
     return () if blind else data.hypotheses[row], data.references[row]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from audio_llm.simulation import mono
+from audio_llm.training.config import renamed
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class Augmentation:
         speed: Speaking rate requested from the synthesizer.
         voice_shift: Factor on pitch and formants together.
         level_db: RMS in dB below full scale.
-        noisy_share: Fraction of sentences with noise.
+        noisy_prob: Fraction of sentences with noise.
         snr_db: Signal-to-noise ratio of sentences with noise.
-        room_share: Fraction of sentences with reverberation.
+        room_prob: Fraction of sentences with reverberation.
         rt60_s: Reverberation time.
         direct_to_reverb_db: Direct over reverberant level.
     """
@@ -28,14 +29,14 @@ class Augmentation:
     speed: tuple[float, float] = (0.85, 1.2)
     voice_shift: tuple[float, float] = (0.92, 1.12)
     level_db: tuple[float, float] = (-32.0, -18.0)
-    noisy_share: float = 0.4
+    noisy_prob: float = renamed("noisy_share", 0.4)
     snr_db: tuple[float, float] = (22.0, 45.0)
-    room_share: float = 0.15
+    room_prob: float = renamed("room_share", 0.15)
     rt60_s: tuple[float, float] = (0.1, 0.4)
     direct_to_reverb_db: tuple[float, float] = (3.0, 15.0)
 
 
-CLEAN = Augmentation((1.0, 1.0), (1.0, 1.0), (-23.0, -23.0), noisy_share=0.0, room_share=0.0)
+CLEAN = Augmentation((1.0, 1.0), (1.0, 1.0), (-23.0, -23.0), noisy_prob=0.0, room_prob=0.0)
 
 
 def draw_voice(augmentation: Augmentation, rng: np.random.Generator) -> dict[str, float]:
@@ -61,11 +62,11 @@ def degrade(
         (T,) float32 at 16 kHz, and the draws as plain values.
     """
     settings: dict[str, float | str] = {}
-    if rng.random() < augmentation.room_share:
+    if rng.random() < augmentation.room_prob:
         settings["rt60_s"] = round(rng.uniform(*augmentation.rt60_s), 3)
         settings["direct_to_reverb_db"] = round(rng.uniform(*augmentation.direct_to_reverb_db), 1)
         waveform = mono.add_room(waveform, rng, float(settings["rt60_s"]), float(settings["direct_to_reverb_db"]))
-    if rng.random() < augmentation.noisy_share:
+    if rng.random() < augmentation.noisy_prob:
         settings["snr_db"] = round(rng.uniform(*augmentation.snr_db), 1)
         settings["noise"], noise = _draw_noise(waveform.size, rng, noises)
         waveform = mono.add_noise(waveform, noise, float(settings["snr_db"]))

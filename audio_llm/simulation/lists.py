@@ -10,6 +10,7 @@ import numpy as np
 
 from audio_llm.nbest import Hypothesis, NBest
 from audio_llm.simulation.confusions import MAX_SPAN, Confusions
+from audio_llm.training.config import renamed
 
 _SMALL_WORDS = ("a", "the", "and", "in", "of", "to", "it", "is", "was", "that", "i", "he", "on", "at", "as", "but")
 _SPAN_BOUNDS = (0.75, 0.96)  # probabilities 0.75, 0.21, 0.04 of an uncertain span of 1, 2, 3 words
@@ -21,21 +22,21 @@ class ListNoise:
 
     Attributes:
         hypotheses: Entries of a list.
-        clean_share: Fraction of lists without uncertain spans.
+        clean_prob: Fraction of lists without uncertain spans.
         mean_rate: Mean of the exponential distribution of the number of uncertain spans per word.
         alternatives: Highest number of alternatives to the correct words of a span.
         advantage: Mean and standard deviation of the advantage of the correct words over the alternatives, in nats.
-        missing_share: Fraction of spans where the correct words are no option.
-        distinct_share: Fraction of lists of distinct texts; in the other lists likely texts are repeated.
+        missing_prob: Fraction of spans where the correct words are no option.
+        distinct_prob: Fraction of lists of distinct texts; in the other lists likely texts are repeated.
     """
 
     hypotheses: int = 5
-    clean_share: float = 0.15
+    clean_prob: float = renamed("clean_share", 0.15)
     mean_rate: float = 0.18
     alternatives: int = 3
     advantage: tuple[float, float] = (1.0, 1.5)
-    missing_share: float = 0.2
-    distinct_share: float = 0.5
+    missing_prob: float = renamed("missing_share", 0.2)
+    distinct_prob: float = renamed("distinct_share", 0.5)
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ def simulate_list(name: str, text: str, confusions: Confusions, settings: ListNo
         rng: Source of all draws.
     """
     words = text.split()
-    clean = rng.random() < settings.clean_share
+    clean = rng.random() < settings.clean_prob
     rate = 0.0 if clean else min(0.6, rng.exponential(settings.mean_rate))
     spans = sorted(_uncertain_spans(words, rate, confusions, settings, rng), key=lambda span: span.start)
-    distinct = rng.random() < settings.distinct_share
+    distinct = rng.random() < settings.distinct_prob
     chosen = _best(spans, 4 * settings.hypotheses)
     if not distinct:
         logs = np.array([log for log, _ in chosen])
@@ -109,7 +110,7 @@ def _uncertain_span(
         if alternatives:
             logs = [float(rng.normal(*settings.advantage)), *rng.normal(0.0, 1.0, size=len(alternatives)).tolist()]
             options = [true, *alternatives]
-            if rng.random() < settings.missing_share:
+            if rng.random() < settings.missing_prob:
                 options, logs = options[1:], logs[1:]
             total = float(np.logaddexp.reduce(logs))
             return _UncertainSpan(start, start + count, tuple(options), tuple(log - total for log in logs))

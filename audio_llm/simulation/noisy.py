@@ -9,6 +9,7 @@ import numpy as np
 
 from audio_llm.simulation import mono
 from audio_llm.simulation.speech_pack import FULL_BAND_HZ, SpeechPack
+from audio_llm.training.config import renamed
 
 SAMPLE_RATE = 16_000  # Hz
 _POINTS_HZ = np.array([60.0, 200.0, 500.0, 1200.0, 2500.0, 4500.0, 8000.0])  # support points of the coloration
@@ -25,40 +26,40 @@ class NoisyConfig:
         seconds: Length of a pair.
         voice_shift: Factor on pitch and formants together, in half of the pairs.
         snr_db: Power of active speech over noise.
-        clean_share: Fraction of pairs without noise.
-        silent_share: Fraction of pairs without speech.
-        babble_share: Fraction of noises that are babble.
-        coloured_share: Fraction of noises that are synthetic, white to brown.
-        second_noise_share: Fraction of pairs with a second noise.
-        burst_share: Fraction of noises that are active in a part of the pair only.
-        room_share: Fraction of pairs with reverberation.
+        clean_prob: Fraction of pairs without noise.
+        silent_prob: Fraction of pairs without speech.
+        babble_prob: Fraction of noises that are babble.
+        colored_prob: Fraction of noises that are synthetic, white to brown.
+        second_noise_prob: Fraction of pairs with a second noise.
+        burst_prob: Fraction of noises that are active in a part of the pair only.
+        room_prob: Fraction of pairs with reverberation.
         rt60_s: Reverberation time.
         direct_to_reverb_db: Direct over reverberant level.
         early_s: Reflections up to this time belong to the clean side.
         tone_db: Largest change of the spectrum, up or down, separately for speech and noise.
-        narrow_share: Fraction of pairs that are low-pass filtered.
+        narrow_prob: Fraction of pairs that are low-pass filtered.
         cutoff_hz: Cut-off frequency.
-        clipped_share: Fraction of pairs whose noisy side is clipped.
+        clipped_prob: Fraction of pairs whose noisy side is clipped.
         level_db: Level of the noisy side below full scale.
     """
 
     seconds: float = 3.0
     voice_shift: tuple[float, float] = (0.87, 1.15)
     snr_db: tuple[float, float] = (-5.0, 25.0)
-    clean_share: float = 0.04
-    silent_share: float = 0.04
-    babble_share: float = 0.2
-    coloured_share: float = 0.15
-    second_noise_share: float = 0.3
-    burst_share: float = 0.15
-    room_share: float = 0.3
+    clean_prob: float = renamed("clean_share", 0.04)
+    silent_prob: float = renamed("silent_share", 0.04)
+    babble_prob: float = renamed("babble_share", 0.2)
+    colored_prob: float = renamed("coloured_share", 0.15)
+    second_noise_prob: float = renamed("second_noise_share", 0.3)
+    burst_prob: float = renamed("burst_share", 0.15)
+    room_prob: float = renamed("room_share", 0.3)
     rt60_s: tuple[float, float] = (0.15, 0.8)
     direct_to_reverb_db: tuple[float, float] = (-3.0, 12.0)
     early_s: float = 0.05
     tone_db: float = 5.0
-    narrow_share: float = 0.08
+    narrow_prob: float = renamed("narrow_share", 0.08)
     cutoff_hz: tuple[float, float] = (3000.0, 7000.0)
-    clipped_share: float = 0.03
+    clipped_prob: float = renamed("clipped_share", 0.03)
     level_db: tuple[float, float] = (-45.0, -15.0)
 
 
@@ -134,23 +135,23 @@ class NoisySpeech:
     def noise(self, rng: np.random.Generator, size: int) -> np.ndarray:
         """Return (size,) float32 noise as drawn: recorded, synthetic or babble."""
         noise = self._one_noise(rng, size)
-        if rng.random() < self.config.second_noise_share:
+        if rng.random() < self.config.second_noise_prob:
             noise = noise + 10.0 ** (rng.uniform(-10.0, 0.0) / 20.0) * self._one_noise(rng, size)
         return noise
 
     def _one_noise(self, rng: np.random.Generator, size: int) -> np.ndarray:
         """Return (size,) noise of unit power."""
         config, kind = self.config, rng.random()
-        if kind < config.babble_share:
+        if kind < config.babble_prob:
             noise = np.zeros(size, np.float32)
             for _ in range(int(rng.integers(*_BABBLE))):
                 other = self._speech(rng, size)[0]
                 noise += other * float(rng.uniform(0.3, 1.0) / np.sqrt(mono.active_power(other) + 1e-9))
-        elif kind < config.babble_share + config.coloured_share or not self.pack.noises:
+        elif kind < config.babble_prob + config.colored_prob or not self.pack.noises:
             noise = mono.colored_noise(size, rng, float(rng.uniform(0.0, 2.0)))
         else:
             noise = self._recorded(rng, size)
-        if rng.random() < config.burst_share:
+        if rng.random() < config.burst_prob:
             noise = noise * _burst(rng, size)
         power = float(np.mean(np.square(noise)))
         return noise / np.sqrt(power) if power > 0.0 else noise
@@ -185,10 +186,10 @@ def degrade(
         bandwidth_hz: Bandwidth of the speech.
     """
     kind = rng.random()
-    silent, clean_only = kind < config.silent_share, kind > 1.0 - config.clean_share
+    silent, clean_only = kind < config.silent_prob, kind > 1.0 - config.clean_prob
     speech = np.zeros_like(speech) if silent else _change_tone(speech, config.tone_db, rng)
     wet, clean = speech
-    if rng.random() < config.room_share:
+    if rng.random() < config.room_prob:
         response = mono.room_response(rng, rng.uniform(*config.rt60_s), rng.uniform(*config.direct_to_reverb_db))
         wet = mono.convolve(wet, response)
         clean = mono.convolve(clean, response[: max(1, round(config.early_s * SAMPLE_RATE))])
@@ -200,7 +201,7 @@ def degrade(
         noise_power = float(np.mean(np.square(noise, dtype=np.float64))) or 1.0
         noisy = wet + noise * np.sqrt(power / noise_power / 10.0 ** (snr_db / 10.0))
     cutoff_hz = bandwidth_hz
-    if rng.random() < config.narrow_share:
+    if rng.random() < config.narrow_prob:
         cutoff_hz = min(cutoff_hz, float(rng.uniform(*config.cutoff_hz)))
     if cutoff_hz < FULL_BAND_HZ:
         clean, noisy = _low_pass(clean, cutoff_hz), _low_pass(noisy, cutoff_hz)
@@ -208,7 +209,7 @@ def degrade(
     peak = float(np.abs(noisy).max()) or 1.0
     gain = min(10.0 ** (rng.uniform(*config.level_db) / 20.0) / rms, 0.99 / peak)
     clean, noisy = gain * clean, gain * noisy
-    if rng.random() < config.clipped_share:
+    if rng.random() < config.clipped_prob:
         limit = float(rng.uniform(0.2, 0.8)) * float(np.abs(noisy).max())
         noisy = np.clip(noisy, -limit, limit)
     snr_db = -np.inf if silent else snr_db

@@ -186,7 +186,7 @@ def _render(sources: SceneSources, config: RenderConfig, row: int) -> dict[str, 
         dry = repeat_speech(sources.voices[voice].utterances, rng, samples)
         dry = color(dry, slow_waves_db(rng, TONE_SIZE, scenes.tone_db))
         azimuth, distance_m = float(rng.uniform(0.0, 360.0)), float(rng.uniform(*scenes.distance_m))
-        moving = bool(rng.random() < scenes.moving_share)
+        moving = bool(rng.random() < scenes.moving_prob)
         talker = Talker(int(voice), azimuth, distance_m, moving, 0.0, 0.0, config.seconds)
         talkers.append(_scaled(environment.render_talker(dry, talker, rng)[0]))
     noise = _scaled(diffuse_noise(sources, head, rng, samples, 0.0))

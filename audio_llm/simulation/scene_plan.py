@@ -14,6 +14,7 @@ import numpy as np
 from audio_llm.errors import DataError
 from audio_llm.simulation.heads import Head, HeadVariation
 from audio_llm.simulation.rooms import Room
+from audio_llm.training.config import renamed
 
 _FRONTAL_DEG = 15.0  # smallest azimuth of an interferer in an enrollment recording
 _MARGIN_M = 0.5  # smallest distance of the head from a wall
@@ -59,7 +60,7 @@ class SceneConfig:
 
     Attributes:
         seconds: Length of the mixture.
-        look_seconds: Length of the enrollment recording.
+        enrollment_seconds: Length of the enrollment recording.
         talkers: Smallest and largest number of talkers in the mixture.
         overlap: Fraction of the mixture during which an interferer is active.
         level_db: Level of the interferers relative to the target.
@@ -67,19 +68,19 @@ class SceneConfig:
         rt60_s: Reverberation time.
         room_m: Shortest and longest wall.
         distance_m: Distance of a talker from the head.
-        look_error_deg: Largest azimuth of the target in the enrollment recording.
-        moving_share: Probability that a talker moves in the mixture.
-        absent_share: Fraction of scenes where the target is silent for a part of the mixture.
-        fully_absent_share: Fraction of scenes where the target is silent in the whole mixture.
-        measured_room_share: Fraction of scenes in a measured room, if there is any.
-        nobody_share: Fraction of enrollment recordings whose target is silent.
+        enrollment_error_deg: Largest azimuth of the target in the enrollment recording.
+        moving_prob: Probability that a talker moves in the mixture.
+        absent_prob: Fraction of scenes where the target is silent for a part of the mixture.
+        fully_absent_prob: Fraction of scenes where the target is silent in the whole mixture.
+        measured_room_prob: Fraction of scenes in a measured room, if there is any.
+        no_speaker_prob: Fraction of enrollment recordings whose target is silent.
         overall_db: Level of mixture and enrollment recording.
         tone_db: Change of the spectrum of every talker, so that recording devices do not identify speakers.
         head: Variation of the heads.
     """
 
     seconds: float = 5.0
-    look_seconds: float = 4.0
+    enrollment_seconds: float = renamed("look_seconds", 4.0)
     talkers: tuple[int, int] = (2, 3)
     overlap: tuple[float, float] = (0.5, 1.0)
     level_db: tuple[float, float] = (-5.0, 5.0)
@@ -87,12 +88,12 @@ class SceneConfig:
     rt60_s: tuple[float, float] = (0.2, 0.6)
     room_m: tuple[float, float] = (3.0, 8.0)
     distance_m: tuple[float, float] = (0.7, 2.0)
-    look_error_deg: float = 18.0
-    moving_share: float = 0.3
-    absent_share: float = 0.1
-    fully_absent_share: float = 0.05
-    measured_room_share: float = 0.0
-    nobody_share: float = 0.0
+    enrollment_error_deg: float = renamed("look_error_deg", 18.0)
+    moving_prob: float = renamed("moving_share", 0.3)
+    absent_prob: float = renamed("absent_share", 0.1)
+    fully_absent_prob: float = renamed("fully_absent_share", 0.05)
+    measured_room_prob: float = renamed("measured_room_share", 0.0)
+    no_speaker_prob: float = renamed("nobody_share", 0.0)
     overall_db: tuple[float, float] = (-6.0, 6.0)
     tone_db: float = 3.0
     head: HeadVariation = field(default_factory=HeadVariation)
@@ -167,12 +168,12 @@ def plan_scene(sources: SceneSources, config: SceneConfig, seed: int, index: int
     chosen = [int(voice) for voice in rng.choice(len(sources.voices), count, replace=False)]
     room = draw_room(config, rng)
     measured = None
-    if sources.measured_rooms and rng.random() < config.measured_room_share:
+    if sources.measured_rooms and rng.random() < config.measured_room_prob:
         measured = int(rng.integers(len(sources.measured_rooms)))
     talkers = [_target(config, rng, chosen[0])]
     talkers += [_other(config, rng, voice) for voice in chosen[1:]]
     azimuth, distance_m = _enrollment_error(config, rng), _distance(config, rng)
-    enrollment = [Talker(chosen[0], azimuth, distance_m, True, 0.0, 0.0, config.look_seconds)]
+    enrollment = [Talker(chosen[0], azimuth, distance_m, True, 0.0, 0.0, config.enrollment_seconds)]
     enrollment += [
         _enrollment_interferer(config, rng, voice) for voice in _enrollment_interferers(sources, rng, chosen)
     ]
@@ -191,9 +192,9 @@ def plan_scene(sources: SceneSources, config: SceneConfig, seed: int, index: int
         absent=talkers[0].starts_s >= config.seconds,
         one_recording=len(sources.voices[chosen[0]].utterances) == 1,
     )
-    if rng.random() >= config.nobody_share:  # drawn last, so that it does not affect other draws
+    if rng.random() >= config.no_speaker_prob:  # drawn last, so that it does not affect other draws
         return plan
-    return replace(plan, enrollment=(replace(enrollment[0], starts_s=config.look_seconds), *enrollment[1:]))
+    return replace(plan, enrollment=(replace(enrollment[0], starts_s=config.enrollment_seconds), *enrollment[1:]))
 
 
 def draw_room(config: SceneConfig, rng: np.random.Generator) -> Room:
@@ -206,9 +207,9 @@ def draw_room(config: SceneConfig, rng: np.random.Generator) -> Room:
 def _target(config: SceneConfig, rng: np.random.Generator, voice: int) -> Talker:
     starts_s, ends_s = 0.0, config.seconds
     drawn = rng.random()
-    if drawn < config.fully_absent_share:
+    if drawn < config.fully_absent_prob:
         starts_s = ends_s
-    elif drawn < config.fully_absent_share + config.absent_share:
+    elif drawn < config.fully_absent_prob + config.absent_prob:
         pause_s = rng.uniform(0.2, 0.5) * config.seconds
         starts_s, ends_s = (pause_s, ends_s) if rng.random() < 0.5 else (0.0, ends_s - pause_s)
     return Talker(voice, *_somewhere(config, rng), 0.0, float(starts_s), float(ends_s))
@@ -224,12 +225,12 @@ def _other(config: SceneConfig, rng: np.random.Generator, voice: int) -> Talker:
 def _enrollment_interferer(config: SceneConfig, rng: np.random.Generator, voice: int) -> Talker:
     azimuth = float(rng.uniform(_FRONTAL_DEG, 360.0 - _FRONTAL_DEG))
     level_db = float(rng.uniform(*config.level_db))
-    return Talker(voice, azimuth, _distance(config, rng), False, level_db, 0.0, config.look_seconds)
+    return Talker(voice, azimuth, _distance(config, rng), False, level_db, 0.0, config.enrollment_seconds)
 
 
 def _somewhere(config: SceneConfig, rng: np.random.Generator) -> tuple[float, float, bool]:
     """Return azimuth, distance and whether the talker moves."""
-    return float(rng.uniform(0.0, 360.0)), _distance(config, rng), bool(rng.random() < config.moving_share)
+    return float(rng.uniform(0.0, 360.0)), _distance(config, rng), bool(rng.random() < config.moving_prob)
 
 
 def _distance(config: SceneConfig, rng: np.random.Generator) -> float:
@@ -238,7 +239,7 @@ def _distance(config: SceneConfig, rng: np.random.Generator) -> float:
 
 def _enrollment_error(config: SceneConfig, rng: np.random.Generator) -> float:
     """Return the azimuth of the target in the enrollment recording, of random sign."""
-    limit = rng.uniform(0.0, config.look_error_deg)
+    limit = rng.uniform(0.0, config.enrollment_error_deg)
     return float(rng.choice((-1.0, 1.0)) * limit)
 
 

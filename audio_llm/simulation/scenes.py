@@ -72,7 +72,7 @@ def render_scene(
     rng, enrollment_rng, apart_rng = (np.random.default_rng([*plan.seed, part]) for part in (1, 2, 3))
     measured = None if plan.measured_room is None else sources.measured_rooms[plan.measured_room]
     environment = Environment(vary(sources.heads[plan.head], apart_rng, config.head), plan.room, measured)
-    samples, enrollment_samples = round(config.seconds * SAMPLE_RATE), round(config.look_seconds * SAMPLE_RATE)
+    samples, enrollment_samples = round(config.seconds * SAMPLE_RATE), round(config.enrollment_seconds * SAMPLE_RATE)
     clean, mixture_speech = _disjoint_speech(
         sources.voices[plan.talkers[0].voice], apart_rng, enrollment_samples, samples
     )

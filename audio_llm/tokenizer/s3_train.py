@@ -31,6 +31,7 @@ from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.tokenizer.s3 import KIND, load_s3_network
 from audio_llm.tokenizer.s3_model import S3Config, S3Network, S3Output, log_mel
 from audio_llm.training.batching import batches_by_length
+from audio_llm.training.config import renamed
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.training.shards import ShardReader, write_shards
 
@@ -41,7 +42,7 @@ CARD = "# A tokenizer\n\nSemantic tokens of English speech at 16 kHz, 25 a secon
 
 
 def _degraded() -> NoisyConfig:
-    return NoisyConfig(silent_share=0.0, clean_share=0.1, snr_db=(-3.0, 25.0), room_share=0.35, clipped_share=0.02)
+    return NoisyConfig(silent_prob=0.0, clean_prob=0.1, snr_db=(-3.0, 25.0), room_prob=0.35, clipped_prob=0.02)
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,21 @@ class S3TrainingConfig:
     Attributes:
         model: Size of the network.
         training: Settings of the training loop.
-        spoilt: Degradation of the second view of an utterance; with `clean_share` 1 both are clean.
+        degraded: Degradation of the second view of an utterance; with `clean_prob` 1 both are clean.
         batch_seconds: Sound in a batch in seconds, padding included, each utterance counted once.
         max_seconds: Longer utterances are skipped.
         teacher_weight: Weight of the loss against the teacher's probabilities, where there is a teacher.
-        likeness: Weight of the consistency loss between the two views before quantization.
+        consistency_weight: Weight of the consistency loss between the two views before quantization.
         validation_items: Utterances at each validation.
     """
 
     model: S3Config = field(default_factory=S3Config)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=100_000))
-    spoilt: NoisyConfig = field(default_factory=_degraded)
+    degraded: NoisyConfig = renamed("spoilt", default_factory=_degraded)  # noqa: RUF009 (a dataclass field)
     batch_seconds: float = 40.0
     max_seconds: float = 16.0
     teacher_weight: float = 0.5
-    likeness: float = 1.0
+    consistency_weight: float = renamed("likeness", 1.0)
     validation_items: int = 150
 
 
@@ -199,7 +200,7 @@ class _Utterances:
     """The utterances of a pack that are usable for training."""
 
     def __init__(self, pack: Path, config: S3TrainingConfig, teacher: Path | None = None) -> None:
-        self.speech = NoisySpeech(SpeechPack(pack), config.spoilt)
+        self.speech = NoisySpeech(SpeechPack(pack), config.degraded)
         self.teacher = None if teacher is None else ShardReader(teacher)
         samples = self.speech.pack.samples
         if self.teacher is not None and len(self.teacher) != len(samples):
@@ -267,9 +268,9 @@ def _loss(output: S3Output, batch: S3Batch, config: S3TrainingConfig) -> Tensor:
             frames = min(log_probs.shape[1], batch.teacher.shape[1])
             cross = -(batch.teacher[:, :frames] * log_probs[:, :frames]).sum(-1)
             loss = loss + 0.5 * config.teacher_weight * cross[mask[:, :frames]].mean()
-    if config.likeness:
+    if config.consistency_weight:
         clean, degraded = output.quantized.bounded.split(count)
-        loss = loss + config.likeness * (degraded - clean.detach()).square()[mask].mean()
+        loss = loss + config.consistency_weight * (degraded - clean.detach()).square()[mask].mean()
     return loss
 
 

@@ -21,6 +21,7 @@ from audio_llm.touchtts.data import UtterancePack
 from audio_llm.touchtts.flow import FRAMES, FlowConfig, FlowNetwork, Given, chunk_mask
 from audio_llm.touchtts.models import FLOW, check_speaker, load_flow, speech_vectors, tokenizer_entry
 from audio_llm.training.batching import fixed_batches, fresh_batches
+from audio_llm.training.config import renamed
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
@@ -42,12 +43,12 @@ class FlowTrainingConfig:
         batch: Excerpts in a batch.
         epoch_batches: Batches in an epoch.
         main_voice: Voice that is drawn most often; empty: all speakers are drawn alike.
-        main_share: Probability of the main voice.
+        main_prob: Probability of the main voice.
         chunks: Chunk sizes in tokens, one of which is drawn for a batch.
-        full_share: Probability of a batch with attention over the whole excerpt.
-        prompt_share: Probability that the beginning of an excerpt is given as a prompt.
+        full_prob: Probability of a batch with attention over the whole excerpt.
+        prompt_prob: Probability that the beginning of an excerpt is given as a prompt.
         longest_prompt: Largest fraction of an excerpt that is a prompt.
-        drop_share: Probability that the conditioning is dropped, for guidance.
+        drop_prob: Probability that the conditioning is dropped, for guidance.
         wrong_tokens: Largest fraction of tokens that are replaced at random, as a language model's may be wrong.
         validation: Excerpts at each validation, half of them of the main voice.
     """
@@ -58,12 +59,12 @@ class FlowTrainingConfig:
     batch: int = 12
     epoch_batches: int = 1000
     main_voice: str = ""
-    main_share: float = 0.6
+    main_prob: float = renamed("main_share", 0.6)
     chunks: tuple[int, ...] = (5, 10, 25)
-    full_share: float = 0.5
-    prompt_share: float = 0.5
+    full_prob: float = renamed("full_share", 0.5)
+    prompt_prob: float = renamed("prompt_share", 0.5)
     longest_prompt: float = 0.3
-    drop_share: float = 0.2
+    drop_prob: float = renamed("drop_share", 0.2)
     wrong_tokens: float = 0.1
     validation: int = 64
 
@@ -167,7 +168,7 @@ def train_flow(
         file, sha256 = stretches.pack.speaker
         network = replace(config.model, speech=tokenizer.size, speaker_file=file, speaker_sha256=sha256)
         flow = FlowNetwork(network, speech_vectors(tokenizer))
-        stretches.measure(flow, config.main_share)
+        stretches.measure(flow, config.main_prob)
     else:
         flow = load_flow(start_from, tokenizer).train()
     for data in (stretches, held_out):
@@ -175,11 +176,11 @@ def train_flow(
     config = replace(config, model=flow.config)
     size = sum(parameter.numel() for parameter in flow.parameters())
     logger.info("%d recorded utterances, %.2f M parameters", len(stretches.rows), size / 1e6)
-    exact = replace(config, main_share=0.5, prompt_share=0.0, drop_share=0.0, wrong_tokens=0.0)
+    exact = replace(config, main_prob=0.5, prompt_prob=0.0, drop_prob=0.0, wrong_tokens=0.0)
     validation = [
         (
             name,
-            held_out.collate(flow, seeds, replace(exact, full_share=full_probability, chunks=(10,)), _VALIDATION_SEED),
+            held_out.collate(flow, seeds, replace(exact, full_prob=full_probability, chunks=(10,)), _VALIDATION_SEED),
         )
         for seeds in fixed_batches(config.batch, config.validation)
         for name, full_probability in (("full", 1.0), ("chunked", 0.0))
@@ -252,7 +253,7 @@ class Stretches:
     def collate(self, flow: FlowNetwork, seeds: range, config: FlowTrainingConfig, offset: int = 0) -> _Batch:
         """Return the batch of some seeds; what its excerpts share is drawn by the first."""
         shared = np.random.default_rng([seeds.start + offset, 1])
-        chunk = 0 if shared.random() < config.full_share else int(shared.choice(config.chunks))
+        chunk = 0 if shared.random() < config.full_prob else int(shared.choice(config.chunks))
         drawn = [self._stretch(flow, np.random.default_rng([seed + offset, 0]), config) for seed in seeds]
         columns = list(zip(*drawn, strict=True))
         tokens, valid = (_padded(columns[n], value) for n, value in ((0, -1), (3, False)))
@@ -277,7 +278,7 @@ class Stretches:
         )
 
     def _stretch(self, flow: FlowNetwork, rng: np.random.Generator, config: FlowTrainingConfig) -> tuple[Any, ...]:
-        row, reference = self._draw(rng, config.main_share)
+        row, reference = self._draw(rng, config.main_prob)
         tokens = torch.from_numpy(self.pack.tokens(row).astype(np.int64))
         count = min(len(tokens), config.tokens)
         start = int(rng.integers(len(tokens) - count + 1))
@@ -289,9 +290,9 @@ class Stretches:
         ahead[: len(following)] = following
         tokens = tokens[start : start + count]
         known = torch.zeros(FRAMES * count, dtype=torch.bool)
-        if rng.random() < config.prompt_share:
+        if rng.random() < config.prompt_prob:
             known[: int(rng.uniform(0.0, config.longest_prompt) * FRAMES * count)] = True
-        is_conditioned = rng.random() >= config.drop_share
+        is_conditioned = rng.random() >= config.drop_prob
         if not is_conditioned:
             tokens, ahead, known = torch.full_like(tokens, -1), torch.full_like(ahead, -1), known & False
         voice = self._voice(flow, reference)

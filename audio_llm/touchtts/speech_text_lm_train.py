@@ -32,6 +32,7 @@ from audio_llm.touchtts.speech_text_lm import (
 )
 from audio_llm.touchtts.text_tokens import PIECE, TextTokens, fit_durations
 from audio_llm.training.batching import batches_by_length
+from audio_llm.training.config import renamed
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 
 logger = logging.getLogger(__name__)
@@ -48,10 +49,10 @@ class SpeechTextLmTrainingConfig:
     Attributes:
         model: Size of the model; voices and durations come from the data.
         training: Settings of the training loop.
-        batch_places: Tokens in a batch, text and padding included.
+        batch_positions: Tokens in a batch, text and padding included.
         repeats: How often the utterances of a voice occur in an epoch (default: once).
-        asr_share: Fraction of batches that are transcription, where there is recorded speech.
-        continuous_share: Fraction of transcription batches with continuous features in place of tokens, where the
+        asr_prob: Fraction of batches that are transcription, where there is recorded speech.
+        continuous_prob: Fraction of transcription batches with continuous features in place of tokens, where the
             tokenizer has them.
         stretch: Standard deviation of the logarithm of a random factor on time, so that real durations may differ from
             the expected ones.
@@ -61,17 +62,19 @@ class SpeechTextLmTrainingConfig:
 
     model: SpeechTextLmConfig = field(default_factory=SpeechTextLmConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=100_000))
-    batch_places: int = 4000
+    batch_positions: int = renamed("batch_places", 4000)
     repeats: dict[str, int] = field(default_factory=dict)
-    asr_share: float = 0.3
-    continuous_share: float = 0.5
+    asr_prob: float = renamed("asr_share", 0.3)
+    continuous_prob: float = renamed("continuous_share", 0.5)
     stretch: float = 0.1
     most_wrong_past: float = 0.3
     validation: int = 60
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.asr_share < 1.0 or self.batch_places < 1:
-            raise ConfigError(f"asr_share {self.asr_share}", remedy="give 0 or more and below 1, and batch_places of 1")
+        if not 0.0 <= self.asr_prob < 1.0 or self.batch_positions < 1:
+            raise ConfigError(
+                f"asr_prob {self.asr_prob}", remedy="give 0 or more and below 1, and batch_positions of 1"
+            )
 
 
 class _Batch(NamedTuple):
@@ -146,8 +149,8 @@ def train_speech_text_lm(
     if unknown:
         remedy = "train a new model, or leave these utterances out"
         raise ModelFormatError(f"has no voices {', '.join(sorted(unknown))}", path=start_from, remedy=remedy)
-    continuous_fraction = config.continuous_share if lm.config.states else 0.0
-    config = replace(config, model=lm.config, continuous_share=continuous_fraction)
+    continuous_fraction = config.continuous_prob if lm.config.states else 0.0
+    config = replace(config, model=lm.config, continuous_prob=continuous_fraction)
     size = sum(parameter.numel() for parameter in lm.parameters())
     logger.info("%d utterances, %d of them recorded, %.2f M parameters", len(data.pack), len(data.recorded), size / 1e6)
     for name, rate in zip(lm.config.voices, lm.config.rates, strict=True):
@@ -235,13 +238,13 @@ class _TaskBatches:
     def batches(self, epoch: int, config: SpeechTextLmTrainingConfig) -> list[tuple[str, list[tuple[int, int]]]]:
         """Return the batches of an epoch: a task, and (row, seed) of each utterance."""
         rng = np.random.default_rng([self.seed, epoch])
-        batches = [("say", b) for b in batches_by_length(self.tts_rows, self.tts_lengths, config.batch_places, rng)]
-        fraction = config.asr_share if len(self.recorded) else 0.0
+        batches = [("say", b) for b in batches_by_length(self.tts_rows, self.tts_lengths, config.batch_positions, rng)]
+        fraction = config.asr_prob if len(self.recorded) else 0.0
         count = round(len(batches) * fraction / (1.0 - fraction))
         writing: list[tuple[str, list[tuple[int, int]]]] = []
         while len(writing) < count:
-            for batch in batches_by_length(self.recorded, self.asr_lengths, config.batch_places, rng):
-                writing.append(("listen" if rng.random() < config.continuous_share else "write", batch))
+            for batch in batches_by_length(self.recorded, self.asr_lengths, config.batch_positions, rng):
+                writing.append(("listen" if rng.random() < config.continuous_prob else "write", batch))
         batches += writing[:count]
         return [batches[index] for index in rng.permutation(len(batches))]
 
@@ -272,10 +275,10 @@ class _TaskBatches:
         rng = np.random.default_rng(0)
         batches: dict[str, list[_Batch]] = {}
         for task, rows in (("say", np.arange(len(self.pack))), ("write", self.recorded), ("listen", self.recorded)):
-            count = config.validation if task != "listen" or config.continuous_share else 0
+            count = config.validation if task != "listen" or config.continuous_prob else 0
             rows = rng.permutation([row for row in rows if self.pack.voices[row] in voices])[:count]
             lengths = self.tts_lengths if task == "say" else self.asr_lengths
-            groups = list(batches_by_length(rows, lengths, config.batch_places, rng))
+            groups = list(batches_by_length(rows, lengths, config.batch_positions, rng))
             batches[task] = [self.collate(lm, task, group, exact) for group in groups]
         return batches
 
@@ -322,6 +325,6 @@ def _validate(
     for task, task_batches in batches.items():
         values = [_entropies(module, send_to_device(batch, module.durations.device)) for batch in task_batches]
         losses[task] = float(torch.cat(values).mean()) if values else 0.0
-    continuous_fraction, asr_fraction = config.continuous_share, config.asr_share
+    continuous_fraction, asr_fraction = config.continuous_prob, config.asr_prob
     written = continuous_fraction * losses["listen"] + (1.0 - continuous_fraction) * losses["write"]
     return {"loss": (1.0 - asr_fraction) * losses["say"] + asr_fraction * written, **losses}

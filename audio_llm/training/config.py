@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,9 +53,21 @@ def config_from_dict(cls: type[T], values: Mapping[str, Any], path: str | Path |
     return built
 
 
-def renamed(former: str, default: Any) -> Any:
+def renamed(former: str, default: Any = None, default_factory: Callable[[], Any] | None = None) -> Any:
     """Return a dataclass field whose value is also read from its former key, so that stored configurations load."""
+    if default_factory is not None:
+        return dataclasses.field(default_factory=default_factory, metadata={_FORMER: former})
     return dataclasses.field(default=default, metadata={_FORMER: former})
+
+
+def with_former_keys(config: Any) -> dict[str, Any]:
+    """Return a dataclass as `dataclasses.asdict` does, under former keys (see `renamed`), for stored hashes."""
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        key = field.metadata.get(_FORMER, field.name)
+        values[key] = with_former_keys(value) if dataclasses.is_dataclass(value) else value
+    return values
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

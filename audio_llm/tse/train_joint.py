@@ -21,6 +21,7 @@ from audio_llm.simulation.scenes import make_scene
 from audio_llm.simulation.sources import read_sources
 from audio_llm.sound_metrics import si_sdr_db, snr_db
 from audio_llm.training.batching import fixed_batches, fresh_batches
+from audio_llm.training.config import renamed
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.tse.enrollment import EnrollmentEncoder, EnrollmentOutput
 from audio_llm.tse.extractor import Extractor
@@ -51,7 +52,7 @@ class JointTrainingConfig:
         streams: `synthetic` streams with leakage, those of a `frozen` separator, or `joint`: train the separator too.
         order: Order of the talkers among the streams, as the separator was trained; `synthetic` streams go from left to
             right.
-        noisy_share: Fraction of scenes enrolled by the noisy recording; the other scenes, and those without a frontal
+        noisy_prob: Fraction of scenes enrolled by the noisy recording; the other scenes, and those without a frontal
             speaker, use the teacher's vector.
         batch_scenes: Scenes in a batch.
         epoch_batches: Batches in an epoch; every epoch draws new scenes.
@@ -68,10 +69,10 @@ class JointTrainingConfig:
 
     model: TargetSpeakerConfig = field(default_factory=TargetSpeakerConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=5_000, learning_rate=3e-4))
-    scenes: SceneConfig = field(default_factory=lambda: SceneConfig(seconds=4.096, look_seconds=4.096))
+    scenes: SceneConfig = field(default_factory=lambda: SceneConfig(seconds=4.096, enrollment_seconds=4.096))
     streams: Literal["synthetic", "frozen", "joint"] = "synthetic"
     order: Literal["location", "best"] = "location"
-    noisy_share: float = 0.0
+    noisy_prob: float = renamed("noisy_share", 0.0)
     batch_scenes: int = 8
     epoch_batches: int = 1000
     validation_scenes: int = 48
@@ -191,9 +192,10 @@ def train_joint(
 
 def _whole_chunks(scenes: SceneConfig) -> SceneConfig:
     seconds, enrollment_s = (
-        round(length * SAMPLE_RATE) // CHUNK * CHUNK / SAMPLE_RATE for length in (scenes.seconds, scenes.look_seconds)
+        round(length * SAMPLE_RATE) // CHUNK * CHUNK / SAMPLE_RATE
+        for length in (scenes.seconds, scenes.enrollment_seconds)
     )
-    return replace(scenes, seconds=seconds, look_seconds=enrollment_s)
+    return replace(scenes, seconds=seconds, enrollment_seconds=enrollment_s)
 
 
 class _JointTraining(nn.Module):
@@ -209,7 +211,7 @@ class _JointTraining(nn.Module):
             logits, by_stream = self.model.selector(batch.streams, clean)
             return _Result(ExtractionOutput(weigh(batch.streams, logits), batch.streams, logits, by_stream), None)
         enrolled = EnrollmentEncoder(self.model).encode(batch.enrollment)
-        noisy = torch.arange(len(clean), device=clean.device) < round(self.config.noisy_share * len(clean))
+        noisy = torch.arange(len(clean), device=clean.device) < round(self.config.noisy_prob * len(clean))
         use_noisy = noisy & talking(batch.enrollment_target)
         vector = torch.where(use_noisy[:, None], enrolled.vector.to(clean.dtype), clean)
         return _Result(self.model(batch.mixture, vector), enrolled)
@@ -346,7 +348,7 @@ def validate(
 
     for chosen in fixed_batches(config.batch_scenes, config.validation_scenes):
         batch = JointBatch(*(part.to(device) for part in make_batch(sources, config, VALIDATION_SEED, chosen)))
-        result = _JointTraining(model, replace(config, noisy_share=1.0))(batch, vectors)
+        result = _JointTraining(model, replace(config, noisy_prob=1.0))(batch, vectors)
         batch = _by_stream(batch, result, config)
         note("loss", joint_loss(result, batch, vectors, config).expand(len(chosen)))
         labels, counted = _labels(result.extraction, batch)

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 def _still_pairs() -> SceneConfig:
     return SceneConfig(
-        seconds=2.048, talkers=(2, 2), snr_db=(20.0, 40.0), moving_share=0.0, absent_share=0.0, fully_absent_share=0.0
+        seconds=2.048, talkers=(2, 2), snr_db=(20.0, 40.0), moving_prob=0.0, absent_prob=0.0, fully_absent_prob=0.0
     )
 
 
@@ -122,7 +122,7 @@ def train_separator(
     sources, held_out = read_sources(pack), read_sources(tuning)
     samples = round(config.scenes.seconds * SAMPLE_RATE) // CHUNK * CHUNK
     seconds = samples / SAMPLE_RATE
-    config = replace(config, scenes=replace(config.scenes, seconds=seconds, look_seconds=seconds))
+    config = replace(config, scenes=replace(config.scenes, seconds=seconds, enrollment_seconds=seconds))
     torch.manual_seed(config.training.seed)
     model = Extractor(config.model) if config.gridnet is None else GridNet(config.gridnet)
     if start is not None:

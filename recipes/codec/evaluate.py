@@ -152,8 +152,8 @@ def _with_noise(pack: SpeechPack, number: int, noise: str, snr_db: float) -> np.
     if noise == "white":
         noise_waveform = mono.colored_noise(len(sound), rng, 0.0)
     else:
-        fractions = {"babble_share": float(noise == "babble"), "coloured_share": 0.0, "second_noise_share": 0.0}
-        config = replace(NoisyConfig(burst_share=0.0), **fractions)
+        fractions = {"babble_prob": float(noise == "babble"), "colored_prob": 0.0, "second_noise_prob": 0.0}
+        config = replace(NoisyConfig(burst_prob=0.0), **fractions)
         noise_waveform = NoisySpeech(pack, config).noise(rng, len(sound))
     power = float(np.mean(np.square(noise_waveform, dtype=np.float64))) or 1.0
     gain = (mono.active_power(sound) / power / 10.0 ** (snr_db / 10.0)) ** 0.5

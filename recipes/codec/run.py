@@ -24,7 +24,7 @@ from audio_llm.training.config import load_config
 HERE = Path(__file__).parent
 RECIPE = "recipes/codec"
 TEACHER = "ctc-small"  # teacher of the tokenizer
-NEVER_DEGRADED = {"clean_share": 1.0, "silent_share": 0.0, "room_share": 0.0, "clipped_share": 0.0, "narrow_share": 0.0}
+NEVER_DEGRADED = {"clean_prob": 1.0, "silent_prob": 0.0, "room_prob": 0.0, "clipped_prob": 0.0, "narrow_prob": 0.0}
 
 
 def main() -> int:
@@ -67,7 +67,7 @@ def tokenizer(arguments: argparse.Namespace) -> None:
 
 def tokenizer_clean(arguments: argparse.Namespace) -> None:
     """Train the same tokenizer without noise and reverberation, for comparison."""
-    never = [f"spoilt.{key}={value}" for key, value in NEVER_DEGRADED.items()]
+    never = [f"degraded.{key}={value}" for key, value in NEVER_DEGRADED.items()]
     _train_tokenizer(arguments, arguments.name or "tokenizer-clean", never)
 
 

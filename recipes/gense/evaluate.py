@@ -32,14 +32,14 @@ _LEAST_S, _MOST_S = 2.0, 12.0  # of a mixture
 _NO_SPEECH = {"pesq_wb": 1.0, "si_sdr_db": -30.0}  # figures where no speech is left; the others are 0
 _LOW_DB = 10.0  # at or below it the input is bad: few chunks may be bypassed
 MIXES = NoisyConfig(
-    clean_share=0.0,
-    silent_share=0.0,
+    clean_prob=0.0,
+    silent_prob=0.0,
     snr_db=(-3.0, 12.0),
-    room_share=1.0,
+    room_prob=1.0,
     rt60_s=(0.2, 0.7),
     early_s=0.0,
-    narrow_share=0.0,
-    clipped_share=0.0,
+    narrow_prob=0.0,
+    clipped_prob=0.0,
     level_db=(-30.0, -20.0),
 )
 

@@ -31,9 +31,9 @@ from audio_llm.simulation.speech_pack import SpeechPack
 from audio_llm.tokenizer.s3 import S3Tokenizer
 
 RATE = 16_000  # Hz
-NOISY = replace(MIXES, seconds=6.0, snr_db=(-5.0, 20.0), room_share=0.4)
-CLEAN = replace(NOISY, clean_share=1.0, room_share=0.0)
-NOISE_ONLY = replace(NOISY, silent_share=1.0, room_share=0.0)
+NOISY = replace(MIXES, seconds=6.0, snr_db=(-5.0, 20.0), room_prob=0.4)
+CLEAN = replace(NOISY, clean_prob=1.0, room_prob=0.0)
+NOISE_ONLY = replace(NOISY, silent_prob=1.0, room_prob=0.0)
 _LOW_DB = 10.0  # at or below it hardly any chunk may be bypassed
 _PASS_RATE = 0.95  # fraction of the good segments that each limit accepts
 _BYPASSED = 0.02  # fraction of the segments at low ratios that are bypassed

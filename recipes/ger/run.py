@@ -343,7 +343,7 @@ def _correctors(
 
 
 def _careful(lists: Sequence[NBest]) -> dict[str, systems.System]:
-    settings = PhraseSettings(folds=FOLDS, least_kept=MIN_KEEP_CORRECT)
+    settings = PhraseSettings(folds=FOLDS, min_correct_retained=MIN_KEEP_CORRECT)
     return {"phrase, careful": systems.Texts(PhraseCorrector.train(lists, data.SEED, settings))}
 
 

@@ -120,7 +120,7 @@ def describe(sources: SceneSources, scene: Scene) -> dict[str, Any]:
         "overlap_s": max(0.0, *shared),
         "snr_db": plan.snr_db,
         "look_snr_db": plan.enrollment_snr_db,
-        "look_error_deg": plan.enrollment[0].azimuth,
+        "enrollment_error_deg": plan.enrollment[0].azimuth,
         "look_people": len(plan.enrollment),
         "look_behind": any(abs(talker.azimuth - 180.0) < 18.0 for talker in plan.enrollment[1:]),
         "absent": plan.absent,

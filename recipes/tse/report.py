@@ -32,7 +32,7 @@ _GROUPS: dict[str, Callable[[Row], str]] = {
     "moving talkers": lambda row: "some" if row["moving"] else "none",
     "speed of the target": lambda row: _band(row["speed_deg_s"], (0.1, 20, 40, 91), " deg/s"),
     "speed of the fastest": lambda row: _band(row["fastest_deg_s"], (0.1, 20, 40, 91), " deg/s"),
-    "target azimuth in the enrollment": lambda row: _band(abs(row["look_error_deg"]), (5, 10, 18.1), " deg"),
+    "target azimuth in the enrollment": lambda row: _band(abs(row["enrollment_error_deg"]), (5, 10, 18.1), " deg"),
     "interferer behind the head in the enrollment": lambda row: "yes" if row["look_behind"] else "no",
     "enrollment and mixture from one recording": lambda row: "yes" if row["one_recording"] else "no",
 }

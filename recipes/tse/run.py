@@ -180,7 +180,7 @@ def measure(arguments: argparse.Namespace) -> None:
     model = load_model(named)
     evaluator = evaluate.Evaluator(model, teacher.read_teacher(packed), speaker_vectors)
     number, count = (int(part) for part in arguments.part.split("/"))
-    scenes = SceneConfig(measured_room_share=1.0 if arguments.measured_room else 0.0)
+    scenes = SceneConfig(measured_room_prob=1.0 if arguments.measured_room else 0.0)
     name = f"{'room' if arguments.measured_room else 'scenes'}-{number}.jsonl"
     path = arguments.output / "measures" / name
     measures = functools.partial(evaluate.measure, evaluator)

@@ -24,9 +24,9 @@ SAMPLES = Path(__file__).parents[2] / "samples" / "speech"
 CONFIG = Path(__file__).parent / "config" / "smoke.yaml"
 _SEPARATOR = ["channels=8", "hidden=8", "blocks=1", "stride=6", "embedding=0", "outputs=3", "front=true"]
 _FEW = ["batch_scenes=2", "validation_scenes=2"]
-_SHORT = [*_FEW, "scenes.seconds=1.024", "scenes.look_seconds=1.024", "scenes.talkers=[2,2]"]
+_SHORT = [*_FEW, "scenes.seconds=1.024", "scenes.enrollment_seconds=1.024", "scenes.talkers=[2,2]"]
 _JOINT = [*_SHORT, *(f"model.extractor.{setting}" for setting in _SEPARATOR), "model.selector.hidden=16"]
-_JOINT += ["model.selector.layers=1", "noisy_share=0.5"]
+_JOINT += ["model.selector.layers=1", "noisy_prob=0.5"]
 ROOMS = RenderConfig(seconds=1.2, talkers=2, rows_per_shard=2)
 SETTINGS = {
     "speaker": ["hidden=16", "layers=1", "batch_pieces=4", "validation_pieces=4"],

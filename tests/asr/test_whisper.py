@@ -292,7 +292,7 @@ def test_what_was_recognized_before_an_error_has_come_out(tiny_whisper: Path, hi
         for stretch in recognizer.recognize_stream([hiss(200)]):
             found.append(stretch.nbest.best)
     assert found == ["ba be"] * len(found)
-    assert 3 <= len(found) <= 2 + workers  # two workers may take the third and the fourth window in any order
+    assert 4 - workers <= len(found) <= 2 + workers  # two workers may take windows in any order
 
 
 def test_packed_windows_give_a_stretch_for_each_utterance(english: WhisperRecognizer, talk: Talk) -> None:

@@ -295,7 +295,13 @@ def packs(home: Path, speech_pack: Path, tmp_path_factory: pytest.TempPathFactor
 
 LOOP = ("training.max_steps=2", "training.validate_every=1", "training.warmup_steps=1", "validation=2")
 SMALL = {
-    "lm": ("model.lm.width=8", "model.lm.layers=1", "model.lm.heads=2", "model.lm.feed_forward=8", "batch_places=300"),
+    "lm": (
+        "model.lm.width=8",
+        "model.lm.layers=1",
+        "model.lm.heads=2",
+        "model.lm.feed_forward=8",
+        "batch_positions=300",
+    ),
     "flow": ("model.width=8", "model.layers=1", "model.heads=2", "model.feed_forward=8", "batch=2", "tokens=10"),
 }
 

@@ -22,7 +22,7 @@ from audio_llm.training.loop import TrainingConfig
 from audio_llm.training.perceptual import PerceptualLoss
 
 torch.set_num_threads(1)
-SPEECH = NoisyConfig(seconds=0.25, clean_share=0.75, silent_share=0.0, room_share=0.1, clipped_share=0.0)
+SPEECH = NoisyConfig(seconds=0.25, clean_prob=0.75, silent_prob=0.0, room_prob=0.1, clipped_prob=0.0)
 
 
 def settings(model: CodecConfig, steps: int, **changes: object) -> CodecTrainingConfig:
@@ -61,7 +61,7 @@ def test_training_lowers_the_distance_and_leaves_a_model(speech_pack: Path, tmp_
     provenance = hub.load_model(out / "best").provenance
     assert provenance["made"] == "here"
     assert provenance["training"]["batch"] == 3
-    batch = make_batch(NoisySpeech(SpeechPack(speech_pack), replace(SPEECH, clean_share=1.0)), range(100, 104))
+    batch = make_batch(NoisySpeech(SpeechPack(speech_pack), replace(SPEECH, clean_prob=1.0)), range(100, 104))
     lengths = torch.full((4,), batch.waveforms.shape[1])
     codes = codec.encode(batch.waveforms, lengths)
     trained = spectral_distance(codec.decode(codes, lengths), batch.waveforms)

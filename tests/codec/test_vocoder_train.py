@@ -25,7 +25,7 @@ from audio_llm.training.loop import TrainingConfig
 from audio_llm.training.perceptual import PerceptualLoss
 
 torch.set_num_threads(1)
-SPEECH = NoisyConfig(seconds=0.26, clean_share=0.75, silent_share=0.0, room_share=0.1, clipped_share=0.0)
+SPEECH = NoisyConfig(seconds=0.26, clean_prob=0.75, silent_prob=0.0, room_prob=0.1, clipped_prob=0.0)
 MODEL = VocoderConfig(width=16, blocks=1, fine_blocks=1, expansion=2)
 
 
@@ -51,7 +51,7 @@ def test_training_lowers_the_distance_and_leaves_a_model(speech_pack: Path, tmp_
     assert about.provenance["made"] == "here"
     assert about.provenance["training"]["batch"] == 3
     waveforms = make_batch(
-        NoisySpeech(SpeechPack(speech_pack), replace(SPEECH, clean_share=1.0)), range(90, 94)
+        NoisySpeech(SpeechPack(speech_pack), replace(SPEECH, clean_prob=1.0)), range(90, 94)
     ).waveforms
     torch.manual_seed(0)
     fresh = Vocoder(MODEL).eval()

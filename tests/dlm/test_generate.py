@@ -150,7 +150,7 @@ def test_killed_and_resumed_generation_gives_the_same_bytes(tmp_path: Path) -> N
 
 def test_augmentation_draws_follow_their_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[dict[str, float | str]] = []
-    augmentation = Augmentation(noisy_share=0.4, room_share=0.15, snr_db=(22.0, 45.0))
+    augmentation = Augmentation(noisy_prob=0.4, room_prob=0.15, snr_db=(22.0, 45.0))
     tone = np.sin(np.arange(1600) / 10).astype(np.float32)
     monkeypatch.setattr("audio_llm.tts.synthesize", lambda text, voice, speed=1.0: tone)
     for item in (i for shard in plan_speech(SENTENCES * 10, GenerationConfig()).shards for i in shard):

@@ -259,7 +259,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_probabilities_and_fractions_also_load_under_their_former_keys() -> None:
-    former = ["pair_share=0.5", "first_share=0.4", "noise.substitution_share=0.2", "noise.clean_share=0.1"]
+    former = ["pair_share=0.5", "first_share=0.4", "noise.substitution_share=0.2", "noise.clean_prob=0.1"]
     loaded = load_config(DlmTrainConfig, None, former)
     assert (loaded.pair_fraction, loaded.first_prob) == (0.5, 0.4)
     assert loaded.noise == NoiseConfig(substitution_prob=0.2, clean_prob=0.1)

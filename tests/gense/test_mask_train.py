@@ -23,8 +23,8 @@ from audio_llm.training.perceptual import PerceptualLoss
 
 torch.set_num_threads(1)
 PAIRS = NoisyConfig(
-    seconds=0.4, snr_db=(-5.0, 5.0), clean_share=0.0, silent_share=0.1, babble_share=0.0, coloured_share=1.0,
-    room_share=0.0, narrow_share=0.0, clipped_share=0.0,
+    seconds=0.4, snr_db=(-5.0, 5.0), clean_prob=0.0, silent_prob=0.1, babble_prob=0.0, colored_prob=1.0,
+    room_prob=0.0, narrow_prob=0.0, clipped_prob=0.0,
 )  # fmt: skip
 
 

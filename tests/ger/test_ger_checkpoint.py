@@ -426,7 +426,7 @@ def test_training_adapters_leaves_the_language_model_and_can_start_from_a_model(
 ) -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("peft")
-    settings = config(6, ger=ADAPTERS, blind_share=0.3)
+    settings = config(6, ger=ADAPTERS, no_audio_prob=0.3)
     train_ger(data, small_folder, tmp_path / "adapters", settings, tuning=data, device="cpu")
     assert load(tmp_path / "adapters" / "best").llm == str(small_folder)
     train_ger(data, small_folder, tmp_path / "first", config(6), device="cpu")  # chooses by a share of the data

@@ -166,7 +166,8 @@ def test_the_gate_only_ever_keeps_more(corrector: PhraseCorrector) -> None:
 def test_a_careful_corrector_keeps_more_of_what_was_right() -> None:
     lists = make_lists(150, 0)
     bold, careful, timid = (
-        PhraseCorrector.train(lists, settings=PhraseSettings(least_kept=rate, folds=2)) for rate in (0.0, 0.995, 1.0)
+        PhraseCorrector.train(lists, settings=PhraseSettings(min_correct_retained=rate, folds=2))
+        for rate in (0.0, 0.995, 1.0)
     )
     assert bold.margin <= careful.margin <= timid.margin
     held_out = make_lists(200, 1)

@@ -17,7 +17,7 @@ WORDS = ("garden", "yellow", "mother", "winter", "silver", "planet", "orange", "
 SENTENCE = " ".join(WORDS)
 TABLE = {word: ((word[:-1], 0.5), (f"{word}s", 0.3), (f"{word[:3]} {word[3:]}", 0.2)) for word in WORDS}
 CONFUSIONS = Confusions(TABLE, ())
-NOISY = ListNoise(clean_share=0.0, mean_rate=0.4)
+NOISY = ListNoise(clean_prob=0.0, mean_rate=0.4)
 
 
 def simulate(
@@ -45,9 +45,9 @@ def test_name_and_reference_stay() -> None:
 
 
 @pytest.mark.parametrize("hypotheses", [1, 2, 5, 10])
-@pytest.mark.parametrize("distinct_share", [0.0, 1.0])
-def test_every_list_has_as_many_entries_as_asked(hypotheses: int, distinct_share: float) -> None:
-    settings = replace(NOISY, hypotheses=hypotheses, distinct_share=distinct_share)
+@pytest.mark.parametrize("distinct_prob", [0.0, 1.0])
+def test_every_list_has_as_many_entries_as_asked(hypotheses: int, distinct_prob: float) -> None:
+    settings = replace(NOISY, hypotheses=hypotheses, distinct_prob=distinct_prob)
     for text in (SENTENCE, "garden", ""):
         assert {len(nbest.texts) for nbest in simulate(settings, 20, text)} == {hypotheses}
 
@@ -61,9 +61,9 @@ def test_the_likeliest_comes_first() -> None:
 
 
 def test_a_clean_list_holds_the_reference_alone() -> None:
-    for nbest in simulate(replace(NOISY, clean_share=1.0)):
+    for nbest in simulate(replace(NOISY, clean_prob=1.0)):
         assert set(nbest.texts) == {SENTENCE}
-    shares = [len(set(n.texts)) == 1 for n in simulate(replace(NOISY, clean_share=0.5, distinct_share=1.0), 200)]
+    shares = [len(set(n.texts)) == 1 for n in simulate(replace(NOISY, clean_prob=0.5, distinct_prob=1.0), 200)]
     assert 0.4 < np.mean(shares) < 0.65  # and a few in which nothing happened to be uncertain
 
 
@@ -74,7 +74,7 @@ def test_the_error_rate_rises_with_the_rate_of_uncertain_spans() -> None:
 
 
 def test_the_larger_the_advantage_of_the_correct_words_the_fewer_errors_come_first() -> None:
-    settings = replace(NOISY, missing_share=0.0)
+    settings = replace(NOISY, missing_prob=0.0)
     rates = [error_rate(simulate(replace(settings, advantage=(mean, 0.5)), 100)) for mean in (-4.0, 1.0, 8.0)]
     assert rates[0] > 1.5 * rates[1]
     assert rates[1] > 0.05
@@ -82,7 +82,7 @@ def test_the_larger_the_advantage_of_the_correct_words_the_fewer_errors_come_fir
 
 
 def test_without_the_correct_words_in_uncertain_spans_no_hypothesis_is_correct() -> None:
-    lists = simulate(replace(NOISY, missing_share=1.0), 200)
+    lists = simulate(replace(NOISY, missing_prob=1.0), 200)
     uncertain = [nbest for nbest in lists if set(nbest.texts) != {SENTENCE}]
     assert len(uncertain) > 150
     assert not any(SENTENCE in nbest.texts for nbest in uncertain)
@@ -90,14 +90,14 @@ def test_without_the_correct_words_in_uncertain_spans_no_hypothesis_is_correct()
 
 
 def test_with_the_correct_words_in_every_span_the_list_contains_the_reference() -> None:
-    few = ListNoise(hypotheses=10, clean_share=0.0, mean_rate=0.1, missing_share=0.0, distinct_share=1.0)
+    few = ListNoise(hypotheses=10, clean_prob=0.0, mean_rate=0.1, missing_prob=0.0, distinct_prob=1.0)
     lists = simulate(replace(few, advantage=(1.0, 0.3)), 100)
     assert np.mean([SENTENCE in nbest.texts for nbest in lists]) > 0.9
 
 
 def test_lists_are_of_different_texts_or_repeat_the_likely_ones() -> None:
-    distinct = simulate(replace(NOISY, distinct_share=1.0), 100)
-    repeated = simulate(replace(NOISY, distinct_share=0.0), 100)
+    distinct = simulate(replace(NOISY, distinct_prob=1.0), 100)
+    repeated = simulate(replace(NOISY, distinct_prob=0.0), 100)
     different = [np.mean([len(set(nbest.texts)) for nbest in lists]) for lists in (distinct, repeated)]
     assert different[0] > different[1] + 0.3
     counts = Counter[int]()

@@ -14,10 +14,10 @@ from audio_llm.simulation.speech_pack import SpeechPack, Utterance, write_speech
 
 RATE = 16_000
 PLAIN = NoisyConfig(
-    seconds=1.0, voice_shift=(1.0, 1.0), clean_share=0.0, silent_share=0.0, room_share=0.0, narrow_share=0.0,
-    clipped_share=0.0,
+    seconds=1.0, voice_shift=(1.0, 1.0), clean_prob=0.0, silent_prob=0.0, room_prob=0.0, narrow_prob=0.0,
+    clipped_prob=0.0,
 )  # fmt: skip
-CLEAN = replace(PLAIN, clean_share=1.0)
+CLEAN = replace(PLAIN, clean_prob=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_the_same_seed_gives_the_same_pair(pack: SpeechPack) -> None:
 
 @pytest.mark.parametrize("seconds", [0.25, 0.70003, 3.0])
 def test_lengths_are_exact_and_nothing_is_too_loud(pack: SpeechPack, seconds: float) -> None:
-    usual = NoisyConfig(seconds=seconds, room_share=0.5, clipped_share=0.2)
+    usual = NoisyConfig(seconds=seconds, room_prob=0.5, clipped_prob=0.2)
     loud = replace(usual, level_db=(0.0, 0.0))
     for number, pair in enumerate(pairs(pack, usual, 16) + pairs(pack, loud, 16)):
         assert pair.noisy.shape == pair.clean.shape == (round(seconds * RATE),)
@@ -79,10 +79,10 @@ def test_lengths_are_exact_and_nothing_is_too_loud(pack: SpeechPack, seconds: fl
 @pytest.mark.parametrize(
     "noise",
     [
-        {"coloured_share": 1.0, "babble_share": 0.0},
-        {"coloured_share": 0.0, "babble_share": 0.0},
-        {"babble_share": 1.0},
-        {"burst_share": 1.0, "second_noise_share": 1.0},
+        {"colored_prob": 1.0, "babble_prob": 0.0},
+        {"colored_prob": 0.0, "babble_prob": 0.0},
+        {"babble_prob": 1.0},
+        {"burst_prob": 1.0, "second_noise_prob": 1.0},
     ],
     ids=["coloured", "recorded", "babble", "bursts"],
 )
@@ -102,7 +102,7 @@ def test_snrs_are_drawn_from_their_range(pack: SpeechPack) -> None:
 
 
 def test_without_speech_the_clean_side_is_silent(pack: SpeechPack) -> None:
-    for pair in pairs(pack, replace(PLAIN, silent_share=1.0)):
+    for pair in pairs(pack, replace(PLAIN, silent_prob=1.0)):
         assert not pair.clean.any()
         assert pair.snr_db == -np.inf
         assert power_db(pair.noisy) > -50.0
@@ -116,7 +116,7 @@ def test_without_noise_both_sides_are_one(pack: SpeechPack) -> None:
 
 
 def test_fractions_are_as_configured(pack: SpeechPack) -> None:
-    config = replace(PLAIN, seconds=0.1, clean_share=0.3, silent_share=0.2)
+    config = replace(PLAIN, seconds=0.1, clean_prob=0.3, silent_prob=0.2)
     measured = [pair.snr_db for pair in pairs(pack, config, 300)]
     assert np.mean(np.isposinf(measured)) == pytest.approx(0.3, abs=0.08)
     assert np.mean(np.isneginf(measured)) == pytest.approx(0.2, abs=0.07)
@@ -135,16 +135,16 @@ def test_in_a_room_both_sides_are_aligned(tmp_path: Path, early_s: float) -> Non
     whisper = 0.1 * np.random.default_rng(0).standard_normal(20_000)  # has no period to be mistaken for a delay
     write_speech_pack(tmp_path, [Utterance("w", "w", "made", "", 8000, 40.0, whisper)], [np.ones(9000, np.int16)])
     pack = SpeechPack(tmp_path)
-    config = replace(CLEAN, room_share=1.0, early_s=early_s, rt60_s=(0.3, 0.6), direct_to_reverb_db=(2.0, 6.0))
+    config = replace(CLEAN, room_prob=1.0, early_s=early_s, rt60_s=(0.3, 0.6), direct_to_reverb_db=(2.0, 6.0))
     for pair in pairs(pack, config, 8):
         assert lag(pair.noisy, pair.clean) == 0
         assert not np.allclose(pair.noisy, pair.clean, atol=1e-3)
-    noisy = replace(config, clean_share=0.0, snr_db=(10.0, 10.0))
+    noisy = replace(config, clean_prob=0.0, snr_db=(10.0, 10.0))
     assert [lag(pair.noisy, pair.clean) for pair in pairs(pack, noisy, 4)] == [0] * 4
 
 
 def test_late_reflections_are_missing_in_the_clean_side(pack: SpeechPack) -> None:
-    room = replace(CLEAN, room_share=1.0, rt60_s=(0.5, 0.5), direct_to_reverb_db=(3.0, 3.0))
+    room = replace(CLEAN, room_prob=1.0, rt60_s=(0.5, 0.5), direct_to_reverb_db=(3.0, 3.0))
     for seed in range(4):
         dry, early, all_of_it = (
             NoisySpeech(pack, replace(room, early_s=early_s)).pair(seed) for early_s in (0.0, 0.05, 0.5)
@@ -154,19 +154,19 @@ def test_late_reflections_are_missing_in_the_clean_side(pack: SpeechPack) -> Non
         late = [power_db(pair.noisy - pair.clean) for pair in (dry, early, all_of_it)]
         assert late[0] > late[1] > late[2] + 20.0
         # the dry side is the speech without any room
-        alone = NoisySpeech(pack, replace(CLEAN, room_share=0.0)).pair(seed).clean
+        alone = NoisySpeech(pack, replace(CLEAN, room_prob=0.0)).pair(seed).clean
         assert abs(np.corrcoef(dry.clean, alone)[0, 1]) > 0.999
 
 
 def test_there_is_no_energy_above_the_cutoff(pack: SpeechPack) -> None:
-    config = replace(PLAIN, narrow_share=1.0, cutoff_hz=(3000.0, 7000.0), coloured_share=1.0, babble_share=0.0)
+    config = replace(PLAIN, narrow_prob=1.0, cutoff_hz=(3000.0, 7000.0), colored_prob=1.0, babble_prob=0.0)
     narrow = pairs(pack, config, 12)
     for pair in narrow:
         assert 3000.0 <= pair.cutoff_hz <= 7000.0
         assert above_db(pair.noisy, 1.1 * pair.cutoff_hz) < -40.0
         assert above_db(pair.clean, 1.1 * pair.cutoff_hz) < -40.0
     assert len({pair.cutoff_hz for pair in narrow}) == 12
-    for pair, wide in zip(narrow, pairs(pack, replace(config, narrow_share=0.0), 12), strict=True):
+    for pair, wide in zip(narrow, pairs(pack, replace(config, narrow_prob=0.0), 12), strict=True):
         assert wide.cutoff_hz == 8000.0
         passband = np.fft.rfftfreq(pair.noisy.size, 1 / RATE) <= pair.cutoff_hz  # only the level is changed there
         one, other = (np.fft.rfft(sound)[passband] for sound in (pair.noisy, wide.noisy))
@@ -178,7 +178,7 @@ def test_recordings_with_nothing_up_there_are_not_given_noise_there(pack: Speech
     utterance = Utterance("n", "narrow", "made", "", 3400, 40.0, pack.pcm(0))
     write_speech_pack(tmp_path, [utterance], pack.noises)
     narrow = SpeechPack(tmp_path)
-    for pair in pairs(narrow, replace(PLAIN, coloured_share=1.0, babble_share=0.0), 4):
+    for pair in pairs(narrow, replace(PLAIN, colored_prob=1.0, babble_prob=0.0), 4):
         assert pair.cutoff_hz == 3400.0
         assert above_db(pair.noisy, 1.1 * 3400) < -40.0
     shifted = pairs(narrow, replace(PLAIN, voice_shift=(1.15, 1.15)), 12)
@@ -186,7 +186,7 @@ def test_recordings_with_nothing_up_there_are_not_given_noise_there(pack: Speech
 
 
 def test_clipping_flattens_the_noisy_side_alone(pack: SpeechPack) -> None:
-    for pair in pairs(pack, replace(CLEAN, clipped_share=1.0), 6):
+    for pair in pairs(pack, replace(CLEAN, clipped_prob=1.0), 6):
         peak = np.abs(pair.noisy).max()
         assert np.sum(np.abs(pair.noisy) > 0.9999 * peak) > 10
         assert np.abs(pair.clean).max() > 1.2 * peak
@@ -209,7 +209,7 @@ def test_voices_are_shifted_in_half_of_the_pairs(pack: SpeechPack) -> None:
     assert set(nearest.argmin(1)) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("config", [CLEAN, replace(PLAIN, room_share=0.5, narrow_share=0.5)])
+@pytest.mark.parametrize("config", [CLEAN, replace(PLAIN, room_prob=0.5, narrow_prob=0.5)])
 def test_an_utterance_keeps_its_length(pack: SpeechPack, config: NoisyConfig) -> None:
     speech = NoisySpeech(pack, replace(config, voice_shift=(1.15, 1.15)))
     for number in range(len(pack)):
@@ -246,8 +246,8 @@ def test_the_clean_side_is_the_target(pack: SpeechPack, tmp_path: Path) -> None:
 
 
 def test_noise_is_of_unit_power(pack: SpeechPack) -> None:
-    for config in (replace(PLAIN, babble_share=1.0), replace(PLAIN, coloured_share=1.0), PLAIN):
-        speech = NoisySpeech(pack, replace(config, second_noise_share=0.0))
+    for config in (replace(PLAIN, babble_prob=1.0), replace(PLAIN, colored_prob=1.0), PLAIN):
+        speech = NoisySpeech(pack, replace(config, second_noise_prob=0.0))
         for seed in range(3):
             sound = speech.noise(np.random.default_rng(seed), 8000)
             assert sound.shape == (8000,)
@@ -257,7 +257,7 @@ def test_noise_is_of_unit_power(pack: SpeechPack) -> None:
 def test_a_pack_whose_noises_are_silent_still_gives_noise(pack: SpeechPack, tmp_path: Path) -> None:
     utterance = Utterance("n", "low", "made", "", 8000, 40.0, pack.pcm(0))
     write_speech_pack(tmp_path, [utterance], [np.zeros(9000, np.int16)])
-    silent = replace(PLAIN, babble_share=0.0, coloured_share=0.0, snr_db=(0.0, 0.0))
+    silent = replace(PLAIN, babble_prob=0.0, colored_prob=0.0, snr_db=(0.0, 0.0))
     for pair in pairs(SpeechPack(tmp_path), silent, 3):
         assert power_db(pair.noisy - pair.clean) > -60.0
 

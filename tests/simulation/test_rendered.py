@@ -12,7 +12,7 @@ from audio_llm.simulation.heads import load_head
 from audio_llm.simulation.rendered import RenderConfig, RenderedScenes, finish_shards, render_shard
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources, Voice
 
-ROOMS = SceneConfig(rt60_s=(0.1, 0.2), moving_share=0.3)
+ROOMS = SceneConfig(rt60_s=(0.1, 0.2), moving_prob=0.3)
 CONFIG = RenderConfig(seconds=1.024, talkers=3, rows_per_shard=2, scenes=ROOMS)
 SCENES = SceneConfig(seconds=0.512, talkers=(2, 3), overlap=(0.5, 0.6), snr_db=(10.0, 10.0), level_db=(-5.0, 5.0))
 

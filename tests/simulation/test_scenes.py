@@ -12,7 +12,7 @@ from audio_llm.simulation.heads import SAMPLE_RATE, Head, HeadVariation, level_d
 from audio_llm.simulation.scene_plan import SceneConfig, SceneSources, Voice, plan_scene
 from audio_llm.simulation.scenes import make_scene
 
-SHORT = SceneConfig(seconds=1.5, look_seconds=1.0)
+SHORT = SceneConfig(seconds=1.5, enrollment_seconds=1.0)
 
 
 def voice(number: int, utterances: int = 3, seconds: float = 0.8) -> Voice:
@@ -57,7 +57,7 @@ def test_shapes_and_parts_add_up(sources: SceneSources) -> None:
 
 
 def test_levels_are_as_drawn(sources: SceneSources) -> None:
-    config = replace(SHORT, absent_share=0.0, fully_absent_share=0.0, overlap=(1.0, 1.0))
+    config = replace(SHORT, absent_prob=0.0, fully_absent_prob=0.0, overlap=(1.0, 1.0))
     levels, ratios = [], []
     for index in range(20):
         scene = make_scene(sources, config, 1, index)
@@ -73,7 +73,7 @@ def test_levels_are_as_drawn(sources: SceneSources) -> None:
 
 
 def test_talkers_are_active_as_long_as_drawn_and_targets_may_be_silent(sources: SceneSources) -> None:
-    config = replace(SHORT, rt60_s=(0.0, 0.0), absent_share=0.4, fully_absent_share=0.3)
+    config = replace(SHORT, rt60_s=(0.0, 0.0), absent_prob=0.4, fully_absent_prob=0.3)
     silent = partly = 0
     for index in range(40):
         scene = make_scene(sources, config, 2, index)
@@ -91,7 +91,7 @@ def test_talkers_are_active_as_long_as_drawn_and_targets_may_be_silent(sources: 
 
 
 def test_the_enrollment_has_other_words_and_its_target_is_frontal(sources: SceneSources) -> None:
-    config = replace(SHORT, rt60_s=(0.0, 0.0), moving_share=0.0, tone_db=0.0, head=HeadVariation(0, 0, 0, 0))
+    config = replace(SHORT, rt60_s=(0.0, 0.0), moving_prob=0.0, tone_db=0.0, head=HeadVariation(0, 0, 0, 0))
     for index in range(15):
         scene = make_scene(sources, config, 3, index)
         assert abs(scene.plan.enrollment[0].azimuth) <= 18.0
@@ -111,18 +111,20 @@ def test_the_enrollment_has_other_words_and_its_target_is_frontal(sources: Scene
 
 def test_a_silent_enrollment_target_changes_nothing_else(sources: SceneSources) -> None:
     for index in range(4):
-        scene, silent_target = (make_scene(sources, replace(SHORT, nobody_share=x), 0, index) for x in (0.0, 1.0))
+        scene, silent_target = (make_scene(sources, replace(SHORT, no_speaker_prob=x), 0, index) for x in (0.0, 1.0))
         assert scene.enrollment_target.any()
         assert not silent_target.enrollment_target.any()
         np.testing.assert_array_equal(silent_target.mixture, scene.mixture)
         np.testing.assert_array_equal(silent_target.clean, scene.clean)
         assert power_db(silent_target.enrollment) > -60.0
-    present = [make_scene(sources, replace(SHORT, nobody_share=0.5), 0, n).enrollment_target.any() for n in range(12)]
+    present = [
+        make_scene(sources, replace(SHORT, no_speaker_prob=0.5), 0, n).enrollment_target.any() for n in range(12)
+    ]
     assert 2 <= sum(present) <= 10
 
 
 def test_speeds_are_of_those_who_move(sources: SceneSources) -> None:
-    config = replace(SHORT, seconds=4.0, moving_share=0.5)
+    config = replace(SHORT, seconds=4.0, moving_prob=0.5)
     speeds = []
     for index in range(8):
         scene = make_scene(sources, config, 0, index, with_enrollment=False)
@@ -137,7 +139,7 @@ def test_speeds_are_of_those_who_move(sources: SceneSources) -> None:
 
 def test_a_single_recording_is_cut_in_two(sources: SceneSources) -> None:
     alone = replace(sources, voices=tuple(voice(number, 1, 3.0) for number in range(3)))
-    scene = make_scene(alone, replace(SHORT, fully_absent_share=0.0, absent_share=0.0), 0, 1)
+    scene = make_scene(alone, replace(SHORT, fully_absent_prob=0.0, absent_prob=0.0), 0, 1)
     assert scene.plan.one_recording
     (only,) = alone.voices[scene.plan.enrollment[0].voice].utterances
     middle = round(only.size * 1.0 / 2.5)
@@ -151,11 +153,11 @@ def test_a_measured_room_sounds_as_it_is(sources: SceneSources) -> None:
     front = np.abs(np.mod(kemar.azimuths + 180, 360) - 180) <= 90
     room = Head("room", kemar.azimuths[front], np.pad(kemar.responses[front], ((0, 0), (0, 0), (0, 800))))
     there = replace(sources, measured_rooms=(room,))
-    config = replace(SHORT, measured_room_share=1.0)
+    config = replace(SHORT, measured_room_prob=1.0)
     scene = make_scene(there, config, 0, 0)
     assert scene.plan.measured_room == 0
     assert all(abs(talker.azimuth) <= 90 and not talker.moving for talker in scene.plan.talkers)
-    assert plan_scene(there, replace(config, measured_room_share=0.0), 0, 0).measured_room is None
+    assert plan_scene(there, replace(config, measured_room_prob=0.0), 0, 0).measured_room is None
 
 
 def test_too_few_speakers() -> None:

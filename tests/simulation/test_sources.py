@@ -34,7 +34,7 @@ def test_packs_come_back_and_join(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sources.heads[0].responses, kemar.responses)
     np.testing.assert_array_equal(sources.heads[1].responses, small.responses)
     assert (sources.heads[1].name, len(sources.measured_rooms), len(sources.noises)) == ("small", 1, 1)
-    scene = make_scene(sources, SceneConfig(seconds=1.0, look_seconds=0.5), 0, 0)
+    scene = make_scene(sources, SceneConfig(seconds=1.0, enrollment_seconds=0.5), 0, 0)
     assert 0.001 < np.abs(scene.mixture).max() < 1.0
 
 

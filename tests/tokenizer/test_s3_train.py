@@ -23,7 +23,7 @@ from audio_llm.training.loop import TrainingConfig
 from audio_llm.training.shards import ShardReader
 
 torch.set_num_threads(1)
-DEGRADED = NoisyConfig(silent_share=0.0, clean_share=0.2, snr_db=(10.0, 25.0), room_share=0.1)
+DEGRADED = NoisyConfig(silent_prob=0.0, clean_prob=0.2, snr_db=(10.0, 25.0), room_prob=0.1)
 CTC = CtcConfig(channels=4, width=16, layers=3, heads=2, feedforward=32, kernel=5, fold=1, dropout=0.0)
 
 
@@ -81,7 +81,7 @@ def test_training_lowers_the_loss_and_leaves_a_tokenizer(speech_pack: Path, tmp_
 
 
 def test_without_noise_both_views_are_equal(speech_pack: Path, tiny: S3Config) -> None:
-    config = settings(tiny, 1, spoilt=NoisyConfig(clean_share=1.0, silent_share=0.0, room_share=0.0, clipped_share=0.0))
+    config = settings(tiny, 1, degraded=NoisyConfig(clean_prob=1.0, silent_prob=0.0, room_prob=0.0, clipped_prob=0.0))
     data = _Utterances(speech_pack, config)
     batch = data.collate([(0, 1), (3, 2)])
     clean, degraded = batch.mel.split(2)
@@ -93,7 +93,7 @@ def test_without_noise_both_views_are_equal(speech_pack: Path, tiny: S3Config) -
     network = S3Network(tiny)
     output = network(batch.mel, batch.lengths)
     with_consistency = _loss(output, batch, config)
-    without = _loss(output, batch, replace(config, likeness=0.0))
+    without = _loss(output, batch, replace(config, consistency_weight=0.0))
     assert with_consistency.item() == pytest.approx(without.item(), abs=1e-5)
 
 
@@ -105,8 +105,8 @@ def test_the_consistency_loss_draws_the_degraded_view_towards_the_clean_one(spee
     output = S3Network(tiny).eval()(batch.mel, batch.lengths)
     bounded = output.quantized.bounded
     bounded.retain_grad()
-    without = _loss(output, batch, replace(config, likeness=0.0))
-    (_loss(output, batch, replace(config, likeness=2.0)) - without).backward()
+    without = _loss(output, batch, replace(config, consistency_weight=0.0))
+    (_loss(output, batch, replace(config, consistency_weight=2.0)) - without).backward()
     assert bounded.grad is not None
     assert not bounded.grad[:2].any()
     assert bounded.grad[2:].any()

@@ -35,9 +35,9 @@ torch.set_num_threads(1)
 TOKENS = torch.tensor([5, 5, 60, 12, 33, 79, 0, 41])
 SETTINGS = SpeechTextLmTrainingConfig(
     training=TrainingConfig(40, learning_rate=1e-2, warmup_steps=2, log_every=2, validate_every=5),
-    batch_places=300,
+    batch_positions=300,
     validation=4,
-    asr_share=0.5,
+    asr_prob=0.5,
 )
 
 

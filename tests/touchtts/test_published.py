@@ -161,7 +161,7 @@ def trained(
     pack_utterances(synthesize_utterances(sounds), published, utterances, speaker)
     name = published.path.name
     small = model.lm.config.lm
-    lm = SpeechTextLmTrainingConfig(SpeechTextLmConfig(lm=small), LOOP, batch_places=300, validation=4, asr_share=0.5)
+    lm = SpeechTextLmTrainingConfig(SpeechTextLmConfig(lm=small), LOOP, batch_positions=300, validation=4, asr_prob=0.5)
     train_speech_text_lm([utterances], [utterances], published, name, tmp_path / "lm", lm, device="cpu")
     flow = FlowTrainingConfig(replace(model.flow.config, speech=1000), LOOP, batch=4, epoch_batches=2, validation=4)
     train_flow([utterances], [utterances], published, name, tmp_path / "flow", flow, device="cpu")

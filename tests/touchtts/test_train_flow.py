@@ -90,7 +90,7 @@ def test_a_training_goes_on_from_a_model(
 
 
 def test_synthetic_talks_are_passed_over(utterances: Path, tokenizer: S3Tokenizer) -> None:
-    config = settings(1, main_share=0.5)
+    config = settings(1, main_prob=0.5)
     stretches = Stretches(UtterancePack(utterances), tokenizer, config)
     assert stretches.rows.tolist() == list(range(10))
     rng = np.random.default_rng(0)
@@ -153,7 +153,7 @@ def collated(utterances: Path, tokenizer: S3Tokenizer, config: FlowTrainingConfi
 
 
 def test_stretches_are_what_was_asked_for(utterances: Path, tokenizer: S3Tokenizer) -> None:
-    config = settings(1, drop_share=0.3, prompt_share=0.5, longest_prompt=0.4, wrong_tokens=0.0)
+    config = settings(1, drop_prob=0.3, prompt_prob=0.5, longest_prompt=0.4, wrong_tokens=0.0)
     flow, batch = collated(utterances, tokenizer, config, range(200))
     assert batch.tokens.shape == (200, 15)
     assert batch.mel.shape == batch.noise.shape == (200, 30, 80)
@@ -176,7 +176,7 @@ def test_stretches_are_what_was_asked_for(utterances: Path, tokenizer: S3Tokeniz
 
 
 def test_what_lies_ahead_is_what_comes_next(utterances: Path, tokenizer: S3Tokenizer) -> None:
-    _, batch = collated(utterances, tokenizer, settings(1, drop_share=0.0, wrong_tokens=0.0, tokens=5))
+    _, batch = collated(utterances, tokenizer, settings(1, drop_prob=0.0, wrong_tokens=0.0, tokens=5))
     pack = UtterancePack(utterances)
     for row_tokens, ahead in zip(batch.tokens.tolist(), batch.ahead.tolist(), strict=True):
         following = [token for token in ahead if token >= 0]
@@ -191,8 +191,8 @@ def test_what_lies_ahead_is_what_comes_next(utterances: Path, tokenizer: S3Token
 
 
 def test_wrong_tokens_are_few_and_only_told(utterances: Path, tokenizer: S3Tokenizer) -> None:
-    right = collated(utterances, tokenizer, settings(1, wrong_tokens=0.0, drop_share=0.0))[1]
-    wrong = collated(utterances, tokenizer, settings(1, wrong_tokens=0.4, drop_share=0.0))[1]
+    right = collated(utterances, tokenizer, settings(1, wrong_tokens=0.0, drop_prob=0.0))[1]
+    wrong = collated(utterances, tokenizer, settings(1, wrong_tokens=0.4, drop_prob=0.0))[1]
     assert torch.equal(right.mel, wrong.mel)
     assert 0.05 < (right.tokens != wrong.tokens)[right.tokens >= 0].float().mean() < 0.35
 
@@ -200,7 +200,7 @@ def test_wrong_tokens_are_few_and_only_told(utterances: Path, tokenizer: S3Token
 @pytest.mark.parametrize("chunk", [0, 5])
 def test_a_batch_is_worth_what_its_stretches_are_alone(utterances: Path, tokenizer: S3Tokenizer, chunk: int) -> None:
     share = 0.0 if chunk else 1.0
-    config = settings(1, tokens=30, full_share=share, chunks=(5,))
+    config = settings(1, tokens=30, full_prob=share, chunks=(5,))
     flow, batch = collated(utterances, tokenizer, config, range(6))
     lengths = batch.valid.sum(1)
     assert len(lengths.unique()) > 1  # some are shorter
@@ -219,7 +219,7 @@ def test_a_batch_is_worth_what_its_stretches_are_alone(utterances: Path, tokeniz
 
 
 def test_only_what_is_neither_known_nor_behind_the_end_counts(utterances: Path, tokenizer: S3Tokenizer) -> None:
-    flow, batch = collated(utterances, tokenizer, settings(1, tokens=30, prompt_share=1.0, drop_share=0.0), range(6))
+    flow, batch = collated(utterances, tokenizer, settings(1, tokens=30, prompt_prob=1.0, drop_prob=0.0), range(6))
     module = _Training(flow)
     with torch.no_grad():
         before = module(batch)

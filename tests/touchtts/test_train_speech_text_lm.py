@@ -35,7 +35,7 @@ MODEL = SpeechTextLmConfig(lm=TokenLmConfig(width=16, layers=1, heads=2, feed_fo
 
 def settings(steps: int, **changes: object) -> SpeechTextLmTrainingConfig:
     loop = TrainingConfig(steps, learning_rate=1e-2, warmup_steps=2, log_every=2, validate_every=8)
-    return replace(SpeechTextLmTrainingConfig(MODEL, loop, batch_places=300, validation=4), **changes)
+    return replace(SpeechTextLmTrainingConfig(MODEL, loop, batch_positions=300, validation=4), **changes)
 
 
 def run(
@@ -58,7 +58,7 @@ def test_training_lowers_the_loss_and_leaves_a_model(utterances: Path, tokenizer
         [utterances],
         tokenizer,
         tmp_path / "out",
-        settings(40, asr_share=0.5),
+        settings(40, asr_prob=0.5),
         provenance={"made": "here"},
     )
     assert len(validations) == 5
@@ -71,7 +71,7 @@ def test_training_lowers_the_loss_and_leaves_a_model(utterances: Path, tokenizer
     assert (lm.config.speech, lm.config.states) == (80, 16)
     about = hub.load_model(tmp_path / "out/best")
     assert about.provenance["made"] == "here"
-    assert about.provenance["training"]["batch_places"] == 300
+    assert about.provenance["training"]["batch_positions"] == 300
     assert about.config["tokenizer"] == {"name": "s3-tiny", "fingerprint": tokenizer.fingerprint}
     text = normalize_text("the dog ran")
     steps = list(lm.generate([text], "reader", generator=torch.Generator().manual_seed(0)))
@@ -173,7 +173,7 @@ def test_validation_batches_are_exact_and_always_the_same(utterances: Path, toke
 
 
 def test_batches_hold_what_is_asked_for(utterances: Path, tokenizer: S3Tokenizer) -> None:
-    config = settings(1, repeats={"robot": 3}, asr_share=0.5, continuous_share=0.5, batch_places=200)
+    config = settings(1, repeats={"robot": 3}, asr_prob=0.5, continuous_prob=0.5, batch_positions=200)
     data = _TaskBatches(UtterancePack(utterances), tokenizer, config, TEXT_TOKENS)
     batches = [batch for epoch in range(20) for batch in data.batches(epoch, config)]
     assert data.batches(3, config) == data.batches(3, config)
@@ -188,7 +188,7 @@ def test_batches_hold_what_is_asked_for(utterances: Path, tokenizer: S3Tokenizer
     counts = {task: sum(name == task for name, _ in batches) for task in rows}
     assert counts["write"] + counts["listen"] == counts["say"]
     assert 0.3 < counts["listen"] / counts["say"] < 0.7
-    assert not any(name != "say" for name, _ in data.batches(0, replace(config, asr_share=0.0)))
+    assert not any(name != "say" for name, _ in data.batches(0, replace(config, asr_prob=0.0)))
     for name, group in batches:
         lengths = data.tts_lengths if name == "say" else data.asr_lengths
         assert len(group) == 1 or max(lengths[row] for row, _ in group) * len(group) <= 200

@@ -27,7 +27,7 @@ from audio_llm.tse.train_speaker import SpeakerTrainingConfig, train_speaker
 from audio_llm.tse.train_speaker import make_batch as make_pieces
 
 torch.set_num_threads(1)
-SCENES = SceneConfig(seconds=0.512, look_seconds=0.6)
+SCENES = SceneConfig(seconds=0.512, enrollment_seconds=0.6)
 TINY = TargetSpeakerConfig(
     ExtractorConfig(channels=8, hidden=8, blocks=1, stride=6, embedding=0, outputs=3, front=True),
     SelectorConfig(12, 1, 3, 5),
@@ -107,7 +107,7 @@ def test_joint_training_goes_from_synthetic_streams_to_all_networks(
     teacher_pack: Path, scenes_here: None, tmp_path: Path
 ) -> None:
     loop = TrainingConfig(2, warmup_steps=1, log_every=2, validate_every=2)
-    scenes = replace(SCENES, nobody_share=0.4)
+    scenes = replace(SCENES, no_speaker_prob=0.4)
     latest: TargetSpeakerNetwork | None = None
     names: dict[str, set[str]] = {}
     for streams in ("synthetic", "frozen", "joint"):

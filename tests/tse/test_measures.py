@@ -24,7 +24,7 @@ from audio_llm.tse.train_separator import SeparatorTrainingConfig, train_separat
 
 torch.set_num_threads(1)
 RECIPE = Path(__file__).parents[2] / "recipes" / "tse"
-SCENES = SceneConfig(seconds=0.512, look_seconds=1.0)
+SCENES = SceneConfig(seconds=0.512, enrollment_seconds=1.0)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from audio_llm.tse.models import load_separator
 from audio_llm.tse.train_separator import SeparatorTrainingConfig, slots, talkers_by_stream, train_separator
 
 torch.set_num_threads(1)
-PAIRS = SceneConfig(seconds=0.512, talkers=(2, 2), moving_share=0.0, absent_share=0.0, fully_absent_share=0.0)
+PAIRS = SceneConfig(seconds=0.512, talkers=(2, 2), moving_prob=0.0, absent_prob=0.0, fully_absent_prob=0.0)
 
 
 def test_ratios_are_what_they_are_called() -> None:
