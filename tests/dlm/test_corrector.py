@@ -145,7 +145,7 @@ def test_the_table_model_is_a_model() -> None:
 def test_greedy_corrects_with_edits_gain_and_confidence() -> None:
     settings = replace(SETTINGS, gates={**SETTINGS.gates, "greedy": Gate(1.0)})
     (result,) = corrector(settings=settings).correct([nbest("The bat sat.", "the mat sat", "a cat sat")])
-    assert (result.id, result.text, result.input, result.kept) == ("u1", "the cat sat", "The bat sat.", False)
+    assert (result.id, result.text, result.input, result.unchanged) == ("u1", "the cat sat", "The bat sat.", False)
     assert result.edits == (Edit(1, 2, "bat", "cat", "hypothesis 3"),)
     assert result.reason == "gain 1.8"  # log(0.6 / 0.1)
     assert result.confidence == pytest.approx(0.6 / 0.7, abs=1e-3)
@@ -158,7 +158,7 @@ def test_words_of_no_hypothesis_are_the_models() -> None:
 
 def test_a_small_gain_keeps_the_recognizers_text_as_it_wrote_it() -> None:
     (result,) = corrector().correct([nbest("The bat sat.")])
-    assert (result.text, result.input, result.kept, result.edits) == ("The bat sat.", "The bat sat.", True, ())
+    assert (result.text, result.input, result.unchanged, result.edits) == ("The bat sat.", "The bat sat.", True, ())
     assert result.reason == "gain 1.8 below the margin of 2"
     assert result.confidence == pytest.approx(0.1 / 0.7, abs=1e-3)
     (same,) = corrector().correct([nbest("a mat")])
@@ -179,7 +179,7 @@ def test_empty_lists_and_empty_texts_stay_empty_and_in_order(decoding: str) -> N
     assert [c.id for c in result] == ["none", "heard", "empty best", "no word", "right"]
     assert [c.text for c in result] == ["", "the cat sat", "", "...", "a mat"]
     assert [c.reason for c in result if c.id in ("none", "empty best", "no word")] == ["no words recognized"] * 3
-    assert [c.kept for c in result] == [True, False, True, True, True]
+    assert [c.unchanged for c in result] == [True, False, True, True, True]
     assert corrector(decoding, **more).correct([], [] if decoding == "dsr" else None) == []
 
 
@@ -301,7 +301,7 @@ def test_another_recognizer_may_score_on_the_audio() -> None:
 def test_a_text_that_the_recognizer_cannot_score_itself_is_kept() -> None:
     recognizer = FakeRecognizer(unknown=["the bat sat"])
     (result,) = corrector("dsr", gate=False, recognizer=recognizer).correct([nbest("the bat sat")], [CAT_SOUND])
-    assert (result.text, result.kept) == ("the bat sat", True)
+    assert (result.text, result.unchanged) == ("the bat sat", True)
 
 
 def test_the_sum_weighs_several_hypotheses() -> None:

@@ -239,7 +239,7 @@ def test_command_writes_8_bits_and_asks_before_it_replaces(
     shown = capsys.readouterr()
     names = ["enrolment.onnx", "tse.int8.onnx", "tse.onnx", "tse.json"]
     assert shown.out.splitlines() == [str(tmp_path / "out" / name) for name in names]
-    assert "with weights of 8 bits" in shown.err
+    assert "with 8-bit weights" in shown.err
     contract = contract_of(tmp_path / "out")
     assert contract["stream"]["file"] == "tse.int8.onnx"
     loud = Device(tmp_path / "out").run(some_sound(20))

@@ -70,7 +70,7 @@ def test_gate_keeps_the_text_with_a_reason(trained: Any) -> None:
     ):
         checkpoint = replace(trained, decoding=GerDecoding(gates={"free": gate}))
         (correction,) = GerCorrector(checkpoint).correct([nbest])
-        assert correction.kept
+        assert correction.unchanged
         assert correction.text == "i sea you there"
         assert reason in correction.reason
     (correction,) = GerCorrector(checkpoint, gate=False).correct([nbest])

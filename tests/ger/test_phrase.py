@@ -130,7 +130,7 @@ def test_edits_rebuild_the_text_and_name_their_source(corrector: PhraseCorrector
 def test_kept_texts_are_returned_as_they_were_written(corrector: PhraseCorrector) -> None:
     written = "Show me the cheap fares from Denver to Miami."
     (correction,) = corrector.correct([NBest("x", (Hypothesis(written, -1.0),) * 5)])
-    assert correction.kept
+    assert correction.unchanged
     assert correction.confidence is not None  # it was not skipped
     assert correction.text == correction.input == written
     assert correction.edits == ()
@@ -172,7 +172,7 @@ def test_a_careful_corrector_keeps_more_of_what_was_right() -> None:
     assert bold.margin <= careful.margin <= timid.margin
     held_out = make_lists(200, 1)
     right = [n for n in held_out if n.best == n.reference]
-    kept = [sum(c.kept for c in corrector.correct(right)) for corrector in (bold, careful, timid)]
+    kept = [sum(c.unchanged for c in corrector.correct(right)) for corrector in (bold, careful, timid)]
     assert kept[0] <= kept[1] <= kept[2]
     assert kept[2] >= 0.99 * len(right)
 

@@ -50,7 +50,7 @@ def test_a_corrector_skips_lists_out_of_range_unless_the_gate_is_off(tmp_path: o
     corrector = PhraseCorrector.train(lists(300.0), settings=settings)
     assert all(c.text == n.reference for c, n in zip(corrector.correct(lists(300.0)), lists(300.0), strict=True))
     rejected = corrector.correct(lists(0.2))
-    assert all(c.kept and "another recognizer" in c.reason for c in rejected)
+    assert all(c.unchanged and "another recognizer" in c.reason for c in rejected)
     folder = corrector.save(f"{tmp_path}/model")
     loaded = PhraseCorrector.load(folder)
     assert loaded.score_range == corrector.score_range

@@ -30,7 +30,7 @@ class Cloner:
     def __init__(self, clones: bool) -> None:
         self.clones = clones
 
-    def speak(self, text: str) -> SimpleNamespace:
+    def synthesize(self, text: str) -> SimpleNamespace:
         return SimpleNamespace(waveform=buzz(180.0, len(text)), tokens=((1, 2),))
 
     def reference(self, waveform: np.ndarray) -> np.ndarray:
