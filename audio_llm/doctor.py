@@ -12,21 +12,17 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from audio_llm import __version__
-from audio_llm.errors import UsageError
+from audio_llm.errors import MissingDependencyError, UsageError
 
 CORE_REQUIREMENTS = (
-    "torch>=2.6,<2.14",
-    "transformers>=5,<6",
     "safetensors>=0.5",
     "numpy>=2",
-    "scipy>=1.14",
     "soundfile>=0.13",
     "soxr>=0.5",
     "av>=14",
     "pocketsphinx>=5.1,<6",
-    "jiwer>=4,<5",
+    "rapidfuzz>=3.9",
     "num2words>=0.5.13",
-    "wetext>=0.1.8,<0.2",
     "PyYAML>=6",
     "regex>=2024.5.10",
     "tqdm>=4.66",
@@ -37,7 +33,8 @@ CORE_REQUIREMENTS = (
     "filelock>=3.12",
 )
 EXTRAS: dict[str, tuple[str, ...]] = {  # as in pyproject.toml, without those of the tests
-    "train": ("accelerate>=1.10,<2", "peft>=0.18,<1"),
+    "torch": ("torch>=2.6,<2.14", "transformers>=5,<6", "scipy>=1.14", "wetext>=0.1.8,<0.2"),
+    "train": ("audio-llm[torch]", "accelerate>=1.10,<2", "peft>=0.18,<1"),
     "plot": ("matplotlib>=3.10",),
     "ray": ("ray[data]>=2.50,<3",),
     "export": ("onnx>=1.17", "onnxruntime>=1.20"),
@@ -133,6 +130,15 @@ class Diagnosis:
         return all(package.version is not None for package in self.packages)
 
 
+def missing_extra(error: ImportError) -> MissingDependencyError | None:
+    """Return what to tell a user whose installation lacks an extra; None where the error has another reason."""
+    module = (error.name or "").partition(".")[0]
+    for extra, requirements in EXTRAS.items():
+        if module in map(_name, requirements) and importlib.util.find_spec(module) is None:
+            return MissingDependencyError(f"{module} is not installed", remedy=f"pip install 'audio-llm[{extra}]'")
+    return None
+
+
 def resolve_device(device: str) -> str:
     """Return `cpu` or a CUDA device for `auto`, `cpu`, `cuda` or `cuda:N`.
 
@@ -143,6 +149,8 @@ def resolve_device(device: str) -> str:
         return "cpu"
     if device not in ("auto", "cuda") and not (device.startswith("cuda:") and device[5:].isdigit()):
         raise UsageError(f"unknown device {device!r}", remedy="use auto, cpu or cuda")
+    if device == "auto" and importlib.util.find_spec("torch") is None:
+        return "cpu"
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -17,6 +17,8 @@ from audio_llm import features
 from audio_llm.asr.ctc import CtcPosteriors, load_network, save_ctc
 from audio_llm.asr.ctc_model import BLANK, SUBSAMPLING, CtcConfig, CtcModel, CtcOutput, encode_symbols
 from audio_llm.errors import DataError
+from audio_llm.metrics import character_error_rate, word_errors
+from audio_llm.text import NORMALIZERS
 from audio_llm.training.loop import TrainingConfig, TrainingResult, train
 from audio_llm.training.shards import ShardReader, decode_text
 
@@ -165,8 +167,6 @@ def phone_loss(output: CtcOutput, batch: CtcBatch) -> torch.Tensor:
 
 def evaluate(model: nn.Module, data: Utterances, config: CtcTrainingConfig) -> dict[str, float]:
     """Return loss per symbol, word and character error rate of greedy texts on the first utterances."""
-    import jiwer
-
     device = next(model.parameters()).device
     losses, references, texts = [], [], []
     for chosen in data.in_order(config.validation_items, config.batch_seconds):
@@ -177,7 +177,9 @@ def evaluate(model: nn.Module, data: Utterances, config: CtcTrainingConfig) -> d
         references += [data.texts[i] for i in chosen]
     loss = sum(value * count for value, count in losses) / sum(count for _, count in losses)
     logger.info("hypothesis: %s | reference: %s", texts[0], references[0])
-    return {"loss": loss, "wer": float(jiwer.wer(references, texts)), "cer": float(jiwer.cer(references, texts))}
+    plain = NORMALIZERS["raw"]
+    rates = word_errors(references, texts, plain).rate, character_error_rate(references, texts, plain)
+    return {"loss": loss, "wer": rates[0], "cer": rates[1]}
 
 
 def greedy_texts(output: CtcOutput) -> list[str]:

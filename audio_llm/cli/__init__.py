@@ -27,6 +27,7 @@ from audio_llm.cli import (
     transcribe,
 )
 from audio_llm.cli.options import whole_number
+from audio_llm.doctor import missing_extra
 from audio_llm.errors import AudioLLMError
 
 INTERRUPTED = 130
@@ -65,12 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except AudioLLMError as error:
         return _report(arguments, str(error), error.exit_status)
+    except ImportError as error:
+        missing = missing_extra(error)
+        if missing is not None:
+            return _report(arguments, str(missing), missing.exit_status)
+        return _unexpected(arguments, error)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _report(arguments, f"{where}{error.strerror or error}", 1)
     except Exception as error:
-        hint = "" if arguments.verbose else " (this should not happen; -v shows where)"
-        return _report(arguments, f"unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}", 1)
+        return _unexpected(arguments, error)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -162,3 +167,8 @@ def _report(arguments: argparse.Namespace, message: str, status: int) -> int:
         traceback.print_exc()
     print(f"audio-llm: error: {message}", file=sys.stderr)
     return status
+
+
+def _unexpected(arguments: argparse.Namespace, error: Exception) -> int:
+    hint = "" if arguments.verbose else " (this should not happen; -v shows where)"
+    return _report(arguments, f"unexpected {type(error).__name__}: {' '.join(str(error).split())}{hint}", 1)
