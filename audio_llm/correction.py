@@ -117,7 +117,7 @@ class Corrector(Protocol):
     """Corrects N-best lists.
 
     Attributes:
-        name: Its name, as in `--correct`.
+        name: Its name, as in `--corrector`.
         hypotheses: Number of hypotheses per list that it uses.
     """
 

@@ -445,7 +445,7 @@ def _read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
         raise _damaged(path, f"not readable: {error}") from None
     version = document.get("format_version") if isinstance(document, dict) else None
     if version is None:
-        remedy = "a transformers folder is for `--asr whisper`; other models come from `audio-llm train`"
+        remedy = "a transformers folder is for `--recognizer whisper`; other models come from `audio-llm train`"
         raise ModelFormatError("has no format_version: not a model of this package", path=path, remedy=remedy)
     if version != FORMAT_VERSION:
         remedy = "update audio-llm, or train the model again with this version"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import logging
 import os
 import sys
@@ -26,6 +27,7 @@ from audio_llm.cli import (
     train,
     transcribe,
 )
+from audio_llm.cli.aliases import with_current_names
 from audio_llm.cli.options import whole_number
 from audio_llm.doctor import missing_extra
 from audio_llm.errors import AudioLLMError
@@ -94,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(with_current_names(sys.argv[1:] if argv is None else argv))
     if rest and hasattr(arguments, "words_anywhere"):  # argparse accepts positional words in one group only
         getattr(arguments, arguments.words_anywhere).extend(word for word in rest if not word.startswith("-"))
         rest = [word for word in rest if word.startswith("-")]
@@ -146,7 +148,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         from audio_llm.hub import set_offline
 
         set_offline(True)
-    if arguments.device == "cuda":  # fails before any work rather than at the first file
+    if arguments.device == "cuda" and importlib.util.find_spec("torch"):  # an error before the first file
         from audio_llm.doctor import resolve_device
 
         resolve_device("cuda")

@@ -26,13 +26,14 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("lists", metavar="LISTS", help="N-best lists, or - for standard input")
     correctors = ("dlm", "ger", "phrase")
-    parser.add_argument("--with", dest="corrector", choices=correctors, default="dlm", help="corrector (default: dlm)")
+    parser.add_argument("--corrector", choices=correctors, default="dlm", help="corrector (default: dlm)")
     parser.add_argument("--model", metavar="NAME|DIR", help="the corrector's model")
     parser.add_argument("--llm", metavar="NAME|DIR", help="ger: path of its language model, if that was moved")
     parser.add_argument(
-        "--mode", choices=("free", "list", "slots"), help="ger: free text, or words of the list only (list, slots)"
+        "--decoding",
+        choices=("greedy", "dlm-sum", "free", "list", "slots"),
+        help="dlm: greedy or dlm-sum (default); ger: free text, or words of the list only (list, slots)",
     )
-    parser.add_argument("--decode", choices=("greedy", "dlm-sum"), help="dlm: decoding strategy (default: dlm-sum)")
     parser.add_argument("-o", "--output", metavar="OUT.jsonl", help="file to write instead of stdout")
     parser.set_defaults(run=run)
 
@@ -101,12 +102,11 @@ def _write_file(rows: Iterator[dict[str, Any]], output: Path) -> int:
 
 def _decoding(arguments: argparse.Namespace) -> str | None:
     """Return the decoding strategy; the default of dlm may need audio, which lists do not have."""
-    if arguments.mode and arguments.corrector != "ger":
-        raise UsageError("--mode belongs to --with ger", remedy="leave it out")
-    if arguments.decode and arguments.corrector != "dlm":
-        raise UsageError("--decode belongs to --with dlm", remedy="ger has --mode")
-    default = "dlm-sum" if arguments.corrector == "dlm" else None
-    decoding: str | None = arguments.mode or arguments.decode or default
+    known = {"dlm": ("greedy", "dlm-sum"), "ger": ("free", "list", "slots")}.get(arguments.corrector, ())
+    decoding: str | None = arguments.decoding or ("dlm-sum" if arguments.corrector == "dlm" else None)
+    if decoding is not None and decoding not in known:
+        remedy = f"use one of {', '.join(known)}" if known else "leave it out"
+        raise UsageError(f"--decoding {decoding} is not of --corrector {arguments.corrector}", remedy=remedy)
     return decoding
 
 

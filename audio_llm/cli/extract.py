@@ -23,7 +23,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "extract", parents=[common], help="one enrolled speaker out of a binaural mixture", description=_DESCRIPTION
     )
     parser.add_argument("mixture", metavar="MIX", help="binaural sound file, left ear first")
-    parser.add_argument("--enroll", metavar="ENROLLMENT", required=True, help="binaural sound file of 1 to 10 s")
+    parser.add_argument("--enrollment", metavar="FILE", required=True, help="binaural sound file of 1 to 10 s")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="sound file to write")
     parser.add_argument(
         "--mix",
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     with _bar(arguments.quiet) as progress:
         done = extract(
             arguments.mixture,
-            arguments.enroll,
+            arguments.enrollment,
             arguments.output,
             arguments.mix,
             arguments.model,

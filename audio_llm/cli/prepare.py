@@ -41,11 +41,11 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", metavar="FILE", help="write a report that accounts for every second, .html or .json"
     )
-    parser.add_argument("--asr", metavar="NAME", help=f"first recognizer where no text is given ({FIRST})")
-    parser.add_argument("--model", metavar="NAME|DIR", help="model of --asr (default: its own)")
+    parser.add_argument("--recognizer", metavar="NAME", help=f"first recognizer where no text is given ({FIRST})")
+    parser.add_argument("--model", metavar="NAME|DIR", help="model of --recognizer (default: its own)")
     help_ = f"recognizer that verifies the text ({VERIFIER} for a given text, else {SECOND})"
-    parser.add_argument("--second-asr", metavar="NAME", help=help_)
-    parser.add_argument("--second-model", metavar="NAME|DIR", help="model of --second-asr (default: its own)")
+    parser.add_argument("--second-recognizer", metavar="NAME", help=help_)
+    parser.add_argument("--second-model", metavar="NAME|DIR", help="model of --second-recognizer (default: its own)")
     parser.add_argument(
         "--max-disagreement",
         type=float,
@@ -168,22 +168,22 @@ def _engines(arguments: argparse.Namespace, recordings: Sequence[Recording]) -> 
     """
     from audio_llm.asr.engines import ENGINES
 
-    for name in (arguments.asr, arguments.second_asr):
+    for name in (arguments.recognizer, arguments.second_recognizer):
         if name is not None and name not in ENGINES:
             raise UsageError(f"no recognizer is named {name!r}", remedy=f"use one of {', '.join(ENGINES)}")
     transcribed = any(recording.text is not None for recording in recordings)
     untranscribed = any(recording.text is None and not recording.problem for recording in recordings)
-    if not untranscribed and (arguments.asr or arguments.model):
-        remedy = "leave out --asr and --model; --second-asr verifies the texts"
+    if not untranscribed and (arguments.recognizer or arguments.model):
+        remedy = "leave out --recognizer and --model; --second-recognizer verifies the texts"
         raise UsageError("every recording has its text, so there is nothing to transcribe", remedy=remedy)
-    first = (arguments.asr or FIRST, arguments.model)
-    second = (arguments.second_asr or (SECOND if first[0] != SECOND else FIRST), arguments.second_model)
-    verifier = (arguments.second_asr or VERIFIER, arguments.second_model)
+    first = (arguments.recognizer or FIRST, arguments.model)
+    second = (arguments.second_recognizer or (SECOND if first[0] != SECOND else FIRST), arguments.second_model)
+    verifier = (arguments.second_recognizer or VERIFIER, arguments.second_model)
     if untranscribed and first == second:
-        remedy = "name another with --asr or --second-asr"
+        remedy = "name another with --recognizer or --second-recognizer"
         raise UsageError(f"{first[0]} cannot verify its own transcripts", remedy=remedy)
-    if arguments.second_model and not arguments.second_asr:
-        raise UsageError("--second-model needs a recognizer", remedy="name it with --second-asr")
+    if arguments.second_model and not arguments.second_recognizer:
+        raise UsageError("--second-model needs a recognizer", remedy="name it with --second-recognizer")
     if transcribed and untranscribed and verifier[0] == VERIFIER and arguments.max_disagreement is not None:
         remedy = "prepare recordings with and without texts separately, or leave out --max-disagreement"
         raise UsageError("--max-disagreement would limit two different measures", remedy=remedy)

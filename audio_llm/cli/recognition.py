@@ -18,7 +18,6 @@ def add_recognizer_options(parser: Any) -> None:
     group = parser.add_argument_group("recognition")
     group.add_argument(
         "--recognizer",
-        "--asr",
         default="auto",
         metavar="NAME",
         help="auto (the best Whisper installed, else sphinx), whisper-base, tiny.en, any Whisper by name or folder; "
@@ -30,7 +29,7 @@ def add_recognizer_options(parser: Any) -> None:
     group.add_argument(
         "--task", choices=("transcribe", "translate"), default="transcribe", help="translate: into English"
     )
-    group.add_argument("--words", "--hotwords", metavar="FILE", help="file of names and terms to prefer, one per line")
+    group.add_argument("--words", metavar="FILE", help="file of names and terms to prefer, one per line")
     group.add_argument(
         "--prompt", default="", metavar="TEXT", help="context text for every window: style, spelling, topic"
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from audio_llm.training.perceptual import PerceptualLoss
 
 _DESCRIPTION = """Train on preprocessed shards that the recipes write. OUT/best is the best model, a model directory for
---model or --correct-model. KEY=VALUE words override the config file: training.max_steps=2000."""
+--model or --corrector-model. KEY=VALUE words override the config file: training.max_steps=2000."""
 _GER = """Train a corrector of N-best lists on lists with references: files (HyPoradise JSON, JSON lines) or folders of
 packed lists. By default LoRA and the noise adapter on a causal language model; --kind phrase trains the phrase
 corrector, which needs no language model, in about a minute for some thousand lists. OUT/best is the model."""
@@ -41,9 +41,9 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
             "words", nargs="+", metavar="DATA|KEY=VALUE", help="folders of training shards, and settings"
         )
         _add_loop_options(parser)
-        parser.add_argument("--start-from", metavar="NAME|DIR", help="model to initialize from")
+        parser.add_argument("--init-from", metavar="NAME|DIR", help="model to initialize from")
         if name == "ctc":
-            parser.add_argument("--tuning", metavar="DIR", required=True, help="validation shards")
+            parser.add_argument("--dev", metavar="DIR", required=True, help="validation shards")
         parser.set_defaults(run=run, log_level=logging.INFO, words_anywhere="words")
     for name, run, summary in (
         ("mask", run_mask, "the mask network, which removes noise"),
@@ -57,11 +57,11 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
             "words", nargs="+", metavar="DATA|KEY=VALUE", help="folder of training shards, and settings"
         )
         _add_loop_options(parser)
-        parser.add_argument("--start-from", metavar="NAME|DIR", help="model to initialize from")
-        parser.add_argument("--tuning", metavar="DIR", required=name != "tokenizer", help="validation shards")
+        parser.add_argument("--init-from", metavar="NAME|DIR", help="model to initialize from")
+        parser.add_argument("--dev", metavar="DIR", required=name != "tokenizer", help="validation shards")
         if name in ("mask", "codec", "vocoder"):
             help_ = "tokenizer used as a perceptual loss, to preserve content"
-            parser.add_argument("--listener", metavar="NAME|DIR", help=help_)
+            parser.add_argument("--perceptual-loss", metavar="NAME|DIR", help=help_)
         if name == "tokenizer":
             parser.add_argument("--teacher", metavar="DIR", help="shards with a recognizer's characters of DATA")
             parser.add_argument("--ssl", metavar="DIR", help="instead, cluster a layer of this speech model (k-means)")
@@ -78,12 +78,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     touch.add_argument("words", nargs="+", metavar="DATA|KEY=VALUE", help="folders of training shards, and settings")
     touch.add_argument("--part", choices=("lm", "flow"), required=True, help="text to tokens, or tokens to mel spectra")
-    touch.add_argument("--tuning", nargs="+", metavar="DIR", required=True, help="validation shards")
+    touch.add_argument("--dev", nargs="+", metavar="DIR", required=True, help="validation shards")
     touch.add_argument(
         "--tokenizer", metavar="NAME|DIR", required=True, help="tokenizer of the tokens, or its .onnx file"
     )
     touch.add_argument("--variant", metavar="NAME", help="which S3Tokenizer an .onnx file is, such as v2_25hz")
-    touch.add_argument("--start-from", metavar="NAME|DIR", help="model to initialize from")
+    touch.add_argument("--init-from", metavar="NAME|DIR", help="model to initialize from")
     touch.add_argument(
         "--llm", metavar="DIR", help="lm: pretrained text model to extend, a Hugging Face model directory"
     )
@@ -92,7 +92,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     ger = models.add_parser("ger", parents=[common], help="a corrector of N-best lists", description=_GER)
     ger.add_argument("words", nargs="*", metavar="KEY=VALUE", help="settings")
     ger.add_argument("--data", nargs="+", metavar="LISTS", required=True, help="lists with references, packed or not")
-    ger.add_argument("--tuning", nargs="+", metavar="LISTS", help="validation lists (default: a part of --data)")
+    ger.add_argument("--dev", nargs="+", metavar="LISTS", help="validation lists (default: a part of --data)")
     ger.add_argument("--kind", choices=("neural", "phrase"), default="neural", help="corrector (default: neural)")
     ger.add_argument("--llm", metavar="NAME|DIR", help="language model to train on, or a ger model that holds one")
     _add_loop_options(ger)
@@ -101,6 +101,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _add_loop_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML settings file (default: built-in settings)")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="output folder of the training")
     parser.add_argument("--max-minutes", type=_minutes, metavar="N", help="time limit; continue with --resume")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUT")
@@ -127,7 +128,7 @@ def run_ctc(arguments: argparse.Namespace) -> int:
     config = load_config(CtcTrainingConfig, arguments.config, overrides)
     provenance = {"audio_llm": __version__, "seed": config.training.seed, "data": [str(path) for path in folders]}
     options = {**_loop_options(arguments), "provenance": provenance}
-    tuning, output = Path(arguments.tuning), Path(arguments.output)
+    tuning, output = Path(arguments.dev), Path(arguments.output)
     return _finish(arguments, lambda: train_ctc(folders, tuning, output, config, **options))
 
 
@@ -161,9 +162,9 @@ def run_touchtts(arguments: argparse.Namespace) -> int:
     from audio_llm.touchtts.speech_text_lm_train import SpeechTextLmTrainingConfig, train_speech_text_lm
     from audio_llm.training.config import load_config
 
-    arguments.words += [word for word in arguments.tuning if "=" in word]  # argparse takes them for folders
+    arguments.words += [word for word in arguments.dev if "=" in word]  # argparse takes them for folders
     folders, overrides = _folders_and_settings(arguments)
-    tuning, output = [Path(word) for word in arguments.tuning if "=" not in word], Path(arguments.output)
+    tuning, output = [Path(word) for word in arguments.dev if "=" not in word], Path(arguments.output)
     tokenizer = load_tokenizer(arguments.tokenizer, variant=arguments.variant)
     parts = tokenizer, tokenizer_name(arguments.tokenizer)
     provenance = {"audio_llm": __version__, "data": [path.name for path in folders]}
@@ -182,7 +183,7 @@ def _perceptual_loss(arguments: argparse.Namespace) -> PerceptualLoss | None:
     """Return the perceptual loss, if one is given."""
     from audio_llm.tokenizer.s3 import load_perceptual_loss
 
-    return load_perceptual_loss(arguments.listener) if arguments.listener else None
+    return load_perceptual_loss(arguments.perceptual_loss) if arguments.perceptual_loss else None
 
 
 def run_tokenizer(arguments: argparse.Namespace) -> int:
@@ -191,8 +192,8 @@ def run_tokenizer(arguments: argparse.Namespace) -> int:
 
     if arguments.ssl:
         return _fit_ssl(arguments)
-    if not arguments.tuning:
-        raise UsageError("no validation data are named", remedy="give --tuning DIR, or --ssl DIR for k-means")
+    if not arguments.dev:
+        raise UsageError("no validation data are named", remedy="give --dev DIR, or --ssl DIR for k-means")
     teacher = Path(arguments.teacher) if arguments.teacher else None
     return _run_on_pack(arguments, S3TrainingConfig, train_s3, teacher=teacher)
 
@@ -203,7 +204,7 @@ def _fit_ssl(arguments: argparse.Namespace) -> int:
     from audio_llm.simulation.speech_pack import SpeechPack
     from audio_llm.tokenizer.ssl_kmeans import fit_ssl_kmeans
 
-    for name in ("teacher", "tuning", "max_minutes", "resume", "start_from", "config"):
+    for name in ("teacher", "dev", "max_minutes", "resume", "init_from", "config"):
         if getattr(arguments, name):
             raise UsageError(f"--{name.replace('_', '-')} is not for k-means", remedy="leave it out")
     folder, overrides = _one_folder_and_settings(arguments)
@@ -248,7 +249,7 @@ def _run_on_pack(
     config = load_config(cls, arguments.config, overrides)
     provenance = {"audio_llm": __version__, "data": [folder.name]}
     options = {**_loop_options(arguments), "provenance": provenance, **more}
-    tuning, output = Path(arguments.tuning), Path(arguments.output)
+    tuning, output = Path(arguments.dev), Path(arguments.output)
     return _finish(arguments, lambda: train(folder, tuning, output=output, config=config, **options))
 
 
@@ -263,9 +264,9 @@ def run_ger(arguments: argparse.Namespace) -> int:
 
     if not arguments.llm:
         raise UsageError("no language model is named", remedy="give --llm NAME|DIR, or --kind phrase")
-    config = load_config(GerTrainConfig, arguments.config, arguments.words)
+    config = load_config(GerTrainConfig, arguments.config, [*arguments.words, *arguments.set])
     data = read_data([Path(path) for path in arguments.data], config.normalizer)
-    tuning = read_data([Path(path) for path in arguments.tuning], config.normalizer) if arguments.tuning else None
+    tuning = read_data([Path(path) for path in arguments.dev], config.normalizer) if arguments.dev else None
     options = {name: getattr(arguments, name) for name in ("max_minutes", "resume", "device")}
     options["provenance"] = {"audio_llm": __version__, "data": [Path(path).name for path in arguments.data]}
     output = Path(arguments.output)
@@ -278,13 +279,13 @@ def _train_phrase(arguments: argparse.Namespace) -> int:
     from audio_llm.nbest import read_nbest
     from audio_llm.training.config import load_config
 
-    for name in ("llm", "tuning", "max_minutes", "resume"):
+    for name in ("llm", "dev", "max_minutes", "resume"):
         if getattr(arguments, name):
             raise UsageError(f"--{name.replace('_', '-')} is not for --kind phrase", remedy="leave it out")
     folder = Path(arguments.output) / "best"
     if folder.exists() and not arguments.overwrite:
         raise UsageError("a model already exists", path=folder, remedy="give --overwrite or another folder")
-    settings = load_config(PhraseSettings, arguments.config, arguments.words)
+    settings = load_config(PhraseSettings, arguments.config, [*arguments.words, *arguments.set])
     lists = [nbest for path in arguments.data for nbest in read_nbest(path)]
     corrector = PhraseCorrector.train(lists, settings=settings)
     data = [Path(path).name for path in arguments.data]
@@ -309,12 +310,12 @@ def _folders_and_settings(arguments: argparse.Namespace) -> tuple[list[Path], li
             raise UsageError(
                 "no such folder of training data", path=folder, remedy="the recipe's README tells how to make it"
             )
-    return folders, [word for word in arguments.words if "=" in word]
+    return folders, [*(word for word in arguments.words if "=" in word), *arguments.set]
 
 
 def _loop_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_minutes", "resume", "device", "start_from")
-    return {name: getattr(arguments, name) for name in names}
+    options = {name: getattr(arguments, name) for name in ("max_minutes", "resume", "device")}
+    return {**options, "start_from": arguments.init_from}
 
 
 def _finish(arguments: argparse.Namespace, train: Callable[[], TrainingResult]) -> int:

@@ -51,10 +51,10 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         help="hypotheses per stretch of speech (default: 5 with a corrector or format nbest, else 1)",
     )
     add_recognizer_options(parser)
-    parser.add_argument("--correct", choices=("none", "dlm", "ger", "phrase"), default="none", help="corrector")
-    parser.add_argument("--correct-model", metavar="NAME|DIR", help="the corrector's model")
+    parser.add_argument("--corrector", choices=("none", "dlm", "ger", "phrase"), default="none", help="corrector")
+    parser.add_argument("--corrector-model", metavar="NAME|DIR", help="the corrector's model")
     parser.add_argument(
-        "--decode",
+        "--decoding",
         choices=("greedy", "dsr", "dlm-sum", "free", "list", "slots"),
         help="decoding; dlm: greedy, dsr, dlm-sum (default: dsr with sphinx, else dlm-sum); ger: free, list, slots",
     )
@@ -88,8 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
     from audio_llm.pipeline.files import find_audio
     from audio_llm.pipeline.unfinished import UnfinishedFolder
 
-    if arguments.correct == "none" and (arguments.correct_model or arguments.decode):
-        raise UsageError("--correct-model and --decode belong to a corrector", remedy="add --correct dlm")
+    if arguments.corrector == "none" and (arguments.corrector_model or arguments.decoding):
+        raise UsageError("--corrector-model and --decoding belong to a corrector", remedy="add --corrector dlm")
     excerpt = _excerpt(arguments)
     options = whisper_options(arguments)
     words = _read_words(arguments.words) if arguments.words else []
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         _check_stdout(formats, len(inputs))
     total_s = total_seconds(inputs) if sys.stderr.isatty() and not arguments.quiet else None
     lines = arguments.output is not None
-    live = len(inputs) == 1 and not arguments.format and arguments.correct == "none"
+    live = len(inputs) == 1 and not arguments.format and arguments.corrector == "none"
     live = live and arguments.output is None and arguments.channel != "each"
     settings = _settings(arguments, options, words)
     unfinished = UnfinishedFolder(Path(arguments.output), settings) if arguments.output is not None else None
@@ -141,7 +141,7 @@ def _show(
 
     if arguments.format:
         progress.show(render(transcript, arguments.format[0], subtitles).rstrip("\n"))
-    elif arguments.correct == "none":
+    elif arguments.corrector == "none":
         text = labeled_text(transcript)
         progress.show(text if alone else "\n  ".join([transcript.name, *text.split("\n")]))
     else:
@@ -181,9 +181,9 @@ def _load(
     transcriber = load_transcriber(
         arguments.recognizer,
         arguments.model,
-        arguments.correct,
-        arguments.correct_model,
-        arguments.decode,
+        arguments.corrector,
+        arguments.corrector_model,
+        arguments.decoding,
         _hypotheses(arguments),
         words,
         arguments.device,
@@ -216,7 +216,7 @@ def _resolved(arguments: argparse.Namespace, options: WhisperOptions) -> Resolve
     from audio_llm.asr.engines import AUTO, resolve_recognizer
 
     name = arguments.recognizer
-    if arguments.correct != "none" and name == AUTO and arguments.model is None:
+    if arguments.corrector != "none" and name == AUTO and arguments.model is None:
         name = "sphinx"
     return resolve_recognizer(name, arguments.model, options)
 
@@ -239,9 +239,9 @@ def _settings(arguments: argparse.Namespace, options: WhisperOptions, words: lis
     if arguments.channel != "mix" or arguments.start or arguments.end is not None:
         settings["excerpt"] = [arguments.channel, arguments.start, arguments.end]
     settings |= subtitle_settings(arguments)
-    if arguments.correct != "none":
-        model = arguments.correct_model or CORRECTORS[arguments.correct].default_model
-        settings |= {"correct": arguments.correct, "decode": arguments.decode or "default"}
+    if arguments.corrector != "none":
+        model = arguments.corrector_model or CORRECTORS[arguments.corrector].default_model
+        settings |= {"correct": arguments.corrector, "decode": arguments.decoding or "default"}
         settings["correct_model"] = model_stamp(model)
     return settings
 

@@ -76,7 +76,8 @@ class DlmCorrector:
             raise UsageError(f"unknown decoding {decoding!r}", remedy="use greedy, dsr or dlm-sum")
         if decoding == "dsr" and (scorer is None or not scorer.capabilities.text_scores):
             raise UsageError(
-                "dsr needs a recognizer that scores any text", remedy="use greedy or dlm-sum, or --asr sphinx or ctc"
+                "dsr needs a recognizer that scores any text",
+                remedy="use greedy or dlm-sum, or --recognizer sphinx or ctc",
             )
         self.model = model
         self.settings = settings
