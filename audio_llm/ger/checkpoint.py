@@ -257,6 +257,6 @@ def _fill(model: RobustGer, tensors: Mapping[str, torch.Tensor], path: Path) -> 
 
 _CARD = """# Neural corrector of N-best lists
 
-Trained by `audio-llm train ger`; use it with `audio-llm correct LISTS --corrector ger --model FOLDER`. Its config.json names
-the language model it belongs to and the data it was trained on.
+Trained by `audio-llm train ger`; use it with `audio-llm correct LISTS --corrector ger --model FOLDER`. Its config.json
+names the language model it belongs to and the data it was trained on.
 """
