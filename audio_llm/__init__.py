@@ -27,7 +27,6 @@ if TYPE_CHECKING:
         write_audio,
         write_nbest,
     )
-    from audio_llm.audio import Audio
     from audio_llm.codec.codec import SpeechCodec as Codec
     from audio_llm.correction import Correction
     from audio_llm.gense.enhance import Enhancer
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from audio_llm.pipeline.transcribe import Transcriber
     from audio_llm.touchtts.speech import TouchTTS as Synthesizer
     from audio_llm.tse.extract import TargetSpeaker
+    from audio_llm.waveforms import Audio
 
 __version__ = "0.1.0"
 __all__ = [
@@ -71,7 +71,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "Audio": "audio_llm.audio:Audio",
+    "Audio": "audio_llm.waveforms:Audio",
     "Codec": "audio_llm.codec.codec:SpeechCodec",
     "Correction": "audio_llm.correction:Correction",
     "Enhancer": "audio_llm.gense.enhance:Enhancer",

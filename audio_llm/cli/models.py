@@ -7,10 +7,11 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from audio_llm.errors import AudioLLMError
-from audio_llm.registry import MODELS, NamedModel, canonical_name
+from audio_llm.registry import MODELS, NamedModel, canonical_name, purpose
 
 if TYPE_CHECKING:
     from audio_llm.asr.engines import EngineReport
@@ -31,6 +32,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "info", parents=[common], help="show a model's origin and license, or what a recognizer supports"
     )
     info.add_argument("name", metavar="NAME|DIR", help="a model, or a recognizer such as sphinx")
+    info.add_argument("--json", action="store_true", help="print all that is recorded as one JSON object")
     info.set_defaults(run=run_info)
     get = actions.add_parser("get", parents=[common], help="download a model, check it and install it into the cache")
     get.add_argument("name", metavar="NAME", help="a name of `models list`, or OWNER/NAME on the Hugging Face hub")
@@ -60,7 +62,9 @@ def run_list(arguments: argparse.Namespace) -> int:
     print("Models" if models else f"Models: none shipped, none in {cache_folder()}")
     for model in models:
         state = f"  PROBLEM: {model.problem}" if model.problem else ""
-        print(f"  {model.name:<24} {model.kind or '?':<24} {model.size_bytes / 1e6:7.1f} MB  {model.path}{state}")
+        print(
+            f"  {model.name:<20} {model.kind or '?':<20} {model.size_bytes / 1e6:7.1f} MB  {purpose(model.name)}{state}"
+        )
     print("Models to get with `audio-llm models get NAME`")
     names = {model.name for model in models}
     for named in MODELS.values():
@@ -91,12 +95,15 @@ def run_info(arguments: argparse.Namespace) -> int:
         print(f"{registered.name}: not installed; `audio-llm models get {registered.name}`")
         _print_registered(registered)
         return 0
+    if arguments.json:
+        print(json.dumps({**asdict(model), "path": str(model.path)}, ensure_ascii=False))
+        return 0
+    card = model.path / CARD_NAME
+    if card.is_file():
+        print(f"{card.read_text(encoding='utf-8', errors='replace').rstrip()}\n")
     _print_model(model)
     if registered is not None and model.name == registered.name:
         print(f"  {registered.summary}; other names: {', '.join(registered.aliases) or 'none'}")
-    card = model.path / CARD_NAME
-    if card.is_file():
-        print(f"\n{card.read_text(encoding='utf-8', errors='replace').rstrip()}")
     return 0
 
 
@@ -177,8 +184,8 @@ def _print_model(model: ModelInfo) -> None:
     for key, value in model.provenance.items():
         if key == "wheels":
             _print_wheels(value)
-        else:
-            print(f"  {key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+        elif not isinstance(value, dict | list):  # settings of the training: with --json
+            print(f"  {key}: {value}")
 
 
 def _print_wheels(wheels: list[dict[str, str]]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from audio_llm import hub
-from audio_llm.audio import Audio, BlockReader, Source, as_audio, check_mix, write_blocks
+from audio_llm.audio import BlockReader, write_blocks
 from audio_llm.audio_stream import process_at_rate, process_in_chunks
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
@@ -21,6 +21,7 @@ from audio_llm.gense.chunks import ChunkedEnhancement, ChunkReport, Mode, Policy
 from audio_llm.gense.generate import Resynthesizer
 from audio_llm.gense.mask_model import HOP_LENGTH, LOOKAHEAD, N_FFT, SAMPLE_RATE, MaskNetwork
 from audio_llm.gense.models import GENSE, load_gense, load_mask
+from audio_llm.waveforms import Audio, Source, as_audio, check_mix
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class Enhancer:
             Audio of the same length, rate and channels; its report is a tuple of `ChunkReport`.
 
         Raises:
-            AudioFileError, UsageError: As of `audio.as_audio`, or `mix` lies outside 0..1.
+            AudioFileError, UsageError: As of `waveforms.as_audio`, or `mix` lies outside 0..1.
         """
         check_mix(mix)
         audio = as_audio(source, sample_rate)

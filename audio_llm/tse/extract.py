@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio_llm.audio import Audio, BlockReader, Source, as_audio, check_mix, resample, write_blocks
+from audio_llm.audio import BlockReader, resample, write_blocks
 from audio_llm.audio_stream import process_at_rate, process_in_chunks
 from audio_llm.doctor import resolve_device
 from audio_llm.errors import AudioFileError, UsageError
 from audio_llm.tse.enrollment import LEAST_S, MOST_S
 from audio_llm.tse.frames import CHUNK, OVERLAP, SAMPLE_RATE
 from audio_llm.tse.models import load_model
+from audio_llm.waveforms import Audio, Source, as_audio, check_mix
 
 if TYPE_CHECKING:
     from audio_llm.tse.models import TargetSpeakerModel
@@ -131,7 +132,7 @@ class TargetSpeaker:
             Audio of the same length and rate, (T, 2); its report is a tuple of warnings.
 
         Raises:
-            AudioFileError, UsageError: As of `audio.as_audio`, or `mix` lies outside 0..1.
+            AudioFileError, UsageError: As of `waveforms.as_audio`, or `mix` lies outside 0..1.
         """
         check_mix(mix)
         audio = as_audio(mixture, sample_rate)
@@ -208,7 +209,7 @@ def read_enrollment(source: Source, sample_rate: int | None = None) -> Enrollmen
 
     Raises:
         AudioFileError: The recording cannot be read, is shorter than 1 s, or silent.
-        UsageError: As of `audio.as_audio`.
+        UsageError: As of `waveforms.as_audio`.
     """
     if isinstance(source, np.ndarray | Audio):
         audio = as_audio(source, sample_rate)

@@ -131,7 +131,9 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AUDIO_LLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "PRETRAINED", tmp_path / "none")
     tensors = {"w": torch.zeros(4)}
-    return hub.save_model(tmp_path / "cache" / "tiny", {}, tensors, "dlm", "# Tiny\nA card.\n", {"seed": 5})
+    return hub.save_model(
+        tmp_path / "cache" / "tiny", {}, tensors, "dlm", "# Tiny\nA card.\n", {"seed": 5, "training": {"steps": 3}}
+    )
 
 
 def test_models_are_listed_described_and_verified(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,7 +144,11 @@ def test_models_are_listed_described_and_verified(model: Path, capsys: pytest.Ca
     assert cli.main(["models", "info", "tiny"]) == 0
     out = capsys.readouterr().out
     assert "seed: 5" in out
-    assert "A card." in out
+    assert "training" not in out
+    assert out.startswith("# Tiny\nA card.\n")
+    assert cli.main(["models", "info", "tiny", "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert (described["name"], described["provenance"]["training"]) == ("tiny", {"steps": 3})
     assert cli.main(["models", "verify"]) == 0
     assert "tiny: all files are as recorded" in capsys.readouterr().out
 
