@@ -85,6 +85,37 @@ def test_arrows_point_one_way() -> None:
     assert wrong == []
 
 
+def test_no_modules_import_each_other() -> None:
+    """Imports within functions count; those for type checkers do not."""
+    names = {name.removesuffix(".__init__"): tree for name, tree in modules()}
+    graph = {}
+    for name, tree in names.items():
+        tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node))]
+        targets = set()
+        for target in imports(name, tree):
+            module = target if target in names else target.rpartition(".")[0]
+            if module in names and module not in (name, "audio_llm"):
+                targets.add(module)
+        graph[name] = targets
+    while free := {name for name, targets in graph.items() if not targets & graph.keys()}:
+        graph = {name: targets for name, targets in graph.items() if name not in free}
+    circular = {name for name in graph if _reaches(graph, name)}
+    assert circular == set()
+
+
+def _reaches(graph: dict[str, set[str]], start: str) -> bool:
+    """Return whether a module leads back to itself."""
+    waiting, seen = list(graph[start]), set()
+    while waiting:
+        name = waiting.pop()
+        if name == start:
+            return True
+        if name not in seen and name in graph:
+            seen.add(name)
+            waiting += graph[name]
+    return False
+
+
 def test_nothing_in_the_package_imports_its_users() -> None:
     outside = ("recipes", "tests", "audio_llm_export", "audio_llm_realtime")
     assert [n for n, tree in modules() for t in imports(n, tree) if t.split(".")[0] in outside] == []

@@ -275,7 +275,8 @@ def run_ger(arguments: argparse.Namespace) -> int:
 
 def _train_phrase(arguments: argparse.Namespace) -> int:
     from audio_llm import __version__
-    from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings
+    from audio_llm.ger.phrase import PhraseSettings
+    from audio_llm.ger.phrase_training import train_phrase_corrector
     from audio_llm.nbest import read_nbest
     from audio_llm.training.config import load_config
 
@@ -287,7 +288,7 @@ def _train_phrase(arguments: argparse.Namespace) -> int:
         raise UsageError("a model already exists", path=folder, remedy="give --overwrite or another folder")
     settings = load_config(PhraseSettings, arguments.config, [*arguments.words, *arguments.set])
     lists = [nbest for path in arguments.data for nbest in read_nbest(path)]
-    corrector = PhraseCorrector.train(lists, settings=settings)
+    corrector = train_phrase_corrector(lists, settings=settings)
     data = [Path(path).name for path in arguments.data]
     corrector.save(folder, {"audio_llm": __version__, "data": data, "lists": len(lists)})
     print(f"{folder}: {len(corrector.knowledge.table)} phrases, margin {corrector.margin:g}")

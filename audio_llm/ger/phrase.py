@@ -25,7 +25,6 @@ from audio_llm.training.config import renamed
 
 if TYPE_CHECKING:  # they need torch
     from audio_llm.ger.neural import NeuralScorer
-    from audio_llm.ger.phrase_training import NeuralFolds
 
 KIND = "ger-phrase"
 _MAX_HYPOTHESES = 20  # hypotheses of a list that are used
@@ -103,34 +102,6 @@ class PhraseCorrector:
     name: str = "phrase"
     hypotheses: int = _MAX_HYPOTHESES
     neural_reranker: NeuralReranker | None = None
-
-    @classmethod
-    def train(
-        cls,
-        lists: Sequence[NBest],
-        seed: int = 0,
-        settings: PhraseSettings | None = None,
-        text: Sequence[str] = (),
-        neural: NeuralFolds | None = None,
-        groups: Sequence[str] = (),
-    ) -> PhraseCorrector:
-        """Train on lists with references, about a minute for a few thousand; needs scipy.
-
-        Args:
-            lists: N-best lists; those without a reference or a hypothesis are skipped, and their number is logged.
-            seed: Seed of the folds.
-            settings: See `PhraseSettings`.
-            text: Further sentences for the n-gram model of the references.
-            neural: Neural correctors that were not trained on the lists whose candidates they score.
-            groups: The group of each list, such as its speaker or corpus. Each group is then a fold, so that the
-                reranker is trained for unseen groups. Without groups it is trained for unseen texts of the same groups.
-
-        Raises:
-            DataError: Fewer lists with different references than folds.
-        """
-        from audio_llm.ger.phrase_training import train_phrase_corrector
-
-        return train_phrase_corrector(lists, seed, settings or PhraseSettings(), text, neural, groups)
 
     def correct(self, lists: Sequence[NBest], waveforms: Sequence[np.ndarray] | None = None) -> list[Correction]:
         """Correct each list, in order; the waveforms are ignored."""

@@ -83,13 +83,27 @@ class _RerankInput:
 
 def train_phrase_corrector(
     lists: Sequence[NBest],
-    seed: int,
-    settings: PhraseSettings,
-    text: Sequence[str],
+    seed: int = 0,
+    settings: PhraseSettings | None = None,
+    text: Sequence[str] = (),
     neural: NeuralFolds | None = None,
     groups: Sequence[str] = (),
 ) -> PhraseCorrector:
-    """Train; see `PhraseCorrector.train`."""
+    """Train a phrase corrector on lists with references, about a minute for a few thousand; needs scipy.
+
+    Args:
+        lists: N-best lists; those without a reference or a hypothesis are skipped, and their number is logged.
+        seed: Seed of the folds.
+        settings: See `PhraseSettings`.
+        text: Further sentences for the n-gram model of the references.
+        neural: Neural correctors that were not trained on the lists whose candidates they score.
+        groups: The group of each list, such as its speaker or corpus. Each group is then a fold, so that the reranker
+            is trained for unseen groups. Without groups it is trained for unseen texts of the same groups.
+
+    Raises:
+        DataError: Fewer lists with different references than folds.
+    """
+    settings = settings or PhraseSettings()
     if groups and len(groups) != len(lists):
         raise DataError(f"{len(groups)} groups for {len(lists)} lists", remedy="give the group of each list")
     examples = _examples(lists, settings, groups)

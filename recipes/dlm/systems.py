@@ -15,7 +15,7 @@ from audio_llm.dlm.model import DenoisingLM
 from audio_llm.dlm.rescore import Scored, ScoreWeights, fit_weights
 from audio_llm.dlm.settings import Decoding, DecodingSettings
 from audio_llm.gate import Gate
-from audio_llm.ger.phrase import PhraseCorrector
+from audio_llm.ger.phrase_training import train_phrase_corrector
 from audio_llm.lm.char_lm import CharLm
 from audio_llm.lm.ngram import NgramLm
 from audio_llm.nbest import NBest
@@ -56,7 +56,7 @@ def baselines(
         texts: Training sentences.
     """
     few = [_first(nbest) for nbest in tune]
-    phrase = PhraseCorrector.train([_first(nbest) for nbest in train], text=texts)
+    phrase = train_phrase_corrector([_first(nbest) for nbest in train], text=texts)
     scorer = ngram_scorer(models.language_model)
     systems: dict[str, System] = {"recognizer": recognizer}
     systems[NGRAM] = _on_first(rescoring(scorer, few, tune_name)[0])

@@ -32,7 +32,7 @@ from audio_llm.ger.corrector import GerCorrector
 from audio_llm.ger.data import ListData, pack_data, read_data
 from audio_llm.ger.neural import NeuralScorer
 from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings
-from audio_llm.ger.phrase_training import NeuralFolds, fold_of_lists
+from audio_llm.ger.phrase_training import NeuralFolds, fold_of_lists, train_phrase_corrector
 from audio_llm.ger.small_lm import SmallLmSettings, create_small_lm
 from audio_llm.ger.train import GerTrainConfig, train_ger
 from audio_llm.list_metrics import score_corrections
@@ -154,7 +154,7 @@ def stage_atis_report(folder: Path, output: Path) -> None:
         ("test", [*parts["train"], *parts["held-out"]], "all"),
     ):
         rescoring = systems.train_rescoring(train_ngram([" ".join(_words(n)) for n in train]), parts["tune"])
-        phrase = PhraseCorrector.train([*train, *parts["tune"]], data.SEED)
+        phrase = train_phrase_corrector([*train, *parts["tune"]], data.SEED)
         compared = systems.baselines("oracle of 5")
         compared |= {"trigram of references, rescoring": rescoring, "phrase": systems.Texts(phrase)}
         for arm in ARMS:
@@ -293,7 +293,7 @@ def stage_curve(folder: Path, output: Path) -> None:
     references = [nbest.reference or "" for nbest in parts["test"]]
     rates: dict[str, float] = {}
     for count in CURVE:
-        corrector = PhraseCorrector.train([train[i] for i in order[:count]], data.SEED, PhraseSettings(folds=FOLDS))
+        corrector = train_phrase_corrector([train[i] for i in order[:count]], data.SEED, PhraseSettings(folds=FOLDS))
         texts = systems.Texts(corrector)(parts["test"])
         rates[str(min(count, len(train)))] = rate = word_errors(references, texts).rate
         print(f"{min(count, len(train))} lists: {100 * rate:.2f} %")
@@ -334,7 +334,7 @@ def _correctors(
 ) -> dict[str, Any]:
     """Return the systems trained on lists: rescoring, the phrase corrector without and with neural reranker."""
     settings = PhraseSettings(folds=FOLDS, recognizer_lm=recognizer_lm)
-    trained = PhraseCorrector.train(lists, data.SEED, settings, neural=neural, groups=groups)
+    trained = train_phrase_corrector(lists, data.SEED, settings, neural=neural, groups=groups)
     correctors: dict[str, Any] = {
         "trigram of novels, rescoring": systems.train_rescoring(load_ngram(LANGUAGE_MODEL), lists),
         "phrase": systems.Texts(replace(trained, neural_reranker=None)),
@@ -344,7 +344,7 @@ def _correctors(
 
 def _careful(lists: Sequence[NBest]) -> dict[str, systems.System]:
     settings = PhraseSettings(folds=FOLDS, min_correct_retained=MIN_KEEP_CORRECT)
-    return {"phrase, careful": systems.Texts(PhraseCorrector.train(lists, data.SEED, settings))}
+    return {"phrase, careful": systems.Texts(train_phrase_corrector(lists, data.SEED, settings))}
 
 
 def _for_unseen_domains(train: Mapping[str, Sequence[NBest]]) -> PhraseCorrector:
@@ -353,10 +353,10 @@ def _for_unseen_domains(train: Mapping[str, Sequence[NBest]]) -> PhraseCorrector
     held_out = []
     for number, unseen in enumerate(domains):
         training = [nbest for other, lists in enumerate(domains) if other != number for nbest in lists]
-        corrector = PhraseCorrector.train(training, data.SEED, PhraseSettings(folds=FOLDS))
+        corrector = train_phrase_corrector(training, data.SEED, PhraseSettings(folds=FOLDS))
         held_out.append((replace(corrector, score_range=None), unseen))
     everything = [nbest for lists in domains for nbest in lists]
-    corrector = PhraseCorrector.train(everything, data.SEED, PhraseSettings(folds=FOLDS))
+    corrector = train_phrase_corrector(everything, data.SEED, PhraseSettings(folds=FOLDS))
     return replace(corrector, score_range=None, margin=systems.find_margin(held_out))
 
 

@@ -18,9 +18,9 @@ from audio_llm.ger import decode
 from audio_llm.ger.checkpoint import GerCheckpoint, save
 from audio_llm.ger.corrector import GerCorrector
 from audio_llm.ger.neural import NeuralScorer
-from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings, shortlist
+from audio_llm.ger.phrase import PhraseSettings, shortlist
 from audio_llm.ger.phrase_table import Words
-from audio_llm.ger.phrase_training import NeuralFolds, fold_of_lists, fold_of_reference
+from audio_llm.ger.phrase_training import NeuralFolds, fold_of_lists, fold_of_reference, train_phrase_corrector
 from audio_llm.ger.settings import GerDecoding
 from audio_llm.nbest import Hypothesis, NBest, write_nbest
 from audio_llm.pipeline.correct import list_length, load_corrector
@@ -165,9 +165,9 @@ def test_a_neural_reranker_that_knows_the_references_corrects_everything() -> No
     words = [tuple((nbest.reference or "").split()) for nbest in lists]
     scorer: Any = Knowing({(tuple(n.best.split()),): w for n, w in zip(lists, words, strict=True)})
     folds = NeuralFolds((scorer,) * 2, scorer)
-    learned = PhraseCorrector.train(lists[:60], settings=PhraseSettings(folds=2), neural=folds)
+    learned = train_phrase_corrector(lists[:60], settings=PhraseSettings(folds=2), neural=folds)
     assert [c.text for c in learned.correct(lists[60:])] == [nbest.reference for nbest in lists[60:]]
-    alone = PhraseCorrector.train(lists[:60], settings=PhraseSettings(folds=2))
+    alone = train_phrase_corrector(lists[:60], settings=PhraseSettings(folds=2))
     assert sum(c.text == n.reference for c, n in zip(alone.correct(lists[60:]), lists[60:], strict=True)) < 15
 
 
@@ -177,14 +177,14 @@ def test_each_group_is_a_fold() -> None:
     true = {(tuple(n.best.split()),): tuple((n.reference or "").split()) for n in lists}
     scorers: Any = [Overheard(true, set()) for _ in range(2)]
     settings = PhraseSettings(language_model="")
-    PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds(tuple(scorers), scorers[0]), groups=groups)
+    train_phrase_corrector(lists, settings=settings, neural=NeuralFolds(tuple(scorers), scorers[0]), groups=groups)
     for name, scorer in zip("ab", scorers, strict=True):
         own = [n for n, group in zip(lists, groups, strict=True) if group == name]
         assert scorer.asked == {tuple((n.reference or "").split()) for n in own}
     with pytest.raises(UsageError, match="1 neural correctors for 2 folds"):
-        PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds((scorers[0],), scorers[0]), groups=groups)
+        train_phrase_corrector(lists, settings=settings, neural=NeuralFolds((scorers[0],), scorers[0]), groups=groups)
     with pytest.raises(DataError, match="39 groups for 40 lists"):
-        PhraseCorrector.train(lists, settings=settings, groups=groups[1:])
+        train_phrase_corrector(lists, settings=settings, groups=groups[1:])
 
 
 @dataclass(frozen=True)
@@ -202,12 +202,12 @@ def test_each_fold_is_scored_by_its_neural_corrector_and_the_first_pass_is_train
     lists, settings = random_lists(40), PhraseSettings(folds=2, language_model="")
     true = {(tuple(n.best.split()),): tuple((n.reference or "").split()) for n in lists}
     scorers: Any = [Overheard(true, set()) for _ in range(2)]
-    learned = PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds(tuple(scorers), scorers[0]))
+    learned = train_phrase_corrector(lists, settings=settings, neural=NeuralFolds(tuple(scorers), scorers[0]))
     fold_of = fold_of_lists(lists, 0, settings)
     assert fold_of == fold_of_reference(list(true.values()), 2, 0)
     for fold, scorer in enumerate(scorers):
         assert scorer.asked == {words for words in true.values() if fold_of[words] == fold}
-    alone = PhraseCorrector.train(lists, settings=settings)
+    alone = train_phrase_corrector(lists, settings=settings)
     assert np.array_equal(alone.reranker.weights, learned.reranker.weights)
     assert alone.margin == learned.margin
     assert replace(learned, neural_reranker=None).correct(lists) == alone.correct(lists)
@@ -219,7 +219,7 @@ def test_a_corrector_with_neural_reranker_is_saved_and_loaded(
     scorer = NeuralScorer(trained)
     lists = as_lists(memorized, 4)
     settings = PhraseSettings(folds=2, shortlist=4)
-    learned = PhraseCorrector.train(lists, settings=settings, neural=NeuralFolds((scorer, scorer), scorer))
+    learned = train_phrase_corrector(lists, settings=settings, neural=NeuralFolds((scorer, scorer), scorer))
     folder = learned.save(tmp_path / "model")
     before, after = learned.correct(lists), load_corrector("ger", str(folder)).correct(lists)
     assert [c.text for c in after] == [c.text for c in before]

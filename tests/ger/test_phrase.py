@@ -15,6 +15,7 @@ from audio_llm.align import EditCounts, count_edits
 from audio_llm.correction import Correction
 from audio_llm.errors import DataError, ModelFormatError, ModelNotFoundError
 from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings
+from audio_llm.ger.phrase_training import train_phrase_corrector
 from audio_llm.ger.reranker import expected_errors, train_reranker
 from audio_llm.nbest import Hypothesis, NBest
 
@@ -69,7 +70,7 @@ def word_errors(lists: list[NBest], corrections: list[Correction]) -> tuple[Edit
 
 @pytest.fixture(scope="module")
 def corrector() -> PhraseCorrector:
-    return PhraseCorrector.train(make_lists(200, 0))
+    return train_phrase_corrector(make_lists(200, 0))
 
 
 def test_most_errors_of_a_learnable_recognizer_are_corrected(corrector: PhraseCorrector) -> None:
@@ -84,7 +85,7 @@ def test_most_errors_of_a_learnable_recognizer_are_corrected(corrector: PhraseCo
 
 @pytest.mark.parametrize("size, scores", [(1, True), (5, False), (20, False)])
 def test_lists_of_any_length_with_and_without_scores(size: int, scores: bool) -> None:
-    corrector = PhraseCorrector.train(make_lists(100, 0, size, scores))
+    corrector = train_phrase_corrector(make_lists(100, 0, size, scores))
     lists = make_lists(80, 1, size, scores)
     before, after = word_errors(lists, corrector.correct(lists))
     assert after.errors < 0.7 * before.errors
@@ -96,7 +97,7 @@ def test_shuffled_references_give_no_gain() -> None:
     shuffled = [
         dataclasses.replace(nbest, reference=lists[other].reference) for nbest, other in zip(lists, order, strict=True)
     ]
-    corrector = PhraseCorrector.train(shuffled, settings=PhraseSettings(folds=2))
+    corrector = train_phrase_corrector(shuffled, settings=PhraseSettings(folds=2))
     held_out = make_lists(100, 1)
     before, after = word_errors(held_out, corrector.correct(held_out))
     assert 0.97 * before.errors <= after.errors <= 1.1 * before.errors
@@ -166,7 +167,7 @@ def test_the_gate_only_ever_keeps_more(corrector: PhraseCorrector) -> None:
 def test_a_careful_corrector_keeps_more_of_what_was_right() -> None:
     lists = make_lists(150, 0)
     bold, careful, timid = (
-        PhraseCorrector.train(lists, settings=PhraseSettings(min_correct_retained=rate, folds=2))
+        train_phrase_corrector(lists, settings=PhraseSettings(min_correct_retained=rate, folds=2))
         for rate in (0.0, 0.995, 1.0)
     )
     assert bold.margin <= careful.margin <= timid.margin
@@ -178,14 +179,14 @@ def test_a_careful_corrector_keeps_more_of_what_was_right() -> None:
 
 
 def test_training_twice_gives_the_same() -> None:
-    first, second = (PhraseCorrector.train(make_lists(60, 0)) for _ in range(2))
+    first, second = (train_phrase_corrector(make_lists(60, 0)) for _ in range(2))
     assert np.array_equal(first.reranker.weights, second.reranker.weights)
     assert first.margin == second.margin
     assert first.knowledge.table.entries == second.knowledge.table.entries
 
 
 def test_more_text_reaches_the_language_model() -> None:
-    corrector = PhraseCorrector.train(make_lists(60, 0), text=["A wholly different sentence."])
+    corrector = train_phrase_corrector(make_lists(60, 0), text=["A wholly different sentence."])
     assert "wholly" in corrector.knowledge.references
     assert "boston" in corrector.knowledge.references
 
@@ -227,15 +228,15 @@ def test_damaged_folders_are_typed_errors(corrector: PhraseCorrector, tmp_path: 
 
 def test_too_few_lists_or_none_with_a_reference() -> None:
     with pytest.raises(DataError, match="too few"):
-        PhraseCorrector.train([])
+        train_phrase_corrector([])
     lists = [dataclasses.replace(nbest, reference=None) for nbest in make_lists(20, 0)]
     with pytest.raises(DataError, match="too few"):
-        PhraseCorrector.train(lists)
+        train_phrase_corrector(lists)
 
 
 def test_left_out_lists_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     lists = [*make_lists(40, 0), NBest("empty", (), "a"), NBest("unknown", (Hypothesis("a"),))]
-    PhraseCorrector.train(lists, settings=PhraseSettings(folds=2))
+    train_phrase_corrector(lists, settings=PhraseSettings(folds=2))
     assert "2 of 42 lists skipped" in caplog.text
 
 
@@ -265,12 +266,12 @@ def test_fewest_expected_errors_may_choose_another_text_than_the_likeliest() -> 
 
 def test_a_language_model_of_english_is_needed_where_one_was_learned_with(tmp_path: Path) -> None:
     lists = make_lists(60, 0)
-    alone = PhraseCorrector.train(lists, settings=PhraseSettings(language_model=""))
+    alone = train_phrase_corrector(lists, settings=PhraseSettings(language_model=""))
     assert alone.knowledge.general is None
     loaded = PhraseCorrector.load(alone.save(tmp_path / "alone"))
     assert loaded.knowledge.general is None
     assert loaded.correct(lists) == alone.correct(lists)
-    folder = PhraseCorrector.train(lists).save(tmp_path / "both")
+    folder = train_phrase_corrector(lists).save(tmp_path / "both")
     config = json.loads((folder / "config.json").read_text())
     config["config"]["general_sha256"] = "0" * 64
     (folder / "config.json").write_text(json.dumps(config))

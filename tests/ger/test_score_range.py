@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from audio_llm.ger.phrase import PhraseCorrector, PhraseSettings
+from audio_llm.ger.phrase_training import train_phrase_corrector
 from audio_llm.ger.score_range import ScoreRange
 from audio_llm.nbest import Hypothesis, NBest
 
@@ -47,7 +48,7 @@ def test_a_range_from_lists_without_scores_accepts_any_list() -> None:
 
 def test_a_corrector_skips_lists_out_of_range_unless_the_gate_is_off(tmp_path: object) -> None:
     settings = PhraseSettings(folds=2, language_model="")
-    corrector = PhraseCorrector.train(lists(300.0), settings=settings)
+    corrector = train_phrase_corrector(lists(300.0), settings=settings)
     assert all(c.text == n.reference for c, n in zip(corrector.correct(lists(300.0)), lists(300.0), strict=True))
     rejected = corrector.correct(lists(0.2))
     assert all(c.unchanged and "another recognizer" in c.reason for c in rejected)
