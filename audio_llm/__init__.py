@@ -1,7 +1,7 @@
 """Speech recognition with error correction, enhancement, text to speech and target-speech extraction.
 
-Files or arrays go in, typed results come out. Arrays are float32 in -1..1, (T,) or (T, C). Every name is loaded when it
-is first used, so that `import audio_llm` is quick.
+Functions take files or arrays and return typed results. Arrays are float32 in -1..1, (T,) or (T, C). Every name is
+loaded on first use, so that `import audio_llm` is fast.
 """
 
 from __future__ import annotations

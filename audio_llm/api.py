@@ -1,4 +1,4 @@
-"""The public names: files or arrays in, typed results out. `audio_llm` offers them, each loaded when it is used."""
+"""The public names: files or arrays in, typed results out. `audio_llm` exports them, each loaded on first use."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def transcribe(
         source: A sound or video file, `-` for standard input, (T,) or (T, C) float in -1..1, or audio.
         sample_rate: Sample rate of an array in Hz.
         recognizer: `auto` for the best one installed, `whisper-base`, another Whisper, `sphinx`, `ctc` or `espnet`.
-        corrector: `dlm`, `ger` or `phrase`; None leaves the recognizer's text.
+        corrector: `dlm`, `ger` or `phrase`; None retains the recognizer's text.
         language: Code of the spoken language; None lets Whisper detect it.
-        nbest: Hypotheses to ask for; None: 5 where a corrector runs, else 1.
+        nbest: Hypotheses per segment; None: 5 with a corrector, else 1.
         device: `cpu`, `cuda` or `auto`.
 
     Returns:
-        Text, segments, word times, hypotheses and corrections.
+        Text, segments, word timestamps, hypotheses and corrections.
 
     Raises:
-        AudioFileError: The file cannot be read as sound.
+        AudioFileError: The file cannot be read as audio.
         ModelNotFoundError: There is no such model.
-        UsageError: A name is unknown, or the recognizer cannot do what is asked.
+        UsageError: A name is unknown, or the recognizer does not support an option.
     """
     from audio_llm.pipeline.load import load_transcriber
 
@@ -72,9 +72,9 @@ def correct(
     """Correct N-best lists; for many calls, load one `Corrector` and reuse it.
 
     Args:
-        lists: N-best lists, of `Recognizer.recognize` or `read_nbest`.
+        lists: N-best lists from `Recognizer.recognize` or `read_nbest`.
         corrector: `ger`, `phrase` or `dlm`.
-        model: The corrector's model; None takes the one that ships, which is for pocketsphinx' lists.
+        model: The corrector's model; None selects the one that ships, for pocketsphinx's lists.
         device: `cpu`, `cuda` or `auto`.
 
     Raises:
@@ -91,7 +91,7 @@ def enhance(
     mix: float = 0.0,
     device: str = "cpu",
 ) -> Audio:
-    """Remove the noise of a recording; for many, load one `Enhancer` and reuse it.
+    """Remove noise from a recording; for many, load one `Enhancer` and reuse it.
 
     Args:
         source: A sound file, (T,) or (T, C) float in -1..1, or audio. Each channel is enhanced separately.
@@ -101,10 +101,10 @@ def enhance(
         device: `cpu`, `cuda` or `auto`.
 
     Returns:
-        Audio of the same length, rate and channels; its report says what was done chunk by chunk.
+        Audio of the same length, rate and channels; its report is a tuple of `ChunkReport`.
 
     Raises:
-        AudioFileError: The file cannot be read, or holds no sound.
+        AudioFileError: The file cannot be read, or contains no audio.
         ModelNotFoundError: There is no such model.
     """
     from audio_llm.gense.enhance import Enhancer
@@ -120,7 +120,7 @@ def extract(
     mix: float = 0.0,
     device: str = "cpu",
 ) -> Audio:
-    """Extract the speaker of an enrollment from a binaural mixture.
+    """Extract the speaker enrolled by a recording from a binaural mixture.
 
     Args:
         mixture: A sound file, (T, 2) float in -1..1, left ear first, or audio.
@@ -156,9 +156,9 @@ def synthesize(
 
     Args:
         text: English text of any length.
-        voice: A name of the model's voices, or a recording to imitate; None takes the first voice.
-        speed: Rate of speech, 0.5 to 2.
-        seed: Random seed; equal seeds give equal speech.
+        voice: A voice of the model by name, or a recording to imitate; None selects the first voice.
+        speed: Speaking rate, 0.5 to 2.
+        seed: Random seed; the same seed gives the same speech.
         model: A model directory or name.
         device: `cpu`, `cuda` or `auto`.
 
@@ -181,7 +181,7 @@ def wer(references: Sequence[str], hypotheses: Sequence[str], normalizer: str = 
     """Count word errors over a set of utterances.
 
     Args:
-        references: True texts.
+        references: Reference texts.
         hypotheses: Recognized texts, in the same order.
         normalizer: `raw`, `basic` (lower case, no punctuation) or `spoken` (digits spelled out as well).
 
@@ -189,7 +189,7 @@ def wer(references: Sequence[str], hypotheses: Sequence[str], normalizer: str = 
         Counts of substitutions, deletions and insertions; `rate` is the word error rate.
 
     Raises:
-        DataError: The numbers of texts differ.
+        DataError: The two sequences differ in length.
         UsageError: No normalizer has that name.
     """
     return word_errors(references, hypotheses, get_normalizer(normalizer))
@@ -208,12 +208,12 @@ class Recognizer:
             language: Code of the spoken language; None lets Whisper detect it.
 
         Returns:
-            What turns (T,) float32 at 16 kHz into an N-best list, `recognize(waveform, nbest=5)`, and scores given
-            texts by log p(text | audio), `score(waveform, texts)`.
+            A recognizer: `recognize(waveform, nbest=5)` turns (T,) float32 at 16 kHz into an N-best list, and
+            `score(waveform, texts)` returns log p(text | audio) of given texts.
 
         Raises:
             ModelNotFoundError: There is no such model.
-            UsageError: No recognizer has that name, or it does not know the language.
+            UsageError: No recognizer has that name, or it does not support the language.
         """
         from audio_llm.asr.engines import load_recognizer
 
@@ -229,11 +229,11 @@ class Corrector:
 
         Args:
             name: `ger`, `phrase` or `dlm`.
-            model: Its model; None takes the one that ships, which is for pocketsphinx' lists.
+            model: Its model; None selects the one that ships, for pocketsphinx's lists.
             device: `cpu`, `cuda` or `auto`.
 
         Returns:
-            What turns N-best lists, and their waveforms where it uses them, into corrections: `correct(lists)`.
+            A corrector: `correct(lists)` turns N-best lists into corrections, using waveforms if it needs them.
 
         Raises:
             ModelNotFoundError: There is no such model.
@@ -256,7 +256,7 @@ class Tokenizer:
             device: `cpu` or `cuda`.
 
         Returns:
-            What turns waveforms (B, T) at 16 kHz and lengths (B,) into tokens: `encode(waveforms, lengths)`.
+            A tokenizer: `encode(waveforms, lengths)` turns (B, T) at 16 kHz and lengths (B,) into tokens.
 
         Raises:
             ModelNotFoundError: There is no such model.
@@ -273,17 +273,17 @@ def read_audio(path: str | os.PathLike[str]) -> Audio:
         path: The file, or `-` for standard input.
 
     Raises:
-        AudioFileError: The file is missing, unreadable, no sound, or holds NaN or infinite samples.
+        AudioFileError: The file is missing, unreadable, not audio, or contains NaN or infinite samples.
     """
     return as_audio(path)
 
 
 def write_audio(path: str | os.PathLike[str], waveform: np.ndarray, sample_rate: int) -> None:
-    """Write a sound file, whole or not at all, in the format its suffix names.
+    """Write a sound file, whole or not at all, in the format that its suffix names.
 
     Args:
         path: Ends in .wav, .flac (both 16-bit), .ogg, .oga (Vorbis), .opus or .mp3.
-        waveform: (T,) or (T, C) float in -1..1; what lies beyond is clipped.
+        waveform: (T,) or (T, C) float in -1..1; larger values are clipped.
         sample_rate: Hz.
 
     Raises:
@@ -299,7 +299,7 @@ def read_nbest(path: str | os.PathLike[str]) -> list[NBest]:
         path: The file, or `-` for JSON lines on standard input.
 
     Raises:
-        DataError: The file is missing or no such file.
+        DataError: The file is missing or in no such format.
     """
     return list(lists_of.read_nbest(os.fspath(path)))
 
@@ -327,7 +327,7 @@ def list_models() -> list[ModelInfo]:
 
 
 def load(name: str | os.PathLike[str], device: str = "cpu") -> Any:
-    """Load any model directory as the object that uses it: a corrector, recognizer, enhancer, codec, ...
+    """Load any model as the object that uses it: a corrector, recognizer, enhancer, codec, ...
 
     Args:
         name: A folder, or the name of a model that ships or is installed.
@@ -335,7 +335,7 @@ def load(name: str | os.PathLike[str], device: str = "cpu") -> Any:
 
     Raises:
         ModelNotFoundError: There is no such model.
-        ModelFormatError: It is damaged, or of a kind that no object uses.
+        ModelFormatError: It is damaged, or of a kind that cannot be loaded.
     """
     from audio_llm.pipeline.load import load_model_object
 

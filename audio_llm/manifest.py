@@ -40,12 +40,12 @@ def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | N
     """Read a manifest line by line; the sound files themselves are not opened.
 
     Args:
-        path: A JSONL file whose objects have `audio_filepath` (or `path`) and, if known, `duration`, `text`,
-            `speaker`, `split` and anything else. Empty lines are skipped.
-        root: Base folder of relative paths of sound files; None uses that of the manifest.
+        path: A JSONL file whose objects have `audio_filepath` (or `path`) and optionally `duration`, `text`,
+            `speaker`, `split` and other keys. Empty lines are skipped.
+        root: Base folder of relative paths; None uses the manifest's folder.
 
     Raises:
-        DataError: The file is missing, not text, or has an invalid line; the message names file and line.
+        DataError: The file is missing, is not text, or has an invalid line; the message names file and line.
     """
     path = Path(path)
     folder = Path(root) if root is not None else path.parent

@@ -22,12 +22,12 @@ class ErrorCounts:
     """Word errors over a set of utterances.
 
     Attributes:
-        substitutions: Words replaced.
-        deletions: Missing reference words.
+        substitutions: Substituted words.
+        deletions: Deleted reference words.
         insertions: Inserted words.
         words: Reference words.
         utterances: Number of utterances.
-        normalizer: Name of the normalizer of both sides.
+        normalizer: Normalizer applied to references and hypotheses.
     """
 
     substitutions: int

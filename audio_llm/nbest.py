@@ -51,13 +51,13 @@ class Word:
 
 @dataclass(frozen=True)
 class NBest:
-    """A ranked list of hypotheses for one stretch of speech.
+    """A ranked list of hypotheses for one speech segment.
 
     Attributes:
         id: Name of the utterance.
-        hypotheses: Hypotheses, best first, including duplicates of the source; empty for silence.
+        hypotheses: Hypotheses, best first, duplicates included; empty for silence.
         reference: Reference text, or None where it is unknown.
-        words: Timed words of the best hypothesis, if the engine gives them.
+        words: Words of the best hypothesis with timestamps, if the recognizer gives them.
     """
 
     id: str

@@ -17,12 +17,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Audio:
-    """A waveform with its sample rate, and what is known of how it came about.
+    """A waveform with its sample rate, and the report of the model that produced it.
 
     Attributes:
         waveform: (T,) or (T, C) float32 in -1..1.
         sample_rate: Hz.
-        report: What a model reports of its work; None where nothing is.
+        report: The model's report, such as what was done in each chunk; None for audio that was read.
     """
 
     waveform: np.ndarray = field(repr=False)

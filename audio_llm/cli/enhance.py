@@ -47,7 +47,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="0..1",
         help="fraction of the original recording in the output: 0 (default) none, 1 only the recording",
     )
-    parser.add_argument("--report", metavar="FILE", help="write the method and measures of each chunk as JSON lines")
+    parser.add_argument("--report", metavar="FILE", help="write the method and metrics of each chunk as JSON lines")
     parser.set_defaults(run=run)
 
 

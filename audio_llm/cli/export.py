@@ -25,7 +25,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--int8",
         action="store_true",
-        help="also write tse.int8.onnx, which the contract then names; smaller, less exact",
+        help="also write tse.int8.onnx, which the contract then names; smaller, less accurate",
     )
     parser.set_defaults(run=run)
 

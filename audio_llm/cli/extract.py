@@ -13,14 +13,17 @@ from typing import Any
 from audio_llm.cli.options import fraction
 from audio_llm.errors import UsageError
 
-_DESCRIPTION = """Isolate one enrolled speaker in a binaural recording; interaural cues, duration and sample rate stay
-the same. ENROLLMENT is a few seconds recorded while facing the speaker; noise and other speakers may be in it."""
+_DESCRIPTION = """Extract one enrolled speaker from a binaural recording; the output is binaural, with the same duration
+and sample rate. The enrollment is recorded while facing the speaker; it may contain noise and other speakers."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parser's commands."""
     parser = commands.add_parser(
-        "extract", parents=[common], help="one enrolled speaker out of a binaural mixture", description=_DESCRIPTION
+        "extract",
+        parents=[common],
+        help="extract one enrolled speaker from a binaural mixture",
+        description=_DESCRIPTION,
     )
     parser.add_argument("mixture", metavar="MIX", help="binaural sound file, left ear first")
     parser.add_argument("--enrollment", metavar="FILE", required=True, help="binaural sound file of 1 to 10 s")

@@ -32,10 +32,10 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "info", parents=[common], help="show a model's origin and license, or what a recognizer supports"
     )
     info.add_argument("name", metavar="NAME|DIR", help="a model, or a recognizer such as sphinx")
-    info.add_argument("--json", action="store_true", help="print all that is recorded as one JSON object")
+    info.add_argument("--json", action="store_true", help="print all metadata as one JSON object")
     info.set_defaults(run=run_info)
     get = actions.add_parser("get", parents=[common], help="download a model, check it and install it into the cache")
-    get.add_argument("name", metavar="NAME", help="a name of `models list`, or OWNER/NAME on the Hugging Face hub")
+    get.add_argument("name", metavar="NAME", help="a name from `models list`, or OWNER/NAME on the Hugging Face hub")
     get.add_argument(
         "--from",
         dest="source",
@@ -46,7 +46,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     get.add_argument("--revision", help="branch, tag or commit on the hub")
     get.set_defaults(run=run_get)
     remove = actions.add_parser("remove", parents=[common], help="delete an installed model from the cache")
-    remove.add_argument("name", metavar="NAME", help="its name")
+    remove.add_argument("name", metavar="NAME", help="an installed model")
     remove.set_defaults(run=run_remove)
     verify = actions.add_parser("verify", parents=[common], help="compare every file of models with its SHA-256")
     verify.add_argument("names", nargs="*", metavar="NAME|DIR", help="models (default: all)")

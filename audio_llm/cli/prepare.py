@@ -39,7 +39,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="RAW", help="sound file, folder, glob, or manifest .jsonl")
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="output folder")
     parser.add_argument(
-        "--report", metavar="FILE", help="write a report that accounts for every second, .html or .json"
+        "--report", metavar="FILE", help="write a report that accounts for every second, as .html or .json"
     )
     parser.add_argument("--recognizer", metavar="NAME", help=f"first recognizer where no text is given ({FIRST})")
     parser.add_argument("--model", metavar="NAME|DIR", help="model of --recognizer (default: its own)")

@@ -24,10 +24,12 @@ def add_recognizer_options(parser: Any) -> None:
         "or sphinx, ctc, touchtts, espnet",
     )
     group.add_argument("--model", metavar="NAME|DIR", help="the recognizer's model, for those that need one")
-    group.add_argument("--language", default="auto", metavar="CODE", help="spoken language, as en, or auto (default)")
+    group.add_argument(
+        "--language", default="auto", metavar="CODE", help="spoken language, such as en, or auto (default)"
+    )
     group.add_argument("--multilingual", action="store_true", help="detect the language of every 30 s of speech")
     group.add_argument(
-        "--task", choices=("transcribe", "translate"), default="transcribe", help="translate: into English"
+        "--task", choices=("transcribe", "translate"), default="transcribe", help="translate: output English text"
     )
     group.add_argument("--words", metavar="FILE", help="file of names and terms to prefer, one per line")
     group.add_argument(
@@ -39,13 +41,16 @@ def add_recognizer_options(parser: Any) -> None:
         "--batch-size", type=whole_number(1, 256), default=1, metavar="N", help="windows decoded together (1)"
     )
     group.add_argument(
-        "--vad", action=argparse.BooleanOptionalAction, default=True, help="recognize detected speech only"
+        "--vad",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="recognize only detected speech (default: on)",
     )
     group.add_argument("--vad-threshold", type=float, metavar="P", help="probability at which speech begins (0.5)")
     group.add_argument(
-        "--vad-min-silence", type=float, metavar="S", help="pause that ends a stretch of speech, seconds (0.6)"
+        "--vad-min-silence", type=float, metavar="S", help="pause that ends a speech segment, seconds (0.6)"
     )
-    group.add_argument("--vad-pad", type=float, metavar="S", help="padding around each stretch, seconds (0.5)")
+    group.add_argument("--vad-pad", type=float, metavar="S", help="padding around each segment, seconds (0.5)")
 
 
 def whisper_options(arguments: argparse.Namespace) -> WhisperOptions:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 NORMALIZERS = ("spoken", "letters")  # with one normalizer alone a difference may come from the normalizer
 _JSON = (".json", ".jsonl")
 _LISTS = re.compile(r"\s*(\[\s*)?\{")
-_DESCRIPTION = """Compare two text files line by line (REF HYP); score N-best lists that hold their references (LISTS):
-the first hypotheses and the oracles; or score the corrections of such lists (LISTS CORRECTIONS: the JSON lines of
+_DESCRIPTION = """Compare two text files line by line (REF HYP); score N-best lists that contain references (LISTS):
+first hypotheses and oracles; or score the corrections of such lists (LISTS CORRECTIONS: the JSON lines of
 `audio-llm correct`, matched by id, or one text per line)."""
 
 

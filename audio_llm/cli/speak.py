@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "touchtts-small"
 _DESCRIPTION = """Synthesize English speech at 16 kHz, sentence by sentence. The file's metadata mark it as synthetic.
-With a recording as --voice the output resembles it only roughly: the model was trained on few speakers and clones
-none."""
+With a recording as --voice the output resembles it only roughly: the model was trained on few speakers and does
+not clone voices."""
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="OUT", help="sound file to write, such as speech.wav")
     parser.add_argument("--model", metavar="NAME|DIR", default=DEFAULT_MODEL, help=f"model (default: {DEFAULT_MODEL})")
-    parser.add_argument("--voice", metavar="NAME|REF", help="a voice of the model, or a recording of the wanted voice")
+    parser.add_argument("--voice", metavar="NAME|REF", help="a voice of the model, or a recording of the target voice")
     parser.add_argument("--list-voices", action="store_true", help="print the model's voices and exit")
     parser.add_argument("--speed", type=_speed, default=1.0, metavar="X", help="speaking rate, 0.5 to 2 (default: 1)")
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="random seed (default: 0)")

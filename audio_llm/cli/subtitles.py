@@ -21,15 +21,15 @@ def add_subtitle_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--subtitles",
         choices=("lines", "words", "karaoke"),
-        help="whole lines (default), one cue per word, or lines with a vtt time mark for every word",
+        help="whole lines (default), one cue per word, or lines with a vtt timestamp for every word",
     )
     group.add_argument(
         "--line-width",
         type=whole_number(10, 500),
         metavar="N",
-        help="columns of a line; East Asian wide characters take two (42)",
+        help="columns per line; East Asian wide characters take two (42)",
     )
-    group.add_argument("--max-lines", type=whole_number(1, 20), metavar="N", help="lines of a cue (2)")
+    group.add_argument("--max-lines", type=whole_number(1, 20), metavar="N", help="lines per cue (2)")
 
 
 def subtitle_options(arguments: argparse.Namespace, formats: Sequence[str]) -> SubtitleOptions:

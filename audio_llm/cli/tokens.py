@@ -27,7 +27,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     which.add_argument("--tokenizer", metavar="NAME|DIR", help="semantic tokens: a model, or an S3Tokenizer .onnx file")
     which.add_argument("--codec", metavar="NAME|DIR", help="acoustic codes: a model such as codec-small")
     parser.add_argument("--ssl", metavar="DIR", help="speech model of an ssl-kmeans tokenizer")
-    parser.add_argument("--variant", metavar="NAME", help="which S3Tokenizer an .onnx file is, such as v2_25hz")
+    parser.add_argument("--variant", metavar="NAME", help="S3Tokenizer variant of an .onnx file, such as v2_25hz")
     parser.set_defaults(run=run_tokenize)
     parser = commands.add_parser(
         "detokenize", parents=[common], help="acoustic codes to sound", description=_DETOKENIZE

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 _DESCRIPTION = """Train on preprocessed shards that the recipes write. OUT/best is the best model, a model directory for
 --model or --corrector-model. KEY=VALUE words override the config file: training.max_steps=2000."""
 _GER = """Train a corrector of N-best lists on lists with references: files (HyPoradise JSON, JSON lines) or folders of
-packed lists. By default LoRA and the noise adapter on a causal language model; --kind phrase trains the phrase
-corrector, which needs no language model, in about a minute for some thousand lists. OUT/best is the model."""
-_TOUCHTTS = """Train a part of TouchTTS on the recipe's shards of utterances: its language model (lm), which does speech
-synthesis and recognition, or its flow, which maps tokens to mel spectra. The vocoder has its own command. With --llm
-the language model extends a pretrained text model, a local folder of the Llama or Qwen kind: use a low learning rate,
+packed lists. By default trains LoRA and the noise adapter on a causal language model; --kind phrase trains the phrase
+corrector, which needs no language model, in about a minute on a few thousand lists. OUT/best is the model."""
+_TOUCHTTS = """Train a part of TouchTTS on the recipe's shards of utterances: its language model (lm), which synthesizes
+and recognizes speech, or its flow, which maps tokens to mel spectra. The vocoder has its own command. With --llm
+the language model extends a pretrained text model, a local Llama or Qwen folder: use a low learning rate,
 such as that of the recipe's talk-llm.yaml."""
 
 
@@ -63,7 +63,9 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
             help_ = "tokenizer used as a perceptual loss, to preserve content"
             parser.add_argument("--perceptual-loss", metavar="NAME|DIR", help=help_)
         if name == "tokenizer":
-            parser.add_argument("--teacher", metavar="DIR", help="shards with a recognizer's characters of DATA")
+            parser.add_argument(
+                "--teacher", metavar="DIR", help="shards with a recognizer's character outputs for DATA"
+            )
             parser.add_argument("--ssl", metavar="DIR", help="instead, cluster a layer of this speech model (k-means)")
             parser.add_argument("--layer", type=whole_number(1), default=6, metavar="N", help="with --ssl (6)")
             parser.add_argument("--clusters", type=whole_number(2), default=1024, metavar="K", help="with --ssl (1024)")
@@ -82,7 +84,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     touch.add_argument(
         "--tokenizer", metavar="NAME|DIR", required=True, help="tokenizer of the tokens, or its .onnx file"
     )
-    touch.add_argument("--variant", metavar="NAME", help="which S3Tokenizer an .onnx file is, such as v2_25hz")
+    touch.add_argument("--variant", metavar="NAME", help="S3Tokenizer variant of an .onnx file, such as v2_25hz")
     touch.add_argument("--init-from", metavar="NAME|DIR", help="model to initialize from")
     touch.add_argument(
         "--llm", metavar="DIR", help="lm: pretrained text model to extend, a Hugging Face model directory"
@@ -94,7 +96,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     ger.add_argument("--data", nargs="+", metavar="LISTS", required=True, help="lists with references, packed or not")
     ger.add_argument("--dev", nargs="+", metavar="LISTS", help="validation lists (default: a part of --data)")
     ger.add_argument("--kind", choices=("neural", "phrase"), default="neural", help="corrector (default: neural)")
-    ger.add_argument("--llm", metavar="NAME|DIR", help="language model to train on, or a ger model that holds one")
+    ger.add_argument("--llm", metavar="NAME|DIR", help="language model to fine-tune, or a ger model that contains one")
     _add_loop_options(ger)
     ger.set_defaults(run=run_ger, log_level=logging.INFO, words_anywhere="words")
 

@@ -48,7 +48,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "--nbest",
         type=whole_number(1, 100),
         metavar="N",
-        help="hypotheses per stretch of speech (default: 5 with a corrector or format nbest, else 1)",
+        help="hypotheses per speech segment (default: 5 with a corrector or format nbest, else 1)",
     )
     add_recognizer_options(parser)
     parser.add_argument("--corrector", choices=("none", "dlm", "ger", "phrase"), default="none", help="corrector")
@@ -60,7 +60,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     preprocessing = parser.add_mutually_exclusive_group()
     preprocessing.add_argument(
-        "--enhance", metavar="NAME|DIR", help="denoise first, e.g. with mask-small; usually raises the WER: see README"
+        "--enhance", metavar="NAME|DIR", help="denoise first, e.g. with mask-small; often raises the WER"
     )
     preprocessing.add_argument(
         "--extract",

@@ -33,7 +33,7 @@ class Codes(NamedTuple):
 
 
 class SpeechCodec:
-    """The codec.
+    """An acoustic codec.
 
     Args:
         network: The network; it is put into eval mode.
@@ -44,7 +44,7 @@ class SpeechCodec:
 
     @classmethod
     def load(cls, name_or_dir: str | os.PathLike[str], device: str = "cpu") -> SpeechCodec:
-        """Return the codec of a model directory; raises as `hub.load_network`."""
+        """Load the codec of a model directory; raises as `hub.load_network`."""
         return cls(load_codec_network(name_or_dir, device))
 
     @functools.cached_property
@@ -74,9 +74,9 @@ class SpeechCodec:
 
     @torch.inference_mode()
     def encode(self, waveforms: Tensor, lengths: Tensor) -> Codes:
-        """Return the codes of waveforms (B, T) float32 at 16 kHz, zeros after each end; lengths (B,) int64 samples.
+        """Return the codes of waveforms (B, T) float32 at 16 kHz, zero-padded; lengths (B,) int64 in samples.
 
-        Their number depends on the length alone: one for each 10 ms begun (20 ms at 50 codes per second).
+        Their number depends only on the length: one for each 10 ms begun (20 ms at 50 codes per second).
         """
         if not len(lengths) or not int(lengths.max()):
             return Codes(torch.zeros(len(lengths), 0, dtype=torch.int64), torch.zeros_like(lengths))
@@ -85,7 +85,7 @@ class SpeechCodec:
 
     @torch.inference_mode()
     def decode(self, codes: Codes, samples: Tensor) -> Tensor:
-        """Return the waveforms (B, T) float32 at 16 kHz of codes; samples (B,) int64 are their lengths."""
+        """Return the waveforms (B, T) float32 at 16 kHz for codes; samples (B,) int64 are their lengths."""
         if not codes.codes.shape[1]:
             return torch.zeros(len(samples), int(samples.max()) if len(samples) else 0)
         sound = self.network.decode(codes.codes, codes.lengths)[:, : int(samples.max())]

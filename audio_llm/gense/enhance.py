@@ -63,7 +63,7 @@ class Enhancer:
 
     Args:
         network: The mask network.
-        generator: The resynthesizer; None where noise is only suppressed.
+        generator: The resynthesizer; None if noise is only suppressed.
         policy: Which chunks are resynthesized.
 
     Raises:
@@ -87,18 +87,18 @@ class Enhancer:
         seed: int = 0,
         device: str = "cpu",
     ) -> Enhancer:
-        """Return the enhancer of a model directory or a name.
+        """Load the enhancer of a model directory or name.
 
         Args:
             model: A mask network, or GenSE's language models.
-            mode: Which chunks are resynthesized; None: `balanced` where the model can, else `safe`.
+            mode: Which chunks are resynthesized; None: `balanced` if the model supports it, else `safe`.
             checks: Whether generated chunks have to pass the quality checks.
-            seed: Random seed of all draws.
+            seed: Random seed.
             device: `cpu`, `cuda` or `auto`.
 
         Raises:
-            ModelNotFoundError, ModelFormatError: As `hub.load_model`.
-            UsageError: The mode needs language models and this is a mask network.
+            ModelNotFoundError, ModelFormatError: See `hub.load_model`.
+            UsageError: The mode needs language models, but the model is a mask network.
         """
         device = resolve_device(device)
         folder = hub.find_model(model)
@@ -111,18 +111,18 @@ class Enhancer:
         return cls(load_mask(loaded.mask, device), Resynthesizer(loaded), policy)
 
     def enhance(self, source: Source, sample_rate: int | None = None, mix: float = 0.0) -> Audio:
-        """Remove the noise of a recording that fits into memory.
+        """Remove noise from a recording that fits into memory.
 
         Args:
             source: A sound file, (T,) or (T, C) float in -1..1, or audio. Each channel is enhanced separately.
             sample_rate: Sample rate of an array in Hz.
-            mix: Fraction of the input in the output: 0 is the enhanced sound, 1 the recording as it was.
+            mix: Fraction of the input in the output: 0 is the enhanced sound, 1 the unprocessed recording.
 
         Returns:
             Audio of the same length, rate and channels; its report is a tuple of `ChunkReport`.
 
         Raises:
-            AudioFileError, UsageError: As of `waveforms.as_audio`, or `mix` lies outside 0..1.
+            AudioFileError, UsageError: See `waveforms.as_audio`; or `mix` lies outside 0..1.
         """
         check_mix(mix)
         audio = as_audio(source, sample_rate)
@@ -139,16 +139,16 @@ class Enhancer:
         mix: float = 0.0,
         progress: Callable[[float], None] | None = None,
     ) -> Enhancement:
-        """Write a recording without its noise.
+        """Write an enhanced recording to a file.
 
         Args:
-            path: The recording; `-` for standard input. Each channel is enhanced by itself.
+            path: The recording; `-` for standard input. Each channel is enhanced separately.
             output: The file to write; its suffix names the format.
-            mix: Fraction of the input in the output: 0 is the enhanced sound, 1 the recording as it was.
-            progress: Called with the seconds of sound that were just finished.
+            mix: Fraction of the input in the output: 0 is the enhanced sound, 1 the unprocessed recording.
+            progress: Called with the seconds of audio just finished.
 
         Raises:
-            AudioFileError: A file cannot be read or written, or the recording holds no sound.
+            AudioFileError: A file cannot be read or written, or the recording contains no audio.
             UsageError: `mix` lies outside 0..1, or the output is the input.
         """
         check_mix(mix)
@@ -186,7 +186,7 @@ class Enhancer:
         Args:
             blocks: (T, C) float32 of any lengths.
             sample_rate: Sample rate of the blocks, in Hz.
-            mix: Fraction of the input in the output: 0 is the enhanced sound, 1 the recording as it was.
+            mix: Fraction of the input in the output: 0 is the enhanced sound, 1 the unprocessed recording.
             report: Called with the report of each chunk.
 
         Yields:

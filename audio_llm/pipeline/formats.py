@@ -33,7 +33,7 @@ _MOST_SLIVER_S = 0.2  # total duration of such words: less than the context of a
 
 @dataclass(frozen=True)
 class TranscriptSegment:
-    """One stretch of speech.
+    """One speech segment.
 
     Attributes:
         start_s: Start in seconds from the beginning of the recording.
@@ -82,14 +82,14 @@ class Transcript:
     """Transcript of one recording.
 
     Attributes:
-        name: Name of the recording, most often its path.
-        duration_s: Seconds that were read.
-        text: Full text, corrected where a corrector ran; empty for silence.
-        recognized: Text of the recognizer before correction.
-        segments: Stretches of speech in order of time.
-        corrections: Corrections in the same order; empty where no corrector ran.
-        warnings: Problems of the sound file, one line each.
-        rejected: Rejected text with the reasons.
+        name: Name of the recording, usually its path.
+        duration_s: Duration read, in seconds.
+        text: Full text, corrected if a corrector ran; empty for silence.
+        recognized: The recognizer's text before correction.
+        segments: Speech segments in order of time.
+        corrections: Corrections in the same order; empty if no corrector ran.
+        warnings: Problems with the sound file, one line each.
+        rejected: Rejected text, with reasons.
         about: Recognizer, options, corrector and version.
     """
 

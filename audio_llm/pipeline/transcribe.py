@@ -27,21 +27,21 @@ _NO_SOUND = np.zeros(0, np.float32)
 
 
 class Transcriber:
-    """Transcribes recordings; stores text only, so memory does not grow with the duration of the sound.
+    """Transcribes recordings; stores text only, so memory does not grow with the duration.
 
     Args:
         recognizer: The recognizer.
-        corrector: The corrector; None keeps the recognizer's best text.
+        corrector: The corrector; None retains the recognizer's best text.
         nbest: Number of hypotheses.
         protected: Words and terms that a correction must not remove.
-        refused: Those of them that the recognizer cannot prefer, for the record.
-        preprocessor: Processes the sound before it is recognized.
+        refused: Those of `protected` that the recognizer cannot bias toward.
+        preprocessor: Processes the audio before it is recognized.
 
     Attributes:
         excerpt: Default excerpt of files.
         about: Recognizer, options, corrector and version, for the JSON form of transcripts.
-        on_segment: Called with each stretch of speech as soon as it is recognized, if no corrector runs.
-        unfinished: Partial results, with which a transcription resumes after a crash; not used with a corrector or a
+        on_segment: Called with each speech segment as soon as it is recognized, unless a corrector runs.
+        unfinished: Partial results from which a transcription resumes after a crash; not used with a corrector or a
             preprocessor, whose state would be lost.
     """
 
@@ -80,7 +80,7 @@ class Transcriber:
             self._corrector.ready()
 
     def close(self) -> None:
-        """End the process of the corrector, if there is one."""
+        """End the corrector's process, if there is one."""
         if isinstance(self._corrector, CorrectorProcess):
             self._corrector.close()
 
@@ -95,13 +95,13 @@ class Transcriber:
 
         Args:
             source: A sound or video file, `-` for standard input, or blocks of (T,) float32 at 16 kHz in -1..1.
-            name: Name of the transcript; empty takes the path.
-            progress: Called with the seconds of sound just finished.
-            excerpt: What is read of a file; times in the transcript are those of the file. With the channel `each`
-                every channel is transcribed separately, and its segments have its name. None uses `self.excerpt`.
+            name: Name of the transcript; if empty, the path.
+            progress: Called with the seconds of audio just finished.
+            excerpt: The part of a file to read; times in the transcript are those of the file. With channel `each`,
+                every channel is transcribed separately and named in its segments. None uses `self.excerpt`.
 
         Raises:
-            AudioFileError: The file cannot be read as sound, has no such channel, or ends before the excerpt.
+            AudioFileError: The file cannot be read as audio, has no such channel, or ends before the excerpt.
             UsageError: An excerpt of something other than a file, or one channel for a `preprocessor` that needs all.
         """
         return self.begin(source, name, progress, excerpt).finish()
@@ -109,15 +109,15 @@ class Transcriber:
     def stream(
         self, source: str | os.PathLike[str] | Iterable[np.ndarray], excerpt: Excerpt | None = None
     ) -> Iterator[TranscriptSegment]:
-        """Yield each stretch of speech of one recording as soon as it is recognized and corrected.
+        """Yield each speech segment of one recording as soon as it is recognized and corrected.
 
         Args:
             source: As for `transcribe`.
-            excerpt: As for `transcribe`, of one channel or the mix of all.
+            excerpt: As for `transcribe`; one channel or the mix of all.
 
         Raises:
-            AudioFileError: The file cannot be read as sound, has no such channel, or ends before the excerpt.
-            UsageError: `each` channel, or an excerpt of something other than a file.
+            AudioFileError: The file cannot be read as audio, has no such channel, or ends before the excerpt.
+            UsageError: The channel is `each`, or an excerpt of something other than a file.
         """
         excerpt = excerpt or self.excerpt
         if excerpt.channel == EACH or (excerpt != Excerpt() and not isinstance(source, str | os.PathLike)):
@@ -300,7 +300,7 @@ class PendingTranscript:
         duration_s: Seconds of sound.
         segments: Stretches of speech.
         protected: Terms that a correction must not remove.
-        warnings: Problems of the sound file.
+        warnings: Problems with the sound file.
         rejected: Rejected text.
         about: Recognizer, options, corrector and version.
     """

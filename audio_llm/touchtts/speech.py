@@ -108,7 +108,7 @@ class TouchTTS:
 
     @classmethod
     def load(cls, name_or_dir: str | Path, device: str = "cpu") -> TouchTTS:
-        """Return the model of a directory; raises as `models.load_touchtts`."""
+        """Load a model; raises as `models.load_touchtts`."""
         return cls(load_touchtts(name_or_dir, device))
 
     @property
@@ -123,12 +123,12 @@ class TouchTTS:
 
         Args:
             text: English text of any length; it is synthesized sentence by sentence.
-            voice: A name of `voices`, or a recording whose voice is imitated (roughly: the model was trained on few
-                speakers and does not clone voices); None takes the first.
-            speed: Rate of speech, 0.5 to 2, at unchanged pitch.
-            seed: Random seed; equal seeds give equal speech.
-            chunk: Tokens that are synthesized at a time, with little lookahead, as by `stream`. None: whole sentences,
-                which is slightly better.
+            voice: A name from `voices`, or a recording to imitate (roughly: the model was trained on few speakers and
+                does not clone voices); None selects the first voice.
+            speed: Speaking rate, 0.5 to 2, at unchanged pitch.
+            seed: Random seed; the same seed gives the same speech.
+            chunk: Tokens per synthesis step, with little lookahead, as in `stream`; None: whole sentences, of slightly
+                better quality.
 
         Raises:
             UnspeakableError: Nothing in the text can be pronounced.
@@ -153,7 +153,7 @@ class TouchTTS:
     def stream(
         self, text: str, voice: str | Path | None = None, speed: float = 1.0, seed: int = 0, chunk: int | None = CHUNK
     ) -> Iterator[Chunk]:
-        """Yield speech while it is synthesized; together it is what `synthesize` returns for the same `chunk`.
+        """Yield speech as it is synthesized; concatenated, it equals what `synthesize` returns for the same `chunk`.
 
         The first chunk comes after `chunk` + `lookahead` tokens; without chunks, each sentence is one chunk.
         Arguments and errors as for `synthesize`; errors in the arguments are raised at once, not at the first chunk.
@@ -179,14 +179,14 @@ class TouchTTS:
     def sound(
         self, tokens: Iterable[int], voice: Reference, seed: int = 0, chunk: int | None = None, speed: float = 1.0
     ) -> np.ndarray:
-        """Return the waveform (T,) float32 of speech tokens, 640 samples each at speed 1.
+        """Return the waveform (T,) float32 for speech tokens, 640 samples per token at speed 1.
 
         Args:
             tokens: Tokens of one utterance.
             voice: The voice.
-            seed: Seed of the noise.
-            chunk: As for `speak`.
-            speed: As for `speak`.
+            seed: Random seed.
+            chunk: As for `synthesize`.
+            speed: As for `synthesize`.
         """
         given = torch.tensor([list(tokens)], dtype=torch.int64, device=voice.embedding.device)
         if not given.shape[1]:
@@ -194,10 +194,10 @@ class TouchTTS:
         return _samples(self.model.vocoder(TimeStretch(speed).step(self._mel(given, voice, seed, chunk))))
 
     def voice(self, name: str | Path | None = None) -> Reference:
-        """Return a voice: a learned one, by name, or that of a recording.
+        """Return a voice: a learned one by name, or the voice of a recording.
 
         Raises:
-            UsageError: There is neither a voice nor a file of that name.
+            UsageError: No voice or file has that name.
             AudioFileError: The recording has too little speech, or cannot be read.
             ModelNotFoundError: The speaker encoder that a reference needs is missing.
         """
@@ -216,7 +216,7 @@ class TouchTTS:
         """Return the voice of a recording (T,) float32 at 16 kHz.
 
         Raises:
-            AudioFileError: It has too little speech.
+            AudioFileError: The recording has too little speech.
             ModelNotFoundError: The speaker encoder that a reference needs is missing.
         """
         speech = trim_and_level(waveform)[: int(_MOST_REFERENCE_S * SAMPLE_RATE)]

@@ -40,7 +40,7 @@ class EnrollmentRecording:
 
     Attributes:
         waveform: (2, T) float32 at 16 kHz, left ear first, T a multiple of 128.
-        warnings: Problems of the recording, one line each.
+        warnings: Problems with the recording, one line each.
     """
 
     waveform: Tensor
@@ -75,13 +75,13 @@ class Extraction:
 
 @dataclass(frozen=True)
 class TargetSpeaker:
-    """A speaker who can be extracted, known from an enrollment recording.
+    """A speaker enrolled for extraction.
 
     Attributes:
         network: The trained networks.
         vector: (1, 256) unit vector of the speaker.
         enrollment_s: Seconds of the enrollment recording that were used.
-        warnings: Problems of the recording, one line each.
+        warnings: Problems with the recording, one line each.
     """
 
     network: TargetSpeakerNetwork
@@ -102,12 +102,12 @@ class TargetSpeaker:
         Args:
             enrollment: 1 to 10 s recorded while facing the speaker: a sound file, (T, 2) float in -1..1, or audio.
             sample_rate: Sample rate of an array in Hz.
-            model: A model directory or name, or what `tse.models.load_model` returned.
+            model: A model directory or name, or a model from `tse.models.load_model`.
             device: `cpu`, `cuda` or `auto`.
 
         Raises:
-            AudioFileError: The recording cannot be read, is too short or silent.
-            ModelNotFoundError, ModelFormatError: As of `tse.models.load_model`.
+            AudioFileError: The recording cannot be read, or is too short or silent.
+            ModelNotFoundError, ModelFormatError: See `tse.models.load_model`.
         """
         recording = read_enrollment(enrollment, sample_rate)
         loaded = load_model(model, resolve_device(device)) if isinstance(model, (str, os.PathLike)) else model
@@ -124,7 +124,7 @@ class TargetSpeaker:
 
         Args:
             mixture: A binaural sound file, (T, 2) float in -1..1, left ear first, or audio; a single channel
-                serves both ears.
+                is used for both ears.
             sample_rate: Sample rate of an array in Hz.
             mix: Fraction of the mixture in the output, 0 to 1.
 
@@ -132,7 +132,7 @@ class TargetSpeaker:
             Audio of the same length and rate, (T, 2); its report is a tuple of warnings.
 
         Raises:
-            AudioFileError, UsageError: As of `waveforms.as_audio`, or `mix` lies outside 0..1.
+            AudioFileError, UsageError: See `waveforms.as_audio`; or `mix` lies outside 0..1.
         """
         check_mix(mix)
         audio = as_audio(mixture, sample_rate)
@@ -143,7 +143,7 @@ class TargetSpeaker:
         return Audio(output, audio.sample_rate, warnings)
 
     def stream(self, blocks: Iterable[np.ndarray], sample_rate: int, mix: float = 0.0) -> Iterator[np.ndarray]:
-        """Yield the speaker in both ears, (T', 2) float32, of blocks (T, C) float32; see `extract_stream`."""
+        """Yield the extracted speaker, (T', 2) float32, from blocks (T, C) float32; see `extract_stream`."""
         return extract_stream(self.network, self.vector, (_ears(block) for block in blocks), sample_rate, mix)
 
 
@@ -169,7 +169,7 @@ def extract(
 
     Raises:
         AudioFileError: A file cannot be read or written, or the enrollment recording is too short or silent.
-        ModelNotFoundError, ModelFormatError: As `tse.models.load_model`.
+        ModelNotFoundError, ModelFormatError: See `tse.models.load_model`.
         UsageError: `mix` lies outside 0..1, or the output is one of the inputs.
     """
     check_mix(mix)
@@ -209,7 +209,7 @@ def read_enrollment(source: Source, sample_rate: int | None = None) -> Enrollmen
 
     Raises:
         AudioFileError: The recording cannot be read, is shorter than 1 s, or silent.
-        UsageError: As of `waveforms.as_audio`.
+        UsageError: See `waveforms.as_audio`.
     """
     if isinstance(source, np.ndarray | Audio):
         audio = as_audio(source, sample_rate)

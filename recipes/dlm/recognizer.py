@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +49,11 @@ def pack_speech(folder: Path, output: Path, workers: int, max_minutes: float | N
     tune += [item for name in ("tune-kathleen", "tune-dev-clean") for item in _recorded(sets[name])]
     recorded = _recorded(sets["train"], RECORDED_COPIES)
     packs = {"tune": (tune, CLEAN), "recorded": (recorded, None), "spoken": (synthetic, None)}
+    began = time.monotonic()
     for name, (items, variation) in packs.items():
         if items:
-            logging.info("%s: %s", name, pack(items, output / name, variation, workers, max_minutes))
+            left = None if max_minutes is None else max(0.0, max_minutes - (time.monotonic() - began) / 60)
+            logging.info("%s: %s", name, pack(items, output / name, variation, workers, left))
 
 
 def tune_search(packs: Path, model_dir: Path, language_model: Path, finished: Path) -> None:

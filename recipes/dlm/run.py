@@ -6,6 +6,7 @@ import argparse
 import functools
 import logging
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -63,14 +64,15 @@ STAGES = (
 def stage_generate(
     folder: Path, output: Path, sets: list[str] | None, workers: int, max_minutes: float | None, max_shards: int | None
 ) -> None:
-    """Generate the pairs of the named sets, in that order."""
+    """Generate the pairs of the named sets, in that order; the time limit is that of all of them."""
     everything = plans(folder)
+    began = time.monotonic()
     for name in sets or [name for name in everything if name != ON_REQUEST]:
         report = generate(
             everything[name],
             output / "pairs" / name,
             workers,
-            max_minutes,
+            None if max_minutes is None else max(0.0, max_minutes - (time.monotonic() - began) / 60),
             max_shards,
             progress=functools.partial(logging.info, "%s: %d of %d shards", name),
         )
