@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         read_audio,
         read_nbest,
         synthesize,
+        train,
         transcribe,
         wer,
         write_audio,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from audio_llm.metrics import ErrorCounts
     from audio_llm.nbest import NBest
     from audio_llm.pipeline.formats import Transcript
+    from audio_llm.pipeline.train import RunOptions
     from audio_llm.pipeline.transcribe import Transcriber
     from audio_llm.touchtts.speech import TouchTTS as Synthesizer
     from audio_llm.tse.extract import TargetSpeaker
@@ -49,6 +51,7 @@ __all__ = [
     "ErrorCounts",
     "NBest",
     "Recognizer",
+    "RunOptions",
     "Synthesizer",
     "TargetSpeaker",
     "Tokenizer",
@@ -64,6 +67,7 @@ __all__ = [
     "read_manifest",
     "read_nbest",
     "synthesize",
+    "train",
     "transcribe",
     "wer",
     "write_audio",
@@ -77,6 +81,7 @@ _ELSEWHERE = {
     "Enhancer": "audio_llm.gense.enhance:Enhancer",
     "ErrorCounts": "audio_llm.metrics:ErrorCounts",
     "NBest": "audio_llm.nbest:NBest",
+    "RunOptions": "audio_llm.pipeline.train:RunOptions",
     "Synthesizer": "audio_llm.touchtts.speech:TouchTTS",
     "TargetSpeaker": "audio_llm.tse.extract:TargetSpeaker",
     "Transcriber": "audio_llm.pipeline.transcribe:Transcriber",

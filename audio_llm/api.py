@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from audio_llm.correction import Corrector as CorrectorProtocol
     from audio_llm.hub import ModelInfo
     from audio_llm.pipeline.formats import Transcript
+    from audio_llm.pipeline.train import RunOptions, TrainingParts
     from audio_llm.tokenizer.base import SemanticTokenizer
+    from audio_llm.training.loop import TrainingResult
 
 
 def transcribe(
@@ -317,6 +319,38 @@ def write_nbest(path: str | os.PathLike[str], lists: Iterable[NBest]) -> int:
     count = lists_of.write_nbest(lists, buffer)
     write_whole(Path(path), buffer.getvalue())
     return count
+
+
+def train(
+    task: str,
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    dev: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    parts: TrainingParts | None = None,
+    run: RunOptions | None = None,
+) -> TrainingResult:
+    """Train a model on preprocessed shards, which the recipes write; OUTPUT/best becomes its directory.
+
+    Args:
+        task: `mask`, `codec`, `vocoder`, `tokenizer`, `gense`, `ctc`, `dlm`, `ger`, `touchtts-lm` or `touchtts-flow`.
+        data: Folders of training shards; for `ger` files or folders of N-best lists with references.
+        output: Folder of the training: checkpoints, log, and the best model.
+        config: YAML file, or plain values by key; None: the built-in settings.
+        dev: Validation data of the same form.
+        parts: Models and further data that the task needs, `pipeline.train.TrainingParts(tokenizer=...)`.
+        run: Time limit, device and so on.
+
+    Returns:
+        Steps, minutes, and the best validation value.
+
+    Raises:
+        UsageError: No task has that name, or data or parts are missing.
+        ConfigError: The configuration has an unknown key or a value of the wrong kind.
+    """
+    from audio_llm.pipeline.train import train_model
+
+    return train_model(task, data, output, config, dev, (), parts, run)
 
 
 def list_models() -> list[ModelInfo]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import audio_llm as al
-from audio_llm.errors import AudioFileError, UsageError
+from audio_llm.errors import AudioFileError, ConfigError, UsageError
+from audio_llm.pipeline.train import TrainingParts
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 SPEECH = SAMPLES / "speech" / "librispeech-8280-266249-0031.flac"
@@ -25,7 +27,7 @@ def speech() -> np.ndarray:
 
 
 def test_every_public_name_exists_and_no_other_does() -> None:
-    assert len(al.__all__) == len(set(al.__all__)) == 27
+    assert len(al.__all__) == len(set(al.__all__)) == 29
     for name in al.__all__:
         assert getattr(al, name) is not None
     assert set(al.__all__) <= set(dir(al))
@@ -147,3 +149,38 @@ def test_models_are_listed_and_loaded() -> None:
 def test_what_is_no_audio_is_refused(source: object, rate: int | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         al.enhance(source, rate)  # type: ignore[arg-type]
+
+
+def test_a_model_is_trained_by_the_name_of_its_task(speech_pack: Path, tmp_path: Path) -> None:
+    config = {
+        "model": {"width": 8, "blocks": 1},
+        "training": {"max_steps": 2, "validate_every": 1, "warmup_steps": 1},
+        "pairs": {"seconds": 1.0},
+        "batch_pairs": 2,
+        "validation_pairs": 2,
+        "least_dynamics_db": 0.0,
+    }
+    run = al.RunOptions(device="cpu", max_minutes=5)
+    result = al.train("mask", speech_pack, tmp_path / "out", config, dev=speech_pack, run=run)
+    assert result.steps == 2
+    assert isinstance(al.load(tmp_path / "out" / "best"), al.Enhancer)
+    again = al.train("mask", speech_pack, tmp_path / "out", config, dev=speech_pack, run=al.RunOptions(resume=True))
+    assert again.steps == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "message"),
+    [
+        ("mast", {}, "unknown training 'mast'"),
+        ("mask", {}, "no validation data are named"),
+        ("gense", {"dev": "."}, "the training gense needs --tokenizer"),
+        ("mask", {"dev": ".", "parts": TrainingParts(llm="x")}, "--llm is not for the training mask"),
+        ("dlm", {"dev": "."}, "takes no validation data"),
+        ("mask", {"dev": ".", "config": {"no_such": 1}}, "unknown key 'no_such'"),
+    ],
+)
+def test_a_training_that_cannot_run_says_why(task: str, given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    with pytest.raises((UsageError, ConfigError), match=message):
+        al.train(task, tmp_path, tmp_path, run=al.RunOptions(overwrite=True), **given)
+    assert (tmp_path / "best").exists()  # nothing is removed before all is known

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from audio_llm.cli.options import whole_number
 from audio_llm.errors import UsageError
-
-if TYPE_CHECKING:
-    from audio_llm.training.loop import TrainingResult
-    from audio_llm.training.perceptual import PerceptualLoss
 
 _DESCRIPTION = """Train on preprocessed shards that the recipes write. OUT/best is the best model, a model directory for
 --model or --corrector-model. KEY=VALUE words override the config file: training.max_steps=2000."""
@@ -28,15 +23,23 @@ the language model extends a pretrained text model, a local Llama or Qwen folder
 such as that of the recipe's talk-llm.yaml."""
 
 
+_SUMMARIES = {
+    "dlm": "the Denoising LM, a corrector",
+    "ctc": "the character CTC recognizer",
+    "mask": "the mask network, which removes noise",
+    "codec": "the codec: speech to one stream of codes and back",
+    "vocoder": "the vocoder: mel spectra to waveforms",
+    "tokenizer": "the supervised tokenizer of semantic tokens",
+    "gense": "GenSE's language models, on shards of tokens",
+}
+
+
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parser's commands."""
     train = commands.add_parser("train", help="train a model on packed data")
     models = train.add_subparsers(metavar="MODEL", required=True)
-    for name, run, summary in (
-        ("dlm", run_dlm, "the Denoising LM, a corrector"),
-        ("ctc", run_ctc, "the character CTC recognizer"),
-    ):
-        parser = models.add_parser(name, parents=[common], help=summary, description=_DESCRIPTION)
+    for name in ("dlm", "ctc"):
+        parser = models.add_parser(name, parents=[common], help=_SUMMARIES[name], description=_DESCRIPTION)
         parser.add_argument(
             "words", nargs="+", metavar="DATA|KEY=VALUE", help="folders of training shards, and settings"
         )
@@ -44,15 +47,9 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         parser.add_argument("--init-from", metavar="NAME|DIR", help="model to initialize from")
         if name == "ctc":
             parser.add_argument("--dev", metavar="DIR", required=True, help="validation shards")
-        parser.set_defaults(run=run, log_level=logging.INFO, words_anywhere="words")
-    for name, run, summary in (
-        ("mask", run_mask, "the mask network, which removes noise"),
-        ("codec", run_codec, "the codec: speech to one stream of codes and back"),
-        ("vocoder", run_vocoder, "the vocoder: mel spectra to waveforms"),
-        ("tokenizer", run_tokenizer, "the supervised tokenizer of semantic tokens"),
-        ("gense", run_gense, "GenSE's language models, on shards of tokens"),
-    ):
-        parser = models.add_parser(name, parents=[common], help=summary, description=_DESCRIPTION)
+        parser.set_defaults(run=run, task=name, log_level=logging.INFO, words_anywhere="words")
+    for name in ("mask", "codec", "vocoder", "tokenizer", "gense"):
+        parser = models.add_parser(name, parents=[common], help=_SUMMARIES[name], description=_DESCRIPTION)
         parser.add_argument(
             "words", nargs="+", metavar="DATA|KEY=VALUE", help="folder of training shards, and settings"
         )
@@ -74,7 +71,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
                 "--tokenizer", metavar="NAME|DIR", required=True, help="tokenizer of the semantic tokens"
             )
             parser.add_argument("--codec", metavar="NAME|DIR", required=True, help="codec of the acoustic codes")
-        parser.set_defaults(run=run, log_level=logging.INFO, words_anywhere="words")
+        chosen = run_tokenizer if name == "tokenizer" else run
+        parser.set_defaults(run=chosen, task=name, log_level=logging.INFO, words_anywhere="words")
     touch = models.add_parser(
         "touchtts", parents=[common], help="TouchTTS, on shards of utterances", description=_TOUCHTTS
     )
@@ -109,95 +107,52 @@ def _add_loop_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUT")
 
 
-def run_dlm(arguments: argparse.Namespace) -> int:
-    """Train the Denoising LM; return the exit status."""
-    from audio_llm.dlm.train import DlmTrainConfig, train_dlm
-    from audio_llm.training.config import load_config
-
-    folder, overrides = _one_folder_and_settings(arguments)
-    config = load_config(DlmTrainConfig, arguments.config, overrides)
-    options = _loop_options(arguments)
-    return _finish(arguments, lambda: train_dlm(folder, Path(arguments.output), config, **options))
-
-
-def run_ctc(arguments: argparse.Namespace) -> int:
-    """Train the CTC recognizer; return the exit status."""
-    from audio_llm import __version__
-    from audio_llm.asr.ctc_train import CtcTrainingConfig, train_ctc
-    from audio_llm.training.config import load_config
-
-    folders, overrides = _folders_and_settings(arguments)
-    config = load_config(CtcTrainingConfig, arguments.config, overrides)
-    provenance = {"audio_llm": __version__, "seed": config.training.seed, "data": [str(path) for path in folders]}
-    options = {**_loop_options(arguments), "provenance": provenance}
-    tuning, output = Path(arguments.dev), Path(arguments.output)
-    return _finish(arguments, lambda: train_ctc(folders, tuning, output, config, **options))
-
-
-def run_mask(arguments: argparse.Namespace) -> int:
-    """Train the mask network; return the exit status."""
-    from audio_llm.gense.mask_train import MaskTrainingConfig, train_mask
-
-    return _run_on_pack(arguments, MaskTrainingConfig, train_mask, perceptual_loss=_perceptual_loss(arguments))
-
-
-def run_codec(arguments: argparse.Namespace) -> int:
-    """Train the codec; return the exit status."""
-    from audio_llm.codec.train import CodecTrainingConfig, train_codec
-
-    return _run_on_pack(arguments, CodecTrainingConfig, train_codec, perceptual_loss=_perceptual_loss(arguments))
-
-
-def run_vocoder(arguments: argparse.Namespace) -> int:
-    """Train the vocoder; return the exit status."""
-    from audio_llm.codec.vocoder_train import VocoderTrainingConfig, train_vocoder
-
-    return _run_on_pack(arguments, VocoderTrainingConfig, train_vocoder, perceptual_loss=_perceptual_loss(arguments))
+def run(arguments: argparse.Namespace) -> int:
+    """Train the model that the command names; return the exit status."""
+    folders, settings = _folders_and_settings(arguments)
+    return _train(arguments, arguments.task, folders, settings)
 
 
 def run_touchtts(arguments: argparse.Namespace) -> int:
     """Train a part of TouchTTS; return the exit status."""
-    from audio_llm import __version__
-    from audio_llm.tokenizer.load import load_tokenizer
-    from audio_llm.touchtts.flow_train import FlowTrainingConfig, train_flow
-    from audio_llm.touchtts.models import tokenizer_name
-    from audio_llm.touchtts.speech_text_lm_train import SpeechTextLmTrainingConfig, train_speech_text_lm
-    from audio_llm.training.config import load_config
-
-    arguments.words += [word for word in arguments.dev if "=" in word]  # argparse takes them for folders
-    folders, overrides = _folders_and_settings(arguments)
-    tuning, output = [Path(word) for word in arguments.dev if "=" not in word], Path(arguments.output)
-    tokenizer = load_tokenizer(arguments.tokenizer, variant=arguments.variant)
-    parts = tokenizer, tokenizer_name(arguments.tokenizer)
-    provenance = {"audio_llm": __version__, "data": [path.name for path in folders]}
-    options = {**_loop_options(arguments), "provenance": provenance}
-    if arguments.part == "lm":
-        lm_config = load_config(SpeechTextLmTrainingConfig, arguments.config, overrides)
-        options["llm"] = arguments.llm
-        return _finish(arguments, lambda: train_speech_text_lm(folders, tuning, *parts, output, lm_config, **options))
-    if arguments.llm:
+    if arguments.llm and arguments.part != "lm":
         raise UsageError("--llm is for --part lm", remedy="leave it out")
-    flow_config = load_config(FlowTrainingConfig, arguments.config, overrides)
-    return _finish(arguments, lambda: train_flow(folders, tuning, *parts, output, flow_config, **options))
-
-
-def _perceptual_loss(arguments: argparse.Namespace) -> PerceptualLoss | None:
-    """Return the perceptual loss, if one is given."""
-    from audio_llm.tokenizer.s3 import load_perceptual_loss
-
-    return load_perceptual_loss(arguments.perceptual_loss) if arguments.perceptual_loss else None
+    arguments.words += [word for word in arguments.dev if "=" in word]  # argparse takes them for folders
+    arguments.dev = [word for word in arguments.dev if "=" not in word]
+    folders, settings = _folders_and_settings(arguments)
+    return _train(arguments, f"touchtts-{arguments.part}", folders, settings)
 
 
 def run_tokenizer(arguments: argparse.Namespace) -> int:
-    """Train the supervised tokenizer; return the exit status."""
-    from audio_llm.tokenizer.s3_train import S3TrainingConfig, train_s3
-
+    """Train the supervised tokenizer, or cluster a speech model; return the exit status."""
     if arguments.ssl:
         return _fit_ssl(arguments)
     if not arguments.dev:
         raise UsageError("no validation data are named", remedy="give --dev DIR, or --ssl DIR for k-means")
-    teacher = Path(arguments.teacher) if arguments.teacher else None
-    return _run_on_pack(arguments, S3TrainingConfig, train_s3, teacher=teacher)
+    return run(arguments)
+
+
+def _train(arguments: argparse.Namespace, task: str, data: Sequence[str | Path], settings: Sequence[str]) -> int:
+    """Train and print how it ended."""
+    from audio_llm.pipeline.train import RunOptions, TrainingParts, train_model
+
+    output = Path(arguments.output)
+    names = ("tokenizer", "variant", "codec", "llm", "perceptual_loss", "teacher")
+    parts = TrainingParts(**{name: getattr(arguments, name, None) or None for name in names})
+    options = RunOptions(
+        max_minutes=arguments.max_minutes,
+        resume=arguments.resume,
+        device=arguments.device,
+        init_from=getattr(arguments, "init_from", None),
+        overwrite=arguments.overwrite,
+    )
+    dev = getattr(arguments, "dev", None) or ()
+    result = train_model(task, data, output, arguments.config, dev, settings, parts, options)
+    _leave_other_processes()
+    how = "all steps are done" if result.stopped_by == "steps" else "time limit reached; continue with --resume"
+    print(f"{output / 'best'}: best at step {result.best_step} with {result.best_value:.4f}")
+    print(f"{result.steps} steps in {result.minutes:.1f} minutes: {how}")
+    return 0
 
 
 def _fit_ssl(arguments: argparse.Namespace) -> int:
@@ -231,51 +186,17 @@ def _fit_ssl(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_gense(arguments: argparse.Namespace) -> int:
-    """Train GenSE's language models; return the exit status."""
-    from audio_llm.gense.models import load_parts
-    from audio_llm.gense.train import GenseTrainingConfig, train_gense
-
-    parts = load_parts(arguments.tokenizer, arguments.codec)
-    return _run_on_pack(arguments, GenseTrainingConfig, train_gense, parts=parts)
-
-
-def _run_on_pack(
-    arguments: argparse.Namespace, cls: type[Any], train: Callable[..., TrainingResult], **more: Any
-) -> int:
-    """Call a training function that takes a pack, a validation pack, an output folder and a configuration."""
-    from audio_llm import __version__
-    from audio_llm.training.config import load_config
-
-    folder, overrides = _one_folder_and_settings(arguments)
-    config = load_config(cls, arguments.config, overrides)
-    provenance = {"audio_llm": __version__, "data": [folder.name]}
-    options = {**_loop_options(arguments), "provenance": provenance, **more}
-    tuning, output = Path(arguments.dev), Path(arguments.output)
-    return _finish(arguments, lambda: train(folder, tuning, output=output, config=config, **options))
-
-
 def run_ger(arguments: argparse.Namespace) -> int:
     """Train a corrector of N-best lists; return the exit status."""
+    settings = [*arguments.words, *arguments.set]
     if arguments.kind == "phrase":
-        return _train_phrase(arguments)
-    from audio_llm import __version__
-    from audio_llm.ger.data import read_data
-    from audio_llm.ger.train import GerTrainConfig, train_ger
-    from audio_llm.training.config import load_config
-
+        return _train_phrase(arguments, settings)
     if not arguments.llm:
         raise UsageError("no language model is named", remedy="give --llm NAME|DIR, or --kind phrase")
-    config = load_config(GerTrainConfig, arguments.config, [*arguments.words, *arguments.set])
-    data = read_data([Path(path) for path in arguments.data], config.normalizer)
-    tuning = read_data([Path(path) for path in arguments.dev], config.normalizer) if arguments.dev else None
-    options = {name: getattr(arguments, name) for name in ("max_minutes", "resume", "device")}
-    options["provenance"] = {"audio_llm": __version__, "data": [Path(path).name for path in arguments.data]}
-    output = Path(arguments.output)
-    return _finish(arguments, lambda: train_ger(data, arguments.llm, output, config, tuning=tuning, **options))
+    return _train(arguments, "ger", arguments.data, settings)
 
 
-def _train_phrase(arguments: argparse.Namespace) -> int:
+def _train_phrase(arguments: argparse.Namespace, words: list[str]) -> int:
     from audio_llm import __version__
     from audio_llm.ger.phrase import PhraseSettings
     from audio_llm.ger.phrase_training import train_phrase_corrector
@@ -288,7 +209,7 @@ def _train_phrase(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output) / "best"
     if folder.exists() and not arguments.overwrite:
         raise UsageError("a model already exists", path=folder, remedy="give --overwrite or another folder")
-    settings = load_config(PhraseSettings, arguments.config, [*arguments.words, *arguments.set])
+    settings = load_config(PhraseSettings, arguments.config, words)
     lists = [nbest for path in arguments.data for nbest in read_nbest(path)]
     corrector = train_phrase_corrector(lists, settings=settings)
     data = [Path(path).name for path in arguments.data]
@@ -314,28 +235,6 @@ def _folders_and_settings(arguments: argparse.Namespace) -> tuple[list[Path], li
                 "no such folder of training data", path=folder, remedy="the recipe's README tells how to make it"
             )
     return folders, [*(word for word in arguments.words if "=" in word), *arguments.set]
-
-
-def _loop_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    options = {name: getattr(arguments, name) for name in ("max_minutes", "resume", "device")}
-    return {**options, "start_from": arguments.init_from}
-
-
-def _finish(arguments: argparse.Namespace, train: Callable[[], TrainingResult]) -> int:
-    """Run the training and print how it ended."""
-    output = Path(arguments.output)
-    if arguments.resume and arguments.overwrite:
-        raise UsageError("--resume and --overwrite contradict each other", remedy="give one of them")
-    if arguments.overwrite:
-        for name in ("best", "last"):
-            shutil.rmtree(output / name, ignore_errors=True)
-        (output / "train.jsonl").unlink(missing_ok=True)
-    result = train()
-    _leave_other_processes()
-    how = "all steps are done" if result.stopped_by == "steps" else "time limit reached; continue with --resume"
-    print(f"{output / 'best'}: best at step {result.best_step} with {result.best_value:.4f}")
-    print(f"{result.steps} steps in {result.minutes:.1f} minutes: {how}")
-    return 0
 
 
 def _leave_other_processes() -> None:
