@@ -36,4 +36,4 @@ def test_every_stage_runs_on_the_samples(tmp_path: Path) -> None:
     ]
     for row, own in zip(on_device, rows, strict=True):
         assert row.get("noisy_db", 0.0) == pytest.approx(own.get("noisy_db", 0.0), abs=0.05)
-    assert "noisy look" in (tmp_path / "measures" / "scenes.md").read_text()
+    assert "noisy enrollment" in (tmp_path / "measures" / "scenes.md").read_text()
