@@ -20,9 +20,8 @@ from audio_llm.nbest import NBest, Word
 from audio_llm.pipeline.formats import RejectedText, Transcript, TranscriptSegment, align_words
 from audio_llm.pipeline.preprocess import Preprocessor
 from audio_llm.pipeline.unfinished import UnfinishedFolder, UnfinishedRecording
-from audio_llm.pipeline.worker import CorrectorProcess
+from audio_llm.pipeline.worker import as_worker
 
-_AHEAD = 8  # recordings that may wait for a corrector
 _NO_SOUND = np.zeros(0, np.float32)
 
 
@@ -60,7 +59,7 @@ class Transcriber:
         self.on_segment: Callable[[TranscriptSegment], None] | None = None
         self.unfinished: UnfinishedFolder | None = None
         self._recognizer = recognizer
-        self._corrector = corrector
+        self._corrector = as_worker(corrector) if corrector is not None else None
         self._nbest = nbest
         self._preprocessor = preprocessor
         self._protected = frozenset(protected)
@@ -68,7 +67,7 @@ class Transcriber:
     @property
     def ahead(self) -> int:
         """How many recordings may be started before the first of them is finished."""
-        return _AHEAD if isinstance(self._corrector, CorrectorProcess) else 0
+        return self._corrector.ahead if self._corrector is not None else 0
 
     def ready(self) -> None:
         """Wait until all models are loaded; errors of a corrector in a separate process are raised here.
@@ -76,12 +75,12 @@ class Transcriber:
         Raises:
             AudioLLMError: A model could not be loaded.
         """
-        if isinstance(self._corrector, CorrectorProcess):
+        if self._corrector is not None:
             self._corrector.ready()
 
     def close(self) -> None:
         """End the corrector's process, if there is one."""
-        if isinstance(self._corrector, CorrectorProcess):
+        if self._corrector is not None:
             self._corrector.close()
 
     def transcribe(
@@ -266,20 +265,13 @@ class Transcriber:
         return self._recognizer.recognize_stream(blocks, count, name, sound=self._corrector is not None)
 
     def _begin_segment(self, stretch: Stretch) -> _Segment:
-        correction = self._correct(stretch.nbest, stretch.waveform)
+        correction = self._corrector.submit(stretch.nbest, stretch.waveform) if self._corrector is not None else None
         stretch = dataclasses.replace(
             stretch,
             nbest=dataclasses.replace(stretch.nbest, hypotheses=stretch.nbest.hypotheses[: self._nbest]),
             waveform=_NO_SOUND,
         )
         return _Segment(stretch, correction)
-
-    def _correct(self, nbest: NBest, waveform: np.ndarray) -> Future[Correction] | None:
-        if self._corrector is None or isinstance(self._corrector, CorrectorProcess):
-            return self._corrector.submit(nbest, waveform) if self._corrector else None
-        correction: Future[Correction] = Future()
-        correction.set_result(self._corrector.correct([nbest], [waveform])[0])
-        return correction
 
 
 @dataclasses.dataclass(frozen=True)

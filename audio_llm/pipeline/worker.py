@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -26,6 +26,53 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 _MOST_WAITING = 64  # lists; with more of them the recognizer waits
+_AHEAD = 8  # recordings that may wait for a corrector in another process
+
+
+class CorrectionWorker(Protocol):
+    """Corrects lists one by one, here or in another process."""
+
+    hypotheses: int
+    ahead: int
+
+    def ready(self) -> None:
+        """Wait until the corrector is loaded; raises what went wrong."""
+        ...
+
+    def submit(self, nbest: NBest, waveform: np.ndarray) -> Future[Correction]:
+        """Submit one list and its waveform, (T,) float32 at 16 kHz; return the future of the correction."""
+        ...
+
+    def close(self) -> None:
+        """End what runs."""
+        ...
+
+
+def as_worker(corrector: Corrector) -> CorrectionWorker:
+    """Return a corrector as a worker: itself where it is one, else one that corrects at once."""
+    return corrector if isinstance(corrector, CorrectorProcess) else _InThisProcess(corrector)
+
+
+class _InThisProcess:
+    """A corrector that corrects when a list is submitted."""
+
+    ahead = 0
+
+    def __init__(self, corrector: Corrector) -> None:
+        self._corrector = corrector
+        self.hypotheses = corrector.hypotheses
+
+    def ready(self) -> None:
+        """Do nothing: it is loaded."""
+
+    def submit(self, nbest: NBest, waveform: np.ndarray) -> Future[Correction]:
+        """Correct one list (see `CorrectionWorker.submit`)."""
+        correction: Future[Correction] = Future()
+        correction.set_result(self._corrector.correct([nbest], [waveform])[0])
+        return correction
+
+    def close(self) -> None:
+        """Do nothing: nothing runs."""
 
 
 class CorrectorProcess:
@@ -36,6 +83,8 @@ class CorrectorProcess:
         name: The corrector's name.
         hypotheses: Number of hypotheses per list that it uses.
     """
+
+    ahead = _AHEAD
 
     def __init__(self, load: Callable[[], Corrector], name: str, hypotheses: int) -> None:
         self.name = name
