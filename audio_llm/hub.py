@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from audio_llm.atomic import write_text
 from audio_llm.errors import AudioLLMError, ConfigError, ModelFormatError, ModelNotFoundError, UsageError
 from audio_llm.installed import (
     MANIFEST_NAME,
@@ -198,10 +199,8 @@ def write_card(folder: str | os.PathLike[str], card: str) -> None:
     """Replace the README.md of a model directory and its hash."""
     folder = Path(folder)
     document = _read_config(folder)
-    temporary = folder / f".{CARD_NAME}.tmp"
-    temporary.write_text(card, encoding="utf-8")
-    document["sha256"][CARD_NAME] = file_sha256(temporary)
-    os.replace(temporary, folder / CARD_NAME)
+    write_text(folder / CARD_NAME, card)
+    document["sha256"][CARD_NAME] = file_sha256(folder / CARD_NAME)
     _write_config(folder, document)
 
 
@@ -494,6 +493,4 @@ def _damaged(path: Path, what: str) -> ModelFormatError:
 
 
 def _write_config(folder: Path, document: dict[str, Any]) -> None:
-    temporary = folder / f".{CONFIG_NAME}.tmp"
-    temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / CONFIG_NAME)
+    write_text(folder / CONFIG_NAME, json.dumps(document, indent=2, ensure_ascii=False) + "\n")

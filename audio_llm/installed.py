@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from audio_llm.atomic import write_text
 from audio_llm.errors import ModelFormatError, ModelNotFoundError
 from audio_llm.registry import CTRANSLATE2_WHISPER, MODELS
 
@@ -80,10 +81,8 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the record of an installed model."""
-    temporary = folder / f".{MANIFEST_NAME}.tmp"
     text = json.dumps({"format_version": MANIFEST_VERSION, **asdict(manifest)}, indent=2, ensure_ascii=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, folder / MANIFEST_NAME)
+    write_text(folder / MANIFEST_NAME, text + "\n")
 
 
 def checked_files(folder: str | os.PathLike[str], full: bool = False) -> dict[str, Path]:

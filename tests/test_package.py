@@ -24,7 +24,7 @@ HEAVY = ("torch", "transformers", "scipy", "soundfile", "soxr", "pocketsphinx", 
 _BASE = [
     *("errors", "audio", "features", "text", "nbest", "manifest", "hub", "metrics", "training"),
     *("align", "correction", "doctor", "gate", "list_metrics", "sound_metrics", "onnx_file"),
-    *("registry", "installed", "download"),
+    *("registry", "installed", "download", "atomic"),
     *("audio_channels", "audio_containers", "audio_soundfile", "audio_stream", "waveforms"),
 ]
 _PARTS = ["nn", "quantizers", "simulation", "asr", "tts", "tokenizer", "codec", "lm"]

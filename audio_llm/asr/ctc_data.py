@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from audio_llm import features
+from audio_llm.atomic import write_text
 from audio_llm.errors import AudioLLMError, DataError
 from audio_llm.simulation import augment, mono
 from audio_llm.simulation.augment import Augmentation, degrade, draw_voice
@@ -273,7 +273,7 @@ def _make_shard(job: _Job) -> None:
     if rows:
         write_shard(rows, job.path)
     done = {"items": len(rows), "frames": frames, "skipped": skipped}
-    _write(job.path.with_suffix(".json"), json.dumps(done))
+    write_text(job.path.with_suffix(".json"), json.dumps(done))
 
 
 def _make_row(item: SpeechItem, job: _Job) -> dict[str, np.ndarray] | str:
@@ -326,16 +326,10 @@ def _check_plan(items: Sequence[SpeechItem], config: PackConfig, noises: Sequenc
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / "plan.txt"
     if not plan.exists():
-        _write(plan, digest.hexdigest())
+        write_text(plan, digest.hexdigest())
     elif plan.read_text(encoding="utf-8") != digest.hexdigest():
         remedy = "give another folder, or the items and settings it was made with"
         raise DataError("holds a pack of other items or settings", path=folder, remedy=remedy)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _seed(*parts: object) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from audio_llm.atomic import replacing
 from audio_llm.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -90,14 +90,8 @@ def _name(error: DataError) -> None:
 def _write_file(rows: Iterator[dict[str, Any]], output: Path) -> int:
     """Write rows under a temporary name, then rename; return how many."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            count = _write(rows, file)
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
+    with replacing(output) as temporary, temporary.open("w", encoding="utf-8") as file:
+        return _write(rows, file)
 
 
 def _decoding(arguments: argparse.Namespace) -> str | None:

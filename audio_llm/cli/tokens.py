@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from audio_llm.atomic import replacing
 from audio_llm.errors import AudioLLMError, UsageError
 
 _TOKENIZE = """Write the tokens of sound files as JSON lines, one line per file: semantic tokens of a tokenizer
@@ -61,20 +61,19 @@ def run_tokenize(arguments: argparse.Namespace) -> int:
         model = load_tokenizer(name, device, arguments.ssl, arguments.variant)
     failed = 0
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     total_s = total_seconds(inputs) if sys.stderr.isatty() and not arguments.quiet else None
     shown = (len(inputs), total_s, arguments.quiet, arguments.verbose > 0)
-    try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file, Progress(*shown, False) as bar:
-            for item in inputs:
-                try:
-                    file.write(tokenize(item.path, model, name, bar.advance).to_line() + "\n")
-                except AudioLLMError as error:
-                    failed += 1
-                    bar.finished(FileResult(item.path, "failed", reason=one_line(error), error=error))
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(output) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+        Progress(*shown, False) as bar,
+    ):
+        for item in inputs:
+            try:
+                file.write(tokenize(item.path, model, name, bar.advance).to_line() + "\n")
+            except AudioLLMError as error:
+                failed += 1
+                bar.finished(FileResult(item.path, "failed", reason=one_line(error), error=error))
     bar.summary(len(inputs) - failed, 0, failed)
     print(output)
     return 1 if failed else 0

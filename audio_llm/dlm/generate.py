@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from audio_llm.atomic import replacing
 from audio_llm.dlm.corpus import Sentence
 from audio_llm.dlm.pairs import PairItem, item_seed, make_pair
 from audio_llm.errors import AudioLLMError, DataError
@@ -265,6 +265,5 @@ def _check_plan(plan: Plan, output: Path) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from audio_llm.atomic import replacing
 from audio_llm.lm.ngram import START, NgramLm
 
 _NEVER = -99.0  # the format's value for the logarithm of zero
@@ -20,15 +21,13 @@ def write_arpa(model: NgramLm, path: str | os.PathLike[str]) -> Path:
     The whole mass of unknown words is written as that of `<unk>`.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("\\data\\\n")
         file.writelines(f"ngram {n}={len(level.keys)}\n" for n, level in enumerate(model.levels, 1))
         for n in range(1, model.order + 1):
             file.write(f"\n\\{n}-grams:\n")
             file.writelines(_lines(model, n))
         file.write("\n\\end\\\n")
-    os.replace(temporary, path)
     return path
 
 

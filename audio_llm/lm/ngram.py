@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from audio_llm.atomic import replacing
 from audio_llm.errors import ModelFormatError, ModelNotFoundError
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
@@ -111,10 +112,8 @@ class NgramLm:
         path = Path(path)
         header = {"format": _FORMAT, "unknown_types": self.unknown_types}
         arrays = {"header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **self.to_arrays()}
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
         return path
 
     @classmethod

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from audio_llm.atomic import write_text
 from audio_llm.errors import AudioLLMError, UsageError
 from audio_llm.pipeline.files import AudioInput
 from audio_llm.pipeline.formats import Transcript, render
@@ -179,16 +180,9 @@ def write_transcript(
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it."""
+    """Write a text file whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # always the same, so that a resumed run replaces it
-    try:
-        # file names may hold bytes that are not text: written as \\udcXX rather than failing
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, text)
 
 
 def one_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from audio_llm.atomic import write_text
 from audio_llm.errors import ModelFormatError
 
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -128,6 +129,4 @@ def cut_log(path: Path, step: int) -> None:
         with contextlib.suppress(ValueError):  # a killed process may leave half a line
             if json.loads(line)["step"] <= step:
                 retained.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(retained), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(retained))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from audio_llm.atomic import replacing, write_text
 from audio_llm.errors import DataError
 
 _INDEX = "index.json"
@@ -49,9 +50,8 @@ def write_shard(rows: Iterable[Mapping[str, np.ndarray]], path: Path) -> int:
         tensors[f"{name}.data"] = np.ascontiguousarray(np.concatenate(arrays_of_name))
         tensors[f"{name}.offsets"] = np.cumsum(lengths, dtype=np.int64)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, metadata={"rows": str(count)})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"rows": str(count)})
     return count
 
 
@@ -95,9 +95,7 @@ def write_index(folder: Path, names: Iterable[str], extra: Mapping[str, Any] | N
     """
     counts = {name: _rows(folder / name) for name in names}
     shards = [{"name": name, "rows": count} for name, count in counts.items()]
-    temporary = folder / f".{_INDEX}.tmp"
-    temporary.write_text(json.dumps({"shards": shards, "extra": dict(extra or {})}, indent=1), encoding="utf-8")
-    os.replace(temporary, folder / _INDEX)
+    write_text(folder / _INDEX, json.dumps({"shards": shards, "extra": dict(extra or {})}, indent=1))
     return sum(counts.values())
 
 
