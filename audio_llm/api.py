@@ -61,7 +61,7 @@ def transcribe(
 
     options = _whisper_options(language)
     transcriber = load_transcriber(recognizer, None, corrector or "none", nbest=nbest, device=device, options=options)
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, str | os.PathLike) and sample_rate is None:
         return transcriber.transcribe(source)
     audio = as_audio(source, sample_rate)
     mono = audio.waveform.mean(axis=1) if audio.waveform.ndim == 2 else audio.waveform
@@ -127,7 +127,7 @@ def extract(
     Args:
         mixture: A sound file, (T, 2) float in -1..1, left ear first, or audio.
         enrollment: 1 to 10 s recorded while facing the speaker, in the same form.
-        sample_rate: Sample rate of arrays in Hz.
+        sample_rate: Sample rate of arrays in Hz, the same for both.
         model: A model directory or name.
         mix: Fraction of the mixture in the output, 0 to 1.
         device: `cpu`, `cuda` or `auto`.
@@ -141,9 +141,11 @@ def extract(
     """
     from audio_llm.tse.extract import TargetSpeaker
 
-    rate_of = {True: sample_rate, False: None}  # files and audio know their rate
-    speaker = TargetSpeaker.enroll(enrollment, rate_of[isinstance(enrollment, np.ndarray)], model, device)
-    return speaker.extract(mixture, rate_of[isinstance(mixture, np.ndarray)], mix)
+    mixture_is_array, enrollment_is_array = (isinstance(each, np.ndarray) for each in (mixture, enrollment))
+    if not enrollment_is_array and not mixture_is_array:
+        mixture = as_audio(mixture, sample_rate)  # which refuses a rate that nothing needs
+    speaker = TargetSpeaker.enroll(enrollment, sample_rate if enrollment_is_array else None, model, device)
+    return speaker.extract(mixture, sample_rate if mixture_is_array else None, mix)
 
 
 def synthesize(

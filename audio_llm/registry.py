@@ -111,7 +111,7 @@ SHIPPED: dict[str, tuple[str, str]] = {  # models of the package: purpose, and t
     "ger-base": ("language model to train correctors on", "3.7 M parameters"),
     "ger-small": ("phrase corrector of pocketsphinx", "WER 52.4 to 49.8 % on real speech"),
     "mask-small": ("noise suppression", "PESQ 1.95 to 2.40 on VoiceBank-DEMAND"),
-    "novels-3gram": ("English trigram for correctors", "perplexity in its card"),
+    "novels-3gram": ("English trigram for correctors", "2.2 million words of novels"),
     "tokenizer-s3-small": ("semantic tokenizer", "69 % WER from its tokens"),
     "touchtts-small": ("English text to speech, one voice", "50 of 50 sentences identified"),
     "tse-small": ("target-speech extraction", "1.23 dB SI-SDRi with a noisy enrollment"),

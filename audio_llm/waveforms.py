@@ -34,6 +34,11 @@ class Audio:
         """Length in seconds."""
         return len(self.waveform) / self.sample_rate
 
+    @property
+    def columns(self) -> np.ndarray:
+        """The waveform as (T, C), also of one channel."""
+        return self.waveform if self.waveform.ndim == 2 else self.waveform[:, None]
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a sound file, whole or not at all; the suffix names the format (see `audio.write`)."""
         write(path, self.waveform, self.sample_rate)

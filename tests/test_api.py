@@ -46,6 +46,8 @@ def test_a_file_and_its_waveform_are_transcribed_alike(no_installed_models: None
     from_array = al.transcribe(audio.waveform, audio.sample_rate, recognizer="sphinx")
     assert from_file.text
     assert from_array.text == from_file.text == al.transcribe(audio, recognizer="sphinx").text
+    with pytest.raises(UsageError, match="leave sample_rate out"):
+        al.transcribe(SPEECH, 16_000, recognizer="sphinx")
     stereo = np.stack([speech, speech], axis=1)
     assert al.transcribe(stereo, 16_000, recognizer="sphinx").duration_s == pytest.approx(2.0)
 
@@ -107,6 +109,9 @@ def test_a_speaker_is_extracted_from_files_and_arrays_alike() -> None:
     speaker = al.TargetSpeaker.enroll(enrollment)
     blocks = np.concatenate(list(speaker.stream([mixture.waveform[:20_000], mixture.waveform[20_000:]], 16_000)))
     np.testing.assert_allclose(blocks, extracted.waveform, atol=1e-5)
+    assert speaker.extract(np.zeros((0, 2), np.float32), 16_000).waveform.shape == (0, 2)
+    with pytest.raises(UsageError, match="leave sample_rate out"):
+        al.extract(mixture, enrollment, 16_000)
     with pytest.raises(AudioFileError, match="too short"):
         al.TargetSpeaker.enroll(enrollment.waveform[:8_000], enrollment.sample_rate)
 

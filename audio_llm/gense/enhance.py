@@ -127,9 +127,8 @@ class Enhancer:
         check_mix(mix)
         audio = as_audio(source, sample_rate)
         chunks: list[ChunkReport] = []
-        columns = audio.waveform if audio.waveform.ndim == 2 else audio.waveform[:, None]
-        blocks = list(self.stream([columns], audio.sample_rate, mix, chunks.append)) if len(columns) else []
-        output = np.concatenate(blocks) if blocks else columns
+        columns = audio.columns
+        output = np.concatenate([columns[:0], *self.stream([columns], audio.sample_rate, mix, chunks.append)])
         return Audio(output.reshape(audio.waveform.shape), audio.sample_rate, tuple(chunks))
 
     def enhance_file(

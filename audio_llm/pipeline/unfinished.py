@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from audio_llm.asr.base import Stretch
+from audio_llm.atomic import write_text
 from audio_llm.audio import STDIN
 from audio_llm.audio_channels import Excerpt
 from audio_llm.errors import DataError
@@ -85,9 +86,11 @@ class UnfinishedRecording:
         if len(earlier) > 1:
             *self.stretches, last = earlier
             self.start_s = max(self.stretches[-1].end_s, last.start_s - _LEAD_S)
-        self._write({"key": key}, "w")
-        for stretch in self.stretches:
-            self.add(stretch)
+        try:
+            write_text(path, "".join(json.dumps(row) + "\n" for row in ({"key": key}, *map(_row, self.stretches))))
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            self._give_up(error)
 
     def __enter__(self) -> UnfinishedRecording:
         return self
@@ -99,28 +102,30 @@ class UnfinishedRecording:
             self._file.close()
 
     def add(self, stretch: Stretch) -> None:
-        """Store a stretch, with times of the recording; it is on disk when this returns."""
-        row: dict[str, Any] = {
-            "start_s": stretch.start_s,
-            "end_s": stretch.end_s,
-            "nbest": nbest_to_dict(stretch.nbest),
-        }
-        row |= {"language": stretch.language, "language_probability": stretch.language_probability}
-        self._write({**row, "notes": list(stretch.notes), "rejected": stretch.rejected})
-
-    def _write(self, row: Mapping[str, Any], mode: str = "a") -> None:
-        """Write a line; on a full disk the partial results are lost, not the transcript."""
+        """Store a stretch, with times of the recording; a killed process does not lose it."""
         try:
-            if self._file is None and mode == "w":
-                self._file = self._path.open(mode, encoding="utf-8", errors="backslashreplace")
             if self._file is not None:
-                self._file.write(json.dumps(row) + "\n")
+                self._file.write(json.dumps(_row(stretch)) + "\n")
                 self._file.flush()
         except OSError as error:
-            logger.warning(
-                "%s: %s; if this run is interrupted, this recording starts from the beginning", self._path, error
-            )
-            self._file = None
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Store nothing more: a full disk costs partial results, not the transcript."""
+        logger.warning("%s: %s; if this run is interrupted, the next one starts further back", self._path, error)
+        self._file = None
+
+
+def _row(stretch: Stretch) -> dict[str, Any]:
+    return {
+        "start_s": stretch.start_s,
+        "end_s": stretch.end_s,
+        "nbest": nbest_to_dict(stretch.nbest),
+        "language": stretch.language,
+        "language_probability": stretch.language_probability,
+        "notes": list(stretch.notes),
+        "rejected": stretch.rejected,
+    }
 
 
 def _read(path: Path, key: str) -> list[Stretch]:

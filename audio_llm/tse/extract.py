@@ -136,10 +136,9 @@ class TargetSpeaker:
         """
         check_mix(mix)
         audio = as_audio(mixture, sample_rate)
-        columns = audio.waveform if audio.waveform.ndim == 2 else audio.waveform[:, None]
-        blocks = list(self.stream([columns], audio.sample_rate, mix)) if len(columns) else []
-        output = np.concatenate(blocks) if blocks else np.zeros((0, EARS), np.float32)
-        warnings = (*self.warnings, *_ear_warnings(columns.shape[1], "directions are lost"))
+        nothing = np.zeros((0, EARS), np.float32)
+        output = np.concatenate([nothing, *self.stream([audio.columns], audio.sample_rate, mix)])
+        warnings = (*self.warnings, *_ear_warnings(audio.columns.shape[1], "directions are lost"))
         return Audio(output, audio.sample_rate, warnings)
 
     def stream(self, blocks: Iterable[np.ndarray], sample_rate: int, mix: float = 0.0) -> Iterator[np.ndarray]:
@@ -213,8 +212,7 @@ def read_enrollment(source: Source, sample_rate: int | None = None) -> Enrollmen
     """
     if isinstance(source, np.ndarray | Audio):
         audio = as_audio(source, sample_rate)
-        columns = audio.waveform if audio.waveform.ndim == 2 else audio.waveform[:, None]
-        waveform = resample(columns, audio.sample_rate, SAMPLE_RATE)[: round(MOST_S * SAMPLE_RATE)]
+        waveform = resample(audio.columns, audio.sample_rate, SAMPLE_RATE)[: round(MOST_S * SAMPLE_RATE)]
         return _checked(waveform, "the enrollment", audio.duration_s, ())
     with BlockReader(source, SAMPLE_RATE, MOST_S, channel="each") as reader:
         waveform = next(iter(reader), np.zeros((0, reader.info.channels), np.float32))

@@ -197,13 +197,14 @@ def test_a_missing_file_is_an_error_as_before(run: Run, tmp_path: Path) -> None:
         run(path=tmp_path / "none.wav")
 
 
-def test_a_full_disk_loses_partial_results_but_not_the_transcript(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("when", ["w", "a"])
+def test_a_full_disk_costs_partial_results_and_not_the_transcript(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
 ) -> None:
     real = Path.open
 
     def full(self: Path, mode: str = "r", *arguments: Any, **more: Any) -> Any:
-        if mode == "w":
+        if mode == when:
             raise OSError(28, "No space left on device")
         return real(self, mode, *arguments, **more)
 
@@ -212,6 +213,24 @@ def test_a_full_disk_loses_partial_results_but_not_the_transcript(
     again, _ = run()
     assert_same(again, whole)
     assert "No space left on device" in caplog.text
+
+
+def test_a_run_that_is_killed_as_it_resumes_loses_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(5)
+    (partial,) = (tmp_path / "out").glob(".audio-llm-unfinished-*")
+    before = partial.read_text()
+
+    def killed(*arguments: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("audio_llm.pipeline.unfinished.write_text", killed)
+        assert run()[0] is None
+    assert partial.read_text() == before
+    _, recognizer = run()
+    assert recognizer.made == 2
 
 
 def test_with_a_corrector_no_partial_results_are_stored(recording: Path, tmp_path: Path) -> None:
